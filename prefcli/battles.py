@@ -1,0 +1,139 @@
+"""What a battle is: the canonical Arrow table every room below the readers works on, and its checks.
+
+A battle is a prompt, two answers and perhaps an outcome. Texts are lists of turns; a turn may be null. This room
+knows nothing about file formats (see :mod:`prefcli.readers`) and nothing about how text is treated
+(see :mod:`prefcli.text`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefcli.errors import InputError
+from prefcli.outcomes import OUTCOMES, SOFT_LABEL_COLUMNS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+TEXT_FIELDS = ("prompt", "response_a", "response_b")
+TURNS = pa.list_(pa.string())
+
+BATTLE_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("model_a", pa.string()),
+        pa.field("model_b", pa.string()),
+        pa.field("prompt", TURNS, nullable=False),
+        pa.field("response_a", TURNS, nullable=False),
+        pa.field("response_b", TURNS, nullable=False),
+        pa.field("label", pa.int8()),
+        pa.field("prompt_key", pa.int64(), nullable=False),
+    ]
+)
+"""The canonical table. ``label`` is 0, 1, 2 for A, B, tie, null when unknown. ``prompt_key`` identifies the
+prompt as it was read (see :func:`prompt_key`), so that splits by prompt stay the same whatever is done to the
+text afterwards. Optional soft labels follow as ``p_a, p_b, p_tie: float32``."""
+
+SOFT_FIELDS = tuple(pa.field(name, pa.float32()) for name in SOFT_LABEL_COLUMNS)
+
+TURN_SEPARATOR = "\n"
+
+
+@dataclass(frozen=True)
+class ReadCounts:
+    """What was repaired while reading, so that it can be said. Adds up with ``+``."""
+
+    battles: int = 0
+    labelled: int = 0
+    surrogates: int = 0
+    """Turns that held lone surrogates (valid JSON, not valid UTF-8), replaced by U+FFFD."""
+    null_turns: int = 0
+
+    def __add__(self, other: ReadCounts) -> ReadCounts:
+        return ReadCounts(
+            self.battles + other.battles,
+            self.labelled + other.labelled,
+            self.surrogates + other.surrogates,
+            self.null_turns + other.null_turns,
+        )
+
+
+def join_turns(turns: Sequence[str | None]) -> str:
+    """The turns of one side as a single text: null turns skipped, the others separated by a newline."""
+    return TURN_SEPARATOR.join(turn for turn in turns if turn)
+
+
+def joined(column: pa.Array | pa.ChunkedArray) -> list[str]:
+    """:func:`join_turns` of every row of a ``list<string>`` column."""
+    return [join_turns(turns) if turns else "" for turns in column.to_pylist()]
+
+
+def prompt_key(turns: Sequence[str | None]) -> int:
+    """A 64-bit key that is equal for equal prompts, ignoring case and white space.
+
+    BLAKE2b of the turns; collisions among a million prompts have a probability of about 3e-8.
+    """
+    text = "\x1f".join(" ".join(turn.casefold().split()) for turn in turns if turn)
+    digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def make_batch(columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
+    """A record batch in the canonical schema, ``prompt_key`` computed here.
+
+    Parameters
+    ----------
+    columns:
+        Arrays for the schema's columns but ``prompt_key``; missing ``model_*`` and ``label`` become null;
+        soft-label columns are kept when given.
+    """
+    n = len(columns["id"])
+    keys = pa.array([prompt_key(turns or ()) for turns in columns["prompt"].to_pylist()], pa.int64())
+    schema = BATTLE_SCHEMA
+    if all(name in columns for name in SOFT_LABEL_COLUMNS):
+        for field in SOFT_FIELDS:
+            schema = schema.append(field)
+    arrays = []
+    for field in schema:
+        if field.name == "prompt_key":
+            arrays.append(keys)
+        elif field.name in columns:
+            arrays.append(columns[field.name].cast(field.type))
+        else:
+            arrays.append(pa.nulls(n, field.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def labels_of(battles: pa.Table) -> NDArray[np.int64]:
+    """Labels as an array ``[n]``; -1 where the outcome is unknown."""
+    return np.asarray(battles["label"].cast(pa.int64()).fill_null(-1).to_numpy(), dtype=np.int64)
+
+
+def outcome_counts(labels: NDArray[np.integer]) -> NDArray[np.int64]:
+    """How many battles A won, B won, were tied; shape ``[3]``. Unknown outcomes (-1) are not counted."""
+    return np.bincount(labels[labels >= 0], minlength=len(OUTCOMES)).astype(np.int64)
+
+
+def check_unique_ids(ids: Iterable[str], where: str) -> None:
+    """Refuse a file in which two rows have the same id.
+
+    Raises
+    ------
+    InputError
+        Naming the id and both rows (counted from 1).
+    """
+    first: dict[str, int] = {}
+    for row, name in enumerate(ids, start=1):
+        if (earlier := first.setdefault(name, row)) != row:
+            raise InputError(
+                f"id {name!r} occurs twice, in rows {earlier} and {row}",
+                where=where,
+                hint="Give every battle its own id: predictions and truth are joined by it.",
+            )

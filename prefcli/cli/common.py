@@ -1,0 +1,199 @@
+"""What the verbs share: their common options, a reporter that writes to stderr, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from prefcli.reporting import Progress, Reporter
+    from prefcli.workspace import Workspace
+
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--workspace", metavar="DIR", help="Where caches and runs live. [default: .prefcli, or $PREFCLI_WORKSPACE]"
+    ),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but results, warnings and errors.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, metavar="N", help="Processes for text treatment. [default: all cores]")
+]
+
+PLAIN_SECONDS = 10.0
+"""When output is piped: a line of progress this often."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where to work and whom to tell."""
+
+    workspace: Workspace
+    reporter: Reporter
+
+
+def session(ctx: typer.Context, workspace: Path | None, quiet: bool) -> Session:
+    """The verb's own options over those given before the verb, over the environment."""
+    from prefcli.reporting import SILENT
+    from prefcli.workspace import Workspace
+
+    given = ctx.obj or {}
+    root = workspace or given.get("workspace") or Path(os.environ.get("PREFCLI_WORKSPACE") or ".prefcli")
+    speaks = not (quiet or given.get("quiet"))
+    return Session(Workspace(root), Terminal() if speaks else _Warnings(SILENT))
+
+
+def examples(*lines: str) -> str:
+    """A verb's worked examples, as the end of its help."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on stdout; numbers that JSON cannot hold become null."""
+    sys.stdout.write(json.dumps(_clean(value), default=str) + "\n")
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _clean(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def visible(text: str) -> str:
+    """Text from a file made safe for a terminal: control characters shown, not obeyed."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}" for c in text)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on stdout: first column left, numbers right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=title, title_justify="left", title_style="bold", show_header=any(columns), box=None, pad_edge=False
+    )
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(visible(_cell(value))) for value in row))
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    console.print(table)
+    console.print()
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4f}"
+    return str(value)
+
+
+class Terminal:
+    """A reporter on stderr: bars on a terminal, a plain line now and then when piped."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        self._console.print(visible(text), markup=False, style="dim" if self._console.is_terminal else None)
+
+    def warn(self, text: str) -> None:
+        self._console.print(
+            f"warning: {visible(text)}", markup=False, style="yellow" if self._console.is_terminal else None
+        )
+
+    @contextmanager
+    def track(self, what: str, total: float | None, unit: str = "battles", done: float = 0) -> Iterator[Progress]:
+        if not self._console.is_terminal:
+            yield _PlainLines(self, what, total, unit, done)
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}", markup=False),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
+            console=self._console,
+            transient=True,
+        )
+        with bars:
+            task = bars.add_task(what, total=total, completed=done, note="", rate="")
+            yield _Bar(bars, task, unit)
+
+
+class _Bar:
+    def __init__(self, bars: Any, task: Any, unit: str) -> None:
+        self._bars, self._task, self._unit = bars, task, unit
+        self._started = time.monotonic()
+        self._done = 0.0
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        self._done += amount
+        rate = self._done / max(time.monotonic() - self._started, 1e-9)
+        fields = {"rate": f"{rate:,.1f} {self._unit}/s"}
+        if note:
+            fields["note"] = note
+        self._bars.update(self._task, advance=amount, **fields)
+
+
+class _PlainLines:
+    def __init__(self, terminal: Terminal, what: str, total: float | None, unit: str, done: float) -> None:
+        self._terminal, self._what, self._total, self._unit = terminal, what, total, unit
+        self._before = self._done = done
+        self._started = self._spoken = time.monotonic()
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        self._done += amount
+        now = time.monotonic()
+        if now - self._spoken < PLAIN_SECONDS:
+            return
+        self._spoken = now
+        rate = (self._done - self._before) / (now - self._started)
+        parts = [f"{self._done:,.0f}" + (f" of {self._total:,.0f}" if self._total else "") + f" {self._unit}"]
+        parts.append(f"{rate:,.1f}/s")
+        if self._total and rate:
+            parts.append(f"{_duration((self._total - self._done) / rate)} left")
+        self._terminal.note(f"{self._what}: {', '.join(parts + ([note] if note else []))}")
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+class _Warnings:
+    """Only warnings, for ``--quiet``."""
+
+    def __init__(self, silent: Reporter) -> None:
+        self.note = silent.note
+        self.track = silent.track
+
+    def warn(self, text: str) -> None:
+        print(f"warning: {visible(text)}", file=sys.stderr)

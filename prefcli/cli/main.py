@@ -1,0 +1,101 @@
+"""The command ``prefcli``: its verbs, and how errors become one to three lines and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prefcli import __version__
+from prefcli.cli import common, demo, eda, predict, preprocess, score, train
+from prefcli.errors import PrefcliError
+
+app = typer.Typer(
+    name="prefcli",
+    help="Predict which of two LLM answers a person prefers: from raw votes to calibrated probabilities.",
+    epilog="Start with: prefcli demo",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (eda, preprocess, train, predict, score, demo):
+    app.command(name=verb.__name__.rsplit(".", 1)[-1], epilog=verb.EXAMPLES)(verb.run)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"prefcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    workspace: common.WorkspaceOption = None,
+    quiet: common.QuietOption = False,
+    debug: common.DebugOption = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    ctx.obj = {"workspace": workspace, "quiet": quiet, "debug": debug}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command and exit: 0 done, 1 could not be done, 2 wrong input or usage, 130 interrupted."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command and return its exit code."""
+    try:
+        code = app(args=arguments, prog_name="prefcli", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except PrefcliError as error:
+        if "--debug" in arguments:
+            raise
+        return _fail(error.exit_code, *error.lines())
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted")
+    except BrokenPipeError:
+        # The reader of our output went away (prefcli ... | head): nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        return _explain(error)
+
+
+def _explain(error: Any) -> int:
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # the usage errors of Typer's parser
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "prefcli"
+        message = " ".join(error.format_message().split())
+        return _fail(error.exit_code, message, f"Try: {path} --help") if message else int(error.exit_code)
+    if type(error).__name__ == "Abort":
+        return _fail(130, "interrupted")
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error):
+        return _fail(1, "out of memory", "Try a smaller --micro-batch or --max-length, or --gradient-checkpointing.")
+    if isinstance(error, OSError):
+        from prefcli.files import cannot_write
+
+        return _fail(1, *cannot_write(Path(error.filename or "."), error).lines())
+    summary = " ".join(str(error).split())[:300]
+    return _fail(
+        1,
+        f"unexpected {type(error).__name__}: {summary}",
+        "This is a defect of prefcli; the same command with --debug shows where it happened.",
+    )
+
+
+def _fail(code: int, *lines: str) -> int:
+    sys.stdout.flush()
+    for number, line in enumerate(lines):
+        print(("error: " if number == 0 else "  ") + line, file=sys.stderr)
+    return code

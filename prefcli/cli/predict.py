@@ -1,0 +1,72 @@
+"""``prefcli predict``: probabilities for every battle of a file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prefcli.cli import common
+
+EXAMPLES = common.examples(
+    "prefcli predict test.csv",
+    "prefcli predict test.csv --model my-run --output submission.csv",
+    "prefcli predict test.csv --model run-1 --model run-2 --swap-average --output blend.parquet",
+)
+
+
+def run(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Battles, with or without models and winners.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="RUN",
+            help="A run's folder or name; repeat it to average several. [default: the latest run]",
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="PATH", help="Where to write, .csv or .parquet.")
+    ] = Path("preds.csv"),
+    swap_average: Annotated[
+        bool, typer.Option("--swap-average", help="Average over both orders of the answers: twice the time.")
+    ] = False,
+    activation: Annotated[
+        str, typer.Option("--activation", metavar="NAME", help="softmax, or none for raw scores (an ablation).")
+    ] = "softmax",
+    precision: Annotated[str, typer.Option("--precision", metavar="NAME", help="auto, fp32, fp16 or bf16.")] = "auto",
+    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N battles.")] = None,
+    workers: common.WorkersOption = None,
+    force: common.ForceOption = False,
+    json: common.JsonOption = False,
+    workspace: common.WorkspaceOption = None,
+    quiet: common.QuietOption = False,
+    debug: common.DebugOption = False,
+) -> None:
+    """Write the probabilities of A, B and tie for every battle: Kaggle's submission, in the input's order."""
+    from prefcli import pipeline
+
+    session = common.session(ctx, workspace, quiet)
+    made = pipeline.predict(
+        file,
+        session.workspace,
+        output,
+        models=model or (),
+        swap_average=swap_average,
+        activation=activation,
+        precision=precision,
+        device=device,
+        limit=limit,
+        workers=workers,
+        force=force,
+        reporter=session.reporter,
+    )
+    if json:
+        common.print_json(asdict(made))
+    else:
+        print(f"{made.output}: {made.battles:,} battles, {made.battles_per_second:,.1f} a second")

@@ -1,0 +1,56 @@
+"""``prefcli preprocess``: treat the text once, cached for training and prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prefcli.cli import common
+
+EXAMPLES = common.examples(
+    "prefcli preprocess train.csv",
+    "prefcli preprocess train.csv --text raw",
+    "prefcli preprocess train.csv --text light --preview 3",
+)
+
+
+def run(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Battles: CSV (.gz, .zip) or Parquet.")],
+    text: Annotated[
+        str, typer.Option("--text", metavar="NAME", help="nltk (the seed's), light (Unicode, white space) or raw.")
+    ] = "nltk",
+    preview: Annotated[
+        int, typer.Option("--preview", min=0, metavar="N", help="Show N battles before and after; write nothing.")
+    ] = 0,
+    workers: common.WorkersOption = None,
+    json: common.JsonOption = False,
+    workspace: common.WorkspaceOption = None,
+    quiet: common.QuietOption = False,
+    debug: common.DebugOption = False,
+) -> None:
+    """Treat the text of every battle and cache the result as Parquet; `prefcli train` takes it from there."""
+    from prefcli import pipeline
+
+    session = common.session(ctx, workspace, quiet)
+    if preview:
+        for shown in pipeline.preview(file, text=text, battles=preview):
+            print(f"battle {common.visible(shown.id)}")
+            for field, (before, after) in shown.fields.items():
+                print(f"  {field}\n    before: {_short(before)}\n    after:  {_short(after)}")
+        return
+    made = pipeline.preprocess(file, session.workspace, text=text, workers=workers, reporter=session.reporter)
+    if json:
+        common.print_json(
+            {"stage": str(made.stage.path), "text": text, "reused": made.stage.reused, "battles": made.stage.rows}
+            | dict(made.counts)
+        )
+    else:
+        print(made.stage.path)
+
+
+def _short(text: str, limit: int = 300) -> str:
+    line = common.visible(" ".join(text.split()))
+    return line if len(line) <= limit else line[: limit - 1] + "…"

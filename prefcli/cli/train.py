@@ -1,0 +1,134 @@
+"""``prefcli train``: fit a model on battles with outcomes.
+
+Its flags are the fields of :class:`prefcli.options.TrainOptions`, so that a flag, a key of ``--config`` and an option
+kept in a run are the same thing under the same name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from prefcli.cli import common
+from prefcli.options import TrainOptions, flag_of, read_config, resolve
+
+EXAMPLES = common.examples(
+    "prefcli train train.csv",
+    "prefcli train train.csv --encoder tiny",
+    "prefcli train train.csv --encoder ./deberta-v3-small --text raw --epochs 2",
+    "prefcli train train.csv --folds 5 --output runs/five-folds",
+    "prefcli train --resume 20260101-120000-siamese-tiny",
+    "prefcli train train.csv --config run.toml",
+)
+
+
+def run(
+    ctx: typer.Context,
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]", help="Battles with outcomes. [default: what preprocess last left, else train.csv]"
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Options from a TOML file or a run's config.json; flags win."),
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Continue a run, by folder or name, with its options.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="The run's folder. [default: a new one]")
+    ] = None,
+    force: common.ForceOption = False,
+    json: common.JsonOption = False,
+    workspace: common.WorkspaceOption = None,
+    quiet: common.QuietOption = False,
+    debug: common.DebugOption = False,
+    **flags: Any,
+) -> None:
+    """Train a model; its run holds weights, tokenizer, options, per-battle validation and a model card."""
+    from prefcli import pipeline
+    from prefcli.errors import InputError
+
+    session = common.session(ctx, workspace, quiet)
+    given = {name: value for name, value in flags.items() if value is not None}
+    if resume is not None and (given or file or output or config):
+        named = [flag_of(name) for name in given] + [n for n, v in (("--output", output), ("--config", config)) if v]
+        named += ["FILE"] if file else []
+        raise InputError(f"--resume continues a run as it was: it cannot be combined with {', '.join(named)}")
+    options, origins = resolve(given, read_config(config) if config else None)
+    made = pipeline.train(
+        file,
+        session.workspace,
+        options,
+        origins=origins,
+        output=output,
+        resume=resume,
+        force=force,
+        command=shlex.join(["prefcli", *sys.argv[1:]]),
+        reporter=session.reporter,
+    )
+    if not made.speaks:
+        return
+    if json:
+        common.print_json(
+            {
+                "run": str(made.run),
+                "validation": made.validation,
+                "seconds": made.seconds,
+                "battles_per_second": made.battles_per_second,
+            }
+        )
+        return
+    if made.validation is not None:
+        low, high = made.validation["log_loss_ci"]
+        common.print_table(
+            f"{made.validation['n']:,} held-out battles",
+            ["", "log loss", ""],
+            [
+                ["this model", made.validation["log_loss"], f"95 % interval {low:.4f} to {high:.4f}"],
+                ["prior", made.validation["prior_log_loss"], "always the held-out battles' own shares"],
+                ["uniform guess", made.validation["uniform_log_loss"], ""],
+            ],
+        )
+    print(f"{made.run}: trained at {made.battles_per_second:,.1f} battles/s, {made.seconds:,.0f} s in all")
+
+
+def _as_parameters() -> list[inspect.Parameter]:
+    """One flag for every field of the options; None means "not given", so that origins can be told apart."""
+    hints = get_type_hints(TrainOptions)
+    parameters = []
+    for f in dataclasses.fields(TrainOptions):
+        kinds = [kind for kind in getattr(hints[f.name], "__args__", (hints[f.name],)) if kind is not type(None)]
+        flag = flag_of(f.name)
+        names = [f"{flag}/--no-{flag[2:]}"] if kinds[0] is bool else [flag]
+        choices = f.metadata.get("choices")
+        metavar = "|".join(choices) if choices else {int: "N", float: "X", str: "NAME"}.get(kinds[0])
+        default = "" if f.default is None or f.default is False else f" [default: {f.default}]"
+        option = typer.Option(
+            *names, metavar=None if kinds[0] is bool else metavar, help=f.metadata["help"] + default, show_default=False
+        )
+        parameters.append(
+            inspect.Parameter(
+                f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kinds[0] | None, option]
+            )
+        )
+    return parameters
+
+
+def _with_option_flags() -> None:
+    signature = inspect.signature(run, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + _as_parameters()
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+
+
+_with_option_flags()

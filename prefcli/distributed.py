@@ -1,0 +1,100 @@
+"""Several processes as one: what ``torchrun`` started, and how they agree.
+
+There is no launcher here: PyTorch's own (``torchrun -m prefcli train ...``) starts the processes and tells each its
+rank through the environment. Without it the world has one process and everything below does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+TIMEOUT = timedelta(minutes=30)
+"""How long one process may wait for another, which may be evaluating or preprocessing."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers.
+
+    Attributes
+    ----------
+    rank, size:
+        This process's number and how many there are.
+    local_rank:
+        Its number on this machine: which GPU is its own.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        return self.size == 1
+
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        if not self.alone:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+    @contextmanager
+    def first_does(self) -> Iterator[None]:
+        """The first process runs the block before the others do: it fills caches, they reuse them."""
+        if not self.is_first:
+            self.barrier()
+        yield
+        if self.is_first:
+            self.barrier()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, in order of rank, on every process."""
+        if self.alone:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process; all get the same answer."""
+        return any(self.gather(flag))
+
+
+def from_environment() -> World:
+    """The world as ``torchrun`` describes it in the environment; one process without it."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or "MASTER_ADDR" not in os.environ:
+        return World()
+    return World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@contextmanager
+def connected(world: World) -> Iterator[None]:
+    """Join the process group for the duration of the block: gloo between CPUs, nccl between GPUs."""
+    if world.alone:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    try:
+        yield
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()

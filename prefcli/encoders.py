@@ -1,0 +1,287 @@
+"""From a name to an encoder and its tokenizer: a folder, the hub's cache, the hub, or the built-in ``tiny``.
+
+Resolution goes from what is near to what is far, and says which it was: an existing folder; a model already in the
+hub's local cache; then a five-second check whether the hub answers and knows the name; only then a download. What is
+found is always loaded from a folder, in float32, with no remote code and no network.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefcli.errors import InputError, ModelError, NetworkError
+
+if TYPE_CHECKING:
+    import torch
+
+TINY = "tiny"
+"""Name of the built-in encoder: small, made on the spot, its tokenizer trained on the battles at hand."""
+
+HUB_TIMEOUT_SECONDS = 5.0
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "pytorch_model*.bin"]
+
+TINY_CONFIG = {
+    "model_type": "bert",
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 512,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+TINY_VOCABULARY = 8192
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where an encoder's files are (``folder`` is None for the built-in), and how that was found."""
+
+    folder: Path | None
+    source: str
+
+
+def locate(name: str) -> Located:
+    """Find the files of an encoder; downloads them when the hub has them and nothing nearer does.
+
+    Raises
+    ------
+    InputError
+        If the name is a folder without a model, or not a name at all.
+    ModelError
+        If the hub does not know the model or does not let us have it.
+    NetworkError
+        If the hub cannot be reached.
+    """
+    if name == TINY:
+        return Located(None, "built in, made on the spot from random weights")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                "the encoder's folder has no config.json",
+                where=str(folder),
+                hint="Name a folder saved by transformers' save_pretrained, or a model of the hub as owner/name.",
+            )
+        return Located(folder, f"the folder {folder}")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip() or "\\" in name:
+        raise InputError(f"no encoder folder at {name!r}", hint="Check the path.")
+    return _from_hub(name)
+
+
+def _from_hub(name: str) -> Located:
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    try:
+        cached = Path(hub.snapshot_download(name, local_files_only=True))
+        if (cached / "config.json").is_file() and _weight_files(cached):
+            return Located(cached, "the hub's local cache")
+    except errors.LocalEntryNotFoundError:
+        pass
+    except errors.HFValidationError:
+        raise InputError(
+            f"{name!r} is neither a folder nor a model name",
+            hint="Name a folder, a model of the hub as owner/name, or tiny.",
+        ) from None
+    instead = "Use a folder (--encoder DIR), or --encoder tiny, which needs nothing."
+    if hub.constants.HF_HUB_OFFLINE:
+        raise NetworkError(
+            f"the encoder {name} is not in the hub's local cache, and HF_HUB_OFFLINE forbids asking for it",
+            hint=instead,
+        )
+    with _quiet_libraries():
+        try:
+            hub.HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
+            folder = hub.snapshot_download(name, allow_patterns=HUB_PATTERNS)
+        except errors.GatedRepoError:
+            raise ModelError(
+                f"the encoder {name} is gated: its owner must let you in",
+                hint="Ask for access on its page, then log in with: hf auth login.",
+            ) from None
+        except errors.RepositoryNotFoundError:
+            raise ModelError(
+                f"the hub knows no model {name} (or it is private and you are not logged in)",
+                hint=f"Check the spelling. {instead}",
+            ) from None
+        except errors.HfHubHTTPError as error:
+            raise NetworkError(
+                f"the hub did not give the encoder {name}: {_one_line(error)}",
+                hint=f"Try again later. {instead}",
+            ) from None
+        except Exception as error:  # the transport's own errors, which differ from release to release
+            if isinstance(error, (KeyboardInterrupt, MemoryError)):
+                raise
+            raise NetworkError(
+                f"no network: the hub cannot be reached ({type(error).__name__}), and the encoder {name} is not on this machine",
+                hint=f"Check the network. {instead}",
+            ) from None
+    return Located(Path(folder), "downloaded from the hub")
+
+
+def make_tokenizer(located: Located, texts: Iterable[str]) -> Any:
+    """The encoder's tokenizer: loaded from its folder, or for ``tiny`` trained on ``texts``."""
+    return train_tokenizer(texts) if located.folder is None else load_tokenizer(located.folder)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer saved in a folder.
+
+    Raises
+    ------
+    ModelError
+        If there is none that can be loaded.
+    """
+    with _explained(folder), _quiet_libraries():
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def make_encoder(located: Located, vocabulary: int, *, seed: int) -> torch.nn.Module:
+    """The encoder in float32 on the CPU: its weights loaded, or for ``tiny`` drawn at random.
+
+    Parameters
+    ----------
+    located:
+        From :func:`locate`.
+    vocabulary:
+        Of the tokenizer; only ``tiny`` looks at it.
+    seed:
+        Of ``tiny``'s random weights.
+
+    Raises
+    ------
+    ModelError
+        If the files cannot be loaded.
+    """
+    if located.folder is None:
+        return from_config({**TINY_CONFIG, "vocab_size": vocabulary}, seed=seed)
+    with _explained(located.folder), _quiet_libraries():
+        import torch
+        from transformers import AutoModel
+
+        # The hub's checkpoints are often float16: master weights must be float32, or no scaler can unscale them.
+        module: torch.nn.Module = AutoModel.from_pretrained(
+            located.folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+        )
+    return module.float()
+
+
+def from_config(config: dict[str, Any], *, seed: int = 0) -> torch.nn.Module:
+    """An encoder of the given architecture with random weights, float32."""
+    import torch
+
+    with _quiet_libraries():
+        from transformers import AutoConfig, AutoModel
+
+        settings = dict(config)
+        parsed = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module: torch.nn.Module = AutoModel.from_config(parsed, dtype=torch.float32)
+    return module
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int = TINY_VOCABULARY) -> Any:
+    """A WordPiece tokenizer (BERT's kind, lower-casing) trained on the given texts; deterministic."""
+    with _quiet_libraries():
+        from tokenizers import BertWordPieceTokenizer
+        from transformers import PreTrainedTokenizerFast
+
+        special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        trainer = BertWordPieceTokenizer(lowercase=True)
+        trainer.train_from_iterator(
+            texts,
+            vocab_size=vocabulary,
+            min_frequency=2,
+            special_tokens=[*special.values()],
+            show_progress=False,
+        )
+        # Trained twice on the same text the vocabulary is the same, its numbering is not: number it by spelling.
+        words = sorted(set(trainer.get_vocab()) - set(special.values()))
+        numbered = BertWordPieceTokenizer(
+            {word: number for number, word in enumerate([*special.values(), *words])}, lowercase=True
+        )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=numbered._tokenizer,
+            model_max_length=TINY_CONFIG["max_position_embeddings"],
+            model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+            **special,
+        )
+
+
+def longest_input(module: Any) -> int | None:
+    """Tokens an encoder can take at most, or None where positions are relative or unlimited."""
+    config = module.config
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    if config.model_type in ("deberta", "deberta-v2") and not getattr(config, "position_biased_input", True):
+        return None
+    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        return limit - (config.pad_token_id or 0) - 1  # their positions start behind the padding id
+    return limit
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turn a library's failure to load a folder into one sentence."""
+    try:
+        yield
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the model cannot be loaded: {_one_line(error)}",
+            where=str(folder),
+            hint="The folder must hold config.json, a tokenizer and safetensors weights, as save_pretrained writes it.",
+        ) from error
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep transformers' and the hub's progress bars and advice off the user's terminal."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _one_line(error: object, limit: int = 200) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def config_of(module: Any) -> dict[str, Any]:
+    """An encoder's architecture as JSON, enough for :func:`from_config`."""
+    settings: dict[str, Any] = json.loads(module.config.to_json_string(use_diff=True))
+    for name in ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures"):
+        settings.pop(name, None)
+    return settings

@@ -1,0 +1,61 @@
+"""Battles -> probabilities: streaming, swap averaging, several models.
+
+Softmax happens here and nowhere else. Memory does not grow with the number of battles: a batch goes in, its
+probabilities come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcli import metrics
+from prefcli.outcomes import SWAPPED
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from prefcli.models import Model
+
+
+def predict_batch(
+    models: Sequence[Model],
+    batches: Sequence[pa.RecordBatch],
+    *,
+    swap_average: bool = False,
+    activation: str = "softmax",
+    done: Callable[[int], None] | None = None,
+) -> NDArray[np.float64]:
+    """Predictions of one batch of battles, averaged over models with equal weights.
+
+    Parameters
+    ----------
+    models:
+        Trained models.
+    batches:
+        For each model the same battles, their text treated as that model wants it.
+    swap_average:
+        Average each model's prediction with the one for the exchanged answers, exchanged back. Swapping A and B then
+        swaps the first two probabilities exactly.
+    activation:
+        ``softmax`` gives probabilities; ``none`` gives the raw scores, as the seed's ablation submits them.
+    done:
+        Told how many battles each step finished.
+
+    Returns
+    -------
+    Shape ``[n, 3]``, float64, in the order A, B, tie.
+    """
+    finish = metrics.softmax if activation == "softmax" else np.asarray
+    predictions = []
+    for model, batch in zip(models, batches, strict=True):
+        straight, exchanged = model.logits(batch, swap_average=swap_average, done=done)
+        prediction = finish(straight)
+        if exchanged is not None:
+            prediction = (prediction + finish(exchanged)[:, SWAPPED]) / 2
+        predictions.append(prediction)
+    mean: NDArray[np.float64] = np.mean(predictions, axis=0)
+    return mean / mean.sum(axis=1, keepdims=True) if activation == "softmax" else mean

@@ -1,0 +1,193 @@
+"""Log loss and its company: how good three probabilities per battle are. Numpy only.
+
+The one place where probabilities are checked (:func:`find_improper`) and scored (:func:`score`). Arrays of
+probabilities have shape ``[n, 3]`` in the order A, B, tie; labels have shape ``[n]`` with values 0, 1, 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcli.outcomes import OUTCOMES
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.integer]
+
+SUM_TOLERANCE = 1e-6
+"""How far the three probabilities of a row may be from summing to 1 (the grader's tolerance)."""
+
+CLIP = float(np.finfo(np.float64).eps)
+"""Probabilities are clipped to [CLIP, 1] before the logarithm, as scikit-learn's ``log_loss`` does."""
+
+CALIBRATION_BINS = 15
+BOOTSTRAP_ROUNDS = 1000
+BOOTSTRAP_MAX_UNITS = 20_000
+
+
+@dataclass(frozen=True)
+class Score:
+    """What `prefcli score` reports. All losses are natural-log (nats), lower is better."""
+
+    n: int
+    log_loss: float
+    log_loss_ci: tuple[float, float]
+    binary_log_loss: float
+    accuracy: float
+    brier: float
+    ece: float
+    prior_log_loss: float
+    uniform_log_loss: float
+    clipped: int
+    """Battles whose true outcome was given probability below :data:`CLIP` (each costs 36 nats)."""
+
+
+def find_improper(probabilities: Array) -> NDArray[np.intp]:
+    """Row numbers whose three values are not probabilities.
+
+    A row is proper when its values are finite, within [0, 1], and sum to 1 within :data:`SUM_TOLERANCE`.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        proper = (
+            np.isfinite(probabilities).all(axis=1)
+            & (probabilities >= 0).all(axis=1)
+            & (probabilities <= 1).all(axis=1)
+            & (np.abs(probabilities.sum(axis=1) - 1) <= SUM_TOLERANCE)
+        )
+    return np.flatnonzero(~proper)
+
+
+def softmax(logits: Array) -> Array:
+    """Row-wise softmax in float64: the one place where logits become probabilities."""
+    logits = np.asarray(logits, dtype=np.float64)
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def losses(probabilities: Array, labels: Labels) -> Array:
+    """Log loss of each battle, ``-log p[true outcome]``; shape ``[n]``, in nats."""
+    chosen = probabilities[np.arange(len(labels)), labels]
+    return -np.log(np.clip(chosen, CLIP, 1))
+
+
+def log_loss(probabilities: Array, labels: Labels) -> float:
+    """Multiclass log loss: the mean of :func:`losses`. Equal to scikit-learn's with ``labels=[0, 1, 2]``."""
+    return float(losses(probabilities, labels).mean())
+
+
+def binary_log_loss(probabilities: Array, labels: Labels) -> float:
+    """The binary form, ``-1/N sum(y log p + (1 - y) log(1 - p))``, N running over battles *and* outcomes.
+
+    Each battle contributes three yes/no predictions (A? B? tie?), as if each column were scored by itself.
+    """
+    clipped = np.clip(probabilities, CLIP, 1 - CLIP)
+    truth = one_hot(labels)
+    return float(-(truth * np.log(clipped) + (1 - truth) * np.log1p(-clipped)).mean())
+
+
+def accuracy(probabilities: Array, labels: Labels) -> float:
+    """Share of battles whose most probable outcome is the true one (first of equals, in order A, B, tie)."""
+    return float((probabilities.argmax(axis=1) == labels).mean())
+
+
+def brier(probabilities: Array, labels: Labels) -> float:
+    """Multiclass Brier score, mean over battles of the squared distance to the one-hot truth (0 to 2).
+
+    G. W. Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78 (1950).
+    """
+    return float(((probabilities - one_hot(labels)) ** 2).sum(axis=1).mean())
+
+
+def expected_calibration_error(probabilities: Array, labels: Labels, bins: int = CALIBRATION_BINS) -> float:
+    """How far confidence is from accuracy: top-label ECE over equal-width bins.
+
+    ``sum_b (n_b / n) |accuracy_b - confidence_b|`` with bins ``(k/bins, (k+1)/bins]`` of the largest probability;
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+    """
+    confidence = probabilities.max(axis=1)
+    correct = (probabilities.argmax(axis=1) == labels).astype(np.float64)
+    position = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    gap = np.bincount(position, weights=correct - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(labels))
+
+
+def prior_log_loss(labels: Labels) -> float:
+    """Log loss of always predicting these labels' own frequencies: the entropy of the outcomes."""
+    shares = np.bincount(labels, minlength=len(OUTCOMES)) / len(labels)
+    shares = shares[shares > 0]
+    return float(-(shares * np.log(shares)).sum())
+
+
+def one_hot(labels: Labels) -> Array:
+    """Labels ``[n]`` as float64 rows ``[n, 3]`` with a single 1."""
+    return np.eye(len(OUTCOMES))[labels]
+
+
+def bootstrap_interval(
+    values: Array, *, rounds: int = BOOTSTRAP_ROUNDS, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of ``values``.
+
+    Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3. With more than
+    :data:`BOOTSTRAP_MAX_UNITS` values, what is resampled are the means of that many random groups of equal
+    size: the variance of the mean is estimated without bias and the cost no longer grows with n.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) == 0:
+        raise ValueError("bootstrap_interval needs at least one value")
+    random = np.random.default_rng(seed)
+    weights: Array | None = None
+    if len(values) > BOOTSTRAP_MAX_UNITS:
+        groups = random.permutation(len(values)) % BOOTSTRAP_MAX_UNITS
+        weights = np.bincount(groups, minlength=BOOTSTRAP_MAX_UNITS).astype(np.float64)
+        values = np.bincount(groups, weights=values, minlength=BOOTSTRAP_MAX_UNITS)
+    n = len(values)
+    means = np.empty(rounds)
+    for i in range(rounds):
+        picked = random.integers(0, n, n)
+        means[i] = values[picked].mean() if weights is None else values[picked].sum() / weights[picked].sum()
+    tail = (1 - level) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def score(probabilities: Array, labels: Labels, *, seed: int = 0) -> Score:
+    """Every metric of a set of predictions.
+
+    Parameters
+    ----------
+    probabilities:
+        Shape ``[n, 3]``, n >= 1, each row proper (see :func:`find_improper`).
+    labels:
+        Shape ``[n]``, values 0, 1, 2.
+    seed:
+        Of the bootstrap.
+
+    Raises
+    ------
+    ValueError
+        On shapes that do not fit, no rows, or rows that are not probabilities.
+    """
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    labels = np.asarray(labels)
+    if probabilities.ndim != 2 or probabilities.shape != (len(labels), len(OUTCOMES)) or len(labels) == 0:
+        raise ValueError(
+            f"probabilities {probabilities.shape} and labels {labels.shape}: expected [n, 3] and [n], n >= 1"
+        )
+    if len(improper := find_improper(probabilities)):
+        raise ValueError(f"row {improper[0]} is not a probability distribution: {probabilities[improper[0]]}")
+    each = losses(probabilities, labels)
+    return Score(
+        n=len(labels),
+        log_loss=float(each.mean()),
+        log_loss_ci=bootstrap_interval(each, seed=seed),
+        binary_log_loss=binary_log_loss(probabilities, labels),
+        accuracy=accuracy(probabilities, labels),
+        brier=brier(probabilities, labels),
+        ece=expected_calibration_error(probabilities, labels),
+        prior_log_loss=prior_log_loss(labels),
+        uniform_log_loss=float(np.log(len(OUTCOMES))),
+        clipped=int((probabilities[np.arange(len(labels)), labels] < CLIP).sum()),
+    )

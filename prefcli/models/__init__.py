@@ -1,0 +1,41 @@
+"""One file per architecture behind one interface.
+
+A model is made by its architecture's ``build`` and ``fit``, saved in a run's folder, and loaded from there with
+:func:`load`; what it gives are logits, three numbers a battle whose softmax are the probabilities of A, B and tie.
+Nothing is imported here until a model is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from prefcli.devices import Placement
+
+
+class Model(Protocol):
+    """A trained model: battles in, logits out."""
+
+    def logits(
+        self, batch: pa.RecordBatch, *, swap_average: bool = False, done: Callable[[int], None] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """Logits ``[n, 3]`` of battles; with ``swap_average`` also those of the battles with A and B exchanged."""
+
+
+def load(folder: Path, placement: Placement) -> Model:
+    """The model in a run's folder.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be loaded.
+    """
+    from prefcli.models import neural
+
+    return neural.load(folder, placement)

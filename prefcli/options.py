@@ -1,0 +1,179 @@
+"""Every choice of a training run in one place: names, defaults, limits, and where each value came from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from prefcli.errors import InputError
+
+ARCHITECTURES = ("siamese",)
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+LOSS_INPUTS = ("logits", "softmax", "log-softmax")
+ACTIVATIONS = ("softmax", "none")
+
+PRETRAINED_LR = 2e-5
+SCRATCH_LR = 1e-3
+
+
+def option(default: Any, help_text: str, **limits: Any) -> Any:
+    """A field of :class:`TrainOptions` with its one line of help and its limits."""
+    return field(default=default, metadata={"help": help_text, **limits})
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train. The defaults are the seed document's; every field is also a flag and a key of ``--config``."""
+
+    text: str = option("nltk", "How the text is treated: nltk (the seed's), raw or light.")
+    encoder: str = option("microsoft/deberta-v3-small", "A folder, a model of the hub (owner/name), or tiny.")
+    architecture: str = option("siamese", "How the two answers meet.", choices=ARCHITECTURES)
+    max_length: int = option(512, "Tokens in one sequence, special tokens included.", at_least=8)
+    epochs: int = option(1, "Passes over the training battles.", at_least=1)
+    batch_size: int = option(16, "Battles in one optimizer step.", at_least=1)
+    micro_batch: int = option(0, "Battles in one forward pass at most; 0: as many as fit a token budget.", at_least=0)
+    lr: float | None = option(None, "Peak learning rate; by default 2e-5, for tiny 1e-3.", above=0.0, at_most=1.0)
+    warmup: float = option(
+        0.0, "Share of the steps in which the rate rises linearly from 0.", at_least=0.0, at_most=1.0
+    )
+    weight_decay: float = option(0.01, "AdamW's, not applied to biases and norms.", at_least=0.0)
+    clip: float = option(1.0, "Largest norm of the gradient; 0 does not clip.", at_least=0.0)
+    label_smoothing: float = option(0.0, "Share of the label spread over all outcomes.", at_least=0.0, at_most=0.99)
+    loss_input: str = option("logits", "What the loss is given; all but logits is an ablation.", choices=LOSS_INPUTS)
+    swap: bool = option(False, "Show each battle in both orders within the same step.")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, more time.")
+    precision: str = option("auto", "auto picks by what the device is good at, and says why.", choices=PRECISIONS)
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
+    validation: float = option(0.1, "Share held out, by prompt; 0 trains on every battle.", at_least=0.0, at_most=0.9)
+    validation_file: str | None = option(None, "Validate on the battles of this file instead of holding some out.")
+    folds: int = option(
+        0, "Train this many folds and predict each battle by the model that did not see it.", at_least=0
+    )
+    eval_every: int = option(0, "Validate every N optimizer steps; 0: after each epoch.", at_least=0)
+    patience: int = option(0, "Stop after N validations without improvement; 0: never.", at_least=0)
+    checkpoint_every: int = option(0, "Checkpoint every N steps; 0: every 5 minutes.", at_least=0)
+    seed: int = option(0, "Of everything that is random.", at_least=0, at_most=2**63 - 1)
+    limit: int | None = option(None, "Train on N battles only, drawn at random by prompt.", at_least=1)
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate: the given one, or what suits the encoder."""
+        if self.lr is not None:
+            return self.lr
+        return SCRATCH_LR if self.encoder == "tiny" else PRETRAINED_LR
+
+    def check(self) -> None:
+        """Refuse impossible values, all of them at once.
+
+        Raises
+        ------
+        InputError
+            Naming every option that is wrong and what it may be.
+        """
+        problems = [problem for f in dataclasses.fields(self) if (problem := _problem(f, getattr(self, f.name)))]
+        if self.folds == 1:
+            problems.append("--folds 1 holds nothing out: use 2 or more")
+        if self.folds and self.validation_file:
+            problems.append("--folds and --validation-file exclude each other")
+        if problems:
+            raise InputError("; ".join(problems), hint="See prefcli train --help.")
+
+
+def _problem(f: dataclasses.Field[Any], value: Any) -> str:
+    flag, limits = flag_of(f.name), f.metadata
+    if value is None:
+        return ""
+    if "choices" in limits and value not in limits["choices"]:
+        return f"{flag} is {value!r}, not one of {', '.join(limits['choices'])}"
+    if isinstance(value, float) and value != value:
+        return f"{flag} is not a number"
+    if "at_least" in limits and value < limits["at_least"]:
+        return f"{flag} is {value}, at least {limits['at_least']} is needed"
+    if "above" in limits and value <= limits["above"]:
+        return f"{flag} is {value}, it must be above {limits['above']:g}"
+    if "at_most" in limits and value > limits["at_most"]:
+        return f"{flag} is {value}, at most {limits['at_most']} is allowed"
+    return ""
+
+
+def flag_of(name: str) -> str:
+    """``batch_size`` -> ``--batch-size``."""
+    return "--" + name.replace("_", "-")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Options from a TOML file, or from a run's ``config.json``, so that a run's own config reproduces it.
+
+    Keys are the names of :class:`TrainOptions`, with ``-`` or ``_``. What a run's config holds besides is skipped.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or has an unknown key or a value of the wrong type; all problems at once.
+    """
+    import json
+    import sys
+
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        of_a_run = path.suffix == ".json"
+        given: dict[str, Any] = json.loads(text)["options"] if of_a_run else tomllib.loads(text)
+    except OSError as error:
+        raise InputError(f"cannot read the configuration: {error.strerror}", where=str(path)) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"not a configuration: {' '.join(str(error).split())}", where=str(path)) from None
+    types = get_type_hints(TrainOptions)
+    options: dict[str, Any] = {}
+    problems = []
+    for key, value in given.items():
+        name = key.replace("-", "_")
+        if name not in types:
+            problems.append(f"unknown option {key!r}")
+        elif not _fits(value, types[name]):
+            problems.append(f"{key} is {value!r}, expected {_type_name(types[name])}")
+        else:
+            options[name] = value
+    if problems:
+        raise InputError(
+            "; ".join(problems),
+            where=str(path),
+            hint="Keys are the flags of prefcli train without the dashes.",
+        )
+    return options
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    kinds = set(getattr(kind, "__args__", (kind,)))
+    if type(value) is int and float in kinds:
+        return True
+    return type(value) in kinds
+
+
+def _type_name(kind: Any) -> str:
+    names = [k.__name__ for k in getattr(kind, "__args__", (kind,)) if k is not type(None)]
+    return {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}[names[0]]
+
+
+def resolve(flags: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> tuple[TrainOptions, dict[str, str]]:
+    """Options from flags over a configuration file over defaults, and where each came from.
+
+    Returns
+    -------
+    The checked options, and for each field ``flag``, ``file`` or ``default``.
+    """
+    config = config or {}
+    options = TrainOptions(**{**config, **flags})
+    origins = {
+        f.name: "flag" if f.name in flags else "file" if f.name in config else "default"
+        for f in dataclasses.fields(TrainOptions)
+    }
+    options.check()
+    return options, origins

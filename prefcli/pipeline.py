@@ -1,0 +1,538 @@
+"""The five verbs as five functions: what the command line and a Python program both call.
+
+Every function takes plain arguments and a :class:`~prefcli.workspace.Workspace`, tells a reporter what it does, and
+returns plain data. Nothing here prints. Data flows ``read -> (preprocess) -> train | predict -> score``; what is read
+and what is preprocessed is cached in the workspace, and each function below says which stages it goes through.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefcli import eda as eda_room
+from prefcli import files, metrics, readers, runs, tables
+from prefcli.battles import TEXT_FIELDS, ReadCounts, check_unique_ids, joined
+from prefcli.distributed import connected, from_environment
+from prefcli.errors import InputError, PrefcliError
+from prefcli.options import ACTIVATIONS, TrainOptions
+from prefcli.reporting import SILENT, Reporter
+from prefcli.runs import Data
+from prefcli.workspace import Stage, StageWriter, Workspace
+
+if TYPE_CHECKING:
+    from prefcli.text import Treatment
+
+READ_VERSION = 1
+"""Raise when the same file would be read into other battles."""
+TREAT_VERSION = 1
+"""Raise when the preprocess stage's columns change; changed text raises its treatment's own version."""
+
+
+# Stages
+
+
+def read(path: Path, workspace: Workspace, reporter: Reporter = SILENT) -> Stage:
+    """The file's battles as the cached stage ``battles``.
+
+    Raises
+    ------
+    InputError
+        If the file is not one of battles.
+    """
+    battle_file = readers.open_battles(path)
+    layout = battle_file.layout.name
+
+    def produce(writer: StageWriter) -> Mapping[str, Any]:
+        counts = ReadCounts()
+        with reporter.track(f"reading {path.name}", None) as progress:
+            for batch, counted in battle_file.batches():
+                writer.write(batch)
+                counts += counted
+                progress.advance(batch.num_rows)
+        return dataclasses.asdict(counts)
+
+    stage = workspace.stage(
+        "battles",
+        version=READ_VERSION,
+        source=files.sha256(path),
+        options={"layout": layout},
+        produce=produce,
+        reporter=reporter,
+    )
+    counts = stage.metadata["counts"]
+    how = "reused from the cache" if stage.reused else f"read as {layout}"
+    reporter.note(f"{path}: {counts['battles']:,} battles, {counts['labelled']:,} with an outcome ({how})")
+    if counts["surrogates"]:
+        reporter.warn(f"{path}: {counts['surrogates']:,} turns held lone surrogates, replaced by U+FFFD")
+    return stage
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """What ``preprocess`` made: the stage, and what the treatment did."""
+
+    stage: Stage
+    text: str
+    source_sha256: str
+    counts: Mapping[str, Any]
+
+
+def preprocess(
+    path: Path,
+    workspace: Workspace,
+    *,
+    text: str = "nltk",
+    workers: int | None = None,
+    remember: bool = True,
+    reporter: Reporter = SILENT,
+) -> Preprocessed:
+    """Treat the text of every battle; cached as the stage ``preprocess``.
+
+    Parameters
+    ----------
+    path:
+        A file of battles.
+    workspace:
+        Where caches live.
+    text:
+        Name of a treatment, see :data:`prefcli.text.TREATMENTS`.
+    workers:
+        Processes; by default one per core.
+    remember:
+        Whether ``train`` without a file shall take this.
+    """
+    from prefcli import text as text_room
+
+    treatment = _treatment(text)
+    battles = read(path, workspace, reporter)
+
+    def produce(writer: StageWriter) -> Mapping[str, Any]:
+        total = text_room.TextCounts()
+        megabytes = path.stat().st_size / 1e6
+        with reporter.track(f"treating text ({text})", battles.rows) as progress:
+            started = time.monotonic()
+            for batch, counts in text_room.treat_stream(battles.batches(), text, workers=workers):
+                writer.write(batch)
+                total += counts
+                rate = total.bytes_in / 1e6 / max(time.monotonic() - started, 1e-9)
+                progress.advance(batch.num_rows, f"{rate:.1f} MB/s")
+        return {**dataclasses.asdict(total), "megabytes": megabytes}
+
+    stage = workspace.stage(
+        "preprocess",
+        version=TREAT_VERSION,
+        source=battles.fingerprint,
+        options={"text": text, "text_version": treatment.version},
+        produce=produce,
+        reporter=reporter,
+    )
+    digest = str(battles.metadata["input"])
+    if remember:
+        workspace.remember(
+            "preprocess",
+            {"stage": stage.path.name, "source": str(path.resolve()), "source_sha256": digest, "text": text},
+        )
+    counts = stage.metadata["counts"]
+    how = "reused from the cache" if stage.reused else "done"
+    reporter.note(
+        f"text treated as {text}: {counts['bytes_in'] / 1e6:.1f} -> {counts['bytes_out'] / 1e6:.1f} MB ({how})"
+    )
+    if counts["emptied_answers"]:
+        reporter.warn(
+            f"{counts['emptied_answers']:,} answers have no text left after the treatment {text} "
+            f"({counts['emptied']:,} turns): only stop words, symbols or code"
+        )
+    return Preprocessed(stage, text, digest, counts)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A battle's fields before and after the treatment, turns joined."""
+
+    id: str
+    fields: Mapping[str, tuple[str, str]]
+
+
+def preview(path: Path, *, text: str = "nltk", battles: int = 3) -> list[Preview]:
+    """What a treatment does to the first battles of a file; nothing is cached."""
+    from prefcli import text as text_room
+
+    _treatment(text)
+    shown: list[Preview] = []
+    for batch, _ in readers.open_battles(path).batches():
+        before = batch.slice(0, battles - len(shown))
+        after, _ = text_room.treat_batch(before, text)
+        columns = {name: (joined(before.column(name)), joined(after.column(name))) for name in TEXT_FIELDS}
+        for row, name in enumerate(before.column("id").to_pylist()):
+            shown.append(Preview(name, {field: (old[row], new[row]) for field, (old, new) in columns.items()}))
+        if len(shown) == battles:
+            break
+    return shown
+
+
+def _treatment(name: str) -> Treatment:
+    from prefcli import text as text_room
+
+    if name not in text_room.TREATMENTS:
+        raise InputError(
+            f"there is no text treatment {name!r}", hint=f"Choose one of {', '.join(text_room.TREATMENTS)}."
+        )
+    return text_room.TREATMENTS[name]
+
+
+# eda
+
+
+def eda(path: Path, workspace: Workspace, *, top: int = 5, reporter: Reporter = SILENT) -> eda_room.Eda:
+    """Numbers about a file of battles, through the stage ``battles``."""
+    if top < 1:
+        raise InputError(f"--top is {top}, at least 1 is needed")
+    return eda_room.explore(read(path, workspace, reporter).batches(), top)
+
+
+# train
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What ``train`` made.
+
+    Attributes
+    ----------
+    run:
+        The run's folder.
+    validation:
+        Every metric on the held-out battles, None when nothing was held out.
+    seconds:
+        The whole command's time.
+    battles_per_second:
+        Of the training steps alone.
+    """
+
+    run: Path
+    validation: dict[str, Any] | None
+    seconds: float
+    battles_per_second: float
+    only_prior: bool
+    """Whether the model learnt nothing beyond the shares of the outcomes."""
+    speaks: bool
+    """Whether this process is the one that reports (of several under ``torchrun``)."""
+
+
+def train(
+    path: Path | None,
+    workspace: Workspace,
+    options: TrainOptions,
+    *,
+    origins: Mapping[str, str] | None = None,
+    output: Path | None = None,
+    resume: str | None = None,
+    force: bool = False,
+    command: str = "",
+    reporter: Reporter = SILENT,
+) -> Trained:
+    """Train a model; through the stages ``battles`` and ``preprocess`` into a run's folder.
+
+    Parameters
+    ----------
+    path:
+        A file of battles with outcomes. None takes what ``preprocess`` last left, else ``train.csv`` here.
+    workspace:
+        Where caches and runs live.
+    options:
+        How to train; with ``resume`` the run's own options are used instead.
+    origins:
+        Where each option came from, kept in the run.
+    output:
+        The run's folder; by default a new one in the workspace.
+    resume:
+        A run to continue, by folder or name.
+    force:
+        Overwrite ``output``.
+    command:
+        The command line, kept in the run.
+
+    Raises
+    ------
+    InputError, ModelError, NetworkError
+        If the data, the encoder or the options do not allow it.
+    Interrupted
+        On SIGINT or SIGTERM, after a checkpoint.
+    """
+    from prefcli import experiment
+
+    started = time.monotonic()
+    world = from_environment()
+    speaker: Reporter = reporter if world.is_first else SILENT
+    with connected(world):
+        if resume is not None:
+            folder = workspace.find_run(resume)
+            config = runs.read_config(folder)
+            options = TrainOptions(**config["options"])
+            with world.first_does():
+                data = _data_again(config["data"], workspace, speaker)
+        else:
+            options.check()
+            with world.first_does():
+                data = _find_data(path, workspace, options, speaker)
+            folder = output or workspace.runs / world.gather(runs.new_name(options))[0]
+            if world.is_first:
+                runs.prepare(folder, force)
+        result = experiment.conduct(
+            folder,
+            data,
+            dataclasses.replace(options, text=data.text),
+            origins=origins or {},
+            command=command,
+            resume=resume is not None,
+            world=world,
+            reporter=speaker,
+        )
+        if world.is_first:
+            workspace.remember("train", {"run": str(folder.resolve())})
+    return Trained(
+        folder,
+        result.validation,
+        time.monotonic() - started,
+        result.battles_per_second,
+        result.only_prior,
+        world.is_first,
+    )
+
+
+def _find_data(path: Path | None, workspace: Workspace, options: TrainOptions, reporter: Reporter) -> Data:
+    """What to train on, preprocessed: the named file, what ``preprocess`` last left, or ``train.csv`` here."""
+    if path is None and (latest := workspace.latest("preprocess")):
+        reporter.note(f"training on what preprocess last left: {latest['source']}, text {latest['text']}")
+        training = workspace.open_stage(latest["stage"])
+        source, digest, text = Path(latest["source"]), latest["source_sha256"], latest["text"]
+    else:
+        if path is None:
+            path = Path("train.csv")
+            if not path.exists():
+                raise InputError(
+                    f"no battles to train on: nothing preprocessed in {workspace.root}, and no train.csv here",
+                    hint="Name a file: prefcli train FILE.",
+                )
+            reporter.note("training on train.csv in this folder")
+        made = preprocess(path, workspace, text=options.text, reporter=reporter)
+        training, source, digest, text = made.stage, path.resolve(), made.source_sha256, options.text
+    validation = None
+    if options.validation_file is not None:
+        held_out = Path(options.validation_file)
+        validation = preprocess(held_out, workspace, text=text, remember=False, reporter=reporter).stage
+    return Data(training, source, digest, text, validation)
+
+
+def _data_again(known: Mapping[str, Any], workspace: Workspace, reporter: Reporter) -> Data:
+    """The data of a run that is continued: its cached stage, or the same source treated again."""
+    source = Path(known["source"])
+    try:
+        training = workspace.open_stage(known["stage"])
+    except PrefcliError:
+        if not source.exists() or files.sha256(source) != known["source_sha256"]:
+            raise InputError(
+                "the battles this run was trained on are gone or have changed",
+                where=str(source),
+                hint="Put the same file back to continue, or train anew.",
+            ) from None
+        training = preprocess(source, workspace, text=known["text"], remember=False, reporter=reporter).stage
+    validation = None
+    if known.get("validation_file"):
+        held_out = Path(known["validation_file"])
+        validation = preprocess(held_out, workspace, text=known["text"], remember=False, reporter=reporter).stage
+    return Data(training, source, known["source_sha256"], known["text"], validation)
+
+
+# predict
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What ``predict`` wrote."""
+
+    output: Path
+    battles: int
+    models: tuple[str, ...]
+    seconds: float
+    battles_per_second: float
+
+
+def predict(
+    path: Path,
+    workspace: Workspace,
+    output: Path,
+    *,
+    models: Sequence[str] = (),
+    swap_average: bool = False,
+    activation: str = "softmax",
+    precision: str = "auto",
+    device: str = "auto",
+    workers: int | None = None,
+    limit: int | None = None,
+    force: bool = False,
+    reporter: Reporter = SILENT,
+) -> Predicted:
+    """Probabilities for every battle of a file, in its order, ids as they were spelled.
+
+    Streams: memory does not grow with the file. Several models (or folds) are averaged with equal weights.
+
+    Parameters
+    ----------
+    path:
+        A file of battles, with or without models and winners.
+    workspace:
+        Where caches and runs live.
+    output:
+        CSV or Parquet, by its name.
+    models:
+        Runs, by folder or name; by default the latest one.
+    swap_average:
+        Average over both orders of the answers.
+    activation:
+        ``softmax``, or ``none`` for raw scores.
+    precision, device:
+        As for training.
+    workers:
+        Processes for the text treatment; by default one per core.
+    limit:
+        Predict the first N battles only.
+    force:
+        Overwrite ``output``.
+    """
+    if activation not in ACTIVATIONS:
+        raise InputError(f"--activation is {activation!r}, not one of {', '.join(ACTIVATIONS)}")
+    writer_of = tables.writer_for(output)
+    files.refuse_to_overwrite(output, force)
+    started = time.monotonic()
+    folders = [workspace.find_run(name) for name in models] or [_latest_run(workspace, reporter)]
+    members = [member for folder in folders for member in runs.members(folder)]
+    battles = read(path, workspace, reporter)
+    check_unique_ids(_ids(battles), str(path))
+    texts = [runs.read_config(member)["options"]["text"] for member in members]
+    stages = {
+        text: preprocess(path, workspace, text=text, workers=workers, remember=False, reporter=reporter).stage
+        for text in dict.fromkeys(texts)
+    }
+
+    from prefcli import devices, inference
+    from prefcli import models as model_room
+
+    placement = devices.place(device, precision)
+    reporter.note(f"predicting with {', '.join(f.name for f in folders)} on {placement}")
+    loaded = [model_room.load(member, placement) for member in members]
+    total = min(battles.rows, limit or battles.rows)
+    computing = 0.0
+    left = total
+    with (
+        files.atomic(output) as temporary,
+        writer_of(temporary) as writer,
+        reporter.track("predicting", total * len(loaded)) as progress,
+    ):
+        for treated in zip(*(stage.batches() for stage in stages.values()), strict=True):
+            batch_of = dict(zip(stages, (batch.slice(0, left) for batch in treated), strict=True))
+            begun = time.monotonic()
+            predictions = inference.predict_batch(
+                loaded,
+                [batch_of[text] for text in texts],
+                swap_average=swap_average,
+                activation=activation,
+                done=progress.advance,
+            )
+            computing += time.monotonic() - begun
+            writer.write(next(iter(batch_of.values())).column("id"), predictions)
+            left -= len(predictions)
+            if not left:
+                break
+    if activation == "none":
+        reporter.warn("raw scores, not probabilities, were written: score them with --renormalize")
+    return Predicted(
+        output,
+        total,
+        tuple(f.name for f in folders),
+        time.monotonic() - started,
+        total / max(computing, 1e-9),
+    )
+
+
+def _ids(stage: Stage) -> Iterator[str]:
+    for batch in stage.batches(["id"]):
+        yield from batch.column("id").to_pylist()
+
+
+def _latest_run(workspace: Workspace, reporter: Reporter) -> Path:
+    latest = workspace.latest("train")
+    if latest is None:
+        raise InputError(
+            f"no run in {workspace.root} yet",
+            hint="Train one first (prefcli train FILE), or name one with --model.",
+        )
+    reporter.note(f"using the latest run: {latest['run']}")
+    return workspace.find_run(latest["run"])
+
+
+# score
+
+
+def score(predictions: Path, labels: Path, *, renormalize: bool = False, seed: int = 0) -> metrics.Score:
+    """Score predictions against the truth, joined by id.
+
+    Parameters
+    ----------
+    predictions:
+        A file with ``id`` and the three winner columns as probabilities.
+    labels:
+        A file with ``id`` and the three winner columns as truth: Kaggle's ``train.csv`` will do.
+    renormalize:
+        Apply the grader's rule to rows that are not probabilities: clip to [1e-15, 1], divide by the sum.
+    seed:
+        Of the bootstrap.
+
+    Raises
+    ------
+    InputError
+        If the files do not fit together, or the predictions are not probabilities; the first rows are named.
+    """
+    guess_ids, guesses = tables.read_probabilities(predictions, renormalize=renormalize)
+    true_ids, truth = tables.read_truth(labels)
+    return metrics.score(guesses[tables.match(guess_ids, true_ids, predictions, labels)], truth, seed=seed)
+
+
+# demo
+
+
+@dataclass(frozen=True)
+class Demonstrated:
+    """What the demo found."""
+
+    eda: eda_room.Eda
+    run: Path
+    score: metrics.Score
+    best_log_loss: float
+
+
+def demo(folder: Path, workspace: Workspace, *, force: bool = False, reporter: Reporter = SILENT) -> Demonstrated:
+    """Make synthetic battles in ``folder`` and run all five verbs on them with the built-in encoder.
+
+    Raises
+    ------
+    InputError
+        If the folder holds something and ``force`` is not given.
+    """
+    from prefcli import demo as demo_room
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
+        raise InputError(f"{folder} already exists", hint="Name another folder, or overwrite it with --force.")
+    made = demo_room.write(folder)
+    reporter.note(f"wrote {made.train}, {made.test} and {made.truth}")
+    found = eda(made.train, workspace, reporter=reporter)
+    preprocess(made.train, workspace, reporter=reporter)
+    trained = train(None, workspace, TrainOptions(encoder="tiny"), command="prefcli demo", reporter=reporter)
+    predictions = folder / "preds.csv"
+    predict(made.test, workspace, predictions, force=True, reporter=reporter)
+    return Demonstrated(found, trained.run, score(predictions, made.truth), made.best_log_loss)

@@ -1,0 +1,217 @@
+"""A run's folder: one training and everything it left, able to explain itself.
+
+``config.json`` holds every option with where it came from, what it was resolved to, the data and the versions;
+``model.safetensors`` and the tokenizer make it load by itself; ``validation.parquet`` holds the probabilities of every
+held-out battle; ``metrics.jsonl`` the course of the training; ``README.md`` the model card. With ``--folds`` the
+folder holds one such run per fold, and ``validation.parquet`` the out-of-fold probabilities of all battles.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+import prefcli
+from prefcli import files
+from prefcli.errors import InputError, ModelError
+from prefcli.options import TrainOptions
+from prefcli.outcomes import OUTCOMES, WINNER_COLUMNS
+from prefcli.workspace import Stage
+
+CONFIG = "config.json"
+VALIDATION = "validation.parquet"
+CARD = "README.md"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run is trained on.
+
+    Attributes
+    ----------
+    training:
+        The preprocessed battles.
+    source, source_sha256:
+        The file they came from.
+    text:
+        The treatment.
+    validation:
+        Preprocessed battles of a validation file, if one was given.
+    """
+
+    training: Stage
+    source: Path
+    source_sha256: str
+    text: str
+    validation: Stage | None = None
+
+
+def new_name(options: TrainOptions) -> str:
+    """A name for a run: when, which architecture, which encoder."""
+    encoder = Path(options.encoder).name or "encoder"
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{options.architecture}-{encoder}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the result."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"prefcli": prefcli.__version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "tokenizers", "numpy", "pyarrow", "nltk"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def write_config(folder: Path, options: TrainOptions, **more: Any) -> None:
+    """Write ``config.json``: the options and everything else that explains the run."""
+    config = {
+        "format": FORMAT,
+        "outcomes": list(OUTCOMES),
+        "options": asdict(options),
+        "versions": versions(),
+        **more,
+    }
+    files.write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A run's ``config.json``.
+
+    Raises
+    ------
+    ModelError
+        If it is missing, damaged, or written by a newer release.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if config["format"] > FORMAT:
+            raise ModelError(
+                "the run was written by a newer prefcli",
+                where=str(folder),
+                hint="Upgrade: pip install -U prefcli.",
+            )
+        TrainOptions(**config["options"])
+    except OSError:
+        raise ModelError("the run has no config.json", where=str(folder), hint="Name a run's folder.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"the run's config.json is damaged: {error}", where=str(folder)) from None
+    return dict(config)
+
+
+def members(folder: Path) -> list[Path]:
+    """The folders that hold models: the folds of a run trained with ``--folds``, else the run itself."""
+    folds = read_config(folder)["options"].get("folds") or 0
+    return [folder / f"fold-{fold}" for fold in range(1, folds + 1)] if folds else [folder]
+
+
+def prepare(folder: Path, force: bool) -> None:
+    """Make room for a new run; an existing one is removed only when the user said so.
+
+    Raises
+    ------
+    InputError
+        If the folder holds something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not force:
+            raise InputError(f"{folder} already exists", hint="Choose another --output, or overwrite it with --force.")
+        if folder.is_dir() and not (folder / CONFIG).is_file():
+            raise InputError(f"{folder} is not a run, so --force does not remove it", hint="Choose another --output.")
+        import shutil
+
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.cannot_write(folder, error) from None
+
+
+def write_predictions(
+    path: Path, ids: list[str], probabilities: NDArray[np.float64], labels: NDArray[np.integer] | None = None
+) -> None:
+    """Per-battle probabilities as Parquet: ``id``, Kaggle's three columns, and ``label`` where given."""
+    import pyarrow.parquet as pq
+
+    columns: dict[str, Any] = {"id": pa.array(ids, pa.string())}
+    for position, name in enumerate(WINNER_COLUMNS):
+        columns[name] = pa.array(probabilities[:, position], pa.float64())
+    if labels is not None:
+        columns["label"] = pa.array(labels.astype(np.int8), pa.int8(), mask=labels < 0)
+    with files.atomic(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+
+
+def write_card(
+    folder: Path, options: TrainOptions, config: Mapping[str, Any], validation: Mapping[str, Any] | None
+) -> None:
+    """The model card: what the model is, what it was trained on, how good it is, how to use it."""
+    data, resolved = config["data"], config["resolved"]
+    if validation is None:
+        figures = "Nothing was held out (`--validation 0`): there is no honest figure for this model.\n"
+    else:
+        low, high = validation["log_loss_ci"]
+        figures = (
+            "| metric | value |\n|---|---|\n"
+            f"| held-out battles | {validation['n']:,} |\n"
+            f"| log loss | {validation['log_loss']:.4f} (95 % interval {low:.4f} to {high:.4f}) |\n"
+            f"| of the class prior | {validation['prior_log_loss']:.4f} |\n"
+            f"| of a uniform guess | {validation['uniform_log_loss']:.4f} |\n"
+            f"| accuracy | {validation['accuracy']:.3f} |\n"
+            f"| Brier score | {validation['brier']:.4f} |\n"
+            f"| expected calibration error | {validation['ece']:.4f} |\n"
+        )
+    card = f"""---
+library_name: prefcli
+license: other
+pipeline_tag: text-classification
+tags: [preference-prediction, reward-model, {options.architecture}]
+---
+
+# {folder.name}
+
+Predicts which of two answers to a prompt a person prefers, as three probabilities: A, B, tie.
+
+## How good it is
+
+{figures}
+The held-out battles share no prompt with the training battles.
+
+## What it is
+
+- Architecture: {options.architecture}; encoder: {options.encoder} ({resolved["encoder_source"]})
+- Text: {options.text}; at most {resolved["max_length"]} tokens in a sequence. Training texts: {resolved["cut"]}.
+- Trained for {options.epochs} epoch(s), {options.batch_size} battles a step, peak learning rate {resolved["lr"]:g},
+  {resolved["placement"]}, seed {options.seed}.
+
+## What it was trained on
+
+{data["train_battles"]:,} battles of `{Path(data["source"]).name}` (SHA-256 `{data["source_sha256"]}`): A {data["shares"][0]:.1%},
+B {data["shares"][1]:.1%}, ties {data["shares"][2]:.1%}.
+
+## Limits
+
+It predicts the taste of the people (or judges) who voted in this data, on prompts like theirs. It does not know whether
+an answer is true, and it rewards what those voters rewarded, length and markup included.
+
+## Use
+
+```
+prefcli predict battles.csv --model {folder.name}
+```
+
+Made with prefcli {prefcli.__version__}: `{config.get("command", "prefcli train")}`
+"""
+    files.write_text(folder / CARD, card)

@@ -1,0 +1,227 @@
+"""Predictions and truth as files: what ``predict`` writes and ``score`` reads.
+
+Kaggle's submission: ``id, winner_model_a, winner_model_b, winner_tie``, as CSV or Parquet by the file's name.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefcli import metrics, readers
+from prefcli.battles import check_unique_ids
+from prefcli.errors import InputError
+from prefcli.outcomes import WINNER_COLUMNS
+
+NAMED_ROWS = 3
+"""How many wrong rows an error names."""
+
+GRADER_CLIP = 1e-15
+
+
+class PredictionWriter(Protocol):
+    """Writes predictions batch by batch; a context manager."""
+
+    def __enter__(self) -> PredictionWriter: ...
+    def __exit__(self, *error: object) -> None: ...
+    def write(self, ids: pa.Array, probabilities: NDArray[np.float64]) -> None:
+        """Append rows: ids ``[n]``, probabilities ``[n, 3]``."""
+
+
+class CsvWriter:
+    """Rows with the shortest decimals that give the same float64 back."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> CsvWriter:
+        self._stream = self._path.open("w", encoding="utf-8", newline="")
+        self._rows = csv.writer(self._stream, lineterminator="\n")
+        self._rows.writerow(["id", *WINNER_COLUMNS])
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.close()
+
+    def write(self, ids: pa.Array, probabilities: NDArray[np.float64]) -> None:
+        self._rows.writerows([name, *row] for name, row in zip(ids.to_pylist(), probabilities.tolist(), strict=True))
+
+
+class ParquetWriter:
+    """The same four columns as Parquet."""
+
+    schema = pa.schema([("id", pa.string()), *((name, pa.float64()) for name in WINNER_COLUMNS)])
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> ParquetWriter:
+        import pyarrow.parquet as pq
+
+        self._writer: Any = pq.ParquetWriter(self._path, self.schema)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.close()
+
+    def write(self, ids: pa.Array, probabilities: NDArray[np.float64]) -> None:
+        columns = [ids, *(pa.array(probabilities[:, i]) for i in range(len(WINNER_COLUMNS)))]
+        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.schema))
+
+
+def writer_for(path: Path) -> Callable[[Path], PredictionWriter]:
+    """The writer that a file's name asks for.
+
+    Raises
+    ------
+    InputError
+        If the name ends neither in ``.csv`` nor in ``.parquet``.
+    """
+    writers: dict[str, Callable[[Path], PredictionWriter]] = {
+        ".csv": CsvWriter,
+        ".parquet": ParquetWriter,
+        ".pq": ParquetWriter,
+    }
+    if path.suffix.lower() not in writers:
+        raise InputError(f"cannot tell the format of {path}", hint="Name it .csv or .parquet.")
+    return writers[path.suffix.lower()]
+
+
+def read_probabilities(path: Path, *, renormalize: bool = False) -> tuple[list[str], NDArray[np.float64]]:
+    """Ids and probabilities ``[n, 3]`` of a file of predictions.
+
+    Parameters
+    ----------
+    path:
+        CSV or Parquet.
+    renormalize:
+        Make probabilities of whatever finite numbers stand there, as the competition's grader does.
+
+    Raises
+    ------
+    InputError
+        If a value is not a number or a row is not a probability distribution; the first rows are named.
+    """
+    table = readers.read_columns(path, ["id", *WINNER_COLUMNS])
+    if not table.num_rows:
+        raise InputError("the file holds no predictions", where=str(path))
+    ids = _checked_ids(table, path)
+    values = np.stack([_numbers(table, name, path) for name in WINNER_COLUMNS], axis=1)
+    if renormalize:
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            raise _wrong_rows(
+                path,
+                ids,
+                values,
+                np.flatnonzero(~finite),
+                "not finite",
+                "No rule can make probabilities of them.",
+            )
+        values = np.clip(values, GRADER_CLIP, 1)
+        values = values / values.sum(axis=1, keepdims=True)
+    if len(improper := metrics.find_improper(values)):
+        raise _wrong_rows(
+            path,
+            ids,
+            values,
+            improper,
+            "not probabilities (finite, within 0 and 1, summing to 1 within 1e-6)",
+            "To clip and renormalise as the competition's grader does, add --renormalize.",
+        )
+    return ids, values
+
+
+def read_truth(path: Path) -> tuple[list[str], NDArray[np.int64]]:
+    """Ids and labels ``[n]`` of a file with one-hot winner columns.
+
+    Raises
+    ------
+    InputError
+        If a row has no winner or several.
+    """
+    table = readers.read_columns(path, ["id", *WINNER_COLUMNS])
+    if not table.num_rows:
+        raise InputError("the file holds no labels", where=str(path))
+    ids = _checked_ids(table, path)
+    values = np.stack([_numbers(table, name, path) for name in WINNER_COLUMNS], axis=1)
+    wrong = np.flatnonzero(~(np.isin(values, (0, 1)).all(axis=1) & (values.sum(axis=1) == 1)))
+    if len(wrong):
+        raise _wrong_rows(
+            path,
+            ids,
+            values,
+            wrong,
+            "without exactly one winner",
+            "In the truth one of the three columns is 1, the others 0.",
+        )
+    return ids, values.argmax(axis=1)
+
+
+def match(guess_ids: list[str], true_ids: list[str], guess_file: Path, true_file: Path) -> NDArray[np.intp]:
+    """For each true id, the row of its prediction; shape ``[n]``.
+
+    Raises
+    ------
+    InputError
+        If an id stands in one file only.
+    """
+    row_of = {name: row for row, name in enumerate(guess_ids)}
+    missing = [name for name in true_ids if name not in row_of]
+    if missing:
+        raise InputError(
+            f"{len(missing):,} of {len(true_ids):,} battles have no prediction: id {_listed(missing)}",
+            where=str(guess_file),
+            hint=f"Every id of {true_file} must be predicted.",
+        )
+    if len(guess_ids) > len(true_ids):
+        known = set(true_ids)
+        extra = [name for name in guess_ids if name not in known]
+        raise InputError(
+            f"{len(extra):,} predictions have no truth: id {_listed(extra)}",
+            where=str(guess_file),
+            hint=f"Every predicted id must stand in {true_file}.",
+        )
+    return np.array([row_of[name] for name in true_ids], dtype=np.intp)
+
+
+def _checked_ids(table: pa.Table, path: Path) -> list[str]:
+    ids: list[str] = table["id"].to_pylist()
+    check_unique_ids(ids, str(path))
+    return ids
+
+
+def _numbers(table: pa.Table, name: str, path: Path) -> NDArray[np.float64]:
+    cells = table[name].to_pylist()
+    values = np.empty(len(cells))
+    for row, cell in enumerate(cells):
+        try:
+            values[row] = float(cell)
+        except (TypeError, ValueError):
+            shown = "nothing" if not cell else repr(cell[:40])
+            raise InputError(
+                f"expected a number, found {shown}", where=f"{path}, row {row + 1}, column {name}"
+            ) from None
+    return values
+
+
+def _wrong_rows(
+    path: Path, ids: list[str], values: NDArray[np.float64], rows: NDArray[np.intp], what: str, hint: str
+) -> InputError:
+    named = "; ".join(
+        f"row {row + 1} (id {ids[row]}): {', '.join(f'{v:.7g}' for v in values[row])}"
+        for row in rows[:NAMED_ROWS].tolist()
+    )
+    more = f"; and {len(rows) - NAMED_ROWS:,} more" if len(rows) > NAMED_ROWS else ""
+    return InputError(f"{len(rows):,} rows are {what}: {named}{more}", where=str(path), hint=hint)
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:NAMED_ROWS])
+    return shown + (" ..." if len(names) > NAMED_ROWS else "")

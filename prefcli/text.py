@@ -1,0 +1,764 @@
+"""What is done to the text of a battle before a model sees it: three named treatments.
+
+``nltk`` is the classical notebook's preprocessing: word tokens, no stop words, no special characters, lemmas. The
+tokens come from NLTK's own tokenizer and the lemmas are NLTK's, but nothing is downloaded (:mod:`prefcli.wordnet`
+and ``assets/`` hold what is needed), and every distinct piece of text between two spaces is worked out only once.
+``raw`` leaves the text as it is; ``light`` tidies it for modern encoders. ``docs/text.md`` has the rules and examples.
+
+This module reads and writes no files (see :mod:`prefcli.readers` and :mod:`prefcli.workspace`), knows nothing of
+encoders' tokens (see :mod:`prefcli.packing`) and does not look at languages: stop words and lemmas are English,
+other languages pass through as words.
+
+``python -m prefcli.text`` prints the table in ``assets/character-classes.txt`` from this Python's Unicode database.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import queue
+import re
+import struct
+import subprocess
+import sys
+import threading
+import traceback
+import types
+import unicodedata
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import resources
+from itertools import chain, islice
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
+
+from prefcli.errors import InputError, PrefcliError
+from prefcli.wordnet import lemmatize
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+#: The columns of a battle that hold text; the other columns are passed on untouched.
+TEXT_COLUMNS = ("prompt", "response_a", "response_b")
+ANSWER_COLUMNS = ("response_a", "response_b")
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """One named way to treat text.
+
+    Attributes
+    ----------
+    name:
+        What the user types.
+    version:
+        Part of a stage's fingerprint: raised whenever the same text gives another result.
+    summary:
+        One line for ``--help``.
+    keeps, loses:
+        What is left of a text and what is gone.
+    """
+
+    name: str
+    version: int
+    summary: str
+    keeps: str
+    loses: str
+
+
+TREATMENTS: Mapping[str, Treatment] = types.MappingProxyType(
+    {
+        treatment.name: treatment
+        for treatment in (
+            Treatment(
+                name="nltk",
+                version=1,
+                summary="NLTK word tokens, lower case, no stop words, no special characters, lemmas",
+                keeps="words of every script with their accents and combining marks, numbers, the order of the words",
+                loses="case, English stop words (with them 'not' and 'no'), punctuation, symbols, emoji, markup, line "
+                "breaks, and English plurals",
+            ),
+            Treatment(
+                name="raw",
+                version=1,
+                summary="the text as it is",
+                keeps="everything",
+                loses="nothing",
+            ),
+            Treatment(
+                name="light",
+                version=1,
+                summary="Unicode NFC, tidy whitespace, no control characters",
+                keeps="every word, case, punctuation, markup, emoji, line breaks, indentation",
+                loses="control and invisible formatting characters, runs of spaces inside a line, spaces at its end, "
+                "more than one blank line in a row, the difference between composed and decomposed accents",
+            ),
+        )
+    }
+)
+
+
+@dataclass(frozen=True)
+class TextCounts:
+    """What a treatment did, in numbers; adds up with ``+``.
+
+    Attributes
+    ----------
+    turns:
+        Turns that are not null.
+    emptied:
+        Turns that had text (more than whitespace) before and have none after.
+    emptied_answers:
+        Answers (all turns of one response together) that had text before and have none left.
+    bytes_in, bytes_out:
+        UTF-8 bytes of all turns, before and after.
+    """
+
+    turns: int = 0
+    emptied: int = 0
+    emptied_answers: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+    def __add__(self, other: TextCounts) -> TextCounts:
+        return TextCounts(
+            self.turns + other.turns,
+            self.emptied + other.emptied,
+            self.emptied_answers + other.emptied_answers,
+            self.bytes_in + other.bytes_in,
+            self.bytes_out + other.bytes_out,
+        )
+
+
+def treat_text(text: str, treatment: str = "nltk") -> str:
+    """Treat one text.
+
+    Parameters
+    ----------
+    text:
+        Any string. Lone surrogates, which no file can hold, become U+FFFD first, in every treatment.
+    treatment:
+        A name in :data:`TREATMENTS`.
+
+    Returns
+    -------
+    str
+        The treated text; for ``nltk`` the tokens joined by single spaces.
+
+    Raises
+    ------
+    InputError
+        There is no such treatment.
+    """
+    return _treater(treatment)([_well_formed(text)])[0]
+
+
+def treat_batch(battles: pa.RecordBatch, treatment: str) -> tuple[pa.RecordBatch, TextCounts]:
+    """Treat the text columns of one batch of battles in this process.
+
+    Every turn keeps its place, null stays null, other columns and the schema's metadata pass through untouched.
+
+    Parameters
+    ----------
+    battles:
+        Has the columns of :data:`TEXT_COLUMNS`, each ``list<string>``.
+    treatment:
+        A name in :data:`TREATMENTS`.
+
+    Returns
+    -------
+    battles, counts:
+        A batch with the same rows and schema (``raw``: the very same batch), and what happened to it.
+
+    Raises
+    ------
+    InputError
+        There is no such treatment, or a text column is missing.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    treat = _treater(treatment)
+    missing = [name for name in TEXT_COLUMNS if name not in battles.schema.names]
+    if missing:
+        raise InputError(
+            f"The battles have no column {', '.join(missing)}.",
+            hint=f"Found: {', '.join(battles.schema.names)}.",
+        )
+    counts = TextCounts()
+    columns = list(battles.columns)
+    for name in TEXT_COLUMNS:
+        position = battles.schema.get_field_index(name)
+        lists = columns[position]
+        turns = lists.flatten()  # without the turns of null lists
+        before = turns.to_pylist()
+        size = _utf8_bytes(turns)
+        if treatment == "raw":
+            counts += TextCounts(turns=len(turns) - turns.null_count, bytes_in=size, bytes_out=size)
+            continue
+        places = [place for place, turn in enumerate(before) if turn is not None]
+        after: list[str | None] = [None] * len(before)
+        for place, turn in zip(places, treat([before[place] for place in places]), strict=True):
+            after[place] = turn
+        treated = pa.array(after, type=turns.type)
+        ends = np.cumsum(lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
+        starts = np.concatenate([np.zeros(1, dtype=np.int64), ends])
+        columns[position] = type(lists).from_arrays(
+            pa.array(starts, type=pa.int64() if pa.types.is_large_list(lists.type) else pa.int32()),
+            treated,
+            type=lists.type,
+            mask=lists.is_null() if lists.null_count else None,
+        )
+        had = np.array([turn is not None and bool(turn) and not turn.isspace() for turn in before], dtype=bool)
+        has = np.array([turn is not None and bool(turn) and not turn.isspace() for turn in after], dtype=bool)
+        emptied_answers = 0
+        if name in ANSWER_COLUMNS:
+            emptied_answers = int(np.sum(_any_in_list(had, starts) & ~_any_in_list(has, starts)))
+        counts += TextCounts(
+            turns=len(places),
+            emptied=int(np.sum(had & ~has)),
+            emptied_answers=emptied_answers,
+            bytes_in=size,
+            bytes_out=_utf8_bytes(treated),
+        )
+    if treatment == "raw":
+        return battles, counts
+    return pa.RecordBatch.from_arrays(columns, schema=battles.schema), counts
+
+
+def _utf8_bytes(turns: pa.Array) -> int:
+    import pyarrow.compute as pc
+
+    return pc.sum(pc.binary_length(turns)).as_py() or 0
+
+
+def _any_in_list(flags: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """For lists that start at ``starts`` (one more entry than lists): does any of its entries have its flag set?"""
+    import numpy as np
+
+    so_far = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(flags, dtype=np.int64)])
+    return so_far[starts[1:]] > so_far[starts[:-1]]
+
+
+def _well_formed(text: str) -> str:
+    """The text without lone surrogates; two that belong together become the character they stand for."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+# The treatments: each takes many well-formed texts and gives as many back, in the same order.
+
+
+def _treater(treatment: str) -> Callable[[Sequence[str]], list[str]]:
+    treaters: dict[str, Callable[[Sequence[str]], list[str]]] = {
+        "nltk": _treat_nltk,
+        "raw": list,
+        "light": _treat_light,
+    }
+    if treatment not in treaters:
+        raise InputError(f"There is no text treatment '{treatment}'.", hint=f"Choose one of {', '.join(TREATMENTS)}.")
+    return treaters[treatment]
+
+
+#: Control characters other than tab and line feed, and characters that are invisible and part of no word: soft hyphen,
+#: zero-width space, word joiner, byte order mark, direction marks. (The zero-width joiners are part of words.)
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
+)
+_OTHER_SPACE = re.compile("[^\\S\n\t ]")
+_SPACES_IN_LINE = re.compile("(?<=\\S)[\t ]{2,}")
+_BLANK_LINES = re.compile("\n{3,}")
+
+
+def _treat_light(texts: Sequence[str]) -> list[str]:
+    return [_tidy(text) for text in texts]
+
+
+def _tidy(text: str) -> str:
+    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
+    text = "\n".join(line.rstrip() for line in text.splitlines())
+    text = _SPACES_IN_LINE.sub(" ", _OTHER_SPACE.sub(" ", text))
+    return _BLANK_LINES.sub("\n\n", text).strip("\n")
+
+
+#: Distinct chunks a process remembers (about 100 MB with their results); past it the memory starts afresh.
+_REMEMBERED_CHUNKS = 400_000
+#: Longer chunks (URLs, encoded data, text without spaces) hardly recur and are not remembered.
+_REMEMBERED_LENGTH = 64
+#: Characters of text whose chunks are looked up together; the tokenizer has a high price per call.
+_BLOCK_CHARACTERS = 500_000
+#: Characters given to the tokenizer at once.
+_TOKENIZER_CHARACTERS = 100_000
+
+_remembered: dict[str, str] = {}
+
+
+def _treat_nltk(texts: Sequence[str]) -> list[str]:
+    """Tokens without stop words and special characters, as lemmas, joined by spaces.
+
+    Text is cut at whitespace into chunks. What becomes of a chunk does not depend on its neighbours (a period at its
+    end counts as the end of a sentence), so each distinct chunk is worked out once and remembered.
+    """
+    treated: list[str] = []
+    start = 0
+    while start < len(texts):
+        stop, size = start, 0
+        while stop < len(texts) and (size < _BLOCK_CHARACTERS or stop == start):
+            size += len(texts[stop])
+            stop += 1
+        treated += _treat_block([text.split() for text in texts[start:stop]])
+        start = stop
+    return treated
+
+
+def _treat_block(chunked: list[list[str]]) -> list[str]:
+    new: set[str] = set()
+    for chunks in chunked:
+        new |= set(chunks).difference(_remembered)
+    if new and len(_remembered) > _REMEMBERED_CHUNKS:
+        _remembered.clear()
+        new = {chunk for chunks in chunked for chunk in chunks}
+    _remembered.update(_normalise(sorted(new)))
+    treated = [" ".join(filter(None, [_remembered[chunk] for chunk in chunks])) for chunks in chunked]
+    for chunk in new:
+        if len(chunk) > _REMEMBERED_LENGTH:
+            del _remembered[chunk]
+    return treated
+
+
+#: Stands between two chunks in front of the tokenizer: a private-use character, which no regular expression of NLTK's
+#: names and which is a special character itself, so a chunk that holds it loses nothing by U+FFFD in its place.
+_BETWEEN = "\ue000"
+#: A period that ends a sentence, as NLTK's sentence splitter sees it: nothing but closing marks follows it in its
+#: chunk, or a mark that ends a word; and it does not stand behind a lone d, m, s or t, which that splitter takes for
+#: abbreviations. (Once special characters are gone, this matters only to stop words: "them." is not on the list.)
+_FINAL_PERIOD = re.compile(r"""(?<=[^.\s])(?<![\s(\[*"“][dmstDMST])\.(?=[\])}>"'»”’]* |[)";}\]*:@'({\[‘’“”«»?!])""")
+
+
+def _normalise(chunks: Sequence[str]) -> dict[str, str]:
+    """What becomes of each chunk: its tokens, without stop words and special characters, as lemmas."""
+    return {
+        chunk: " ".join(normalise_tokens(tokens)) for chunk, tokens in zip(chunks, tokenize_chunks(chunks), strict=True)
+    }
+
+
+def tokenize_chunks(chunks: Sequence[str]) -> list[list[str]]:
+    """The tokens of each chunk (a piece of text without whitespace) by NLTK's tokenizer.
+
+    Many chunks go through the tokenizer at once, each as if it were alone and a sentence ended behind it.
+    """
+    tokenize = _tokenizer()
+    found: list[list[str]] = []
+    start = 0
+    while start < len(chunks):
+        stop, size = start, 0
+        while stop < len(chunks) and (size + len(chunks[stop]) < _TOKENIZER_CHARACTERS or stop == start):
+            size += len(chunks[stop]) + 3
+            stop += 1
+        alone = [chunk.replace(_BETWEEN, "\ufffd") for chunk in chunks[start:stop]]
+        joined = " " + f" {_BETWEEN} ".join(alone) + " "
+        tokens: list[str] = []
+        for token in tokenize(_FINAL_PERIOD.sub(" .", joined)):
+            if token == _BETWEEN:
+                found.append(tokens)
+                tokens = []
+            else:
+                tokens.append(token)
+        found.append(tokens)
+        start = stop
+    return found
+
+
+def normalise_tokens(tokens: Iterable[str]) -> list[str]:
+    """Lower-case tokens without stop words and special characters, as lemmas: the rule that makes ``nltk``."""
+    stop_words = _stop_words()
+    words: list[str] = []
+    for token in tokens:
+        lower = token.lower()
+        if lower in stop_words:
+            continue
+        if not (lower.isascii() and lower.isalnum()):
+            lower = strip_special(lower)
+        if lower:
+            words.append(lemmatize(lower))
+    return words
+
+
+@functools.cache
+def _stop_words() -> frozenset[str]:
+    """NLTK's list of English stop words."""
+    lines = _asset("english-stop-words.txt").splitlines()
+    return frozenset(line for line in lines if not line.startswith("#"))
+
+
+def _asset(name: str) -> str:
+    return resources.files("prefcli").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+# Special characters
+
+
+def strip_special(token: str) -> str:
+    """A token without its special characters; empty where no letter and no number is left.
+
+    Special characters are punctuation, symbols, control, formatting, private and unassigned-pictograph characters. A
+    special character between two digits stays, because without it they would be another number (``3.14``, ``10:30``).
+    Combining marks and zero-width joiners share the fate of the character before them.
+    """
+    classes = _character_classes()
+    kept: list[str] = []
+    previous_kept = word = False
+    last = len(token) - 1
+    for place, character in enumerate(token):
+        kind = classes[character]
+        if kind == "word":
+            previous_kept = word = True
+        elif kind == "special":
+            previous_kept = 0 < place < last and token[place - 1].isdecimal() and token[place + 1].isdecimal()
+        if previous_kept:
+            kept.append(character)
+    return "".join(kept) if word else ""
+
+
+class _CharacterClasses(dict[str, str]):
+    """Character -> ``word``, ``mark`` or ``special``, looked up in the table of ranges when first asked for."""
+
+    def __init__(self, table: str) -> None:
+        super().__init__()
+        self._starts: list[int] = []
+        self._kinds: list[str] = []
+        for line in table.splitlines():
+            if not line.startswith("#"):
+                start, kind = line.split()
+                self._starts.append(int(start, 16))
+                self._kinds.append(kind)
+
+    def __missing__(self, character: str) -> str:
+        kind = self._kinds[bisect_right(self._starts, ord(character)) - 1]
+        self[character] = kind
+        return kind
+
+
+@functools.cache
+def _character_classes() -> _CharacterClasses:
+    """The table that the repository carries, so that an older or newer Python gives the same tokens."""
+    return _CharacterClasses(_asset("character-classes.txt"))
+
+
+def character_class_table() -> str:
+    """The table of character classes from this Python's Unicode database, as in ``assets/character-classes.txt``.
+
+    Each line is the first code point of a range, in hexadecimal, and its class; a range ends where the next begins.
+    Code points that Unicode has not assigned yet count as letters, except in the pictographs' blocks.
+    """
+    lines = [
+        f"# Character classes for word tokens, from Unicode {unicodedata.unidata_version}: first code point, class.",
+        "# special: categories P, S, C. mark: category M and the zero-width joiners. word: everything else.",
+        "# Unassigned code points are words, but special in the blocks of pictographs (1F000-1FAFF).",
+    ]
+    previous = ""
+    for code in range(0x110000):
+        category = unicodedata.category(chr(code))
+        if category[0] == "M" or code in (0x200C, 0x200D):
+            kind = "mark"
+        elif category == "Cn":
+            kind = "special" if 0x1F000 <= code <= 0x1FAFF else "word"
+        else:
+            kind = "special" if category[0] in "PSC" else "word"
+        if kind != previous:
+            lines.append(f"{code:04X} {kind}")
+            previous = kind
+    return "\n".join(lines) + "\n"
+
+
+# NLTK's tokenizer
+
+_nltk_lock = threading.Lock()
+
+
+@functools.cache
+def _tokenizer() -> Callable[[str], list[str]]:
+    """NLTK's word tokenizer, the one inside ``word_tokenize``; without the rest of NLTK where that can be had."""
+    with _nltk_lock:
+        tokenizer = _tokenizer_alone() or _tokenizer_by_import()
+    return tokenizer.tokenize
+
+
+def _tokenizer_by_import() -> Any:
+    from nltk.tokenize.destructive import NLTKWordTokenizer
+
+    return NLTKWordTokenizer()
+
+
+def _tokenizer_alone() -> Any:
+    """NLTK's word tokenizer without ``nltk/__init__``; None where this does not work.
+
+    ``import nltk.tokenize.destructive`` runs ``nltk/__init__`` first, which imports all of NLTK and, through its
+    classifiers and metrics, numpy, scipy and scikit-learn where they are installed: up to four seconds in every worker
+    process for 25 regular expressions. The tokenizer's own module needs a few small ones. So for the moment of import
+    ``nltk`` and ``nltk.tokenize`` are empty packages that only know their folders; afterwards every trace is taken
+    out of ``sys.modules`` again, and a later ``import nltk`` anywhere gets the real one.
+    """
+    if "nltk" in sys.modules:  # its price is paid, and it must not be touched
+        return None
+    before = set(sys.modules)
+    try:
+        spec = importlib.util.find_spec("nltk")
+        folder = spec.submodule_search_locations[0]  # type: ignore[union-attr, index]
+        for name, path in (("nltk", folder), ("nltk.tokenize", os.path.join(folder, "tokenize"))):
+            package = types.ModuleType(name)
+            package.__path__ = [path]
+            sys.modules[name] = package
+        return importlib.import_module("nltk.tokenize.destructive").NLTKWordTokenizer()
+    except Exception:  # another NLTK than the ones known: whatever went wrong, the plain import decides
+        return None
+    finally:
+        for name in set(sys.modules) - before:
+            if name == "nltk" or name.startswith("nltk."):
+                del sys.modules[name]
+
+
+# Several processes
+#
+# Each worker is a plain child process that reads batches from its standard input and answers on its standard output.
+# Compared with multiprocessing: nothing is forked (the parent holds threads), the caller's main module is not imported
+# again, a worker imports only this module, pyarrow and numpy, and one whose parent is gone, however it went, reads the
+# end of its input and leaves.
+
+#: Larger batches are cut, so that all processes get work and memory stays bounded (bytes of the three text columns).
+_PIECE_BYTES = 4_000_000
+#: A request is its length; an answer is whether it worked, the five counts, its length; then the bytes.
+_REQUEST = struct.Struct("<Q")
+_ANSWER = struct.Struct("<?5QQ")
+_WORKER = "import sys; sys.path[:] = {path!r}; from prefcli.text import _work; _work({treatment!r})"
+
+
+def treat_stream(
+    batches: Iterable[pa.RecordBatch], treatment: str, *, workers: int | None = None
+) -> Iterator[tuple[pa.RecordBatch, TextCounts]]:
+    """Treat battles batch by batch, in several processes.
+
+    Parameters
+    ----------
+    batches:
+        As :func:`treat_batch` takes them. Read only as far ahead as there is work for the processes (two pieces of at
+        most 4 MB of text for each), so memory does not grow with the input.
+    treatment:
+        A name in :data:`TREATMENTS`.
+    workers:
+        Processes; None for one per usable core. With 1, for ``raw``, and for input of one small batch no process is
+        started. The result does not depend on it.
+
+    Yields
+    ------
+    battles, counts:
+        The treated rows in their order, with what happened to them. A batch of more than 4 MB of text comes out in
+        pieces.
+
+    Raises
+    ------
+    InputError
+        There is no such treatment, a text column is missing, or ``workers`` is below 1.
+    PrefcliError
+        A process died, for instance because memory ran out.
+    """
+    _treater(treatment)
+    if workers is None:
+        workers = usable_cores()
+    if workers < 1:
+        raise InputError(f"{workers} workers cannot work.", hint="Use --workers 1 or more.")
+    return _treat_stream(batches, treatment, workers)
+
+
+def usable_cores() -> int:
+    """The cores this process may run on."""
+    if hasattr(os, "process_cpu_count"):  # Python 3.13
+        return os.process_cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _treat_stream(
+    batches: Iterable[pa.RecordBatch], treatment: str, workers: int
+) -> Iterator[tuple[pa.RecordBatch, TextCounts]]:
+    pieces = (piece for batch in batches for piece in _cut(batch))
+    if treatment == "raw" or workers == 1 or not sys.executable:
+        for piece in pieces:
+            yield treat_batch(piece, treatment)
+        return
+    first = list(islice(pieces, 2))
+    if len(first) < 2:
+        for piece in first:
+            yield treat_batch(piece, treatment)
+        return
+    with _Workers(treatment, workers) as crew:
+        waiting: deque[tuple[pa.RecordBatch, Future[tuple[pa.RecordBatch, TextCounts]]]] = deque()
+        for piece in chain(first, pieces):
+            waiting.append((piece, crew.submit(piece)))
+            if len(waiting) >= 2 * workers:
+                yield _join(*waiting.popleft())
+        while waiting:
+            yield _join(*waiting.popleft())
+
+
+def _cut(battles: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """A batch in pieces of about :data:`_PIECE_BYTES` of text; a small one as it is."""
+    size = sum(_utf8_bytes(battles.column(name).flatten()) for name in TEXT_COLUMNS if name in battles.schema.names)
+    pieces = max(1, min(battles.num_rows, -(-size // _PIECE_BYTES)))
+    rows = max(1, -(-battles.num_rows // pieces))
+    if rows >= battles.num_rows:
+        yield battles
+        return
+    for start in range(0, battles.num_rows, rows):
+        yield battles.slice(start, rows)
+
+
+def _join(
+    piece: pa.RecordBatch, future: Future[tuple[pa.RecordBatch, TextCounts]]
+) -> tuple[pa.RecordBatch, TextCounts]:
+    """The columns that went to a worker, back among those that did not."""
+    import pyarrow as pa
+
+    treated, counts = future.result()
+    columns = [
+        treated.column(name) if name in TEXT_COLUMNS else column
+        for name, column in zip(piece.schema.names, piece.columns, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=piece.schema), counts
+
+
+class _Workers:
+    """Child processes, started as work comes in, each with a thread that hands it a batch and waits for the answer.
+
+    Leaving the ``with`` block kills the processes, whatever they are doing.
+    """
+
+    def __init__(self, treatment: str, count: int) -> None:
+        self._treatment = treatment
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="prefcli-text")
+        self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._closing = False
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._closing = True
+            for process in self._processes:
+                process.kill()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for process in self._processes:
+            with process:  # closes the pipes and waits
+                pass
+
+    def submit(self, piece: pa.RecordBatch) -> Future[tuple[pa.RecordBatch, TextCounts]]:
+        missing = [name for name in TEXT_COLUMNS if name not in piece.schema.names]
+        if missing:
+            treat_batch(piece, self._treatment)  # says so
+        return self._threads.submit(self._ask, _to_ipc(piece.select(list(TEXT_COLUMNS))))
+
+    def _ask(self, request: memoryview) -> tuple[pa.RecordBatch, TextCounts]:
+        try:
+            process = self._idle.get_nowait()
+        except queue.Empty:
+            process = self._start()
+        requests, answers = process.stdin, process.stdout
+        assert requests is not None
+        assert answers is not None
+        try:
+            requests.write(_REQUEST.pack(len(request)))
+            requests.write(request)
+            requests.flush()
+            worked, *counts, length = _ANSWER.unpack(_read_exactly(answers, _ANSWER.size))
+            answer = _read_exactly(answers, length)
+        except (EOFError, OSError) as error:
+            raise PrefcliError(
+                f"A text process ended unexpectedly (exit code {process.wait()}).",
+                hint="If memory ran out, use fewer processes (--workers 1).",
+            ) from error
+        self._idle.put(process)
+        if not worked:
+            raise PrefcliError(f"A text process failed.\n{answer.decode()}", hint="Please report this as a bug.")
+        return _from_ipc(answer), TextCounts(*counts)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        code = _WORKER.format(path=[entry or os.getcwd() for entry in sys.path], treatment=self._treatment)
+        with self._lock:
+            if self._closing:
+                raise PrefcliError("The text processes are being stopped.")
+            process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C in the terminal is the parent's to answer
+            )
+            self._processes.append(process)
+        return process
+
+
+def _work(treatment: str) -> None:
+    """A worker's life: read a batch, treat it, answer, until the input ends."""
+    requests = sys.stdin.buffer
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not get among the answers
+    try:
+        while True:
+            (length,) = _REQUEST.unpack(_read_exactly(requests, _REQUEST.size))
+            request = _read_exactly(requests, length)
+            try:
+                treated, counts = treat_batch(_from_ipc(request), treatment)
+                answer = _to_ipc(treated)
+                numbers = (
+                    counts.turns,
+                    counts.emptied,
+                    counts.emptied_answers,
+                    counts.bytes_in,
+                    counts.bytes_out,
+                )
+                answers.write(_ANSWER.pack(True, *numbers, len(answer)))
+            except Exception:
+                answer = memoryview(traceback.format_exc().encode())
+                answers.write(_ANSWER.pack(False, 0, 0, 0, 0, 0, len(answer)))
+            answers.write(answer)
+            answers.flush()
+    except (EOFError, BrokenPipeError):
+        os._exit(0)  # the parent has finished or is gone; nothing here is worth flushing
+
+
+def _read_exactly(stream: BinaryIO | IO[bytes], length: int) -> bytes:
+    data = stream.read(length)
+    if len(data) < length:
+        raise EOFError
+    return data
+
+
+def _to_ipc(battles: pa.RecordBatch) -> memoryview:
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, battles.schema) as writer:
+        writer.write_batch(battles)
+    return memoryview(sink.getvalue())
+
+
+def _from_ipc(data: bytes) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_next_batch()
+
+
+if __name__ == "__main__":
+    print(character_class_table(), end="")

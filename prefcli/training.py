@@ -1,0 +1,438 @@
+"""The training loop: autocast, GradScaler, AdamW, a linear schedule, validation, checkpoints, ranks.
+
+Small enough to read in one sitting: :func:`fit` is the loop, :func:`step` one optimizer step. It knows nothing
+about files of battles or about architectures; it is given a :class:`~prefcli.models.neural.NeuralModel` and
+tokenised battles, and writes into a run's folder.
+
+Exactness: the order of the battles is a function of (seed, epoch) alone, the learning rate of the number of optimizer
+steps taken, and a checkpoint holds the rest (weights, moments, scale, random states), so a training that was killed and
+resumed ends with the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from prefcli import checkpoints, files, metrics
+from prefcli.distributed import World
+from prefcli.errors import Interrupted, PrefcliError
+from prefcli.models.neural import WEIGHTS, NeuralModel
+from prefcli.options import TrainOptions
+from prefcli.outcomes import SWAPPED
+from prefcli.packing import TokenisedBattles
+from prefcli.reporting import Reporter
+
+CHECKPOINT_SECONDS = 300.0
+MOST_SKIPS_IN_A_ROW = 20
+PRIOR_SPREAD = 0.01
+"""A model whose probabilities differ by less than this (standard deviation) over battles predicts only the prior."""
+
+INITIAL_SCALE = 2.0**16
+KEPT_PROBABILITIES = Path("checkpoints") / "kept.npy"
+
+
+@dataclass
+class Position:
+    """How far a training has come; part of every checkpoint."""
+
+    epoch: int = 0
+    batch: int = 0
+    """Batches of this epoch that are done."""
+    steps: int = 0
+    """Steps attempted, over all epochs."""
+    optimizer_steps: int = 0
+    """Steps in which the optimizer stepped: what the schedule counts."""
+    skipped: int = 0
+    """Steps in which float16 overflowed, so that the scaler left the weights alone."""
+    skipped_in_a_row: int = 0
+    battles: int = 0
+    seconds: float = 0.0
+    """Time in training steps alone, without validation and checkpoints."""
+    best: float = math.inf
+    """Lowest validation log loss so far."""
+    best_step: int = 0
+    stale: int = 0
+    """Validations since the best one."""
+    finished: bool = False
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came out of :func:`fit`."""
+
+    position: Position
+    probabilities: NDArray[np.float64] | None
+    """Of the validation battles, by the kept weights; shape ``[n, 3]``."""
+
+    @property
+    def battles_per_second(self) -> float:
+        return self.position.battles / self.position.seconds if self.position.seconds else 0.0
+
+
+@dataclass
+class Task:
+    """Everything :func:`fit` works with, and the derived quantities of a run."""
+
+    model: NeuralModel
+    train: TokenisedBattles
+    validation: TokenisedBattles | None
+    options: TrainOptions
+    folder: Path
+    reporter: Reporter
+    world: World = field(default_factory=World)
+    resume: bool = False
+    fail_after: Callable[[Position], None] | None = None
+    """Called after every step; tests inject faults here."""
+
+    def __post_init__(self) -> None:
+        if not len(self.train):
+            raise PrefcliError("there is no battle with a known outcome to train on")
+        self.lengths = self.model.lengths(self.train)
+        self.targets = self.train.targets()
+        self.batches_per_epoch = math.ceil(len(self.train) / self.options.batch_size)
+        self.total_steps = self.batches_per_epoch * self.options.epochs
+        self._order: tuple[int, NDArray[np.intp]] = (-1, np.empty(0, np.intp))
+
+    def batch(self, epoch: int, number: int) -> NDArray[np.intp]:
+        """Positions of the battles of one optimizer step: a slice of the epoch's permutation."""
+        if self._order[0] != epoch:
+            self._order = (
+                epoch,
+                np.random.default_rng([self.options.seed, epoch]).permutation(len(self.train)),
+            )
+        return self._order[1][number * self.options.batch_size : (number + 1) * self.options.batch_size]
+
+
+def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
+    """Linear warm-up over ``warmup * total`` steps, then linear decay to 0 at ``total``; ``step`` counts from 0."""
+    rising = round(warmup * total)
+    if step < rising:
+        return peak * step / rising
+    return peak * max(0.0, (total - step) / max(1, total - rising))
+
+
+def make_optimizer(module: nn.Module, options: TrainOptions) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter, ICLR 2019), weight decay on matrices only: not on biases and norms."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
+
+
+def loss_of(logits: Tensor, targets: Tensor, options: TrainOptions) -> Tensor:
+    """Cross-entropy summed over battles.
+
+    ``loss_input`` other than ``logits`` is the seed's ablation: CrossEntropyLoss applies log-softmax itself, so
+    ``log-softmax`` before it changes nothing and ``softmax`` squeezes the logits into [0, 1].
+    """
+    if options.loss_input == "softmax":
+        logits = logits.softmax(dim=-1)
+    elif options.loss_input == "log-softmax":
+        logits = logits.log_softmax(dim=-1)
+    return nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=options.label_smoothing)
+
+
+def fit(task: Task) -> Fitted:
+    """Train, validate, keep the best weights in ``folder/model.safetensors``.
+
+    Raises
+    ------
+    Interrupted
+        On SIGINT or SIGTERM, after a checkpoint.
+    PrefcliError
+        If the loss is no longer a number, or the memory does not suffice.
+    """
+    options, model, world = task.options, task.model, task.world
+    placement = model.placement
+    module = model.module
+    if options.gradient_checkpointing:
+        module.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = make_optimizer(module, options)
+    scaler = torch.amp.GradScaler(placement.device.type, init_scale=INITIAL_SCALE, enabled=placement.scaled)
+    torch.manual_seed(options.seed + 1 + world.rank)
+    position = _restore(task, optimizer, scaler) if task.resume else Position()
+    parallel = module if world.alone else _data_parallel(module, placement.device)
+    log = _Log(task.folder / "metrics.jsonl", position.steps, writes=world.is_first)
+    log.open()
+    last_checkpoint = time.monotonic()
+    first_done = position.epoch * len(task.train) + position.batch * options.batch_size
+
+    def checkpoint() -> None:
+        nonlocal last_checkpoint
+        states = world.gather(checkpoints.random_states(placement.device))
+        if world.is_first:
+            random = {f"{rank}.{name}": state for rank, held in enumerate(states) for name, state in held.items()}
+            state = {"position": asdict(position), "scaler": scaler.state_dict(), "ranks": world.size}
+            checkpoints.save(
+                task.folder / "checkpoints",
+                position.steps,
+                checkpoints.Checkpoint(module.state_dict(), optimizer.state_dict(), random, state),
+            )
+        last_checkpoint = time.monotonic()
+
+    with (
+        _signals() as stopped,
+        log,
+        task.reporter.track(
+            "training",
+            len(task.train) * options.epochs,
+            done=min(first_done, len(task.train) * options.epochs),
+        ) as progress,
+    ):
+        while not position.finished:
+            started = time.perf_counter()
+            rows = task.batch(position.epoch, position.batch)
+            rate = learning_rate(position.optimizer_steps, task.total_steps, options.learning_rate, options.warmup)
+            result = step(task, parallel, optimizer, scaler, rows, rate)
+            position.seconds += time.perf_counter() - started
+            position.batch += 1
+            position.steps += 1
+            position.battles += len(rows)
+            position.optimizer_steps += not result.skipped
+            position.skipped += result.skipped
+            position.skipped_in_a_row = position.skipped_in_a_row + 1 if result.skipped else 0
+            log.write(step=position.steps, epoch=position.epoch, lr=rate, **asdict(result))
+            _watch(result, position, rate, scaled=placement.scaled)
+            note = f"loss {result.loss:.4f}, lr {rate:.2g}"
+            progress.advance(len(rows), note + (f", {position.skipped} skipped" if position.skipped else ""))
+
+            end_of_epoch = position.batch == task.batches_per_epoch
+            if end_of_epoch or (options.eval_every and position.steps % options.eval_every == 0):
+                _validate(task, position, log)
+            if end_of_epoch:
+                position.epoch, position.batch = position.epoch + 1, 0
+                position.finished |= position.epoch == options.epochs
+            if task.fail_after is not None:
+                task.fail_after(position)
+            signals = [number for number in world.gather(stopped()) if number]
+            due = (
+                position.steps % options.checkpoint_every == 0
+                if options.checkpoint_every
+                else world.any(time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS)
+            )
+            if due or signals or position.finished:
+                checkpoint()
+            if signals and not position.finished:
+                raise Interrupted(
+                    signals[0],
+                    f"interrupted after step {position.steps} of {task.total_steps}; a checkpoint is saved",
+                    hint=f"Continue with: prefcli train --resume {task.folder}",
+                )
+    return Fitted(position, _kept_probabilities(task))
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did, as it stands in ``metrics.jsonl``."""
+
+    loss: float
+    grad_norm: float
+    scale: float
+    skipped: bool
+
+
+def step(
+    task: Task,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    rows: NDArray[np.intp],
+    rate: float,
+) -> StepResult:
+    """One optimizer step over a batch: forward and loss under autocast, backward through the scaler, update.
+
+    The loss is the mean over the whole batch, however it is cut into micro-batches and spread over ranks.
+    """
+    options, model, world = task.options, task.model, task.world
+    device = model.placement.device
+    module.train()
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+
+    mine = rows[world.rank :: world.size]
+    orders = (False, True) if options.swap else (False,)
+    # A rank without a share of the last, small batch still takes part in the exchange, with weight 0.
+    weight = (world.size if len(mine) else 0.0) / (len(rows) * len(orders))
+    pieces = list(model.micro_batches(task.lengths, mine if len(mine) else rows[:1], options.micro_batch))
+    jobs = [(piece, swapped) for swapped in orders for piece in pieces]
+    total = torch.zeros((), device=device)
+    for number, (piece, swapped) in enumerate(jobs):
+        targets = torch.from_numpy(task.targets[piece][:, SWAPPED] if swapped else task.targets[piece]).to(device)
+        last = number == len(jobs) - 1
+        with contextlib.nullcontext() if last or world.alone else module.no_sync():  # type: ignore[operator, union-attr]
+            with torch.autocast(device.type, model.placement.dtype, enabled=model.placement.precision != "fp32"):
+                logits = module(**model.inputs(task.train, piece, swapped))
+                loss = loss_of(logits.float(), targets, options) * weight
+            scaler.scale(loss).backward()
+        total += loss.detach()
+
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(module.parameters(), options.clip or math.inf)
+    scale = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    # The scale falls exactly when the scaler found infinities and left the optimizer out.
+    skipped = scaler.is_enabled() and scaler.get_scale() < scale
+    loss_value = sum(world.gather(float(total))) / world.size
+    return StepResult(loss_value, float(norm), scale, skipped)
+
+
+def _watch(result: StepResult, position: Position, rate: float, *, scaled: bool) -> None:
+    """Stop a training that has gone wrong instead of letting it run for hours."""
+    broken = not math.isfinite(result.loss) or not math.isfinite(result.grad_norm)
+    if (broken and not scaled) or position.skipped_in_a_row >= MOST_SKIPS_IN_A_ROW:
+        raise PrefcliError(
+            f"the loss is no longer a number at step {position.steps} (loss {result.loss}, learning rate {rate:.3g})",
+            hint="Try a lower --lr, --warmup 0.1, a smaller --clip, or --precision fp32.",
+        )
+
+
+def _validate(task: Task, position: Position, log: _Log) -> None:
+    """Validation log loss of the weights as they are; keeps them if they are the best so far."""
+    if task.validation is None:
+        if task.world.is_first and position.batch == task.batches_per_epoch:
+            _keep(task, None)
+        return
+    probabilities = predict_shared(task, task.validation)
+    loss = metrics.log_loss(probabilities, task.validation.labels)
+    log.write(step=position.steps, epoch=position.epoch, validation_log_loss=loss)
+    if loss < position.best:
+        position.best, position.best_step, position.stale = loss, position.steps, 0
+        if task.world.is_first:
+            _keep(task, probabilities)
+    else:
+        position.stale += 1
+        if task.options.patience and position.stale >= task.options.patience:
+            position.finished = True
+            task.reporter.note(
+                f"stopped early: no better validation in {position.stale} attempts, best {position.best:.4f} "
+                f"at step {position.best_step}"
+            )
+    task.reporter.note(f"step {position.steps}: validation log loss {loss:.4f}, best {position.best:.4f}")
+
+
+def predict_shared(task: Task, battles: TokenisedBattles) -> NDArray[np.float64]:
+    """Probabilities ``[n, 3]``, the battles shared out among the ranks, the result on all of them."""
+    world = task.world
+    own = np.arange(len(battles))[world.rank :: world.size]
+    logits = task.model.logits_of(battles if world.alone else battles.take(own))
+    probabilities = np.empty((len(battles), 3))
+    for rank, part in enumerate(world.gather(metrics.softmax(logits))):
+        probabilities[rank :: world.size] = part
+    return probabilities
+
+
+def _keep(task: Task, probabilities: NDArray[np.float64] | None) -> None:
+    from safetensors.torch import save_model
+
+    with files.atomic(task.folder / WEIGHTS) as temporary:
+        save_model(task.model.module, str(temporary))
+    if probabilities is not None:
+        with files.atomic(task.folder / KEPT_PROBABILITIES) as temporary, temporary.open("wb") as stream:
+            np.save(stream, probabilities, allow_pickle=False)
+
+
+def _kept_probabilities(task: Task) -> NDArray[np.float64] | None:
+    task.world.barrier()
+    if task.validation is None:
+        return None
+    kept: NDArray[np.float64] = np.load(task.folder / KEPT_PROBABILITIES, allow_pickle=False)
+    return kept
+
+
+def _restore(task: Task, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Position:
+    """Set everything to where the newest whole checkpoint left it; a run without one begins anew."""
+    held = checkpoints.load_latest(task.folder / "checkpoints", task.reporter.warn)
+    if held is None:
+        task.reporter.note("the run has no checkpoint yet: it begins anew")
+        return Position()
+    task.model.module.load_state_dict(held.model)
+    optimizer.load_state_dict(held.optimizer)
+    scaler.load_state_dict(held.state["scaler"])
+    rank = task.world.rank if held.state["ranks"] == task.world.size else 0
+    prefix = f"{rank}."
+    own = {name.removeprefix(prefix): state for name, state in held.random.items() if name.startswith(prefix)}
+    checkpoints.restore_random_states(own, task.model.placement.device)
+    position = Position(**held.state["position"])
+    task.reporter.note(f"resumed at step {position.steps} of {task.total_steps}")
+    return position
+
+
+def _data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
+    from torch.nn.parallel import DistributedDataParallel
+
+    # Encoders have heads and poolers that this model does not use: their gradients never come.
+    return DistributedDataParallel(
+        module, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
+    )
+
+
+class _Log:
+    """``metrics.jsonl``: one line per step and per validation, cut back to the checkpoint when resumed."""
+
+    def __init__(self, path: Path, steps: int, *, writes: bool) -> None:
+        self._path = path
+        self._steps = steps
+        self._writes = writes
+
+    def open(self) -> None:
+        if not self._writes:
+            return
+        kept = []
+        if self._steps and self._path.exists():
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    if json.loads(line)["step"] <= self._steps:
+                        kept.append(line + "\n")
+        files.write_text(self._path, "".join(kept))
+
+    def __enter__(self) -> None:
+        self._stream = self._path.open("a", encoding="utf-8") if self._writes else None
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def write(self, **record: Any) -> None:
+        if self._stream is not None:
+            self._stream.write(json.dumps(record) + "\n")
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Callable[[], int]]:
+    """Note SIGINT and SIGTERM instead of dying of them; the loop asks which one came. A second one is not held back."""
+    received = 0
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal received
+        received = number
+        signal.signal(number, previous[number])
+
+    previous = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            previous[number] = signal.signal(number, note)
+        except ValueError:  # not the main thread: its owner deals with signals
+            break
+    try:
+        yield lambda: received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,501 @@
+"""What the text treatments keep, lose and count, in one process and in several."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import unicodedata
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefcli import text
+from prefcli.errors import InputError, PrefcliError
+from prefcli.text import TREATMENTS, TextCounts, treat_batch, treat_stream, treat_text
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = json.loads((Path(__file__).parent / "data" / "nltk_tokens.json").read_text(encoding="utf-8"))["texts"]
+
+#: Everything Python can hold, lone surrogates included, and text that looks like text.
+ANY_TEXT = st.one_of(
+    st.text(st.characters(exclude_categories=())),
+    st.text(st.sampled_from("aA.sS'tnI \n\t\u00a0é!?,:;\"`-*()[]3.5\ue000中。ก\u0301\u200d😀\ud83d"), max_size=40),
+)
+TURNS = st.lists(st.none() | ANY_TEXT.map(text._well_formed), max_size=3)
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+
+
+def battles(*rows: tuple, metadata: dict | None = None) -> pa.RecordBatch:
+    """Battles from (prompt, response_a, response_b) rows, each a list of turns."""
+    lists = pa.list_(pa.string())
+    schema = pa.schema(
+        [("id", pa.string()), ("prompt", lists), ("response_a", lists), ("response_b", lists), ("label", pa.int8())],
+        metadata=metadata,
+    )
+    columns = [[str(place) for place in range(len(rows))], *([row[k] for row in rows] for k in range(3))]
+    return pa.RecordBatch.from_arrays(
+        [pa.array(column, type=field.type) for column, field in zip([*columns, [2] * len(rows)], schema, strict=True)],
+        schema=schema,
+    )
+
+
+def many_batches(number: int, rows: int = 20) -> list[pa.RecordBatch]:
+    return [
+        battles(*[([f"Questions {n} {row}?"], ["The dogs, " * 30, None], [f"B {n}."]) for row in range(rows)])
+        for n in range(number)
+    ]
+
+
+def treated_rows(batches: list[pa.RecordBatch], **options: int) -> tuple[list[dict], TextCounts]:
+    rows: list[dict] = []
+    counts = TextCounts()
+    for batch, found in treat_stream(iter(batches), "nltk", **options):
+        rows += batch.to_pylist()
+        counts += found
+    return rows, counts
+
+
+# The tokens
+
+
+@pytest.mark.parametrize("entry", SAMPLE, ids=[repr(entry["text"][:25]) for entry in SAMPLE])
+def test_tokens_are_those_of_a_plain_nltk_program(entry):
+    assert treat_text(entry["text"], "nltk") == entry["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("token", "kept"),
+    [
+        ("well-known", "wellknown"),
+        ("C++", "C"),
+        ("n't", "nt"),
+        ("'s", "s"),
+        ("3.14", "3.14"),
+        ("1,000,000", "1,000,000"),
+        ("10:30", "10:30"),
+        ("-5", "5"),
+        ("v2.", "v2"),
+        ("snake_case", "snakecase"),
+        ("किताबें", "किताबें"),
+        ("cafe\u0301", "cafe\u0301"),
+        ("می‌خواهم", "می‌خواهم"),
+        ("٣٫١٤", "٣٫١٤"),
+        ("👨‍👩‍👧", ""),
+        ("❤\ufe0f", ""),
+        ("\u0301", ""),
+        ("ok\ufffd", "ok"),
+        ("😀fun", "fun"),
+    ],
+)
+def test_special_characters_leave_a_token_by_one_rule(token, kept):
+    assert text.strip_special(token) == kept
+
+
+def test_stop_words_go_in_any_case_and_only_whole():
+    assert treat_text("The THE the then theory") == "theory"
+
+
+def test_a_text_of_symbols_is_empty_afterwards():
+    assert treat_text("*** --- 😀 () => {};") == ""
+
+
+def test_an_initial_that_is_a_stop_word_goes_although_nltk_may_keep_it():
+    # The one known difference: NLTK's sentence splitter leaves the period on some initials, "a." is no stop word.
+    assert treat_text("A. Turing met I. Newton and D. Hilbert.") == "turing met newton d hilbert"
+
+
+def test_lone_surrogates_never_raise():
+    assert treat_text("bad \ud83d word", "nltk") == "bad word"
+    assert treat_text("bad \ud83d word", "light") == treat_text("bad \ud83d word", "raw") == "bad \ufffd word"
+    assert treat_text("\ud83d\ude00", "raw") == "😀"
+
+
+def test_the_stop_list_is_nltks():
+    assert len(text._stop_words()) == 198
+    assert {"the", "not", "wouldn't", "yourselves"} <= text._stop_words()
+
+
+def test_character_classes_are_those_of_unicode():
+    table = text.character_class_table()
+    if unicodedata.unidata_version == "14.0.0":
+        assert text._asset("character-classes.txt") == table
+        return
+    here, shipped = text._CharacterClasses(table), text._CharacterClasses(text._asset("character-classes.txt"))
+    changed = [chr(code) for code in range(0x110000) if here[chr(code)] != shipped[chr(code)]]
+    assert len(changed) < 2000  # what another version of Unicode has that this table's has not, or the reverse
+
+
+# The other treatments
+
+
+def test_raw_changes_nothing():
+    batch = battles((["A  b\r\n"], ["* c\x00"], [None]))
+    treated, counts = treat_batch(batch, "raw")
+    assert treated is batch
+    assert counts == TextCounts(turns=2, bytes_in=10, bytes_out=10)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("cafe\u0301", "café"),
+        ("a\r\nb\rc\u2028d", "a\nb\nc\nd"),
+        ("  indented(x)\n    more   spaces  \n", "  indented(x)\n    more spaces"),
+        ("a\n\n\n\n\nb", "a\n\nb"),
+        ("\n\n a\u00a0b\u3000c", " a b c"),
+        ("a\tb", "a\tb"),
+        ("nul\x00 bell\x07 soft\u00adhyphen \ufeffmark", "nul bell softhyphen mark"),
+        ("**Bold** — “it’s” 👨‍👩‍👧", "**Bold** — “it’s” 👨‍👩‍👧"),
+    ],
+)
+def test_light_tidies_and_keeps_the_words(before, after):
+    assert treat_text(before, "light") == after
+
+
+@pytest.mark.parametrize("name", ["nltk", "raw", "light"])
+def test_every_treatment_says_what_it_keeps_and_loses(name):
+    treatment = TREATMENTS[name]
+    assert treatment.name == name
+    assert treatment.version >= 1
+    assert treatment.summary
+    assert treatment.keeps
+    assert treatment.loses
+    assert "\n" not in treatment.summary
+
+
+def test_an_unknown_treatment_names_the_known_ones():
+    for call in (
+        lambda: treat_text("a", "stem"),
+        lambda: treat_batch(battles(), "stem"),
+        lambda: treat_stream([], "stem"),
+    ):
+        with pytest.raises(InputError, match="no text treatment 'stem'") as caught:
+            call()
+        assert caught.value.hint == "Choose one of nltk, raw, light."
+
+
+# Properties
+
+
+@given(ANY_TEXT)
+def test_nltk_never_raises_and_leaves_no_special_character(anything):
+    treated = treat_text(anything, "nltk")
+    classes = text._character_classes()
+    for token in treated.split(" ") if treated else []:
+        assert any(classes[character] == "word" for character in token)
+        for before, character, after in zip(" " + token, token, token[1:] + " ", strict=False):
+            assert classes[character] != "special" or (before.isdecimal() and after.isdecimal())
+    assert treated == " ".join(treated.split())
+    treated.encode("utf-8")
+
+
+@given(ANY_TEXT, ANY_TEXT)
+def test_what_becomes_of_a_word_does_not_depend_on_its_neighbours_or_on_memory(left, right):
+    left, right = text._well_formed(left), text._well_formed(right)
+    alone = [treat_text(left), treat_text(right)]
+    text._remembered.clear()
+    assert treat_text(f"{left} {right}") == " ".join(filter(None, alone))
+
+
+@given(ANY_TEXT)
+def test_raw_and_light_are_idempotent(anything):
+    for name in ("raw", "light"):
+        once = treat_text(anything, name)
+        assert treat_text(once, name) == once
+
+
+def test_nltk_is_idempotent_where_no_new_stop_word_or_plural_appears_and_only_there():
+    once = treat_text("Quick brown foxes; 3.14 naïve words, 你好")
+    assert treat_text(once) == once
+    assert treat_text("it's") == "s"
+    assert treat_text("s") == ""
+
+
+@given(st.lists(st.tuples(TURNS, TURNS, TURNS), max_size=4), st.sampled_from(sorted(TREATMENTS)))
+def test_rows_turns_and_nulls_keep_their_places(rows, name):
+    batch = battles(*rows)
+    treated, counts = treat_batch(batch, name)
+    treated.validate(full=True)
+    assert treated.schema == batch.schema
+    expected = [[[None if t is None else treat_text(t, name) for t in turns] for turns in row] for row in rows]
+    assert [[row[column] for column in text.TEXT_COLUMNS] for row in treated.to_pylist()] == expected
+    assert counts.turns == sum(turn is not None for row in rows for turns in row for turn in turns)
+
+
+# Batches
+
+
+def test_other_columns_and_metadata_pass_through():
+    batch = battles((["Dogs"], ["Cats"], ["Mice"]), metadata={b"origin": b"somewhere"})
+    treated, _ = treat_batch(batch, "nltk")
+    assert treated.to_pylist() == [
+        {"id": "0", "prompt": ["dog"], "response_a": ["cat"], "response_b": ["mouse"], "label": 2}
+    ]
+    assert treated.schema.equals(batch.schema, check_metadata=True)
+
+
+def test_empty_lists_null_lists_and_slices_are_treated():
+    batch = battles(
+        (["gone"], ["gone"], ["gone"]),
+        ([], None, ["Dogs", None, "Cats"]),
+        (None, [], [None]),
+        (["Foxes"], ["Birds"], ["Trees"]),
+    ).slice(1, 3)
+    treated, counts = treat_batch(batch, "nltk")
+    treated.validate(full=True)
+    assert treated.column("prompt").to_pylist() == [[], None, ["fox"]]
+    assert treated.column("response_a").to_pylist() == [None, [], ["bird"]]
+    assert treated.column("response_b").to_pylist() == [["dog", None, "cat"], [None], ["tree"]]
+    assert counts.turns == 5
+
+
+def test_large_lists_keep_their_type():
+    lists = pa.large_list(pa.large_string())
+    columns = {name: pa.array([["Dogs"], None], type=lists) for name in text.TEXT_COLUMNS}
+    treated, _ = treat_batch(pa.RecordBatch.from_pydict(columns), "nltk")
+    assert treated.column("prompt").type == lists
+    assert treated.column("prompt").to_pylist() == [["dog"], None]
+
+
+def test_what_became_empty_is_counted():
+    batch = battles(
+        (["???"], ["{}", "words"], ["{}", "=>", None]),
+        (["fine"], ["", " \n"], []),
+        (["fine"], ["The"], ["fine"]),
+    )
+    _, counts = treat_batch(batch, "nltk")
+    assert counts == TextCounts(turns=11, emptied=5, emptied_answers=2, bytes_in=31, bytes_out=16)
+
+
+def test_counts_add_up():
+    assert TextCounts(1, 2, 3, 4, 5) + TextCounts(10, 20, 30, 40, 50) == TextCounts(11, 22, 33, 44, 55)
+
+
+def test_a_missing_column_is_named():
+    batch = battles((["a"], ["b"], ["c"])).drop_columns(["response_b"])
+    with pytest.raises(InputError, match="no column response_b"):
+        treat_batch(batch, "nltk")
+    with pytest.raises(InputError, match="no column response_b"):
+        list(treat_stream([batch, batch], "nltk", workers=2))
+
+
+# Memory
+
+
+def test_the_memory_of_chunks_is_bounded_and_changes_nothing(monkeypatch):
+    texts = [f"words{n} dogs{n}. the cats" for n in range(200)]
+    text._remembered.clear()
+    expected = text._treat_nltk(texts)
+    monkeypatch.setattr(text, "_REMEMBERED_CHUNKS", 10)
+    monkeypatch.setattr(text, "_BLOCK_CHARACTERS", 100)
+    text._remembered.clear()
+    assert text._treat_nltk(texts) == expected
+    assert len(text._remembered) < 40
+
+
+def test_long_chunks_are_not_remembered():
+    text._remembered.clear()
+    assert treat_text("short " + "x" * 1000 + ".") == "short " + "x" * 1000
+    assert list(text._remembered) == ["short"]
+
+
+# NLTK without the rest of NLTK
+
+
+def run_python(code: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, **options)
+
+
+def test_treating_text_imports_nothing_heavy():
+    done = run_python(
+        "import sys; from prefcli.text import treat_text; assert treat_text('The dogs.') == 'dog';"
+        "print(sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    assert done.returncode == 0, done.stderr
+    heavy = {"nltk", "scipy", "sklearn", "numpy", "pandas", "torch", "transformers", "multiprocessing"}
+    assert not heavy & set(json.loads(done.stdout.replace("'", '"')))
+
+
+def test_the_tokenizer_alone_gives_the_tokens_of_the_plain_import():
+    done = run_python(COMPARE_IMPORTS)
+    assert done.returncode == 0, done.stderr
+
+
+COMPARE_IMPORTS = """
+import json, sys
+from prefcli import text
+
+with open("tests/data/nltk_tokens.json", encoding="utf-8") as file:
+    chunks = sorted({chunk for entry in json.load(file)["texts"] for chunk in entry["text"].split()})
+alone = text._tokenizer_alone()
+assert alone is not None and "nltk" not in sys.modules
+found = text.tokenize_chunks(chunks)
+plain = text._tokenizer_by_import()
+assert type(plain) is not type(alone) and sys.modules["nltk"].__version__
+assert text._tokenizer_alone() is None, "an imported NLTK is left alone"
+text._tokenizer.cache_clear()
+assert text.tokenize_chunks(chunks) == found
+"""
+
+
+def test_an_nltk_that_cannot_be_taken_apart_is_imported_whole(monkeypatch):
+    monkeypatch.setattr(text.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "nltk", None)
+    monkeypatch.delitem(sys.modules, "nltk")
+    assert text._tokenizer_alone() is None
+    assert "nltk" not in sys.modules
+
+
+# Several processes
+
+
+def test_two_processes_give_what_one_gives_in_order():
+    batches = many_batches(12)
+    alone, together = treated_rows(batches, workers=1), treated_rows(batches, workers=2)
+    assert alone == together
+    assert [row["prompt"][0] for row in alone[0][::20]] == [f"question {n} 0" for n in range(12)]
+
+
+def test_a_large_batch_is_cut_and_keeps_its_rows(monkeypatch):
+    monkeypatch.setattr(text, "_PIECE_BYTES", 1000)
+    batch = pa.Table.from_batches(many_batches(5)).combine_chunks().to_batches()[0]
+    pieces = [piece for piece, _ in treat_stream([batch], "nltk", workers=1)]
+    assert len(pieces) > 10
+    assert pa.Table.from_batches(pieces).to_pylist() == treated_rows(many_batches(5), workers=1)[0]
+    assert treated_rows([batch], workers=2)[0] == treated_rows([batch], workers=1)[0]
+
+
+def test_one_small_batch_starts_no_process(monkeypatch):
+    monkeypatch.setattr(text.subprocess, "Popen", lambda *_, **__: pytest.fail("started a process"))
+    assert len(treated_rows(many_batches(1), workers=8)[0]) == 20
+    assert treated_rows([], workers=8) == ([], TextCounts())
+    assert len(treated_rows(many_batches(3), workers=1)[0]) == 60
+    assert len(list(treat_stream(many_batches(3), "raw", workers=8))) == 3
+
+
+def test_batches_are_read_only_as_far_ahead_as_there_is_work():
+    read = 0
+
+    def source():
+        nonlocal read
+        for batch in many_batches(30, rows=1):
+            read += 1
+            yield batch
+
+    for done, _ in enumerate(treat_stream(source(), "nltk", workers=2), start=1):
+        assert read <= done + 2 * 2
+    assert read == done == 30
+
+
+def test_no_workers_is_an_input_error():
+    with pytest.raises(InputError, match="0 workers"):
+        treat_stream([], "nltk", workers=0)
+
+
+def test_an_error_of_the_reader_reaches_the_caller_and_ends_the_processes(monkeypatch):
+    started = spy_on_processes(monkeypatch)
+
+    def source():
+        yield from many_batches(6)
+        raise InputError("row 7 is broken")
+
+    with pytest.raises(InputError, match="row 7 is broken"):
+        list(treat_stream(source(), "nltk", workers=2))
+    assert len(started) == 2
+    assert all(process.returncode is not None for process in started)
+
+
+def test_leaving_early_ends_the_processes(monkeypatch):
+    started = spy_on_processes(monkeypatch)
+    stream = treat_stream(many_batches(20), "nltk", workers=2)
+    next(stream)
+    stream.close()
+    assert len(started) == 2
+    assert all(process.returncode is not None for process in started)
+
+
+def test_a_process_that_dies_is_reported(monkeypatch):
+    monkeypatch.setattr(text, "_WORKER", "import os; os._exit(3)  # {path!r} {treatment!r}")
+    with pytest.raises(PrefcliError, match=r"ended unexpectedly \(exit code 3\)"):
+        list(treat_stream(many_batches(4), "nltk", workers=2))
+
+
+def test_a_process_that_fails_says_why():
+    with text._Workers("stem", 1) as crew, pytest.raises(PrefcliError, match="There is no text treatment 'stem'"):
+        crew.submit(many_batches(1)[0]).result()
+
+
+def spy_on_processes(monkeypatch) -> list[subprocess.Popen]:
+    started: list[subprocess.Popen] = []
+    real = subprocess.Popen
+
+    def popen(*arguments, **options):
+        started.append(real(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(text.subprocess, "Popen", popen)
+    return started
+
+
+#: A program that treats battles without end and says which processes it started.
+ENDLESS = """
+import itertools, subprocess, sys
+sys.path.insert(0, "tests")
+from prefcli import text
+from test_text import many_batches
+
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        print(self.pid, flush=True)
+
+text.subprocess.Popen = Popen
+for _ in text.treat_stream(itertools.cycle(many_batches(4)), "nltk", workers=2):
+    pass
+"""
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_survives_its_parent(number):
+    # No "if __name__ == '__main__'" in the program: the caller's main module does not matter.
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDLESS], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stderr is not None
+        workers = [int(parent.stdout.readline()) for _ in range(2)]
+        time.sleep(0.5)
+        parent.send_signal(number)
+        parent.wait(timeout=10)
+        errors = parent.stderr.read()
+    deadline = time.monotonic() + 10
+    while any(is_running(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_running(worker) for worker in workers)
+    assert errors.count("Traceback") == (1 if number == signal.SIGINT else 0), errors
+
+
+def is_running(pid: int) -> bool:
+    """Alive and no zombie (an orphan is reaped by whoever inherits it, which may take its time)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+settings.register_profile("text", deadline=None)
+settings.load_profile("text")
