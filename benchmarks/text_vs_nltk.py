@@ -113,6 +113,7 @@ def treated_class(plain: list[str], treated: list[str], stop_words: frozenset[st
 
 
 def compare(texts: Counter[str]) -> None:
+    """Print the share of the plain program's tokens that the treatment has too (an extra token counts as one less)."""
     word_tokenize, stop_words, lemmatizer = nltk_parts()
     sums: Counter[str] = Counter()
     raw_kinds: Counter[str] = Counter()
@@ -132,11 +133,11 @@ def compare(texts: Counter[str]) -> None:
         sums["treated"] += times * len(plain)
         if raw_plain != raw_ours:
             for left, right in differences(raw_plain, raw_ours):
-                sums["raw different"] += times * max(len(left), len(right))
+                sums["raw different"] += times * max(1, len(left))
                 raw_kinds[raw_class(left, right)] += times
         if plain != treated:
             for left, right in differences(plain, treated):
-                sums["treated different"] += times * max(len(left), len(right))
+                sums["treated different"] += times * max(1, len(left))
                 kind = treated_class(left, right, stop_words)
                 kinds[kind] += times
                 examples.setdefault(kind, Counter())[f"{' '.join(left)!r} -> {' '.join(right)!r}"] += times
@@ -170,12 +171,16 @@ def measure(battles: pa.Table, plain_megabytes: float) -> None:
         sample[half].append(text)
         size[half] += len(text.encode()) / 1e6
     nltk_parts()
-    rates: dict[str, list[float]] = {"plain": [], "one": [], "two": []}
+    rates: dict[str, list[float]] = {"plain": [], "same": [], "one": [], "two": []}
     for half in (0, 1):  # plain, ours, plain, ours: a machine that slows down slows both
         start = time.perf_counter()
         for text in sample[half]:
             " ".join(plain_tokens(text))
         rates["plain"].append(size[half] / (time.perf_counter() - start))
+        ours._remembered.clear()
+        start = time.perf_counter()
+        ours._treat_nltk(sample[half])
+        rates["same"].append(size[half] / (time.perf_counter() - start))
         for name, workers in (("one", 1), ("two", 2)):
             ours._remembered.clear()
             counts = ours.TextCounts()
@@ -183,17 +188,17 @@ def measure(battles: pa.Table, plain_megabytes: float) -> None:
             for _, found in ours.treat_stream(battles.to_batches(2000), "nltk", workers=workers):
                 counts += found
             rates[name].append(counts.bytes_in / 1e6 / (time.perf_counter() - start))
+    print(f"speed (from cold; a sample of {sum(size):.1f} MB, all turns are {counts.bytes_in / 1e6:.0f} MB):")
     plain = sum(rates["plain"]) / 2
-    print(
-        f"speed ({counts.bytes_in / 1e6:.0f} MB of turns from cold; the plain program on {sum(size):.1f} MB of them):"
-    )
-    print(f"  plain program    {plain:6.2f} MB/s   (runs: {', '.join(f'{rate:.2f}' for rate in rates['plain'])})")
-    for name in ("one", "two"):
+    for name, title in (
+        ("plain", "plain program, the sample"),
+        ("same", "one process, the sample"),
+        ("one", "one process, all turns"),
+        ("two", "two processes, all turns"),
+    ):
         rate = sum(rates[name]) / 2
         runs = ", ".join(f"{rate:.2f}" for rate in rates[name])
-        print(
-            f"  {name} process{'es' * (name == 'two'):<2}    {rate:6.2f} MB/s   {rate / plain:.1f} times (runs: {runs})"
-        )
+        print(f"  {title:<26} {rate:6.2f} MB/s   {rate / plain:5.1f} times   (runs: {runs})")
     print(f"  {counts.emptied:,} of {counts.turns:,} turns and {counts.emptied_answers:,} answers became empty")
 
 

@@ -24,14 +24,19 @@ SEED = 20240504
 
 LIKED = ("accurate", "clear", "concrete", "example", "helpful", "precise", "reason", "step", "thorough", "verified")
 DISLIKED = ("boring", "confused", "evasive", "lazy", "refuse", "repeat", "sloppy", "unsure", "vague", "wrong")
+# fmt: off
 NEUTRAL = (
-    "answer apple bridge candle castle circle city cloud color corner country desert dinner door engine evening family "
-    "farm field fire flower forest garden glass harbor history house island journey kitchen lake language letter light "
-    "market meadow metal minute mirror morning mountain music night ocean office orange paper piano picture planet "
-    "pocket potato question rabbit rain river road rocket salt school season shadow silver sister snow song spring star "
-    "station stone story street summer sun table teacher theater ticket tiger tower train travel tree valley village "
-    "violin voice wagon water weather window winter wood yellow"
-).split()
+    "answer", "apple", "bridge", "candle", "castle", "circle", "city", "cloud", "color", "corner", "country",
+    "desert", "dinner", "door", "engine", "evening", "family", "farm", "field", "fire", "flower", "forest", "garden",
+    "glass", "harbor", "history", "house", "island", "journey", "kitchen", "lake", "language", "letter", "light",
+    "market", "meadow", "metal", "minute", "mirror", "morning", "mountain", "music", "night", "ocean", "office",
+    "orange", "paper", "piano", "picture", "planet", "pocket", "potato", "question", "rabbit", "rain", "river",
+    "road", "rocket", "salt", "school", "season", "shadow", "silver", "sister", "snow", "song", "spring", "star",
+    "station", "stone", "story", "street", "summer", "sun", "table", "teacher", "theater", "ticket", "tiger", "tower",
+    "train", "travel", "tree", "valley", "village", "violin", "voice", "wagon", "water", "weather", "window",
+    "winter", "wood", "yellow",
+)
+# fmt: on
 PROMPTS = (
     "Explain how a {} and a {} are related.",
     "Write a short story about a {} near the {}.",
@@ -79,7 +84,7 @@ def write(folder: Path, *, train: int = TRAIN_BATTLES, test: int = TEST_BATTLES,
     rows, probabilities, labels = _battles(random, test, first_id=train + 1)
     _write_csv(paths[1], rows, ["id", "prompt", "response_a", "response_b"])
     _write_csv(paths[2], rows, ["id", *WINNER_COLUMNS])
-    return Demo(*paths, best_log_loss=metrics.log_loss(probabilities, labels))
+    return Demo(paths[0], paths[1], paths[2], best_log_loss=metrics.log_loss(probabilities, labels))
 
 
 def vote(liking_a: int, liking_b: int) -> NDArray[np.float64]:

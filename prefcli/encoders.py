@@ -121,8 +121,9 @@ def _from_hub(name: str) -> Located:
         except Exception as error:  # the transport's own errors, which differ from release to release
             if isinstance(error, (KeyboardInterrupt, MemoryError)):
                 raise
+            kind = type(error).__name__
             raise NetworkError(
-                f"no network: the hub cannot be reached ({type(error).__name__}), and the encoder {name} is not on this machine",
+                f"no network: the hub cannot be reached ({kind}), and the encoder {name} is not on this machine",
                 hint=f"Check the network. {instead}",
             ) from None
     return Located(Path(folder), "downloaded from the hub")

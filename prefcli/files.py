@@ -6,6 +6,7 @@ Every output of prefcli is written under a temporary name beside its place, flus
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -41,8 +42,9 @@ def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if durable:
-            for file in [temporary] if temporary.is_file() else [p for p in temporary.rglob("*") if p.is_file()]:
+        for file in [temporary] if temporary.is_file() else [p for p in temporary.rglob("*") if p.is_file()]:
+            file.chmod(0o666 & ~_umask())  # some writers make their files private
+            if durable:
                 _flush(file)
         if temporary.is_dir() and path.is_dir():
             shutil.rmtree(path)
@@ -130,6 +132,13 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@functools.cache
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _alive(pid: int) -> bool:

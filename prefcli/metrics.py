@@ -142,11 +142,11 @@ def bootstrap_interval(
     if len(values) > BOOTSTRAP_MAX_UNITS:
         groups = random.permutation(len(values)) % BOOTSTRAP_MAX_UNITS
         weights = np.bincount(groups, minlength=BOOTSTRAP_MAX_UNITS).astype(np.float64)
-        values = np.bincount(groups, weights=values, minlength=BOOTSTRAP_MAX_UNITS)
+        values = np.asarray(np.bincount(groups, weights=values, minlength=BOOTSTRAP_MAX_UNITS), dtype=np.float64)
     n = len(values)
     means = np.empty(rounds)
     for i in range(rounds):
-        picked = random.integers(0, n, n)
+        picked = random.integers(0, n, size=n)
         means[i] = values[picked].mean() if weights is None else values[picked].sum() / weights[picked].sum()
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])

@@ -135,11 +135,8 @@ def tokenise(tokenizer: Any, batches: Iterable[pa.RecordBatch], progress: Progre
     if not labels:
         empty = Ragged(np.empty(0, np.int32), np.zeros(1, np.int64))
         return TokenisedBattles(empty, empty, empty, np.empty(0, np.int64), np.empty((0, len(OUTCOMES)), np.float32))
-    return TokenisedBattles(
-        *(Ragged.concatenate(ragged[name]) for name in TEXT_FIELDS),
-        np.concatenate(labels),
-        np.concatenate(soft),
-    )
+    prompt, response_a, response_b = (Ragged.concatenate(ragged[name]) for name in TEXT_FIELDS)
+    return TokenisedBattles(prompt, response_a, response_b, np.concatenate(labels), np.concatenate(soft))
 
 
 def _token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:

@@ -88,10 +88,9 @@ def preprocess(
     *,
     text: str = "nltk",
     workers: int | None = None,
-    remember: bool = True,
     reporter: Reporter = SILENT,
 ) -> Preprocessed:
-    """Treat the text of every battle; cached as the stage ``preprocess``.
+    """Treat the text of every battle; cached as the stage ``preprocess``, and remembered for ``train``.
 
     Parameters
     ----------
@@ -103,17 +102,26 @@ def preprocess(
         Name of a treatment, see :data:`prefcli.text.TREATMENTS`.
     workers:
         Processes; by default one per core.
-    remember:
-        Whether ``train`` without a file shall take this.
     """
-    from prefcli import text as text_room
-
-    treatment = _treatment(text)
+    _treatment(text)
     battles = read(path, workspace, reporter)
+    stage = treat(battles, workspace, text, workers=workers, reporter=reporter)
+    digest = str(battles.metadata["input"])
+    workspace.remember(
+        "preprocess",
+        {"stage": stage.path.name, "source": str(path.resolve()), "source_sha256": digest, "text": text},
+    )
+    return Preprocessed(stage, text, digest, stage.metadata["counts"])
+
+
+def treat(
+    battles: Stage, workspace: Workspace, text: str, *, workers: int | None = None, reporter: Reporter = SILENT
+) -> Stage:
+    """The battles with their text treated: the cached stage ``preprocess``."""
+    from prefcli import text as text_room
 
     def produce(writer: StageWriter) -> Mapping[str, Any]:
         total = text_room.TextCounts()
-        megabytes = path.stat().st_size / 1e6
         with reporter.track(f"treating text ({text})", battles.rows) as progress:
             started = time.monotonic()
             for batch, counts in text_room.treat_stream(battles.batches(), text, workers=workers):
@@ -121,22 +129,16 @@ def preprocess(
                 total += counts
                 rate = total.bytes_in / 1e6 / max(time.monotonic() - started, 1e-9)
                 progress.advance(batch.num_rows, f"{rate:.1f} MB/s")
-        return {**dataclasses.asdict(total), "megabytes": megabytes}
+        return dataclasses.asdict(total)
 
     stage = workspace.stage(
         "preprocess",
         version=TREAT_VERSION,
         source=battles.fingerprint,
-        options={"text": text, "text_version": treatment.version},
+        options={"text": text, "text_version": _treatment(text).version},
         produce=produce,
         reporter=reporter,
     )
-    digest = str(battles.metadata["input"])
-    if remember:
-        workspace.remember(
-            "preprocess",
-            {"stage": stage.path.name, "source": str(path.resolve()), "source_sha256": digest, "text": text},
-        )
     counts = stage.metadata["counts"]
     how = "reused from the cache" if stage.reused else "done"
     reporter.note(
@@ -147,7 +149,7 @@ def preprocess(
             f"{counts['emptied_answers']:,} answers have no text left after the treatment {text} "
             f"({counts['emptied']:,} turns): only stop words, symbols or code"
         )
-    return Preprocessed(stage, text, digest, counts)
+    return stage
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,7 @@ def train(
     Interrupted
         On SIGINT or SIGTERM, after a checkpoint.
     """
-    from prefcli import experiment
+    from prefcli import encoders, experiment
 
     started = time.monotonic()
     world = from_environment()
@@ -275,10 +277,11 @@ def train(
             config = runs.read_config(folder)
             options = TrainOptions(**config["options"])
             with world.first_does():
-                data = _data_again(config["data"], workspace, speaker)
+                data = _data_again(config["data"], options, workspace, speaker)
         else:
             options.check()
             with world.first_does():
+                encoders.locate(options.encoder)  # a name that leads nowhere is said before any work is done
                 data = _find_data(path, workspace, options, speaker)
             folder = output or workspace.runs / world.gather(runs.new_name(options))[0]
             if world.is_first:
@@ -320,33 +323,32 @@ def _find_data(path: Path | None, workspace: Workspace, options: TrainOptions, r
                     hint="Name a file: prefcli train FILE.",
                 )
             reporter.note("training on train.csv in this folder")
-        made = preprocess(path, workspace, text=options.text, reporter=reporter)
-        training, source, digest, text = made.stage, path.resolve(), made.source_sha256, options.text
-    validation = None
-    if options.validation_file is not None:
-        held_out = Path(options.validation_file)
-        validation = preprocess(held_out, workspace, text=text, remember=False, reporter=reporter).stage
-    return Data(training, source, digest, text, validation)
+        battles = read(path, workspace, reporter)
+        training = treat(battles, workspace, options.text, reporter=reporter)
+        source, digest, text = path.resolve(), str(battles.metadata["input"]), options.text
+    return Data(training, source, digest, text, _validation_data(options, text, workspace, reporter))
 
 
-def _data_again(known: Mapping[str, Any], workspace: Workspace, reporter: Reporter) -> Data:
+def _data_again(known: Mapping[str, Any], options: TrainOptions, workspace: Workspace, reporter: Reporter) -> Data:
     """The data of a run that is continued: its cached stage, or the same source treated again."""
-    source = Path(known["source"])
+    source, digest, text = Path(known["source"]), known["source_sha256"], known["text"]
     try:
         training = workspace.open_stage(known["stage"])
     except PrefcliError:
-        if not source.exists() or files.sha256(source) != known["source_sha256"]:
+        if not source.exists() or files.sha256(source) != digest:
             raise InputError(
                 "the battles this run was trained on are gone or have changed",
                 where=str(source),
                 hint="Put the same file back to continue, or train anew.",
             ) from None
-        training = preprocess(source, workspace, text=known["text"], remember=False, reporter=reporter).stage
-    validation = None
-    if known.get("validation_file"):
-        held_out = Path(known["validation_file"])
-        validation = preprocess(held_out, workspace, text=known["text"], remember=False, reporter=reporter).stage
-    return Data(training, source, known["source_sha256"], known["text"], validation)
+        training = treat(read(source, workspace, reporter), workspace, text, reporter=reporter)
+    return Data(training, source, digest, text, _validation_data(options, text, workspace, reporter))
+
+
+def _validation_data(options: TrainOptions, text: str, workspace: Workspace, reporter: Reporter) -> Stage | None:
+    if options.validation_file is None:
+        return None
+    return treat(read(Path(options.validation_file), workspace, reporter), workspace, text, reporter=reporter)
 
 
 # predict
@@ -416,8 +418,7 @@ def predict(
     check_unique_ids(_ids(battles), str(path))
     texts = [runs.read_config(member)["options"]["text"] for member in members]
     stages = {
-        text: preprocess(path, workspace, text=text, workers=workers, remember=False, reporter=reporter).stage
-        for text in dict.fromkeys(texts)
+        text: treat(battles, workspace, text, workers=workers, reporter=reporter) for text in dict.fromkeys(texts)
     }
 
     from prefcli import devices, inference

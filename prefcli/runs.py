@@ -198,8 +198,8 @@ The held-out battles share no prompt with the training battles.
 
 ## What it was trained on
 
-{data["train_battles"]:,} battles of `{Path(data["source"]).name}` (SHA-256 `{data["source_sha256"]}`): A {data["shares"][0]:.1%},
-B {data["shares"][1]:.1%}, ties {data["shares"][2]:.1%}.
+{data["train_battles"]:,} battles of `{Path(data["source"]).name}`: A {data["shares"][0]:.1%},
+B {data["shares"][1]:.1%}, ties {data["shares"][2]:.1%}. The file's SHA-256 is `{data["source_sha256"]}`.
 
 ## Limits
 

@@ -14,6 +14,7 @@ other languages pass through as words.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -31,7 +32,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib import resources
 from itertools import chain, islice
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
@@ -184,12 +185,7 @@ def treat_batch(battles: pa.RecordBatch, treatment: str) -> tuple[pa.RecordBatch
     import pyarrow as pa
 
     treat = _treater(treatment)
-    missing = [name for name in TEXT_COLUMNS if name not in battles.schema.names]
-    if missing:
-        raise InputError(
-            f"The battles have no column {', '.join(missing)}.",
-            hint=f"Found: {', '.join(battles.schema.names)}.",
-        )
+    _check_columns(battles)
     counts = TextCounts()
     columns = list(battles.columns)
     for name in TEXT_COLUMNS:
@@ -229,6 +225,15 @@ def treat_batch(battles: pa.RecordBatch, treatment: str) -> tuple[pa.RecordBatch
     if treatment == "raw":
         return battles, counts
     return pa.RecordBatch.from_arrays(columns, schema=battles.schema), counts
+
+
+def _check_columns(battles: pa.RecordBatch) -> None:
+    missing = [name for name in TEXT_COLUMNS if name not in battles.schema.names]
+    if missing:
+        raise InputError(
+            f"The battles have no column {', '.join(missing)}.",
+            hint=f"Found: {', '.join(battles.schema.names)}.",
+        )
 
 
 def _utf8_bytes(turns: pa.Array) -> int:
@@ -299,6 +304,7 @@ _BLOCK_CHARACTERS = 500_000
 _TOKENIZER_CHARACTERS = 100_000
 
 _remembered: dict[str, str] = {}
+_remembering = threading.Lock()
 
 
 def _treat_nltk(texts: Sequence[str]) -> list[str]:
@@ -314,7 +320,8 @@ def _treat_nltk(texts: Sequence[str]) -> list[str]:
         while stop < len(texts) and (size < _BLOCK_CHARACTERS or stop == start):
             size += len(texts[stop])
             stop += 1
-        treated += _treat_block([text.split() for text in texts[start:stop]])
+        with _remembering:
+            treated += _treat_block([text.split() for text in texts[start:stop]])
         start = stop
     return treated
 
@@ -660,13 +667,13 @@ class _Workers:
                 process.kill()
         self._threads.shutdown(wait=True, cancel_futures=True)
         for process in self._processes:
-            with process:  # closes the pipes and waits
-                pass
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError):  # what was not yet sent is of no use any more
+                    pipe.close()  # type: ignore[union-attr]
+            process.wait()
 
     def submit(self, piece: pa.RecordBatch) -> Future[tuple[pa.RecordBatch, TextCounts]]:
-        missing = [name for name in TEXT_COLUMNS if name not in piece.schema.names]
-        if missing:
-            treat_batch(piece, self._treatment)  # says so
+        _check_columns(piece)
         return self._threads.submit(self._ask, _to_ipc(piece.select(list(TEXT_COLUMNS))))
 
     def _ask(self, request: memoryview) -> tuple[pa.RecordBatch, TextCounts]:
@@ -712,7 +719,7 @@ def _work(treatment: str) -> None:
     """A worker's life: read a batch, treat it, answer, until the input ends."""
     requests = sys.stdin.buffer
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not get among the answers
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what a library prints is no answer
     try:
         while True:
             (length,) = _REQUEST.unpack(_read_exactly(requests, _REQUEST.size))
@@ -720,20 +727,13 @@ def _work(treatment: str) -> None:
             try:
                 treated, counts = treat_batch(_from_ipc(request), treatment)
                 answer = _to_ipc(treated)
-                numbers = (
-                    counts.turns,
-                    counts.emptied,
-                    counts.emptied_answers,
-                    counts.bytes_in,
-                    counts.bytes_out,
-                )
-                answers.write(_ANSWER.pack(True, *numbers, len(answer)))
+                answers.write(_ANSWER.pack(True, *astuple(counts), len(answer)))
             except Exception:
                 answer = memoryview(traceback.format_exc().encode())
                 answers.write(_ANSWER.pack(False, 0, 0, 0, 0, 0, len(answer)))
             answers.write(answer)
             answers.flush()
-    except (EOFError, BrokenPipeError):
+    except (EOFError, OSError):
         os._exit(0)  # the parent has finished or is gone; nothing here is worth flushing
 
 

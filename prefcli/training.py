@@ -275,7 +275,7 @@ def step(
     for number, (piece, swapped) in enumerate(jobs):
         targets = torch.from_numpy(task.targets[piece][:, SWAPPED] if swapped else task.targets[piece]).to(device)
         last = number == len(jobs) - 1
-        with contextlib.nullcontext() if last or world.alone else module.no_sync():  # type: ignore[operator, union-attr]
+        with contextlib.nullcontext() if last or world.alone else module.no_sync():  # type: ignore[operator]
             with torch.autocast(device.type, model.placement.dtype, enabled=model.placement.precision != "fp32"):
                 logits = module(**model.inputs(task.train, piece, swapped))
                 loss = loss_of(logits.float(), targets, options) * weight
@@ -425,7 +425,7 @@ def _signals() -> Iterator[Callable[[], int]]:
         received = number
         signal.signal(number, previous[number])
 
-    previous = {}
+    previous: dict[int, Any] = {}
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
             previous[number] = signal.signal(number, note)
@@ -434,5 +434,5 @@ def _signals() -> Iterator[Callable[[], int]]:
     try:
         yield lambda: received
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for held, handler in previous.items():
+            signal.signal(held, handler)

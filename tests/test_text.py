@@ -30,6 +30,9 @@ ANY_TEXT = st.one_of(
 )
 TURNS = st.lists(st.none() | ANY_TEXT.map(text._well_formed), max_size=3)
 
+#: A machine that is busy with other things is not a failure.
+unhurried = settings(deadline=None, max_examples=60)
+
 posix = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 
 
@@ -185,6 +188,7 @@ def test_an_unknown_treatment_names_the_known_ones():
 # Properties
 
 
+@unhurried
 @given(ANY_TEXT)
 def test_nltk_never_raises_and_leaves_no_special_character(anything):
     treated = treat_text(anything, "nltk")
@@ -197,6 +201,7 @@ def test_nltk_never_raises_and_leaves_no_special_character(anything):
     treated.encode("utf-8")
 
 
+@unhurried
 @given(ANY_TEXT, ANY_TEXT)
 def test_what_becomes_of_a_word_does_not_depend_on_its_neighbours_or_on_memory(left, right):
     left, right = text._well_formed(left), text._well_formed(right)
@@ -205,6 +210,7 @@ def test_what_becomes_of_a_word_does_not_depend_on_its_neighbours_or_on_memory(l
     assert treat_text(f"{left} {right}") == " ".join(filter(None, alone))
 
 
+@unhurried
 @given(ANY_TEXT)
 def test_raw_and_light_are_idempotent(anything):
     for name in ("raw", "light"):
@@ -219,6 +225,7 @@ def test_nltk_is_idempotent_where_no_new_stop_word_or_plural_appears_and_only_th
     assert treat_text("s") == ""
 
 
+@unhurried
 @given(st.lists(st.tuples(TURNS, TURNS, TURNS), max_size=4), st.sampled_from(sorted(TREATMENTS)))
 def test_rows_turns_and_nulls_keep_their_places(rows, name):
     batch = battles(*rows)
@@ -495,7 +502,3 @@ def is_running(pid: int) -> bool:
         return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-settings.register_profile("text", deadline=None)
-settings.load_profile("text")

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefcli import wordnet
@@ -53,6 +53,7 @@ def test_a_part_of_speech_that_does_not_exist_is_named():
         lemmatize("dogs", "noun")
 
 
+@settings(deadline=None)
 @given(st.text(), st.sampled_from("nvasr"))
 def test_any_string_has_a_lemma(word, pos):
     found = lemmatize(word, pos)

@@ -143,7 +143,7 @@ class Terminal:
             transient=True,
         )
         with bars:
-            task = bars.add_task(what, total=total, completed=done, note="", rate="")
+            task = bars.add_task(what, total=total, completed=int(done), note="", rate="")
             yield _Bar(bars, task, unit)
 
 

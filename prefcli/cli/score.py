@@ -55,5 +55,5 @@ def run(
     )
     if found.clipped:
         common.session(ctx, workspace, quiet).reporter.warn(
-            f"{found.clipped:,} battles gave their true outcome a probability of (nearly) 0; each costs 36 nats after clipping"
+            f"{found.clipped:,} battles gave their true outcome probability (nearly) 0: 36 nats each after clipping"
         )

@@ -76,7 +76,7 @@ class Siamese(nn.Module):
         }
         return CutReport(
             battles=len(battles),
-            battles_cut=int((sum(lost.values()) > 0).sum()),
+            battles_cut=int((np.stack(list(lost.values())) > 0).any(axis=0).sum()),
             tokens=int(prompt.sum() + a.sum() + b.sum()),
             tokens_cut={name: int(count.sum()) for name, count in lost.items()},
         )
