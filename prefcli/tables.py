@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,9 @@ from prefcli import metrics, readers
 from prefcli.battles import check_unique_ids
 from prefcli.errors import InputError
 from prefcli.outcomes import WINNER_COLUMNS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NAMED_ROWS = 3
 """How many wrong rows an error names."""
@@ -93,7 +96,7 @@ def writer_for(path: Path) -> Callable[[Path], PredictionWriter]:
     return writers[path.suffix.lower()]
 
 
-def read_probabilities(path: Path, *, renormalize: bool = False) -> tuple[list[str], NDArray[np.float64]]:
+def read_probabilities(path: Path, *, renormalize: bool = False) -> tuple[pd.Index, NDArray[np.float64]]:
     """Ids and probabilities ``[n, 3]`` of a file of predictions.
 
     Parameters
@@ -108,22 +111,12 @@ def read_probabilities(path: Path, *, renormalize: bool = False) -> tuple[list[s
     InputError
         If a value is not a number or a row is not a probability distribution; the first rows are named.
     """
-    table = readers.read_columns(path, ["id", *WINNER_COLUMNS])
-    if not table.num_rows:
-        raise InputError("the file holds no predictions", where=str(path))
-    ids = _checked_ids(table, path)
-    values = np.stack([_numbers(table, name, path) for name in WINNER_COLUMNS], axis=1)
+    ids, values = _read(path, "predictions")
     if renormalize:
         finite = np.isfinite(values).all(axis=1)
         if not finite.all():
-            raise _wrong_rows(
-                path,
-                ids,
-                values,
-                np.flatnonzero(~finite),
-                "not finite",
-                "No rule can make probabilities of them.",
-            )
+            wrong = np.flatnonzero(~finite)
+            raise _wrong_rows(path, ids, values, wrong, "not finite", "No rule can make probabilities of them.")
         values = np.clip(values, GRADER_CLIP, 1)
         values = values / values.sum(axis=1, keepdims=True)
     if len(improper := metrics.find_improper(values)):
@@ -138,7 +131,7 @@ def read_probabilities(path: Path, *, renormalize: bool = False) -> tuple[list[s
     return ids, values
 
 
-def read_truth(path: Path) -> tuple[list[str], NDArray[np.int64]]:
+def read_truth(path: Path) -> tuple[pd.Index, NDArray[np.int64]]:
     """Ids and labels ``[n]`` of a file with one-hot winner columns.
 
     Raises
@@ -146,25 +139,15 @@ def read_truth(path: Path) -> tuple[list[str], NDArray[np.int64]]:
     InputError
         If a row has no winner or several.
     """
-    table = readers.read_columns(path, ["id", *WINNER_COLUMNS])
-    if not table.num_rows:
-        raise InputError("the file holds no labels", where=str(path))
-    ids = _checked_ids(table, path)
-    values = np.stack([_numbers(table, name, path) for name in WINNER_COLUMNS], axis=1)
+    ids, values = _read(path, "labels")
     wrong = np.flatnonzero(~(np.isin(values, (0, 1)).all(axis=1) & (values.sum(axis=1) == 1)))
     if len(wrong):
-        raise _wrong_rows(
-            path,
-            ids,
-            values,
-            wrong,
-            "without exactly one winner",
-            "In the truth one of the three columns is 1, the others 0.",
-        )
+        hint = "In the truth one of the three columns is 1, the others 0."
+        raise _wrong_rows(path, ids, values, wrong, "without exactly one winner", hint)
     return ids, values.argmax(axis=1)
 
 
-def match(guess_ids: list[str], true_ids: list[str], guess_file: Path, true_file: Path) -> NDArray[np.intp]:
+def match(guess_ids: pd.Index, true_ids: pd.Index, guess_file: Path, true_file: Path) -> NDArray[np.intp]:
     """For each true id, the row of its prediction; shape ``[n]``.
 
     Raises
@@ -172,56 +155,61 @@ def match(guess_ids: list[str], true_ids: list[str], guess_file: Path, true_file
     InputError
         If an id stands in one file only.
     """
-    row_of = {name: row for row, name in enumerate(guess_ids)}
-    missing = [name for name in true_ids if name not in row_of]
-    if missing:
+    rows: NDArray[np.intp] = guess_ids.get_indexer(true_ids)
+    if (rows < 0).any():
+        missing = true_ids[rows < 0]
         raise InputError(
             f"{len(missing):,} of {len(true_ids):,} battles have no prediction: id {_listed(missing)}",
             where=str(guess_file),
             hint=f"Every id of {true_file} must be predicted.",
         )
     if len(guess_ids) > len(true_ids):
-        known = set(true_ids)
-        extra = [name for name in guess_ids if name not in known]
+        extra = guess_ids[~guess_ids.isin(true_ids)]
         raise InputError(
             f"{len(extra):,} predictions have no truth: id {_listed(extra)}",
             where=str(guess_file),
             hint=f"Every predicted id must stand in {true_file}.",
         )
-    return np.array([row_of[name] for name in true_ids], dtype=np.intp)
+    return rows
 
 
-def _checked_ids(table: pa.Table, path: Path) -> list[str]:
-    ids: list[str] = table["id"].to_pylist()
-    check_unique_ids(ids, str(path))
-    return ids
+def _read(path: Path, what: str) -> tuple[pd.Index, NDArray[np.float64]]:
+    """Ids as they are spelled, unique, and the three columns as numbers ``[n, 3]``."""
+    import pandas as pd
 
-
-def _numbers(table: pa.Table, name: str, path: Path) -> NDArray[np.float64]:
-    cells = table[name].to_pylist()
-    values = np.empty(len(cells))
-    for row, cell in enumerate(cells):
-        try:
-            values[row] = float(cell)
-        except (TypeError, ValueError):
-            shown = "nothing" if not cell else repr(cell[:40])
-            raise InputError(
-                f"expected a number, found {shown}", where=f"{path}, row {row + 1}, column {name}"
-            ) from None
-    return values
+    frame = readers.read_columns(path, ["id", *WINNER_COLUMNS]).to_pandas()
+    if not len(frame):
+        raise InputError(f"the file holds no {what}", where=str(path))
+    ids = pd.Index(frame["id"])
+    if not ids.is_unique:
+        check_unique_ids(ids, str(path))
+    numbers = frame[list(WINNER_COLUMNS)].apply(pd.to_numeric, errors="coerce")
+    # "nan" is a number that score refuses with its row; anything else that became NaN was no number.
+    unread = numbers.isna() & (
+        frame[list(WINNER_COLUMNS)].apply(lambda column: column.str.strip().str.lower()) != "nan"
+    )
+    if unread.to_numpy().any():
+        row, column = (int(axis[0]) for axis in np.nonzero(unread.to_numpy()))
+        cell = frame.iloc[row, column + 1]
+        shown = "nothing" if not isinstance(cell, str) or not cell else repr(cell[:40])
+        raise InputError(
+            f"expected a number, found {shown}", where=f"{path}, row {row + 1}, column {WINNER_COLUMNS[column]}"
+        )
+    return ids, numbers.to_numpy(dtype=np.float64)
 
 
 def _wrong_rows(
-    path: Path, ids: list[str], values: NDArray[np.float64], rows: NDArray[np.intp], what: str, hint: str
+    path: Path, ids: pd.Index, values: NDArray[np.float64], rows: NDArray[np.intp], what: str, hint: str
 ) -> InputError:
     named = "; ".join(
         f"row {row + 1} (id {ids[row]}): {', '.join(f'{v:.7g}' for v in values[row])}"
         for row in rows[:NAMED_ROWS].tolist()
     )
     more = f"; and {len(rows) - NAMED_ROWS:,} more" if len(rows) > NAMED_ROWS else ""
-    return InputError(f"{len(rows):,} rows are {what}: {named}{more}", where=str(path), hint=hint)
+    count = "1 row is" if len(rows) == 1 else f"{len(rows):,} rows are"
+    return InputError(f"{count} {what}: {named}{more}", where=str(path), hint=hint)
 
 
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:NAMED_ROWS])
+def _listed(names: pd.Index) -> str:
+    shown = ", ".join(repr(str(name)) for name in names[:NAMED_ROWS])
     return shown + (" ..." if len(names) > NAMED_ROWS else "")

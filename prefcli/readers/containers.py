@@ -1,0 +1,486 @@
+"""Containers: CSV, TSV, JSON, JSONL and Parquet, plain, ``.gz`` or ``.zip``, or standard input -> raw batches.
+
+What a file is, is read off its first bytes, with its name as a help: a compressed file is recognised whatever it is
+called. What cannot be read twice (standard input, a pipe) is spooled into a temporary file first. Decompressed data
+is bounded by :data:`LARGEST_INPUT_BYTES`, one row by :data:`LARGEST_ROW_BYTES`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import shutil
+import stat
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, cast
+
+import pyarrow as pa
+
+from prefcli.errors import InputError
+from prefcli.readers.cells import Place, RawBatch, one_line, shorten
+
+BLOCK_BYTES = 8 << 20
+"""Bytes read at a time, and so roughly the text in one batch."""
+BATCH_ROWS = 4096
+"""Upper bound of rows in one batch."""
+LARGEST_ROW_BYTES = 1 << 30
+"""A single row longer than this is refused."""
+LARGEST_INPUT_BYTES = 16 << 30
+"""Compressed input that unpacks to more than this is refused."""
+PEEKED_JSON_ROWS = 100
+"""A JSON file has the columns that its first rows have."""
+
+STANDARD_INPUT = Path("-")
+EXPECTED_KINDS = "Expected CSV, TSV, JSON, JSONL or Parquet, plain, .gz or .zip."
+
+_KINDS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+_DAMAGED = (gzip.BadGzipFile, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class Container:
+    """One table of data on disk.
+
+    Attributes
+    ----------
+    name:
+        What to call it in messages.
+    path:
+        Where its bytes lie: the file itself, or a temporary copy of a stream.
+    packing:
+        ``gz``, ``zip``, or nothing.
+    member:
+        The file inside a ``.zip``.
+    kind:
+        ``csv``, ``tsv``, ``json`` or ``parquet``.
+    """
+
+    name: str
+    path: Path
+    packing: str
+    member: str
+    kind: str
+    _spool: Any = field(default=None, repr=False, compare=False)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """The table's bytes, unpacked."""
+        with readable(self.name):
+            if self.packing == "gz":
+                with gzip.open(self.path, "rb") as packed:
+                    yield _Bounded(packed, self.name)
+            elif self.packing == "zip":
+                with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as packed:
+                    yield _Bounded(packed, self.name)
+            else:
+                with self.path.open("rb") as stream:
+                    yield stream
+
+
+@contextlib.contextmanager
+def readable(name: str) -> Iterator[None]:
+    """What can go wrong with opening and unpacking, as input errors."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError("no such file", where=name, hint="Check the path.") from None
+    except PermissionError:
+        raise InputError("no permission to read the file", where=name) from None
+    except _DAMAGED as error:
+        raise InputError(
+            f"the compressed file is damaged: {one_line(error)}", where=name, hint="Download or copy it again."
+        ) from None
+    except RuntimeError as error:
+        if "password" not in str(error):
+            raise
+        raise InputError("the archive is encrypted", where=name, hint="Unpack it and name the file.") from None
+
+
+def open_container(path: Path) -> Container:
+    """Find out what a file is: packed or not, which member of an archive, which kind of table.
+
+    Parameters
+    ----------
+    path:
+        A file; ``-`` for standard input; ``archive.zip/member.csv`` for a certain file of an archive.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it is empty or a folder, or an archive holds no table or several.
+    """
+    if path == STANDARD_INPUT:
+        return _spooled("standard input", sys.stdin.buffer)
+    name, wanted = str(path), ""
+    if not path.exists():
+        archive = next((parent for parent in path.parents if parent.suffix.lower() == ".zip" and parent.is_file()), None)
+        if archive is not None:
+            path, wanted = archive, path.relative_to(archive).as_posix()
+    with readable(name):
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise InputError("expected a file, found a folder", where=name)
+        if not stat.S_ISREG(mode):
+            with path.open("rb") as stream:
+                return _spooled(name, stream)
+        return _recognised(name, path, path.name, wanted)
+
+
+def _spooled(name: str, stream: IO[bytes]) -> Container:
+    """A temporary copy of what can be read only once; it goes away with the container."""
+    spool = tempfile.NamedTemporaryFile(prefix="prefcli-")  # noqa: SIM115  (lives as long as the container)
+    shutil.copyfileobj(stream, spool, BLOCK_BYTES)
+    spool.flush()
+    return _recognised(name, Path(spool.name), "", "", spool)
+
+
+def _recognised(name: str, path: Path, file_name: str, wanted: str, spool: Any = None) -> Container:
+    with path.open("rb") as stream:
+        head = stream.read(4)
+    if not head:
+        raise InputError("the file is empty", where=name, hint=EXPECTED_KINDS)
+    packing = member = ""
+    inner = file_name
+    if head[:2] == b"\x1f\x8b" or inner.lower().endswith(".gz"):
+        packing, inner = "gz", inner[:-3] if inner.lower().endswith(".gz") else inner
+    elif head == b"PK\x03\x04" or head == b"PK\x05\x06" or inner.lower().endswith(".zip"):
+        packing = "zip"
+        with zipfile.ZipFile(path) as archive:
+            member = inner = _member(archive, wanted, name)
+    container = Container(name, path, packing, member, "", spool)
+    return Container(name, path, packing, member, _kind(container, inner), spool)
+
+
+def _member(archive: zipfile.ZipFile, wanted: str, name: str) -> str:
+    """The table inside an archive: the one asked for, the only one, or ``train`` of the competition's download."""
+    tables = [
+        member
+        for member in archive.namelist()
+        if Path(member).suffix.lower() in _KINDS and not member.startswith("__MACOSX")
+    ]
+    if wanted:
+        if wanted in tables:
+            return wanted
+        raise InputError(f"no {wanted} inside; found {shorten(tables) or 'no table'}", where=name)
+    if len(tables) == 1:
+        return tables[0]
+    train = [member for member in tables if Path(member).stem.lower() == "train"]
+    if len(train) == 1:
+        return train[0]
+    example = tables[0] if tables else "train.csv"
+    raise InputError(
+        f"expected one table inside, or one called train; found {shorten(tables) if tables else 'none'}",
+        where=name,
+        hint=f"Name the file inside as {name}/{example}, or unpack the archive.",
+    )
+
+
+def _kind(container: Container, inner: str) -> str:
+    """By the first bytes where they are unmistakable, else by the name, else by the first character."""
+    with container.open() as stream:
+        head = stream.read(4096)
+    if not head:
+        raise InputError("the file is empty", where=container.name, hint=EXPECTED_KINDS)
+    if head[:4] == b"PAR1":
+        return "parquet"
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise InputError("the text is UTF-16", where=container.name, hint="Save the file as UTF-8.")
+    named = _KINDS.get(Path(inner).suffix.lower())
+    if named:
+        return named
+    return "json" if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[") else "csv"
+
+
+class _Bounded(io.RawIOBase):
+    """A decompressed stream that ends in an error before it fills the machine."""
+
+    def __init__(self, stream: Any, name: str) -> None:
+        self._stream, self._name, self._left = stream, name, LARGEST_INPUT_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self._stream.read(size if size >= 0 else self._left + 1)
+        self._left -= len(data)
+        if self._left < 0:
+            raise InputError(
+                f"the file unpacks to more than {LARGEST_INPUT_BYTES / 2**30:g} GiB",
+                where=self._name,
+                hint="Is it damaged, or made to do harm? If not, unpack it and name the file inside.",
+            )
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+# Columns and rows
+
+
+def column_names(container: Container) -> list[str]:
+    """The columns of a table, in the file's order.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read as what it is, or a column occurs twice.
+    """
+    if container.kind == "parquet":
+        with _open_parquet(container) as parquet:
+            names = list(parquet.schema_arrow.names)
+    elif container.kind == "json":
+        rows = [row for row, _ in zip(_json_rows(container), range(PEEKED_JSON_ROWS), strict=False)]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        if not names:
+            raise InputError("the file holds no rows", where=container.name)
+    else:
+        names = _csv_header(container)
+    if repeated := {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else None:
+        raise InputError(f"column {sorted(repeated)[0]!r} occurs twice", where=container.name)
+    return names
+
+
+def raw_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBatch]:
+    """Some columns of a table as they stand there, a batch at a time."""
+    if container.kind == "parquet":
+        return _parquet_batches(container, columns)
+    if container.kind == "json":
+        return _json_batches(container, columns)
+    return _csv_batches(container, columns)
+
+
+def _csv_header(container: Container) -> list[str]:
+    with container.open() as stream:
+        text = io.TextIOWrapper(io.BufferedReader(cast(Any, stream)), encoding="utf-8-sig", newline="")
+        csv.field_size_limit(LARGEST_ROW_BYTES)
+        try:
+            header = next(csv.reader(text, delimiter=_delimiter(container)), None)
+        except (UnicodeDecodeError, csv.Error):
+            raise InputError("not a table in UTF-8", where=container.name, hint=EXPECTED_KINDS) from None
+        finally:
+            with contextlib.suppress(ValueError):
+                text.detach()
+    if not header:
+        raise InputError("the file begins with an empty line, not a header", where=container.name)
+    return header
+
+
+def _delimiter(container: Container) -> str:
+    return "\t" if container.kind == "tsv" else ","
+
+
+@contextlib.contextmanager
+def _open_parquet(container: Container) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    with contextlib.ExitStack() as stack:
+        place: Any = container.path
+        if container.packing:
+            place = stack.enter_context(tempfile.TemporaryFile(prefix="prefcli-"))
+            with container.open() as stream:
+                shutil.copyfileobj(stream, place, BLOCK_BYTES)
+            place.seek(0)
+        try:
+            with readable(container.name), pq.ParquetFile(place) as parquet:
+                yield parquet
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise InputError(
+                f"not a readable Parquet file: {one_line(error)}",
+                where=container.name,
+                hint="Download or copy it again.",
+            ) from None
+
+
+def _parquet_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBatch]:
+    with _open_parquet(container) as parquet:
+        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=list(columns)):
+            yield RawBatch.of(batch)
+
+
+def _csv_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBatch]:
+    """CSV through Arrow's reader; every cell stays bytes, so that nothing is guessed about numbers or nulls."""
+    import pyarrow.csv
+
+    convert = pyarrow.csv.ConvertOptions(
+        column_types=dict.fromkeys(columns, pa.binary()),
+        include_columns=list(columns),
+        strings_can_be_null=False,
+    )
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=_delimiter(container))
+    block, done = BLOCK_BYTES, 0
+    while True:
+        read = pyarrow.csv.ReadOptions(block_size=block, skip_rows_after_names=done, use_threads=False)
+        try:
+            with (
+                container.open() as stream,
+                pyarrow.csv.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert) as reader,
+            ):
+                for batch in reader:
+                    for start in range(0, batch.num_rows, BATCH_ROWS):
+                        yield RawBatch.of(batch.slice(start, BATCH_ROWS))
+                    done += batch.num_rows
+            return
+        except pa.ArrowInvalid as error:
+            # A row longer than the block: go on behind the rows already delivered, with larger blocks.
+            if "straddl" in str(error) and block < LARGEST_ROW_BYTES:
+                block *= 8
+                continue
+            raise _explain_csv_error(container, error) from None
+
+
+def _explain_csv_error(container: Container, error: Exception) -> InputError:
+    """Arrow knows what is wrong, not always where: read the file again slowly and find the row."""
+    csv.field_size_limit(LARGEST_ROW_BYTES)
+    place = Place(container.name, 1)
+    with container.open() as stream:
+        buffered = io.BufferedReader(cast(Any, stream))
+        text = io.TextIOWrapper(buffered, encoding="utf-8-sig", errors="replace", newline="")
+        reader = csv.reader(text, strict=True, delimiter=_delimiter(container))
+        row = 0
+        try:
+            width = len(next(reader, []))
+            for row, cells in enumerate(reader, start=1):
+                if len(cells) not in (0, width):
+                    return place.error(
+                        f"expected {width} cells, found {len(cells)} (line {reader.line_num})",
+                        row=row - 1,
+                        hint="A cell with commas, quotes or line breaks must be quoted, its quotes doubled.",
+                    )
+        except csv.Error as slow_error:
+            return place.error(
+                f"not valid CSV: {slow_error}", row=row, hint="A quote was opened and never closed, or not doubled."
+            )
+        finally:
+            with contextlib.suppress(ValueError):
+                text.detach()
+    return InputError(f"not valid CSV: {one_line(error)}", where=container.name)
+
+
+# JSON
+
+
+def _json_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBatch]:
+    rows: list[dict[str, Any]] = []
+    for row in _json_rows(container):
+        rows.append(row)
+        if len(rows) == BATCH_ROWS // 4:
+            yield RawBatch({name: [row.get(name) for row in rows] for name in columns}, len(rows))
+            rows = []
+    if rows:
+        yield RawBatch({name: [row.get(name) for row in rows] for name in columns}, len(rows))
+
+
+def _json_rows(container: Container) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON array, or of JSON lines."""
+    place = Place(container.name, 1)
+    with container.open() as raw:
+        stream = io.BufferedReader(cast(Any, raw), BLOCK_BYTES) if container.packing else raw
+        head = stream.peek(4096) if hasattr(stream, "peek") else b""
+        is_array = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+        values = _array_items(stream, place) if is_array else _lines(stream, place)
+        for row, value in enumerate(values):
+            if not isinstance(value, dict):
+                raise place.error(
+                    f"expected an object, found {one_line(json.dumps(value), 40)}",
+                    row=row,
+                    hint='Every row is a JSON object: {"prompt": ..., ...}.',
+                )
+            yield value
+
+
+def _lines(stream: IO[bytes], place: Place) -> Iterator[Any]:
+    row = 0
+    while line := stream.readline(LARGEST_ROW_BYTES):
+        text = _utf8(line, row, place)
+        if text.strip():
+            try:
+                yield json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise place.error(
+                    f"broken JSON: {one_line(error)}",
+                    row=row,
+                    hint="One JSON object a line, or one JSON array of objects. Is the file whole?",
+                ) from None
+            row += 1
+
+
+def _utf8(data: bytes, row: int, place: Place) -> str:
+    try:
+        return data.decode("utf-8-sig" if row == 0 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise place.error(
+            f"byte {error.start} of the row is not UTF-8", row=row, hint="Save the file as UTF-8."
+        ) from None
+
+
+def _array_items(stream: IO[bytes], place: Place) -> Iterator[Any]:
+    """The items of a JSON array, without holding the whole array."""
+    decoder = json.JSONDecoder()
+    text = io.TextIOWrapper(cast(Any, stream), encoding="utf-8-sig")
+    buffer, position, row, step = "", 0, 0, BLOCK_BYTES
+    ended = False
+    opened = False
+    try:
+        while True:
+            position = _skip(buffer, position, " \t\r\n")
+            if position < len(buffer) and not opened:
+                opened, position = True, position + 1  # the bracket
+                continue
+            if position < len(buffer) and buffer[position] == "]":
+                return
+            problem: Exception | None = None
+            if position < len(buffer):
+                try:
+                    start = _skip(buffer, position, " \t\r\n,") if row else position
+                    value, end = decoder.raw_decode(buffer, start)
+                    follows = _skip(buffer, end, " \t\r\n")
+                    if follows < len(buffer) or ended:
+                        yield value
+                        row, position, step = row + 1, end, BLOCK_BYTES
+                        continue
+                except ValueError as error:
+                    problem = error
+            if ended or len(buffer) - position > LARGEST_ROW_BYTES:
+                raise place.error(
+                    f"broken JSON: {one_line(problem) if problem else 'the array is not closed'}",
+                    row=row,
+                    hint="Is the file whole?",
+                )
+            more = text.read(step)
+            ended, step = not more, step * 2
+            buffer, position = buffer[position:] + more, 0
+    except UnicodeDecodeError:
+        raise place.error("the text is not UTF-8", row=row, hint="Save the file as UTF-8.") from None
+    except RecursionError:
+        raise place.error("broken JSON: nested too deeply", row=row) from None
+    finally:
+        with contextlib.suppress(ValueError):
+            text.detach()
+
+
+def _skip(text: str, position: int, characters: str) -> int:
+    while position < len(text) and text[position] in characters:
+        position += 1
+    return position
