@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,9 +39,11 @@ BATTLE_SCHEMA = pa.schema(
 )
 """The canonical table. ``label`` is 0, 1, 2 for A, B, tie, null when unknown. ``prompt_key`` identifies the
 prompt as it was read (see :func:`prompt_key`), so that splits by prompt stay the same whatever is done to the
-text afterwards. Optional soft labels follow as ``p_a, p_b, p_tie: float32``."""
+text afterwards. Optional columns follow: soft labels as ``p_a, p_b, p_tie: float32``, and ``both_bad: bool`` where
+the source tells a tie between good answers from one between bad ones (both are the label tie)."""
 
 SOFT_FIELDS = tuple(pa.field(name, pa.float32()) for name in SOFT_LABEL_COLUMNS)
+BOTH_BAD = pa.field("both_bad", pa.bool_())
 
 TURN_SEPARATOR = "\n"
 
@@ -55,14 +57,13 @@ class ReadCounts:
     surrogates: int = 0
     """Turns that held lone surrogates (valid JSON, not valid UTF-8), replaced by U+FFFD."""
     null_turns: int = 0
+    diverged: int = 0
+    """Battles whose conversations went on with different prompts; what followed was left out."""
+    dropped_parts: int = 0
+    """Parts of messages that are not text (images, say), left out."""
 
     def __add__(self, other: ReadCounts) -> ReadCounts:
-        return ReadCounts(
-            self.battles + other.battles,
-            self.labelled + other.labelled,
-            self.surrogates + other.surrogates,
-            self.null_turns + other.null_turns,
-        )
+        return ReadCounts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
 
 def join_turns(turns: Sequence[str | None]) -> str:
@@ -92,7 +93,7 @@ def make_batch(columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
     ----------
     columns:
         Arrays for the schema's columns but ``prompt_key``; missing ``model_*`` and ``label`` become null;
-        soft-label columns are kept when given.
+        soft labels and ``both_bad`` are kept when given.
     """
     n = len(columns["id"])
     keys = pa.array([prompt_key(turns or ()) for turns in columns["prompt"].to_pylist()], pa.int64())
@@ -100,6 +101,8 @@ def make_batch(columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
     if all(name in columns for name in SOFT_LABEL_COLUMNS):
         for field in SOFT_FIELDS:
             schema = schema.append(field)
+    if BOTH_BAD.name in columns:
+        schema = schema.append(BOTH_BAD)
     arrays = []
     for field in schema:
         if field.name == "prompt_key":

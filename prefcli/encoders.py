@@ -194,27 +194,35 @@ def from_config(config: dict[str, Any], *, seed: int = 0) -> torch.nn.Module:
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = TINY_VOCABULARY) -> Any:
-    """A WordPiece tokenizer (BERT's kind, lower-casing) trained on the given texts; deterministic."""
+    """A byte-level BPE tokenizer trained on the given texts, lower-casing, with BERT's special tokens.
+
+    Byte-level because it knows every character and because its training is deterministic: WordPiece's numbers its
+    initial alphabet in random order and then breaks ties by those numbers.
+    """
     with _quiet_libraries():
-        from tokenizers import BertWordPieceTokenizer
+        from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
         from transformers import PreTrainedTokenizerFast
 
         special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-        trainer = BertWordPieceTokenizer(lowercase=True)
-        trainer.train_from_iterator(
-            texts,
+        tokenizer = Tokenizer(models.BPE(unk_token=special["unk_token"]))
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
             vocab_size=vocabulary,
             min_frequency=2,
-            special_tokens=[*special.values()],
+            special_tokens=list(special.values()),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        # Trained twice on the same text the vocabulary is the same, its numbering is not: number it by spelling.
-        words = sorted(set(trainer.get_vocab()) - set(special.values()))
-        numbered = BertWordPieceTokenizer(
-            {word: number for number, word in enumerate([*special.values(), *words])}, lowercase=True
+        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
         )
         return PreTrainedTokenizerFast(
-            tokenizer_object=numbered._tokenizer,
+            tokenizer_object=tokenizer,
             model_max_length=TINY_CONFIG["max_position_embeddings"],
             model_input_names=["input_ids", "token_type_ids", "attention_mask"],
             **special,

@@ -85,10 +85,10 @@ class Container:
         with readable(self.name):
             if self.packing == "gz":
                 with gzip.open(self.path, "rb") as packed:
-                    yield _Bounded(packed, self.name)
+                    yield cast(Any, _Bounded(packed, self.name))
             elif self.packing == "zip":
                 with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as packed:
-                    yield _Bounded(packed, self.name)
+                    yield cast(Any, _Bounded(packed, self.name))
             else:
                 with self.path.open("rb") as stream:
                     yield stream
@@ -130,7 +130,9 @@ def open_container(path: Path) -> Container:
         return _spooled("standard input", sys.stdin.buffer)
     name, wanted = str(path), ""
     if not path.exists():
-        archive = next((parent for parent in path.parents if parent.suffix.lower() == ".zip" and parent.is_file()), None)
+        archive = next(
+            (parent for parent in path.parents if parent.suffix.lower() == ".zip" and parent.is_file()), None
+        )
         if archive is not None:
             path, wanted = archive, path.relative_to(archive).as_posix()
     with readable(name):

@@ -1,0 +1,310 @@
+"""Every file format there is, read into battles. The only room that knows formats.
+
+:func:`open_battles` looks at the columns of a file (or several), recognises the layout and returns a
+:class:`BattleFile` whose ``batches()`` stream canonical record batches (see :mod:`prefcli.battles`) with memory that
+does not grow with the file. :mod:`~prefcli.readers.containers` turns files into raw columns; a layout is one entry
+of :data:`LAYOUTS`: which columns it needs, and how a raw batch becomes battles.
+
+Everything wrong with a file is an :class:`~prefcli.errors.InputError` that names file, row (counted from 1, the
+header not counted) and column.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from prefcli import files
+from prefcli.battles import BATTLE_SCHEMA, ReadCounts
+from prefcli.errors import InputError
+from prefcli.readers.arena import ARENA, MT_BENCH
+from prefcli.readers.cells import Place, RawBatch, shorten, strings
+from prefcli.readers.containers import STANDARD_INPUT, Container, column_names, open_container, raw_batches
+from prefcli.readers.layouts import Layout
+from prefcli.readers.preferences import PREFERENCES
+from prefcli.readers.rows import GENERIC, KAGGLE, looks_like_turns
+
+LAYOUTS: tuple[Layout, ...] = (KAGGLE, GENERIC, MT_BENCH, ARENA, PREFERENCES)
+"""Every layout; the first that fits a file's columns is it, but see :func:`_recognise`."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which files to read, and as what.
+
+    Attributes
+    ----------
+    paths:
+        One or more files of the same layout; ``-`` is standard input.
+    format:
+        A layout's name; None finds out.
+    columns:
+        Name prefcli knows -> name in the file, for files with names of their own.
+    """
+
+    paths: tuple[Path, ...]
+    format: str | None = None
+    columns: Mapping[str, str] | None = None
+
+    @staticmethod
+    def of(source: Source | Path | Iterable[Path]) -> Source:
+        """A source from a path, or from several."""
+        if isinstance(source, Source):
+            return source
+        return Source((source,) if isinstance(source, Path) else tuple(source))
+
+    def __str__(self) -> str:
+        names = ["standard input" if path == STANDARD_INPUT else str(path) for path in self.paths]
+        return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+@dataclass(frozen=True)
+class BattleFile:
+    """Recognised files of battles.
+
+    Attributes
+    ----------
+    source:
+        What was asked for.
+    layout:
+        The recognised layout.
+    containers:
+        The files, opened far enough to know what they are.
+    columns:
+        The columns that will be read: name prefcli knows -> name in the file.
+    """
+
+    source: Source
+    layout: Layout
+    containers: tuple[Container, ...]
+    columns: Mapping[str, str]
+
+    @property
+    def path(self) -> Path:
+        """The first file."""
+        return self.source.paths[0]
+
+    def digest(self) -> str:
+        """SHA-256 of the input's content: of the file, or of the files' digests where there are several."""
+        digests = [files.sha256(container.path) for container in self.containers]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def options(self) -> dict[str, object]:
+        """What else determines the battles, for the cache's fingerprint."""
+        chosen: dict[str, object] = {"layout": self.layout.name}
+        if self.source.columns:
+            chosen["columns"] = dict(self.source.columns)
+        if members := [container.member for container in self.containers if container.member]:
+            chosen["members"] = members
+        return chosen
+
+    def batches(self) -> Iterator[tuple[pa.RecordBatch, ReadCounts]]:
+        """The battles in the files' order, a batch at a time, with what was repaired in each.
+
+        Raises
+        ------
+        InputError
+            On the first row that is not a battle, or if a file holds none.
+        """
+        names = {theirs: ours for ours, theirs in self.columns.items()}
+        seen: set[str] = set()
+        before = 0
+        for container in self.containers:
+            rows = 0
+            for raw in raw_batches(container, list(names)):
+                if raw.num_rows:
+                    batch, counts = self.layout.convert(raw.renamed(names), Place(container.name, rows + 1))
+                    yield self._identified(batch, raw, seen, before + rows), counts
+                    rows += raw.num_rows
+            if not rows:
+                raise InputError("the file holds no battles", where=container.name, hint=_expected())
+            before += rows
+
+    def _identified(self, batch: pa.RecordBatch, raw: RawBatch, seen: set[str], before: int) -> pa.RecordBatch:
+        """Ids that identify: row numbers go on from file to file, repeated ids get a number behind them."""
+        if not any(name in self.columns for name in _ID_COLUMNS):
+            ids = [str(before + row) for row in range(1, raw.num_rows + 1)]
+        elif self.layout.own_ids:
+            return batch
+        else:
+            ids = [_unused(name, seen) for name in batch.column(0).to_pylist()]
+        return batch.set_column(0, batch.schema.field(0), pa.array(ids, pa.string()))
+
+
+_ID_COLUMNS = ("id", "question_id", "prompt_id")
+
+
+def _unused(name: str, seen: set[str]) -> str:
+    free, number = name, 1
+    while free in seen:
+        number += 1
+        free = f"{name}-{number}"
+    seen.add(free)
+    return free
+
+
+def open_battles(
+    path: Path | Source, format: str | None = None, columns: Mapping[str, str] | None = None
+) -> BattleFile:
+    """Recognise the layout of a file of battles, or of several.
+
+    Parameters
+    ----------
+    path:
+        A file, or a :class:`Source`.
+    format, columns:
+        For a path, as in :class:`Source`.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read, its columns fit no known layout, or the files do not fit together.
+    """
+    source = path if isinstance(path, Source) else Source((path,), format, columns)
+    if not source.paths:
+        raise InputError("no file to read")
+    opened = tuple(open_container(one) for one in source.paths)
+    found = [_present(container, source.columns or {}) for container in opened]
+    layouts = [_recognise(*pair, source.format) for pair in zip(opened, found, strict=True)]
+    layout = layouts[0]
+    used = [
+        {ours: theirs for ours, theirs in one.items() if ours in (*layout.needs, *layout.may_have)} for one in found
+    ]
+    for container, other, columns_used in zip(opened, layouts, used, strict=True):
+        if other is not layout:
+            raise InputError(
+                f"{container.name} is {other.name}, {opened[0].name} is {layout.name}",
+                hint="Read together, all files must have the same layout.",
+            )
+        if differs := sorted(set(columns_used) ^ set(used[0])):
+            raise InputError(
+                f"column {differs[0]} is in one file and not in the other",
+                where=f"{opened[0].name}, {container.name}",
+                hint="Read together, all files must have the same columns.",
+            )
+        if columns_used != used[0]:
+            raise InputError("the files name their columns differently", where=f"{opened[0].name}, {container.name}")
+    return BattleFile(source, layout, opened, used[0])
+
+
+def _present(container: Container, mapping: Mapping[str, str]) -> dict[str, str]:
+    """The file's columns under the names that prefcli knows: name here -> name in the file."""
+    found = column_names(container)
+    if missing := [theirs for theirs in mapping.values() if theirs not in found]:
+        raise InputError(
+            f"missing column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; found {shorten(found)}",
+            where=container.name,
+            hint="--columns takes KNOWN=NAME, NAME being a column of the file.",
+        )
+    renamed = set(mapping.values())
+    plain = {name: name for name in found if name not in renamed and name not in mapping}
+    return {**plain, **mapping}
+
+
+def _recognise(container: Container, columns: Mapping[str, str], wanted: str | None) -> Layout:
+    """The layout that the columns say, or the wanted one if the columns allow it."""
+    names = set(columns)
+    if wanted is not None:
+        layout = next((layout for layout in LAYOUTS if layout.name == wanted), None)
+        if layout is None:
+            raise InputError(
+                f"there is no format {wanted!r}", hint=f"Choose one of {', '.join(layout.name for layout in LAYOUTS)}."
+            )
+        if missing := [name for name in layout.needs if name not in names]:
+            raise _missing(container, missing, columns, f"The format {layout.name} is {layout.summary}.")
+        return layout
+    fitting = [layout for layout in LAYOUTS if layout.fits(names)]
+    if not fitting:
+        nearest = min(LAYOUTS, key=lambda layout: len(set(layout.needs) - names))
+        raise _missing(container, [name for name in nearest.needs if name not in names], columns, _expected())
+    families = {frozenset(layout.needs[-3:]) if layout in (KAGGLE, GENERIC) else layout.needs[:2] for layout in fitting}
+    if len(families) > 1:
+        raise InputError(
+            f"the columns fit several formats: {', '.join(layout.name for layout in fitting)}",
+            where=container.name,
+            hint="Say which with --format.",
+        )
+    if fitting[0] is KAGGLE and not any(name in names for name in ("winner_model_a", "prompt_key")):
+        first = next(raw_batches(container, [columns["prompt"]]), None)
+        if first is not None and first.num_rows:
+            raw = first.renamed({columns["prompt"]: "prompt"})
+            return KAGGLE if looks_like_turns(raw, Place(container.name, 1)) else GENERIC
+    return fitting[0]
+
+
+def _missing(container: Container, missing: Sequence[str], columns: Mapping[str, str], hint: str) -> InputError:
+    return InputError(
+        f"missing column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; found {shorten(list(columns))}",
+        where=container.name,
+        hint=hint,
+    )
+
+
+def _expected() -> str:
+    return (
+        "Expected id, prompt, response_a, response_b (Kaggle), the same with winner, conversation_a and "
+        "conversation_b, or chosen and rejected; other names with --columns prompt=NAME,..."
+    )
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """``prompt=question,response_a=left`` as a mapping from known names to the file's.
+
+    Raises
+    ------
+    InputError
+        If it is not written so, or a name is not one prefcli knows.
+    """
+    known = list(dict.fromkeys(name for layout in LAYOUTS for name in (*layout.needs, *layout.may_have)))
+    mapping: dict[str, str] = {}
+    for item in text.split(","):
+        ours, equals, theirs = (part.strip() for part in item.partition("="))
+        if not (ours and equals and theirs):
+            raise InputError(
+                f"--columns: cannot read {item.strip()!r}", hint="Write --columns prompt=question,response_a=left,..."
+            )
+        if ours not in known:
+            raise InputError(f"--columns: no column is called {ours}", hint=f"Known are {', '.join(known)}.")
+        if ours in mapping or theirs in mapping.values():
+            raise InputError(f"--columns: {item.strip()} names a column for the second time")
+        mapping[ours] = theirs
+    return mapping
+
+
+def read_columns(path: Path, names: Sequence[str]) -> pa.Table:
+    """Some columns of a table as strings, exactly as they are spelled.
+
+    For files that are not battles (predictions, labels). Numbers in Parquet become their shortest decimal form.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or a column is missing.
+    """
+    container = open_container(path)
+    found = column_names(container)
+    if missing := [name for name in names if name not in found]:
+        raise _missing(container, missing, dict.fromkeys(found, ""), f"Expected the columns {', '.join(names)}.")
+    batches = []
+    row = 1
+    for raw in raw_batches(container, names):
+        place = Place(container.name, row)
+        batches.append(pa.record_batch([strings(raw, name, place) for name in names], names=list(names)))
+        row += raw.num_rows
+    return pa.Table.from_batches(batches, schema=pa.schema([(name, pa.string()) for name in names]))
+
+
+__all__ = [
+    "BATTLE_SCHEMA",
+    "LAYOUTS",
+    "BattleFile",
+    "Layout",
+    "Source",
+    "open_battles",
+    "parse_columns",
+    "read_columns",
+]

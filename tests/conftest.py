@@ -1,0 +1,138 @@
+"""What the tests share: small battles, tiny encoders made at run time, and the command run in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# One thread each: the tests run side by side, and waiting threads would slow each other down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import pytest
+
+from prefcli import demo
+from prefcli.outcomes import WINNER_COLUMNS
+from prefcli.workspace import Workspace
+
+KAGGLE_COLUMNS = ["id", "model_a", "model_b", "prompt", "response_a", "response_b", *WINNER_COLUMNS]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test works in an empty folder, with its own hub cache, and never asks the network by accident."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PREFCLI_WORKSPACE", raising=False)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / ".prefcli")
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def cli() -> Callable[..., Result]:
+    """Run ``prefcli`` with some arguments in this process."""
+    from prefcli.cli.main import run
+
+    def call(*arguments: object) -> Result:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run([str(argument) for argument in arguments])
+        return Result(code, out.getvalue(), err.getvalue())
+
+    return call
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = KAGGLE_COLUMNS) -> Path:
+    """Rows as CSV; lists become JSON, as Kaggle writes turns."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: json.dumps(v, separators=(",", ":")) if isinstance(v, list) else v for k, v in row.items()})
+    return path
+
+
+def battle(number: int = 1, winner: int | None = 0, **fields: Any) -> dict[str, Any]:
+    """A row in Kaggle's layout; ``winner`` is 0, 1, 2, or None for no outcome."""
+    row = {
+        "id": str(number),
+        "model_a": "left",
+        "model_b": "right",
+        "prompt": [f"question {number}"],
+        "response_a": ["one answer"],
+        "response_b": ["another answer"],
+    }
+    row |= {name: "" if winner is None else int(winner == i) for i, name in enumerate(WINNER_COLUMNS)}
+    return row | fields
+
+
+@pytest.fixture(scope="session")
+def demo_files(tmp_path_factory: pytest.TempPathFactory) -> demo.Demo:
+    """A small demo: 240 battles to train on, 60 to test."""
+    return demo.write(tmp_path_factory.mktemp("demo"), train=240, test=60)
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT-shaped pretrained folder: safetensors weights and a fast tokenizer."""
+    from transformers import BertConfig, BertModel
+
+    from prefcli import encoders
+
+    folder = tmp_path_factory.mktemp("bert")
+    tokenizer = encoders.train_tokenizer([" ".join((*demo.LIKED, *demo.DISLIKED, *demo.NEUTRAL))] * 3)
+    tokenizer.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def deberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DeBERTa-v3-shaped pretrained folder as the hub has it: ``spm.model`` and float16 ``pytorch_model.bin``."""
+    import sentencepiece
+    import torch
+    from transformers import DebertaV2Config, DebertaV2Model
+
+    folder = tmp_path_factory.mktemp("deberta")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join((*demo.LIKED, *demo.DISLIKED, *demo.NEUTRAL))] * 3),
+        model_prefix=str(folder / "spm"), vocab_size=300, hard_vocab_limit=False,
+        pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]",
+        unk_piece="[UNK]", user_defined_symbols=["[MASK]"], minloglevel=2,
+    )  # fmt: skip
+    (folder / "spm.vocab").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "vocab_type": "spm"}))
+    config = DebertaV2Config(
+        vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=16,
+        norm_rel_ebd="layer_norm", share_att_key=True, max_relative_positions=-1, position_biased_input=False,
+        type_vocab_size=0,
+    )  # fmt: skip
+    model = DebertaV2Model(config).half()
+    config.architectures = ["DebertaV2Model"]
+    config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return folder

@@ -1,0 +1,105 @@
+"""Every metric against an independent source: scikit-learn, or a calculation by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, log_loss
+
+from prefcli import metrics
+
+
+def some_predictions(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    return random.dirichlet([1, 1, 0.5], size=n), random.integers(0, 3, n)
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 300), seed=st.integers(0, 10_000))
+def test_log_loss_equals_scikit_learns_even_when_an_outcome_never_occurs(n: int, seed: int) -> None:
+    probabilities, labels = some_predictions(n, seed)
+    labels %= 1 + seed % 3
+    expected = log_loss(labels, probabilities, labels=[0, 1, 2])
+    assert metrics.log_loss(probabilities, labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_binary_log_loss_equals_scikit_learns_on_the_three_columns_laid_end_to_end() -> None:
+    probabilities, labels = some_predictions(500)
+    expected = log_loss(np.eye(3)[labels].ravel(), probabilities.ravel())
+    assert metrics.binary_log_loss(probabilities, labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_zero_for_the_truth_is_clipped_as_scikit_learn_does_and_counted() -> None:
+    probabilities = np.array([[0.0, 1.0, 0.0], [0.2, 0.3, 0.5]])
+    labels = np.array([0, 2])
+    found = metrics.score(probabilities, labels)
+    assert found.clipped == 1
+    assert found.log_loss == pytest.approx(log_loss(labels, probabilities, labels=[0, 1, 2]), abs=1e-12)
+
+
+def test_accuracy_and_brier() -> None:
+    probabilities, labels = some_predictions(400)
+    assert metrics.accuracy(probabilities, labels) == accuracy_score(labels, probabilities.argmax(axis=1))
+    by_hand = np.mean([sum((p[i] - (y == i)) ** 2 for i in range(3)) for p, y in zip(probabilities, labels, strict=True)])
+    assert metrics.brier(probabilities, labels) == pytest.approx(by_hand)
+
+
+def test_calibration_error_by_hand() -> None:
+    # Two bins: confidence 0.6 twice, right once -> gap 0.1; confidence 0.9 twice, right twice -> gap 0.1.
+    probabilities = np.array([[0.6, 0.2, 0.2], [0.6, 0.2, 0.2], [0.9, 0.05, 0.05], [0.05, 0.9, 0.05]])
+    labels = np.array([0, 1, 0, 1])
+    assert metrics.expected_calibration_error(probabilities, labels) == pytest.approx(0.5 * 0.1 + 0.5 * 0.1)
+
+
+def test_the_prior_is_the_entropy_of_the_outcomes() -> None:
+    labels = np.array([0] * 5 + [1] * 3 + [2] * 2)
+    shares = np.tile([0.5, 0.3, 0.2], (10, 1))
+    assert metrics.prior_log_loss(labels) == pytest.approx(metrics.log_loss(shares, labels))
+    assert metrics.prior_log_loss(np.zeros(4, dtype=int)) == 0.0
+
+
+def test_uniform_guessing_costs_the_logarithm_of_three() -> None:
+    found = metrics.score(np.full((9, 3), 1 / 3), np.arange(9) % 3)
+    assert found.log_loss == pytest.approx(math.log(3))
+    assert found.uniform_log_loss == pytest.approx(math.log(3))
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    hits = 0
+    for seed in range(200):
+        low, high = metrics.bootstrap_interval(random.exponential(1.0, 400), rounds=200, seed=seed)
+        hits += low <= 1.0 <= high
+    assert 0.90 <= hits / 200 <= 0.99
+
+
+def test_the_interval_of_very_many_values_is_that_of_the_normal_distribution() -> None:
+    values = np.random.default_rng(1).exponential(1.0, 3 * metrics.BOOTSTRAP_MAX_UNITS + 7)
+    low, high = metrics.bootstrap_interval(values)
+    width = 2 * 1.96 * values.std() / math.sqrt(len(values))
+    assert high - low == pytest.approx(width, rel=0.1)
+    assert low < values.mean() < high
+
+
+@pytest.mark.parametrize(
+    "row", [[0.5, 0.5, 0.1], [math.nan, 0.5, 0.5], [math.inf, 0, 0], [-0.1, 0.6, 0.5], [1.1, -0.1, 0.0], [0.3, 0.3, 0.3]]
+)
+def test_what_is_no_probability_is_found(row: list[float]) -> None:
+    rows = np.array([[0.2, 0.3, 0.5], row, [0.0, 0.0, 1.0 + 5e-7 - 5e-7]])
+    assert metrics.find_improper(rows).tolist() == [1]
+    with pytest.raises(ValueError, match="row 1"):
+        metrics.score(rows, np.zeros(3, dtype=int))
+
+
+def test_a_sum_within_the_tolerance_is_accepted() -> None:
+    assert metrics.find_improper(np.array([[0.2, 0.3, 0.5 + 9e-7]])).size == 0
+    assert metrics.find_improper(np.array([[0.2, 0.3, 0.5 + 2e-6]])).size == 1
+
+
+def test_softmax_survives_huge_logits() -> None:
+    assert metrics.softmax(np.array([[1e5, 0.0, -1e5]])).tolist() == [[1.0, 0.0, 0.0]]
+    assert metrics.softmax(np.array([[1.0, 1.0, 1.0]]))[0] == pytest.approx([1 / 3] * 3)

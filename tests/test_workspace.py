@@ -1,0 +1,154 @@
+"""Caches: reused for the same input and options, never for others, never when damaged; files whole or absent."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from prefcli import files
+from prefcli.errors import InputError, PrefcliError
+from prefcli.workspace import Stage, StageWriter, Workspace
+
+
+class Teller:
+    """A reporter that remembers its warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def note(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def make(workspace: Workspace, *, source: str = "abc", options: dict | None = None, version: int = 1, say=None) -> Stage:
+    def produce(writer: StageWriter) -> dict[str, int]:
+        writer.write(pa.record_batch({"id": ["1", "2"], "value": [10, 20]}))
+        writer.write(pa.record_batch({"id": ["3"], "value": [30]}))
+        return {"rows": 3}
+
+    return workspace.stage(
+        "numbers", version=version, source=source, options=options or {"a": 1}, produce=produce, reporter=say or Teller()
+    )
+
+
+def test_the_same_input_and_options_find_the_cache(workspace: Workspace) -> None:
+    first, second = make(workspace), make(workspace)
+    assert (first.reused, second.reused) == (False, True)
+    assert first.path == second.path
+    assert second.table()["value"].to_pylist() == [10, 20, 30]
+    assert [b.num_rows for b in second.batches()] == [2, 1]
+    assert second.metadata["counts"] == {"rows": 3}
+    assert second.metadata["options"] == {"a": 1}
+
+
+@pytest.mark.parametrize("change", [{"source": "abd"}, {"options": {"a": 2}}, {"version": 2}])
+def test_anything_else_never_does(workspace: Workspace, change: dict) -> None:
+    make(workspace)
+    assert not make(workspace, **change).reused
+
+
+@pytest.mark.parametrize("position", [0, 5, 100, -1, -20])
+def test_a_flipped_byte_is_noticed_named_and_mended(workspace: Workspace, position: int) -> None:
+    stage = make(workspace)
+    content = bytearray(stage.path.read_bytes())
+    content[position] ^= 0x10
+    stage.path.write_bytes(content)
+    teller = Teller()
+    again = make(workspace, say=teller)
+    assert not again.reused
+    assert again.table()["value"].to_pylist() == [10, 20, 30]
+    assert str(stage.path) in teller.warnings[0]
+    assert make(workspace).reused
+
+
+def test_a_truncated_cache_and_a_missing_checksum_are_rebuilt(workspace: Workspace) -> None:
+    stage = make(workspace)
+    stage.path.write_bytes(stage.path.read_bytes()[:50])
+    assert not make(workspace).reused
+    stage.path.with_suffix(".sha256").unlink()
+    assert not make(workspace).reused
+    assert make(workspace).reused
+
+
+def test_a_cache_under_another_ones_name_is_not_trusted(workspace: Workspace) -> None:
+    one, other = make(workspace), make(workspace, source="other")
+    other.path.write_bytes(one.path.read_bytes())
+    other.path.with_suffix(".sha256").write_bytes(one.path.with_suffix(".sha256").read_bytes())
+    assert not make(workspace, source="other").reused
+
+
+def test_a_failure_on_the_way_leaves_nothing(workspace: Workspace) -> None:
+    def produce(writer: StageWriter) -> dict[str, int]:
+        writer.write(pa.record_batch({"id": ["1"]}))
+        raise RuntimeError("on the way")
+
+    with pytest.raises(RuntimeError):
+        workspace.stage("broken", version=1, source="x", options={}, produce=produce)
+    assert list(workspace.stages.iterdir()) == []
+
+
+def test_a_stage_that_is_gone_is_said(workspace: Workspace) -> None:
+    stage = make(workspace)
+    stage.path.unlink()
+    with pytest.raises(PrefcliError, match="gone"):
+        workspace.open_stage(stage.path.name)
+
+
+def test_a_remembered_name_never_leads_out_of_the_workspace(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.parquet").write_bytes(b"x")
+    with pytest.raises(PrefcliError, match=r"stages.elsewhere\.parquet"):
+        workspace.open_stage("../../elsewhere.parquet")
+
+
+def test_what_was_made_last_is_remembered_and_damage_forgotten(workspace: Workspace) -> None:
+    workspace.remember("train", {"run": "a"})
+    workspace.remember("preprocess", {"stage": "b"})
+    assert workspace.latest("train") == {"run": "a"}
+    (workspace.root / "latest.json").write_text("{broken")
+    assert workspace.latest("train") is None
+
+
+def test_an_unknown_run_names_the_known_ones(workspace: Workspace) -> None:
+    (workspace.runs / "first-run").mkdir(parents=True)
+    with pytest.raises(InputError) as error:
+        workspace.find_run("other-run")
+    assert "first-run" in error.value.hint
+
+
+def test_an_atomic_file_replaces_the_old_one_only_when_done(tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), files.atomic(path) as temporary:
+        temporary.write_text("new")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    with files.atomic(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.txt"]
+
+
+def test_what_a_killed_process_left_is_swept_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left = tmp_path / f".x.parquet.{int(dead.stdout)}.tmp"
+    living = tmp_path / f".y.parquet.{os.getppid()}.tmp"
+    foreign = tmp_path / ".hidden"
+    for path in (left, living, foreign):
+        path.write_text("")
+    files.sweep(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([living.name, foreign.name])
+
+
+def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PrefcliError) as error:
+        files.write_text(tmp_path / "file" / "below.txt", "x")
+    assert error.value.exit_code == 1
