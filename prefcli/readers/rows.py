@@ -52,7 +52,7 @@ def named_winners(raw: RawBatch, place: Place) -> dict[str, pa.Array]:
                 f"unknown winner {excerpt(cell)}",
                 row=row,
                 column="winner",
-                hint="Expected model_a, model_b, tie, both_bad (or a, b, draw, tie (bothbad)), a model's name, or nothing.",
+                hint="Expected model_a, model_b, tie, both_bad (or a, b, draw), a model's name, or nothing.",
             )
         labels.append(found[0])
         bad.append(found[1])

@@ -1,0 +1,387 @@
+"""The loop: equal to a hand-written one, exact when resumed, careful with overflow, and alike on several ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from prefcli import checkpoints, devices, encoders, training
+from prefcli.demo import Demo
+from prefcli.errors import Interrupted, PrefcliError
+from prefcli.models import neural
+from prefcli.options import TrainOptions
+from prefcli.packing import TokenisedBattles, tokenise
+from prefcli.readers import open_battles
+from prefcli.reporting import SILENT
+
+OPTIONS = TrainOptions(encoder="tiny", max_length=64, batch_size=8, lr=1e-3, checkpoint_every=4, eval_every=5)
+
+
+@pytest.fixture(scope="module")
+def battles(demo_files: Demo, bert_folder: Path) -> TokenisedBattles:
+    tokenizer = encoders.load_tokenizer(bert_folder)
+    return tokenise(tokenizer, (batch for batch, _ in open_battles(demo_files.train).batches()))
+
+
+def a_task(
+    folder: Path, battles: TokenisedBattles, bert_folder: Path, options: TrainOptions = OPTIONS, **more: Any
+) -> training.Task:
+    placement = devices.place("cpu", options.precision)
+    located = encoders.locate(str(bert_folder))
+    tokenizer = encoders.make_tokenizer(located, [])
+    encoder = encoders.make_encoder(located, len(tokenizer), seed=options.seed)
+    model = neural.build("siamese", encoder, tokenizer, options.max_length, placement, options.seed)
+    rows = np.arange(len(battles))
+    return training.Task(
+        model=model, train=battles.take(rows[:100]), validation=battles.take(rows[100:160]), options=options,
+        folder=folder, reporter=SILENT, **more,
+    )  # fmt: skip
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def weights(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_the_first_losses_equal_a_hand_written_loop(
+    tmp_path: Path, battles: TokenisedBattles, bert_folder: Path, demo_files: Demo
+) -> None:
+    """The seed's training, written out with plain torch and transformers: nothing of prefcli but the order of battles."""
+    from transformers import AutoModel, AutoTokenizer, get_linear_schedule_with_warmup
+
+    options = replace(OPTIONS, epochs=1, warmup=0.2, weight_decay=0.0, seed=3)
+    training.fit(a_task(tmp_path, battles, bert_folder, options))
+
+    texts = [b for b, _ in open_battles(demo_files.train).batches()][0].to_pylist()[:100]
+    tokenizer = AutoTokenizer.from_pretrained(bert_folder)
+    encoder = AutoModel.from_pretrained(bert_folder).train()
+    torch.manual_seed(3)
+    head = torch.nn.Linear(2 * encoder.config.hidden_size, 3)
+    parameters = [*encoder.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
+    schedule = get_linear_schedule_with_warmup(optimizer, round(0.2 * 13), 13)
+    torch.manual_seed(4)
+    order = np.random.default_rng([3, 0]).permutation(100)
+    expected = []
+    for start in range(0, 80, 8):
+        rows = [texts[i] for i in order[start : start + 8]]
+        rows.sort(key=lambda r: -max(len(tokenizer("\n".join(r["prompt"]), "\n".join(r[k]), truncation=True, max_length=64)["input_ids"]) for k in ("response_a", "response_b")))  # fmt: skip  # noqa: E501
+        pooled = []
+        sequences = [("\n".join(r["prompt"]), "\n".join(r[k])) for k in ("response_a", "response_b") for r in rows]
+        inputs = tokenizer(sequences, truncation="longest_first", max_length=64, padding=True, return_tensors="pt")
+        hidden = encoder(**inputs).last_hidden_state
+        mask = inputs["attention_mask"].unsqueeze(-1)
+        pooled = (hidden * mask).sum(1) / mask.sum(1)
+        logits = head(torch.cat(pooled.chunk(2), dim=-1))
+        loss = torch.nn.CrossEntropyLoss()(logits, torch.tensor([r["label"] for r in rows]).long())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        expected.append(loss.item())
+    assert losses(tmp_path)[:10] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+    tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
+) -> None:
+    digests = []
+    for number, seed in enumerate((1, 1, 2)):
+        training.fit(a_task(tmp_path / str(number), battles, bert_folder, replace(OPTIONS, seed=seed)))
+        digests.append(weights(tmp_path / str(number)))
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("stop", [2, 4, 5, 9, 13, 17])
+def test_a_stopped_training_resumes_to_the_same_bytes(
+    tmp_path: Path, battles: TokenisedBattles, bert_folder: Path, stop: int
+) -> None:
+    """Stopped before the first checkpoint, at one, at a validation, between, and in the second epoch."""
+
+    class Killed(Exception):
+        pass
+
+    def kill(position: training.Position) -> None:
+        if position.steps == stop:
+            raise Killed
+
+    options = replace(OPTIONS, epochs=2)
+    training.fit(a_task(tmp_path / "whole", battles, bert_folder, options))
+    with pytest.raises(Killed):
+        training.fit(a_task(tmp_path / "stopped", battles, bert_folder, options, fail_after=kill))
+    resumed = training.fit(a_task(tmp_path / "stopped", battles, bert_folder, options, resume=True))
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert resumed.position.steps == 26
+    # A finished training that is resumed does nothing and says the same.
+    again = training.fit(a_task(tmp_path / "stopped", battles, bert_folder, options, resume=True))
+    assert again.position == resumed.position
+    assert np.array_equal(again.probabilities, resumed.probabilities)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_checkpoints_and_says_how_to_go_on(
+    tmp_path: Path, battles: TokenisedBattles, bert_folder: Path, number: int
+) -> None:
+    def interrupt(position: training.Position) -> None:
+        if position.steps == 6:
+            os.kill(os.getpid(), number)
+
+    training.fit(a_task(tmp_path / "whole", battles, bert_folder))
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted) as stopped:
+        training.fit(a_task(tmp_path / "stopped", battles, bert_folder, fail_after=interrupt))
+    assert stopped.value.exit_code == 128 + number
+    assert "--resume" in stopped.value.hint
+    assert signal.getsignal(number) == before
+    assert checkpoints.existing(tmp_path / "stopped" / "checkpoints")[-1].name == "step-00000006"
+    training.fit(a_task(tmp_path / "stopped", battles, bert_folder, resume=True))
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+
+
+def test_only_the_last_two_checkpoints_stay_and_a_damaged_one_is_passed_over(
+    tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
+) -> None:
+    def stop(position: training.Position) -> None:
+        if position.steps == 12:
+            raise KeyboardInterrupt
+
+    training.fit(a_task(tmp_path / "whole", battles, bert_folder))
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(a_task(tmp_path / "run", battles, bert_folder, fail_after=stop))
+    kept = checkpoints.existing(tmp_path / "run" / "checkpoints")
+    assert [p.name for p in kept] == ["step-00000004", "step-00000008"]
+    optimizer = kept[-1] / "optimizer.safetensors"
+    content = bytearray(optimizer.read_bytes())
+    content[len(content) // 2] ^= 1
+    optimizer.write_bytes(content)
+    warnings: list[str] = []
+    held = checkpoints.load_latest(tmp_path / "run" / "checkpoints", warnings.append)
+    assert held is not None
+    assert held.state["position"]["steps"] == 4
+    assert "optimizer.safetensors" in warnings[0]
+    training.fit(a_task(tmp_path / "run", battles, bert_folder, resume=True))
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(
+    tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
+) -> None:
+    training.fit(a_task(tmp_path, battles, bert_folder))
+    for path in checkpoints.existing(tmp_path / "checkpoints"):
+        (path / "state.json").write_text("{}")
+    with pytest.raises(PrefcliError, match="all checkpoints are damaged"):
+        training.fit(a_task(tmp_path, battles, bert_folder, resume=True))
+
+
+def test_an_overflow_skips_exactly_that_step(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
+    """On the float16 path: weights and schedule untouched, the scale halved, the step counted."""
+    options = replace(OPTIONS, precision="fp16", eval_every=0)
+    task = a_task(tmp_path, battles, bert_folder, options)
+    module = task.model.module
+    weight = module.classifier.weight
+    inject = {"now": False}
+    weight.register_hook(lambda gradient: gradient * math.inf if inject["now"] else gradient)
+    seen: list[torch.Tensor] = []
+
+    def watch(position: training.Position) -> None:
+        seen.append(torch.cat([p.detach().flatten() for p in module.parameters()]).clone())
+        inject["now"] = position.steps == 3  # the fourth step overflows
+        if position.steps == 6:
+            raise KeyboardInterrupt
+
+    task.fail_after = watch
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(task)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["skipped"] for r in records] == [False, False, False, True, False, False]
+    assert torch.equal(seen[2], seen[3])
+    assert not torch.equal(seen[3], seen[4])
+    assert records[4]["scale"] == records[3]["scale"] / 2
+    assert records[4]["lr"] == records[3]["lr"]
+    assert records[5]["lr"] < records[4]["lr"]
+
+
+def test_fp16_trains_to_about_the_same_loss(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
+    for precision in ("fp32", "fp16", "bf16"):
+        options = replace(OPTIONS, precision=precision)
+        fitted = training.fit(a_task(tmp_path / precision, battles, bert_folder, options))
+        assert fitted.position.skipped <= 2
+    assert losses(tmp_path / "fp16") == pytest.approx(losses(tmp_path / "fp32"), abs=0.02)
+    assert losses(tmp_path / "bf16") == pytest.approx(losses(tmp_path / "fp32"), abs=0.05)
+
+
+def test_a_loss_that_is_no_number_stops_the_training(
+    tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
+) -> None:
+    task = a_task(tmp_path, battles, bert_folder)
+    task.model.module.classifier.bias.data.fill_(math.nan)
+    with pytest.raises(PrefcliError, match="no longer a number at step 1") as stopped:
+        training.fit(task)
+    assert "--lr" in stopped.value.hint
+
+
+def test_endless_overflow_stops_the_training(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
+    task = a_task(tmp_path, battles, bert_folder, replace(OPTIONS, precision="fp16", epochs=3))
+    task.model.module.classifier.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(PrefcliError, match="no longer a number"):
+        training.fit(task)
+
+
+def test_micro_batches_change_nothing_but_rounding(
+    tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
+) -> None:
+    for at_most in (0, 1, 3):
+        task = a_task(tmp_path / str(at_most), battles, bert_folder, replace(OPTIONS, micro_batch=at_most))
+        for part in task.model.module.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0
+        training.fit(task)
+    assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "0"), abs=1e-5)
+    assert losses(tmp_path / "3") == pytest.approx(losses(tmp_path / "0"), abs=1e-5)
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
+    for name, options in (("off", OPTIONS), ("on", replace(OPTIONS, gradient_checkpointing=True))):
+        training.fit(a_task(tmp_path / name, battles, bert_folder, options))
+    assert losses(tmp_path / "on") == pytest.approx(losses(tmp_path / "off"), abs=1e-5)
+
+
+def test_the_kept_weights_are_those_of_the_best_validation(
+    tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
+) -> None:
+    task = a_task(tmp_path, battles, bert_folder, replace(OPTIONS, epochs=3, lr=0.02))
+    fitted = training.fit(task)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    validations = {r["step"]: r["validation_log_loss"] for r in records if "validation_log_loss" in r}
+    best = min(validations, key=lambda step: validations[step])
+    assert fitted.position.best_step == best
+    assert best != max(validations)  # or this test would show nothing
+    from safetensors.torch import load_file
+
+    task.model.module.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert np.allclose(training.predict_shared(task, task.validation), fitted.probabilities, atol=1e-6)
+
+
+def test_patience_stops_early(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
+    options = replace(OPTIONS, epochs=50, lr=0.05, eval_every=0, patience=2)
+    fitted = training.fit(a_task(tmp_path, battles, bert_folder, options))
+    assert fitted.position.stale == 2
+    assert fitted.position.epoch < 50
+
+
+def test_the_schedule_rises_then_falls_to_zero() -> None:
+    rates = [training.learning_rate(step, 10, 1.0, 0.2) for step in range(11)]
+    assert rates == pytest.approx([0, 0.5, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0])
+    assert training.learning_rate(0, 10, 1.0, 0.0) == 1.0
+
+
+def test_biases_and_norms_do_not_decay(battles: TokenisedBattles, bert_folder: Path, tmp_path: Path) -> None:
+    task = a_task(tmp_path, battles, bert_folder)
+    optimizer = training.make_optimizer(task.model.module, OPTIONS)
+    free = {id(p) for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]}
+    for name, parameter in task.model.module.named_parameters():
+        assert (id(parameter) in free) == ("bias" in name or "LayerNorm" in name), name
+
+
+def test_swap_shows_both_orders_with_exchanged_labels(battles: TokenisedBattles, bert_folder: Path, tmp_path: Path) -> None:
+    task = a_task(tmp_path, battles, bert_folder, replace(OPTIONS, swap=True))
+    seen: list[tuple[bool, int]] = []
+    original = task.model.inputs
+
+    def watching(held: TokenisedBattles, rows: Any, swapped: bool = False) -> Any:
+        seen.append((swapped, len(rows)))
+        return original(held, rows, swapped)
+
+    task.model.inputs = watching  # type: ignore[method-assign]
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    optimizer = training.make_optimizer(task.model.module, OPTIONS)
+    task.model.module.eval()
+    training.step(task, task.model.module, optimizer, scaler, np.arange(8), 0.0)
+    assert sorted(seen) == [(False, 8), (True, 8)]
+
+
+@pytest.mark.parametrize("loss_input", ["softmax", "log-softmax"])
+def test_the_ablations_losses(loss_input: str) -> None:
+    logits, labels = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]]), torch.tensor([0, 2])
+    targets = torch.nn.functional.one_hot(labels, 3).float()
+    found = training.loss_of(logits, targets, replace(OPTIONS, loss_input=loss_input))
+    plain = torch.nn.CrossEntropyLoss(reduction="sum")
+    expected = plain(logits.softmax(-1), labels) if loss_input == "softmax" else plain(logits, labels)
+    assert float(found) == pytest.approx(float(expected), abs=1e-6)
+
+
+# Whole processes
+
+
+def start(folder: Path, *arguments: str, ranks: int = 0) -> list[str]:
+    module = ["-m", "prefcli", "train", *arguments, "--workspace", str(folder / ".prefcli")]
+    if not ranks:
+        return [sys.executable, *module]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *module]
+
+
+@pytest.fixture(scope="module")
+def small_run(demo_files: Demo, bert_folder: Path) -> list[str]:
+    return [
+        str(demo_files.train), "--encoder", str(bert_folder), "--text", "raw", "--max-length", "64", "--lr", "1e-3",
+        "--checkpoint-every", "3", "--eval-every", "5", "--output",
+    ]  # fmt: skip
+
+
+def test_killed_at_any_moment_the_command_resumes_to_the_same_bytes(
+    tmp_path: Path, small_run: list[str], demo_files: Demo
+) -> None:
+    subprocess.run(start(tmp_path, *small_run, "whole"), check=True, capture_output=True, cwd=tmp_path)
+    process = subprocess.Popen(start(tmp_path, *small_run, "killed"), cwd=tmp_path, stderr=subprocess.PIPE)
+    log = tmp_path / "killed" / "metrics.jsonl"
+    while not (log.exists() and log.read_text().count("\n") >= 5) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    done = subprocess.run(
+        start(tmp_path, "--resume", "killed"), capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert "resumed at step" in done.stderr
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+def test_two_ranks_give_the_curve_and_the_predictions_of_one(
+    tmp_path: Path, small_run: list[str], demo_files: Demo, bert_folder: Path
+) -> None:
+    still = tmp_path / "still"  # without dropout: its random numbers differ between ranks, as they must
+    still.mkdir()
+    for path in bert_folder.iterdir():
+        (still / path.name).write_bytes(path.read_bytes())
+    config = json.loads((still / "config.json").read_text())
+    (still / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
+    arguments = [str(still) if a == str(bert_folder) else a for a in small_run]
+    for name, ranks in (("one", 0), ("two", 2)):
+        subprocess.run(
+            start(tmp_path, *arguments, name, ranks=ranks), check=True, capture_output=True, cwd=tmp_path, timeout=300
+        )
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    import pyarrow.parquet as pq
+
+    one, two = (pq.read_table(tmp_path / name / "validation.parquet").to_pandas() for name in ("one", "two"))
+    assert list(one["id"]) == list(two["id"])
+    assert np.allclose(one.iloc[:, 1:4], two.iloc[:, 1:4], atol=1e-5)
