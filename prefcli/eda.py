@@ -1,18 +1,54 @@
-"""Numbers about battles, as plain dataclasses. What they look like is decided elsewhere."""
+"""Numbers about battles, as plain dataclasses. What they look like is decided elsewhere.
+
+One pass over the batches keeps a few numbers per battle (:mod:`prefcli.measures`); everything below is computed from
+those. Every share comes with Wilson's interval, every rating with a bootstrap's (:mod:`prefcli.ratings`).
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prefcli.battles import TEXT_FIELDS, labels_of, outcome_counts
-from prefcli.outcomes import TIE, A, B
+from prefcli import ratings as rating_room
+from prefcli.battles import TEXT_FIELDS, outcome_counts
+from prefcli.measures import MARKUP, SCRIPT_NAMES, Measured, measure
+from prefcli.outcomes import OUTCOMES, TIE, A, B
+from prefcli.ratings import ModelRating, Ratings
+
+Numbers = NDArray[np.int64]
+
+Z95 = 1.959963984540054
+"""The 97.5 % quantile of the standard normal distribution."""
+LENGTH_RATIOS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, np.inf)
+"""Bins of how many times longer the longer answer is."""
+RATING_GAPS = (0, 25, 50, 100, 200, 400, np.inf)
+"""Bins of the difference between two ratings, in points."""
+THREADS = 2
+MAX_LENGTHS = (256, 512, 1024, 2048, 4096)
+SPECIAL_TOKENS = 3
+"""[CLS] prompt [SEP] answer [SEP]"""
+MOST_TURNS = 5
+SHOWN_MODELS = 20
+"""Models in the head-to-head table."""
+FEWEST_FOR_RATE = 30
+"""A model needs that many battles to be ranked by win rate."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of n cases with its 95 % interval; see :func:`share`."""
+
+    value: float
+    low: float
+    high: float
+    n: int
 
 
 @dataclass(frozen=True)
@@ -26,17 +62,14 @@ class PairCount:
 
 @dataclass(frozen=True)
 class ModelWins:
-    """How a model fared."""
+    """How a model fared. ``win_rate`` is wins per battle, ties not counted as wins."""
 
     model: str
     wins: int
     ties: int
     battles: int
-
-    @property
-    def win_rate(self) -> float:
-        """Wins per battle, ties not counted as wins."""
-        return self.wins / self.battles
+    win_rate: float
+    win_rate_ci: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -50,6 +83,135 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class LengthBin:
+    """Battles whose longer answer is ``low`` to ``high`` times as long as the shorter one."""
+
+    low: float
+    high: float
+    battles: int
+    longer_won: float
+    tied: float
+    shorter_won: float
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """What a difference in one property does.
+
+    Attributes
+    ----------
+    what:
+        The property.
+    wins:
+        How often the answer with more of it won, of the decided battles in which the two differ.
+    odds:
+        Odds ratio of winning for one standard deviation more of it, the other properties (length among them) held
+        equal; with its interval ``odds_ci``. None where it cannot be told.
+    """
+
+    what: str
+    wins: Share
+    odds: float | None
+    odds_ci: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class TurnsRow:
+    """Battles with that many turns (the last row: that many or more)."""
+
+    turns: int
+    battles: int
+    a_won: float
+    b_won: float
+    tied: float
+
+
+@dataclass(frozen=True)
+class ClosenessBin:
+    """Battles between models whose ratings are ``low`` to ``high`` points apart."""
+
+    low: float
+    high: float
+    tied: Share
+    expected: float
+    """Share of ties that the fitted model expects there."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Where the same two answers to the same prompt were judged more than once; see :func:`agreement`."""
+
+    pairs: int
+    votes: int
+    agree: float
+    alpha: float | None
+    contradictory: int
+
+
+@dataclass(frozen=True)
+class HeadToHead:
+    """How the most battled models fared against each other, best rated first.
+
+    ``score[i][j]`` is the share of battles that i won against j, ties counting half; None where they never met.
+    """
+
+    models: tuple[str, ...]
+    score: tuple[tuple[float | None, ...], ...]
+    battles: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class ScriptShare:
+    """Battles whose prompt is mostly written in a script."""
+
+    script: str
+    battles: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a limit on (prompt, answer) would cut, by estimated tokens."""
+
+    max_length: int
+    sides_cut: float
+    """Share of (prompt, answer) pairs longer than the limit."""
+    battles_cut: float
+    """Share of battles with at least one such pair."""
+    tokens_lost: float
+    """Share of all tokens beyond the limit."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Prompts that occur in a second file as well."""
+
+    test_battles: int
+    shared_prompts: int
+    battles: int
+    """Battles of the first file whose prompt is in the second."""
+    test_battles_known: int
+    """Battles of the second file whose prompt is in the first."""
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What is wrong with the data. Fields' names are keys where it is told per field.
+
+    ``duplicates`` counts battles beyond the first of the same prompt and the same two answers, in either order.
+    """
+
+    null_turns: dict[str, int]
+    empty: dict[str, int]
+    identical_answers: int
+    identical_outcomes: tuple[int, int, int]
+    duplicates: int
+    contradictory: int
+    self_battles: int
+    overlap: Overlap | None
+
+
+@dataclass(frozen=True)
 class Eda:
     """What ``prefcli eda`` reports."""
 
@@ -59,6 +221,7 @@ class Eda:
     outcomes: tuple[int, int, int]
     ties: int
     tie_share: float
+    both_bad: int | None
     multi_turn: int
     null_turns: int
     empty_answers: int
@@ -67,116 +230,395 @@ class Eda:
     lengths: dict[str, Lengths]
     top_pairs: tuple[PairCount, ...]
     top_winners: tuple[ModelWins, ...]
+    top_rates: tuple[ModelWins, ...]
+    position: Share | None
+    length_curve: tuple[LengthBin, ...]
+    rewarded: tuple[Rewarded, ...]
+    turns: tuple[TurnsRow, ...]
+    agreement: Agreement | None
+    scripts: tuple[ScriptShare, ...]
+    cuts: tuple[Cut, ...]
+    problems: Problems
+    ratings: Ratings | None
+    tie_closeness: tuple[ClosenessBin, ...]
+    head_to_head: HeadToHead | None
 
 
-def explore(batches: Iterable[pa.RecordBatch], top: int = 5) -> Eda:
-    """Everything about a file of battles that can be counted in one pass.
+def explore(
+    batches: Iterable[pa.RecordBatch],
+    top: int = 5,
+    *,
+    max_length: int = 512,
+    test_keys: Numbers | None = None,
+    rounds: int = rating_room.BOOTSTRAP_ROUNDS,
+    seed: int = 0,
+) -> Eda:
+    """Everything about a file of battles, in one pass.
 
     Parameters
     ----------
     batches:
         Canonical record batches.
     top:
-        How many pairs and winners to list.
+        How many pairs and models to list.
+    max_length:
+        A token limit to report about, besides :data:`MAX_LENGTHS`.
+    test_keys:
+        ``prompt_key`` of a second file's battles.
+    rounds, seed:
+        Of the ratings' bootstrap.
     """
-    lengths: dict[str, list[NDArray[np.int64]]] = {name: [] for name in TEXT_FIELDS}
-    names: list[pa.Table] = []
-    labels: list[NDArray[np.int64]] = []
-    keys: list[NDArray[np.int64]] = []
-    multi_turn = null_turns = identical = 0
-    for batch in batches:
-        table = pa.Table.from_batches([batch])
-        for name in TEXT_FIELDS:
-            lengths[name].append(characters(table[name]))
-        multi_turn += int(pc.sum(pc.greater(pc.list_value_length(table["prompt"]), 1)).as_py() or 0)
-        null_turns += sum(int(pc.list_flatten(table[name]).null_count) for name in TEXT_FIELDS)
-        identical += same_answers(table)
-        names.append(table.select(["model_a", "model_b"]))
-        labels.append(labels_of(table))
-        keys.append(table["prompt_key"].to_numpy())
-    outcome = np.concatenate(labels)
-    models = pa.concat_tables(names)
-    tallies = outcome_counts(outcome)
-    lengths_of = {name: np.concatenate(parts) for name, parts in lengths.items()}
-    known = int(tallies.sum())
+    parts: list[Measured] = []
+    names: dict[str, int] = {}
+    sides: list[Numbers] = []
+    for batch, measured in _measured(batches):
+        parts.append(measured)
+        sides.append(np.stack([_positions(batch, side, names) for side in ("model_a", "model_b")], axis=1))
+    m = Measured.together(parts)
+    model_a, model_b = np.concatenate(sides).T
+    models = tuple(names)
+    known = m.label >= 0
+    tallies = outcome_counts(m.label)
+    tied = int(tallies[TIE])
+    met = rating_room.tally(model_a, model_b, m.label, models)
+    rated = rating_room.rate(met, rounds=rounds, seed=seed) if len(met.counts) else None
+    rating_of = {one.model: one for one in rated[0].models} if rated else {}
+    fared = _fared(model_a, model_b, m.label, models)
+    problems, agreed = _problems(m, model_a, model_b, test_keys)
+    decided = int(tallies[A] + tallies[B])
     return Eda(
-        battles=len(outcome),
-        labelled=known,
-        models=len(pc.unique(pa.chunked_array([*models["model_a"].chunks, *models["model_b"].chunks])).drop_null()),
-        outcomes=(int(tallies[A]), int(tallies[B]), int(tallies[TIE])),
-        ties=int(tallies[TIE]),
-        tie_share=float(tallies[TIE] / known) if known else 0.0,
-        multi_turn=multi_turn,
-        null_turns=null_turns,
-        empty_answers=int(sum((lengths_of[name] == 0).sum() for name in ("response_a", "response_b"))),
-        identical_answers=identical,
-        prompts=len(np.unique(np.concatenate(keys))),
-        lengths={name: _distribution(values) for name, values in lengths_of.items()},
-        top_pairs=_top_pairs(models, top),
-        top_winners=_top_winners(models, outcome, top),
+        battles=len(m.label),
+        labelled=int(known.sum()),
+        models=len(models),
+        outcomes=(int(tallies[A]), int(tallies[B]), tied),
+        ties=tied,
+        tie_share=float(tied / known.sum()) if known.any() else 0.0,
+        both_bad=int((m.both_bad == 1).sum()) if (m.both_bad >= 0).any() else None,
+        multi_turn=int((m.turns > 1).sum()),
+        null_turns=int(m.nulls.sum()),
+        empty_answers=int((m.characters[:, 1:] == 0).sum()),
+        identical_answers=problems.identical_answers,
+        prompts=len(np.unique(m.prompt_key)),
+        lengths={name: _distribution(m.characters[:, i]) for i, name in enumerate(TEXT_FIELDS)},
+        top_pairs=_top_pairs(model_a, model_b, models, top),
+        top_winners=tuple(sorted(fared, key=lambda one: (-one.wins, one.model))[:top]),
+        top_rates=_top_rates(fared, top),
+        position=share(int(tallies[A]), decided) if decided else None,
+        length_curve=length_curve(m),
+        rewarded=rewarded(m),
+        turns=_turns(m),
+        agreement=agreed,
+        scripts=_scripts(m),
+        cuts=tuple(_cut(m, limit) for limit in sorted({*MAX_LENGTHS, max_length})),
+        problems=problems,
+        ratings=rated[0] if rated else None,
+        tie_closeness=tie_closeness(met, rating_of, rated[1].log_nu) if rated else (),
+        head_to_head=head_to_head(met, rating_of) if rated else None,
     )
 
 
-def characters(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Unicode characters in each row of a ``list<string>`` column, all turns together; shape ``[n]``."""
-    parts = []
-    for chunk in column.chunks:
-        counts = np.asarray(pc.utf8_length(chunk.flatten()).fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
-        ends = np.concatenate([[0], np.cumsum(np.asarray(pc.list_value_length(chunk).fill_null(0)))])
-        total = np.concatenate([[0], np.cumsum(counts)])
-        parts.append(total[ends[1:]] - total[ends[:-1]])
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+def _measured(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[pa.RecordBatch, Measured]]:
+    """Each batch with its measurements, in order; Arrow's kernels let go of the interpreter, so threads help."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting: deque[tuple[pa.RecordBatch, Future[Measured]]] = deque()
+        for batch in batches:
+            waiting.append((batch, pool.submit(measure, batch)))
+            if len(waiting) > THREADS:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for last, future in waiting:
+            yield last, future.result()
 
 
-def same_answers(table: pa.Table) -> int:
-    """Battles whose two answers are the same text."""
-    a, b = (pc.binary_join(_without_nulls(table[name]), "\n") for name in ("response_a", "response_b"))
-    return int(pc.sum(pc.equal(a, b)).as_py() or 0)
+def share(hits: int, n: int) -> Share:
+    """A share with Wilson's score interval at 95 %.
+
+    ``(p + z^2/2n +- z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n)``; E. B. Wilson, "Probable inference, the law of
+    succession, and statistical inference", Journal of the American Statistical Association 22 (1927).
+    """
+    if not n:
+        return Share(float("nan"), 0.0, 1.0, 0)
+    p = hits / n
+    centre = p + Z95**2 / (2 * n)
+    spread = Z95 * float(np.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2)))
+    scale = 1 + Z95**2 / n
+    return Share(p, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale), n)
 
 
-def _without_nulls(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Null turns as empty text: Arrow's join makes the whole row null otherwise."""
-    chunks = [
-        pa.ListArray.from_arrays(
-            np.concatenate([[0], np.cumsum(np.asarray(pc.list_value_length(chunk).fill_null(0)))]).astype(np.int32),
-            chunk.flatten().fill_null(""),
+# Models
+
+
+def _positions(batch: pa.RecordBatch, side: str, names: dict[str, int]) -> Numbers:
+    """Each battle's model as a position in ``names``, which grows; -1 where unknown."""
+    column = batch.column(batch.schema.get_field_index(side))
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    codes = np.array([names.setdefault(name, len(names)) for name in encoded.dictionary.to_pylist()] or [-1])
+    places = np.asarray(encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
+    return np.where(places >= 0, codes[places], -1)
+
+
+def _top_pairs(a: Numbers, b: Numbers, names: tuple[str, ...], top: int) -> tuple[PairCount, ...]:
+    known = (a >= 0) & (b >= 0)
+    low, high = np.minimum(a, b)[known], np.maximum(a, b)[known]
+    pairs, counts = np.unique(low * len(names) + high, return_counts=True)
+    if not len(pairs):
+        return ()
+    enough = np.sort(counts)[-min(top, len(counts))]
+    found = [
+        PairCount(min(pair), max(pair), count)
+        for pair, count in (
+            ((names[code // len(names)], names[code % len(names)]), int(count))
+            for code, count in zip(pairs, counts, strict=True)
+            if count >= enough
         )
-        for chunk in column.chunks
     ]
-    return pa.chunked_array(chunks, type=column.type)
+    return tuple(sorted(found, key=lambda pair: (-pair.battles, pair.model_1, pair.model_2))[:top])
 
 
-def _distribution(values: NDArray[np.int64]) -> Lengths:
+def _fared(a: Numbers, b: Numbers, label: Numbers, names: tuple[str, ...]) -> list[ModelWins]:
+    size = len(names)
+    counts = np.zeros((3, size), dtype=np.int64)
+    for side, won in ((a, A), (b, B)):
+        for row, mask in enumerate((label == won, label == TIE, label >= 0)):
+            counts[row] += np.bincount(side[mask & (side >= 0)], minlength=size)
+    fared = []
+    for name, (wins, ties, battles) in zip(names, counts.T.tolist(), strict=True):
+        if battles:
+            rate = share(wins, battles)
+            fared.append(ModelWins(name, wins, ties, battles, rate.value, (rate.low, rate.high)))
+    return fared
+
+
+def _top_rates(fared: list[ModelWins], top: int) -> tuple[ModelWins, ...]:
+    enough = [one for one in fared if one.battles >= FEWEST_FOR_RATE]
+    return tuple(sorted(enough, key=lambda one: (-one.win_rate, one.model))[:top])
+
+
+def tie_closeness(
+    met: rating_room.Meetings, rating_of: dict[str, ModelRating], log_nu: NDArray[np.float64]
+) -> tuple[ClosenessBin, ...]:
+    """Share of ties by how close the two ratings are, beside what Davidson's model expects."""
+    rating = np.array([rating_of[name].rating if name in rating_of else np.nan for name in met.models])
+    gap = np.abs(rating[met.first] - rating[met.second])
+    expected = rating_room.probabilities(gap / rating_room.ELO_PER_LOG_ODDS, log_nu)[:, TIE]
+    total = met.counts.sum(axis=1)
+    rows = []
+    for low, high in itertools.pairwise(RATING_GAPS):
+        here = (gap >= low) & (gap < high)
+        n = int(total[here].sum())
+        if n:
+            mean = float((expected[here] * total[here]).sum() / n)
+            rows.append(ClosenessBin(low, high, share(int(met.counts[here, TIE].sum()), n), mean))
+    return tuple(rows)
+
+
+def head_to_head(met: rating_room.Meetings, rating_of: dict[str, ModelRating]) -> HeadToHead:
+    """Win shares between the :data:`SHOWN_MODELS` models with most battles."""
+    busiest = sorted(rating_of.values(), key=lambda one: (-one.battles, one.model))[:SHOWN_MODELS]
+    shown = sorted(busiest, key=lambda one: (-one.rating, one.model))
+    row_of = {met.models.index(one.model): row for row, one in enumerate(shown)}
+    size = len(shown)
+    wins, battles = np.zeros((size, size)), np.zeros((size, size), dtype=np.int64)
+    for first, second, counts in zip(met.first.tolist(), met.second.tolist(), met.counts, strict=True):
+        if first in row_of and second in row_of:
+            i, j = row_of[first], row_of[second]
+            wins[i, j], wins[j, i] = counts[A] + counts[TIE] / 2, counts[B] + counts[TIE] / 2
+            battles[i, j] = battles[j, i] = int(counts.sum())
+    score = tuple(
+        tuple(wins[i, j] / battles[i, j] if battles[i, j] else None for j in range(size)) for i in range(size)
+    )
+    return HeadToHead(tuple(one.model for one in shown), score, tuple(map(tuple, battles.tolist())))
+
+
+# What people reward
+
+
+def length_curve(m: Measured) -> tuple[LengthBin, ...]:
+    """How often the longer answer won, by how many times longer it is (characters; an empty answer counts as one)."""
+    lengths = np.maximum(m.characters[:, 1:], 1)
+    ratio = lengths.max(axis=1) / lengths.min(axis=1)
+    longer = np.where(lengths[:, 0] > lengths[:, 1], A, B)
+    rows = []
+    for low, high in itertools.pairwise(LENGTH_RATIOS):
+        here = (m.label >= 0) & (ratio >= low) & (ratio < high) & (ratio > 1)
+        n = int(here.sum())
+        if n:
+            won = int((m.label[here] == longer[here]).sum())
+            tied = int((m.label[here] == TIE).sum())
+            rows.append(LengthBin(low, float(high), n, won / n, tied / n, (n - won - tied) / n))
+    return tuple(rows)
+
+
+def rewarded(m: Measured) -> tuple[Rewarded, ...]:
+    """Win rates of the answer with more length, lists, headings, code, bold, tables; and the same side by side.
+
+    The odds come from one logistic regression of "A won" on the standardised differences A - B of all properties
+    (of logarithms: ``log(1 + count)``), on decided battles, with an intercept for the position; intervals are Wald's,
+    ``exp(b +- 1.96 se)``. It is how Chatbot Arena controls its ratings for style (Li, Angelopoulos and Chiang,
+    "Does style matter?", LMSYS blog 2024).
+    """
+    decided = (m.label == A) | (m.label == B)
+    a_won = m.label[decided] == A
+    measures = {"length": m.characters[decided, 1:]}
+    measures |= {name: m.markup[decided, i] for i, name in enumerate(MARKUP)}
+    differences = {name: np.log1p(pair[:, 0]) - np.log1p(pair[:, 1]) for name, pair in measures.items()}
+    varying = [name for name, values in differences.items() if len(values) and values.std() > 0]
+    odds = _odds_ratios(np.stack([differences[name] for name in varying], axis=1), a_won) if varying else None
+    rows = []
+    for name, values in differences.items():
+        differs = values != 0
+        if not differs.any():
+            continue
+        wins = share(int((a_won[differs] == (values[differs] > 0)).sum()), int(differs.sum()))
+        told = odds[varying.index(name)] if odds is not None else None
+        rows.append(Rewarded(name, wins, told[0] if told else None, told[1:] if told else None))
+    return tuple(rows)
+
+
+def _odds_ratios(x: NDArray[np.float64], won: NDArray[np.bool_]) -> list[tuple[float, float, float]] | None:
+    """Odds ratios per standard deviation with Wald intervals, by Newton's method; None if they are not finite.
+
+    A. Agresti, "Categorical Data Analysis" (2013), section 5.5.
+    """
+    x = np.concatenate([np.ones((len(x), 1)), x / x.std(axis=0)], axis=1)
+    if len(x) < 10 * x.shape[1] or np.linalg.matrix_rank(x) < x.shape[1]:
+        return None
+    beta = np.zeros(x.shape[1])
+    for _ in range(25):
+        p = 1 / (1 + np.exp(-np.clip(x @ beta, -30, 30)))
+        information = (x * (p * (1 - p))[:, None]).T @ x
+        if np.linalg.cond(information) > 1e12:
+            return None
+        step = np.linalg.solve(information, x.T @ (won - p))
+        beta += step
+        if np.abs(step).max() < 1e-9:
+            break
+    else:
+        return None
+    error = np.sqrt(np.diag(np.linalg.inv(information)))
+    return [
+        (float(np.exp(b)), float(np.exp(b - Z95 * e)), float(np.exp(b + Z95 * e)))
+        for b, e in zip(beta[1:], error[1:], strict=True)
+    ]
+
+
+def _turns(m: Measured) -> tuple[TurnsRow, ...]:
+    known = m.label >= 0
+    turns = np.clip(m.turns, 1, MOST_TURNS)
+    rows = []
+    for number in range(1, MOST_TURNS + 1):
+        labels = m.label[known & (turns == number)]
+        if len(labels):
+            a, b, tied = (outcome_counts(labels) / len(labels)).tolist()
+            rows.append(TurnsRow(number, len(labels), a, b, tied))
+    return tuple(rows)
+
+
+# What is wrong with the data
+
+
+def _problems(
+    m: Measured, model_a: Numbers, model_b: Numbers, test_keys: Numbers | None
+) -> tuple[Problems, Agreement | None]:
+    same = m.answer_hash[:, 0] == m.answer_hash[:, 1]
+    swapped = m.answer_hash[:, 0] > m.answer_hash[:, 1]
+    content = _mixed(m.prompt_hash, m.answer_hash.min(axis=1), m.answer_hash.max(axis=1))
+    # Outcomes of the same two answers are compared the same way round.
+    label = np.where(swapped & (m.label != TIE) & (m.label >= 0), A + B - m.label, m.label)
+    outcomes = outcome_counts(m.label[same])
+    agreed = agreement(content[~same], label[~same])
+    problems = Problems(
+        null_turns={name: int(m.nulls[:, i].sum()) for i, name in enumerate(TEXT_FIELDS)},
+        empty={name: int((m.characters[:, i] == 0).sum()) for i, name in enumerate(TEXT_FIELDS)},
+        identical_answers=int(same.sum()),
+        identical_outcomes=(int(outcomes[A]), int(outcomes[B]), int(outcomes[TIE])),
+        duplicates=len(content) - len(np.unique(content)),
+        contradictory=agreed.contradictory if agreed else 0,
+        self_battles=int(((model_a == model_b) & (model_a >= 0)).sum()),
+        overlap=_overlap(m.prompt_key, test_keys) if test_keys is not None else None,
+    )
+    return problems, agreed
+
+
+def agreement(content: Numbers, label: Numbers) -> Agreement | None:
+    """How far votes on the same two answers to the same prompt agree; None where nothing was judged twice.
+
+    ``agree`` is the share of pairs of votes on the same content that are equal. ``alpha`` is Krippendorff's for
+    nominal data, ``1 - D_observed / D_expected`` over the votes that can be paired (K. Krippendorff, "Content
+    Analysis", 2004, chapter 11): 1 is perfect, 0 is chance. ``contradictory`` counts contents for which both answers
+    won.
+
+    Parameters
+    ----------
+    content:
+        Equal for equal content; shape ``[n]``.
+    label:
+        Outcomes the same way round, -1 where unknown; shape ``[n]``.
+    """
+    known = label >= 0
+    _, unit = np.unique(content[known], return_inverse=True)
+    if not len(unit):
+        return None
+    counts = np.zeros((unit.max() + 1, len(OUTCOMES)))
+    np.add.at(counts, (unit, label[known]), 1)
+    counts = counts[counts.sum(axis=1) >= 2]
+    if not len(counts):
+        return None
+    votes = counts.sum(axis=1)
+    equal = (counts * (counts - 1)).sum(axis=1)
+    n, totals = votes.sum(), counts.sum(axis=0)
+    totals[[A, B]] = totals[[A, B]].mean()  # which of the two answers is called A here is arbitrary
+    observed = 1 - float((equal / (votes - 1)).sum() / n)
+    expected = 1 - float((totals * (totals - 1)).sum() / (n * (n - 1)))
+    return Agreement(
+        pairs=len(counts),
+        votes=int(n),
+        agree=float(equal.sum() / (votes * (votes - 1)).sum()),
+        alpha=1 - observed / expected if expected else None,
+        contradictory=int(((counts[:, A] > 0) & (counts[:, B] > 0)).sum()),
+    )
+
+
+def _mixed(*hashes: Numbers) -> Numbers:
+    """Several 64-bit hashes as one; equal for equal ones (multiplication by an odd number loses nothing)."""
+    mixed = np.zeros(len(hashes[0]), dtype=np.uint64)
+    for values in hashes:
+        mixed = (mixed ^ values.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+    return mixed.astype(np.int64)
+
+
+def _overlap(keys: Numbers, test_keys: Numbers) -> Overlap:
+    shared = np.intersect1d(keys, test_keys)
+    return Overlap(
+        test_battles=len(test_keys),
+        shared_prompts=len(shared),
+        battles=int(np.isin(keys, shared).sum()),
+        test_battles_known=int(np.isin(test_keys, shared).sum()),
+    )
+
+
+def _scripts(m: Measured) -> tuple[ScriptShare, ...]:
+    counts = np.bincount(m.script, minlength=len(SCRIPT_NAMES))
+    ranked = np.argsort(-counts, kind="stable")
+    return tuple(
+        ScriptShare(SCRIPT_NAMES[i], int(counts[i]), float(counts[i] / len(m.script))) for i in ranked if counts[i]
+    )
+
+
+def _cut(m: Measured, limit: int) -> Cut:
+    """What a limit on prompt and answer together would cut, by the tokens estimated in :mod:`prefcli.measures`."""
+    sides = m.tokens[:, 1:] + m.tokens[:, :1] + SPECIAL_TOKENS
+    over = np.maximum(sides - limit, 0)
+    return Cut(
+        limit, float((over > 0).mean()), float((over > 0).any(axis=1).mean()), float(over.sum() / max(sides.sum(), 1))
+    )
+
+
+def _distribution(values: Numbers) -> Lengths:
     return Lengths(
         mean=float(values.mean()),
         median=float(np.median(values)),
         p90=float(np.quantile(values, 0.9)),
         longest=int(values.max()),
     )
-
-
-def _top_pairs(models: pa.Table, top: int) -> tuple[PairCount, ...]:
-    met = Counter(
-        tuple(sorted(pair))
-        for pair in zip(models["model_a"].to_pylist(), models["model_b"].to_pylist(), strict=True)
-        if None not in pair
-    )
-    ranked = sorted(met.items(), key=lambda item: (-item[1], item[0]))
-    return tuple(PairCount(first, second, count) for (first, second), count in ranked[:top])
-
-
-def _top_winners(models: pa.Table, outcome: NDArray[np.int64], top: int) -> tuple[ModelWins, ...]:
-    wins: Counter[str] = Counter()
-    ties: Counter[str] = Counter()
-    battles: Counter[str] = Counter()
-    for a, b, label in zip(models["model_a"].to_pylist(), models["model_b"].to_pylist(), outcome.tolist(), strict=True):
-        if label < 0:
-            continue
-        for name, won in ((a, A), (b, B)):
-            if name is None:
-                continue
-            battles[name] += 1
-            wins[name] += label == won
-            ties[name] += label == TIE
-    ranked = sorted(battles, key=lambda name: (-wins[name], name))
-    return tuple(ModelWins(name, wins[name], ties[name], battles[name]) for name in ranked[:top])

@@ -116,14 +116,15 @@ def conduct(
             prefix=speaker, origins=origins, command=command, resume=resume, world=world, reporter=reporter,
         )  # fmt: skip
         rates.append(fitted.battles_per_second)
-        if fitted.probabilities is not None:
-            outcome[fold.folder] = fitted.probabilities
-    probabilities, held_out = _held_out(folds, outcome)
-    validation = None
-    if probabilities is not None:
+        if fitted.logits is not None:
+            outcome[fold.folder] = fitted.logits
+    logits, held_out = _held_out(folds, outcome)
+    validation, probabilities = None, None
+    if logits is not None:
+        probabilities = metrics.softmax(logits)
         validation = dataclasses.asdict(metrics.score(probabilities, pool.labels[held_out]))
     if options.folds and world.is_first:
-        _write_papers(folder, options, runs.read_config(folder), pool, probabilities, held_out)
+        _write_papers(folder, options, runs.read_config(folder), pool, logits, held_out)
     only_prior = probabilities is not None and bool(probabilities.std(axis=0).max() < training.PRIOR_SPREAD)
     if only_prior:
         reporter.warn(
@@ -293,7 +294,7 @@ def _fit(
         )
     )
     if world.is_first:
-        _write_papers(folder, options, runs.read_config(folder), pool, fitted.probabilities, fold.held_out)
+        _write_papers(folder, options, runs.read_config(folder), pool, fitted.logits, fold.held_out)
     return fitted
 
 
@@ -304,7 +305,7 @@ def _parameters(module: Any) -> float:
 def _held_out(
     folds: list[Fold], outcome: Mapping[Path, NDArray[np.float64]]
 ) -> tuple[NDArray[np.float64] | None, NDArray[np.intp]]:
-    """Probabilities of all held-out battles together, and their positions, ascending."""
+    """Logits of all held-out battles together, and their positions, ascending."""
     if not outcome:
         return None, np.empty(0, dtype=np.intp)
     positions = np.concatenate([fold.held_out for fold in folds])
@@ -314,12 +315,12 @@ def _held_out(
 
 def _write_papers(
     folder: Path, options: TrainOptions, config: Mapping[str, Any], pool: Pool,
-    probabilities: NDArray[np.float64] | None, held_out: NDArray[np.intp],
+    logits: NDArray[np.float64] | None, held_out: NDArray[np.intp],
 ) -> None:  # fmt: skip
     """What a finished run leaves besides its weights: per-battle probabilities, its score, its card."""
     validation = None
-    if probabilities is not None:
+    if logits is not None:
         labels = pool.labels[held_out]
-        validation = dataclasses.asdict(metrics.score(probabilities, labels))
-        runs.write_predictions(folder / runs.VALIDATION, [pool.ids[i] for i in held_out], probabilities, labels)
+        validation = dataclasses.asdict(metrics.score(metrics.softmax(logits), labels))
+        runs.write_validation(folder, [pool.ids[i] for i in held_out], logits, labels)
     runs.write_card(folder, options, config, validation)

@@ -6,19 +6,22 @@ probabilities come out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefcli import metrics
-from prefcli.outcomes import SWAPPED
+from prefcli.outcomes import OUTCOMES, SWAPPED
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from prefcli.distributed import World
     from prefcli.models import Model
+    from prefcli.workspace import Stage
 
 
 def predict_batch(
@@ -59,3 +62,47 @@ def predict_batch(
         predictions.append(prediction)
     mean: NDArray[np.float64] = np.mean(predictions, axis=0)
     return mean / mean.sum(axis=1, keepdims=True) if activation == "softmax" else mean
+
+
+def stream(
+    models: Sequence[Model],
+    stages: Sequence[Stage],
+    total: int,
+    *,
+    world: World,
+    swap_average: bool = False,
+    activation: str = "softmax",
+    done: Callable[[int], None] | None = None,
+) -> Iterator[tuple[pa.Array, NDArray[np.float64]]]:
+    """Ids and predictions of the first ``total`` battles, a row group at a time, in order, on every rank.
+
+    Parameters
+    ----------
+    models:
+        Trained models.
+    stages:
+        For each model the same battles, their text treated as that model wants it.
+    total:
+        How many battles to predict.
+    world:
+        The ranks share the work: of every few row groups each takes one.
+    swap_average, activation, done:
+        See :func:`predict_batch`.
+    """
+    import pyarrow as pa
+
+    groups = zip(*(stage.batches() for stage in stages), strict=True)
+    left = total
+    while left and (turn := list(itertools.islice(groups, world.size))):
+        sizes = [min(left - sum(len(g[0]) for g in turn[:i]), len(group[0])) for i, group in enumerate(turn)]
+        own: tuple[pa.Array, NDArray[np.float64]] = (pa.array([], pa.string()), np.empty((0, len(OUTCOMES))))
+        if world.rank < len(turn) and sizes[world.rank] > 0:
+            mine = [batch.slice(0, sizes[world.rank]) for batch in turn[world.rank]]
+            own = (
+                mine[0].column("id"),
+                predict_batch(models, mine, swap_average=swap_average, activation=activation, done=done),
+            )
+        for ids, predictions in world.gather(own):
+            if len(ids):
+                yield ids, predictions
+                left -= len(ids)

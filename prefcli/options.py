@@ -53,6 +53,7 @@ class TrainOptions:
         0, "Train this many folds and predict each battle by the model that did not see it.", at_least=0
     )
     eval_every: int = option(0, "Validate every N optimizer steps; 0: after each epoch.", at_least=0)
+    keep: str = option("best", "Which weights stay: the best by validation, or the last.", choices=("best", "last"))
     patience: int = option(0, "Stop after N validations without improvement; 0: never.", at_least=0)
     checkpoint_every: int = option(0, "Checkpoint every N steps; 0: every 5 minutes.", at_least=0)
     seed: int = option(0, "Of everything that is random.", at_least=0, at_most=2**63 - 1)

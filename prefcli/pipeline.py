@@ -7,12 +7,13 @@ and what is preprocessed is cached in the workspace, and each function below say
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefcli import eda as eda_room
 from prefcli import files, metrics, readers, runs, tables
@@ -23,9 +24,6 @@ from prefcli.options import ACTIVATIONS, TrainOptions
 from prefcli.reporting import SILENT, Reporter
 from prefcli.runs import Data
 from prefcli.workspace import Stage, StageWriter, Workspace
-
-if TYPE_CHECKING:
-    from prefcli.text import Treatment
 
 READ_VERSION = 1
 """Raise when the same file would be read into other battles."""
@@ -103,7 +101,9 @@ def preprocess(
     workers:
         Processes; by default one per core.
     """
-    _treatment(text)
+    from prefcli import text as text_room
+
+    text_room.check(text)
     battles = read(path, workspace, reporter)
     stage = treat(battles, workspace, text, workers=workers, reporter=reporter)
     digest = str(battles.metadata["input"])
@@ -135,7 +135,7 @@ def treat(
         "preprocess",
         version=TREAT_VERSION,
         source=battles.fingerprint,
-        options={"text": text, "text_version": _treatment(text).version},
+        options=text_room.identity(text),
         produce=produce,
         reporter=reporter,
     )
@@ -164,7 +164,7 @@ def preview(path: Path, *, text: str = "nltk", battles: int = 3) -> list[Preview
     """What a treatment does to the first battles of a file; nothing is cached."""
     from prefcli import text as text_room
 
-    _treatment(text)
+    text_room.check(text)
     shown: list[Preview] = []
     for batch, _ in readers.open_battles(path).batches():
         before = batch.slice(0, battles - len(shown))
@@ -175,16 +175,6 @@ def preview(path: Path, *, text: str = "nltk", battles: int = 3) -> list[Preview
         if len(shown) == battles:
             break
     return shown
-
-
-def _treatment(name: str) -> Treatment:
-    from prefcli import text as text_room
-
-    if name not in text_room.TREATMENTS:
-        raise InputError(
-            f"there is no text treatment {name!r}", hint=f"Choose one of {', '.join(text_room.TREATMENTS)}."
-        )
-    return text_room.TREATMENTS[name]
 
 
 # eda
@@ -363,6 +353,8 @@ class Predicted:
     models: tuple[str, ...]
     seconds: float
     battles_per_second: float
+    speaks: bool
+    """Whether this process is the one that reports (of several under ``torchrun``)."""
 
 
 def predict(
@@ -412,53 +404,48 @@ def predict(
     writer_of = tables.writer_for(output)
     files.refuse_to_overwrite(output, force)
     started = time.monotonic()
-    folders = [workspace.find_run(name) for name in models] or [_latest_run(workspace, reporter)]
+    world = from_environment()
+    speaker: Reporter = reporter if world.is_first else SILENT
+    folders = [workspace.find_run(name) for name in models] or [_latest_run(workspace, speaker)]
     members = [member for folder in folders for member in runs.members(folder)]
-    battles = read(path, workspace, reporter)
-    check_unique_ids(_ids(battles), str(path))
     texts = [runs.read_config(member)["options"]["text"] for member in members]
-    stages = {
-        text: treat(battles, workspace, text, workers=workers, reporter=reporter) for text in dict.fromkeys(texts)
-    }
+    with connected(world):
+        with world.first_does():
+            battles = read(path, workspace, speaker)
+            check_unique_ids(_ids(battles), str(path))
+            stages = {
+                text: treat(battles, workspace, text, workers=workers, reporter=speaker)
+                for text in dict.fromkeys(texts)
+            }
 
-    from prefcli import devices, inference
-    from prefcli import models as model_room
+        from prefcli import devices, inference
+        from prefcli import models as model_room
 
-    placement = devices.place(device, precision)
-    reporter.note(f"predicting with {', '.join(f.name for f in folders)} on {placement}")
-    loaded = [model_room.load(member, placement) for member in members]
-    total = min(battles.rows, limit or battles.rows)
-    computing = 0.0
-    left = total
-    with (
-        files.atomic(output) as temporary,
-        writer_of(temporary) as writer,
-        reporter.track("predicting", total * len(loaded)) as progress,
-    ):
-        for treated in zip(*(stage.batches() for stage in stages.values()), strict=True):
-            batch_of = dict(zip(stages, (batch.slice(0, left) for batch in treated), strict=True))
+        placement = devices.place(device, precision, world.local_rank)
+        speaker.note(f"predicting with {', '.join(f.name for f in folders)} on {placement}")
+        loaded = [model_room.load(member, placement) for member in members]
+        total = min(battles.rows, limit or battles.rows)
+        with contextlib.ExitStack() as stack:
+            writer = None
+            if world.is_first:
+                writer = stack.enter_context(writer_of(stack.enter_context(files.atomic(output))))
+            progress = stack.enter_context(speaker.track("predicting", total * len(loaded)))
             begun = time.monotonic()
-            predictions = inference.predict_batch(
+            for ids, predictions in inference.stream(
                 loaded,
-                [batch_of[text] for text in texts],
+                [stages[text] for text in texts],
+                total,
                 swap_average=swap_average,
                 activation=activation,
+                world=world,
                 done=progress.advance,
-            )
-            computing += time.monotonic() - begun
-            writer.write(next(iter(batch_of.values())).column("id"), predictions)
-            left -= len(predictions)
-            if not left:
-                break
+            ):
+                if writer is not None:
+                    writer.write(ids, predictions)
+            rate = total / max(time.monotonic() - begun, 1e-9)
     if activation == "none":
-        reporter.warn("raw scores, not probabilities, were written: score them with --renormalize")
-    return Predicted(
-        output,
-        total,
-        tuple(f.name for f in folders),
-        time.monotonic() - started,
-        total / max(computing, 1e-9),
-    )
+        speaker.warn("raw scores, not probabilities, were written: score them with --renormalize")
+    return Predicted(output, total, tuple(f.name for f in folders), time.monotonic() - started, rate, world.is_first)
 
 
 def _ids(stage: Stage) -> Iterator[str]:

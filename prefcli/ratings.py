@@ -37,6 +37,8 @@ MOST_MODELS = 500
 """Only the models with most battles are rated: the fit solves a system of this size."""
 WORK_BYTES = 64 << 20
 """Bootstrap rounds are fitted together, as many as fit here."""
+BOOTSTRAP_TOLERANCE = 1e-2
+"""Newton's steps shrink quadratically: behind a last step this long lie errors of a hundredth of a point."""
 MAX_STEPS = 100
 LONGEST_STEP = 2.0
 """Newton steps are shortened to this many log-odds: far from the optimum they overshoot."""
@@ -185,11 +187,10 @@ def fit(
 
 def probabilities(difference: Array, log_nu: Array | float) -> Array:
     """Probabilities of first, second and tie at a difference of strengths; shape ``[..., 3]``."""
-    half = np.asarray(difference, dtype=np.float64) / 2
-    tie = np.broadcast_to(np.asarray(log_nu, dtype=np.float64), half.shape)
-    logits = np.stack([half, -half, tie], axis=-1)
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
+    first = np.exp(np.clip(np.asarray(difference, dtype=np.float64) / 2, -300, 300))
+    second, tie = 1 / first, np.exp(log_nu)
+    total = first + second + tie
+    return np.stack([first / total, second / total, tie / total], axis=-1)
 
 
 def _derivatives(x: Array, counts: Array, meetings: Meetings, ties: bool) -> tuple[Array, Array]:
@@ -234,7 +235,7 @@ def bootstrap(meetings: Meetings, centre: Fit, *, rounds: int = BOOTSTRAP_ROUNDS
     for begin in range(0, rounds, together):
         drawn = random.multinomial(total, cells / total, size=min(together, rounds - begin))
         counts = drawn.reshape(-1, *meetings.counts.shape).astype(np.float64)
-        strengths.append(fit(meetings, counts, start=centre, tolerance=1e-4).strengths)
+        strengths.append(fit(meetings, counts, start=centre, tolerance=BOOTSTRAP_TOLERANCE).strengths)
     return np.concatenate(strengths)
 
 
@@ -248,10 +249,7 @@ def rate(meetings: Meetings, *, rounds: int = BOOTSTRAP_ROUNDS, seed: int = 0) -
     rounds, seed:
         Of the bootstrap.
     """
-    left_out = 0
-    if len(meetings.models) > MOST_MODELS:
-        left_out = len(meetings.models) - MOST_MODELS
-        meetings = _busiest(meetings)
+    meetings, left_out = _rateable(meetings)
     if not len(meetings.counts):
         return None
     centre = fit(meetings)
@@ -275,14 +273,13 @@ def rate(meetings: Meetings, *, rounds: int = BOOTSTRAP_ROUNDS, seed: int = 0) -
             group=int(groups[i]),
             one_sided=bool(won[i] == 0 or lost[i] == 0),
         )
-        for i in np.lexsort((meetings.models, -centre.strengths))
-        if battles[i]
+        for i in np.lexsort((np.array(meetings.models), -centre.strengths))
     ]
     result = Ratings(
         models=tuple(rated),
         tie_parameter=float(np.exp(centre.log_nu)),
         rounds=rounds,
-        groups=len(np.unique(groups[battles > 0])),
+        groups=len(np.unique(groups)),
         bounded=bounded,
         left_out=left_out,
     )
@@ -296,23 +293,25 @@ def elo(strength: float) -> float:
 
 def _per_model(meetings: Meetings, of_first: Array, of_second: Array) -> Array:
     size = len(meetings.models)
-    return np.bincount(meetings.first, of_first, size) + np.bincount(meetings.second, of_second, size)
+    return np.asarray(np.bincount(meetings.first, of_first, size) + np.bincount(meetings.second, of_second, size))
 
 
-def _busiest(meetings: Meetings) -> Meetings:
-    """Only the models with most battles, and the battles among them."""
+def _rateable(meetings: Meetings) -> tuple[Meetings, int]:
+    """Only models that met another, the :data:`MOST_MODELS` with most battles; and how many of them are left out."""
     met = meetings.counts.sum(axis=1)
     battles = _per_model(meetings, met, met)
-    kept = np.sort(np.lexsort((meetings.models, -battles))[:MOST_MODELS])
+    busiest = np.lexsort((np.array(meetings.models), -battles))[: int((battles > 0).sum())]
+    kept = np.sort(busiest[:MOST_MODELS])
     position = np.full(len(meetings.models), -1)
     position[kept] = np.arange(len(kept))
     inside = (position[meetings.first] >= 0) & (position[meetings.second] >= 0)
-    return Meetings(
+    smaller = Meetings(
         tuple(meetings.models[i] for i in kept),
         position[meetings.first[inside]],
         position[meetings.second[inside]],
         meetings.counts[inside],
     )
+    return smaller, len(busiest) - len(kept)
 
 
 def _connections(meetings: Meetings) -> tuple[NDArray[np.int64], bool]:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 import prefcli
-from prefcli import files
+from prefcli import files, metrics
 from prefcli.errors import InputError, ModelError
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, WINNER_COLUMNS
@@ -30,6 +30,7 @@ from prefcli.workspace import Stage
 CONFIG = "config.json"
 VALIDATION = "validation.parquet"
 CARD = "README.md"
+LOGIT_COLUMNS = ("logit_a", "logit_b", "logit_tie")
 FORMAT = 1
 
 
@@ -139,19 +140,34 @@ def prepare(folder: Path, force: bool) -> None:
         raise files.cannot_write(folder, error) from None
 
 
-def write_predictions(
-    path: Path, ids: list[str], probabilities: NDArray[np.float64], labels: NDArray[np.integer] | None = None
-) -> None:
-    """Per-battle probabilities as Parquet: ``id``, Kaggle's three columns, and ``label`` where given."""
+def write_validation(folder: Path, ids: list[str], logits: NDArray[np.float64], labels: NDArray[np.integer]) -> None:
+    """``validation.parquet``: per held-out battle its id, label, three probabilities and three logits."""
     import pyarrow.parquet as pq
 
-    columns: dict[str, Any] = {"id": pa.array(ids, pa.string())}
-    for position, name in enumerate(WINNER_COLUMNS):
-        columns[name] = pa.array(probabilities[:, position], pa.float64())
-    if labels is not None:
-        columns["label"] = pa.array(labels.astype(np.int8), pa.int8(), mask=labels < 0)
-    with files.atomic(path) as temporary:
+    probabilities = metrics.softmax(logits)
+    columns: dict[str, Any] = {"id": pa.array(ids, pa.string()), "label": pa.array(labels, pa.int8())}
+    columns |= {name: pa.array(probabilities[:, i]) for i, name in enumerate(WINNER_COLUMNS)}
+    columns |= {name: pa.array(logits[:, i]) for i, name in enumerate(LOGIT_COLUMNS)}
+    with files.atomic(folder / VALIDATION) as temporary:
         pq.write_table(pa.table(columns), temporary)
+
+
+def read_validation(folder: Path) -> tuple[list[str], NDArray[np.float64], NDArray[np.int64]]:
+    """Ids, logits ``[n, 3]`` and labels ``[n]`` of a run's held-out battles.
+
+    Raises
+    ------
+    ModelError
+        If the run held nothing out or did not finish.
+    """
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(folder / VALIDATION)
+        logits = np.stack([table[name].to_numpy() for name in LOGIT_COLUMNS], axis=1)
+        return table["id"].to_pylist(), logits, table["label"].to_numpy().astype(np.int64)
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise ModelError(f"the run has no usable {VALIDATION}: {error}", where=str(folder)) from None
 
 
 def write_card(

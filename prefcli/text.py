@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import queue
@@ -134,6 +135,30 @@ class TextCounts:
             self.bytes_in + other.bytes_in,
             self.bytes_out + other.bytes_out,
         )
+
+
+def check(treatment: str) -> Treatment:
+    """The treatment of this name.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    if treatment not in TREATMENTS:
+        raise InputError(f"there is no text treatment {treatment!r}", hint=f"Choose one of {', '.join(TREATMENTS)}.")
+    return TREATMENTS[treatment]
+
+
+def identity(treatment: str) -> dict[str, str | int]:
+    """Everything that decides what a treatment makes of a text: part of a cache's fingerprint.
+
+    NLTK's tokenizer differs a little between its releases, so its version belongs to it where it is used.
+    """
+    known: dict[str, str | int] = {"text": treatment, "text_version": check(treatment).version}
+    if treatment == "nltk":
+        known["nltk"] = importlib.metadata.version("nltk")
+    return known
 
 
 def treat_text(text: str, treatment: str = "nltk") -> str:

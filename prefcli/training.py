@@ -31,7 +31,7 @@ from prefcli.distributed import World
 from prefcli.errors import Interrupted, PrefcliError
 from prefcli.models.neural import WEIGHTS, NeuralModel
 from prefcli.options import TrainOptions
-from prefcli.outcomes import SWAPPED
+from prefcli.outcomes import OUTCOMES, SWAPPED
 from prefcli.packing import TokenisedBattles
 from prefcli.reporting import Reporter
 
@@ -41,7 +41,7 @@ PRIOR_SPREAD = 0.01
 """A model whose probabilities differ by less than this (standard deviation) over battles predicts only the prior."""
 
 INITIAL_SCALE = 2.0**16
-KEPT_PROBABILITIES = Path("checkpoints") / "kept.npy"
+KEPT_LOGITS = Path("checkpoints") / "kept.npy"
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Fitted:
     """What came out of :func:`fit`."""
 
     position: Position
-    probabilities: NDArray[np.float64] | None
+    logits: NDArray[np.float64] | None
     """Of the validation battles, by the kept weights; shape ``[n, 3]``."""
 
     @property
@@ -233,7 +233,7 @@ def fit(task: Task) -> Fitted:
                     f"interrupted after step {position.steps} of {task.total_steps}; a checkpoint is saved",
                     hint=f"Continue with: prefcli train --resume {task.folder}",
                 )
-    return Fitted(position, _kept_probabilities(task))
+    return Fitted(position, _kept_logits(task))
 
 
 @dataclass(frozen=True)
@@ -309,13 +309,14 @@ def _validate(task: Task, position: Position, log: _Log) -> None:
         if task.world.is_first and position.batch == task.batches_per_epoch:
             _keep(task, None)
         return
-    probabilities = predict_shared(task, task.validation)
-    loss = metrics.log_loss(probabilities, task.validation.labels)
+    logits = predict_shared(task, task.validation)
+    loss = metrics.log_loss(metrics.softmax(logits), task.validation.labels)
     log.write(step=position.steps, epoch=position.epoch, validation_log_loss=loss)
-    if loss < position.best:
+    better = loss < position.best
+    if (better or task.options.keep == "last") and task.world.is_first:
+        _keep(task, logits)
+    if better:
         position.best, position.best_step, position.stale = loss, position.steps, 0
-        if task.world.is_first:
-            _keep(task, probabilities)
     else:
         position.stale += 1
         if task.options.patience and position.stale >= task.options.patience:
@@ -328,31 +329,31 @@ def _validate(task: Task, position: Position, log: _Log) -> None:
 
 
 def predict_shared(task: Task, battles: TokenisedBattles) -> NDArray[np.float64]:
-    """Probabilities ``[n, 3]``, the battles shared out among the ranks, the result on all of them."""
+    """Logits ``[n, 3]``, the battles shared out among the ranks, the result on all of them."""
     world = task.world
     own = np.arange(len(battles))[world.rank :: world.size]
-    logits = task.model.logits_of(battles if world.alone else battles.take(own))
-    probabilities = np.empty((len(battles), 3))
-    for rank, part in enumerate(world.gather(metrics.softmax(logits))):
-        probabilities[rank :: world.size] = part
-    return probabilities
+    shared = world.gather(task.model.logits_of(battles if world.alone else battles.take(own)))
+    logits = np.empty((len(battles), len(OUTCOMES)))
+    for rank, part in enumerate(shared):
+        logits[rank :: world.size] = part
+    return logits
 
 
-def _keep(task: Task, probabilities: NDArray[np.float64] | None) -> None:
+def _keep(task: Task, logits: NDArray[np.float64] | None) -> None:
     from safetensors.torch import save_model
 
     with files.atomic(task.folder / WEIGHTS) as temporary:
         save_model(task.model.module, str(temporary))
-    if probabilities is not None:
-        with files.atomic(task.folder / KEPT_PROBABILITIES) as temporary, temporary.open("wb") as stream:
-            np.save(stream, probabilities, allow_pickle=False)
+    if logits is not None:
+        with files.atomic(task.folder / KEPT_LOGITS) as temporary, temporary.open("wb") as stream:
+            np.save(stream, logits, allow_pickle=False)
 
 
-def _kept_probabilities(task: Task) -> NDArray[np.float64] | None:
+def _kept_logits(task: Task) -> NDArray[np.float64] | None:
     task.world.barrier()
     if task.validation is None:
         return None
-    kept: NDArray[np.float64] = np.load(task.folder / KEPT_PROBABILITIES, allow_pickle=False)
+    kept: NDArray[np.float64] = np.load(task.folder / KEPT_LOGITS, allow_pickle=False)
     return kept
 
 

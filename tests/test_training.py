@@ -134,7 +134,7 @@ def test_a_stopped_training_resumes_to_the_same_bytes(
     # A finished training that is resumed does nothing and says the same.
     again = training.fit(a_task(tmp_path / "stopped", battles, bert_folder, options, resume=True))
     assert again.position == resumed.position
-    assert np.array_equal(again.probabilities, resumed.probabilities)
+    assert np.array_equal(again.logits, resumed.logits)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -278,7 +278,7 @@ def test_the_kept_weights_are_those_of_the_best_validation(
     from safetensors.torch import load_file
 
     task.model.module.load_state_dict(load_file(tmp_path / "model.safetensors"))
-    assert np.allclose(training.predict_shared(task, task.validation), fitted.probabilities, atol=1e-6)
+    assert np.allclose(training.predict_shared(task, task.validation), fitted.logits, atol=1e-6)
 
 
 def test_patience_stops_early(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
@@ -384,4 +384,4 @@ def test_two_ranks_give_the_curve_and_the_predictions_of_one(
 
     one, two = (pq.read_table(tmp_path / name / "validation.parquet").to_pandas() for name in ("one", "two"))
     assert list(one["id"]) == list(two["id"])
-    assert np.allclose(one.iloc[:, 1:4], two.iloc[:, 1:4], atol=1e-5)
+    assert np.allclose(one.iloc[:, 1:5], two.iloc[:, 1:5], atol=1e-5)

@@ -98,6 +98,9 @@ def _explain(error: Any) -> int:
 
 
 def _fail(code: int, *lines: str) -> int:
+    """Say what went wrong; of several processes under ``torchrun`` the first one speaks."""
+    if os.environ.get("RANK", "0") != "0":
+        return code
     sys.stdout.flush()
     for number, line in enumerate(lines):
         print(("error: " if number == 0 else "  ") + line, file=sys.stderr)

@@ -66,7 +66,9 @@ def run(
         force=force,
         reporter=session.reporter,
     )
+    if not made.speaks:
+        return
     if json:
-        common.print_json(asdict(made))
+        common.print_json({name: value for name, value in asdict(made).items() if name != "speaks"})
     else:
         print(f"{made.output}: {made.battles:,} battles, {made.battles_per_second:,.1f} a second")
