@@ -62,6 +62,15 @@ class ReadCounts:
     dropped_parts: int = 0
     """Parts of messages that are not text (images, say), left out."""
 
+    def warnings(self) -> list[str]:
+        """What of it the user must not miss."""
+        told = (
+            (self.surrogates, "turns held lone surrogates, replaced by U+FFFD"),
+            (self.diverged, "battles' conversations diverge in their prompts, and were cut there"),
+            (self.dropped_parts, "parts of messages are not text (images, say), and were left out"),
+        )
+        return [f"{count:,} {what}" for count, what in told if count]
+
     def __add__(self, other: ReadCounts) -> ReadCounts:
         return ReadCounts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 

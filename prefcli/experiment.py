@@ -100,7 +100,7 @@ def conduct(
     """
     placement = devices.place(options.device, options.precision, world.local_rank)
     pool, folds = select(folder, data, options, reporter)
-    started_before = resume and (folder / "tokenizer_config.json").is_file()
+    started_before = resume and (folder / neural.TOKENIZER_CONFIG).is_file()
     located = encoders.Located(folder, f"the run {folder.name}") if started_before else encoders.locate(options.encoder)
     everything = np.unique(np.concatenate([fold.train for fold in folds]))
     tokenizer = encoders.make_tokenizer(located, pool.texts(everything))
@@ -274,12 +274,12 @@ def _fit(
                 "command": command,
                 "encoder_config": model.encoder_config(),
             }
-            model.save_beside_weights(folder)
             single = dataclasses.replace(options, folds=0) if options.folds else options
             runs.write_config(folder, single, **config)
+            model.save_beside_weights(folder)
             if options.folds and not (folder.parent / runs.CONFIG).exists():
-                model.save_beside_weights(folder.parent)
                 runs.write_config(folder.parent, options, **config)
+                model.save_beside_weights(folder.parent)
         world.barrier()
     fitted = training.fit(
         training.Task(

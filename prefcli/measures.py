@@ -190,8 +190,10 @@ def script(flat: _Flat, characters: pa.Array) -> Numbers:
     texts = joined.take(pa.array(mixed)).to_pylist()
     codes = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32)
     row = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
-    different, which = np.unique(codes, return_inverse=True)
-    scripts = np.array([_script_of(code) for code in different.tolist()])[which]
+    table = np.zeros(int(codes.max()) + 1, dtype=np.int64)
+    for code in np.flatnonzero(np.bincount(codes)).tolist():
+        table[code] = _script_of(code)
+    scripts = table[codes]
     cells = np.bincount(row * len(SCRIPT_NAMES) + scripts, minlength=len(texts) * len(SCRIPT_NAMES))
     counts = cells.reshape(len(texts), len(SCRIPT_NAMES))
     counts[:, none] = 0

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefcli import eda as eda_room
 from prefcli import files, metrics, readers, runs, tables
@@ -25,6 +25,9 @@ from prefcli.reporting import SILENT, Reporter
 from prefcli.runs import Data
 from prefcli.workspace import Stage, StageWriter, Workspace
 
+if TYPE_CHECKING:
+    from prefcli.ablation import Ablation
+
 READ_VERSION = 1
 """Raise when the same file would be read into other battles."""
 TREAT_VERSION = 1
@@ -34,20 +37,20 @@ TREAT_VERSION = 1
 # Stages
 
 
-def read(path: Path, workspace: Workspace, reporter: Reporter = SILENT) -> Stage:
-    """The file's battles as the cached stage ``battles``.
+def read(source: Path | readers.Source, workspace: Workspace, reporter: Reporter = SILENT) -> Stage:
+    """The battles of a file (or of several) as the cached stage ``battles``.
 
     Raises
     ------
     InputError
-        If the file is not one of battles.
+        If a file is not one of battles.
     """
-    battle_file = readers.open_battles(path)
-    layout = battle_file.layout.name
+    source = readers.Source.of(source)
+    battle_file = readers.open_battles(source)
 
     def produce(writer: StageWriter) -> Mapping[str, Any]:
         counts = ReadCounts()
-        with reporter.track(f"reading {path.name}", None) as progress:
+        with reporter.track(f"reading {source}", None) as progress:
             for batch, counted in battle_file.batches():
                 writer.write(batch)
                 counts += counted
@@ -57,16 +60,16 @@ def read(path: Path, workspace: Workspace, reporter: Reporter = SILENT) -> Stage
     stage = workspace.stage(
         "battles",
         version=READ_VERSION,
-        source=files.sha256(path),
-        options={"layout": layout},
+        source=battle_file.digest(),
+        options=battle_file.options(),
         produce=produce,
         reporter=reporter,
     )
     counts = stage.metadata["counts"]
-    how = "reused from the cache" if stage.reused else f"read as {layout}"
-    reporter.note(f"{path}: {counts['battles']:,} battles, {counts['labelled']:,} with an outcome ({how})")
-    if counts["surrogates"]:
-        reporter.warn(f"{path}: {counts['surrogates']:,} turns held lone surrogates, replaced by U+FFFD")
+    how = f"{battle_file.description}; {'reused from the cache' if stage.reused else 'read now'}"
+    reporter.note(f"{source}: {counts['battles']:,} battles, {counts['labelled']:,} with an outcome ({how})")
+    for warning in ReadCounts(**counts).warnings():
+        reporter.warn(f"{source}: {warning}")
     return stage
 
 
@@ -180,11 +183,51 @@ def preview(path: Path, *, text: str = "nltk", battles: int = 3) -> list[Preview
 # eda
 
 
-def eda(path: Path, workspace: Workspace, *, top: int = 5, reporter: Reporter = SILENT) -> eda_room.Eda:
-    """Numbers about a file of battles, through the stage ``battles``."""
+def eda(
+    source: Path | readers.Source,
+    workspace: Workspace,
+    *,
+    top: int = 5,
+    test: Path | readers.Source | None = None,
+    max_length: int = 512,
+    report: Path | None = None,
+    force: bool = False,
+    reporter: Reporter = SILENT,
+) -> eda_room.Eda:
+    """Numbers about battles, through the stage ``battles``.
+
+    Parameters
+    ----------
+    source:
+        One file or several.
+    workspace:
+        Where caches live.
+    top:
+        How many pairs and models to list.
+    test:
+        A second file, to look for prompts that stand in both.
+    max_length:
+        A token limit to tell about.
+    report:
+        Write the numbers there as an HTML page.
+    force:
+        Overwrite ``report``.
+    """
     if top < 1:
         raise InputError(f"--top is {top}, at least 1 is needed")
-    return eda_room.explore(read(path, workspace, reporter).batches(), top)
+    if max_length < 1:
+        raise InputError(f"--max-length is {max_length}, at least 1 is needed")
+    if report is not None:
+        files.refuse_to_overwrite(report, force)
+    battles = read(source, workspace, reporter)
+    keys = read(test, workspace, reporter).table(["prompt_key"])["prompt_key"].to_numpy() if test else None
+    found = eda_room.explore(battles.batches(), top, max_length=max_length, test_keys=keys)
+    if report is not None:
+        from prefcli.report import page
+
+        files.write_text(report, page.render(found, readers.Source.of(source).title))
+        reporter.note(f"wrote {report}")
+    return found
 
 
 # train
@@ -225,6 +268,7 @@ def train(
     output: Path | None = None,
     resume: str | None = None,
     force: bool = False,
+    remember: bool = True,
     command: str = "",
     reporter: Reporter = SILENT,
 ) -> Trained:
@@ -246,6 +290,8 @@ def train(
         A run to continue, by folder or name.
     force:
         Overwrite ``output``.
+    remember:
+        Whether ``predict`` without ``--model`` shall take this run.
     command:
         The command line, kept in the run.
 
@@ -286,7 +332,7 @@ def train(
             world=world,
             reporter=speaker,
         )
-        if world.is_first:
+        if world.is_first and remember:
             workspace.remember("train", {"run": str(folder.resolve())})
     return Trained(
         folder,
@@ -489,6 +535,48 @@ def score(predictions: Path, labels: Path, *, renormalize: bool = False, seed: i
     guess_ids, guesses = tables.read_probabilities(predictions, renormalize=renormalize)
     true_ids, truth = tables.read_truth(labels)
     return metrics.score(guesses[tables.match(guess_ids, true_ids, predictions, labels)], truth, seed=seed)
+
+
+# ablate
+
+
+def ablate(
+    path: Path,
+    workspace: Workspace,
+    options: TrainOptions,
+    *,
+    seeds: int = 1,
+    output: Path | None = None,
+    reporter: Reporter = SILENT,
+) -> Ablation:
+    """The seed document's experiment: six ways to place softmax, five trainings a seed; resumable run by run.
+
+    Parameters
+    ----------
+    path:
+        A file of battles with outcomes.
+    workspace:
+        Where caches live, and the runs if ``output`` is not given.
+    options:
+        Of all trainings; epochs and the loss's input are set by the experiment.
+    seeds:
+        How many seeds.
+    output:
+        Folder of the runs and the table.
+    """
+    from prefcli import ablation
+
+    options.check()
+    folder = output or ablation.folder_for(workspace.root / "ablations", files.sha256(path), options)
+
+    def train_one(run: Path, chosen: TrainOptions, resume: bool) -> None:
+        reporter.note(f"{run.name}")
+        if resume:
+            train(None, workspace, chosen, resume=str(run), remember=False, reporter=reporter)
+        else:
+            train(path, workspace, chosen, output=run, remember=False, command="prefcli ablate", reporter=reporter)
+
+    return ablation.conduct(folder, options, seeds, train_one)
 
 
 # demo

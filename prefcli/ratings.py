@@ -114,6 +114,23 @@ class Ratings:
     bounded: bool
     left_out: int
 
+    def cautions(self) -> list[str]:
+        """What to know before comparing these ratings, in sentences."""
+        told = []
+        if self.groups > 1:
+            told.append(
+                f"The models fall into {self.groups} groups that never met: ratings compare within a group only."
+            )
+        one_sided = [one.model for one in self.models if one.one_sided]
+        if one_sided:
+            shown = ", ".join(one_sided[:3]) + (f" and {len(one_sided) - 3} more" if len(one_sided) > 3 else "")
+            told.append(f"Never lost or never won, and so rated by the prior alone: {shown}.")
+        elif not self.bounded and self.groups == 1:
+            told.append("Some models never lost to any of the others: the distance between them is the prior's.")
+        if self.left_out:
+            told.append(f"Only the {len(self.models)} models with most battles are rated, {self.left_out:,} are not.")
+        return told
+
 
 def tally(
     model_a: NDArray[np.integer], model_b: NDArray[np.integer], labels: NDArray[np.integer], names: Sequence[str]

@@ -117,8 +117,7 @@ def read_probabilities(path: Path, *, renormalize: bool = False) -> tuple[pd.Ind
         if not finite.all():
             wrong = np.flatnonzero(~finite)
             raise _wrong_rows(path, ids, values, wrong, "not finite", "No rule can make probabilities of them.")
-        values = np.clip(values, GRADER_CLIP, 1)
-        values = values / values.sum(axis=1, keepdims=True)
+        values = graders_rule(values)
     if len(improper := metrics.find_improper(values)):
         raise _wrong_rows(
             path,
@@ -129,6 +128,12 @@ def read_probabilities(path: Path, *, renormalize: bool = False) -> tuple[pd.Ind
             "To clip and renormalise as the competition's grader does, add --renormalize.",
         )
     return ids, values
+
+
+def graders_rule(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities from any finite scores ``[n, 3]``: clipped to [1e-15, 1], then divided by the row's sum."""
+    clipped = np.clip(scores, GRADER_CLIP, 1)
+    return clipped / clipped.sum(axis=1, keepdims=True)
 
 
 def read_truth(path: Path) -> tuple[pd.Index, NDArray[np.int64]]:

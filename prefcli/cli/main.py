@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from prefcli import __version__
-from prefcli.cli import common, demo, eda, predict, preprocess, score, train
+from prefcli.cli import ablate, common, demo, eda, predict, preprocess, score, train
 from prefcli.errors import PrefcliError
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (eda, preprocess, train, predict, score, demo):
+for verb in (eda, preprocess, train, predict, score, ablate, demo):
     app.command(name=verb.__name__.rsplit(".", 1)[-1], epilog=verb.EXAMPLES)(verb.run)
 
 

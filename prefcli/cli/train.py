@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import shlex
 import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -101,7 +102,7 @@ def run(
     print(f"{made.run}: trained at {made.battles_per_second:,.1f} battles/s, {made.seconds:,.0f} s in all")
 
 
-def _as_parameters() -> list[inspect.Parameter]:
+def option_parameters() -> list[inspect.Parameter]:
     """One flag for every field of the options; None means "not given", so that origins can be told apart."""
     hints = get_type_hints(TrainOptions)
     parameters = []
@@ -123,12 +124,14 @@ def _as_parameters() -> list[inspect.Parameter]:
     return parameters
 
 
-def _with_option_flags() -> None:
-    signature = inspect.signature(run, eval_str=True)
+def with_option_flags(verb: Callable[..., None], without: Collection[str] = ()) -> None:
+    """Give a verb that ends in ``**flags`` the flags of training, but for some that it decides itself."""
+    signature = inspect.signature(verb, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + _as_parameters()
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    parameters += [p for p in option_parameters() if p.name not in without]
+    verb.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    verb.__annotations__ = {p.name: p.annotation for p in parameters}
 
 
-_with_option_flags()
+with_option_flags(run)

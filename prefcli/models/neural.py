@@ -8,6 +8,7 @@ a device and a budget around it.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,13 @@ from prefcli.packing import CutReport, PairTemplate, TokenisedBattles, tokenise
 ARCHITECTURES: dict[str, Callable[[torch.nn.Module], Any]] = {"siamese": Siamese}
 
 WEIGHTS = "model.safetensors"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
-CPU_TOKENS = 8 * 1024
+CPU_TOKENS = 2 * 1024
 GPU_TOKENS = 64 * 1024
-"""Padded tokens in one forward pass: more fills the memory, hardly faster; less leaves the device waiting."""
+"""Padded tokens in one forward pass. On a CPU what matters is that the activations stay near the caches and are not
+freshly mapped pages each time (8,192 were measured at half the speed and three times the memory of 1,024); on a GPU
+that there is enough to do."""
 
 
 class NeuralModel:
@@ -159,8 +163,14 @@ class NeuralModel:
     # Folders
 
     def save_beside_weights(self, folder: Path) -> None:
-        """Save what loading needs besides weights and config: the tokenizer."""
-        self.tokenizer.save_pretrained(folder)
+        """Save what loading needs besides weights and config: the tokenizer, its ``tokenizer_config.json`` last.
+
+        So whoever finds that file finds a whole tokenizer, even after a crash.
+        """
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".tokenizer-") as temporary:
+            self.tokenizer.save_pretrained(temporary)
+            for path in sorted(Path(temporary).iterdir(), key=lambda path: path.name == TOKENIZER_CONFIG):
+                path.replace(folder / path.name)
 
     def encoder_config(self) -> dict[str, Any]:
         return encoders.config_of(self.module.encoder)

@@ -58,7 +58,15 @@ class Source:
         return Source((source,) if isinstance(source, Path) else tuple(source))
 
     def __str__(self) -> str:
-        names = ["standard input" if path == STANDARD_INPUT else str(path) for path in self.paths]
+        return self._named([str(path) for path in self.paths])
+
+    @property
+    def title(self) -> str:
+        """The files' names without their folders."""
+        return self._named([path.name for path in self.paths])
+
+    def _named(self, names: list[str]) -> str:
+        names = ["standard input" if name == str(STANDARD_INPUT) else name for name in names]
         return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
@@ -87,6 +95,13 @@ class BattleFile:
     def path(self) -> Path:
         """The first file."""
         return self.source.paths[0]
+
+    @property
+    def description(self) -> str:
+        """How the files are read, in words: a wrong guess shall be impossible to miss."""
+        how = f"format {self.layout.name}: {self.layout.summary}"
+        members = [container.member for container in self.containers if container.member]
+        return f"{', '.join(members)}; {how}" if members else how
 
     def digest(self) -> str:
         """SHA-256 of the input's content: of the file, or of the files' digests where there are several."""

@@ -273,11 +273,14 @@ def raw_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBat
 
 def _csv_header(container: Container) -> list[str]:
     with container.open() as stream:
-        text = io.TextIOWrapper(io.BufferedReader(cast(Any, stream)), encoding="utf-8-sig", newline="")
+        text = io.TextIOWrapper(
+            io.BufferedReader(cast(Any, stream)), encoding="utf-8-sig", errors="surrogateescape", newline=""
+        )
         csv.field_size_limit(LARGEST_ROW_BYTES)
         try:
             header = next(csv.reader(text, delimiter=_delimiter(container)), None)
-        except (UnicodeDecodeError, csv.Error):
+            "".join(header or ()).encode("utf-8")
+        except (UnicodeError, csv.Error):
             raise InputError("not a table in UTF-8", where=container.name, hint=EXPECTED_KINDS) from None
         finally:
             with contextlib.suppress(ValueError):

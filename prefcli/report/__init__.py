@@ -1,0 +1,1 @@
+"""The numbers of :mod:`prefcli.eda` as one self-contained HTML page."""

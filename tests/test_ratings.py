@@ -1,0 +1,148 @@
+"""Ratings agree with independent fits, recover known strengths, and say what they cannot know."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from prefcli import ratings
+from prefcli.outcomes import TIE, A, B
+
+NAMES = tuple(f"m{i}" for i in range(8))
+
+
+def simulate(n: int, nu: float, seed: int = 0) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Battles drawn from Davidson's model with known strengths."""
+    random = np.random.default_rng(seed)
+    strengths = np.linspace(-1.2, 1.4, len(NAMES))
+    strengths -= strengths.mean()
+    a = random.integers(len(NAMES), size=n)
+    b = (a + random.integers(1, len(NAMES), size=n)) % len(NAMES)
+    first, second = np.exp(strengths[a]), np.exp(strengths[b])
+    tie = nu * np.sqrt(first * second)
+    draw = random.random(n) * (first + second + tie)
+    return a, b, np.where(draw < first, A, np.where(draw < first + second, B, TIE)), strengths
+
+
+def test_without_ties_it_is_logistic_regression() -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    a, b, label, _ = simulate(6000, nu=0.7)
+    decided = label != TIE
+    a, b, label = a[decided], b[decided], label[decided]
+    design = np.zeros((len(a), len(NAMES)))
+    design[np.arange(len(a)), a] = 1
+    design[np.arange(len(a)), b] = -1
+    model = linear_model.LogisticRegression(C=1e8, fit_intercept=False, tol=1e-10, max_iter=2000)
+    independent = model.fit(design, label == A).coef_[0]
+    found = ratings.fit(ratings.tally(a, b, label, NAMES))
+    assert found.strengths == pytest.approx(independent - independent.mean(), abs=1e-3)
+    assert found.log_nu == -np.inf
+
+
+def test_with_ties_it_is_the_maximum_of_davidsons_likelihood() -> None:
+    optimize = pytest.importorskip("scipy.optimize")
+    a, b, label, _ = simulate(6000, nu=0.8)
+
+    def loss(x: NDArray) -> float:
+        worth = np.exp(x[:-1])
+        each = np.stack([worth[a], worth[b], np.exp(x[-1]) * np.sqrt(worth[a] * worth[b])], axis=1)
+        return float(-np.log(each[np.arange(len(a)), label] / each.sum(axis=1)).sum())
+
+    independent = optimize.minimize(loss, np.zeros(len(NAMES) + 1), method="BFGS", options={"gtol": 1e-4}).x
+    found = ratings.fit(ratings.tally(a, b, label, NAMES))
+    assert found.strengths == pytest.approx(independent[:-1] - independent[:-1].mean(), abs=1e-3)
+    assert found.log_nu == pytest.approx(independent[-1], abs=1e-3)
+
+
+def test_known_strengths_lie_within_their_intervals() -> None:
+    inside = 0
+    for seed in range(5):
+        a, b, label, strengths = simulate(3000, nu=0.8, seed=seed)
+        rated = ratings.rate(ratings.tally(a, b, label, NAMES), seed=seed)
+        assert rated is not None
+        for one in rated[0].models:
+            true = ratings.elo(strengths[NAMES.index(one.model)])
+            assert one.low < one.rating < one.high
+            assert abs(one.rating - true) < 80
+            inside += one.low <= true <= one.high
+    assert inside >= 34  # of 40, at 95 % each
+
+
+def test_the_interval_is_as_wide_as_theory_says() -> None:
+    """Two models, no ties: the log-odds of n wins in N have a standard error of sqrt(1/n + 1/(N - n))."""
+    wins, losses = 300, 200
+    label = np.repeat([A, B], [wins, losses])
+    met = ratings.tally(np.zeros(500, int), np.ones(500, int), label, ("x", "y"))
+    rated = ratings.rate(met, rounds=2000)
+    assert rated is not None
+    best, worst = rated[0].models
+    assert best.rating - worst.rating == pytest.approx(400 * np.log10(wins / losses), abs=0.1)
+    width = 2 * 1.96 * np.sqrt(1 / wins + 1 / losses) * ratings.ELO_PER_LOG_ODDS / 2
+    assert best.high - best.low == pytest.approx(width, rel=0.1)
+
+
+def test_sides_do_not_matter_and_seeds_repeat() -> None:
+    a, b, label, _ = simulate(1000, nu=0.5)
+    flipped = np.where(label == A, B, np.where(label == B, A, TIE))
+    met, turned = ratings.tally(a, b, label, NAMES), ratings.tally(b, a, flipped, NAMES)
+    assert (met.counts == turned.counts).all()
+    rated, again, other = ratings.rate(met, seed=3), ratings.rate(turned, seed=3), ratings.rate(met, seed=4)
+    assert rated is not None
+    assert again is not None
+    assert other is not None
+    assert rated[0] == again[0]
+    assert rated[0].models[0].low != other[0].models[0].low
+
+
+def test_unknown_models_outcomes_and_battles_with_oneself_are_left_out() -> None:
+    met = ratings.tally(np.array([0, -1, 0, 2]), np.array([1, 1, 1, 2]), np.array([A, A, -1, B]), ("x", "y", "z"))
+    assert met.counts.sum() == 1
+    rated = ratings.rate(met)
+    assert rated is not None
+    assert {one.model for one in rated[0].models} == {"x", "y"}
+    assert ratings.rate(ratings.tally(np.array([-1]), np.array([0]), np.array([A]), ("x",))) is None
+
+
+def test_who_never_lost_gets_a_finite_rating_and_is_named() -> None:
+    a = np.array([0] * 20 + [1] * 30)
+    b = np.array([1] * 20 + [2] * 30)
+    label = np.array([A] * 20 + [A, B, TIE] * 10)
+    rated = ratings.rate(ratings.tally(a, b, label, ("winner", "x", "y")))
+    assert rated is not None
+    result, _ = rated
+    assert result.models[0].model == "winner"
+    assert np.isfinite([result.models[0].rating, result.models[0].high]).all()
+    assert [one.model for one in result.models if one.one_sided] == ["winner"]
+    assert not result.bounded
+    assert "winner" in " ".join(result.cautions())
+
+
+def test_groups_that_never_met_are_told_apart() -> None:
+    a = np.array([0, 0, 2, 2] * 10)
+    b = np.array([1, 1, 3, 3] * 10)
+    label = np.array([A, B, A, TIE] * 10)
+    rated = ratings.rate(ratings.tally(a, b, label, ("a", "b", "c", "d")))
+    assert rated is not None
+    group = {one.model: one.group for one in rated[0].models}
+    assert group["a"] == group["b"] != group["c"] == group["d"]
+    assert rated[0].groups == 2
+    assert "2 groups" in rated[0].cautions()[0]
+
+
+def test_only_the_busiest_models_are_rated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ratings, "MOST_MODELS", 4)
+    a, b, label, _ = simulate(2000, nu=0.5)
+    kept = a < 5
+    rated = ratings.rate(ratings.tally(a[kept], b[kept], label[kept], NAMES))
+    assert rated is not None
+    assert len(rated[0].models) == 4
+    assert rated[0].left_out == 4
+    assert "4 are not" in " ".join(rated[0].cautions())
+
+
+@pytest.mark.parametrize("label", [A, TIE])
+def test_battles_that_all_end_alike_are_no_trouble(label: int) -> None:
+    rated = ratings.rate(ratings.tally(np.array([0, 1, 2]), np.array([1, 2, 0]), np.full(3, label), ("x", "y", "z")))
+    assert rated is not None
+    assert [one.rating for one in rated[0].models] == pytest.approx([1000] * 3)

@@ -1,0 +1,173 @@
+"""The report: self-contained, escaped, readable without a script, tested in a real browser where there is one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_eda import batches, battle
+
+from prefcli import demo, eda
+from prefcli.report import page
+from prefcli.report.markup import Html, element
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Checker(HTMLParser):
+    """Tags, attributes and text of a page; fails on tags that do not match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def evil_battles() -> eda.Eda:
+    names = [EVIL, '"><svg onload=alert(2)>', "\u202egnp.exe\x00", "x" * 300]
+    rows = [
+        battle(
+            f"{EVIL}{i}",
+            "y" * i,
+            i % 3,
+            prompt=f"{EVIL}{i % 9}",
+            model_a=names[i % 4],
+            model_b=names[(i + 1 + i % 3) % 4],
+        )
+        for i in range(200)
+    ]
+    return eda.explore(batches(rows), rounds=20)
+
+
+@pytest.fixture(scope="module")
+def evil_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "page.html"
+    path.write_text(page.render(evil_battles(), f"{EVIL}.csv"), encoding="utf-8")
+    return path
+
+
+def test_elements_escape_text_and_attributes() -> None:
+    made = element("p", "<b>", element("i", "&"), title='"', class_="x", y=1.5, hidden=None)
+    assert made == '<p title="&quot;" class="x" y="1.5">&lt;b&gt;<i>&amp;</i></p>'
+    assert element("p", "a\x00b\u202ec\ud800") == "<p>a\ufffdb\ufffdc\ufffd</p>"
+    assert isinstance(made, Html)
+
+
+def test_the_page_is_well_formed_and_asks_nobody(evil_page: Path) -> None:
+    text = evil_page.read_text(encoding="utf-8")
+    checked = Checker(text)
+    assert not {"script", "img", "link", "iframe", "object", "form"} & set(checked.tags)
+    assert not any(name.startswith("on") or name in ("src", "href", "style") for name, _ in checked.attributes)
+    assert not re.search(r"url\(|@import|https?:", text)
+    assert "default-src 'none'" in text
+    assert "prefers-color-scheme: dark" in text
+    assert 'name="viewport"' in text
+
+
+def test_hostile_names_show_as_text(evil_page: Path) -> None:
+    checked = Checker(evil_page.read_text(encoding="utf-8"))
+    assert any(EVIL in text for text in checked.texts)
+    assert "onerror" not in {name for name, _ in checked.attributes}
+
+
+def test_every_plot_has_words_for_those_who_cannot_see_it(evil_page: Path) -> None:
+    text = evil_page.read_text(encoding="utf-8")
+    plots = re.findall(
+        r'<figure><svg role="img" aria-label="([^"]+)"[^>]*><title>([^<]+)</title><desc>([^<]+)</desc>', text
+    )
+    assert len(plots) == text.count("<figure>") >= 5
+    for svg in re.findall(r"<figure>(<svg.*?</svg>)<figcaption>", text, re.DOTALL):
+        ElementTree.fromstring(svg)
+
+
+def test_the_page_tells_the_numbers(tmp_path: Path) -> None:
+    rows = [battle("x" * 20, "y" * (i % 30 + 1), i % 3, prompt=f"p{i}") for i in range(120)]
+    found = eda.explore(batches(rows), rounds=20)
+    text = page.render(found, "votes.csv")
+    for shown in ("120", f"{found.tie_share:.1%}", "koala", f"{found.rewarded[0].wins.value:.1%}", "votes.csv"):
+        assert shown in text
+
+
+def test_a_file_without_outcomes_or_models_has_a_page_too() -> None:
+    rows = [battle(label=None, model_a=None, model_b=None)] * 3
+    checked = Checker(page.render(eda.explore(batches(rows)), "test.csv"))
+    assert "Outcomes" not in checked.texts
+    assert "What to look out for" in checked.texts
+
+
+def test_the_page_stays_small_however_many_models_there_are() -> None:
+    rows = [
+        battle(f"x{i}", "y", i % 3, model_a=f"model number {i % 700}", model_b=f"model number {i % 699 + 1}")
+        for i in range(4000)
+    ]
+    assert len(page.render(eda.explore(batches(rows), rounds=2), "many.csv").encode()) < 2_000_000
+
+
+def test_the_command_writes_the_page_and_never_over_another(cli: Callable[..., Any], tmp_path: Path) -> None:
+    made = demo.write(tmp_path / "demo", train=120, test=10)
+    report = tmp_path / "page.html"
+    assert cli("eda", made.train, "--report", report).code == 0
+    first = report.read_text(encoding="utf-8")
+    assert "Battles in train.csv" in first
+    again = cli("eda", made.train, "--report", report)
+    assert again.code == 2
+    assert "--force" in again.err
+    assert cli("eda", made.test, "--report", report, "--force").code == 0
+    assert report.read_text(encoding="utf-8") != first
+
+
+# In the browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PROBE = """<script>document.addEventListener("DOMContentLoaded", () => {
+  const out = document.createElement("pre");
+  out.id = "probe";
+  out.textContent = JSON.stringify({ran: window.hacked || 0, images: document.images.length,
+    scripts: document.querySelectorAll("main script").length,
+    shows: document.body.innerText.includes("<script>alert(1)"),
+    wide: document.documentElement.scrollWidth > window.innerWidth});
+  document.body.append(out);
+}); window.alert = () => { window.hacked = 1; };</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_hostile_names_do_nothing_in_a_real_browser(evil_page: Path, tmp_path: Path, width: int) -> None:
+    """The policy that forbids scripts is taken off, so that only the escaping protects."""
+    text = evil_page.read_text(encoding="utf-8")
+    probed = tmp_path / "probed.html"
+    probed.write_text(re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', PROBE, text), encoding="utf-8")
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2000", "--dump-dom", probed.as_uri()]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        pytest.skip(f"Chromium does not run here: {error}")
+    (probe,) = re.findall(r'<pre id="probe">(.*?)</pre>', shown)
+    assert probe.replace("&lt;", "<") == '{"ran":0,"images":0,"scripts":0,"shows":true,"wide":false}'
