@@ -23,6 +23,7 @@ from prefcli.distributed import World
 from prefcli.errors import InputError
 from prefcli.models import neural
 from prefcli.options import TrainOptions
+from prefcli.outcomes import OUTCOMES
 from prefcli.packing import TokenisedBattles, tokenise
 from prefcli.reporting import Reporter
 from prefcli.runs import Data
@@ -119,19 +120,30 @@ def conduct(
         if fitted.logits is not None:
             outcome[fold.folder] = fitted.logits
     logits, held_out = _held_out(folds, outcome)
-    validation, probabilities = None, None
+    validation = None
     if logits is not None:
-        probabilities = metrics.softmax(logits)
-        validation = dataclasses.asdict(metrics.score(probabilities, pool.labels[held_out]))
+        validation = dataclasses.asdict(metrics.score(metrics.softmax(logits), pool.labels[held_out]))
     if options.folds and world.is_first:
         _write_papers(folder, options, runs.read_config(folder), pool, logits, held_out)
-    only_prior = probabilities is not None and bool(probabilities.std(axis=0).max() < training.PRIOR_SPREAD)
-    if only_prior:
-        reporter.warn(
-            "the model predicts hardly more than the shares of the outcomes: try --lr 1e-5 --warmup 0.1, more epochs, "
-            + ("--text raw, or more battles" if len(everything) < FEW_BATTLES else "or --text raw")
-        )
-    return Result(validation, float(np.mean(rates)), only_prior)
+    doubt = "" if logits is None else doubt_about(metrics.softmax(logits), pool.labels[held_out])
+    if doubt:
+        more = ", or more battles" if len(everything) < FEW_BATTLES else ""
+        reporter.warn(f"{doubt}: try --warmup 0.1, another --lr, more --epochs, --text raw{more}")
+    return Result(validation, float(np.mean(rates)), bool(doubt))
+
+
+def doubt_about(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> str:
+    """What to say of a model that knows no more than the prior; empty when it clearly knows more.
+
+    It knows no more if its probabilities hardly differ between battles, or if the 95 % interval of its advantage over
+    the prior, battle by battle, reaches zero.
+    """
+    if probabilities.std(axis=0).max() < training.PRIOR_SPREAD:
+        return "the model predicts only the shares of the outcomes, the same for every battle"
+    shares = np.bincount(labels, minlength=len(OUTCOMES)) / len(labels)
+    prior = metrics.losses(np.tile(shares, (len(labels), 1)), labels)
+    _, high = metrics.bootstrap_interval(metrics.losses(probabilities, labels) - prior)
+    return "the model is not clearly better than the prior" if high >= 0 else ""
 
 
 def select(folder: Path, data: Data, options: TrainOptions, reporter: Reporter) -> tuple[Pool, list[Fold]]:

@@ -53,7 +53,9 @@ def test_deberta_loads_from_the_hubs_files_in_float32(deberta_folder: Path) -> N
     module = encoders.make_encoder(located, 0, seed=0)
     assert {p.dtype for p in module.parameters()} == {torch.float32}
     saved = torch.load(deberta_folder / "pytorch_model.bin", weights_only=True)
-    assert torch.equal(module.state_dict()["embeddings.word_embeddings.weight"], saved["embeddings.word_embeddings.weight"].float())
+    assert torch.equal(
+        module.state_dict()["embeddings.word_embeddings.weight"], saved["embeddings.word_embeddings.weight"].float()
+    )
     pieces = tokenizer.tokenize("a precise answer")
     assert "".join(pieces) == "▁a▁precise▁answer"
     assert encoders.longest_input(module) is None  # its positions are relative: 512 is no limit

@@ -44,7 +44,9 @@ def test_a_zero_for_the_truth_is_clipped_as_scikit_learn_does_and_counted() -> N
 def test_accuracy_and_brier() -> None:
     probabilities, labels = some_predictions(400)
     assert metrics.accuracy(probabilities, labels) == accuracy_score(labels, probabilities.argmax(axis=1))
-    by_hand = np.mean([sum((p[i] - (y == i)) ** 2 for i in range(3)) for p, y in zip(probabilities, labels, strict=True)])
+    by_hand = np.mean(
+        [sum((p[i] - (y == i)) ** 2 for i in range(3)) for p, y in zip(probabilities, labels, strict=True)]
+    )
     assert metrics.brier(probabilities, labels) == pytest.approx(by_hand)
 
 
@@ -86,7 +88,8 @@ def test_the_interval_of_very_many_values_is_that_of_the_normal_distribution() -
 
 
 @pytest.mark.parametrize(
-    "row", [[0.5, 0.5, 0.1], [math.nan, 0.5, 0.5], [math.inf, 0, 0], [-0.1, 0.6, 0.5], [1.1, -0.1, 0.0], [0.3, 0.3, 0.3]]
+    "row",
+    [[0.5, 0.5, 0.1], [math.nan, 0.5, 0.5], [math.inf, 0, 0], [-0.1, 0.6, 0.5], [1.1, -0.1, 0.0], [0.3, 0.3, 0.3]],
 )
 def test_what_is_no_probability_is_found(row: list[float]) -> None:
     rows = np.array([[0.2, 0.3, 0.5], row, [0.0, 0.0, 1.0 + 5e-7 - 5e-7]])

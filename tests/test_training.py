@@ -63,7 +63,7 @@ def weights(folder: Path) -> str:
 def test_the_first_losses_equal_a_hand_written_loop(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path, demo_files: Demo
 ) -> None:
-    """The seed's training, written out with plain torch and transformers: nothing of prefcli but the order of battles."""
+    """The seed's training in plain torch and transformers; of prefcli only the order of the battles."""
     from transformers import AutoModel, AutoTokenizer, get_linear_schedule_with_warmup
 
     options = replace(OPTIONS, epochs=1, warmup=0.2, weight_decay=0.0, seed=3)
@@ -302,7 +302,9 @@ def test_biases_and_norms_do_not_decay(battles: TokenisedBattles, bert_folder: P
         assert (id(parameter) in free) == ("bias" in name or "LayerNorm" in name), name
 
 
-def test_swap_shows_both_orders_with_exchanged_labels(battles: TokenisedBattles, bert_folder: Path, tmp_path: Path) -> None:
+def test_swap_shows_both_orders_with_exchanged_labels(
+    battles: TokenisedBattles, bert_folder: Path, tmp_path: Path
+) -> None:
     task = a_task(tmp_path, battles, bert_folder, replace(OPTIONS, swap=True))
     seen: list[tuple[bool, int]] = []
     original = task.model.inputs
@@ -373,7 +375,9 @@ def test_two_ranks_give_the_curve_and_the_predictions_of_one(
     for path in bert_folder.iterdir():
         (still / path.name).write_bytes(path.read_bytes())
     config = json.loads((still / "config.json").read_text())
-    (still / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
+    (still / "config.json").write_text(
+        json.dumps(config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    )
     arguments = [str(still) if a == str(bert_folder) else a for a in small_run]
     for name, ranks in (("one", 0), ("two", 2)):
         subprocess.run(

@@ -28,14 +28,21 @@ class Teller:
         self.warnings.append(text)
 
 
-def make(workspace: Workspace, *, source: str = "abc", options: dict | None = None, version: int = 1, say=None) -> Stage:
+def make(
+    workspace: Workspace, *, source: str = "abc", options: dict | None = None, version: int = 1, say=None
+) -> Stage:
     def produce(writer: StageWriter) -> dict[str, int]:
         writer.write(pa.record_batch({"id": ["1", "2"], "value": [10, 20]}))
         writer.write(pa.record_batch({"id": ["3"], "value": [30]}))
         return {"rows": 3}
 
     return workspace.stage(
-        "numbers", version=version, source=source, options=options or {"a": 1}, produce=produce, reporter=say or Teller()
+        "numbers",
+        version=version,
+        source=source,
+        options=options or {"a": 1},
+        produce=produce,
+        reporter=say or Teller(),
     )
 
 

@@ -58,7 +58,7 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(args=arguments, prog_name="prefcli", standalone_mode=False)
         sys.stdout.flush()
-        return int(code or 0)
+        return _fail(130, "interrupted") if code == 130 else int(code or 0)
     except PrefcliError as error:
         if "--debug" in arguments:
             raise

@@ -1,0 +1,232 @@
+"""The command line's contract: exit codes, one to three lines, what starts quickly, what is never imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Result, battle, write_csv
+
+import prefcli
+from prefcli.demo import Demo
+
+CLI = Callable[..., Result]
+VERBS = ["eda", "preprocess", "train", "predict", "score", "ablate", "demo"]
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+    )
+
+
+def check_error(done: Result, code: int = 2) -> None:
+    assert done.code == code, done.err
+    lines = done.err.splitlines()
+    errors = lines[next(i for i, line in enumerate(lines) if line.startswith("error: ")) :]
+    assert 1 <= len(errors) <= 3, done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
+
+
+def test_help_shows_every_verb_and_each_has_examples(cli: CLI) -> None:
+    top = cli("--help")
+    assert top.code == 0
+    for verb in VERBS:
+        assert verb in top.out
+        shown = cli(verb, "--help")
+        assert shown.code == 0
+        assert f"prefcli {verb}" in shown.out.split("Examples:")[1]
+
+
+def test_version(cli: CLI) -> None:
+    assert cli("--version").out == f"prefcli {prefcli.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["eda"], ["eda", "--no-such-flag"], ["no-such-verb"], ["train", "--epochs", "many"], ["score", "one.csv"]],
+)
+def test_wrong_usage(cli: CLI, arguments: list[str]) -> None:
+    done = cli(*arguments)
+    check_error(done)
+    assert "--help" in done.err
+
+
+def test_wrong_input(cli: CLI, tmp_path: Path) -> None:
+    rows = [battle(i) for i in range(1, 31)]
+    good = rows[16].copy()
+    wrong = {
+        "column": (rows, ["id", "prompt", "response_a"]),
+        "json": (rows[:16] + [good | {"response_a": '["broken'}] + rows[17:], None),
+        "winners": (rows[:16] + [good | {"winner_tie": 1}] + rows[17:], None),
+        "none": ([], None),
+    }
+    said = {"column": "response_b", "json": "row 17, column response_a", "winners": "row 17", "none": "no battles"}
+    for name, (content, columns) in wrong.items():
+        path = write_csv(tmp_path / f"{name}.csv", content, *([columns] if columns else []))
+        for verb in (["eda"], ["preprocess"], ["train", "--encoder", "tiny"]):
+            done = cli(verb[0], path, *verb[1:])
+            check_error(done)
+            assert said[name] in done.err
+            assert path.name in done.err
+    (tmp_path / "empty.csv").write_text("")
+    check_error(cli("eda", tmp_path / "empty.csv"))
+    check_error(cli("eda", tmp_path / "missing.csv"))
+    stages = tmp_path / ".prefcli" / "stages"
+    assert not stages.exists() or list(stages.iterdir()) == []
+
+
+def test_a_missing_network_is_exit_1_and_quick(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", [battle(i, i % 3) for i in range(20)])
+    for name in ("no/such-model", "microsoft/deberta-v3-small"):
+        started = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "prefcli", "train", str(path), "--encoder", name],
+            capture_output=True, text=True, check=False,
+            env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")},
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert "no network" in done.stderr
+        assert name in done.stderr
+        assert "Traceback" not in done.stderr
+        assert time.monotonic() - started < 30
+
+
+def test_score_names_wrong_rows(cli: CLI, tmp_path: Path) -> None:
+    truth = write_csv(tmp_path / "truth.csv", [battle(i, i % 3) for i in range(1, 6)])
+    head = "id,winner_model_a,winner_model_b,winner_tie\n"
+    good = [f"{i},0.2,0.3,0.5" for i in range(1, 6)]
+    cases = {
+        "sum": (good[:2] + ["3,0.2,0.3,0.6"] + good[3:], "row 3 (id 3)"),
+        "nan": (good[:2] + ["3,nan,0.3,0.7"] + good[3:], "row 3 (id 3)"),
+        "word": (good[:2] + ["3,much,0.3,0.7"] + good[3:], "row 3, column winner_model_a"),
+        "blank": (good[:2] + ["3,,0.3,0.7"] + good[3:], "row 3, column winner_model_a"),
+        "missing": (good[:4], "have no prediction: id '5'"),
+        "extra": ([*good, "6,0.2,0.3,0.5"], "have no truth: id '6'"),
+        "twice": ([*good, "3,0.2,0.3,0.5"], "rows 3 and 6"),
+        "nothing": ([], "no predictions"),
+    }
+    for name, (lines, said) in cases.items():
+        path = tmp_path / f"{name}.csv"
+        path.write_text(head + "".join(line + "\n" for line in lines))
+        done = cli("score", path, truth)
+        check_error(done)
+        assert said in done.err, name
+    path = tmp_path / "good.csv"
+    path.write_text(head + "".join(line + "\n" for line in reversed(good)))
+    found = cli("score", path, truth, "--json").json()
+    assert found["n"] == 5
+    assert set(found) >= {
+        "n", "log_loss", "log_loss_ci", "binary_log_loss", "accuracy", "brier", "ece", "prior_log_loss",
+    }  # fmt: skip
+    assert cli("score", path, truth).code == 0
+
+
+def test_a_zero_for_the_truth_is_scored_and_flagged(cli: CLI, tmp_path: Path) -> None:
+    truth = write_csv(tmp_path / "truth.csv", [battle(1, 0), battle(2, 1)])
+    preds = tmp_path / "p.csv"
+    preds.write_text("id,winner_model_a,winner_model_b,winner_tie\n1,0,1,0\n2,0.2,0.3,0.5\n")
+    done = cli("score", preds, truth)
+    assert done.code == 0
+    assert "1 battles gave their true outcome probability (nearly) 0" in done.err
+
+
+def test_json_is_all_that_stands_on_stdout(cli: CLI, demo_files: Demo) -> None:
+    for arguments in (["eda", demo_files.train], ["preprocess", demo_files.train]):
+        done = cli(*arguments, "--json")
+        assert isinstance(done.json(), dict)
+        assert done.err
+
+
+def test_quiet_says_nothing_but_warnings(cli: CLI, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", [battle(1, response_a=["?!"]), battle(2)])
+    done = cli("preprocess", path, "--quiet")
+    assert (
+        done.err
+        == "warning: 1 answers have no text left after the treatment nltk (1 turns): only stop words, symbols or code\n"
+    )
+    assert cli("--quiet", "preprocess", path).err == done.err
+
+
+def test_the_workspace_moves_by_flag_and_by_environment(
+    cli: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_csv(tmp_path / "a.csv", [battle(1)])
+    assert cli("eda", path, "--workspace", "by-flag").code == 0
+    assert cli("--workspace", "before-verb", "eda", path).code == 0
+    monkeypatch.setenv("PREFCLI_WORKSPACE", "by-environment")
+    assert cli("eda", path).code == 0
+    for name in ("by-flag", "before-verb", "by-environment"):
+        assert (tmp_path / name / "stages").is_dir()
+    assert not (tmp_path / ".prefcli").exists()
+
+
+def test_debug_shows_where_it_happened(cli: CLI) -> None:
+    from prefcli.errors import InputError
+
+    with pytest.raises(InputError):
+        cli("eda", "missing.csv", "--debug")
+
+
+def test_terminal_escapes_in_names_are_shown_not_obeyed(cli: CLI, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", [battle(i, 0, model_a="\x1b[31mred\x07") for i in range(3)])
+    done = cli("eda", path)
+    assert "\x1b[31mred" not in done.out
+    assert "\\x1b[31mred\\x07" in done.out
+
+
+def test_what_a_user_never_foresaw_is_no_traceback(cli: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefcli import pipeline
+
+    def burst(*_: object, **__: object) -> None:
+        raise RuntimeError("something\ninside")
+
+    monkeypatch.setattr(pipeline, "eda", burst)
+    done = cli("eda", "a.csv")
+    check_error(done, 1)
+    assert "--debug" in done.err
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "eda", interrupted)
+    check_error(cli("eda", "a.csv"), 130)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "/some/file")
+
+    monkeypatch.setattr(pipeline, "eda", full)
+    check_error(cli("eda", "a.csv"), 1)
+
+
+def test_help_and_the_package_import_nothing_heavy() -> None:
+    heavy = "torch transformers nltk pandas numpy pyarrow sklearn scipy matplotlib rich".split()
+    listing = f"; import sys; print([m for m in {heavy!r} if m in sys.modules])"
+    assert python("import prefcli" + listing).stdout == "[]\n"
+    code = "from prefcli.cli.main import run; run(['train', '--help'])" + listing
+    assert python(code).stdout.splitlines()[-1] == "[]"
+
+
+def test_score_never_imports_torch_transformers_or_nltk(tmp_path: Path) -> None:
+    truth = write_csv(tmp_path / "truth.csv", [battle(1, 0), battle(2, 1)])
+    code = (
+        f"from prefcli.cli.main import run; code = run(['score', {str(truth)!r}, {str(truth)!r}, '--json'])\n"
+        "import sys; assert code == 0\n"
+        "print([m for m in ('torch', 'transformers', 'nltk', 'sklearn', 'scipy') if m in sys.modules])"
+    )
+    done = python(code)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", [battle(1)])
+    command = f"{sys.executable} -m prefcli eda {path} --quiet | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
