@@ -1,5 +1,5 @@
 # make demo   the whole pipeline on synthetic battles, offline    make test   the tests
-# make lint   format, lint and types                              make bench  the benchmarks
+# make lint   format, lint and types                              make bench  the benchmarks (DATA=FILE: on these battles)
 # Each makes its own virtual environment first. PYTHON=python3.12 chooses another interpreter.
 PYTHON ?= python3
 VENV ?= .venv
@@ -33,7 +33,7 @@ docs: install
 	$(BIN)/python docs/make_cli_reference.py
 
 bench: install
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/pipeline.py $(DATA)
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

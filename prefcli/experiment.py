@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefcli import checkpoints, devices, encoders, metrics, runs, splits, training
+from prefcli import checkpoints, devices, encoders, files, metrics, runs, splits, training
 from prefcli.battles import TEXT_FIELDS, joined, labels_of, outcome_counts
 from prefcli.devices import Placement
 from prefcli.distributed import World
@@ -25,6 +25,7 @@ from prefcli.models import neural
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES
 from prefcli.packing import TokenisedBattles, tokenise
+from prefcli.report.curves import learning_curves
 from prefcli.reporting import Reporter
 from prefcli.runs import Data
 
@@ -335,4 +336,7 @@ def _write_papers(
         labels = pool.labels[held_out]
         validation = dataclasses.asdict(metrics.score(metrics.softmax(logits), labels))
         runs.write_validation(folder, [pool.ids[i] for i in held_out], logits, labels)
+    if (folder / runs.METRICS).is_file():
+        prior = validation["prior_log_loss"] if validation else None
+        files.write_text(folder / runs.CURVES, learning_curves(runs.read_metrics(folder), prior))
     runs.write_card(folder, options, config, validation)

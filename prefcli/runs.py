@@ -30,6 +30,8 @@ from prefcli.workspace import Stage
 CONFIG = "config.json"
 VALIDATION = "validation.parquet"
 CARD = "README.md"
+METRICS = "metrics.jsonl"
+CURVES = "curves.svg"
 LOGIT_COLUMNS = ("logit_a", "logit_b", "logit_tie")
 FORMAT = 1
 
@@ -170,6 +172,11 @@ def read_validation(folder: Path) -> tuple[list[str], NDArray[np.float64], NDArr
         raise ModelError(f"the run has no usable {VALIDATION}: {error}", where=str(folder)) from None
 
 
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``."""
+    return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+
+
 def write_card(
     folder: Path, options: TrainOptions, config: Mapping[str, Any], validation: Mapping[str, Any] | None
 ) -> None:
@@ -189,6 +196,7 @@ def write_card(
             f"| Brier score | {validation['brier']:.4f} |\n"
             f"| expected calibration error | {validation['ece']:.4f} |\n"
         )
+    curves = f"\n![Learning curves]({CURVES})\n" if (folder / CURVES).exists() else ""
     card = f"""---
 library_name: prefcli
 license: other
@@ -204,6 +212,7 @@ Predicts which of two answers to a prompt a person prefers, as three probabiliti
 
 {figures}
 The held-out battles share no prompt with the training battles.
+{curves}
 
 ## What it is
 

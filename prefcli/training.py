@@ -34,6 +34,7 @@ from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, SWAPPED
 from prefcli.packing import TokenisedBattles
 from prefcli.reporting import Reporter
+from prefcli.runs import METRICS
 
 CHECKPOINT_SECONDS = 300.0
 MOST_SKIPS_IN_A_ROW = 20
@@ -167,7 +168,7 @@ def fit(task: Task) -> Fitted:
     torch.manual_seed(options.seed + 1 + world.rank)
     position = _restore(task, optimizer, scaler) if task.resume else Position()
     parallel = module if world.alone else _data_parallel(module, placement.device)
-    log = _Log(task.folder / "metrics.jsonl", position.steps, writes=world.is_first)
+    log = _Log(task.folder / METRICS, position.steps, writes=world.is_first)
     log.open()
     last_checkpoint = time.monotonic()
     first_done = position.epoch * len(task.train) + position.batch * options.batch_size

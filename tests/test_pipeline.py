@@ -127,6 +127,11 @@ def test_a_run_holds_what_it_should_and_explains_itself(trained: Path) -> None:
     assert config["data"]["train_battles"] + config["data"]["held_out_battles"] == 240
     assert config["versions"]["torch"]
     card = (run / "README.md").read_text()
+    assert "![Learning curves](curves.svg)" in card
+    assert (
+        f"best {min(m['validation_log_loss'] for m in runs.read_metrics(run) if 'validation_log_loss' in m):.4f}"
+        in (run / "curves.svg").read_text()
+    )
     validation = pq.read_table(run / "validation.parquet").to_pandas()
     loss = metrics.log_loss(validation[list(WINNER_COLUMNS)].to_numpy(), validation["label"].to_numpy())
     assert f"| log loss | {loss:.4f} " in card

@@ -69,7 +69,7 @@ def test_the_first_losses_equal_a_hand_written_loop(
     options = replace(OPTIONS, epochs=1, warmup=0.2, weight_decay=0.0, seed=3)
     training.fit(a_task(tmp_path, battles, bert_folder, options))
 
-    texts = [b for b, _ in open_battles(demo_files.train).batches()][0].to_pylist()[:100]
+    texts = next(b for b, _ in open_battles(demo_files.train).batches()).to_pylist()[:100]
     tokenizer = AutoTokenizer.from_pretrained(bert_folder)
     encoder = AutoModel.from_pretrained(bert_folder).train()
     torch.manual_seed(3)
@@ -389,3 +389,32 @@ def test_two_ranks_give_the_curve_and_the_predictions_of_one(
     one, two = (pq.read_table(tmp_path / name / "validation.parquet").to_pandas() for name in ("one", "two"))
     assert list(one["id"]) == list(two["id"])
     assert np.allclose(one.iloc[:, 1:5], two.iloc[:, 1:5], atol=1e-5)
+
+
+def test_a_killed_rank_ends_the_command_and_leaves_a_checkpoint(tmp_path: Path, small_run: list[str]) -> None:
+    command = start(tmp_path, *small_run, "run", "--epochs", "40", ranks=2)
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        log = tmp_path / "run" / "metrics.jsonl"
+        while not (log.exists() and log.read_text().count("\n") >= 8) and process.poll() is None:
+            time.sleep(0.05)
+        ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+        os.kill(int(ranks.stdout.split()[-1]), signal.SIGKILL)
+        killed = time.monotonic()
+        assert process.wait(timeout=60) == 1
+        assert time.monotonic() - killed < 30
+    finally:
+        process.kill()
+    assert checkpoints.load_latest(tmp_path / "run" / "checkpoints") is not None
+
+
+def test_two_ranks_predict_what_one_does(tmp_path: Path, small_run: list[str], demo_files: Demo) -> None:
+    subprocess.run(start(tmp_path, *small_run, "run"), check=True, capture_output=True, cwd=tmp_path)
+    tail = ["predict", str(demo_files.test), "--model", "run", "--workspace", str(tmp_path / ".prefcli"), "--output"]
+    one = [sys.executable, "-m", "prefcli", *tail, "one.csv"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    two = [*launcher, "-m", "prefcli", *tail, "two.csv"]
+    for command in (one, two):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+        assert done.stdout.count("60 battles") == 1  # one process speaks
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()

@@ -22,8 +22,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (eda, preprocess, train, predict, score, ablate, demo):
-    app.command(name=verb.__name__.rsplit(".", 1)[-1], epilog=verb.EXAMPLES)(verb.run)
+VERBS = {
+    "eda": eda,
+    "preprocess": preprocess,
+    "train": train,
+    "predict": predict,
+    "score": score,
+    "ablate": ablate,
+    "demo": demo,
+}
+for name, verb in VERBS.items():
+    app.command(name=name, epilog=verb.EXAMPLES)(verb.run)
 
 
 def _version(asked: bool) -> None:

@@ -1,0 +1,86 @@
+"""Kill a training at random moments, resume it each time, and compare its bytes with those of an undisturbed one.
+
+``python benchmarks/kill_and_resume.py [--kills 20] [--signal KILL]`` trains ``tiny`` on synthetic battles once without
+disturbance; then again, killed after a random time, resumed, killed, ... until it has been killed as often as asked and
+finished. It prints how often it was killed in which state and whether ``model.safetensors`` is byte-identical.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from prefcli import demo
+
+
+def digest(run: Path) -> str:
+    return hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "prefcli", "train", *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--signal", choices=["KILL", "TERM", "INT"], default="KILL")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    number = getattr(signal, f"SIG{options.signal}")
+    moments = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        demo.write(folder, train=1200, test=10)
+        training = ["train.csv", "--encoder", "tiny", "--epochs", "2", "--checkpoint-every", "7", "--eval-every", "31"]
+        begun = time.monotonic()
+        if start(folder, *training, "--output", "whole").wait():
+            raise SystemExit("the undisturbed training failed")
+        whole = time.monotonic() - begun
+        print(f"undisturbed: {whole:.1f} s, model.safetensors {digest(folder / 'whole')[:16]}")
+        kills = finished = identical = 0
+        states: dict[str, int] = {}
+        round_ = 0
+        while kills < options.kills:
+            run = folder / f"killed-{round_}"
+            round_ += 1
+            while True:
+                begun_before = (run / "config.json").is_file()
+                arguments = ["--resume", run.name] if begun_before else [*training, "--output", run.name, "--force"]
+                process = start(folder, *arguments)
+                wait = moments.uniform(0.0, whole) if kills < options.kills else None
+                try:
+                    code = process.wait(timeout=wait)
+                except subprocess.TimeoutExpired:
+                    checkpoints = len(list((run / "checkpoints").glob("step-*"))) if run.exists() else 0
+                    state = (
+                        "before its folder was complete"
+                        if not (run / "config.json").is_file()
+                        else ("before its first checkpoint" if not checkpoints else "with checkpoints")
+                    )
+                    process.send_signal(number)
+                    process.wait()
+                    kills += 1
+                    states[state] = states.get(state, 0) + 1
+                    continue
+                if code:
+                    raise SystemExit(f"resuming failed with exit code {code}")
+                finished += 1
+                identical += digest(run) == digest(folder / "whole")
+                break
+        print(f"{kills} times SIG{options.signal}: {', '.join(f'{n} {state}' for state, n in states.items())}")
+        print(f"{finished} trainings finished after that, {identical} byte-identical to the undisturbed one")
+        if identical != finished:
+            raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Write docs/cli.md from the command's own help: ``python docs/make_cli_reference.py`` (``make docs``)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from pathlib import Path
+
+PAGE = Path(__file__).parent / "cli.md"
+
+HEAD = """# Command line reference
+
+Made from `--help` by `make docs`; a test fails when it is stale.
+
+Results go to stdout, everything else (progress, notes, warnings) to stderr; with `--json` stdout is one JSON object.
+Exit codes: 0 done; 1 could not be done (no network, disk full); 2 wrong input or usage; 130 and 143 interrupted.
+An error is one to three lines: what, where, what to do; `--debug` shows where in the code it happened.
+"""
+
+
+def page() -> str:
+    """The reference as Markdown."""
+    os.environ["COLUMNS"] = "100"
+    from prefcli.cli.main import VERBS, run
+
+    parts = [HEAD]
+    for name in ("", *VERBS):
+        arguments = [*([name] if name else []), "--help"]
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            run(arguments)
+        lines = "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        parts.append(f"## prefcli {name}".rstrip() + f"\n\n```text\n{lines}\n```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

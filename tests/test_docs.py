@@ -1,0 +1,56 @@
+"""The documents say what the code does."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Result
+
+ROOT = Path(__file__).parent.parent
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_command_line_reference_is_what_help_prints() -> None:
+    spec = importlib.util.spec_from_file_location("make_cli_reference", ROOT / "docs" / "make_cli_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "stale: run make docs"
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
+def test_links_between_documents_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+@pytest.mark.parametrize("path", [p for p in DOCS if p.name != "cli.md"], ids=lambda p: p.name)
+def test_every_command_in_the_documents_has_flags_that_exist(path: Path, cli: Callable[..., Result]) -> None:
+    helps: dict[str, str] = {}
+    for block in re.findall(r"```(?:sh|bash|text)?\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            match = re.search(r"\bprefcli (\w+)(.*)", line.split("#")[0])
+            if not match or line.lstrip().startswith(("error", "warning")):
+                continue
+            verb, rest = match.groups()
+            if verb not in helps:
+                shown = cli(verb, "--help")
+                assert shown.code == 0, f"{path.name}: prefcli {verb}"
+                helps[verb] = shown.out
+            for word in shlex.split(rest):
+                if word.startswith("--"):
+                    assert re.search(rf"{re.escape(word.split('=')[0])}\b", helps[verb]), f"{path.name}: {verb} {word}"
+
+
+def test_every_room_is_in_the_architecture() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for path in (ROOT / "prefcli").iterdir():
+        if path.name not in ("__init__.py", "__main__.py", "__pycache__", "py.typed"):
+            assert f"`{path.name}{'/' if path.is_dir() else ''}`" in text, path.name
