@@ -29,6 +29,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from prefcli import text as ours
+from prefcli.parallel import treat_stream
 from prefcli.wordnet import lemmatize
 
 COLUMNS = ("prompt", "response_a", "response_b")
@@ -185,7 +186,7 @@ def measure(battles: pa.Table, plain_megabytes: float) -> None:
             ours._remembered.clear()
             counts = ours.TextCounts()
             start = time.perf_counter()
-            for _, found in ours.treat_stream(battles.to_batches(2000), "nltk", workers=workers):
+            for _, found in treat_stream(battles.to_batches(2000), "nltk", workers=workers):
                 counts += found
             rates[name].append(counts.bytes_in / 1e6 / (time.perf_counter() - start))
     print(f"speed (from cold; a sample of {sum(size):.1f} MB, all turns are {counts.bytes_in / 1e6:.0f} MB):")

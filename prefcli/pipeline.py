@@ -121,13 +121,14 @@ def treat(
     battles: Stage, workspace: Workspace, text: str, *, workers: int | None = None, reporter: Reporter = SILENT
 ) -> Stage:
     """The battles with their text treated: the cached stage ``preprocess``."""
+    from prefcli import parallel
     from prefcli import text as text_room
 
     def produce(writer: StageWriter) -> Mapping[str, Any]:
         total = text_room.TextCounts()
         with reporter.track(f"treating text ({text})", battles.rows) as progress:
             started = time.monotonic()
-            for batch, counts in text_room.treat_stream(battles.batches(), text, workers=workers):
+            for batch, counts in parallel.treat_stream(battles.batches(), text, workers=workers):
                 writer.write(batch)
                 total += counts
                 rate = total.bytes_in / 1e6 / max(time.monotonic() - started, 1e-9)

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefcli import text
+from prefcli import parallel, text
 from prefcli.errors import InputError, PrefcliError
-from prefcli.text import TREATMENTS, TextCounts, treat_batch, treat_stream, treat_text
+from prefcli.parallel import treat_stream
+from prefcli.text import TREATMENTS, TextCounts, treat_batch, treat_text
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = json.loads((Path(__file__).parent / "data" / "nltk_tokens.json").read_text(encoding="utf-8"))["texts"]
@@ -338,7 +339,7 @@ def test_the_tokenizer_alone_gives_the_tokens_of_the_plain_import():
 
 COMPARE_IMPORTS = """
 import json, sys
-from prefcli import text
+from prefcli import parallel, text
 
 with open("tests/data/nltk_tokens.json", encoding="utf-8") as file:
     chunks = sorted({chunk for entry in json.load(file)["texts"] for chunk in entry["text"].split()})
@@ -372,7 +373,7 @@ def test_two_processes_give_what_one_gives_in_order():
 
 
 def test_a_large_batch_is_cut_and_keeps_its_rows(monkeypatch):
-    monkeypatch.setattr(text, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(parallel, "_PIECE_BYTES", 1000)
     batch = pa.Table.from_batches(many_batches(5)).combine_chunks().to_batches()[0]
     pieces = [piece for piece, _ in treat_stream([batch], "nltk", workers=1)]
     assert len(pieces) > 10
@@ -381,7 +382,7 @@ def test_a_large_batch_is_cut_and_keeps_its_rows(monkeypatch):
 
 
 def test_one_small_batch_starts_no_process(monkeypatch):
-    monkeypatch.setattr(text.subprocess, "Popen", lambda *_, **__: pytest.fail("started a process"))
+    monkeypatch.setattr(parallel.subprocess, "Popen", lambda *_, **__: pytest.fail("started a process"))
     assert len(treated_rows(many_batches(1), workers=8)[0]) == 20
     assert treated_rows([], workers=8) == ([], TextCounts())
     assert len(treated_rows(many_batches(3), workers=1)[0]) == 60
@@ -430,13 +431,13 @@ def test_leaving_early_ends_the_processes(monkeypatch):
 
 
 def test_a_process_that_dies_is_reported(monkeypatch):
-    monkeypatch.setattr(text, "_WORKER", "import os; os._exit(3)  # {path!r} {treatment!r}")
+    monkeypatch.setattr(parallel, "_WORKER", "import os; os._exit(3)  # {path!r} {treatment!r}")
     with pytest.raises(PrefcliError, match=r"ended unexpectedly \(exit code 3\)"):
         list(treat_stream(many_batches(4), "nltk", workers=2))
 
 
 def test_a_process_that_fails_says_why():
-    with text._Workers("stem", 1) as crew, pytest.raises(PrefcliError, match="There is no text treatment 'stem'"):
+    with parallel._Workers("stem", 1) as crew, pytest.raises(PrefcliError, match="There is no text treatment 'stem'"):
         crew.submit(many_batches(1)[0]).result()
 
 
@@ -448,7 +449,7 @@ def spy_on_processes(monkeypatch) -> list[subprocess.Popen]:
         started.append(real(*arguments, **options))
         return started[-1]
 
-    monkeypatch.setattr(text.subprocess, "Popen", popen)
+    monkeypatch.setattr(parallel.subprocess, "Popen", popen)
     return started
 
 
@@ -456,7 +457,7 @@ def spy_on_processes(monkeypatch) -> list[subprocess.Popen]:
 ENDLESS = """
 import itertools, subprocess, sys
 sys.path.insert(0, "tests")
-from prefcli import text
+from prefcli import parallel, text
 from test_text import many_batches
 
 class Popen(subprocess.Popen):
@@ -464,8 +465,8 @@ class Popen(subprocess.Popen):
         super().__init__(*arguments, **options)
         print(self.pid, flush=True)
 
-text.subprocess.Popen = Popen
-for _ in text.treat_stream(itertools.cycle(many_batches(4)), "nltk", workers=2):
+parallel.subprocess.Popen = Popen
+for _ in parallel.treat_stream(itertools.cycle(many_batches(4)), "nltk", workers=2):
     pass
 """
 

@@ -67,7 +67,7 @@ def learning_curves(records: Iterable[Mapping[str, Any]], prior: float | None) -
         parts.append(
             element("line", class_="prior", stroke_dasharray="4 4", x1=LEFT, x2=WIDTH - RIGHT, y1=y(prior), y2=y(prior))
         )
-        parts.append(element("text", "prior", class_="muted", x=LEFT + 4, y=y(prior) - 5))
+        parts.append(element("text", "prior", class_="muted", x=WIDTH - RIGHT, y=y(prior) - 5, text_anchor="end"))
     for name, points in (("training", training), ("validation", validations)):
         if points:
             path = " ".join(f"{x(step)},{y(value)}" for step, value in points)
@@ -91,10 +91,10 @@ def learning_curves(records: Iterable[Mapping[str, Any]], prior: float | None) -
 
 
 def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Means of neighbouring points: about a fiftieth of the course in each, never more than :data:`POINTS` of them."""
+    """Means of neighbouring points: a twenty-fifth of the course in each, at most :data:`POINTS`."""
     if len(points) < 3:
         return points
-    window = max(1, len(points) // 50)
+    window = max(1, len(points) // 25)
     values = np.array([value for _, value in points])
     steps = np.array([step for step, _ in points])
     sums = np.cumsum(np.concatenate([[0.0], values]))
