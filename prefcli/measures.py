@@ -45,11 +45,14 @@ SCRIPTS = {
 }
 """Scripts, and the first words of their letters' names in Unicode."""
 OTHER_SCRIPT, NO_LETTERS = "other", "no letters"
+SCRIPT_LETTERS = 2000
+"""So many characters are enough to tell a text's script."""
 SCRIPT_NAMES = (*SCRIPTS, OTHER_SCRIPT, NO_LETTERS)
 
-ASCII_PER_TOKEN = 4.5
-OTHER_PER_TOKEN = 1.5
-"""Characters in a token of an English-centred subword vocabulary: a rule of thumb, see :func:`estimated_tokens`."""
+CHARACTERS_PER_TOKEN = 4.5
+EXTRA_BYTES_PER_TOKEN = 3
+"""Of an English-centred subword vocabulary: a rule of thumb, see :func:`estimated_tokens`."""
+TOKENS_EXPLAINED = "tokens are estimated: characters / 4.5 + bytes beyond ASCII / 3"
 
 
 @dataclass(frozen=True)
@@ -154,16 +157,13 @@ class _Flat:
 def estimated_tokens(flat: _Flat, characters: pa.Array) -> Numbers:
     """About how many tokens an English-centred subword tokenizer makes of each battle's text.
 
-    One for every :data:`ASCII_PER_TOKEN` ASCII characters and one for every :data:`OTHER_PER_TOKEN` others, rounded
-    up. An estimate for seeing what a length limit would cut before a tokenizer is chosen, not a count.
+    One for every :data:`CHARACTERS_PER_TOKEN` characters, and one for every :data:`EXTRA_BYTES_PER_TOKEN` bytes that
+    UTF-8 needs beyond one per character; so about half a token for a Cyrillic letter and one for a Han character. An
+    estimate for seeing what a length limit would cut before a tokenizer is chosen, not a count.
     """
-    length = _numpy(characters)
-    foreign = np.zeros_like(length)
-    mixed = np.flatnonzero(_numpy(pc.binary_length(flat.texts)) != length)
-    if len(mixed):
-        foreign[mixed] = _numpy(pc.count_substring_regex(flat.texts.take(pa.array(mixed)), r"[^\x00-\x7f]"))
-    tokens = flat.per_battle(length - foreign) / ASCII_PER_TOKEN + flat.per_battle(foreign) / OTHER_PER_TOKEN
-    return np.ceil(tokens).astype(np.int64)
+    length = flat.per_battle(characters)
+    extra = flat.per_battle(pc.binary_length(flat.texts)) - length
+    return np.ceil(length / CHARACTERS_PER_TOKEN + extra / EXTRA_BYTES_PER_TOKEN).astype(np.int64)
 
 
 def markup(flat: _Flat) -> Numbers:
@@ -176,7 +176,7 @@ def markup(flat: _Flat) -> Numbers:
 
 
 def script(flat: _Flat, characters: pa.Array) -> Numbers:
-    """The script most letters of each battle's text are in, as a position in :data:`SCRIPT_NAMES`.
+    """The script most letters of the beginning of each battle's text are in, as a position in :data:`SCRIPT_NAMES`.
 
     A text with kana is Kana however many Han characters stand beside them. A letter's script is told by its name in
     the Unicode Character Database.
@@ -187,7 +187,7 @@ def script(flat: _Flat, characters: pa.Array) -> Numbers:
     mixed = np.flatnonzero(flat.per_battle(pc.binary_length(flat.texts)) != flat.per_battle(characters))
     if not len(mixed):
         return found
-    texts = joined.take(pa.array(mixed)).to_pylist()
+    texts = pc.utf8_slice_codeunits(joined.take(pa.array(mixed)), 0, SCRIPT_LETTERS).to_pylist()
     codes = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32)
     row = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
     table = np.zeros(int(codes.max()) + 1, dtype=np.int64)

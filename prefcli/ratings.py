@@ -35,8 +35,8 @@ ELO_CENTRE = 1000
 BOOTSTRAP_ROUNDS = 200
 MOST_MODELS = 500
 """Only the models with most battles are rated: the fit solves a system of this size."""
-WORK_BYTES = 64 << 20
-"""Bootstrap rounds are fitted together, as many as fit here."""
+WORK_BYTES = 8 << 20
+"""Bootstrap rounds are fitted together, as many as fit here: what stays in the processor's cache is fastest."""
 BOOTSTRAP_TOLERANCE = 1e-2
 """Newton's steps shrink quadratically: behind a last step this long lie errors of a hundredth of a point."""
 MAX_STEPS = 100
@@ -222,17 +222,22 @@ def _derivatives(x: Array, counts: Array, meetings: Meetings, ties: bool) -> tup
     pull = (counts[..., A] - counts[..., B]) / 2 - total * lead
     spread = total * ((p[..., A] + p[..., B]) / 4 - lead**2)
     mixed = -total * lead * p[..., TIE]
-    incidence = np.zeros((len(first), size))
-    incidence[np.arange(len(first)), first] = 1
-    incidence[np.arange(len(first)), second] = -1
+    square = np.zeros((rounds, size, size))
+
+    def per_model(of_first: Array, of_second: Array) -> Array:
+        """Sums of a value per pair over each model's pairs; without BLAS, whose threads are no help at this size."""
+        square[:, first, second] = of_first
+        square[:, second, first] = of_second
+        return square.sum(axis=2)
+
     gradient = np.empty_like(x)
-    gradient[:, :size] = pull @ incidence
+    gradient[:, :size] = per_model(pull, -pull)
     gradient[:, size] = (counts[..., TIE] - total * p[..., TIE]).sum(axis=1)
     information = np.zeros((rounds, size + 1, size + 1))
-    information[:, first, second] = information[:, second, first] = -spread
+    information[:, :size, size] = information[:, size, :size] = per_model(mixed, -mixed)
     diagonal = np.arange(size)
-    information[:, diagonal, diagonal] = spread @ np.abs(incidence)
-    information[:, :size, size] = information[:, size, :size] = mixed @ incidence
+    information[:, diagonal, diagonal] = per_model(spread, spread)
+    information[:, first, second] = information[:, second, first] = -spread
     information[:, size, size] = (total * p[..., TIE] * (1 - p[..., TIE])).sum(axis=1)
     return gradient, information
 

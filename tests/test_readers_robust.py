@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 import zipfile
 from pathlib import Path
+from random import Random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from prefcli.errors import InputError
-from prefcli.readers import containers, open_battles
+from prefcli.readers import containers, json_rows, open_battles
 
 HEADER = "id,prompt,response_a,response_b,winner_model_a,winner_model_b,winner_tie"
 ROW = '{id},"[""Hi?""]","[""{a}""]","[""b""]",0,0,1'
@@ -163,6 +165,50 @@ def test_a_truncated_parquet_is_refused(tmp_path: Path, cut: int) -> None:
     assert "not a readable Parquet file" in refused(path).what
 
 
+def test_parquet_that_lies_about_its_text_is_refused(tmp_path: Path) -> None:
+    wrong = pa.StringArray.from_buffers(1, pa.py_buffer(b"\x00\x00\x00\x00\x01\x00\x00\x00"), pa.py_buffer(b"\xff"))
+    path = tmp_path / "battles.parquet"
+    pq.write_table(pa.table({"prompt": wrong, "response_a": ["a"], "response_b": ["b"]}), path)
+    assert "UTF8" in refused(path).what
+
+
+def samples() -> dict[str, bytes]:
+    """Small whole files of several kinds."""
+    plain = table(*(row(i) for i in range(1, 6)))
+    rows = [{"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}] * 3
+    zipped, parquet = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train.csv", plain)
+    talk = [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "assistant", "content": []}]
+    pq.write_table(pa.Table.from_pylist([{"conversation_a": talk, "conversation_b": talk, "winner": "tie"}]), parquet)
+    return {
+        "train.csv": plain,
+        "train.csv.gz": gzip.compress(plain),
+        "train.zip": zipped.getvalue(),
+        "arena.parquet": parquet.getvalue(),
+        "pairs.json": json.dumps(rows).encode(),
+        "pairs.jsonl": "\n".join(map(json.dumps, rows)).encode(),
+    }
+
+
+@pytest.mark.parametrize("name", samples())
+def test_random_damage_is_read_or_refused(tmp_path: Path, name: str) -> None:
+    random = Random(name)
+    whole = samples()[name]
+    path = tmp_path / name
+    path.write_bytes(whole)
+    assert read(path).num_rows
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(random.randint(1, 4)):
+            at = random.randrange(len(data) + 1)
+            kind = random.randrange(3)
+            data[at : at + (random.randint(1, 20) if kind else 1)] = b"" if kind == 1 else random.randbytes(3)
+        path.write_bytes(bytes(data[: random.randrange(len(data) + 1)] if random.random() < 0.2 else data))
+        with contextlib.suppress(InputError):
+            read(path)
+
+
 @pytest.mark.parametrize(
     ("data", "what", "where"),
     [
@@ -189,7 +235,7 @@ def test_broken_json_is_refused(tmp_path: Path, name: str, data: bytes, what: st
 
 
 def test_a_json_array_longer_than_a_block_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(json_rows, "BLOCK_CHARACTERS", 100)
     rows = [{"prompt": "é" * i, "response_a": "a", "response_b": "b", "winner": "a"} for i in range(300)]
     path = tmp_path / "rows.json"
     for text in (json.dumps(rows), json.dumps(rows, indent=2, ensure_ascii=False)):

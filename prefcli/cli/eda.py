@@ -11,7 +11,8 @@ import typer
 from prefcli.cli import common
 
 if TYPE_CHECKING:
-    from prefcli.eda import Eda, Share
+    from prefcli.eda import Eda
+    from prefcli.effects import Share
     from prefcli.ratings import ModelRating
 
 EXAMPLES = common.examples(
@@ -127,7 +128,7 @@ def _models(eda: Eda, top: int) -> None:
             ["model", "rating", "95 %", "battles"],
             [
                 [
-                    f"{m.model} (one-sided)" if m.one_sided else m.model,
+                    _rated(m, eda.ratings.groups),
                     f"{m.rating:.0f}",
                     f"{m.low:.0f} - {m.high:.0f}",
                     m.battles,
@@ -169,6 +170,8 @@ def _rewarded(eda: Eda) -> None:
 
 
 def _problems(eda: Eda) -> None:
+    from prefcli.measures import TOKENS_EXPLAINED
+
     p = eda.problems
     a, b, tied = p.identical_outcomes
     rows: list[list[object]] = [
@@ -196,7 +199,7 @@ def _problems(eda: Eda) -> None:
             f"their votes agree in {eda.agreement.agree:.1%}{alpha}\n"
         )
     common.print_table(
-        "What a length limit cuts (tokens estimated: 4.5 ASCII or 1.5 other characters each)",
+        f"What a length limit cuts ({TOKENS_EXPLAINED})",
         ["tokens", "answers cut", "battles", "tokens lost"],
         [[str(c.max_length), *(f"{v:.1%}" for v in (c.sides_cut, c.battles_cut, c.tokens_lost))] for c in eda.cuts],
     )

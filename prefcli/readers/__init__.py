@@ -22,7 +22,7 @@ from prefcli import files
 from prefcli.battles import BATTLE_SCHEMA, ReadCounts
 from prefcli.errors import InputError
 from prefcli.readers.arena import ARENA, MT_BENCH
-from prefcli.readers.cells import Place, RawBatch, shorten, strings
+from prefcli.readers.cells import Place, shorten, strings
 from prefcli.readers.containers import STANDARD_INPUT, Container, column_names, open_container, raw_batches
 from prefcli.readers.layouts import Layout
 from prefcli.readers.preferences import PREFERENCES
@@ -132,25 +132,19 @@ class BattleFile:
             rows = 0
             for raw in raw_batches(container, list(names)):
                 if raw.num_rows:
-                    batch, counts = self.layout.convert(raw.renamed(names), Place(container.name, rows + 1))
-                    yield self._identified(batch, raw, seen, before + rows), counts
+                    batch, counts = self.layout.convert(raw.renamed(names), Place(container.name, rows + 1, before))
+                    yield self._identified(batch, seen), counts
                     rows += raw.num_rows
             if not rows:
                 raise InputError("the file holds no battles", where=container.name, hint=_expected())
             before += rows
 
-    def _identified(self, batch: pa.RecordBatch, raw: RawBatch, seen: set[str], before: int) -> pa.RecordBatch:
-        """Ids that identify: row numbers go on from file to file, repeated ids get a number behind them."""
-        if not any(name in self.columns for name in _ID_COLUMNS):
-            ids = [str(before + row) for row in range(1, raw.num_rows + 1)]
-        elif self.layout.own_ids:
+    def _identified(self, batch: pa.RecordBatch, seen: set[str]) -> pa.RecordBatch:
+        """Ids that identify: where the layout's may repeat, the second gets a number behind it."""
+        if self.layout.own_ids:
             return batch
-        else:
-            ids = [_unused(name, seen) for name in batch.column(0).to_pylist()]
-        return batch.set_column(0, batch.schema.field(0), pa.array(ids, pa.string()))
-
-
-_ID_COLUMNS = ("id", "question_id", "prompt_id")
+        ids = [_unused(name, seen) for name in batch.column("id").to_pylist()]
+        return batch.set_column(0, batch.schema.field("id"), pa.array(ids, pa.string()))
 
 
 def _unused(name: str, seen: set[str]) -> str:
@@ -236,8 +230,7 @@ def _recognise(container: Container, columns: Mapping[str, str], wanted: str | N
     if not fitting:
         nearest = min(LAYOUTS, key=lambda layout: len(set(layout.needs) - names))
         raise _missing(container, [name for name in nearest.needs if name not in names], columns, _expected())
-    families = {frozenset(layout.needs[-3:]) if layout in (KAGGLE, GENERIC) else layout.needs[:2] for layout in fitting}
-    if len(families) > 1:
+    if len({layout.family for layout in fitting}) > 1:
         raise InputError(
             f"the columns fit several formats: {', '.join(layout.name for layout in fitting)}",
             where=container.name,

@@ -59,6 +59,7 @@ def _convert(raw: RawBatch, place: Place, turns: list[int | None]) -> Converted:
 
 ARENA = Layout(
     name="arena",
+    family="conversations",
     summary="Chatbot Arena's conversations (33k, 100k, 140k): lists of messages, winner in words",
     needs=_CONVERSATIONS,
     may_have=("id", "question_id", "model_a", "model_b", "winner"),
@@ -67,6 +68,7 @@ ARENA = Layout(
 
 MT_BENCH = Layout(
     name="mt-bench",
+    family="conversations",
     summary="MT-bench's judgments: conversations, several judges of one pair, each of one turn",
     needs=(*_CONVERSATIONS, "judge", "turn"),
     may_have=("question_id", "model_a", "model_b", "winner"),

@@ -24,6 +24,8 @@ class Place:
 
     file: str
     first_row: int
+    rows_before: int = 0
+    """Rows of the files read before this one."""
 
     def error(self, what: str, *, row: int | None = None, column: str = "", hint: str = "") -> InputError:
         """An :class:`InputError` at ``row`` (counted from 0 within this batch)."""

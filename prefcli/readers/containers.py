@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import gzip
 import io
-import json
 import shutil
 import stat
 import sys
@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from prefcli.errors import InputError
 from prefcli.readers.cells import Place, RawBatch, one_line, shorten
+from prefcli.readers.json_rows import json_rows
 
 BLOCK_BYTES = 8 << 20
 """Bytes read at a time, and so roughly the text in one batch."""
@@ -51,6 +52,7 @@ _KINDS = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
+_ARCHIVE_LIES = "the compressed file is damaged: its directory points outside of it"
 _DAMAGED = (gzip.BadGzipFile, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError)
 
 
@@ -107,6 +109,10 @@ def readable(name: str) -> Iterator[None]:
         raise InputError(
             f"the compressed file is damaged: {one_line(error)}", where=name, hint="Download or copy it again."
         ) from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise InputError(_ARCHIVE_LIES, where=name, hint="Download or copy it again.") from None
     except RuntimeError as error:
         if "password" not in str(error):
             raise
@@ -308,7 +314,7 @@ def _open_parquet(container: Container) -> Iterator[Any]:
         try:
             with readable(container.name), pq.ParquetFile(place) as parquet:
                 yield parquet
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise InputError(
@@ -321,6 +327,7 @@ def _open_parquet(container: Container) -> Iterator[Any]:
 def _parquet_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBatch]:
     with _open_parquet(container) as parquet:
         for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=list(columns)):
+            batch.validate(full=True)  # text that is not UTF-8, lists that end before they begin
             yield RawBatch.of(batch)
 
 
@@ -383,7 +390,10 @@ def _explain_csv_error(container: Container, error: Exception) -> InputError:
     return InputError(f"not valid CSV: {one_line(error)}", where=container.name)
 
 
-# JSON
+def _json_rows(container: Container) -> Iterator[dict[str, Any]]:
+    with container.open() as raw:
+        stream = io.BufferedReader(cast(Any, raw), BLOCK_BYTES) if container.packing else raw
+        yield from json_rows(stream, Place(container.name, 1), LARGEST_ROW_BYTES)
 
 
 def _json_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBatch]:
@@ -391,101 +401,11 @@ def _json_batches(container: Container, columns: Sequence[str]) -> Iterator[RawB
     for row in _json_rows(container):
         rows.append(row)
         if len(rows) == BATCH_ROWS // 4:
-            yield RawBatch({name: [row.get(name) for row in rows] for name in columns}, len(rows))
+            yield _columns_of(rows, columns)
             rows = []
     if rows:
-        yield RawBatch({name: [row.get(name) for row in rows] for name in columns}, len(rows))
+        yield _columns_of(rows, columns)
 
 
-def _json_rows(container: Container) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON array, or of JSON lines."""
-    place = Place(container.name, 1)
-    with container.open() as raw:
-        stream = io.BufferedReader(cast(Any, raw), BLOCK_BYTES) if container.packing else raw
-        head = stream.peek(4096) if hasattr(stream, "peek") else b""
-        is_array = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-        values = _array_items(stream, place) if is_array else _lines(stream, place)
-        for row, value in enumerate(values):
-            if not isinstance(value, dict):
-                raise place.error(
-                    f"expected an object, found {one_line(json.dumps(value), 40)}",
-                    row=row,
-                    hint='Every row is a JSON object: {"prompt": ..., ...}.',
-                )
-            yield value
-
-
-def _lines(stream: IO[bytes], place: Place) -> Iterator[Any]:
-    row = 0
-    while line := stream.readline(LARGEST_ROW_BYTES):
-        text = _utf8(line, row, place)
-        if text.strip():
-            try:
-                yield json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise place.error(
-                    f"broken JSON: {one_line(error)}",
-                    row=row,
-                    hint="One JSON object a line, or one JSON array of objects. Is the file whole?",
-                ) from None
-            row += 1
-
-
-def _utf8(data: bytes, row: int, place: Place) -> str:
-    try:
-        return data.decode("utf-8-sig" if row == 0 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise place.error(
-            f"byte {error.start} of the row is not UTF-8", row=row, hint="Save the file as UTF-8."
-        ) from None
-
-
-def _array_items(stream: IO[bytes], place: Place) -> Iterator[Any]:
-    """The items of a JSON array, without holding the whole array."""
-    decoder = json.JSONDecoder()
-    text = io.TextIOWrapper(cast(Any, stream), encoding="utf-8-sig")
-    buffer, position, row, step = "", 0, 0, BLOCK_BYTES
-    ended = False
-    opened = False
-    try:
-        while True:
-            position = _skip(buffer, position, " \t\r\n")
-            if position < len(buffer) and not opened:
-                opened, position = True, position + 1  # the bracket
-                continue
-            if position < len(buffer) and buffer[position] == "]":
-                return
-            problem: Exception | None = None
-            if position < len(buffer):
-                try:
-                    start = _skip(buffer, position, " \t\r\n,") if row else position
-                    value, end = decoder.raw_decode(buffer, start)
-                    follows = _skip(buffer, end, " \t\r\n")
-                    if follows < len(buffer) or ended:
-                        yield value
-                        row, position, step = row + 1, end, BLOCK_BYTES
-                        continue
-                except ValueError as error:
-                    problem = error
-            if ended or len(buffer) - position > LARGEST_ROW_BYTES:
-                raise place.error(
-                    f"broken JSON: {one_line(problem) if problem else 'the array is not closed'}",
-                    row=row,
-                    hint="Is the file whole?",
-                )
-            more = text.read(step)
-            ended, step = not more, step * 2
-            buffer, position = buffer[position:] + more, 0
-    except UnicodeDecodeError:
-        raise place.error("the text is not UTF-8", row=row, hint="Save the file as UTF-8.") from None
-    except RecursionError:
-        raise place.error("broken JSON: nested too deeply", row=row) from None
-    finally:
-        with contextlib.suppress(ValueError):
-            text.detach()
-
-
-def _skip(text: str, position: int, characters: str) -> int:
-    while position < len(text) and text[position] in characters:
-        position += 1
-    return position
+def _columns_of(rows: list[dict[str, Any]], columns: Sequence[str]) -> RawBatch:
+    return RawBatch({name: [row.get(name) for row in rows] for name in columns}, len(rows))

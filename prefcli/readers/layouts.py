@@ -22,6 +22,8 @@ class Layout:
     ----------
     name:
         As ``--format`` takes it.
+    family:
+        What a battle is told by: ``rows``, ``conversations`` or ``pairs``; a file is of one family.
     summary:
         One line for people.
     needs:
@@ -37,6 +39,7 @@ class Layout:
     """
 
     name: str
+    family: str
     summary: str
     needs: tuple[str, ...]
     may_have: tuple[str, ...]
@@ -57,7 +60,7 @@ def identifiers(raw: RawBatch, place: Place, *names: str) -> pa.Array:
             if ids.null_count:
                 raise place.error("no id", row=first_null(ids), column=name)
             return ids
-    return pa.array([str(place.first_row + row) for row in range(raw.num_rows)], pa.string())
+    return pa.array([str(place.rows_before + place.first_row + row) for row in range(raw.num_rows)], pa.string())
 
 
 def models(raw: RawBatch, place: Place) -> dict[str, pa.Array]:

@@ -153,6 +153,7 @@ def _without_prompt(chosen: str, rejected: str, row: int, place: Place) -> Meeti
 
 PREFERENCES = Layout(
     name="preferences",
+    family="pairs",
     summary="chosen and rejected answers (HH-RLHF, UltraFeedback, RewardBench, TRL): no ties, sides by a hash",
     needs=_SIDES,
     may_have=("prompt", *_ID_COLUMNS, "chosen_model", "rejected_model"),

@@ -175,6 +175,7 @@ _OUTCOME_COLUMNS = ("model_a", "model_b", *WINNER_COLUMNS, "label", *SOFT_LABEL_
 
 KAGGLE = Layout(
     name="kaggle",
+    family="rows",
     summary="Kaggle's train.csv and test.csv: turns as JSON lists, winners one-hot",
     needs=("id", *TEXT_FIELDS),
     may_have=_OUTCOME_COLUMNS,
@@ -185,6 +186,7 @@ KAGGLE = Layout(
 
 GENERIC = Layout(
     name="generic",
+    family="rows",
     summary="prompt, response_a, response_b as plain text; outcome as winner, one-hot, label, or p_a, p_b, p_tie",
     needs=TEXT_FIELDS,
     may_have=("id", "winner", *_OUTCOME_COLUMNS),

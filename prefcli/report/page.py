@@ -10,7 +10,9 @@ import math
 from collections.abc import Sequence
 
 from prefcli import __version__
-from prefcli.eda import Eda, Share
+from prefcli.eda import FEWEST_FOR_RATE, Eda, ModelWins
+from prefcli.effects import Share
+from prefcli.measures import TOKENS_EXPLAINED
 from prefcli.ratings import ELO_PER_LOG_ODDS, PRIOR_PRECISION, ModelRating, Ratings
 from prefcli.report import plots
 from prefcli.report.markup import Html, element, joined
@@ -64,14 +66,10 @@ def _opening(eda: Eda) -> str:
     longer = next((one for one in eda.rewarded if one.what == "length"), None)
     if longer:
         told.append(f"Where one answer won, it was the longer one in {longer.wins.value:.0%}.")
-    if eda.position and eda.position.n:
-        biased = not eda.position.low <= 0.5 <= eda.position.high
-        told.append(
-            f"The first answer won {eda.position.value:.1%} of decided battles: "
-            + ("more than chance explains." if biased else "no sign of a position bias.")
-            if not biased or eda.position.value > 0.5
-            else f"The first answer won only {eda.position.value:.1%} of decided battles, fewer than chance explains."
-        )
+    if eda.position:
+        first, low, high = eda.position.value, eda.position.low, eda.position.high
+        bias = "no sign of a position bias" if low <= 0.5 <= high else "a position bias"
+        told.append(f"The first answer won {first:.1%} of decided battles ({low:.1%} to {high:.1%}): {bias}.")
     return " ".join(told)
 
 
@@ -83,7 +81,7 @@ def _cards(eda: Eda) -> Html:
         ("prompts", f"{eda.prompts:,}"),
         ("ties", f"{eda.tie_share:.1%}" if eda.labelled else "-"),
         ("several turns", f"{eda.multi_turn / eda.battles:.1%}"),
-        ("repeated battles", f"{p.duplicates:,}"),
+        ("repeated", f"{p.duplicates:,}"),
     ]
     return element(
         "dl", *(element("div", element("dt", name), element("dd", value)) for name, value in cards), class_="cards"
@@ -126,29 +124,26 @@ def _models(eda: Eda) -> list[Html]:
         told += _ratings(eda.ratings)
     if eda.head_to_head and len(eda.head_to_head.models) > 1:
         told += _head_to_head(eda)
-    if eda.top_winners:
-        told += [
-            element("h3", "Most wins"),
-            element("p", "Wins count popularity: a model that is shown more often wins more often.", class_="note"),
-            _table(
-                ["model", "wins", "ties", "battles", "win rate", "95 %"],
-                [
-                    [
-                        m.model,
-                        f"{m.wins:,}",
-                        f"{m.ties:,}",
-                        f"{m.battles:,}",
-                        f"{m.win_rate:.1%}",
-                        _range(*m.win_rate_ci),
-                    ]
-                    for m in eda.top_winners
-                ],
-            ),
-        ]
+    for title, models, note in (
+        ("Most wins", eda.top_winners, "Wins count popularity: a model that is shown more often wins more often."),
+        ("Highest win rates", eda.top_rates, f"Of models with at least {FEWEST_FOR_RATE} battles; ties are no wins."),
+    ):
+        if models:
+            told += [element("h3", title), element("p", note, class_="note"), _wins(models)]
     if eda.top_pairs:
         rows = [[f"{pair.model_1} vs {pair.model_2}", f"{pair.battles:,}"] for pair in eda.top_pairs]
         told += [element("h3", "Most frequent pairs"), _table(["pair", "battles"], rows)]
     return told
+
+
+def _wins(models: Sequence[ModelWins]) -> Html:
+    return _table(
+        ["model", "wins", "ties", "battles", "win rate", "95 %"],
+        [
+            [m.model, f"{m.wins:,}", f"{m.ties:,}", f"{m.battles:,}", f"{m.win_rate:.1%}", _range(*m.win_rate_ci)]
+            for m in models
+        ],
+    )
 
 
 def _ratings(ratings: Ratings) -> list[Html]:
@@ -240,12 +235,16 @@ def _rewarded(eda: Eda) -> list[Html]:
             plots.Bar(_times(bin_.low, bin_.high), (bin_.longer_won, bin_.tied, bin_.shorter_won), f"{bin_.battles:,}")
             for bin_ in eda.length_curve
         ]
-        last = eda.length_curve[-1]
-        description = f"Where it is {last.low:g} or more times longer, the longer answer won {last.longer_won:.0%}."
+        told_by = [bin_ for bin_ in eda.length_curve if bin_.battles >= FEWEST_FOR_RATE] or eda.length_curve
+        description = "; ".join(f"{_times(one.low, one.high)}: {one.longer_won:.0%}" for one in told_by)
+        description = f"The longer answer won, by how many times longer it is: {description}."
         told += [
             element("h3", "By how much longer the longer answer is"),
             _key(("a", "the longer one won"), ("tie", "tie"), ("b", "the shorter one won")),
-            _figure(plots.bars("Outcome by length", description, curve, ("a", "tie", "b")), description),
+            _figure(
+                plots.bars("Outcome by length", description, curve, ("a", "tie", "b")),
+                "By how many times longer the longer answer is, in characters.",
+            ),
         ]
     if eda.tie_closeness:
         gaps = [
@@ -319,8 +318,7 @@ def _methods(eda: Eda) -> Html:
         "with an intercept for the position; Wald intervals.",
         "Agreement: share of pairs of votes on the same content that are equal; alpha is Krippendorff's for nominal "
         "data (2004).",
-        "Tokens: one for 4.5 ASCII characters and one for 1.5 others, a rule of thumb for English-centred subword "
-        "vocabularies, not a count.",
+        f"{TOKENS_EXPLAINED.capitalize()}, a rule of thumb for English-centred subword vocabularies, not a count.",
         "Lists, headings, code, bold and tables: Markdown, by regular expressions. Script: that of most letters.",
     ]
     return element(

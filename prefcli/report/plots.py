@@ -14,11 +14,13 @@ from prefcli.report.markup import Html, element, joined
 
 ROW = 24
 """Pixels per row."""
-LABELS = 36
+LABELS = 33
 """Percent of the width for labels on the left."""
-VALUES = 17
+VALUES = 14
 """Percent of the width for numbers on the right."""
 AXIS = 26
+FEW_NAMES = 8
+"""With so few rows a heat map's cells bear numbers."""
 SMALLEST_NUMBERED = 0.09
 """Parts of a bar smaller than this bear no number."""
 
@@ -136,7 +138,7 @@ def heat_map(
     drawn = [
         element("text", str(column + 1), x=_percent(LABELS / 100 + (column + 0.5) * cell), y=14, class_="tick")
         for column in range(size)
-        if column == 0 or (column + 1) % 5 == 0
+        if size <= FEW_NAMES or column == 0 or (column + 1) % 5 == 0
     ]
     for row in range(size):
         drawn.append(_label(f"{row + 1} {names[row]}", row + 1))
@@ -156,6 +158,9 @@ def heat_map(
                     fill_opacity=f"{0.08 + 0.92 * min(1, 2 * abs(value - 0.5)):.2f}",
                 )
             )
+            if size <= FEW_NAMES:
+                middle = _percent(LABELS / 100 + (column + 0.5) * cell)
+                drawn.append(element("text", f"{value:.0%}", x=middle, y=(row + 1.5) * ROW + 4, class_="cell"))
     return _svg(title, description, (size + 1) * ROW, *drawn)
 
 

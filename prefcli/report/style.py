@@ -28,6 +28,7 @@ text { fill: var(--ink); }
 div.label { line-height: 24px; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 text.value { text-anchor: end; font-variant-numeric: tabular-nums; }
 text.tick { text-anchor: middle; fill: var(--muted); font-size: 11px; }
+text.cell { text-anchor: middle; font-size: 11px; pointer-events: none; }
 text.on { text-anchor: middle; fill: var(--on); font-size: 11.5px; }
 .a { fill: var(--a); } .b { fill: var(--b); } .tie { fill: var(--tie); }
 text.on.a, text.on.b, text.on.tie { fill: var(--on); }
@@ -46,5 +47,6 @@ details { margin: 8px 0; } summary { cursor: pointer; color: var(--muted); font-
 footer { margin-top: 48px; border-top: 1px solid var(--line); padding-top: 12px; }
 footer li { margin-bottom: 4px; overflow-wrap: anywhere; }
 @media (max-width: 520px) { main { padding: 20px 14px 40px; } svg { font-size: 11px; } text.on { font-size: 10px; }
-  text.tick { font-size: 9px; } th, td { padding-left: 8px; } table { font-size: .8rem; } }
+  text.tick { font-size: 9px; } th, td { padding-left: 6px; }
+  th:first-child, td:first-child { min-width: 5.5em; } table { font-size: .78rem; } }
 """
