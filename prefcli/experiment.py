@@ -275,7 +275,7 @@ def _fit(
                     "ranks": world.size,
                 },
                 "data": {
-                    "source": str(data.source),
+                    "source": data.source.to_json(),
                     "source_sha256": data.source_sha256,
                     "stage": data.training.path.name,
                     "text": data.text,

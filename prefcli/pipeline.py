@@ -21,6 +21,7 @@ from prefcli.battles import TEXT_FIELDS, ReadCounts, check_unique_ids, joined
 from prefcli.distributed import connected, from_environment
 from prefcli.errors import InputError, PrefcliError
 from prefcli.options import ACTIVATIONS, TrainOptions
+from prefcli.readers import Source
 from prefcli.reporting import SILENT, Reporter
 from prefcli.runs import Data
 from prefcli.workspace import Stage, StageWriter, Workspace
@@ -37,7 +38,7 @@ TREAT_VERSION = 1
 # Stages
 
 
-def read(source: Path | readers.Source, workspace: Workspace, reporter: Reporter = SILENT) -> Stage:
+def read(source: Path | Source, workspace: Workspace, reporter: Reporter = SILENT) -> Stage:
     """The battles of a file (or of several) as the cached stage ``battles``.
 
     Raises
@@ -45,7 +46,7 @@ def read(source: Path | readers.Source, workspace: Workspace, reporter: Reporter
     InputError
         If a file is not one of battles.
     """
-    source = readers.Source.of(source)
+    source = Source.of(source)
     battle_file = readers.open_battles(source)
 
     def produce(writer: StageWriter) -> Mapping[str, Any]:
@@ -84,7 +85,7 @@ class Preprocessed:
 
 
 def preprocess(
-    path: Path,
+    source: Path | Source,
     workspace: Workspace,
     *,
     text: str = "nltk",
@@ -95,8 +96,8 @@ def preprocess(
 
     Parameters
     ----------
-    path:
-        A file of battles.
+    source:
+        Files of battles.
     workspace:
         Where caches live.
     text:
@@ -107,12 +108,13 @@ def preprocess(
     from prefcli import text as text_room
 
     text_room.check(text)
-    battles = read(path, workspace, reporter)
+    source = Source.of(source)
+    battles = read(source, workspace, reporter)
     stage = treat(battles, workspace, text, workers=workers, reporter=reporter)
     digest = str(battles.metadata["input"])
     workspace.remember(
         "preprocess",
-        {"stage": stage.path.name, "source": str(path.resolve()), "source_sha256": digest, "text": text},
+        {"stage": stage.path.name, "source": source.to_json(), "source_sha256": digest, "text": text},
     )
     return Preprocessed(stage, text, digest, stage.metadata["counts"])
 
@@ -164,13 +166,13 @@ class Preview:
     fields: Mapping[str, tuple[str, str]]
 
 
-def preview(path: Path, *, text: str = "nltk", battles: int = 3) -> list[Preview]:
-    """What a treatment does to the first battles of a file; nothing is cached."""
+def preview(source: Path | Source, *, text: str = "nltk", battles: int = 3) -> list[Preview]:
+    """What a treatment does to the first battles; nothing is cached."""
     from prefcli import text as text_room
 
     text_room.check(text)
     shown: list[Preview] = []
-    for batch, _ in readers.open_battles(path).batches():
+    for batch, _ in readers.open_battles(Source.of(source)).batches():
         before = batch.slice(0, battles - len(shown))
         after, _ = text_room.treat_batch(before, text)
         columns = {name: (joined(before.column(name)), joined(after.column(name))) for name in TEXT_FIELDS}
@@ -185,11 +187,11 @@ def preview(path: Path, *, text: str = "nltk", battles: int = 3) -> list[Preview
 
 
 def eda(
-    source: Path | readers.Source,
+    source: Path | Source,
     workspace: Workspace,
     *,
     top: int = 5,
-    test: Path | readers.Source | None = None,
+    test: Path | Source | None = None,
     max_length: int = 512,
     report: Path | None = None,
     force: bool = False,
@@ -226,7 +228,7 @@ def eda(
     if report is not None:
         from prefcli.report import page
 
-        files.write_text(report, page.render(found, readers.Source.of(source).title))
+        files.write_text(report, page.render(found, Source.of(source).title))
         reporter.note(f"wrote {report}")
     return found
 
@@ -261,7 +263,7 @@ class Trained:
 
 
 def train(
-    path: Path | None,
+    source: Path | Source | None,
     workspace: Workspace,
     options: TrainOptions,
     *,
@@ -277,8 +279,8 @@ def train(
 
     Parameters
     ----------
-    path:
-        A file of battles with outcomes. None takes what ``preprocess`` last left, else ``train.csv`` here.
+    source:
+        Files of battles with outcomes. None takes what ``preprocess`` last left, else ``train.csv`` here.
     workspace:
         Where caches and runs live.
     options:
@@ -319,7 +321,7 @@ def train(
             options.check()
             with world.first_does():
                 encoders.locate(options.encoder)  # a name that leads nowhere is said before any work is done
-                data = _find_data(path, workspace, options, speaker)
+                data = _find_data(source, workspace, options, speaker)
             folder = output or workspace.runs / world.gather(runs.new_name(options))[0]
             if world.is_first:
                 runs.prepare(folder, force)
@@ -345,40 +347,43 @@ def train(
     )
 
 
-def _find_data(path: Path | None, workspace: Workspace, options: TrainOptions, reporter: Reporter) -> Data:
-    """What to train on, preprocessed: the named file, what ``preprocess`` last left, or ``train.csv`` here."""
-    if path is None and (latest := workspace.latest("preprocess")):
-        reporter.note(f"training on what preprocess last left: {latest['source']}, text {latest['text']}")
+def _find_data(source: Path | Source | None, workspace: Workspace, options: TrainOptions, reporter: Reporter) -> Data:
+    """What to train on, preprocessed: the named files, what ``preprocess`` last left, or ``train.csv`` here."""
+    if source is None and (latest := workspace.latest("preprocess")):
+        found = Source.from_json(latest["source"])
+        reporter.note(f"training on what preprocess last left: {found}, text {latest['text']}")
         training = workspace.open_stage(latest["stage"])
-        source, digest, text = Path(latest["source"]), latest["source_sha256"], latest["text"]
+        digest, text = latest["source_sha256"], latest["text"]
     else:
-        if path is None:
-            path = Path("train.csv")
-            if not path.exists():
+        if source is None:
+            source = Path("train.csv")
+            if not source.exists():
                 raise InputError(
                     f"no battles to train on: nothing preprocessed in {workspace.root}, and no train.csv here",
                     hint="Name a file: prefcli train FILE.",
                 )
             reporter.note("training on train.csv in this folder")
-        battles = read(path, workspace, reporter)
+        found = Source.of(source)
+        battles = read(found, workspace, reporter)
         training = treat(battles, workspace, options.text, reporter=reporter)
-        source, digest, text = path.resolve(), str(battles.metadata["input"]), options.text
-    return Data(training, source, digest, text, _validation_data(options, text, workspace, reporter))
+        digest, text = str(battles.metadata["input"]), options.text
+    return Data(training, found, digest, text, _validation_data(options, text, workspace, reporter))
 
 
 def _data_again(known: Mapping[str, Any], options: TrainOptions, workspace: Workspace, reporter: Reporter) -> Data:
     """The data of a run that is continued: its cached stage, or the same source treated again."""
-    source, digest, text = Path(known["source"]), known["source_sha256"], known["text"]
+    source, digest, text = Source.from_json(known["source"]), known["source_sha256"], known["text"]
     try:
         training = workspace.open_stage(known["stage"])
     except PrefcliError:
-        if not source.exists() or files.sha256(source) != digest:
+        battles = read(source, workspace, reporter)
+        if battles.metadata["input"] != digest:
             raise InputError(
-                "the battles this run was trained on are gone or have changed",
+                "the battles this run was trained on have changed",
                 where=str(source),
                 hint="Put the same file back to continue, or train anew.",
             ) from None
-        training = treat(read(source, workspace, reporter), workspace, text, reporter=reporter)
+        training = treat(battles, workspace, text, reporter=reporter)
     return Data(training, source, digest, text, _validation_data(options, text, workspace, reporter))
 
 
@@ -405,7 +410,7 @@ class Predicted:
 
 
 def predict(
-    path: Path,
+    source: Path | Source,
     workspace: Workspace,
     output: Path,
     *,
@@ -425,8 +430,8 @@ def predict(
 
     Parameters
     ----------
-    path:
-        A file of battles, with or without models and winners.
+    source:
+        Files of battles, with or without models and winners.
     workspace:
         Where caches and runs live.
     output:
@@ -458,8 +463,8 @@ def predict(
     texts = [runs.read_config(member)["options"]["text"] for member in members]
     with connected(world):
         with world.first_does():
-            battles = read(path, workspace, speaker)
-            check_unique_ids(_ids(battles), str(path))
+            battles = read(source, workspace, speaker)
+            check_unique_ids(_ids(battles), str(Source.of(source)))
             stages = {
                 text: treat(battles, workspace, text, workers=workers, reporter=speaker)
                 for text in dict.fromkeys(texts)
@@ -542,7 +547,7 @@ def score(predictions: Path, labels: Path, *, renormalize: bool = False, seed: i
 
 
 def ablate(
-    path: Path,
+    source: Path | Source,
     workspace: Workspace,
     options: TrainOptions,
     *,
@@ -554,8 +559,8 @@ def ablate(
 
     Parameters
     ----------
-    path:
-        A file of battles with outcomes.
+    source:
+        Files of battles with outcomes.
     workspace:
         Where caches live, and the runs if ``output`` is not given.
     options:
@@ -568,14 +573,15 @@ def ablate(
     from prefcli import ablation
 
     options.check()
-    folder = output or ablation.folder_for(workspace.root / "ablations", files.sha256(path), options)
+    digest = read(source, workspace, reporter).fingerprint
+    folder = output or ablation.folder_for(workspace.root / "ablations", digest, options)
 
     def train_one(run: Path, chosen: TrainOptions, resume: bool) -> None:
         reporter.note(f"{run.name}")
         if resume:
             train(None, workspace, chosen, resume=str(run), remember=False, reporter=reporter)
         else:
-            train(path, workspace, chosen, output=run, remember=False, command="prefcli ablate", reporter=reporter)
+            train(source, workspace, chosen, output=run, remember=False, command="prefcli ablate", reporter=reporter)
 
     return ablation.conduct(folder, options, seeds, train_one)
 

@@ -25,6 +25,7 @@ from prefcli import files, metrics
 from prefcli.errors import InputError, ModelError
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, WINNER_COLUMNS
+from prefcli.readers import Source
 from prefcli.workspace import Stage
 
 CONFIG = "config.json"
@@ -45,7 +46,7 @@ class Data:
     training:
         The preprocessed battles.
     source, source_sha256:
-        The file they came from.
+        The files they came from, and the digest of their content.
     text:
         The treatment.
     validation:
@@ -53,7 +54,7 @@ class Data:
     """
 
     training: Stage
-    source: Path
+    source: Source
     source_sha256: str
     text: str
     validation: Stage | None = None
@@ -223,7 +224,7 @@ The held-out battles share no prompt with the training battles.
 
 ## What it was trained on
 
-{data["train_battles"]:,} battles of `{Path(data["source"]).name}`: A {data["shares"][0]:.1%},
+{data["train_battles"]:,} battles of `{Source.from_json(data["source"]).title}`: A {data["shares"][0]:.1%},
 B {data["shares"][1]:.1%}, ties {data["shares"][2]:.1%}. The file's SHA-256 is `{data["source_sha256"]}`.
 
 ## Limits

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -309,6 +311,36 @@ def test_a_model_that_knows_no_more_than_the_prior_is_called_that(cli: CLI, tmp_
     labels = np.arange(300) % 3
     assert "only the shares" in doubt_about(np.full((300, 3), 1 / 3), labels)
     assert doubt_about(np.eye(3)[labels] * 0.4 + 0.2, labels) == ""
+
+
+def test_other_layouts_and_several_files_go_all_the_way(cli: CLI, tmp_path: Path) -> None:
+    """Names of its own, two files, one of them JSONL: read, trained on, continued, predicted, previewed."""
+    rows = [battle(i, i % 3) for i in range(60)]
+    parts = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    for path, some in zip(parts, (rows[:40], rows[40:]), strict=True):
+        with path.open("w") as stream:
+            for row in some:
+                record = {"question": row["prompt"][0], "left": row["response_a"][0], "right": row["response_b"][0]}
+                winner = ("model_a", "model_b", "tie")[int(row["id"]) % 3]
+                stream.write(json.dumps(record | {"winner": winner}) + "\n")
+    names = ["--format", "generic", "--columns", "prompt=question,response_a=left,response_b=right"]
+    assert "before: question 0" in cli("preprocess", parts[0], *names, "--preview", 1).out
+    made = cli("preprocess", *parts, *names, "--json")
+    assert made.json()["battles"] == 60, made.err
+    assert cli("train", "--encoder", "tiny", "--output", "run").code == 0
+    for stage in (tmp_path / ".prefcli" / "stages").iterdir():
+        stage.unlink()
+    assert cli("train", "--resume", "run").code == 0
+    assert cli("predict", *parts, *names, "--model", "run", "--output", "p.csv").code == 0
+    assert len(predictions(Path("p.csv"))) == 60
+    assert "one.jsonl and 1 more" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_standard_input_is_read(trained: Path, demo_files: Demo, tmp_path: Path) -> None:
+    (run,) = (trained / "runs").iterdir()
+    command = [sys.executable, "-m", "prefcli", "predict", "-", "--model", str(run), "--output", "p.csv"]
+    subprocess.run(command, stdin=demo_files.test.open("rb"), cwd=tmp_path, check=True, capture_output=True)
+    assert len(predictions(tmp_path / "p.csv")) == 60
 
 
 # predict

@@ -21,7 +21,9 @@ DECIDED_HERE = ("epochs", "loss_input", "folds", "keep", "patience")
 
 def run(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Battles with outcomes.")],
+    file: common.FilesArgument,
+    format: common.FormatOption = None,
+    columns: common.ColumnsOption = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Train every model with N seeds.")] = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where its runs go. [default: the workspace]")
@@ -40,7 +42,14 @@ def run(
 
     session = common.session(ctx, workspace, quiet)
     options, _ = resolve({name: value for name, value in flags.items() if value is not None})
-    found = pipeline.ablate(file, session.workspace, options, seeds=seeds, output=output, reporter=session.reporter)
+    found = pipeline.ablate(
+        common.source(file, format, columns),
+        session.workspace,
+        options,
+        seeds=seeds,
+        output=output,
+        reporter=session.reporter,
+    )
     if json:
         common.print_json(asdict(found))
         return

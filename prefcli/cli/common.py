@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from prefcli.readers import Source
     from prefcli.reporting import Progress, Reporter
     from prefcli.workspace import Workspace
 
@@ -29,6 +30,21 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing bu
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
+FilesArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="FILE...", help="Battles: CSV, TSV, JSON, JSONL or Parquet, also .gz and .zip; or - for standard input."
+    ),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format", metavar="NAME", help="kaggle, generic, mt-bench, arena or preferences. [default: by the columns]"
+    ),
+]
+ColumnsOption = Annotated[
+    str | None, typer.Option("--columns", metavar="KNOWN=NAME,...", help="The file's own names of columns.")
+]
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, metavar="N", help="Processes for text treatment. [default: all cores]")
 ]
@@ -54,6 +70,13 @@ def session(ctx: typer.Context, workspace: Path | None, quiet: bool) -> Session:
     root = workspace or given.get("workspace") or Path(os.environ.get("PREFCLI_WORKSPACE") or ".prefcli")
     speaks = not (quiet or given.get("quiet"))
     return Session(Workspace(root), Terminal() if speaks else _Warnings(SILENT))
+
+
+def source(paths: Sequence[Path], format: str | None, columns: str | None) -> Source:
+    """What the options about reading say."""
+    from prefcli.readers import Source, parse_columns
+
+    return Source(tuple(paths), format, parse_columns(columns) if columns else None)
 
 
 def examples(*lines: str) -> str:

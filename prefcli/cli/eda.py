@@ -40,17 +40,8 @@ def run(
     report: Annotated[
         Path | None, typer.Option("--report", metavar="PAGE.html", help="Write everything as a page with plots.")
     ] = None,
-    format: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            metavar="NAME",
-            help="kaggle, generic, mt-bench, arena or preferences. [default: by the columns]",
-        ),
-    ] = None,
-    columns: Annotated[
-        str | None, typer.Option("--columns", metavar="KNOWN=NAME,...", help="The file's own names of columns.")
-    ] = None,
+    format: common.FormatOption = None,
+    columns: common.ColumnsOption = None,
     json: common.JsonOption = False,
     force: common.ForceOption = False,
     workspace: common.WorkspaceOption = None,
@@ -58,12 +49,11 @@ def run(
     debug: common.DebugOption = False,
 ) -> None:
     """Models, outcomes, ratings, what people reward, and what is wrong with a file of battles."""
-    from prefcli import pipeline, readers
+    from prefcli import pipeline
 
     session = common.session(ctx, workspace, quiet)
-    mapping = readers.parse_columns(columns) if columns else None
     found = pipeline.eda(
-        readers.Source(tuple(file), format, mapping),
+        common.source(file, format, columns),
         session.workspace,
         top=top,
         test=test,

@@ -19,7 +19,7 @@ EXAMPLES = common.examples(
 
 def run(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Battles, with or without models and winners.")],
+    file: common.FilesArgument,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -41,6 +41,8 @@ def run(
     precision: Annotated[str, typer.Option("--precision", metavar="NAME", help="auto, fp32, fp16 or bf16.")] = "auto",
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N battles.")] = None,
+    format: common.FormatOption = None,
+    columns: common.ColumnsOption = None,
     workers: common.WorkersOption = None,
     force: common.ForceOption = False,
     json: common.JsonOption = False,
@@ -53,7 +55,7 @@ def run(
 
     session = common.session(ctx, workspace, quiet)
     made = pipeline.predict(
-        file,
+        common.source(file, format, columns),
         session.workspace,
         output,
         models=model or (),

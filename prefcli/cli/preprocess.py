@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,7 +17,7 @@ EXAMPLES = common.examples(
 
 def run(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Battles: CSV (.gz, .zip) or Parquet.")],
+    file: common.FilesArgument,
     text: Annotated[
         str, typer.Option("--text", metavar="NAME", help="nltk (the seed's), light (Unicode, white space) or raw.")
     ] = "nltk",
@@ -26,6 +25,8 @@ def run(
         int, typer.Option("--preview", min=0, metavar="N", help="Show N battles before and after; write nothing.")
     ] = 0,
     workers: common.WorkersOption = None,
+    format: common.FormatOption = None,
+    columns: common.ColumnsOption = None,
     json: common.JsonOption = False,
     workspace: common.WorkspaceOption = None,
     quiet: common.QuietOption = False,
@@ -36,12 +37,14 @@ def run(
 
     session = common.session(ctx, workspace, quiet)
     if preview:
-        for shown in pipeline.preview(file, text=text, battles=preview):
+        for shown in pipeline.preview(common.source(file, format, columns), text=text, battles=preview):
             print(f"battle {common.visible(shown.id)}")
             for field, (before, after) in shown.fields.items():
                 print(f"  {field}\n    before: {_short(before)}\n    after:  {_short(after)}")
         return
-    made = pipeline.preprocess(file, session.workspace, text=text, workers=workers, reporter=session.reporter)
+    made = pipeline.preprocess(
+        common.source(file, format, columns), session.workspace, text=text, workers=workers, reporter=session.reporter
+    )
     if json:
         common.print_json(
             {"stage": str(made.stage.path), "text": text, "reused": made.stage.reused, "battles": made.stage.rows}

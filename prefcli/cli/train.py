@@ -32,11 +32,13 @@ EXAMPLES = common.examples(
 def run(
     ctx: typer.Context,
     file: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Argument(
-            metavar="[FILE]", help="Battles with outcomes. [default: what preprocess last left, else train.csv]"
+            metavar="[FILE...]", help="Battles with outcomes. [default: what preprocess last left, else train.csv]"
         ),
     ] = None,
+    format: common.FormatOption = None,
+    columns: common.ColumnsOption = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", metavar="FILE", help="Options from a TOML file or a run's config.json; flags win."),
@@ -66,7 +68,7 @@ def run(
         raise InputError(f"--resume continues a run as it was: it cannot be combined with {', '.join(named)}")
     options, origins = resolve(given, read_config(config) if config else None)
     made = pipeline.train(
-        file,
+        common.source(file, format, columns) if file else None,
         session.workspace,
         options,
         origins=origins,

@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -56,6 +57,16 @@ class Source:
         if isinstance(source, Source):
             return source
         return Source((source,) if isinstance(source, Path) else tuple(source))
+
+    def to_json(self) -> dict[str, object]:
+        """The source as JSON, its paths absolute, to be found again from anywhere."""
+        paths = [str(path if path == STANDARD_INPUT else path.absolute()) for path in self.paths]
+        return {"paths": paths, "format": self.format, "columns": dict(self.columns) if self.columns else None}
+
+    @staticmethod
+    def from_json(known: Mapping[str, Any]) -> Source:
+        """What :meth:`to_json` wrote."""
+        return Source(tuple(map(Path, known["paths"])), known["format"], known["columns"])
 
     def __str__(self) -> str:
         return self._named([str(path) for path in self.paths])
