@@ -49,6 +49,7 @@ WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, metavar="N", help="Processes for text treatment. [default: all cores]")
 ]
 
+PIPED_WIDTH = 500
 PLAIN_SECONDS = 10.0
 """When output is piped: a line of progress this often."""
 
@@ -105,21 +106,24 @@ def visible(text: str) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on stdout: first column left, numbers right."""
+    """A table on stdout."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title=title, title_justify="left", title_style="bold", show_header=any(columns), box=None, pad_edge=False
-    )
+    table = Table(show_header=any(columns), box=None, pad_edge=False)
     for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+        # Names and remarks (columns without a heading) to the left, numbers to the right.
+        remarks = number == len(columns) - 1 and not name
+        table.add_column(name, justify="left" if number == 0 or remarks else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(visible(_cell(value))) for value in row))
-    console = Console(soft_wrap=not sys.stdout.isatty())
-    console.print(table)
-    console.print()
+    # Piped, a table is as wide as it needs to be, so that what reads it finds a row in a line.
+    console = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
+    with console.capture() as capture:
+        console.print(Text(visible(title), style="bold"))
+        console.print(table)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n")
 
 
 def _cell(value: Any) -> str:

@@ -64,6 +64,8 @@ def run(arguments: list[str]) -> int:
     # Threads that wait for each other by spinning cost little on an idle machine and, on one that is shared, were
     # measured to slow training down ten times; sleeping costs a few per cent at most. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Numpy's own linear algebra is only asked to solve small systems here, which its threads make slower.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         code = app(args=arguments, prog_name="prefcli", standalone_mode=False)
         sys.stdout.flush()
