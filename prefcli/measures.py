@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prefcli.battles import TEXT_FIELDS, labels_of
+from prefcli.battles import TEXT_FIELDS, labels_of, whole_numbers
 
 Numbers = NDArray[np.int64]
 
@@ -131,7 +131,7 @@ class _Flat:
     @staticmethod
     def of(column: pa.ListArray) -> _Flat:
         turns = column.flatten()
-        ends = np.concatenate([[0], np.cumsum(_numpy(pc.list_value_length(column).fill_null(0)))])
+        ends = np.concatenate([[0], np.cumsum(whole_numbers(pc.list_value_length(column)))])
         return _Flat(turns.fill_null("") if turns.null_count else turns, turns.is_null(), ends)
 
     def per_battle(self, per_text: pa.Array | Numbers) -> Numbers:
@@ -187,7 +187,9 @@ def script(flat: _Flat, characters: pa.Array) -> Numbers:
     mixed = np.flatnonzero(flat.per_battle(pc.binary_length(flat.texts)) != flat.per_battle(characters))
     if not len(mixed):
         return found
-    texts = pc.utf8_slice_codeunits(joined.take(pa.array(mixed)), 0, SCRIPT_LETTERS).to_pylist()
+    texts = pc.utf8_slice_codeunits(
+        joined.take(pa.array(mixed)), 0, SCRIPT_LETTERS
+    ).to_pylist()
     codes = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32)
     row = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
     table = np.zeros(int(codes.max()) + 1, dtype=np.int64)
@@ -218,7 +220,7 @@ def _flags(batch: pa.RecordBatch) -> Numbers:
     if "both_bad" not in batch.schema.names:
         return np.full(batch.num_rows, -1, dtype=np.int64)
     column = batch.column(batch.schema.get_field_index("both_bad"))
-    return _numpy(column.cast(pa.int64()).fill_null(0))
+    return whole_numbers(column)
 
 
 def _numpy(array: pa.Array) -> Numbers:

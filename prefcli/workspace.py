@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,15 +72,46 @@ class Stage:
 
 
 class StageWriter:
-    """Receives a stage's record batches (one row group each) and what was counted on the way."""
+    """Receives a stage's record batches (one row group each) and what was counted on the way.
+
+    A batch is compressed and written by a thread while the next one is being made.
+    """
 
     def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
         self._path = path
         self._metadata = metadata
         self._writer: Any = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefcli-write")
+        self._last: Future[None] | None = None
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append a batch as a row group of its own."""
+        self._wait()
+        self._last = self._thread.submit(self._write, batch)
+
+    def close(self, counts: Mapping[str, Any]) -> dict[str, Any]:
+        """Finish the file; its metadata then holds ``counts``."""
+        self._wait()
+        self._thread.shutdown()
+        metadata = {**self._metadata, "counts": dict(counts)}
+        if self._writer is None:
+            raise PrefcliError("a stage produced no rows", where=str(self._path))
+        self._writer.add_key_value_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+        self._writer.close()
+        return metadata
+
+    def abandon(self) -> None:
+        """Let go of the file, whatever state it is in."""
+        self._thread.shutdown(cancel_futures=True)
+        if self._writer is not None:
+            with contextlib.suppress(Exception):
+                self._writer.close()
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+    def _write(self, batch: pa.RecordBatch) -> None:
         import pyarrow.parquet as pq
 
         if self._writer is None:
@@ -93,19 +125,6 @@ class StageWriter:
                 write_page_checksum=True,
             )
         self._writer.write_batch(batch, row_group_size=max(batch.num_rows, 1))
-
-    def close(self, counts: Mapping[str, Any]) -> dict[str, Any]:
-        metadata = {**self._metadata, "counts": dict(counts)}
-        if self._writer is None:
-            raise PrefcliError("a stage produced no rows", where=str(self._path))
-        self._writer.add_key_value_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
-        self._writer.close()
-        return metadata
-
-    def abandon(self) -> None:
-        if self._writer is not None:
-            with contextlib.suppress(Exception):
-                self._writer.close()
 
 
 class Workspace:
