@@ -187,9 +187,7 @@ def script(flat: _Flat, characters: pa.Array) -> Numbers:
     mixed = np.flatnonzero(flat.per_battle(pc.binary_length(flat.texts)) != flat.per_battle(characters))
     if not len(mixed):
         return found
-    texts = pc.utf8_slice_codeunits(
-        joined.take(pa.array(mixed)), 0, SCRIPT_LETTERS
-    ).to_pylist()
+    texts = pc.utf8_slice_codeunits(joined.take(pa.array(mixed)), 0, SCRIPT_LETTERS).to_pylist()
     codes = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32)
     row = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
     table = np.zeros(int(codes.max()) + 1, dtype=np.int64)
