@@ -162,7 +162,10 @@ def fit(task: Task) -> Fitted:
     placement = model.placement
     module = model.module
     if options.gradient_checkpointing:
-        module.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        encoder = module.encoder
+        # transformers renamed it; the old name goes in its next major release.
+        enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     optimizer = make_optimizer(module, options)
     scaler = torch.amp.GradScaler(placement.device.type, init_scale=INITIAL_SCALE, enabled=placement.scaled)
     torch.manual_seed(options.seed + 1 + world.rank)

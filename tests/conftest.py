@@ -96,6 +96,7 @@ def demo_files(tmp_path_factory: pytest.TempPathFactory) -> demo.Demo:
 @pytest.fixture(scope="session")
 def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT-shaped pretrained folder: safetensors weights and a fast tokenizer."""
+    import torch
     from transformers import BertConfig, BertModel
 
     from prefcli import encoders
@@ -107,6 +108,7 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=64, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
     )  # fmt: skip
+    torch.manual_seed(0)
     BertModel(config).save_pretrained(folder)
     return folder
 
@@ -133,6 +135,7 @@ def deberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         norm_rel_ebd="layer_norm", share_att_key=True, max_relative_positions=-1, position_biased_input=False,
         type_vocab_size=0,
     )  # fmt: skip
+    torch.manual_seed(0)
     model = DebertaV2Model(config).half()
     config.architectures = ["DebertaV2Model"]
     config.save_pretrained(folder)

@@ -268,7 +268,13 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path, battles: Tokenis
 def test_the_kept_weights_are_those_of_the_best_validation(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
-    task = a_task(tmp_path, battles, bert_folder, replace(OPTIONS, epochs=3, lr=0.02))
+    task = a_task(tmp_path, battles, bert_folder, replace(OPTIONS, epochs=3))
+
+    def spoil(position: training.Position) -> None:
+        if position.steps > 15:  # what is learnt after this is worse than what was learnt before
+            task.model.module.classifier.bias.data += torch.tensor([3.0, -3.0, 0.0])
+
+    task.fail_after = spoil
     fitted = training.fit(task)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     validations = {r["step"]: r["validation_log_loss"] for r in records if "validation_log_loss" in r}
