@@ -319,6 +319,8 @@ def train(
                 data = _data_again(config["data"], options, workspace, speaker)
         else:
             options.check()
+            if options.validation_file is not None:  # to be found again when the run is continued from elsewhere
+                options = dataclasses.replace(options, validation_file=str(Path(options.validation_file).absolute()))
             with world.first_does():
                 encoders.locate(options.encoder)  # a name that leads nowhere is said before any work is done
                 data = _find_data(source, workspace, options, speaker)

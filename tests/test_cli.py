@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -142,6 +143,22 @@ def test_json_is_all_that_stands_on_stdout(cli: CLI, demo_files: Demo) -> None:
         done = cli(*arguments, "--json")
         assert isinstance(done.json(), dict)
         assert done.err
+
+
+def test_an_interrupted_preprocess_leaves_no_half_cache(tmp_path: Path) -> None:
+    rows = [battle(i, 0, response_a=["The rivers were flooding again. " * 200]) for i in range(3000)]
+    path = write_csv(tmp_path / "a.csv", rows)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefcli", "preprocess", str(path)], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    stages = tmp_path / ".prefcli" / "stages"
+    while not list(stages.glob(".preprocess-*.tmp")) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert {p.name.split("-")[0] for p in stages.iterdir()} == {"battles"}
 
 
 def test_quiet_says_nothing_but_warnings(cli: CLI, tmp_path: Path) -> None:

@@ -204,6 +204,21 @@ def test_folds_predict_every_battle_by_a_model_that_did_not_see_it(cli: CLI, dem
     assert np.allclose(list(predictions(Path("all.csv")).values()), np.mean(parts, axis=0), atol=1e-6)
 
 
+def test_folds_that_were_interrupted_go_on(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
+    import shutil
+
+    small = ["train", demo_files.train, "--encoder", "tiny", "--folds", 3, "--limit", 90, "--output", "folds"]
+    assert cli(*small).code == 0
+    whole = Path("folds/validation.parquet").read_bytes()
+    kept = Path("folds/fold-1/model.safetensors").stat().st_mtime_ns
+    shutil.rmtree("folds/fold-3")
+    Path("folds/validation.parquet").unlink()
+    done = cli("train", "--resume", "folds")
+    assert done.code == 0, done.err
+    assert Path("folds/validation.parquet").read_bytes() == whole
+    assert Path("folds/fold-1/model.safetensors").stat().st_mtime_ns == kept
+
+
 def test_a_validation_file_is_used_and_its_prompts_leave_the_training(cli: CLI, tmp_path: Path) -> None:
     rows = [battle(i, i % 3) for i in range(30)]
     train = write_csv(tmp_path / "train.csv", rows)

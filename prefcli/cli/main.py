@@ -114,5 +114,5 @@ def _fail(code: int, *lines: str) -> int:
         return code
     sys.stdout.flush()
     for number, line in enumerate(lines):
-        print(("error: " if number == 0 else "  ") + line, file=sys.stderr)
+        print(("error: " if number == 0 else "  ") + common.visible(line), file=sys.stderr)
     return code
