@@ -33,7 +33,7 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite an existin
 FilesArgument = Annotated[
     list[Path],
     typer.Argument(
-        metavar="FILE...", help="Battles: CSV, TSV, JSON, JSONL or Parquet, also .gz and .zip; or - for standard input."
+        metavar="FILE", help="Battles: CSV, TSV, JSON, JSONL or Parquet, also .gz and .zip; or - for standard input."
     ),
 ]
 FormatOption = Annotated[

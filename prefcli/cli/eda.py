@@ -28,7 +28,7 @@ def run(
     ctx: typer.Context,
     file: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="Battles: CSV, TSV, JSON, JSONL or Parquet, also .gz and .zip; or -."),
+        typer.Argument(metavar="FILE", help="Battles: CSV, TSV, JSON, JSONL or Parquet, also .gz and .zip; or -."),
     ],
     top: Annotated[int, typer.Option("--top", metavar="N", help="How many pairs and models to list.")] = 5,
     test: Annotated[

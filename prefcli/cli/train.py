@@ -34,7 +34,7 @@ def run(
     file: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[FILE...]", help="Battles with outcomes. [default: what preprocess last left, else train.csv]"
+            metavar="FILE", help="Battles with outcomes. [default: what preprocess last left, else train.csv]"
         ),
     ] = None,
     format: common.FormatOption = None,
