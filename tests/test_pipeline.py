@@ -84,7 +84,6 @@ def test_the_preprocess_stage_keeps_the_battles_and_treats_their_text(cli: CLI, 
             "response_b": ["river flooding"], "label": 1, "prompt_key": stage["prompt_key"][0].as_py(),
         }
     ]  # fmt: skip
-    metadata = json.loads(pq.read_schema(cli("preprocess", path).out.strip()).metadata.get(b"prefcli", b"{}") or b"{}")
     with pq.ParquetFile(cli("preprocess", path).out.strip()) as parquet:
         metadata = json.loads(parquet.metadata.metadata[b"prefcli"])
     assert metadata["stage"] == "preprocess"
