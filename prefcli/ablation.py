@@ -125,6 +125,8 @@ def conduct(
     """
     if not options.validation and not options.validation_file:
         raise InputError("an ablation needs held-out battles", hint="Use --validation 0.1 or --validation-file FILE.")
+    if options.architecture == "features":
+        raise InputError("the softmax ablation is about neural architectures", hint="Use siamese or cross-encoder.")
     trainings = list(dict.fromkeys((s.loss_input, s.epochs) for s in SETTINGS))
     for seed in range(options.seed, options.seed + seeds):
         for loss_input, epochs in trainings:
@@ -145,7 +147,8 @@ def evaluate(folder: Path, first_seed: int, seeds: int) -> Ablation:
         losses = []
         for seed in range(first_seed, first_seed + seeds):
             run = _run_of(folder, seed, setting.loss_input, setting.epochs)
-            _, logits, labels = runs.read_validation(run)
+            held_out = runs.read_validation(run)
+            logits, labels = held_out.logits, held_out.labels
             if not np.isfinite(logits).all():
                 raise ModelError("a training left scores that are no numbers", where=str(run))
             scores = metrics.softmax(logits) if setting.activation == "softmax" else graders_rule(logits)

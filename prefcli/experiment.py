@@ -1,35 +1,33 @@
-"""From preprocessed battles and options to a trained run: what happens around the loop.
+"""From preprocessed battles and options to a trained run: what happens around the fit.
 
-Which battles are used and which are held out, the tokenizer and the encoder, one fit or one per fold, and the papers a
-run leaves: its config, per-battle probabilities, card. The loop itself is :mod:`prefcli.training`.
+Battles are selected and split (:mod:`prefcli.selection`), one model is fitted or one per fold (:mod:`prefcli.fitting`),
+and the run gets its papers: per-battle probabilities, score, calibration, card.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefcli import checkpoints, devices, encoders, files, metrics, runs, splits, training
-from prefcli.battles import TEXT_FIELDS, joined, labels_of, outcome_counts
-from prefcli.devices import Placement
+from prefcli import calibration, files, metrics, runs
 from prefcli.distributed import World
-from prefcli.errors import InputError
-from prefcli.models import neural
+from prefcli.fitting import Fitted, Work, fitter_for
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES
-from prefcli.packing import TokenisedBattles, tokenise
 from prefcli.report.curves import learning_curves
 from prefcli.reporting import Reporter
 from prefcli.runs import Data
+from prefcli.selection import Fold, Pool, select
 
 FEW_BATTLES = 10_000
+PRIOR_SPREAD = 0.01
+"""A model whose probabilities differ by less than this (standard deviation) over battles predicts only the prior."""
 
 
 @dataclass(frozen=True)
@@ -39,47 +37,6 @@ class Result:
     validation: dict[str, Any] | None
     battles_per_second: float
     only_prior: bool
-
-
-@dataclass(frozen=True)
-class Fold:
-    """One fit: where it goes, the positions it trains on and those it is judged by."""
-
-    folder: Path
-    train: NDArray[np.intp]
-    held_out: NDArray[np.intp]
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The battles a run works with, training and validation files together: small columns only."""
-
-    stages: tuple[tuple[Any, NDArray[np.intp]], ...]
-    """Each stage with the positions of its rows that are used."""
-    ids: list[str]
-    labels: NDArray[np.int64]
-    keys: NDArray[np.int64]
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """The used battles, texts included, a row group at a time."""
-        for stage, rows in self.stages:
-            used = np.zeros(stage.rows, dtype=bool)
-            used[rows] = True
-            start = 0
-            for batch in stage.batches():
-                yield batch.filter(pa.array(used[start : start + batch.num_rows]))
-                start += batch.num_rows
-
-    def texts(self, positions: NDArray[np.intp]) -> Iterator[str]:
-        """Every text of the battles at these positions."""
-        wanted = np.zeros(len(self.ids), dtype=bool)
-        wanted[positions] = True
-        start = 0
-        for batch in self.batches():
-            chosen = batch.filter(pa.array(wanted[start : start + batch.num_rows]))
-            start += batch.num_rows
-            for name in TEXT_FIELDS:
-                yield from joined(chosen.column(name))
 
 
 def conduct(
@@ -100,37 +57,33 @@ def conduct(
     InputError
         If the battles do not allow it: no outcomes, too few prompts to hold any out.
     """
-    placement = devices.place(options.device, options.precision, world.local_rank)
     pool, folds = select(folder, data, options, reporter)
-    started_before = resume and (folder / neural.TOKENIZER_CONFIG).is_file()
-    located = encoders.Located(folder, f"the run {folder.name}") if started_before else encoders.locate(options.encoder)
-    everything = np.unique(np.concatenate([fold.train for fold in folds]))
-    tokenizer = encoders.make_tokenizer(located, pool.texts(everything))
-    with reporter.track("tokenising", len(pool.ids)) as progress:
-        battles = tokenise(tokenizer, pool.batches(), progress)
-
-    outcome: dict[Path, NDArray[np.float64]] = {}
-    rates = []
+    work = Work(folder, data, pool, options, origins, command, resume, world, reporter)
+    fitter = fitter_for(work, folds)
+    fits: list[Fitted] = []
     for number, fold in enumerate(folds):
-        speaker = f"fold {number + 1} of {len(folds)}: " if options.folds else ""
-        fitted = _fit(
-            fold, data, options, pool, battles, tokenizer, placement,
-            prefix=speaker, origins=origins, command=command, resume=resume, world=world, reporter=reporter,
-        )  # fmt: skip
-        rates.append(fitted.battles_per_second)
-        if fitted.logits is not None:
-            outcome[fold.folder] = fitted.logits
-    logits, held_out = _held_out(folds, outcome)
-    validation = None
-    if logits is not None:
-        validation = dataclasses.asdict(metrics.score(metrics.softmax(logits), pool.labels[held_out]))
+        fitted = fitter.fit(fold, f"fold {number + 1} of {len(folds)}: " if options.folds else "")
+        fits.append(fitted)
+        if world.is_first:
+            _write_papers(fold.folder, options, pool, fitted, fold.held_out)
+    whole, held_out = _together(folds, fits)
     if options.folds and world.is_first:
-        _write_papers(folder, options, runs.read_config(folder), pool, logits, held_out)
-    doubt = "" if logits is None else doubt_about(metrics.softmax(logits), pool.labels[held_out])
+        _write_papers(folder, options, pool, whole, held_out)
+    validation, doubt = None, ""
+    if whole.logits is not None:
+        probabilities, labels = metrics.softmax(whole.logits), pool.labels[held_out]
+        validation = dataclasses.asdict(metrics.score(probabilities, labels))
+        doubt = doubt_about(probabilities, labels)
+        reporter.note(str(calibration.calibrate([whole.logits], labels, pool.keys[held_out])))
     if doubt:
-        more = ", or more battles" if len(everything) < FEW_BATTLES else ""
-        reporter.warn(f"{doubt}: try --warmup 0.1, another --lr, more --epochs, --text raw{more}")
-    return Result(validation, float(np.mean(rates)), bool(doubt))
+        trained = len(pool) - (0 if options.folds else len(held_out))
+        more = ", or more battles" if trained < FEW_BATTLES else ""
+        if options.architecture == "features":
+            advice = f"try --text raw{more}" if data.text != "raw" else "more battles may help"
+        else:
+            advice = f"try --warmup 0.1, another --lr, more --epochs, --text raw, --recipe fast{more}"
+        reporter.warn(f"{doubt}: {advice}")
+    return Result(validation, whole.battles_per_second, bool(doubt))
 
 
 def doubt_about(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> str:
@@ -139,7 +92,7 @@ def doubt_about(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -
     It knows no more if its probabilities hardly differ between battles, or if the 95 % interval of its advantage over
     the prior, battle by battle, reaches zero.
     """
-    if probabilities.std(axis=0).max() < training.PRIOR_SPREAD:
+    if probabilities.std(axis=0).max() < PRIOR_SPREAD:
         return "the model predicts only the shares of the outcomes, the same for every battle"
     shares = np.bincount(labels, minlength=len(OUTCOMES)) / len(labels)
     prior = metrics.losses(np.tile(shares, (len(labels), 1)), labels)
@@ -147,196 +100,31 @@ def doubt_about(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -
     return "the model is not clearly better than the prior" if high >= 0 else ""
 
 
-def select(folder: Path, data: Data, options: TrainOptions, reporter: Reporter) -> tuple[Pool, list[Fold]]:
-    """Which battles are trained on and which are held out: by prompt, never by row.
-
-    Raises
-    ------
-    InputError
-        If there is no outcome to learn from, or nothing could be held out.
-    """
-    small = data.training.table(["id", "label", "prompt_key"])
-    labels, keys = labels_of(small), small["prompt_key"].to_numpy()
-    used = np.flatnonzero(labels >= 0)
-    if not len(used):
-        raise InputError(
-            "no battle has an outcome, so there is nothing to learn", where=str(data.source),
-            hint="A training file has the columns winner_model_a, winner_model_b, winner_tie.",
-        )  # fmt: skip
-    if len(used) < len(labels):
-        reporter.note(f"{len(labels) - len(used):,} battles without an outcome are left out")
-    ids = small["id"].to_pylist()
-    if data.validation is not None:
-        return _with_validation_file(folder, data, used, ids, labels, keys, options, reporter)
-    if options.limit is not None and options.limit < len(used):
-        used = _draw(used, keys, options.limit, options.seed)
-        reporter.note(f"limited to {len(used):,} battles, drawn by prompt")
-    pool = Pool(((data.training, used),), [ids[i] for i in used], labels[used], keys[used])
-    if options.folds:
-        if len(np.unique(pool.keys)) < options.folds:
-            raise InputError(
-                f"--folds {options.folds}, but there are only {len(np.unique(pool.keys))} different prompts"
-            )
-        parts = splits.split_folds(pool.keys, pool.labels, options.folds, options.seed)
-        folds = [Fold(folder / f"fold-{i}", *part) for i, part in enumerate(parts, start=1)]
-        reporter.note(f"{len(pool.ids):,} battles in {options.folds} folds by prompt")
-        return pool, folds
-    train, held_out = splits.split_validation(pool.keys, pool.labels, options.validation, options.seed)
-    if options.validation and not (len(train) and len(held_out)):
-        raise InputError(
-            f"{len(pool.ids)} battles with {len(np.unique(pool.keys))} different prompts cannot be split by prompt",
-            where=str(data.source),
-            hint="Train on all of them with --validation 0, or give more battles.",
-        )
-    if options.validation:
-        reporter.note(f"split by prompt: {len(train):,} battles to train on, {len(held_out):,} held out")
-    else:
-        reporter.note(f"training on all {len(train):,} battles: nothing is held out, so nothing tells how good it gets")
-    return pool, [Fold(folder, train, held_out)]
-
-
-def _with_validation_file(
-    folder: Path, data: Data, used: NDArray[np.intp], ids: list[str], labels: NDArray[np.int64],
-    keys: NDArray[np.int64], options: TrainOptions, reporter: Reporter,
-) -> tuple[Pool, list[Fold]]:  # fmt: skip
-    """Train on one file, validate on another; training battles that share a prompt with the second are left out."""
-    assert data.validation is not None
-    other = data.validation.table(["id", "label", "prompt_key"])
-    other_labels, other_keys = labels_of(other), other["prompt_key"].to_numpy()
-    judged = np.flatnonzero(other_labels >= 0)
-    if not len(judged):
-        raise InputError("no battle of the validation file has an outcome", where=str(options.validation_file))
-    shared = np.isin(keys[used], other_keys[judged])
-    if shared.any():
-        reporter.warn(f"{shared.sum():,} training battles share a prompt with the validation file: they are left out")
-        used = used[~shared]
-    if not len(used):
-        raise InputError("every training battle shares a prompt with the validation file", where=str(data.source))
-    if options.limit is not None and options.limit < len(used):
-        used = _draw(used, keys, options.limit, options.seed)
-    other_ids = other["id"].to_pylist()
-    pool = Pool(
-        ((data.training, used), (data.validation, judged)),
-        [ids[i] for i in used] + [other_ids[i] for i in judged],
-        np.concatenate([labels[used], other_labels[judged]]),
-        np.concatenate([keys[used], other_keys[judged]]),
-    )
-    reporter.note(f"{len(used):,} battles to train on, {len(judged):,} of {options.validation_file} to validate on")
-    return pool, [Fold(folder, np.arange(len(used)), np.arange(len(used), len(pool.ids)))]
-
-
-def _draw(rows: NDArray[np.intp], keys: NDArray[np.int64], count: int, seed: int) -> NDArray[np.intp]:
-    """``count`` of the rows, whole prompts together (the last one cut), in their order."""
-    prompts = np.unique(keys[rows])
-    rank = dict(zip(prompts.tolist(), np.random.default_rng(seed).permutation(len(prompts)).tolist(), strict=True))
-    order = np.argsort([rank[key] for key in keys[rows].tolist()], kind="stable")
-    return np.sort(rows[order[:count]])
-
-
-def _fit(
-    fold: Fold, data: Data, options: TrainOptions, pool: Pool, battles: TokenisedBattles, tokenizer: Any,
-    placement: Placement, *, prefix: str, origins: Mapping[str, str], command: str, resume: bool, world: World,
-    reporter: Reporter,
-) -> training.Fitted:  # fmt: skip
-    """Fit one fold (or the only split) into its folder."""
-    folder = fold.folder
-    held_out_exists = len(fold.held_out) > 0
-    under_way = resume and bool(checkpoints.existing(folder / "checkpoints"))
-    if under_way:
-        located = encoders.Located(folder, f"the run {folder.name}")
-        encoder = encoders.from_config(runs.read_config(folder)["encoder_config"])
-    else:
-        located = encoders.locate(options.encoder)
-        encoder = encoders.make_encoder(located, len(tokenizer), seed=options.seed)
-    max_length = options.max_length
-    longest = encoders.longest_input(encoder)
-    if longest is not None and longest < max_length:
-        reporter.note(f"max length {max_length} -> {longest}: the encoder takes no more")
-        max_length = longest
-    model = neural.build(options.architecture, encoder, tokenizer, max_length, placement, options.seed)
-    train = battles.take(fold.train)
-    counts = outcome_counts(train.labels)
-    cut = model.cut(train)
-    if not under_way:
-        reporter.note(
-            f"{prefix}encoder {options.encoder}: {located.source}; {_parameters(model.module):.1f} M parameters"
-        )
-        reporter.note(f"{prefix}{placement}; {max_length} tokens a sequence: {cut}")
-        if world.is_first:
-            folder.mkdir(parents=True, exist_ok=True)
-            config = {
-                "origins": dict(origins),
-                "resolved": {
-                    "placement": str(placement),
-                    "max_length": max_length,
-                    "lr": options.learning_rate,
-                    "encoder_source": located.source,
-                    "cut": str(cut),
-                    "ranks": world.size,
-                },
-                "data": {
-                    "source": data.source.to_json(),
-                    "source_sha256": data.source_sha256,
-                    "stage": data.training.path.name,
-                    "text": data.text,
-                    "validation_file": options.validation_file,
-                    "train_battles": len(train),
-                    "held_out_battles": len(fold.held_out),
-                    "shares": (counts / counts.sum()).tolist(),
-                },
-                "command": command,
-                "encoder_config": model.encoder_config(),
-            }
-            single = dataclasses.replace(options, folds=0) if options.folds else options
-            runs.write_config(folder, single, **config)
-            model.save_beside_weights(folder)
-            if options.folds and not (folder.parent / runs.CONFIG).exists():
-                runs.write_config(folder.parent, options, **config)
-                model.save_beside_weights(folder.parent)
-        world.barrier()
-    fitted = training.fit(
-        training.Task(
-            model=model,
-            train=train,
-            validation=battles.take(fold.held_out) if held_out_exists else None,
-            options=options,
-            folder=folder,
-            reporter=reporter,
-            world=world,
-            resume=resume,
-        )
-    )
-    if world.is_first:
-        _write_papers(folder, options, runs.read_config(folder), pool, fitted.logits, fold.held_out)
-    return fitted
-
-
-def _parameters(module: Any) -> float:
-    return sum(p.numel() for p in module.parameters()) / 1e6
-
-
-def _held_out(
-    folds: list[Fold], outcome: Mapping[Path, NDArray[np.float64]]
-) -> tuple[NDArray[np.float64] | None, NDArray[np.intp]]:
-    """Logits of all held-out battles together, and their positions, ascending."""
-    if not outcome:
-        return None, np.empty(0, dtype=np.intp)
+def _together(folds: list[Fold], fits: list[Fitted]) -> tuple[Fitted, NDArray[np.intp]]:
+    """All folds as one: logits of all held-out battles with their positions, mean rate, mean importances."""
+    rate = float(np.mean([fitted.battles_per_second for fitted in fits]))
+    shares: dict[str, float] = {}
+    for fitted in fits:
+        for name, share in fitted.importances:
+            shares[name] = shares.get(name, 0.0) + share / len(fits)
+    importances = sorted(shares.items(), key=lambda item: -item[1])
+    parts = [fitted.logits for fitted in fits if fitted.logits is not None]
+    if len(parts) < len(folds):
+        return Fitted(None, rate, importances), np.empty(0, dtype=np.intp)
     positions = np.concatenate([fold.held_out for fold in folds])
     order = np.argsort(positions)
-    return np.concatenate([outcome[fold.folder] for fold in folds])[order], positions[order]
+    return Fitted(np.concatenate(parts)[order], rate, importances), positions[order]
 
 
-def _write_papers(
-    folder: Path, options: TrainOptions, config: Mapping[str, Any], pool: Pool,
-    logits: NDArray[np.float64] | None, held_out: NDArray[np.intp],
-) -> None:  # fmt: skip
-    """What a finished run leaves besides its weights: per-battle probabilities, its score, its card."""
-    validation = None
-    if logits is not None:
-        labels = pool.labels[held_out]
-        validation = dataclasses.asdict(metrics.score(metrics.softmax(logits), labels))
-        runs.write_validation(folder, [pool.ids[i] for i in held_out], logits, labels)
+def _write_papers(folder: Path, options: TrainOptions, pool: Pool, fitted: Fitted, held_out: NDArray[np.intp]) -> None:
+    """What a finished run leaves besides its model: per-battle probabilities, its score, its card."""
+    validation, calibrated = None, None
+    if fitted.logits is not None:
+        labels, keys = pool.labels[held_out], pool.keys[held_out]
+        validation = dataclasses.asdict(metrics.score(metrics.softmax(fitted.logits), labels))
+        calibrated = calibration.calibrate([fitted.logits], labels, keys)
+        runs.write_validation(folder, [pool.ids[i] for i in held_out], fitted.logits, labels, keys)
     if (folder / runs.METRICS).is_file():
         prior = validation["prior_log_loss"] if validation else None
         files.write_text(folder / runs.CURVES, learning_curves(runs.read_metrics(folder), prior))
-    runs.write_card(folder, options, config, validation)
+    runs.write_card(folder, options, runs.read_config(folder), validation, str(calibrated or ""), fitted.importances)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,23 +24,41 @@ if TYPE_CHECKING:
     from prefcli.models import Model
     from prefcli.workspace import Stage
 
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run that takes part in a prediction.
+
+    Attributes
+    ----------
+    models:
+        Its model, or one for each of its folds.
+    text:
+        The text treatment they want.
+    """
+
+    models: tuple[Model, ...]
+    text: str
+
 
 def predict_batch(
-    models: Sequence[Model],
-    batches: Sequence[pa.RecordBatch],
+    member: Member,
+    batch: pa.RecordBatch,
     *,
     swap_average: bool = False,
     activation: str = "softmax",
     done: Callable[[int], None] | None = None,
-) -> NDArray[np.float64]:
-    """Predictions of one batch of battles, averaged over models with equal weights.
+) -> Array:
+    """One run's predictions of a batch of battles, the mean over its folds.
 
     Parameters
     ----------
-    models:
-        Trained models.
-    batches:
-        For each model the same battles, their text treated as that model wants it.
+    member:
+        The run.
+    batch:
+        Battles, their text treated as the run wants it.
     swap_average:
         Average each model's prediction with the one for the exchanged answers, exchanged back. Swapping A and B then
         swaps the first two probabilities exactly.
@@ -54,18 +73,17 @@ def predict_batch(
     """
     finish = metrics.softmax if activation == "softmax" else np.asarray
     predictions = []
-    for model, batch in zip(models, batches, strict=True):
+    for model in member.models:
         straight, exchanged = model.logits(batch, swap_average=swap_average, done=done)
         prediction = finish(straight)
         if exchanged is not None:
             prediction = (prediction + finish(exchanged)[:, SWAPPED]) / 2
         predictions.append(prediction)
-    mean: NDArray[np.float64] = np.mean(predictions, axis=0)
-    return mean / mean.sum(axis=1, keepdims=True) if activation == "softmax" else mean
+    return np.asarray(np.mean(predictions, axis=0))
 
 
 def stream(
-    models: Sequence[Model],
+    members: Sequence[Member],
     stages: Sequence[Stage],
     total: int,
     *,
@@ -73,15 +91,15 @@ def stream(
     swap_average: bool = False,
     activation: str = "softmax",
     done: Callable[[int], None] | None = None,
-) -> Iterator[tuple[pa.Array, NDArray[np.float64]]]:
-    """Ids and predictions of the first ``total`` battles, a row group at a time, in order, on every rank.
+) -> Iterator[tuple[pa.Array, list[Array]]]:
+    """Ids and each member's predictions of the first ``total`` battles, in order, on every rank.
 
     Parameters
     ----------
-    models:
-        Trained models.
+    members:
+        The runs.
     stages:
-        For each model the same battles, their text treated as that model wants it.
+        For each run the same battles, their text treated as it wants it.
     total:
         How many battles to predict.
     world:
@@ -95,12 +113,15 @@ def stream(
     left = total
     while left and (turn := list(itertools.islice(groups, world.size))):
         sizes = [min(left - sum(len(g[0]) for g in turn[:i]), len(group[0])) for i, group in enumerate(turn)]
-        own: tuple[pa.Array, NDArray[np.float64]] = (pa.array([], pa.string()), np.empty((0, len(OUTCOMES))))
+        own: tuple[pa.Array, list[Array]] = (pa.array([], pa.string()), [np.empty((0, len(OUTCOMES)))] * len(members))
         if world.rank < len(turn) and sizes[world.rank] > 0:
             mine = [batch.slice(0, sizes[world.rank]) for batch in turn[world.rank]]
             own = (
                 mine[0].column("id"),
-                predict_batch(models, mine, swap_average=swap_average, activation=activation, done=done),
+                [
+                    predict_batch(member, batch, swap_average=swap_average, activation=activation, done=done)
+                    for member, batch in zip(members, mine, strict=True)
+                ],
             )
         for ids, predictions in world.gather(own):
             if len(ids):

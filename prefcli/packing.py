@@ -1,13 +1,16 @@
 """Battle -> token ids under a budget, and what was cut, field by field.
 
 Fields (prompt, response A, response B) are tokenised once, without special tokens; sequences for the encoder are
-put together from them when a batch is made. A sequence that would be longer than the budget is cut by one rule,
-:func:`allot`: what a short field does not use goes to the long ones, and every field keeps its beginning. So no
-side is ever removed silently, and :class:`CutReport` says what was lost.
+put together from them when a batch is made (:class:`Packing`). A sequence that would be longer than the budget is cut
+by one rule, :func:`allot`: what a short field does not use goes to the long ones. So no side is ever removed silently,
+and :class:`CutReport` says what was lost. What a field keeps of its share is the ``truncation``: its ``head``, as
+Hugging Face does it, or ``head-tail``: of a long conversation the last turns, of a long turn its beginning and its end
+with a visible mark between them.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,13 +19,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefcli.battles import TEXT_FIELDS, joined, labels_of
-from prefcli.outcomes import OUTCOMES, SOFT_LABEL_COLUMNS
+from prefcli.battles import TEXT_FIELDS, TURN_SEPARATOR, joined, labels_of
 
 if TYPE_CHECKING:
     from prefcli.reporting import Progress
 
 Ids = NDArray[np.int32]
+
+MARK = " … "
+"""What stands where text was left out, in the encoder's own tokens."""
 
 
 @dataclass(frozen=True)
@@ -45,25 +50,41 @@ class Ragged:
     @staticmethod
     def of(rows: Sequence[Sequence[int]]) -> Ragged:
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        values = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(ends[-1]))
-        return Ragged(values, ends)
+        ends = _ends(lengths)
+        return Ragged(np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int32, count=int(ends[-1])), ends)
 
     @staticmethod
     def concatenate(parts: Sequence[Ragged]) -> Ragged:
         lengths = np.concatenate([part.lengths for part in parts])
-        return Ragged(
-            np.concatenate([part.values for part in parts]),
-            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        )
+        return Ragged(np.concatenate([part.values for part in parts]), _ends(lengths))
 
     def take(self, rows: NDArray[np.integer]) -> Ragged:
-        return Ragged.of([self[int(row)].tolist() for row in rows])
+        """The rows at these positions, in this order."""
+        ends = _ends(self.lengths[rows])
+        # Where each value comes from: its place in the new array, shifted by how far its row has moved.
+        moved = np.repeat(self.ends[rows] - ends[:-1], np.diff(ends))
+        return Ragged(self.values[np.arange(ends[-1]) + moved], ends)
+
+    def summed(self, counts: NDArray[np.int64]) -> Ragged:
+        """Rows joined: the first ``counts[0]`` become one, the next ``counts[1]`` another, ..."""
+        return Ragged(self.values, self.ends[_ends(counts)])
+
+
+def _ends(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of one battle: its token ids, and how many of them each turn has (one turn where that is unknown)."""
+
+    ids: Ids
+    turns: Ids
 
 
 @dataclass(frozen=True)
 class TokenisedBattles:
-    """Battles as token ids: what models train on and predict.
+    """Battles as token ids: what neural models train on and predict.
 
     Attributes
     ----------
@@ -71,46 +92,41 @@ class TokenisedBattles:
         Token ids of each field, without special tokens.
     labels:
         Shape ``[n]``, -1 where unknown.
-    soft:
-        Soft labels, shape ``[n, 3]``; rows of NaN where there are none.
+    turns:
+        For each field the tokens in every turn; None where turns were joined before they were tokenised.
     """
 
     prompt: Ragged
     response_a: Ragged
     response_b: Ragged
     labels: NDArray[np.int64]
-    soft: NDArray[np.float32]
+    turns: tuple[Ragged, Ragged, Ragged] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def fields(self, row: int) -> tuple[Ids, Ids, Ids]:
-        return self.prompt[row], self.response_a[row], self.response_b[row]
+    def fields(self, row: int) -> tuple[Field, Field, Field]:
+        """Prompt, answer A and answer B of one battle."""
+        ids = (self.prompt[row], self.response_a[row], self.response_b[row])
+        if self.turns is None:
+            prompt, a, b = (Field(part, np.array([len(part)], np.int32)) for part in ids)
+        else:
+            prompt, a, b = (Field(part, turns[row]) for part, turns in zip(ids, self.turns, strict=True))
+        return prompt, a, b
 
     def take(self, rows: NDArray[np.integer]) -> TokenisedBattles:
         """The battles at these positions, in this order."""
+        turns = None
+        if self.turns is not None:
+            turns = (self.turns[0].take(rows), self.turns[1].take(rows), self.turns[2].take(rows))
         return TokenisedBattles(
-            self.prompt.take(rows),
-            self.response_a.take(rows),
-            self.response_b.take(rows),
-            self.labels[rows],
-            self.soft[rows],
+            self.prompt.take(rows), self.response_a.take(rows), self.response_b.take(rows), self.labels[rows], turns
         )
 
-    def targets(self) -> NDArray[np.float32]:
-        """What the loss compares with, shape ``[n, 3]``: soft labels where given, else the one-hot outcome.
 
-        Rows without either are all zero and so weigh nothing.
-        """
-        known = self.labels >= 0
-        targets = np.zeros((len(self), len(OUTCOMES)), dtype=np.float32)
-        targets[known, self.labels[known]] = 1
-        given = ~np.isnan(self.soft).any(axis=1)
-        targets[given] = self.soft[given]
-        return targets
-
-
-def tokenise(tokenizer: Any, batches: Iterable[pa.RecordBatch], progress: Progress | None = None) -> TokenisedBattles:
+def tokenise(
+    tokenizer: Any, batches: Iterable[pa.RecordBatch], progress: Progress | None = None, *, by_turn: bool = False
+) -> TokenisedBattles:
     """Tokenise every field of every battle once.
 
     Parameters
@@ -121,22 +137,41 @@ def tokenise(tokenizer: Any, batches: Iterable[pa.RecordBatch], progress: Progre
         Canonical record batches.
     progress:
         Advanced by the number of battles done.
+    by_turn:
+        Tokenise every turn by itself, so that the turns can be told apart when a conversation is cut; otherwise the
+        turns are joined first.
     """
     ragged: dict[str, list[Ragged]] = {name: [] for name in TEXT_FIELDS}
-    labels, soft = [], []
+    turns: dict[str, list[Ragged]] = {name: [] for name in TEXT_FIELDS}
+    labels = [np.empty(0, np.int64)]
     for batch in batches:
         table = pa.Table.from_batches([batch])
         for name in TEXT_FIELDS:
-            ragged[name].append(Ragged.of(_token_ids(tokenizer, joined(table[name]))))
+            if by_turn:
+                texts, counts = _split_turns(table[name])
+                each = Ragged.of(_token_ids(tokenizer, texts))
+                ragged[name].append(each.summed(counts))
+                turns[name].append(Ragged(each.lengths.astype(np.int32), _ends(counts)))
+            else:
+                ragged[name].append(Ragged.of(_token_ids(tokenizer, joined(table[name]))))
         labels.append(labels_of(table))
-        soft.append(_soft_labels(table))
         if progress is not None:
             progress.advance(batch.num_rows)
-    if not labels:
-        empty = Ragged(np.empty(0, np.int32), np.zeros(1, np.int64))
-        return TokenisedBattles(empty, empty, empty, np.empty(0, np.int64), np.empty((0, len(OUTCOMES)), np.float32))
-    prompt, response_a, response_b = (Ragged.concatenate(ragged[name]) for name in TEXT_FIELDS)
-    return TokenisedBattles(prompt, response_a, response_b, np.concatenate(labels), np.concatenate(soft))
+    empty = Ragged(np.empty(0, np.int32), np.zeros(1, np.int64))
+    prompt, a, b = (Ragged.concatenate([empty, *ragged[name]]) for name in TEXT_FIELDS)
+    prompt_turns, a_turns, b_turns = (Ragged.concatenate([empty, *turns[name]]) for name in TEXT_FIELDS)
+    return TokenisedBattles(prompt, a, b, np.concatenate(labels), (prompt_turns, a_turns, b_turns) if by_turn else None)
+
+
+def _split_turns(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int64]]:
+    """Every turn that has text, each but a field's last with the separator behind it, and their number per row."""
+    texts: list[str] = []
+    counts = np.zeros(len(column), dtype=np.int64)
+    for row, turns in enumerate(column.to_pylist()):
+        said = [turn for turn in turns or () if turn]
+        texts += [turn + TURN_SEPARATOR for turn in said[:-1]] + said[-1:]
+        counts[row] = len(said)
+    return texts, counts
 
 
 def _token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
@@ -152,13 +187,6 @@ def _token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
         verbose=False,
     )
     return list(encoded["input_ids"])
-
-
-def _soft_labels(table: pa.Table) -> NDArray[np.float32]:
-    if not set(SOFT_LABEL_COLUMNS) <= set(table.column_names):
-        return np.full((table.num_rows, len(OUTCOMES)), np.nan, dtype=np.float32)
-    columns = [table[name].cast(pa.float32()).to_numpy(zero_copy_only=False) for name in SOFT_LABEL_COLUMNS]
-    return np.stack(columns, axis=1).astype(np.float32)
 
 
 def allot(lengths: NDArray[np.integer], budget: int) -> NDArray[np.int64]:
@@ -202,6 +230,19 @@ class CutReport:
     tokens_cut: dict[str, int]
     """Per field: prompt, response_a, response_b."""
 
+    @staticmethod
+    def of(battles: TokenisedBattles, kept: NDArray[np.int64]) -> CutReport:
+        """What is lost when each field keeps ``kept`` tokens, shape ``[n, 3]``."""
+        fields = (battles.prompt, battles.response_a, battles.response_b)
+        lengths = np.stack([field.lengths for field in fields], axis=1)
+        lost = lengths - kept
+        return CutReport(
+            battles=len(battles),
+            battles_cut=int((lost > 0).any(axis=1).sum()),
+            tokens=int(lengths.sum()),
+            tokens_cut=dict(zip(TEXT_FIELDS, lost.sum(axis=0).tolist(), strict=True)),
+        )
+
     @property
     def share_of_battles(self) -> float:
         return self.battles_cut / max(self.battles, 1)
@@ -221,20 +262,20 @@ class CutReport:
 
 
 @dataclass(frozen=True)
-class PairTemplate:
-    """The special tokens a tokenizer puts around a pair: ``prefix first middle second suffix``.
+class Template:
+    """The special tokens a tokenizer puts around fields: ``prefix first middle second [middle third] suffix``.
 
-    Learnt from the tokenizer itself (:meth:`of`), so that any of them works. ``second_type`` is the token type of
-    the second segment, or None when the tokenizer has no token types.
+    Learnt from the tokenizer itself (:meth:`of`), so that any of them works. ``last_type`` is the token type of the
+    last field, or None when the tokenizer has no token types.
     """
 
     prefix: tuple[int, ...]
     middle: tuple[int, ...]
     suffix: tuple[int, ...]
-    second_type: int | None
+    last_type: int | None
 
     @staticmethod
-    def of(tokenizer: Any) -> PairTemplate:
+    def of(tokenizer: Any) -> Template:
         """Encode a pair of sentinel texts and look at what stands around them."""
         first, second = _token_ids(tokenizer, ["alpha", "omega"])
         encoded = tokenizer("alpha", "omega")
@@ -245,23 +286,124 @@ class PairTemplate:
         middle = tuple(ids[start_first + len(first) : start_second])
         suffix = tuple(ids[start_second + len(second) :])
         types = encoded.get("token_type_ids")
-        return PairTemplate(prefix, middle, suffix, int(types[start_second]) if types is not None else None)
+        return Template(prefix, middle, suffix, int(types[start_second]) if types is not None else None)
+
+    def overhead(self, fields: int) -> int:
+        """Special tokens in a sequence of so many fields."""
+        return len(self.prefix) + (fields - 1) * len(self.middle) + len(self.suffix)
+
+    def join(self, fields: Sequence[Ids]) -> Packed:
+        """One sequence of the fields."""
+        parts: list[Any] = [self.prefix]
+        spans = []
+        end = len(self.prefix)
+        for number, ids in enumerate(fields):
+            if number:
+                parts.append(self.middle)
+                end += len(self.middle)
+            parts.append(ids)
+            spans.append((end, end + len(ids)))
+            end += len(ids)
+        parts.append(self.suffix)
+        return Packed(np.concatenate([np.asarray(part, dtype=np.int32) for part in parts]), tuple(spans))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A sequence for an encoder, and where in it each field begins and ends."""
+
+    ids: Ids
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How fields become sequences: the special tokens, the budget, and what is kept of a field that is too long.
+
+    Attributes
+    ----------
+    template:
+        The tokenizer's special tokens.
+    max_length:
+        Tokens in one sequence, special ones included.
+    truncation:
+        ``head`` or ``head-tail``.
+    mark:
+        Token ids of :data:`MARK`; empty with ``head``.
+    """
+
+    template: Template
+    max_length: int
+    truncation: str
+    mark: Ids
+
+    @staticmethod
+    def of(tokenizer: Any, max_length: int, truncation: str = "head") -> Packing:
+        mark = _token_ids(tokenizer, [MARK])[0] if truncation == "head-tail" else []
+        return Packing(Template.of(tokenizer), max_length, truncation, np.array(mark, dtype=np.int32))
 
     @property
-    def overhead(self) -> int:
-        """Special tokens in one sequence."""
-        return len(self.prefix) + len(self.middle) + len(self.suffix)
+    def by_turn(self) -> bool:
+        """Whether fields have to be tokenised turn by turn (:func:`tokenise`)."""
+        return self.truncation == "head-tail"
 
-    def join(self, first: Ids, second: Ids) -> tuple[Ids, int]:
-        """The sequence, and where the second segment begins."""
-        parts = [
-            np.array(self.prefix, dtype=np.int32),
-            first,
-            np.array(self.middle, dtype=np.int32),
-            second,
-            np.array(self.suffix, dtype=np.int32),
-        ]
-        return np.concatenate(parts), len(self.prefix) + len(first) + len(self.middle)
+    def pack(self, fields: Sequence[Field]) -> Packed:
+        """One sequence of the fields, cut to the budget."""
+        budget = max(self.max_length - self.template.overhead(len(fields)), 0)
+        kept = allot(np.array([len(field.ids) for field in fields]), budget).tolist()
+        return self.template.join([self._cut(field, size) for field, size in zip(fields, kept, strict=True)])
+
+    def _cut(self, field: Field, size: int) -> Ids:
+        if len(field.ids) <= size:
+            return field.ids
+        return field.ids[:size] if self.truncation == "head" else keep_ends(field, size, self.mark)
+
+    def lengths(self, *fields: Ragged) -> NDArray[np.int64]:
+        """Length of each sequence made of these fields, shape ``[n]``."""
+        total = np.sum([field.lengths for field in fields], axis=0) + self.template.overhead(len(fields))
+        return np.minimum(total, self.max_length)
+
+    def kept(self, *fields: Ragged) -> NDArray[np.int64]:
+        """Tokens of text that each field keeps, shape ``[n, fields]``; marks are not text."""
+        lengths = np.stack([field.lengths for field in fields], axis=1)
+        kept = allot(lengths, max(self.max_length - self.template.overhead(len(fields)), 0))
+        return np.where(kept < lengths, np.maximum(kept - len(self.mark), 0), kept)
+
+
+def keep_ends(field: Field, size: int, mark: Ids) -> Ids:
+    """What remains of a field that is too long: its last turns, and of a turn that is cut its beginning and its end.
+
+    Parameters
+    ----------
+    field:
+        Longer than ``size`` tokens.
+    size:
+        Tokens to keep, marks included.
+    mark:
+        Stands wherever something was left out, as far as there is room for it.
+    """
+    pieces: list[Ids] = []
+    room, end = size, len(field.ids)
+    for number in range(len(field.turns) - 1, -1, -1):
+        turn = field.ids[end - int(field.turns[number]) : end]
+        # Turns before this one will be missing: room for the mark that says so.
+        needed = len(turn) + (len(mark) if number else 0)
+        if needed <= room:
+            pieces.append(turn)
+            room -= len(turn)
+            end -= len(turn)
+            continue
+        earlier = mark if number else mark[:0]
+        text = room - len(mark) - len(earlier)
+        if text >= 2:
+            head, tail = (text + 1) // 2, text // 2
+            pieces += [turn[-tail:], mark, turn[:head], earlier]
+        elif room >= len(mark) and pieces:
+            pieces.append(mark)
+        else:
+            pieces.append(turn[:room])
+        break
+    return np.concatenate(pieces[::-1]).astype(np.int32)
 
 
 def _find(ids: list[int], part: list[int], start: int) -> int:

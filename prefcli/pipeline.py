@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from prefcli import blending, files, metrics, readers, runs, tables
 from prefcli import eda as eda_room
-from prefcli import files, metrics, readers, runs, tables
 from prefcli.battles import TEXT_FIELDS, ReadCounts, check_unique_ids, joined
+from prefcli.calibration import Calibration
 from prefcli.distributed import connected, from_environment
 from prefcli.errors import InputError, PrefcliError
 from prefcli.options import ACTIVATIONS, TrainOptions
@@ -28,6 +32,7 @@ from prefcli.workspace import Stage, StageWriter, Workspace
 
 if TYPE_CHECKING:
     from prefcli.ablation import Ablation
+    from prefcli.devices import Placement
 
 READ_VERSION = 1
 """Raise when the same file would be read into other battles."""
@@ -319,10 +324,10 @@ def train(
                 data = _data_again(config["data"], options, workspace, speaker)
         else:
             options.check()
-            if options.validation_file is not None:  # to be found again when the run is continued from elsewhere
-                options = dataclasses.replace(options, validation_file=str(Path(options.validation_file).absolute()))
+            options = _with_absolute_paths(options)
             with world.first_does():
-                encoders.locate(options.encoder)  # a name that leads nowhere is said before any work is done
+                if options.architecture != "features":
+                    encoders.locate(options.encoder)  # a name that leads nowhere is said before any work is done
                 data = _find_data(source, workspace, options, speaker)
             folder = output or workspace.runs / world.gather(runs.new_name(options))[0]
             if world.is_first:
@@ -349,15 +354,30 @@ def train(
     )
 
 
+def _with_absolute_paths(options: TrainOptions) -> TrainOptions:
+    """Files that options name are found again when the run is continued from elsewhere."""
+
+    def absolute(name: str | None) -> str | None:
+        return None if name is None else str(Path(name).absolute())
+
+    return dataclasses.replace(
+        options, validation_file=absolute(options.validation_file), soft_labels=absolute(options.soft_labels)
+    )
+
+
 def _find_data(source: Path | Source | None, workspace: Workspace, options: TrainOptions, reporter: Reporter) -> Data:
     """What to train on, preprocessed: the named files, what ``preprocess`` last left, or ``train.csv`` here."""
-    if source is None and (latest := workspace.latest("preprocess")):
+    latest = workspace.latest("preprocess") if source is None else None
+    if latest and options.text in (None, latest["text"]) and options.architecture != "features":
         found = Source.from_json(latest["source"])
         reporter.note(f"training on what preprocess last left: {found}, text {latest['text']}")
         training = workspace.open_stage(latest["stage"])
         digest, text = latest["source_sha256"], latest["text"]
     else:
-        if source is None:
+        if latest:
+            source = Source.from_json(latest["source"])
+            reporter.note(f"training on the battles preprocess last read: {source}, text {options.treatment}")
+        elif source is None:
             source = Path("train.csv")
             if not source.exists():
                 raise InputError(
@@ -367,9 +387,21 @@ def _find_data(source: Path | Source | None, workspace: Workspace, options: Trai
             reporter.note("training on train.csv in this folder")
         found = Source.of(source)
         battles = read(found, workspace, reporter)
-        training = treat(battles, workspace, options.text, reporter=reporter)
-        digest, text = str(battles.metadata["input"]), options.text
-    return Data(training, found, digest, text, _validation_data(options, text, workspace, reporter))
+        training = treat(battles, workspace, options.treatment, reporter=reporter)
+        digest, text = str(battles.metadata["input"]), options.treatment
+    return Data(
+        training, found, digest, text, _validation_data(options, text, workspace, reporter), _soft_digest(options)
+    )
+
+
+def _soft_digest(options: TrainOptions) -> str | None:
+    if options.soft_labels is None:
+        return None
+    path = Path(options.soft_labels)
+    try:
+        return files.sha256(path)
+    except OSError as error:
+        raise InputError(f"cannot read the soft labels: {error.strerror}", where=str(path)) from None
 
 
 def _data_again(known: Mapping[str, Any], options: TrainOptions, workspace: Workspace, reporter: Reporter) -> Data:
@@ -386,7 +418,14 @@ def _data_again(known: Mapping[str, Any], options: TrainOptions, workspace: Work
                 hint="Put the same file back to continue, or train anew.",
             ) from None
         training = treat(battles, workspace, text, reporter=reporter)
-    return Data(training, source, digest, text, _validation_data(options, text, workspace, reporter))
+    soft = _soft_digest(options)
+    if soft != known.get("soft_labels_sha256"):
+        raise InputError(
+            "the soft labels this run was trained on have changed",
+            where=str(options.soft_labels),
+            hint="Put the same file back to continue, or train anew.",
+        )
+    return Data(training, source, digest, text, _validation_data(options, text, workspace, reporter), soft)
 
 
 def _validation_data(options: TrainOptions, text: str, workspace: Workspace, reporter: Reporter) -> Stage | None:
@@ -405,6 +444,11 @@ class Predicted:
     output: Path
     battles: int
     models: tuple[str, ...]
+    weights: tuple[float, ...]
+    """Of each model's log probabilities; for one model the inverse of its temperature."""
+    tie_shift: float
+    calibration: str
+    """What was fitted on which battles, in words."""
     seconds: float
     battles_per_second: float
     speaks: bool
@@ -419,6 +463,8 @@ def predict(
     models: Sequence[str] = (),
     swap_average: bool = False,
     activation: str = "softmax",
+    calibrated: bool = True,
+    calibrate: Path | Source | None = None,
     precision: str = "auto",
     device: str = "auto",
     workers: int | None = None,
@@ -428,7 +474,9 @@ def predict(
 ) -> Predicted:
     """Probabilities for every battle of a file, in its order, ids as they were spelled.
 
-    Streams: memory does not grow with the file. Several models (or folds) are averaged with equal weights.
+    Streams: memory does not grow with the file. A run's folds are averaged with equal weights. Several runs are blended
+    with weights, one run is given a temperature, both fitted on their (common) validation battles and kept only if that
+    helps; battles whose prompt stands in ``source`` are left out of the fit.
 
     Parameters
     ----------
@@ -444,6 +492,11 @@ def predict(
         Average over both orders of the answers.
     activation:
         ``softmax``, or ``none`` for raw scores.
+    calibrated:
+        Whether weights and temperature are fitted; otherwise weights are equal.
+    calibrate:
+        Labelled battles like those to be predicted: temperature and share of ties are refitted on them. Those that
+        share a prompt with ``source`` are left out.
     precision, device:
         As for training.
     workers:
@@ -457,37 +510,55 @@ def predict(
         raise InputError(f"--activation is {activation!r}, not one of {', '.join(ACTIVATIONS)}")
     writer_of = tables.writer_for(output)
     files.refuse_to_overwrite(output, force)
+    if activation == "none" and calibrate is not None:
+        raise InputError("--calibrate makes probabilities, --activation none does not", hint="Leave one of them out.")
     started = time.monotonic()
     world = from_environment()
     speaker: Reporter = reporter if world.is_first else SILENT
     folders = [workspace.find_run(name) for name in models] or [_latest_run(workspace, speaker)]
-    members = [member for folder in folders for member in runs.members(folder)]
-    texts = [runs.read_config(member)["options"]["text"] for member in members]
+    texts = tuple(_text_of(folder) for folder in folders)
     with connected(world):
         with world.first_does():
             battles = read(source, workspace, speaker)
             check_unique_ids(_ids(battles), str(Source.of(source)))
-            stages = {
-                text: treat(battles, workspace, text, workers=workers, reporter=speaker)
-                for text in dict.fromkeys(texts)
-            }
+            stages = _treated(battles, texts, workspace, workers, speaker)
+            sample = read(calibrate, workspace, speaker) if calibrate is not None else None
+            sample_stages = _treated(sample, texts, workspace, workers, speaker) if sample is not None else []
 
         from prefcli import devices, inference
         from prefcli import models as model_room
 
-        placement = devices.place(device, precision, world.local_rank)
-        speaker.note(f"predicting with {', '.join(f.name for f in folders)} on {placement}")
-        loaded = [model_room.load(member, placement) for member in members]
+        place = functools.cache(lambda: devices.place(device, precision, world.local_rank))
+        members = [
+            inference.Member(tuple(model_room.load(member, place) for member in runs.members(folder)), text)
+            for folder, text in zip(folders, texts, strict=True)
+        ]
+        speaker.note(f"predicting with {', '.join(f.name for f in folders)}{_on(folders, place)}")
+        keys = battles.table(["prompt_key"])["prompt_key"].to_numpy()
+        mixing = blending.from_validation(folders, keys, speaker) if calibrated else Calibration.equal(len(folders))
+        mixings = [mixing]
+        if sample is not None:
+            with speaker.track("calibrating", sample.rows * len(members)) as progress:
+                guesses = (
+                    mixing.apply(predictions)
+                    for _, predictions in inference.stream(
+                        members, sample_stages, sample.rows, swap_average=swap_average, world=world,
+                        done=progress.advance,
+                    )
+                )  # fmt: skip
+                name = str(Source.of(calibrate or source))
+                mixings.append(blending.from_sample(sample, guesses, keys, name, speaker))
+
         total = min(battles.rows, limit or battles.rows)
         with contextlib.ExitStack() as stack:
             writer = None
             if world.is_first:
                 writer = stack.enter_context(writer_of(stack.enter_context(files.atomic(output))))
-            progress = stack.enter_context(speaker.track("predicting", total * len(loaded)))
+            progress = stack.enter_context(speaker.track("predicting", total * len(members)))
             begun = time.monotonic()
             for ids, predictions in inference.stream(
-                loaded,
-                [stages[text] for text in texts],
+                members,
+                stages,
                 total,
                 swap_average=swap_average,
                 activation=activation,
@@ -495,11 +566,45 @@ def predict(
                 done=progress.advance,
             ):
                 if writer is not None:
-                    writer.write(ids, predictions)
+                    if activation == "none":
+                        writer.write(ids, np.mean(predictions, axis=0))
+                        continue
+                    for mixing in mixings:
+                        predictions = [mixing.apply(predictions)]
+                    writer.write(ids, predictions[0])
             rate = total / max(time.monotonic() - begun, 1e-9)
     if activation == "none":
         speaker.warn("raw scores, not probabilities, were written: score them with --renormalize")
-    return Predicted(output, total, tuple(f.name for f in folders), time.monotonic() - started, rate, world.is_first)
+    scale = mixings[1].weights[0] if len(mixings) > 1 else 1.0
+    return Predicted(
+        output=output,
+        battles=total,
+        models=tuple(f.name for f in folders),
+        weights=tuple(weight * scale for weight in mixings[0].weights),
+        tie_shift=mixings[-1].tie_shift,
+        calibration="; ".join(str(mixing) for mixing in mixings) if activation == "softmax" else "none",
+        seconds=time.monotonic() - started,
+        battles_per_second=rate,
+        speaks=world.is_first,
+    )
+
+
+def _text_of(folder: Path) -> str:
+    return TrainOptions(**runs.read_config(folder)["options"]).treatment
+
+
+def _treated(
+    battles: Stage, texts: Sequence[str], workspace: Workspace, workers: int | None, reporter: Reporter
+) -> list[Stage]:
+    """For each of the treatments the battles so treated; each is made once."""
+    made = {text: treat(battles, workspace, text, workers=workers, reporter=reporter) for text in dict.fromkeys(texts)}
+    return [made[text] for text in texts]
+
+
+def _on(folders: Sequence[Path], place: Callable[[], Placement]) -> str:
+    """Where neural runs compute; nothing to say of others."""
+    kinds = {runs.read_config(folder)["options"]["architecture"] for folder in folders}
+    return "" if kinds == {"features"} else f" on {place()}"
 
 
 def _ids(stage: Stage) -> Iterator[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ CARD = "README.md"
 METRICS = "metrics.jsonl"
 CURVES = "curves.svg"
 LOGIT_COLUMNS = ("logit_a", "logit_b", "logit_tie")
+CARD_IMPORTANCES = 20
 FORMAT = 1
 
 
@@ -51,6 +52,8 @@ class Data:
         The treatment.
     validation:
         Preprocessed battles of a validation file, if one was given.
+    soft_labels_sha256:
+        Of the content of a file of soft labels, if one was given.
     """
 
     training: Stage
@@ -58,12 +61,13 @@ class Data:
     source_sha256: str
     text: str
     validation: Stage | None = None
+    soft_labels_sha256: str | None = None
 
 
 def new_name(options: TrainOptions) -> str:
     """A name for a run: when, which architecture, which encoder."""
-    encoder = Path(options.encoder).name or "encoder"
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{options.architecture}-{encoder}"
+    encoder = "" if options.architecture == "features" else f"-{Path(options.encoder).name or 'encoder'}"
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{options.architecture}{encoder}"
 
 
 def versions() -> dict[str, str]:
@@ -71,7 +75,7 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"prefcli": prefcli.__version__, "python": platform.python_version()}
-    for name in ("torch", "transformers", "tokenizers", "numpy", "pyarrow", "nltk"):
+    for name in ("torch", "transformers", "tokenizers", "numpy", "pyarrow", "nltk", "lightgbm"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -143,20 +147,45 @@ def prepare(folder: Path, force: bool) -> None:
         raise files.cannot_write(folder, error) from None
 
 
-def write_validation(folder: Path, ids: list[str], logits: NDArray[np.float64], labels: NDArray[np.integer]) -> None:
-    """``validation.parquet``: per held-out battle its id, label, three probabilities and three logits."""
+@dataclass(frozen=True)
+class HeldOut:
+    """What a run predicted of battles it did not learn from.
+
+    Attributes
+    ----------
+    ids, keys, labels:
+        Of the battles; keys of their prompts.
+    logits:
+        Shape ``[n, 3]``.
+    """
+
+    ids: list[str]
+    keys: NDArray[np.int64]
+    logits: NDArray[np.float64]
+    labels: NDArray[np.int64]
+
+
+def write_validation(
+    folder: Path,
+    ids: list[str],
+    logits: NDArray[np.float64],
+    labels: NDArray[np.integer],
+    keys: NDArray[np.int64],
+) -> None:
+    """``validation.parquet``: per held-out battle its id, label, prompt key, three probabilities and three logits."""
     import pyarrow.parquet as pq
 
     probabilities = metrics.softmax(logits)
     columns: dict[str, Any] = {"id": pa.array(ids, pa.string()), "label": pa.array(labels, pa.int8())}
+    columns["prompt_key"] = pa.array(keys, pa.int64())
     columns |= {name: pa.array(probabilities[:, i]) for i, name in enumerate(WINNER_COLUMNS)}
     columns |= {name: pa.array(logits[:, i]) for i, name in enumerate(LOGIT_COLUMNS)}
     with files.atomic(folder / VALIDATION) as temporary:
         pq.write_table(pa.table(columns), temporary)
 
 
-def read_validation(folder: Path) -> tuple[list[str], NDArray[np.float64], NDArray[np.int64]]:
-    """Ids, logits ``[n, 3]`` and labels ``[n]`` of a run's held-out battles.
+def read_validation(folder: Path) -> HeldOut:
+    """The held-out battles of a run and what it made of them.
 
     Raises
     ------
@@ -168,7 +197,8 @@ def read_validation(folder: Path) -> tuple[list[str], NDArray[np.float64], NDArr
     try:
         table = pq.read_table(folder / VALIDATION)
         logits = np.stack([table[name].to_numpy() for name in LOGIT_COLUMNS], axis=1)
-        return table["id"].to_pylist(), logits, table["label"].to_numpy().astype(np.int64)
+        labels = table["label"].to_numpy().astype(np.int64)
+        return HeldOut(table["id"].to_pylist(), table["prompt_key"].to_numpy(), logits, labels)
     except (OSError, pa.ArrowException, KeyError) as error:
         raise ModelError(f"the run has no usable {VALIDATION}: {error}", where=str(folder)) from None
 
@@ -179,9 +209,26 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_card(
-    folder: Path, options: TrainOptions, config: Mapping[str, Any], validation: Mapping[str, Any] | None
+    folder: Path,
+    options: TrainOptions,
+    config: Mapping[str, Any],
+    validation: Mapping[str, Any] | None,
+    calibration: str = "",
+    importances: Sequence[tuple[str, float]] = (),
 ) -> None:
-    """The model card: what the model is, what it was trained on, how good it is, how to use it."""
+    """The model card: what the model is, what it was trained on, how good it is, how to use it.
+
+    Parameters
+    ----------
+    folder, options, config:
+        The run's.
+    validation:
+        Its score on the held-out battles.
+    calibration:
+        What is said of the temperature fitted on them.
+    importances:
+        What the model looks at, by share, the largest first.
+    """
     data, resolved = config["data"], config["resolved"]
     if validation is None:
         figures = "Nothing was held out (`--validation 0`): there is no honest figure for this model.\n"
@@ -196,6 +243,7 @@ def write_card(
             f"| accuracy | {validation['accuracy']:.3f} |\n"
             f"| Brier score | {validation['brier']:.4f} |\n"
             f"| expected calibration error | {validation['ece']:.4f} |\n"
+            f"\nThese figures are of the model as it is. `predict` calibrates it: {calibration}.\n"
         )
     curves = f"\n![Learning curves]({CURVES})\n" if (folder / CURVES).exists() else ""
     card = f"""---
@@ -214,14 +262,10 @@ Predicts which of two answers to a prompt a person prefers, as three probabiliti
 {figures}
 The held-out battles share no prompt with the training battles.
 {curves}
-
 ## What it is
 
-- Architecture: {options.architecture}; encoder: {options.encoder} ({resolved["encoder_source"]})
-- Text: {options.text}; at most {resolved["max_length"]} tokens in a sequence. Training texts: {resolved["cut"]}.
-- Trained for {options.epochs} epoch(s), {options.batch_size} battles a step, peak learning rate {resolved["lr"]:g},
-  {resolved["placement"]}, seed {options.seed}.
-
+{_described(options, data, resolved)}
+{_looked_at(importances)}
 ## What it was trained on
 
 {data["train_battles"]:,} battles of `{Source.from_json(data["source"]).title}`: A {data["shares"][0]:.1%},
@@ -241,3 +285,36 @@ prefcli predict battles.csv --model {folder.name}
 Made with prefcli {prefcli.__version__}: `{config.get("command", "prefcli train")}`
 """
     files.write_text(folder / CARD, card)
+
+
+def _described(options: TrainOptions, data: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
+    soft = ""
+    if data.get("soft_labels_sha256"):
+        soft = (
+            f"\n- Soft labels: weight {options.soft_weight:g} against outcomes, "
+            f"temperature {options.soft_temperature:g}; the file's SHA-256 is `{data['soft_labels_sha256']}`."
+        )
+    if options.architecture == "features":
+        return (
+            f"- Architecture: features, gradient boosting on {resolved['columns']:,} text statistics and hashed "
+            f"n-grams, in both orders of the answers\n- Text: {data['text']}; seed {options.seed}.{soft}"
+        )
+    orders = "both orders" if options.swap else "the order given"
+    return (
+        f"- Architecture: {options.architecture} ({options.combine}); encoder: {options.encoder} "
+        f"({resolved['encoder_source']})\n"
+        f"- Text: {data['text']}; at most {resolved['max_length']} tokens in a sequence, {options.truncation} kept. "
+        f"Training texts: {resolved['cut']}.\n"
+        f"- Trained for {options.epochs} epoch(s), {options.batch_size} battles a step in {orders}, "
+        f"peak learning rate {resolved['lr']:g}, {resolved['placement']}, seed {options.seed}.{soft}"
+    )
+
+
+def _looked_at(importances: Sequence[tuple[str, float]]) -> str:
+    if not importances:
+        return ""
+    rows = "".join(f"| {name} | {share:.1%} |\n" for name, share in importances[:CARD_IMPORTANCES])
+    return (
+        "\n## What it looks at\n\nShare of the gain of all splits, answers' and differences' columns of one statistic "
+        f"together.\n\n| statistic | share |\n|---|---|\n{rows}"
+    )

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from prefcli import checkpoints, files, metrics
 from prefcli.distributed import World
 from prefcli.errors import Interrupted, PrefcliError
-from prefcli.models.neural import WEIGHTS, NeuralModel
+from prefcli.models.neural import WEIGHTS, NeuralModel, Orders
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, SWAPPED
 from prefcli.packing import TokenisedBattles
@@ -38,9 +38,6 @@ from prefcli.runs import METRICS
 
 CHECKPOINT_SECONDS = 300.0
 MOST_SKIPS_IN_A_ROW = 20
-PRIOR_SPREAD = 0.01
-"""A model whose probabilities differ by less than this (standard deviation) over battles predicts only the prior."""
-
 INITIAL_SCALE = 2.0**16
 KEPT_LOGITS = Path("checkpoints") / "kept.npy"
 
@@ -89,6 +86,8 @@ class Task:
 
     model: NeuralModel
     train: TokenisedBattles
+    targets: NDArray[np.float32]
+    """What the loss compares the training battles' probabilities with, shape ``[n, 3]``."""
     validation: TokenisedBattles | None
     options: TrainOptions
     folder: Path
@@ -101,8 +100,9 @@ class Task:
     def __post_init__(self) -> None:
         if not len(self.train):
             raise PrefcliError("there is no battle with a known outcome to train on")
+        if self.targets.shape != (len(self.train), len(OUTCOMES)):
+            raise ValueError(f"{len(self.train)} battles, but targets of shape {self.targets.shape}")
         self.lengths = self.model.lengths(self.train)
-        self.targets = self.train.targets()
         self.batches_per_epoch = math.ceil(len(self.train) / self.options.batch_size)
         self.total_steps = self.batches_per_epoch * self.options.epochs
         self._order: tuple[int, NDArray[np.intp]] = (-1, np.empty(0, np.intp))
@@ -270,18 +270,16 @@ def step(
     optimizer.zero_grad(set_to_none=True)
 
     mine = rows[world.rank :: world.size]
-    orders = (False, True) if options.swap else (False,)
     # A rank without a share of the last, small batch still takes part in the exchange, with weight 0.
-    weight = (world.size if len(mine) else 0.0) / (len(rows) * len(orders))
-    pieces = list(model.micro_batches(task.lengths, mine if len(mine) else rows[:1], options.micro_batch))
-    jobs = [(piece, swapped) for swapped in orders for piece in pieces]
+    weight = (world.size if len(mine) else 0.0) / (len(rows) * (2 if options.swap else 1))
+    passes = model.passes(task.lengths, mine if len(mine) else rows[:1], options.micro_batch, both_orders=options.swap)
     total = torch.zeros((), device=device)
-    for number, (piece, swapped) in enumerate(jobs):
-        targets = torch.from_numpy(task.targets[piece][:, SWAPPED] if swapped else task.targets[piece]).to(device)
-        last = number == len(jobs) - 1
+    for number, (piece, orders) in enumerate(passes):
+        targets = torch.from_numpy(_targets(task, piece, orders)).to(device)
+        last = number == len(passes) - 1
         with contextlib.nullcontext() if last or world.alone else module.no_sync():  # type: ignore[operator]
             with torch.autocast(device.type, model.placement.dtype, enabled=model.placement.precision != "fp32"):
-                logits = module(**model.inputs(task.train, piece, swapped))
+                logits = model.forward(module, task.train, piece, orders)
                 loss = loss_of(logits.float(), targets, options) * weight
             scaler.scale(loss).backward()
         total += loss.detach()
@@ -295,6 +293,12 @@ def step(
     skipped = scaler.is_enabled() and scaler.get_scale() < scale
     loss_value = sum(world.gather(float(total))) / world.size
     return StepResult(loss_value, float(norm), scale, skipped)
+
+
+def _targets(task: Task, rows: NDArray[np.integer], orders: Orders) -> NDArray[np.float32]:
+    """Targets in the order of a pass's logits: those of an exchanged battle are exchanged too."""
+    straight = task.targets[rows]
+    return np.concatenate([straight[:, SWAPPED] if swapped else straight for swapped in orders])
 
 
 def _watch(result: StepResult, position: Position, rate: float, *, scaled: bool) -> None:
@@ -336,7 +340,7 @@ def predict_shared(task: Task, battles: TokenisedBattles) -> NDArray[np.float64]
     """Logits ``[n, 3]``, the battles shared out among the ranks, the result on all of them."""
     world = task.world
     own = np.arange(len(battles))[world.rank :: world.size]
-    shared = world.gather(task.model.logits_of(battles if world.alone else battles.take(own)))
+    shared = world.gather(task.model.logits_of(battles if world.alone else battles.take(own))[0])
     logits = np.empty((len(battles), len(OUTCOMES)))
     for rank, part in enumerate(shared):
         logits[rank :: world.size] = part

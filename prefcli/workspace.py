@@ -56,6 +56,12 @@ class Stage:
         with pq.ParquetFile(self.path) as parquet:
             return int(parquet.metadata.num_rows)
 
+    @property
+    def columns(self) -> list[str]:
+        import pyarrow.parquet as pq
+
+        return list(pq.read_schema(self.path).names)
+
     def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows, one row group at a time."""
         import pyarrow.parquet as pq

@@ -17,7 +17,7 @@ import torch
 
 from prefcli import encoders
 from prefcli.errors import InputError, ModelError, NetworkError
-from prefcli.packing import PairTemplate
+from prefcli.packing import Template
 
 
 def test_a_folder_is_found_before_anything_else(bert_folder: Path) -> None:
@@ -66,14 +66,15 @@ def test_a_pair_is_put_together_as_each_tokenizer_does(bert_folder: Path, debert
 
     for folder in (bert_folder, deberta_folder):
         tokenizer = encoders.load_tokenizer(folder)
-        template = PairTemplate.of(tokenizer)
+        template = Template.of(tokenizer)
         first, second = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in ("clear example", "vague answer"))
-        ids, start = template.join(np.array(first, np.int32), np.array(second, np.int32))
+        packed = template.join([np.array(first, np.int32), np.array(second, np.int32)])
+        ids, start = packed.ids, packed.spans[1][0]
         whole = tokenizer("clear example", "vague answer")
         assert ids.tolist() == whole["input_ids"]
-        assert template.overhead == 3
-        if template.second_type is not None:
-            assert whole["token_type_ids"] == [0] * start + [template.second_type] * (len(ids) - start)
+        assert template.overhead(2) == 3
+        if template.last_type is not None:
+            assert whole["token_type_ids"] == [0] * start + [template.last_type] * (len(ids) - start)
 
 
 def test_tinys_tokenizer_is_the_same_for_the_same_text() -> None:

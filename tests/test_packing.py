@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from prefcli import encoders, packing
 from prefcli.battles import make_batch
+from prefcli.models.cross_encoder import CrossEncoder
 from prefcli.models.siamese import Siamese
 
 lengths = st.lists(st.integers(0, 900), min_size=2, max_size=3)
@@ -39,24 +42,26 @@ def test_a_pair_is_cut_as_hugging_faces_longest_first(bert_folder: Path, first: 
     tokenizer = encoders.load_tokenizer(bert_folder)
     texts = " ".join(["clear"] * first), " ".join(["vague"] * second)
     expected = tokenizer(*texts, truncation="longest_first", max_length=32)["input_ids"]
-    template = packing.PairTemplate.of(tokenizer)
     ids = [np.array(tokenizer(t, add_special_tokens=False)["input_ids"], np.int32) for t in texts]
-    kept = packing.allot(np.array([len(i) for i in ids]), 32 - template.overhead)
-    ours, _ = template.join(ids[0][: kept[0]], ids[1][: kept[1]])
-    assert ours.tolist() == expected
+    packed = packing.Packing.of(tokenizer, 32).pack([a_field(i) for i in ids])
+    assert packed.ids.tolist() == expected
 
 
-def tokenised(bert_folder: Path, prompt: int, a: int, b: int) -> tuple[packing.PairTemplate, packing.TokenisedBattles]:
+def a_field(ids: Any, turns: Sequence[int] | None = None) -> packing.Field:
+    return packing.Field(np.asarray(ids, np.int32), np.array([len(ids)] if turns is None else turns, np.int32))
+
+
+def tokenised(bert_folder: Path, prompt: int, a: int, b: int) -> tuple[Any, packing.TokenisedBattles]:
     tokenizer = encoders.load_tokenizer(bert_folder)
     turns = [[" ".join(["river"] * prompt)], [" ".join(["clear"] * a)], [" ".join(["vague"] * b)]]
     columns = {name: pa.array([t], pa.list_(pa.string())) for name, t in zip(packing.TEXT_FIELDS, turns, strict=True)}
     batch = make_batch({"id": pa.array(["1"]), **columns})
-    return packing.PairTemplate.of(tokenizer), packing.tokenise(tokenizer, [batch])
+    return tokenizer, packing.tokenise(tokenizer, [batch])
 
 
 def test_what_was_cut_is_reported_field_by_field(bert_folder: Path) -> None:
-    template, battles = tokenised(bert_folder, prompt=4, a=10, b=40)
-    report = Siamese.cut(template, battles, 32)
+    tokenizer, battles = tokenised(bert_folder, prompt=4, a=10, b=40)
+    report = Siamese.cut(packing.Packing.of(tokenizer, 32), battles)
     assert report.battles_cut == 1
     assert report.tokens == 54
     assert report.tokens_cut == {"prompt": 0, "response_a": 0, "response_b": 40 - (32 - 3 - 4)}
@@ -64,37 +69,102 @@ def test_what_was_cut_is_reported_field_by_field(bert_folder: Path) -> None:
 
 
 def test_an_endless_prompt_leaves_room_for_the_answers(bert_folder: Path) -> None:
-    template, battles = tokenised(bert_folder, prompt=500, a=10, b=40)
-    for (ids, start), answer in zip(Siamese.compose(template, battles.fields(0), 32), (10, 14), strict=True):
-        assert len(ids) == 32
-        assert len(ids) - start - len(template.suffix) >= answer
+    tokenizer, battles = tokenised(bert_folder, prompt=500, a=10, b=40)
+    for packed, answer in zip(
+        Siamese.compose(packing.Packing.of(tokenizer, 32), battles.fields(0)), (10, 14), strict=True
+    ):
+        assert len(packed.ids) == 32
+        start, end = packed.spans[1]
+        assert end - start >= answer
 
 
-def test_lengths_are_those_of_the_sequences(bert_folder: Path) -> None:
-    for sizes in ((4, 10, 40), (3, 2, 1), (100, 100, 100)):
-        template, battles = tokenised(bert_folder, *sizes)
-        longest = max(len(ids) for ids, _ in Siamese.compose(template, battles.fields(0), 48))
-        assert Siamese.lengths(template, battles, 48).tolist() == [longest]
+@pytest.mark.parametrize("module", [Siamese, CrossEncoder])
+@pytest.mark.parametrize("truncation", ["head", "head-tail"])
+def test_lengths_are_those_of_the_sequences(bert_folder: Path, module: Any, truncation: str) -> None:
+    for sizes in ((4, 10, 40), (3, 2, 1), (100, 100, 100), (0, 0, 300)):
+        tokenizer, battles = tokenised(bert_folder, *sizes)
+        rules = packing.Packing.of(tokenizer, 48, truncation)
+        longest = max(len(packed.ids) for packed in module.compose(rules, battles.fields(0)))
+        assert module.lengths(rules, battles).tolist() == [longest]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kept"),
+    [((4, 10, 40), (4, 10, 14)), ((100, 4, 5), (19, 4, 5)), ((50, 50, 50), (9, 9, 10)), ((1, 1, 1), (1, 1, 1))],
+)
+def test_a_cross_encoders_three_fields_share_one_budget(
+    bert_folder: Path, sizes: tuple[int, int, int], kept: tuple[int, int, int]
+) -> None:
+    """32 tokens less four special ones; what one field does not need flows to the others."""
+    tokenizer, battles = tokenised(bert_folder, *sizes)
+    (packed,) = CrossEncoder.compose(packing.Packing.of(tokenizer, 32), battles.fields(0))
+    assert tuple(end - start for start, end in packed.spans) == kept
+    words = [tokenizer.decode(packed.ids[start:end].tolist()).split() for start, end in packed.spans]
+    assert [set(w) for w in words] == [{"river"}, {"clear"}, {"vague"}]
+    assert tokenizer.convert_ids_to_tokens(int(packed.ids[packed.spans[1][1]])) == "[SEP]"
+
+
+M = [-1]  # a mark of one token
+
+
+@pytest.mark.parametrize(
+    ("turns", "size", "kept"),
+    [
+        # One turn: head, mark, tail; the head gets the odd one.
+        ([[1, 2, 3, 4, 5, 6, 7, 8]], 6, [1, 2, 3, *M, 7, 8]),
+        ([[1, 2, 3, 4, 5, 6, 7, 8]], 3, [1, *M, 8]),
+        # No room for two ends and a mark: the head.
+        ([[1, 2, 3, 4, 5, 6, 7, 8]], 2, [1, 2]),
+        ([[1, 2, 3, 4, 5, 6, 7, 8]], 0, []),
+        # The last turn is whole, the one before it is cut.
+        ([[1, 2, 3, 4, 5, 6], [7, 8]], 5, [1, *M, 6, 7, 8]),
+        # Too little room for ends of the first turn: only the mark.
+        ([[1, 2, 3, 4, 5, 6], [7, 8]], 4, [*M, 7, 8]),
+        # A turn is missing at the front, another is cut: two marks.
+        ([[1, 2], [3, 4, 5, 6, 7], [8, 9]], 7, [*M, 3, 4, *M, 7, 8, 9]),
+        ([[1, 2], [3, 4, 5], [8, 9]], 6, [*M, 3, 4, 5, 8, 9]),
+        # Even the last turn does not fit.
+        ([[1, 2], [3, 4, 5, 6, 7, 8, 9]], 5, [*M, 3, 4, *M, 9]),
+    ],
+)
+def test_head_and_tail_of_the_last_turns_are_kept_and_marked(
+    turns: list[list[int]], size: int, kept: list[int]
+) -> None:
+    field = a_field([token for turn in turns for token in turn], [len(turn) for turn in turns])
+    assert packing.keep_ends(field, size, np.array(M, np.int32)).tolist() == kept
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(0, 40), st.integers(1, 3))
+def test_a_cut_field_never_outgrows_its_share_and_keeps_the_order(turns: list[int], size: int, mark: int) -> None:
+    total = sum(turns)
+    size = min(size, total - 1)
+    kept = packing.keep_ends(a_field(range(total), turns), size, np.full(mark, -1, np.int32)).tolist()
+    text = [token for token in kept if token >= 0]
+    assert len(kept) <= size
+    assert text == sorted(text)
+    assert size < 2 + 2 * mark or text[-1] == total - 1, "the end of the last turn is always there"
+    assert size < 2 + 2 * mark or -1 in kept
 
 
 def test_turns_are_joined_and_null_turns_skipped(bert_folder: Path) -> None:
     tokenizer = encoders.load_tokenizer(bert_folder)
     columns = {name: pa.array([["clear", None, "step"]], pa.list_(pa.string())) for name in packing.TEXT_FIELDS}
-    battles = packing.tokenise(tokenizer, [make_batch({"id": pa.array(["1"]), **columns})])
+    batch = make_batch({"id": pa.array(["1"]), **columns})
+    battles = packing.tokenise(tokenizer, [batch])
     assert battles.prompt[0].tolist() == tokenizer("clear\nstep", add_special_tokens=False)["input_ids"]
-
-
-def test_soft_labels_win_over_hard_ones_and_no_label_weighs_nothing() -> None:
-    empty = packing.Ragged.of([[], [], []])
-    battles = packing.TokenisedBattles(
-        empty, empty, empty, np.array([0, 2, -1]), np.array([[np.nan] * 3, [0.2, 0.3, 0.5], [np.nan] * 3], np.float32)
-    )
-    assert battles.targets() == pytest.approx(np.array([[1, 0, 0], [0.2, 0.3, 0.5], [0, 0, 0]]))
+    by_turn = packing.tokenise(tokenizer, [batch, batch], by_turn=True).take(np.array([1]))
+    field = by_turn.fields(0)[2]
+    assert field.turns.sum() == len(field.ids)
+    assert tokenizer.decode(field.ids[: field.turns[0]].tolist()).split() == ["clear"]
+    assert tokenizer.decode(field.ids[field.turns[0] :].tolist()).split() == ["step"]
 
 
 def test_ragged_rows_come_back_as_they_went_in() -> None:
     rows = [[1, 2, 3], [], [4]]
     ragged = packing.Ragged.of(rows)
-    assert [r.tolist() for r in ragged.take(np.array([2, 0, 1]))] == [[4], [1, 2, 3], []]
+    assert [r.tolist() for r in ragged.take(np.array([2, 0, 1, 0]))] == [[4], [1, 2, 3], [], [1, 2, 3]]
+    assert len(ragged.take(np.array([], dtype=int))) == 0
     joined = packing.Ragged.concatenate([ragged, packing.Ragged.of([[9]])])
     assert [joined[i].tolist() for i in range(4)] == [*rows, [9]]
+    assert [r.tolist() for r in joined.summed(np.array([2, 0, 2]))] == [[1, 2, 3], [], [4, 9]]

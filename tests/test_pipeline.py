@@ -156,7 +156,7 @@ def test_a_run_loads_where_its_encoder_is_gone(trained: Path, demo_files: Demo, 
 
 def test_the_probabilities_of_the_held_out_battles_are_the_models(trained: Path, demo_files: Demo, cli: CLI) -> None:
     (run,) = (trained / "runs").iterdir()
-    assert cli("predict", demo_files.train, "--model", run, "--output", "p.csv").code == 0
+    assert cli("predict", demo_files.train, "--model", run, "--output", "p.csv", "--no-calibration").code == 0
     found = predictions(Path("p.csv"))
     for row in pq.read_table(run / "validation.parquet").to_pylist():
         assert found[row["id"]] == pytest.approx([row[name] for name in WINNER_COLUMNS], abs=1e-5)
@@ -195,10 +195,11 @@ def test_folds_predict_every_battle_by_a_model_that_did_not_see_it(cli: CLI, dem
         assert len(merged) == len(part)
         assert np.allclose(merged[list(WINNER_COLUMNS)], merged[[f"{n}_all" for n in WINNER_COLUMNS]])
     # The run as a whole predicts with the mean of its folds.
-    assert cli("predict", demo_files.test, "--model", "folds", "--output", "all.csv").code == 0
+    predict = ["predict", demo_files.test, "--no-calibration"]
+    assert cli(*predict, "--model", "folds", "--output", "all.csv").code == 0
     parts = []
     for fold in (1, 2, 3):
-        assert cli("predict", demo_files.test, "--model", f"folds/fold-{fold}", "--output", f"{fold}.csv").code == 0
+        assert cli(*predict, "--model", f"folds/fold-{fold}", "--output", f"{fold}.csv").code == 0
         parts.append(list(predictions(Path(f"{fold}.csv")).values()))
     assert np.allclose(list(predictions(Path("all.csv")).values()), np.mean(parts, axis=0), atol=1e-6)
 
@@ -392,7 +393,8 @@ def test_raw_scores_are_refused_by_score_unless_renormalised(cli: CLI, trained: 
     assert done.code == 0
     assert "not probabilities" in done.err
     raw = np.array(list(predictions(Path("raw.csv")).values()))
-    assert cli("predict", demo_files.test, "--model", run, "--output", "soft.csv").code == 0
+    plain = ["--model", run, "--output", "soft.csv", "--no-calibration"]
+    assert cli("predict", demo_files.test, *plain).code == 0
     assert np.allclose(metrics.softmax(raw), list(predictions(Path("soft.csv")).values()), atol=1e-9)
     refused = cli("score", "raw.csv", demo_files.truth)
     assert refused.code == 2

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from prefcli import checkpoints, devices, encoders, training
+from prefcli import checkpoints, devices, encoders, packing, training
 from prefcli.demo import Demo
 from prefcli.errors import Interrupted, PrefcliError
 from prefcli.models import neural
@@ -43,11 +43,11 @@ def a_task(
     located = encoders.locate(str(bert_folder))
     tokenizer = encoders.make_tokenizer(located, [])
     encoder = encoders.make_encoder(located, len(tokenizer), seed=options.seed)
-    model = neural.build("siamese", encoder, tokenizer, options.max_length, placement, options.seed)
+    model = neural.build(options, encoder, tokenizer, options.max_length, placement)
     rows = np.arange(len(battles))
     return training.Task(
-        model=model, train=battles.take(rows[:100]), validation=battles.take(rows[100:160]), options=options,
-        folder=folder, reporter=SILENT, **more,
+        model=model, train=battles.take(rows[:100]), targets=np.eye(3, dtype=np.float32)[battles.labels[:100]],
+        validation=battles.take(rows[100:160]), options=options, folder=folder, reporter=SILENT, **more,
     )  # fmt: skip
 
 
@@ -308,23 +308,38 @@ def test_biases_and_norms_do_not_decay(battles: TokenisedBattles, bert_folder: P
         assert (id(parameter) in free) == ("bias" in name or "LayerNorm" in name), name
 
 
+@pytest.mark.parametrize("architecture", ["siamese", "cross-encoder"])
 def test_swap_shows_both_orders_with_exchanged_labels(
-    battles: TokenisedBattles, bert_folder: Path, tmp_path: Path
+    battles: TokenisedBattles, bert_folder: Path, tmp_path: Path, architecture: str
 ) -> None:
-    task = a_task(tmp_path, battles, bert_folder, replace(OPTIONS, swap=True))
-    seen: list[tuple[bool, int]] = []
-    original = task.model.inputs
-
-    def watching(held: TokenisedBattles, rows: Any, swapped: bool = False) -> Any:
-        seen.append((swapped, len(rows)))
-        return original(held, rows, swapped)
-
-    task.model.inputs = watching  # type: ignore[method-assign]
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    optimizer = training.make_optimizer(task.model.module, OPTIONS)
-    task.model.module.eval()
-    training.step(task, task.model.module, optimizer, scaler, np.arange(8), 0.0)
-    assert sorted(seen) == [(False, 8), (True, 8)]
+    """The step's loss is that of twice as many battles, the added ones with answers and labels exchanged."""
+    options = replace(OPTIONS, swap=True, architecture=architecture)
+    task = a_task(tmp_path, battles, bert_folder, options)
+    doubled = TokenisedBattles(
+        *(packing.Ragged.concatenate(pair) for pair in (
+            (battles.prompt, battles.prompt),
+            (battles.response_a, battles.response_b),
+            (battles.response_b, battles.response_a),
+        )),
+        labels=np.concatenate([battles.labels, np.array([1, 0, 2])[battles.labels]]),
+    )  # fmt: skip
+    n = len(battles)
+    plain = a_task(tmp_path, battles, bert_folder, replace(options, swap=False))
+    plain.train, plain.targets = doubled, np.eye(3, dtype=np.float32)[doubled.labels]
+    plain.lengths = plain.model.lengths(doubled)
+    gradients = []
+    for one, rows in ((task, np.arange(8)), (plain, np.concatenate([np.arange(8), n + np.arange(8)]))):
+        module = one.model.module
+        for layer in module.modules():
+            if isinstance(layer, torch.nn.Dropout):
+                layer.p = 0.0
+        optimizer = training.make_optimizer(module, OPTIONS)
+        result = training.step(one, module, optimizer, torch.amp.GradScaler("cpu", enabled=False), rows, 0.0)
+        gradients.append(
+            (result.loss, torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None]))
+        )
+    assert gradients[0][0] == pytest.approx(gradients[1][0], abs=1e-6)
+    assert torch.allclose(gradients[0][1], gradients[1][1], atol=1e-6)
 
 
 @pytest.mark.parametrize("loss_input", ["softmax", "log-softmax"])

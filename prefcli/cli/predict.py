@@ -14,6 +14,7 @@ EXAMPLES = common.examples(
     "prefcli predict test.csv",
     "prefcli predict test.csv --model my-run --output submission.csv",
     "prefcli predict test.csv --model run-1 --model run-2 --swap-average --output blend.parquet",
+    "prefcli predict ours.csv --model run-1 --calibrate our-votes.csv",
 )
 
 
@@ -26,18 +27,36 @@ def run(
             "--model",
             "-m",
             metavar="RUN",
-            help="A run's folder or name; repeat it to average several. [default: the latest run]",
+            help="A run's folder or name; repeat it to blend several. [default: the latest run]",
         ),
     ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="PATH", help="Where to write, .csv or .parquet.")
     ] = Path("preds.csv"),
     swap_average: Annotated[
-        bool, typer.Option("--swap-average", help="Average over both orders of the answers: twice the time.")
+        bool,
+        typer.Option(
+            "--swap-average", help="Average over both orders of the answers: twice the time for cross-encoder."
+        ),
     ] = False,
     activation: Annotated[
         str, typer.Option("--activation", metavar="NAME", help="softmax, or none for raw scores (an ablation).")
     ] = "softmax",
+    calibration: Annotated[
+        bool,
+        typer.Option(
+            "--calibration/--no-calibration",
+            help="Temperature, and weights of several runs, fitted on validation battles where that helps.",
+        ),
+    ] = True,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrate",
+            metavar="FILE",
+            help="Refit temperature and share of ties on these labelled battles: other voters than trained on.",
+        ),
+    ] = None,
     precision: Annotated[str, typer.Option("--precision", metavar="NAME", help="auto, fp32, fp16 or bf16.")] = "auto",
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N battles.")] = None,
@@ -61,6 +80,8 @@ def run(
         models=model or (),
         swap_average=swap_average,
         activation=activation,
+        calibrated=calibration,
+        calibrate=calibrate,
         precision=precision,
         device=device,
         limit=limit,

@@ -17,11 +17,12 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from prefcli.cli import common
-from prefcli.options import TrainOptions, flag_of, read_config, resolve
+from prefcli.options import TrainOptions, describe_recipe, flag_of, read_config, resolve
 
 EXAMPLES = common.examples(
     "prefcli train train.csv",
     "prefcli train train.csv --encoder tiny",
+    "prefcli train train.csv --recipe fast",
     "prefcli train train.csv --encoder ./deberta-v3-small --text raw --epochs 2",
     "prefcli train train.csv --folds 5 --output runs/five-folds",
     "prefcli train --resume 20260101-120000-siamese-tiny",
@@ -67,6 +68,8 @@ def run(
         named += ["FILE"] if file else []
         raise InputError(f"--resume continues a run as it was: it cannot be combined with {', '.join(named)}")
     options, origins = resolve(given, read_config(config) if config else None)
+    if options.recipe != "seed" and resume is None:
+        session.reporter.note(describe_recipe(options, origins))
     made = pipeline.train(
         common.source(file, format, columns) if file else None,
         session.workspace,

@@ -1,7 +1,7 @@
 """One file per architecture behind one interface.
 
-A model is made by its architecture's ``build`` and ``fit``, saved in a run's folder, and loaded from there with
-:func:`load`; what it gives are logits, three numbers a battle whose softmax are the probabilities of A, B and tie.
+A model is fitted by :mod:`prefcli.fitting`, saved in a run's folder, and loaded from there with :func:`load`; what it
+gives are logits, three numbers a battle whose softmax are the probabilities of A, B and tie.
 Nothing is imported here until a model is needed.
 """
 
@@ -28,14 +28,27 @@ class Model(Protocol):
         """Logits ``[n, 3]`` of battles; with ``swap_average`` also those of the battles with A and B exchanged."""
 
 
-def load(folder: Path, placement: Placement) -> Model:
+def load(folder: Path, placement: Callable[[], Placement]) -> Model:
     """The model in a run's folder.
+
+    Parameters
+    ----------
+    folder:
+        Of the run, or of one of its folds.
+    placement:
+        Chooses device and precision; only asked by models that need torch.
 
     Raises
     ------
     ModelError
         If it cannot be loaded.
     """
+    from prefcli import runs
+
+    if runs.read_config(folder)["options"]["architecture"] == "features":
+        from prefcli.models.features import FeaturesModel
+
+        return FeaturesModel.load(folder)
     from prefcli.models import neural
 
-    return neural.load(folder, placement)
+    return neural.load(folder, placement())

@@ -1,6 +1,6 @@
 """What every neural architecture shares: batches of token ids, prediction, saving and loading.
 
-An architecture is a torch module with ``forward(**inputs) -> logits [n, 3]``, ``compose`` (a battle's fields ->
+An architecture is a torch module with ``forward(spans, **inputs) -> logits [n, 3]``, ``compose`` (a battle's fields ->
 its sequences), ``lengths`` and ``cut``; see :mod:`prefcli.models.siamese`. :class:`NeuralModel` puts a tokenizer,
 a device and a budget around it.
 """
@@ -22,11 +22,13 @@ from torch import Tensor
 from prefcli import encoders
 from prefcli.devices import Placement
 from prefcli.errors import ModelError
+from prefcli.models.cross_encoder import CrossEncoder
 from prefcli.models.siamese import Siamese
+from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES
-from prefcli.packing import CutReport, PairTemplate, TokenisedBattles, tokenise
+from prefcli.packing import CutReport, Packing, TokenisedBattles, tokenise
 
-ARCHITECTURES: dict[str, Callable[[torch.nn.Module], Any]] = {"siamese": Siamese}
+ARCHITECTURES: dict[str, Any] = {"siamese": Siamese, "cross-encoder": CrossEncoder}
 
 WEIGHTS = "model.safetensors"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -36,6 +38,10 @@ GPU_TOKENS = 64 * 1024
 """Padded tokens in one forward pass. On a CPU what matters is that the activations stay near the caches and are not
 freshly mapped pages each time (8,192 were measured at half the speed and three times the memory of 1,024); on a GPU
 that there is enough to do."""
+
+STRAIGHT, SWAPPED_ORDER = False, True
+Orders = tuple[bool, ...]
+"""In which orders the answers are shown in one pass: straight, exchanged, or both."""
 
 
 class NeuralModel:
@@ -47,55 +53,87 @@ class NeuralModel:
         The architecture's module.
     tokenizer:
         The encoder's tokenizer.
-    max_length:
-        Tokens in one sequence.
+    packing:
+        How a battle's fields become sequences.
     placement:
         Device and precision.
     """
 
-    def __init__(self, module: Any, tokenizer: Any, max_length: int, placement: Placement) -> None:
+    def __init__(self, module: Any, tokenizer: Any, packing: Packing, placement: Placement) -> None:
         self.module = module.to(placement.device)
         self.tokenizer = tokenizer
-        self.max_length = max_length
+        self.packing = packing
         self.placement = placement
-        self.template = PairTemplate.of(tokenizer)
         self.padding = int(tokenizer.pad_token_id or 0)
 
     # Batches
 
     def lengths(self, battles: TokenisedBattles) -> NDArray[np.int64]:
         """Length of the longest sequence of each battle, shape ``[n]``."""
-        return np.asarray(self.module.lengths(self.template, battles, self.max_length))
+        return np.asarray(self.module.lengths(self.packing, battles))
 
     def cut(self, battles: TokenisedBattles) -> CutReport:
         """What the budget cuts."""
-        report: CutReport = self.module.cut(self.template, battles, self.max_length)
+        report: CutReport = self.module.cut(self.packing, battles)
         return report
 
     def inputs(self, battles: TokenisedBattles, rows: NDArray[np.integer], swapped: bool = False) -> dict[str, Tensor]:
-        """The encoder's input for some battles, padded to the longest of their sequences.
+        """The module's input for some battles, padded to the longest of their sequences.
 
         Sequence ``s`` of battle ``i`` of ``n`` stands in row ``s * n + i``.
         """
         composed = []
         for row in rows:
             prompt, a, b = battles.fields(int(row))
-            composed.append(
-                self.module.compose(self.template, (prompt, b, a) if swapped else (prompt, a, b), self.max_length)
-            )
+            composed.append(self.module.compose(self.packing, (prompt, b, a) if swapped else (prompt, a, b)))
         ordered = [sequences[s] for s in range(self.module.sequences) for sequences in composed]
-        width = max(len(ids) for ids, _ in ordered)
+        width = max(len(packed.ids) for packed in ordered)
         input_ids = np.full((len(ordered), width), self.padding, dtype=np.int64)
         mask = np.zeros((len(ordered), width), dtype=np.int64)
         types = np.zeros((len(ordered), width), dtype=np.int64)
-        for i, (ids, second) in enumerate(ordered):
-            input_ids[i, : len(ids)] = ids
-            mask[i, : len(ids)] = 1
-            types[i, second : len(ids)] = self.template.second_type or 0
-        arrays = {"input_ids": input_ids, "attention_mask": mask}
-        if self.template.second_type is not None:
+        last_type = self.packing.template.last_type
+        for i, packed in enumerate(ordered):
+            size = len(packed.ids)
+            input_ids[i, :size] = packed.ids
+            mask[i, :size] = 1
+            types[i, packed.spans[-1][0] : size] = last_type or 0
+        spans = np.array([packed.spans for packed in ordered], dtype=np.int64)
+        arrays = {"input_ids": input_ids, "attention_mask": mask, "spans": spans}
+        if last_type is not None:
             arrays["token_type_ids"] = types
         return {name: torch.from_numpy(array).to(self.placement.device) for name, array in arrays.items()}
+
+    def passes(
+        self, lengths: NDArray[np.int64], rows: NDArray[np.integer], at_most: int = 0, *, both_orders: bool = False
+    ) -> list[tuple[NDArray[np.integer], Orders]]:
+        """The forward passes over some battles: which of them, and in which orders their answers are shown.
+
+        An architecture that reads the answers apart shows both orders in one pass, others need two.
+        """
+        pieces = list(self.micro_batches(lengths, rows, at_most))
+        orders: list[Orders] = [(STRAIGHT,)]
+        if both_orders:
+            apart = self.module.reads_answers_apart
+            orders = [(STRAIGHT, SWAPPED_ORDER)] if apart else [(STRAIGHT,), (SWAPPED_ORDER,)]
+        return [(piece, shown) for shown in orders for piece in pieces]
+
+    def forward(
+        self, module: torch.nn.Module, battles: TokenisedBattles, rows: NDArray[np.integer], orders: Orders
+    ) -> Tensor:
+        """Logits ``[len(orders) * n, 3]`` of one pass: all battles in the first order, then all in the second.
+
+        Parameters
+        ----------
+        module:
+            This model's module, or what wraps it (DistributedDataParallel).
+        battles, rows:
+            Which battles.
+        orders:
+            As :meth:`passes` gives them.
+        """
+        more = {"both_orders": True} if len(orders) == 2 else {}
+        logits: Tensor = module(**self.inputs(battles, rows, swapped=orders[0]), **more)
+        return logits
 
     def micro_batches(
         self, lengths: NDArray[np.int64], rows: NDArray[np.integer], at_most: int = 0
@@ -124,31 +162,37 @@ class NeuralModel:
     # Prediction
 
     def tokenise(self, batches: Iterator[pa.RecordBatch], progress: Any = None) -> TokenisedBattles:
-        return tokenise(self.tokenizer, batches, progress)
+        return tokenise(self.tokenizer, batches, progress, by_turn=self.packing.by_turn)
 
     @torch.inference_mode()
     def logits_of(
-        self, battles: TokenisedBattles, *, swapped: bool = False, done: Callable[[int], None] | None = None
+        self, battles: TokenisedBattles, *, both_orders: bool = False, done: Callable[[int], None] | None = None
     ) -> NDArray[np.float64]:
-        """Logits ``[n, 3]`` of tokenised battles, in their order, float64.
+        """Logits of tokenised battles, in their order, float64.
 
         Parameters
         ----------
         battles:
             Tokenised battles.
-        swapped:
-            Show the answers in exchanged order (the logits are then about the exchanged battle).
+        both_orders:
+            Also those of the battles with A and B exchanged.
         done:
             Told how many battles each step finished.
+
+        Returns
+        -------
+        Shape ``[orders, n, 3]``, with one order or two.
         """
         self.module.eval()
         lengths = self.lengths(battles)
-        logits = np.empty((len(battles), len(OUTCOMES)), dtype=np.float64)
+        logits = np.empty((1 + both_orders, len(battles), len(OUTCOMES)), dtype=np.float64)
         device = self.placement.device
         with torch.autocast(device.type, self.placement.dtype, enabled=self.placement.precision != "fp32"):
-            for rows in self.micro_batches(lengths, np.arange(len(battles))):
-                logits[rows] = self.module(**self.inputs(battles, rows, swapped)).double().cpu().numpy()
-                if done is not None:
+            for rows, orders in self.passes(lengths, np.arange(len(battles)), both_orders=both_orders):
+                found = self.forward(self.module, battles, rows, orders).double().cpu().numpy()
+                for order, part in zip(orders, np.split(found, len(orders)), strict=True):
+                    logits[int(order), rows] = part
+                if done is not None and STRAIGHT in orders:
                     done(len(rows))
         return logits
 
@@ -156,9 +200,8 @@ class NeuralModel:
         self, batch: pa.RecordBatch, *, swap_average: bool = False, done: Callable[[int], None] | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
         """Logits of a batch of battles, and with ``swap_average`` also those of the exchanged battles."""
-        battles = self.tokenise(iter([batch]))
-        straight = self.logits_of(battles, done=done)
-        return straight, self.logits_of(battles, swapped=True) if swap_average else None
+        found = self.logits_of(self.tokenise(iter([batch])), both_orders=swap_average, done=done)
+        return found[0], found[1] if swap_average else None
 
     # Folders
 
@@ -177,16 +220,30 @@ class NeuralModel:
 
 
 def build(
-    architecture: str,
-    encoder: torch.nn.Module,
-    tokenizer: Any,
-    max_length: int,
-    placement: Placement,
-    seed: int,
+    options: TrainOptions, encoder: torch.nn.Module, tokenizer: Any, max_length: int, placement: Placement
 ) -> NeuralModel:
-    """A model to be trained: the architecture's head, freshly initialised, on an encoder."""
-    torch.manual_seed(seed)
-    return NeuralModel(ARCHITECTURES[architecture](encoder), tokenizer, max_length, placement)
+    """A model to be trained: the architecture's head, freshly initialised, on an encoder.
+
+    Parameters
+    ----------
+    options:
+        Architecture, its options, truncation and seed.
+    encoder, tokenizer:
+        From :mod:`prefcli.encoders`.
+    max_length:
+        Tokens in one sequence, as the encoder allows.
+    placement:
+        Device and precision.
+    """
+    torch.manual_seed(options.seed)
+    return _assemble(options, encoder, tokenizer, max_length, placement)
+
+
+def _assemble(
+    options: TrainOptions, encoder: torch.nn.Module, tokenizer: Any, max_length: int, placement: Placement
+) -> NeuralModel:
+    module = ARCHITECTURES[options.architecture](encoder, options.combine)
+    return NeuralModel(module, tokenizer, Packing.of(tokenizer, max_length, options.truncation), placement)
 
 
 def load(folder: Path, placement: Placement) -> NeuralModel:
@@ -202,21 +259,22 @@ def load(folder: Path, placement: Placement) -> NeuralModel:
 
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        options = config["options"]
+        options = TrainOptions(**config["options"])
+        tokenizer = encoders.load_tokenizer(folder)
         encoder = encoders.from_config(config["encoder_config"])
-        module = ARCHITECTURES[options["architecture"]](encoder)
-        load_model(module, folder / WEIGHTS)
-        module.eval()
+        model = _assemble(options, encoder, tokenizer, int(config["resolved"]["max_length"]), placement)
+        load_model(model.module, folder / WEIGHTS)
+        model.module.eval()
     except FileNotFoundError as error:
         raise ModelError(
             f"the run has no {Path(error.filename or WEIGHTS).name}",
             where=str(folder),
             hint="Its training did not finish: continue it with prefcli train --resume.",
         ) from None
-    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(
             f"the run cannot be loaded: {' '.join(str(error).split())[:200]}",
             where=str(folder),
             hint="Train it again.",
         ) from None
-    return NeuralModel(module, encoders.load_tokenizer(folder), int(config["resolved"]["max_length"]), placement)
+    return model

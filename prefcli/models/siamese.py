@@ -9,74 +9,65 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from prefcli.models.pooling import combined, combined_width, masked_mean
 from prefcli.outcomes import OUTCOMES
-from prefcli.packing import CutReport, Ids, PairTemplate, TokenisedBattles, allot
-
-
-def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the real tokens.
-
-    Parameters
-    ----------
-    hidden:
-        ``[batch, length, width]``.
-    mask:
-        ``[batch, length]``, 1 for tokens, 0 for padding.
-    """
-    weights = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+from prefcli.packing import CutReport, Field, Packed, Packing, TokenisedBattles
 
 
 class Siamese(nn.Module):
-    """Shared encoder, masked mean pooling, concatenation, one linear layer -> logits in the order A, B, tie."""
+    """Shared encoder, masked mean pooling, the answers joined, one linear layer -> logits in the order A, B, tie.
+
+    Parameters
+    ----------
+    encoder:
+        A Hugging Face encoder.
+    combine:
+        How the two answers are joined, see :func:`prefcli.models.pooling.combined`.
+    """
 
     sequences = 2
+    reads_answers_apart = True
+    """Exchanging the answers exchanges what the encoder gave: both orders cost one pass through it."""
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, combine: str = "concat") -> None:
         super().__init__()
         self.encoder = encoder
+        self.combine = combine
         config: Any = encoder.config
-        self.classifier = nn.Linear(2 * int(config.hidden_size), len(OUTCOMES))
+        self.classifier = nn.Linear(combined_width(int(config.hidden_size), combine), len(OUTCOMES))
 
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """Logits ``[n, 3]`` from ``2 n`` sequences: the n first ones hold answer A, the n last ones answer B."""
+    def forward(self, *, spans: Tensor | None = None, both_orders: bool = False, **inputs: Tensor) -> Tensor:
+        """Logits from ``2 n`` sequences: the n first ones hold answer A, the n last ones answer B.
+
+        Returns
+        -------
+        ``[n, 3]``; with ``both_orders`` ``[2 n, 3]``, the n exchanged battles behind the others.
+        """
         hidden = self.encoder(**inputs).last_hidden_state
-        pooled = masked_mean(hidden, inputs["attention_mask"])
-        answer_a, answer_b = pooled.chunk(2)
-        logits: Tensor = self.classifier(torch.cat([answer_a, answer_b], dim=-1))
+        a, b = masked_mean(hidden, inputs["attention_mask"]).chunk(2)
+        joined = combined(a, b, self.combine)
+        if both_orders:
+            joined = torch.cat([joined, combined(b, a, self.combine)])
+        logits: Tensor = self.classifier(joined)
         return logits
 
     @staticmethod
-    def compose(template: PairTemplate, fields: tuple[Ids, Ids, Ids], max_length: int) -> list[tuple[Ids, int]]:
-        """The two sequences of a battle, each with the position where its answer begins."""
-        prompt, *answers = fields
-        composed = []
-        for answer in answers:
-            kept = allot(np.array([len(prompt), len(answer)]), max_length - template.overhead)
-            composed.append(template.join(prompt[: kept[0]], answer[: kept[1]]))
-        return composed
+    def compose(packing: Packing, fields: tuple[Field, Field, Field]) -> list[Packed]:
+        """The two sequences of a battle."""
+        prompt, a, b = fields
+        return [packing.pack((prompt, a)), packing.pack((prompt, b))]
 
     @staticmethod
-    def lengths(template: PairTemplate, battles: TokenisedBattles, max_length: int) -> NDArray[np.int64]:
+    def lengths(packing: Packing, battles: TokenisedBattles) -> NDArray[np.int64]:
         """Length of the longer sequence of each battle, shape ``[n]``: what padding is decided by."""
-        longer = np.maximum(battles.response_a.lengths, battles.response_b.lengths)
-        return np.minimum(battles.prompt.lengths + longer + template.overhead, max_length)
+        return np.maximum(
+            packing.lengths(battles.prompt, battles.response_a), packing.lengths(battles.prompt, battles.response_b)
+        )
 
     @staticmethod
-    def cut(template: PairTemplate, battles: TokenisedBattles, max_length: int) -> CutReport:
+    def cut(packing: Packing, battles: TokenisedBattles) -> CutReport:
         """What no sequence sees."""
-        prompt, a, b = (r.lengths for r in (battles.prompt, battles.response_a, battles.response_b))
-        budget = max_length - template.overhead
-        kept_a = allot(np.stack([prompt, a], axis=1), budget)
-        kept_b = allot(np.stack([prompt, b], axis=1), budget)
-        lost = {
-            "prompt": prompt - np.maximum(kept_a[:, 0], kept_b[:, 0]),
-            "response_a": a - kept_a[:, 1],
-            "response_b": b - kept_b[:, 1],
-        }
-        return CutReport(
-            battles=len(battles),
-            battles_cut=int((np.stack(list(lost.values())) > 0).any(axis=0).sum()),
-            tokens=int(prompt.sum() + a.sum() + b.sum()),
-            tokens_cut={name: int(count.sum()) for name, count in lost.items()},
-        )
+        with_a = packing.kept(battles.prompt, battles.response_a)
+        with_b = packing.kept(battles.prompt, battles.response_b)
+        kept = np.stack([np.maximum(with_a[:, 0], with_b[:, 0]), with_a[:, 1], with_b[:, 1]], axis=1)
+        return CutReport.of(battles, kept)
