@@ -72,8 +72,8 @@ def conduct(
     validation, doubt = None, ""
     if whole.logits is not None:
         probabilities, labels = metrics.softmax(whole.logits), pool.labels[held_out]
-        validation = dataclasses.asdict(metrics.score(probabilities, labels))
-        doubt = doubt_about(probabilities, labels)
+        validation = dataclasses.asdict(metrics.score(probabilities, labels, groups=pool.keys[held_out]))
+        doubt = doubt_about(probabilities, labels, pool.keys[held_out])
         reporter.note(str(calibration.calibrate([whole.logits], labels, pool.keys[held_out])))
     if doubt:
         trained = len(pool) - (0 if options.folds else len(held_out))
@@ -86,7 +86,9 @@ def conduct(
     return Result(validation, whole.battles_per_second, bool(doubt))
 
 
-def doubt_about(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> str:
+def doubt_about(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64], keys: NDArray[np.int64] | None = None
+) -> str:
     """What to say of a model that knows no more than the prior; empty when it clearly knows more.
 
     It knows no more if its probabilities hardly differ between battles, or if the 95 % interval of its advantage over
@@ -96,7 +98,7 @@ def doubt_about(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -
         return "the model predicts only the shares of the outcomes, the same for every battle"
     shares = np.bincount(labels, minlength=len(OUTCOMES)) / len(labels)
     prior = metrics.losses(np.tile(shares, (len(labels), 1)), labels)
-    _, high = metrics.bootstrap_interval(metrics.losses(probabilities, labels) - prior)
+    _, high = metrics.bootstrap_interval(metrics.losses(probabilities, labels) - prior, groups=keys)
     return "the model is not clearly better than the prior" if high >= 0 else ""
 
 
@@ -121,7 +123,7 @@ def _write_papers(folder: Path, options: TrainOptions, pool: Pool, fitted: Fitte
     validation, calibrated = None, None
     if fitted.logits is not None:
         labels, keys = pool.labels[held_out], pool.keys[held_out]
-        validation = dataclasses.asdict(metrics.score(metrics.softmax(fitted.logits), labels))
+        validation = dataclasses.asdict(metrics.score(metrics.softmax(fitted.logits), labels, groups=keys))
         calibrated = calibration.calibrate([fitted.logits], labels, keys)
         runs.write_validation(folder, [pool.ids[i] for i in held_out], fitted.logits, labels, keys)
     if (folder / runs.METRICS).is_file():

@@ -126,23 +126,42 @@ def one_hot(labels: Labels) -> Array:
 
 
 def bootstrap_interval(
-    values: Array, *, rounds: int = BOOTSTRAP_ROUNDS, level: float = 0.95, seed: int = 0
+    values: Array,
+    *,
+    groups: NDArray[np.int64] | None = None,
+    rounds: int = BOOTSTRAP_ROUNDS,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of ``values``.
 
     Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3. With more than
     :data:`BOOTSTRAP_MAX_UNITS` values, what is resampled are the means of that many random groups of equal
     size: the variance of the mean is estimated without bias and the cost no longer grows with n.
+
+    Parameters
+    ----------
+    values:
+        Shape ``[n]``, n >= 1. For the difference of two models: each battle's difference (a paired bootstrap).
+    groups:
+        Values of one group are resampled together. Battles about the same prompt are not independent: where prompts
+        recur, an interval that ignores it is too narrow.
+    rounds, level, seed:
+        Of the bootstrap.
     """
     values = np.asarray(values, dtype=np.float64)
     if len(values) == 0:
         raise ValueError("bootstrap_interval needs at least one value")
     random = np.random.default_rng(seed)
     weights: Array | None = None
+    if groups is not None:
+        _, unit = np.unique(groups, return_inverse=True)
+        weights = np.bincount(unit).astype(np.float64)
+        values = np.asarray(np.bincount(unit, weights=values), dtype=np.float64)
     if len(values) > BOOTSTRAP_MAX_UNITS:
-        groups = random.permutation(len(values)) % BOOTSTRAP_MAX_UNITS
-        weights = np.bincount(groups, minlength=BOOTSTRAP_MAX_UNITS).astype(np.float64)
-        values = np.asarray(np.bincount(groups, weights=values, minlength=BOOTSTRAP_MAX_UNITS), dtype=np.float64)
+        unit = random.permutation(len(values)) % BOOTSTRAP_MAX_UNITS
+        weights = np.bincount(unit, weights=weights, minlength=BOOTSTRAP_MAX_UNITS).astype(np.float64)
+        values = np.asarray(np.bincount(unit, weights=values, minlength=BOOTSTRAP_MAX_UNITS), dtype=np.float64)
     n = len(values)
     means = np.empty(rounds)
     for i in range(rounds):
@@ -153,7 +172,7 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def score(probabilities: Array, labels: Labels, *, seed: int = 0) -> Score:
+def score(probabilities: Array, labels: Labels, *, groups: NDArray[np.int64] | None = None, seed: int = 0) -> Score:
     """Every metric of a set of predictions.
 
     Parameters
@@ -162,6 +181,8 @@ def score(probabilities: Array, labels: Labels, *, seed: int = 0) -> Score:
         Shape ``[n, 3]``, n >= 1, each row proper (see :func:`find_improper`).
     labels:
         Shape ``[n]``, values 0, 1, 2.
+    groups:
+        Shape ``[n]``, the prompt of each battle where it is known; see :func:`bootstrap_interval`.
     seed:
         Of the bootstrap.
 
@@ -182,7 +203,7 @@ def score(probabilities: Array, labels: Labels, *, seed: int = 0) -> Score:
     return Score(
         n=len(labels),
         log_loss=float(each.mean()),
-        log_loss_ci=bootstrap_interval(each, seed=seed),
+        log_loss_ci=bootstrap_interval(each, groups=groups, seed=seed),
         binary_log_loss=binary_log_loss(probabilities, labels),
         accuracy=accuracy(probabilities, labels),
         brier=brier(probabilities, labels),

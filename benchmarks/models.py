@@ -1,0 +1,166 @@
+"""Which model wins: architectures, text, both orders, blending, on one split by prompt.
+
+    python benchmarks/models.py battles.parquet --encoder ./all-MiniLM-L6-v2 --folder models-benchmark
+
+Draws training, validation and test battles that share no prompt, trains every row below on the same training battles
+with the `prefcli` command (runs that are there are not trained again), predicts the test battles and prints one table:
+log loss with its 95 % interval, and the paired difference to the first row. Both intervals resample prompts. Blending
+weights and temperatures are fitted on the validation battles; nothing but the last column's score looks at the test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prefcli import metrics, tables
+from prefcli.battles import labels_of
+from prefcli.readers import Source, open_battles
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: the runs it predicts with, and how."""
+
+    name: str
+    runs: tuple[str, ...]
+    predict: tuple[str, ...] = ()
+
+
+NEURAL = ("--warmup", "0.1")
+RUNS = {
+    "siamese-nltk": ("--architecture", "siamese", "--text", "nltk", *NEURAL),
+    "siamese-raw": ("--architecture", "siamese", "--text", "raw", *NEURAL),
+    "interaction": ("--architecture", "siamese", "--text", "raw", "--combine", "interaction", *NEURAL),
+    "siamese-swap": ("--architecture", "siamese", "--text", "raw", "--swap", *NEURAL),
+    "cross": ("--architecture", "cross-encoder", "--text", "raw", *NEURAL),
+    "cross-swap": ("--architecture", "cross-encoder", "--text", "raw", "--swap", *NEURAL),
+    "cross-tail": ("--architecture", "cross-encoder", "--text", "raw", "--truncation", "head-tail", *NEURAL),
+    "features": ("--architecture", "features"),
+}
+SWAP = ("--swap-average",)
+PLAIN = ("--no-calibration",)
+ROWS = (
+    Row("siamese, nltk (the seed's)", ("siamese-nltk",), PLAIN),
+    Row("siamese, raw", ("siamese-raw",), PLAIN),
+    Row("siamese, raw, swap-averaged", ("siamese-raw",), PLAIN + SWAP),
+    Row("siamese, raw, interaction", ("interaction",), PLAIN),
+    Row("siamese, raw, --swap", ("siamese-swap",), PLAIN),
+    Row("siamese, raw, --swap, swap-averaged", ("siamese-swap",), PLAIN + SWAP),
+    Row("cross-encoder", ("cross",), PLAIN),
+    Row("cross-encoder, swap-averaged", ("cross",), PLAIN + SWAP),
+    Row("cross-encoder, --swap", ("cross-swap",), PLAIN),
+    Row("cross-encoder, --swap, swap-averaged", ("cross-swap",), PLAIN + SWAP),
+    Row("cross-encoder, --swap, swap-averaged, temperature", ("cross-swap",), SWAP),
+    Row("cross-encoder, head-tail", ("cross-tail",), PLAIN),
+    Row("features", ("features",), PLAIN),
+    Row("features, temperature", ("features",)),
+    Row("blend: features + cross-encoder", ("features", "cross-swap"), SWAP),
+    Row("blend: features + cross-encoder + siamese", ("features", "cross-swap", "siamese-swap"), SWAP),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("battles", type=Path)
+    parser.add_argument("--encoder", required=True)
+    parser.add_argument("--folder", type=Path, default=Path("models-benchmark"))
+    parser.add_argument("--train", type=int, default=4000)
+    parser.add_argument("--validation", type=int, default=800)
+    parser.add_argument("--test", type=int, default=2000)
+    parser.add_argument("--tokens", type=int, default=256, help="of a battle: one sequence, or two of half the length")
+    parser.add_argument("--lr", default="1e-4")
+    parser.add_argument("--only", nargs="*", default=list(RUNS), help="runs to train now")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    parts = draw(given)
+    for name in given.only:
+        train(name, given, parts)
+    print_table(given, parts)
+
+
+def draw(given: argparse.Namespace) -> dict[str, Path]:
+    """Battles of three parts that share no prompt, as files."""
+    parts = {name: given.folder / f"{name}.parquet" for name in ("train", "validation", "test")}
+    if all(path.exists() for path in parts.values()):
+        return parts
+    table = pa.Table.from_batches([batch for batch, _ in open_battles(Source.of(given.battles)).batches()])
+    keys = table["prompt_key"].to_numpy()
+    random = np.random.default_rng(0)
+    prompts = random.permutation(np.unique(keys))
+    cut = (int(len(prompts) * 0.69), int(len(prompts) * 0.81))
+    for (name, path), some in zip(parts.items(), np.split(prompts, cut), strict=True):
+        rows = np.flatnonzero(np.isin(keys, some) & (labels_of(table) >= 0))
+        chosen = np.sort(random.permutation(rows)[: getattr(given, name)])
+        pq.write_table(table.take(chosen), path)
+        print(f"{name}: {len(chosen):,} battles, {len(np.unique(keys[chosen])):,} prompts", flush=True)
+    return parts
+
+
+def prefcli(given: argparse.Namespace, *arguments: object) -> str:
+    command = [sys.executable, "-m", "prefcli", "--workspace", str(given.folder / ".prefcli"), *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def train(name: str, given: argparse.Namespace, parts: dict[str, Path]) -> None:
+    run = given.folder / name
+    if (run / "validation.parquet").exists():
+        return
+    flags = list(RUNS[name])
+    if "features" not in flags:
+        tokens = given.tokens if "cross-encoder" in flags else given.tokens // 2
+        flags += ["--encoder", given.encoder, "--max-length", str(tokens), "--lr", given.lr]
+    started = time.monotonic()
+    files = (parts["train"], "--validation-file", parts["validation"])
+    made = json.loads(prefcli(given, "train", *files, *flags, "--output", run, "--force", "--json"))
+    (run / "seconds.json").write_text(json.dumps([time.monotonic() - started, made["battles_per_second"]]))
+
+
+def print_table(given: argparse.Namespace, parts: dict[str, Path]) -> None:
+    truth = pq.read_table(parts["test"])
+    labels, keys = labels_of(truth), truth["prompt_key"].to_numpy()
+    prior = np.bincount(labels, minlength=3) / len(labels)
+    print(
+        f"\n{len(labels):,} test battles, {len(np.unique(keys)):,} prompts; prior {-(prior * np.log(prior)).sum():.4f}\n"
+    )
+    print("| model | log loss | 95 % interval | difference to the first row | to the best single model | calibration |")
+    print("|---|---|---|---|---|---|")
+    done: list[tuple[Row, np.ndarray, str]] = []
+    for row in ROWS:
+        if not all((given.folder / run / "validation.parquet").exists() for run in row.runs):
+            continue
+        models = [part for run in row.runs for part in ("--model", given.folder / run)]
+        output = given.folder / "predictions.parquet"
+        made = json.loads(
+            prefcli(given, "predict", parts["test"], *models, *row.predict, "--output", output, "--force", "--json")
+        )
+        _, probabilities = tables.read_probabilities(output)
+        fitted = (
+            ", ".join(f"{weight:.2f}" for weight in made["weights"]) if "--no-calibration" not in row.predict else ""
+        )
+        done.append((row, metrics.losses(probabilities, labels), fitted))
+    best = min((losses for row, losses, _ in done if len(row.runs) == 1), key=lambda losses: float(losses.mean()))
+    for row, losses, fitted in done:
+        interval = "{:.4f} to {:.4f}".format(*metrics.bootstrap_interval(losses, groups=keys))
+        compared = [_difference(losses - other, keys) for other in (done[0][1], best)]
+        print(f"| {row.name} | {losses.mean():.4f} | {interval} | {compared[0]} | {compared[1]} | {fitted} |")
+
+
+def _difference(differences: np.ndarray, keys: np.ndarray) -> str:
+    if not differences.any():
+        return ""
+    low, high = metrics.bootstrap_interval(differences, groups=keys)
+    return f"{differences.mean():+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+if __name__ == "__main__":
+    main()
