@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=2000)
     parser.add_argument("--tokens", type=int, default=256, help="of a battle: one sequence, or two of half the length")
     parser.add_argument("--lr", default="1e-4")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--only", nargs="*", default=list(RUNS), help="runs to train now")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -119,6 +120,7 @@ def train(name: str, given: argparse.Namespace, parts: dict[str, Path]) -> None:
     if "features" not in flags:
         tokens = given.tokens if "cross-encoder" in flags else given.tokens // 2
         flags += ["--encoder", given.encoder, "--max-length", str(tokens), "--lr", given.lr]
+        flags += ["--precision", given.precision]
     started = time.monotonic()
     files = (parts["train"], "--validation-file", parts["validation"])
     made = json.loads(prefcli(given, "train", *files, *flags, "--output", run, "--force", "--json"))
@@ -129,9 +131,8 @@ def print_table(given: argparse.Namespace, parts: dict[str, Path]) -> None:
     truth = pq.read_table(parts["test"])
     labels, keys = labels_of(truth), truth["prompt_key"].to_numpy()
     prior = np.bincount(labels, minlength=3) / len(labels)
-    print(
-        f"\n{len(labels):,} test battles, {len(np.unique(keys)):,} prompts; prior {-(prior * np.log(prior)).sum():.4f}\n"
-    )
+    entropy = -(prior * np.log(prior)).sum()
+    print(f"\n{len(labels):,} test battles, {len(np.unique(keys)):,} prompts; prior {entropy:.4f}\n")
     print("| model | log loss | 95 % interval | difference to the first row | to the best single model | calibration |")
     print("|---|---|---|---|---|---|")
     done: list[tuple[Row, np.ndarray, str]] = []
