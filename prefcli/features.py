@@ -478,7 +478,9 @@ def _edges(counts: _Counts) -> dict[str, NDArray[np.generic]]:
     some = counts.texts.per_text(solid) > 0
     position = np.searchsorted(solid, bounds)
     solid = solid if len(solid) else np.zeros(1, dtype=np.int64)
-    first = np.where(some, data[solid[np.minimum(position[:-1], len(solid) - 1)]], ord(" ")) if len(data) else bounds[1:]
+    first = (
+        np.where(some, data[solid[np.minimum(position[:-1], len(solid) - 1)]], ord(" ")) if len(data) else bounds[1:]
+    )
     last = np.where(some, data[solid[np.maximum(position[1:] - 1, 0)]], ord(" ")) if len(data) else bounds[1:]
     letter = (last >= 0x80) | _is_digit(last) | np.isin(last, _codes(_CAPITALS + _SMALL))
     return {
@@ -553,7 +555,11 @@ def _overlaps(counts: _Counts, n: int) -> tuple[Statistics, Statistics]:
                 axis=1,
             )
         )  # fmt: skip
-    word, pair, long = _shared(words, n, 2 * n, n, times), _shared(pairs, n, 2 * n, n), _shared(counts.long, n, 2 * n, n)
+    word, pair, long = (
+        _shared(words, n, 2 * n, n, times),
+        _shared(pairs, n, 2 * n, n),
+        _shared(counts.long, n, 2 * n, n),
+    )
     squares = np.bincount(textbytes.rows_of(words), times**2, 3 * n)
     sizes = np.log1p(np.diff(counts.texts.bounds))
     together = np.stack(
