@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -191,6 +193,74 @@ def test_a_recipe_is_a_set_of_defaults_that_flags_and_files_win_over(cli: CLI, d
     assert config["origins"]["swap"] == "recipe"
     assert cli("train", demo_files.train, "--config", "r/config.json", "--output", "again").code == 0
     assert Path("r/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
+
+
+def test_features_go_all_the_way_without_torch(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
+    """Train, predict and score in processes that never load torch, transformers or nltk."""
+    program = (
+        "import sys; from prefcli.cli.main import run; code = run(sys.argv[1:]); "
+        "print(code, [m for m in ('torch', 'transformers', 'nltk') if m in sys.modules])"
+    )
+    steps = (
+        ("train", demo_files.train, "--recipe", "fast", "--output", "run", "--quiet"),
+        ("predict", demo_files.test, "--model", "run", "-o", "p.csv", "--quiet"),
+        ("score", "p.csv", demo_files.truth, "--quiet"),
+    )
+    for step in steps:
+        command = [sys.executable, "-c", program, *map(str, step)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+    card = Path("run/README.md").read_text()
+    assert "## What it looks at" in card
+    assert "| score of the words |" in card
+    assert runs.read_config(Path("run"))["options"]["text"] is None or "raw" in card
+    held_out = runs.read_validation(Path("run"))
+    assert metrics.log_loss(metrics.softmax(held_out.logits), held_out.labels) < metrics.prior_log_loss(held_out.labels)
+
+
+def test_features_with_folds_are_resumed_and_reproduced_to_the_byte(cli: CLI, demo_files: Demo) -> None:
+    import shutil
+
+    flags = ["--architecture", "features", "--folds", 2]
+    assert cli("train", demo_files.train, *flags, "--output", "folds").code == 0
+    whole = Path("folds/validation.parquet").read_bytes()
+    card = Path("folds/README.md").read_text()
+    assert "## What it looks at" in card
+    kept = Path("folds/fold-1/booster.txt").stat().st_mtime_ns
+    shutil.rmtree("folds/fold-2")
+    for name in ("validation.parquet", "README.md"):
+        Path("folds", name).unlink()
+    done = cli("train", "--resume", "folds")
+    assert done.code == 0, done.err
+    assert Path("folds/validation.parquet").read_bytes() == whole
+    assert Path("folds/README.md").read_text() == card
+    assert Path("folds/fold-1/booster.txt").stat().st_mtime_ns == kept
+    assert cli("train", demo_files.train, "--config", "folds/config.json", "--output", "again").code == 0
+    for fold in ("fold-1", "fold-2"):
+        assert Path("again", fold, "booster.txt").read_bytes() == Path("folds", fold, "booster.txt").read_bytes()
+    assert cli("predict", demo_files.test, "--model", "again", "-o", "p.csv").code == 0
+
+
+def test_a_damaged_features_run_is_refused(cli: CLI, demo_files: Demo) -> None:
+    assert cli("train", demo_files.train, "--recipe", "fast", "--output", "run").code == 0
+    booster = Path("run/booster.txt")
+    booster.write_text(booster.read_text().replace("tree", "trees", 1))
+    done = cli("predict", demo_files.test, "--model", "run", "-o", "p.csv")
+    assert done.code == 1
+    assert "booster.txt is damaged" in done.err
+    assert not Path("p.csv").exists()
+
+
+def test_features_and_neural_runs_blend(cli: CLI, two_runs: tuple[Path, Path, Path], demo_files: Demo) -> None:
+    """They want their text treated differently; both were split by prompt with the same seed."""
+    flags = ["--recipe", "fast", "--validation", 0.5, "--output", "fast"]
+    assert cli("train", demo_files.train, *flags).code == 0
+    made = blended(cli, demo_files.test, [Path("fast"), two_runs[1]], "--swap-average")
+    assert len(made["weights"]) == 2
+    assert made["models"] == ["fast", "cross"]
+    common = set(runs.read_validation(Path("fast")).ids) & set(runs.read_validation(two_runs[1]).ids)
+    assert len(common) == 119
+    assert "on 119 battles" in made["calibration"]
 
 
 # Several models

@@ -46,9 +46,9 @@ def load(folder: Path, placement: Callable[[], Placement]) -> Model:
     from prefcli import runs
 
     if runs.read_config(folder)["options"]["architecture"] == "features":
-        from prefcli.models.features import FeaturesModel
+        from prefcli.models import features
 
-        return FeaturesModel.load(folder)
+        return features.load(folder)
     from prefcli.models import neural
 
     return neural.load(folder, placement())
