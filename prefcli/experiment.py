@@ -24,6 +24,7 @@ from prefcli.report.curves import learning_curves
 from prefcli.reporting import Reporter
 from prefcli.runs import Data
 from prefcli.selection import Fold, Pool, select
+from prefcli.workspace import Workspace
 
 FEW_BATTLES = 10_000
 PRIOR_SPREAD = 0.01
@@ -41,6 +42,7 @@ class Result:
 
 def conduct(
     folder: Path,
+    workspace: Workspace,
     data: Data,
     options: TrainOptions,
     *,
@@ -58,7 +60,7 @@ def conduct(
         If the battles do not allow it: no outcomes, too few prompts to hold any out.
     """
     pool, folds = select(folder, data, options, reporter)
-    work = Work(folder, data, pool, options, origins, command, resume, world, reporter)
+    work = Work(folder, workspace, data, pool, options, origins, command, resume, world, reporter)
     fitter = fitter_for(work, folds)
     fits: list[Fitted] = []
     for number, fold in enumerate(folds):

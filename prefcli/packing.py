@@ -54,9 +54,13 @@ class Ragged:
         return Ragged(np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int32, count=int(ends[-1])), ends)
 
     @staticmethod
+    def with_lengths(values: Ids, lengths: NDArray[np.integer]) -> Ragged:
+        return Ragged(values, _ends(lengths))
+
+    @staticmethod
     def concatenate(parts: Sequence[Ragged]) -> Ragged:
         lengths = np.concatenate([part.lengths for part in parts])
-        return Ragged(np.concatenate([part.values for part in parts]), _ends(lengths))
+        return Ragged.with_lengths(np.concatenate([part.values for part in parts]), lengths)
 
     def take(self, rows: NDArray[np.integer]) -> Ragged:
         """The rows at these positions, in this order."""

@@ -334,6 +334,7 @@ def train(
                 runs.prepare(folder, force)
         result = experiment.conduct(
             folder,
+            workspace,
             data,
             dataclasses.replace(options, text=data.text),
             origins=origins or {},

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from prefcli import checkpoints, files, metrics
 from prefcli.distributed import World
 from prefcli.errors import Interrupted, PrefcliError
-from prefcli.models.neural import WEIGHTS, NeuralModel, Orders
+from prefcli.models.neural import WEIGHTS, NeuralModel, Pass, ahead
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, SWAPPED
 from prefcli.packing import TokenisedBattles
@@ -116,6 +116,27 @@ class Task:
             )
         return self._order[1][number * self.options.batch_size : (number + 1) * self.options.batch_size]
 
+    def prepare(self, rows: NDArray[np.intp]) -> list[Pass]:
+        """This process's forward passes over a batch."""
+        mine = rows[self.world.rank :: self.world.size]
+        passes = self.model.passes(
+            self.lengths,
+            mine if len(mine) else rows[:1],
+            self.options.micro_batch,
+            both_orders=self.options.swap,
+        )
+        return self.model.prepared(self.train, passes)
+
+    def batches(self, epoch: int, number: int) -> Iterator[tuple[NDArray[np.intp], list[Pass]]]:
+        """All batches from one on, with their passes, each put together while the step before it runs."""
+
+        def upcoming() -> Iterator[NDArray[np.intp]]:
+            for later in range(epoch, self.options.epochs):
+                for batch in range(number if later == epoch else 0, self.batches_per_epoch):
+                    yield self.batch(later, batch)
+
+        return ahead(lambda rows: (rows, self.prepare(rows)), upcoming())
+
 
 def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
     """Linear warm-up over ``warmup * total`` steps, then linear decay to 0 at ``total``; ``step`` counts from 0."""
@@ -198,11 +219,12 @@ def fit(task: Task) -> Fitted:
             done=min(first_done, len(task.train) * options.epochs),
         ) as progress,
     ):
+        batches = task.batches(position.epoch, position.batch)
         while not position.finished:
             started = time.perf_counter()
-            rows = task.batch(position.epoch, position.batch)
+            rows, passes = next(batches)
             rate = learning_rate(position.optimizer_steps, task.total_steps, options.learning_rate, options.warmup)
-            result = step(task, parallel, optimizer, scaler, rows, rate)
+            result = step(task, parallel, optimizer, scaler, rows, rate, passes)
             position.seconds += time.perf_counter() - started
             position.batch += 1
             position.steps += 1
@@ -257,10 +279,12 @@ def step(
     scaler: torch.amp.GradScaler,
     rows: NDArray[np.intp],
     rate: float,
+    prepared: list[Pass] | None = None,
 ) -> StepResult:
     """One optimizer step over a batch: forward and loss under autocast, backward through the scaler, update.
 
-    The loss is the mean over the whole batch, however it is cut into micro-batches and spread over ranks.
+    The loss is the mean over the whole batch, however it is cut into micro-batches and spread over ranks. ``prepared``
+    are the batch's passes where they have been put together already.
     """
     options, model, world = task.options, task.model, task.world
     device = model.placement.device
@@ -272,14 +296,14 @@ def step(
     mine = rows[world.rank :: world.size]
     # A rank without a share of the last, small batch still takes part in the exchange, with weight 0.
     weight = (world.size if len(mine) else 0.0) / (len(rows) * (2 if options.swap else 1))
-    passes = model.passes(task.lengths, mine if len(mine) else rows[:1], options.micro_batch, both_orders=options.swap)
+    passes = prepared if prepared is not None else task.prepare(rows)
     total = torch.zeros((), device=device)
-    for number, (piece, orders) in enumerate(passes):
-        targets = torch.from_numpy(_targets(task, piece, orders)).to(device)
+    for number, one in enumerate(passes):
+        targets = torch.from_numpy(_targets(task, one)).to(device, non_blocking=True)
         last = number == len(passes) - 1
         with contextlib.nullcontext() if last or world.alone else module.no_sync():  # type: ignore[operator]
             with torch.autocast(device.type, model.placement.dtype, enabled=model.placement.precision != "fp32"):
-                logits = model.forward(module, task.train, piece, orders)
+                logits = model.forward(module, one)
                 loss = loss_of(logits.float(), targets, options) * weight
             scaler.scale(loss).backward()
         total += loss.detach()
@@ -295,10 +319,10 @@ def step(
     return StepResult(loss_value, float(norm), scale, skipped)
 
 
-def _targets(task: Task, rows: NDArray[np.integer], orders: Orders) -> NDArray[np.float32]:
+def _targets(task: Task, one: Pass) -> NDArray[np.float32]:
     """Targets in the order of a pass's logits: those of an exchanged battle are exchanged too."""
-    straight = task.targets[rows]
-    return np.concatenate([straight[:, SWAPPED] if swapped else straight for swapped in orders])
+    straight = task.targets[one.rows]
+    return np.concatenate([straight[:, SWAPPED] if swapped else straight for swapped in one.orders])
 
 
 def _watch(result: StepResult, position: Position, rate: float, *, scaled: bool) -> None:

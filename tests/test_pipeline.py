@@ -49,7 +49,7 @@ def test_all_five_verbs_in_an_empty_folder(cli: CLI, demo_files: Demo, tmp_path:
         done = cli(*arguments)
         assert done.code == 0, done.err
     stages = sorted(p.name.split("-")[0] for p in (tmp_path / ".prefcli" / "stages").glob("*.parquet"))
-    assert stages == ["battles", "preprocess"]
+    assert stages == ["battles", "preprocess", "tokens"]
     found = predictions(tmp_path / "preds.csv")
     assert list(found) == [str(i) for i in range(1, 241)]
     for row in found.values():

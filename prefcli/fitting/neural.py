@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from prefcli import checkpoints, devices, encoders, runs, training
+from prefcli import checkpoints, devices, encoders, runs, tokens, training
 from prefcli.fitting.work import Fitted, Work
 from prefcli.models import neural
-from prefcli.packing import tokenise
 from prefcli.selection import Fold
 
 
@@ -26,9 +25,9 @@ class NeuralFitter:
         self.located = encoders.locate(options.encoder) if not started_before else run
         everything = np.unique(np.concatenate([fold.train for fold in folds]))
         self.tokenizer = encoders.make_tokenizer(self.located, work.pool.texts(everything))
-        with work.reporter.track("tokenising", len(work.pool)) as progress:
-            self.battles = tokenise(
-                self.tokenizer, work.pool.batches(), progress, by_turn=options.truncation == "head-tail"
+        with work.world.first_does():
+            self.battles = tokens.tokenised(
+                work.pool, self.tokenizer, work.workspace, work.reporter, by_turn=options.truncation == "head-tail"
             )
 
     def fit(self, fold: Fold, prefix: str) -> Fitted:

@@ -17,6 +17,7 @@ from prefcli.options import TrainOptions
 from prefcli.reporting import Reporter
 from prefcli.runs import Data
 from prefcli.selection import Fold, Pool
+from prefcli.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Work:
     ----------
     folder:
         The run's folder; folds lie below it.
+    workspace:
+        Where stages are cached.
     data, pool, options:
         What to train on, the battles chosen from it, and how.
     origins, command:
@@ -38,6 +41,7 @@ class Work:
     """
 
     folder: Path
+    workspace: Workspace
     data: Data
     pool: Pool
     options: TrainOptions

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,28 @@ that there is enough to do."""
 STRAIGHT, SWAPPED_ORDER = False, True
 Orders = tuple[bool, ...]
 """In which orders the answers are shown in one pass: straight, exchanged, or both."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass: which battles, in which orders, and the module's inputs, on the host."""
+
+    rows: NDArray[np.integer]
+    orders: Orders
+    inputs: dict[str, Tensor]
+
+
+def ahead(make: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """``make(item)`` of every item, in order, each made by a thread while the one before it is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="prefcli-batch") as thread:
+        waiting = None
+        for item in items:
+            following = thread.submit(make, item)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
 
 
 class NeuralModel:
@@ -78,7 +102,7 @@ class NeuralModel:
         return report
 
     def inputs(self, battles: TokenisedBattles, rows: NDArray[np.integer], swapped: bool = False) -> dict[str, Tensor]:
-        """The module's input for some battles, padded to the longest of their sequences.
+        """The module's input for some battles, padded to the longest of their sequences, on the host.
 
         Sequence ``s`` of battle ``i`` of ``n`` stands in row ``s * n + i``.
         """
@@ -101,7 +125,10 @@ class NeuralModel:
         arrays = {"input_ids": input_ids, "attention_mask": mask, "spans": spans}
         if last_type is not None:
             arrays["token_type_ids"] = types
-        return {name: torch.from_numpy(array).to(self.placement.device) for name, array in arrays.items()}
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if self.placement.device.type == "cuda":  # copied to the GPU while it computes
+            return {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return tensors
 
     def passes(
         self, lengths: NDArray[np.int64], rows: NDArray[np.integer], at_most: int = 0, *, both_orders: bool = False
@@ -117,22 +144,24 @@ class NeuralModel:
             orders = [(STRAIGHT, SWAPPED_ORDER)] if apart else [(STRAIGHT,), (SWAPPED_ORDER,)]
         return [(piece, shown) for shown in orders for piece in pieces]
 
-    def forward(
-        self, module: torch.nn.Module, battles: TokenisedBattles, rows: NDArray[np.integer], orders: Orders
-    ) -> Tensor:
+    def prepared(self, battles: TokenisedBattles, passes: list[tuple[NDArray[np.integer], Orders]]) -> list[Pass]:
+        """The inputs of some passes, on the host: everything that can be done before the device is free."""
+        return [Pass(rows, orders, self.inputs(battles, rows, orders[0])) for rows, orders in passes]
+
+    def forward(self, module: torch.nn.Module, prepared: Pass) -> Tensor:
         """Logits ``[len(orders) * n, 3]`` of one pass: all battles in the first order, then all in the second.
 
         Parameters
         ----------
         module:
             This model's module, or what wraps it (DistributedDataParallel).
-        battles, rows:
-            Which battles.
-        orders:
-            As :meth:`passes` gives them.
+        prepared:
+            From :meth:`prepared`.
         """
-        more = {"both_orders": True} if len(orders) == 2 else {}
-        logits: Tensor = module(**self.inputs(battles, rows, swapped=orders[0]), **more)
+        device = self.placement.device
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in prepared.inputs.items()}
+        more = {"both_orders": True} if len(prepared.orders) == 2 else {}
+        logits: Tensor = module(**inputs, **more)
         return logits
 
     def micro_batches(
@@ -188,12 +217,13 @@ class NeuralModel:
         logits = np.empty((1 + both_orders, len(battles), len(OUTCOMES)), dtype=np.float64)
         device = self.placement.device
         with torch.autocast(device.type, self.placement.dtype, enabled=self.placement.precision != "fp32"):
-            for rows, orders in self.passes(lengths, np.arange(len(battles)), both_orders=both_orders):
-                found = self.forward(self.module, battles, rows, orders).double().cpu().numpy()
-                for order, part in zip(orders, np.split(found, len(orders)), strict=True):
-                    logits[int(order), rows] = part
-                if done is not None and STRAIGHT in orders:
-                    done(len(rows))
+            passes = self.passes(lengths, np.arange(len(battles)), both_orders=both_orders)
+            for (one,) in ahead(lambda item: self.prepared(battles, [item]), passes):
+                found = self.forward(self.module, one).double().cpu().numpy()
+                for order, part in zip(one.orders, np.split(found, len(one.orders)), strict=True):
+                    logits[int(order), one.rows] = part
+                if done is not None and STRAIGHT in one.orders:
+                    done(len(one.rows))
         return logits
 
     def logits(

@@ -1,0 +1,81 @@
+"""The stage ``tokens``: the same ids as tokenising anew, found again only for the same battles and tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prefcli import encoders, packing, pipeline
+from prefcli.demo import LIKED, NEUTRAL, Demo
+from prefcli.models.neural import ahead
+from prefcli.reporting import SILENT
+from prefcli.selection import Pool
+from prefcli.targets import training_targets
+from prefcli.tokens import tokenised
+from prefcli.workspace import Workspace
+
+
+def a_pool(demo_files: Demo, workspace: Workspace, rows: list[int]) -> Pool:
+    stage = pipeline.preprocess(demo_files.train, workspace, text="raw").stage
+    n, chosen = len(rows), np.array(rows)
+    labels = np.zeros(n, dtype=np.int64)
+    targets = training_targets(labels, np.full((n, 3), np.nan))
+    return Pool(((stage, chosen),), [str(row) for row in rows], labels, chosen, targets)
+
+
+@pytest.mark.parametrize("by_turn", [False, True])
+def test_ids_from_the_cache_are_those_of_the_tokenizer(
+    demo_files: Demo, workspace: Workspace, bert_folder: Path, by_turn: bool
+) -> None:
+    tokenizer = encoders.load_tokenizer(bert_folder)
+    pool = a_pool(demo_files, workspace, list(range(0, 240, 3)))
+    expected = packing.tokenise(tokenizer, pool.batches(), by_turn=by_turn)
+    for _ in range(2):
+        found = tokenised(pool, tokenizer, workspace, SILENT, by_turn=by_turn)
+        for one, other in ((found.prompt, expected.prompt), (found.response_b, expected.response_b)):
+            assert np.array_equal(one.values, other.values)
+            assert np.array_equal(one.ends, other.ends)
+        assert (found.turns is not None) == by_turn
+        for row in (0, 17, 79):
+            for one, other in zip(found.fields(row), expected.fields(row), strict=True):
+                assert one.ids.tolist() == other.ids.tolist()
+                assert one.turns.tolist() == other.turns.tolist()
+    assert len(list(workspace.stages.glob("tokens-*.parquet"))) == 1
+
+
+def test_other_battles_another_tokenizer_or_other_turns_are_another_stage(
+    demo_files: Demo, workspace: Workspace, bert_folder: Path
+) -> None:
+    tokenizer = encoders.load_tokenizer(bert_folder)
+    other = encoders.train_tokenizer([" ".join(LIKED + NEUTRAL[:40])] * 3)
+    pools = [a_pool(demo_files, workspace, rows) for rows in ([1, 2, 3], [1, 2, 4])]
+    for arguments in ((pools[0], tokenizer, False), (pools[1], tokenizer, False), (pools[0], other, False), (pools[0], tokenizer, True)):  # fmt: skip  # noqa: E501
+        pool, used, by_turn = arguments
+        found = tokenised(pool, used, workspace, SILENT, by_turn=by_turn)
+        assert found.prompt.values.tolist() == packing.tokenise(used, pool.batches(), by_turn=by_turn).prompt.values.tolist()  # fmt: skip  # noqa: E501
+    assert len(list(workspace.stages.glob("tokens-*.parquet"))) == 4
+
+
+def test_a_damaged_cache_of_tokens_is_made_again(demo_files: Demo, workspace: Workspace, bert_folder: Path) -> None:
+    tokenizer = encoders.load_tokenizer(bert_folder)
+    pool = a_pool(demo_files, workspace, [0, 5])
+    before = tokenised(pool, tokenizer, workspace, SILENT, by_turn=False)
+    (path,) = workspace.stages.glob("tokens-*.parquet")
+    path.write_bytes(path.read_bytes()[:-50])
+    assert tokenised(pool, tokenizer, workspace, SILENT, by_turn=False).prompt.values.tolist() == before.prompt.values.tolist()  # fmt: skip  # noqa: E501
+
+
+def test_what_is_made_ahead_comes_in_order_one_by_one() -> None:
+    made: list[int] = []
+
+    def make(item: int) -> int:
+        made.append(item)
+        return item * item
+
+    found = ahead(make, iter(range(5)))
+    assert next(found) == 0
+    assert made in ([0], [0, 1]), "one ahead, not all"
+    assert list(found) == [1, 4, 9, 16]
+    assert list(ahead(make, [])) == []
