@@ -419,6 +419,17 @@ def test_a_student_learns_from_its_teachers_predictions_alone(cli: CLI, demo_fil
     assert shares == pytest.approx(expected, abs=0.08)
 
 
+def test_out_of_fold_predictions_are_a_teacher(cli: CLI, demo_files: Demo) -> None:
+    assert cli("train", demo_files.train, "--recipe", "fast", "--folds", 3, "--output", "teacher").code == 0
+    flags = ["--recipe", "fast", "--soft-labels", "teacher/validation.parquet", "--soft-weight", 0.5]
+    done = cli("train", demo_files.train, *flags, "--output", "student")
+    assert done.code == 0, done.err
+    assert "240 battles have soft labels, 0 of them no outcome" in done.err
+    booster = Path("student/booster.txt").read_bytes()
+    assert cli("train", demo_files.train, "--recipe", "fast", "--output", "plain").code == 0
+    assert Path("plain/booster.txt").read_bytes() != booster
+
+
 def test_the_weight_of_soft_labels_counts(cli: CLI, tmp_path: Path) -> None:
     """Outcomes say A, the teacher says tie: with weight 0 the model says A, with weight 1 tie."""
     rows = [battle(i, 0) for i in range(60)]
