@@ -25,6 +25,7 @@ What is not foreseen here (attention maps asked for, masks for each query) goes 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,12 @@ from prefcli.dense import DropStream, times_transposed
 
 SCORES_AT_ONCE = 2**19
 """Elements of the scores (heads x length x length) that are computed at once: 2 MB, about a core's cache."""
+
+ROWS_AT_ONCE = 256
+"""Queries (or keys) that are multiplied with relative ones at once. A block of b of L needs L + b - 1 distances."""
+
+SINGLE_HEADS_FROM = 160
+"""From this length on heads are computed one by one where oneDNN is the faster one: it has no batched product here."""
 
 PROBE_TOKENS = 9
 PROBE_TOLERANCE = 1e-3
@@ -305,15 +312,15 @@ def _relative(
 
 
 def _sheared(products: Tensor) -> Tensor:
-    """Of products with all distances, ``[n, L, 2L-1]``, those of each row's own: a view ``[n, L, L]``, no copy.
+    """Of products of b rows with L + b - 1 distances, those of each row's own: a view ``[n, b, L]``, no copy.
 
-    Element (i, j) is element (i, j - i + L - 1) of the products. ``products`` must be contiguous.
+    Element (i, j) is element (i, j - i + b - 1) of ``products``, which must be contiguous, ``[n, b, L + b - 1]``.
     """
-    count, length, distances = products.shape
-    if length == 1:
+    count, rows, distances = products.shape
+    if rows == 1:
         return products
-    flat = products.view(count, length * distances)
-    return flat[:, length - 1 : -1].unflatten(1, (length, distances - 1))[:, :, :length]
+    flat = products.view(count, rows * distances)
+    return flat[:, rows - 1 : -1].unflatten(1, (rows, distances - 1))[:, :, : distances - rows + 1]
 
 
 def _whole_batch(
@@ -401,7 +408,7 @@ class _Attention(torch.autograd.Function):
         keep = any(ctx.needs_input_grad)
         context = torch.empty_like(value)
         kept = []
-        for span, some in _blocks(layout, len(query)):
+        for span, some in _blocks(layout, len(query), dense.suits_onednn(query)):
             q, k, v = (x[some, span.rows] for x in (query, key, value))
             scores = _scores(q, k, _own(relative_keys, some, span, layout), _own(relative_queries, some, span, layout))
             if span.hidden_keys is not None:
@@ -432,7 +439,7 @@ class _Attention(torch.autograd.Function):
         of_query, of_key, of_value = (torch.empty_like(x) for x in (query, key, value))
         of_keys = None if relative_keys is None else torch.zeros_like(relative_keys)
         of_queries = None if relative_queries is None else torch.zeros_like(relative_queries)
-        for number, (span, some) in enumerate(_blocks(layout, len(query))):
+        for number, (span, some) in enumerate(_blocks(layout, len(query), dense.suits_onednn(query))):
             probabilities, tossed = kept[2 * number : 2 * number + 2]
             q, k, v, g = (x[some, span.rows] for x in (query, key, value, gradient))
             of_probabilities = _product(g, v.transpose(1, 2))
@@ -444,27 +451,23 @@ class _Attention(torch.autograd.Function):
             scores = torch._softmax_backward_data(of_probabilities, probabilities, -1, probabilities.dtype)
             of_q = _product(scores, k)
             of_k = _product_over_rows(scores, q)
-            if of_keys is not None or of_queries is not None:
-                spread = scores.new_zeros(len(scores), span.length, 2 * span.length - 1)
-                view = _sheared(spread)
-            if of_keys is not None:
-                view.copy_(scores)
-                of_q += _product(spread, _own(relative_keys, some, span, layout))
-                _own(of_keys, some, span, layout).add_(_product_over_rows(spread, q))
-            if of_queries is not None:
-                view.copy_(scores.transpose(1, 2))
-                of_k += _product(spread, _own(relative_queries, some, span, layout))
-                _own(of_queries, some, span, layout).add_(_product_over_rows(spread, k))
+            if relative_keys is not None:
+                own, of_own = (_own(x, some, span, layout) for x in (relative_keys, of_keys))
+                _relative_gradients(scores, q, own, of_q, of_own)
+            if relative_queries is not None:
+                own, of_own = (_own(x, some, span, layout) for x in (relative_queries, of_queries))
+                _relative_gradients(scores.transpose(1, 2), k, own, of_k, of_own)
             of_query[some, span.rows] = of_q
             of_key[some, span.rows] = of_k
         return of_query, of_key, of_value, of_keys, of_queries, None, None
 
 
-def _blocks(layout: Layout, heads: int) -> list[tuple[Span, slice]]:
+def _blocks(layout: Layout, heads: int, onednn: bool) -> list[tuple[Span, slice]]:
     """Which heads of which sequence are computed together: short sequences' heads all at once, long ones' singly."""
     blocks = []
     for span in layout.spans:
-        at_once = max(1, min(heads, SCORES_AT_ONCE // span.length**2))
+        single = onednn and span.length >= SINGLE_HEADS_FROM
+        at_once = 1 if single else max(1, min(heads, SCORES_AT_ONCE // span.length**2))
         blocks += [(span, slice(first, min(first + at_once, heads))) for first in range(0, heads, at_once)]
     return blocks
 
@@ -481,10 +484,36 @@ def _scores(query: Tensor, key: Tensor, relative_keys: Tensor | None, relative_q
     """Scores ``[heads, L, L]`` of queries (scaled) and keys ``[heads, L, d]``."""
     scores = _product(query, key.transpose(1, 2))
     if relative_keys is not None:
-        scores += _sheared(_product(query, relative_keys.transpose(1, 2)))
+        _add_relative(scores, query, relative_keys)
     if relative_queries is not None:
-        scores += _sheared(_product(key, relative_queries.transpose(1, 2))).transpose(1, 2)
+        _add_relative(scores.transpose(1, 2), key, relative_queries)
     return scores
+
+
+def _add_relative(scores: Tensor, rows: Tensor, relative: Tensor) -> None:
+    """Add the products of ``rows`` ``[n, L, d]`` with their relative vectors ``[n, 2L-1, d]`` to ``scores``."""
+    for block, distances in _row_blocks(rows.shape[1]):
+        scores[:, block] += _sheared(_product(rows[:, block], relative[:, distances].transpose(1, 2)))
+
+
+def _relative_gradients(of_scores: Tensor, rows: Tensor, relative: Tensor, of_rows: Tensor, of_relative: Tensor) -> None:
+    """The gradient of :func:`_add_relative`, added to ``of_rows`` and ``of_relative``."""
+    spread = None
+    for block, distances in _row_blocks(rows.shape[1]):
+        count, wide = block.stop - block.start, distances.stop - distances.start
+        if spread is None or spread.shape[1] != count:
+            # What the view does not cover is 0 and stays 0.
+            spread = of_scores.new_zeros(len(rows), count, wide)
+        _sheared(spread).copy_(of_scores[:, block])
+        of_rows[:, block] += _product(spread, relative[:, distances])
+        of_relative[:, distances] += _product_over_rows(spread, rows[:, block])
+
+
+def _row_blocks(length: int) -> list[tuple[slice, slice]]:
+    """Blocks of rows, and for each the distances (of ``2 * length - 1``) that it needs."""
+    equal = math.ceil(length / math.ceil(length / ROWS_AT_ONCE))
+    blocks = [slice(start, min(start + equal, length)) for start in range(0, length, equal)]
+    return [(block, slice(length - block.stop, 2 * length - 1 - block.start)) for block in blocks]
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
