@@ -77,6 +77,10 @@ class Layout:
     lowest: int = 0
     highest: int = 0
     """First and last row of the relative embeddings that any distance here needs."""
+    places: Tensor | None = None
+    """``[tokens]``: where they stand in the padded batch; None where they are all of it, in order."""
+    between: Tensor | None = None
+    """``[tokens]``, True for padding between real tokens; None (as a rule) where there is none."""
     padded_mask: Tensor | None = None
     """``[batch, length]``: set where the batch stays padded (GPUs); ``spans`` is empty then."""
 
@@ -188,7 +192,7 @@ class Encoder(original.DebertaV2Encoder):
                 return_dict=return_dict,
             )
         batched = hidden_states.device.type != "cpu" if self.batched is None else self.batched
-        tokens, layout, places = self._unpadded(hidden_states, attention_mask, batched)
+        tokens, layout = self._unpadded(hidden_states, attention_mask, batched)
         relative = self.get_rel_embedding()
         shape = hidden_states.shape
         everything = [hidden_states]
@@ -196,51 +200,66 @@ class Encoder(original.DebertaV2Encoder):
             tokens, _ = layer(tokens, layout, relative_pos=None, rel_embeddings=relative, output_attentions=False)
             if number == 0 and self.conv is not None:
                 # The convolution looks at the input's padding as well, so it is given the padded batch.
-                convolved = self.conv(hidden_states, _padded(tokens, places, shape), attention_mask)
-                tokens = convolved if places is None else convolved.reshape(-1, shape[-1])[places].unsqueeze(0)
-                tokens = tokens.reshape(1, -1, shape[-1]) if layout.padded_mask is None else tokens
+                tokens = _taken(self.conv(hidden_states, _padded(tokens, layout, shape), attention_mask), layout)
             if output_hidden_states or number == len(self.layer) - 1:
-                everything.append(_padded(tokens, places, shape))
+                everything.append(_padded(tokens, layout, shape))
         hidden = tuple(everything) if output_hidden_states else None
         if not return_dict:
             return tuple(value for value in (everything[-1], hidden) if value is not None)
         return BaseModelOutput(last_hidden_state=everything[-1], hidden_states=hidden)
 
-    def _unpadded(self, hidden: Tensor, mask: Tensor, batched: bool) -> tuple[Tensor, Layout, Tensor | None]:
-        """The tokens as layers get them, how they lie, and their places in the padded batch (None: all of them)."""
-        batch, length, width = hidden.shape
+    def _unpadded(self, hidden: Tensor, mask: Tensor, batched: bool) -> tuple[Tensor, Layout]:
+        """The tokens as layers get them, and how they lie."""
+        length = hidden.shape[1]
         attention = self.layer[0].attention.self
         if batched:
-            layout = Layout((), length, *_buckets(self, attention, length, hidden.device), mask.bool())
-            return hidden, layout, None
+            return hidden, Layout(
+                (), length, *_buckets(self, attention, length, hidden.device), padded_mask=mask.bool()
+            )
         real = mask.bool().cpu()
-        if bool(real.all()):
-            spans = [Span(i * length, length) for i in range(batch)]
-            layout = Layout(tuple(spans), length, *_buckets(self, attention, length, hidden.device))
-            return hidden.reshape(1, batch * length, width), layout, None
-        spans, places, start = [], [], 0
+        spans: list[Span] = []
+        places, between, start = [], [], 0
         for i, row in enumerate(real):
             found = row.nonzero().flatten()
             if not len(found):
                 continue
             first, last = int(found[0]), int(found[-1])
-            inner = row[first : last + 1]
-            spans.append(Span(start, len(inner), None if bool(inner.all()) else ~inner))
+            padding = ~row[first : last + 1]
+            spans.append(Span(start, len(padding), padding.to(hidden.device) if bool(padding.any()) else None))
             places.append(torch.arange(i * length + first, i * length + last + 1))
-            start += len(inner)
+            between.append(padding)
+            start += len(padding)
         longest = max((span.length for span in spans), default=1)
-        layout = Layout(tuple(spans), longest, *_buckets(self, attention, longest, hidden.device))
-        where = torch.cat(places) if places else torch.empty(0, dtype=torch.long)
-        where = where.to(hidden.device)
-        return hidden.reshape(batch * length, width)[where].unsqueeze(0), layout, where
+        layout = Layout(
+            tuple(spans),
+            longest,
+            *_buckets(self, attention, longest, hidden.device),
+            places=None
+            if bool(real.all())
+            else torch.cat([*places, torch.empty(0, dtype=torch.long)]).to(hidden.device),
+            between=torch.cat(between).to(hidden.device) if any(s.hidden_keys is not None for s in spans) else None,
+        )
+        return _taken(hidden, layout), layout
 
 
-def _padded(tokens: Tensor, places: Tensor | None, shape: torch.Size) -> Tensor:
+def _taken(hidden: Tensor, layout: Layout) -> Tensor:
+    """From a padded batch the tokens end to end, ``[1, tokens, width]``."""
+    if layout.padded_mask is not None:
+        return hidden
+    flat = hidden.reshape(1, -1, hidden.shape[-1])
+    return flat if layout.places is None else flat[:, layout.places]
+
+
+def _padded(tokens: Tensor, layout: Layout, shape: torch.Size) -> Tensor:
     """Tokens back in the padded batch; 0 at padding."""
-    if places is None:
+    if layout.padded_mask is not None:
+        return tokens * layout.padded_mask.unsqueeze(-1)
+    if layout.places is None:
         return tokens.reshape(shape)
-    flat = tokens.new_zeros(shape[0] * shape[1], shape[2])
-    return flat.index_copy(0, places, tokens.squeeze(0)).view(shape)
+    tokens = tokens.squeeze(0)
+    if layout.between is not None:
+        tokens = tokens.masked_fill(layout.between.unsqueeze(-1), 0)
+    return tokens.new_zeros(shape[0] * shape[1], shape[2]).index_copy(0, layout.places, tokens).view(shape)
 
 
 def _buckets(stack: Any, attention: Any, longest: int, device: torch.device) -> tuple[Tensor | None, int, int]:
@@ -279,15 +298,15 @@ class SelfAttention(original.DisentangledSelfAttention):
 def _attend(attention: Any, hidden: Tensor, layout: Layout, relative: Tensor | None) -> Tensor:
     """What ``attention`` makes of hidden states ``[batch, length, width]`` (batch 1 where tokens lie end to end)."""
     terms = 1 + ("c2p" in attention.pos_att_type) + ("p2c" in attention.pos_att_type)
-    scale = (attention.attention_head_size * terms) ** -0.5
+    scale = 1 / math.sqrt(attention.attention_head_size * terms)
     # Scaled here, where they are small, instead of the scores. The relative keys meet the scaled queries.
     query = attention.query_proj(hidden) * scale
     key = attention.key_proj(hidden)
     value = attention.value_proj(hidden)
-    farthest_first, nearest_last = _relative(attention, layout, relative, scale)
+    relative_keys, relative_queries = _relative(attention, layout, relative, scale)
     dropout = attention.dropout.p if attention.training else 0.0
     compute = _end_to_end if layout.padded_mask is None else _whole_batch
-    return compute(query, key, value, farthest_first, nearest_last, layout, attention.num_attention_heads, dropout)
+    return compute(query, key, value, relative_keys, relative_queries, layout, attention.num_attention_heads, dropout)
 
 
 def _relative(
@@ -382,7 +401,7 @@ def _end_to_end(
 
 def _by_head(x: Tensor, heads: int) -> Tensor:
     """``[rows, width]`` -> ``[heads, rows, width / heads]``, contiguous, at least float32."""
-    split = x.view(x.shape[0], heads, -1).transpose(0, 1)
+    split = x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(0, 1)
     return split.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
 
 
@@ -407,7 +426,7 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         keep = any(ctx.needs_input_grad)
         context = torch.empty_like(value)
-        kept = []
+        kept: list[Tensor | None] = []
         for span, some in _blocks(layout, len(query), dense.suits_onednn(query)):
             q, k, v = (x[some, span.rows] for x in (query, key, value))
             scores = _scores(q, k, _own(relative_keys, some, span, layout), _own(relative_queries, some, span, layout))
@@ -432,7 +451,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         query, key, value, relative_keys, relative_queries, *kept = ctx.saved_tensors
         layout: Layout = ctx.layout
         gradient = gradient.contiguous()
@@ -496,7 +515,9 @@ def _add_relative(scores: Tensor, rows: Tensor, relative: Tensor) -> None:
         scores[:, block] += _sheared(_product(rows[:, block], relative[:, distances].transpose(1, 2)))
 
 
-def _relative_gradients(of_scores: Tensor, rows: Tensor, relative: Tensor, of_rows: Tensor, of_relative: Tensor) -> None:
+def _relative_gradients(
+    of_scores: Tensor, rows: Tensor, relative: Tensor, of_rows: Tensor, of_relative: Tensor
+) -> None:
     """The gradient of :func:`_add_relative`, added to ``of_rows`` and ``of_relative``."""
     spread = None
     for block, distances in _row_blocks(rows.shape[1]):
@@ -526,6 +547,6 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 def _product_over_rows(left: Tensor, right: Tensor) -> Tensor:
     """``leftᵀ @ right`` of ``[n, a, b]``, contiguous, and ``[n, a, c]``, the latter the small one."""
     if len(left) == 1 and dense.suits_onednn(left):
-        # oneDNN copies a first factor that is not contiguous, so that is the small one, and the result comes transposed.
+        # oneDNN copies a first factor that is not contiguous, so that is the small one; the result comes transposed.
         return times_transposed(right[0].t(), left[0].t()).t().unsqueeze(0)
     return torch.bmm(left.transpose(1, 2), right)

@@ -2,10 +2,11 @@
 
 Two things make PyTorch slower than the processor here, and neither has to do with the model:
 
-- PyTorch's float32 matrix products go to MKL, which uses AVX-512 only on Intel's processors; on AMD's it was measured at
-  half the rate of oneDNN, which PyTorch carries too. :class:`Linear` calls oneDNN there.
-- PyTorch's dropout draws one number at a time from a serial generator; at 4 nanoseconds an element it can cost more than
-  the matrix products around it. :class:`Dropout` draws 16 bits an element from a fast generator, seeded from PyTorch's.
+- PyTorch's float32 matrix products go to MKL, which uses AVX-512 only on Intel's processors; on AMD's it was measured
+  at half the rate of oneDNN, which PyTorch carries too. :class:`Linear` calls oneDNN there.
+- PyTorch's dropout draws one number at a time from a serial generator; at 4 nanoseconds an element it can cost more
+  than the matrix products around it. :class:`Dropout` draws 16 bits an element from a fast generator, seeded from
+  PyTorch's.
 
 Both are swapped in place of ``torch.nn``'s by changing the module's class: parameters, their names, hooks and copies
 stay what they were. Whatever they cannot do (other devices, other precisions) they leave to ``torch.nn``.

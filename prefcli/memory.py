@@ -1,7 +1,8 @@
 """Keep the memory that PyTorch frees on a CPU, instead of giving it back and asking for it again.
 
 glibc maps large blocks afresh for every tensor and unmaps them when it goes; the kernel then clears every page at its
-first touch. In training, where tensors of tens of megabytes come and go in every layer, that can be a third of the time.
+first touch. In training, where tensors of tens of megabytes come and go in every layer, that can be a third of the
+time.
 """
 
 from __future__ import annotations
@@ -32,6 +33,6 @@ def keep_freed_memory() -> bool:
     try:
         library = ctypes.CDLL("libc.so.6")
         settings = ((_M_MMAP_THRESHOLD, _LARGEST), (_M_TRIM_THRESHOLD, _LARGEST), (_M_TOP_PAD, _PADDING))
-        return all([bool(library.mallopt(name, value)) for name, value in settings])
+        return all(library.mallopt(name, value) for name, value in settings)
     except (OSError, AttributeError):  # another C library
         return False
