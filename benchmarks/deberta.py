@@ -2,9 +2,9 @@
 
 An encoder of DeBERTa-v3-small's shape with random weights, float32, no padding. Each way of computing lives in a
 process of its own (how freed memory is kept is a matter of the whole process) and they take turns, so that whatever
-else the machine does strikes all of them; medians are printed. *Processor time* is what the work cost over all threads: on a
-busy machine it is the steadier figure. The floor is what the operations that the mathematics needs would take at the
-rate of a plain float32 ``torch.mm`` measured in the same rounds.
+else the machine does strikes all of them; medians are printed. *Processor time* is what the work cost over all
+threads: on a busy machine it is the steadier figure. The floor is what the operations that the mathematics needs would
+take at the rate of a plain float32 ``torch.mm`` measured in the same rounds.
 """
 
 from __future__ import annotations
