@@ -462,7 +462,7 @@ def test_training_goes_the_same_way() -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses[-1].append(float(loss))
+            losses[-1].append(float(loss.detach()))
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert losses[0][-1] < losses[0][0]
 
