@@ -43,6 +43,8 @@ SHAPE: dict[str, Any] = {
 }  # fmt: skip
 WAYS = ("notebook", "Trainer", "prefcli", "prefcli, transformers' attention")
 LEARNING_RATE = 2e-5
+STEP = 16
+"""Battles in an optimizer step, of every way; notebook and Trainer take them in pieces of ``--batch``."""
 PRODUCT = (2048, 768, 3072)
 
 
@@ -72,8 +74,7 @@ def prepare(options: argparse.Namespace) -> tuple[Any, TokenisedBattles, Any]:
 
 def sequences(model: Any, battles: TokenisedBattles, row: int) -> list[list[int]]:
     """A battle's two sequences under the budget."""
-    composed = model.module.compose(model.template, battles.fields(row), model.max_length)
-    return [ids.tolist() for ids, _ in composed]
+    return [packed.ids.tolist() for packed in model.module.compose(model.packing, battles.fields(row))]
 
 
 def padded(rows: list[list[int]], width: int, padding: int) -> tuple[Any, Any]:
@@ -106,10 +107,14 @@ def notebook(model: Any, battles: TokenisedBattles, options: argparse.Namespace)
 
     def train(rows: np.ndarray) -> None:
         model.module.train()
-        for inputs, labels in batches(rows):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model.module(**inputs), labels).backward()
-            optimizer.step()
+        pieces = STEP // options.batch
+        for number, (inputs, labels) in enumerate(batches(rows)):
+            if number % pieces == 0:
+                optimizer.zero_grad()
+            (torch.nn.functional.cross_entropy(model.module(**inputs), labels) / pieces).backward()
+            if number % pieces == pieces - 1:
+                torch.nn.utils.clip_grad_norm_(model.module.parameters(), 1.0)
+                optimizer.step()
 
     def predict(rows: np.ndarray) -> None:
         model.module.eval()
@@ -153,6 +158,7 @@ def trainer(model: Any, battles: TokenisedBattles, options: argparse.Namespace) 
     folder = tempfile.mkdtemp()
     settings = transformers.TrainingArguments(
         output_dir=folder, per_device_train_batch_size=options.batch, per_device_eval_batch_size=options.batch,
+        gradient_accumulation_steps=STEP // options.batch,
         num_train_epochs=1, learning_rate=LEARNING_RATE, train_sampling_strategy="group_by_length", use_cpu=True,
         save_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False, logging_strategy="no",
     )  # fmt: skip
@@ -181,8 +187,9 @@ def prefcli(model: Any, battles: TokenisedBattles, options: argparse.Namespace) 
     from prefcli.options import TrainOptions
     from prefcli.reporting import SILENT
 
-    chosen = TrainOptions(batch_size=16, max_length=options.max_length, lr=LEARNING_RATE, precision="fp32")
-    task = training.Task(model, battles, None, chosen, Path(tempfile.mkdtemp()), SILENT)
+    chosen = TrainOptions(batch_size=STEP, max_length=options.max_length, lr=LEARNING_RATE, precision="fp32")
+    targets = np.eye(3, dtype=np.float32)[battles.labels]
+    task = training.Task(model, battles, targets, None, chosen, Path(tempfile.mkdtemp()), SILENT)
     optimizer = training.make_optimizer(model.module, chosen)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
 
@@ -201,16 +208,17 @@ def work(way: str, options: argparse.Namespace) -> None:
     """A process that does what each line says (``train`` or ``predict`` and rows) and answers with the seconds."""
     import torch
 
-    from prefcli import deberta, devices, memory
+    from prefcli import devices, memory
     from prefcli.models import neural
+    from prefcli.options import TrainOptions
 
     ours = way.startswith("prefcli")
     if ours:
         memory.keep_freed_memory()
     tokenizer, battles, encoder = prepare(options)
-    model = neural.build("siamese", encoder, tokenizer, options.max_length, devices.place("cpu", "fp32"), seed=0)
-    if way == "prefcli" and (reason := deberta.accelerate(encoder)):
-        raise SystemExit(f"not accelerated: {reason}")
+    chosen = TrainOptions(fast_attention=way == "prefcli")
+    model = neural.build(chosen, encoder, tokenizer, options.max_length, devices.place("cpu", "fp32"))
+    print(f"{way}: {model.attention}", file=sys.stderr)
     make = prefcli if ours else notebook if way == "notebook" else trainer
     train, predict = make(model, battles, options)
     left, right = torch.randn(PRODUCT[:2]), torch.randn(PRODUCT[1:])
@@ -221,7 +229,10 @@ def work(way: str, options: argparse.Namespace) -> None:
 
     doing = {"train": train, "predict": predict, "product": product}
     lengths = [[len(ids) for ids in sequences(model, battles, row)] for row in range(len(battles))]
-    print(json.dumps(lengths), flush=True)
+    config = encoder.config
+    shape = {name: getattr(config, name, None) for name in ("hidden_size", "intermediate_size", "num_hidden_layers")}
+    buckets = getattr(config, "position_buckets", 0) if getattr(config, "relative_attention", False) else 0
+    print(json.dumps({"lengths": lengths, "shape": shape | {"position_buckets": buckets}}), flush=True)
     for line in sys.stdin:
         what, rows = json.loads(line)
         started, used = time.perf_counter(), time.process_time()
@@ -242,15 +253,15 @@ def answer(worker: subprocess.Popen[str], question: Any) -> tuple[float, float]:
     raise SystemExit("a process ended early; see above")
 
 
-def operations(lengths: list[int]) -> float:
+def operations(lengths: list[int], shape: dict[str, int]) -> float:
     """Floating-point operations of one forward pass over sequences, as ``benchmarks/deberta.py`` counts them.
 
     Without the projection of relative embeddings, which is shared by a batch.
     """
-    hidden, wide, layers = SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["num_hidden_layers"]
+    hidden, wide, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
     total = 0.0
     for length in lengths:
-        buckets = min(2 * length - 1, 2 * SHAPE["position_buckets"])
+        buckets = min(2 * length - 1, 2 * shape["position_buckets"])
         total += 2 * length * (4 * hidden**2 + 2 * hidden * wide) + 4 * length * hidden * (length + buckets)
     return layers * total
 
@@ -280,10 +291,11 @@ def main() -> None:
         for way in options.ways:
             command = [sys.executable, *sys.argv, "--work", way]
             workers[way] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        lengths: list[list[int]] = []
+        said: dict[str, Any] = {}
         for worker in workers.values():
             assert worker.stdout is not None
-            lengths = json.loads(worker.stdout.readline() or "[]")
+            said = json.loads(worker.stdout.readline())
+        lengths: list[list[int]] = said["lengths"]
         random = np.random.default_rng(0)
         for number in range(options.rounds + 1):
             rows = random.choice(len(lengths), options.battles, replace=False).tolist()
@@ -296,7 +308,7 @@ def main() -> None:
             count = 10 * 2 * PRODUCT[0] * PRODUCT[1] * PRODUCT[2]
             if number:
                 rates.append((count / wall, count / used))
-                needed.append(operations([length for row in rows for length in lengths[row]]))
+                needed.append(operations([length for row in rows for length in lengths[row]], said["shape"]))
     finally:
         for worker in workers.values():
             worker.kill()

@@ -229,6 +229,22 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = TINY_VOCABULARY) -> 
         )
 
 
+def accelerate(encoder: torch.nn.Module) -> str:
+    """Compute an encoder faster with the same results, in place; its state dict stays what it was.
+
+    Returns
+    -------
+    What was done, or why it was not, in words.
+    """
+    from prefcli import deberta, dense
+
+    if encoder.config.model_type == "deberta-v2":  # type: ignore[union-attr]
+        reason = deberta.accelerate(encoder)
+        return "fast attention" if reason is None else f"transformers' own attention: {reason}"
+    dense.accelerate(encoder)
+    return "transformers' own attention: only DeBERTa's is slow"
+
+
 def longest_input(module: Any) -> int | None:
     """Tokens an encoder can take at most, or None where positions are relative or unlimited."""
     config = module.config

@@ -39,8 +39,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 NEURAL_ONLY = (
     "encoder", "combine", "max_length", "truncation", "epochs", "batch_size", "micro_batch", "lr", "warmup",
-    "weight_decay", "clip", "label_smoothing", "loss_input", "swap", "gradient_checkpointing", "precision", "device",
-    "eval_every", "keep", "patience", "checkpoint_every",
+    "weight_decay", "clip", "label_smoothing", "loss_input", "swap", "fast_attention",
+    "gradient_checkpointing", "precision", "device", "eval_every", "keep", "patience", "checkpoint_every",
 )  # fmt: skip
 """Options that mean nothing to ``features``."""
 
@@ -101,6 +101,9 @@ class TrainOptions:
     soft_weight: float = option(1.0, "Weight of a battle's soft label against its outcome.", at_least=0.0, at_most=1.0)
     soft_temperature: float = option(
         1.0, "Soft labels are taken to the power 1/T: above 1 softens, below 1 sharpens.", above=0.0, at_most=100.0
+    )
+    fast_attention: bool = option(
+        True, "Compute DeBERTa (and on a CPU any encoder's linear layers) faster, with the same results."
     )
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, more time.")
     precision: str = option("auto", "auto picks by what the device is good at, and says why.", choices=PRECISIONS)

@@ -468,6 +468,7 @@ def predict(
     calibrate: Path | Source | None = None,
     precision: str = "auto",
     device: str = "auto",
+    fast_attention: bool = True,
     workers: int | None = None,
     limit: int | None = None,
     force: bool = False,
@@ -498,7 +499,7 @@ def predict(
     calibrate:
         Labelled battles like those to be predicted: temperature and share of ties are refitted on them. Those that
         share a prompt with ``source`` are left out.
-    precision, device:
+    precision, device, fast_attention:
         As for training.
     workers:
         Processes for the text treatment; by default one per core.
@@ -531,7 +532,9 @@ def predict(
 
         place = functools.cache(lambda: devices.place(device, precision, world.local_rank))
         members = [
-            inference.Member(tuple(model_room.load(member, place) for member in runs.members(folder)), text)
+            inference.Member(
+                tuple(model_room.load(m, place, fast_attention=fast_attention) for m in runs.members(folder)), text
+            )
             for folder, text in zip(folders, texts, strict=True)
         ]
         speaker.note(f"predicting with {', '.join(f.name for f in folders)}{_on(folders, place)}")

@@ -66,7 +66,8 @@ def test_the_first_losses_equal_a_hand_written_loop(
     """The seed's training in plain torch and transformers; of prefcli only the order of the battles."""
     from transformers import AutoModel, AutoTokenizer, get_linear_schedule_with_warmup
 
-    options = replace(OPTIONS, epochs=1, warmup=0.2, weight_decay=0.0, seed=3)
+    # Faster layers draw other dropout; that they change nothing else has tests of its own.
+    options = replace(OPTIONS, epochs=1, warmup=0.2, weight_decay=0.0, seed=3, fast_attention=False)
     training.fit(a_task(tmp_path, battles, bert_folder, options))
 
     texts = next(b for b, _ in open_battles(demo_files.train).batches()).to_pylist()[:100]
@@ -98,6 +99,29 @@ def test_the_first_losses_equal_a_hand_written_loop(
         schedule.step()
         expected.append(loss.item())
     assert losses(tmp_path)[:10] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("encoder", ["bert", "deberta"])
+@pytest.mark.parametrize("architecture", ["siamese", "cross-encoder"])
+def test_fast_attention_gives_the_losses_of_transformers_own(
+    tmp_path: Path, demo_files: Demo, bert_folder: Path, deberta_folder: Path, encoder: str, architecture: str
+) -> None:
+    """The first 20 steps, dropout apart: its draws differ by intention."""
+    folder = bert_folder if encoder == "bert" else deberta_folder
+    tokenizer = encoders.load_tokenizer(folder)
+    battles = tokenise(tokenizer, (batch for batch, _ in open_battles(demo_files.train).batches()))
+    curves = []
+    for fast in (True, False):
+        options = replace(OPTIONS, fast_attention=fast, architecture=architecture, epochs=2, eval_every=0)
+        task = a_task(tmp_path / str(fast), battles, folder, options)
+        for module in task.model.module.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        assert ("fast attention" in task.model.attention) == (fast and encoder == "deberta")
+        fitted = training.fit(task)
+        assert fitted.logits is not None
+        curves.append([*losses(tmp_path / str(fast))[:20], *fitted.logits.ravel().tolist()])
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(

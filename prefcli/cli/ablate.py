@@ -38,8 +38,9 @@ def run(
 
     Interrupted, it goes on where it was when called again. The other flags are those of train.
     """
-    from prefcli import pipeline
+    from prefcli import memory, pipeline
 
+    memory.keep_freed_memory()
     session = common.session(ctx, workspace, quiet)
     options, _ = resolve({name: value for name, value in flags.items() if value is not None})
     found = pipeline.ablate(

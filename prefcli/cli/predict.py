@@ -59,6 +59,10 @@ def run(
     ] = None,
     precision: Annotated[str, typer.Option("--precision", metavar="NAME", help="auto, fp32, fp16 or bf16.")] = "auto",
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    fast_attention: Annotated[
+        bool,
+        typer.Option("--fast-attention/--no-fast-attention", help="Compute encoders faster, with the same results."),
+    ] = True,
     limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N battles.")] = None,
     format: common.FormatOption = None,
     columns: common.ColumnsOption = None,
@@ -70,8 +74,9 @@ def run(
     debug: common.DebugOption = False,
 ) -> None:
     """Write the probabilities of A, B and tie for every battle: Kaggle's submission, in the input's order."""
-    from prefcli import pipeline
+    from prefcli import memory, pipeline
 
+    memory.keep_freed_memory()
     session = common.session(ctx, workspace, quiet)
     made = pipeline.predict(
         common.source(file, format, columns),
@@ -84,6 +89,7 @@ def run(
         calibrate=calibrate,
         precision=precision,
         device=device,
+        fast_attention=fast_attention,
         limit=limit,
         workers=workers,
         force=force,

@@ -58,9 +58,10 @@ def run(
     **flags: Any,
 ) -> None:
     """Train a model; its run holds weights, tokenizer, options, per-battle validation and a model card."""
-    from prefcli import pipeline
+    from prefcli import memory, pipeline
     from prefcli.errors import InputError
 
+    memory.keep_freed_memory()
     session = common.session(ctx, workspace, quiet)
     given = {name: value for name, value in flags.items() if value is not None}
     if resume is not None and (given or file or output or config):

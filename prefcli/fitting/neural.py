@@ -47,7 +47,8 @@ class NeuralFitter:
         if not under_way:
             size = sum(p.numel() for p in model.module.parameters()) / 1e6
             work.reporter.note(f"{prefix}encoder {options.encoder}: {located.source}; {size:.1f} M parameters")
-            work.reporter.note(f"{prefix}{self.placement}; {max_length} tokens a sequence: {cut}")
+            work.reporter.note(f"{prefix}{self.placement}; {model.attention}")
+            work.reporter.note(f"{prefix}{max_length} tokens a sequence: {cut}")
             if work.world.is_first:
                 resolved = {
                     "placement": str(self.placement),
@@ -55,6 +56,7 @@ class NeuralFitter:
                     "lr": options.learning_rate,
                     "encoder_source": located.source,
                     "cut": str(cut),
+                    "attention": model.attention,
                     "ranks": work.world.size,
                 }
                 work.write_config(fold, resolved, encoder_config=model.encoder_config())

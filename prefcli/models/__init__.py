@@ -28,7 +28,7 @@ class Model(Protocol):
         """Logits ``[n, 3]`` of battles; with ``swap_average`` also those of the battles with A and B exchanged."""
 
 
-def load(folder: Path, placement: Callable[[], Placement]) -> Model:
+def load(folder: Path, placement: Callable[[], Placement], *, fast_attention: bool = True) -> Model:
     """The model in a run's folder.
 
     Parameters
@@ -37,6 +37,8 @@ def load(folder: Path, placement: Callable[[], Placement]) -> Model:
         Of the run, or of one of its folds.
     placement:
         Chooses device and precision; only asked by models that need torch.
+    fast_attention:
+        See :func:`prefcli.models.neural.load`.
 
     Raises
     ------
@@ -51,4 +53,4 @@ def load(folder: Path, placement: Callable[[], Placement]) -> Model:
         return features.load(folder)
     from prefcli.models import neural
 
-    return neural.load(folder, placement())
+    return neural.load(folder, placement(), fast_attention=fast_attention)

@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,14 @@ class NeuralModel:
         How a battle's fields become sequences.
     placement:
         Device and precision.
+    attention:
+        How the encoder is computed, in words.
     """
 
-    def __init__(self, module: Any, tokenizer: Any, packing: Packing, placement: Placement) -> None:
+    def __init__(
+        self, module: Any, tokenizer: Any, packing: Packing, placement: Placement, attention: str = ""
+    ) -> None:
+        self.attention = attention
         self.module = module.to(placement.device)
         self.tokenizer = tokenizer
         self.packing = packing
@@ -272,12 +277,22 @@ def build(
 def _assemble(
     options: TrainOptions, encoder: torch.nn.Module, tokenizer: Any, max_length: int, placement: Placement
 ) -> NeuralModel:
+    attention = encoders.accelerate(encoder) if options.fast_attention else "transformers' own attention, as asked"
     module = ARCHITECTURES[options.architecture](encoder, options.combine)
-    return NeuralModel(module, tokenizer, Packing.of(tokenizer, max_length, options.truncation), placement)
+    return NeuralModel(module, tokenizer, Packing.of(tokenizer, max_length, options.truncation), placement, attention)
 
 
-def load(folder: Path, placement: Placement) -> NeuralModel:
+def load(folder: Path, placement: Placement, *, fast_attention: bool = True) -> NeuralModel:
     """A trained model from its run's folder, by itself: no hub, no original encoder.
+
+    Parameters
+    ----------
+    folder:
+        The run's.
+    placement:
+        Device and precision.
+    fast_attention:
+        Whether the encoder is computed by :func:`prefcli.encoders.accelerate`, however it was trained.
 
     Raises
     ------
@@ -289,7 +304,7 @@ def load(folder: Path, placement: Placement) -> NeuralModel:
 
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        options = TrainOptions(**config["options"])
+        options = replace(TrainOptions(**config["options"]), fast_attention=fast_attention)
         tokenizer = encoders.load_tokenizer(folder)
         encoder = encoders.from_config(config["encoder_config"])
         model = _assemble(options, encoder, tokenizer, int(config["resolved"]["max_length"]), placement)
