@@ -33,7 +33,13 @@ docs: install
 	$(BIN)/python docs/make_cli_reference.py
 
 bench: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	test -n "$(DATA)" || $(BIN)/prefcli demo demo --force > /dev/null
 	$(BIN)/python benchmarks/pipeline.py $(DATA)
+	$(BIN)/python benchmarks/deberta.py
+	$(BIN)/python benchmarks/training_speed.py $(or $(DATA),demo/train.csv)
+	$(BIN)/python benchmarks/prediction_peers.py $(or $(DATA),demo/train.csv)
+	$(BIN)/python benchmarks/features.py $(or $(DATA),demo/train.csv)
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,96 @@
+"""Whether cost grows with the number of battles and nothing faster: ``python benchmarks/scaling.py FILE``.
+
+Cuts the file into its first eighth, quarter, half and all of it, and runs on each, in processes of their own and in
+fresh workspaces: `preprocess` (reading included), tokenising into the cache, and `predict` with a `tiny` siamese and
+with `features` (both trained on a few battles here). Prints seconds a thousand battles and peak memory: the first
+should be level, and so should the second where the work streams.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prefcli.readers import open_battles
+
+TOKENISE = """
+import sys
+from pathlib import Path
+import numpy as np
+from prefcli import encoders, pipeline, tokens
+from prefcli.reporting import SILENT
+from prefcli.selection import Pool
+from prefcli.targets import no_soft
+from prefcli.workspace import Workspace
+file, folder, root = map(Path, sys.argv[1:])
+workspace = Workspace(root)
+stage = pipeline.preprocess(file, workspace, text="raw").stage
+rows = np.arange(stage.rows)
+pool = Pool(((stage, rows),), [""] * len(rows), rows * 0, rows, no_soft(len(rows)))
+tokens.tokenised(pool, encoders.load_tokenizer(folder), workspace, SILENT, by_turn=False)
+"""
+
+
+def measure(command: list[str], folder: Path) -> tuple[float, float]:
+    """Seconds, and peak megabytes of the largest process."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"failed: {' '.join(command[:6])}\n{said.decode()}")
+    return time.perf_counter() - started, usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--predict-length", type=int, default=64, help="--max-length of the tiny siamese")
+    given = parser.parse_args()
+    whole = pa.Table.from_batches([batch for batch, _ in open_battles(given.file).batches()])
+    prefcli = [sys.executable, "-m", "prefcli"]
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        files = {}
+        for share in (8, 4, 2, 1):
+            files[len(whole) // share] = root / f"{len(whole) // share}.parquet"
+            pq.write_table(whole.slice(0, len(whole) // share), files[len(whole) // share])
+        train = [*prefcli, "train", str(next(iter(files.values()))), "--limit", "1500", "--text", "raw"]
+        tiny = ["--encoder", "tiny", "--max-length", str(given.predict_length)]
+        measure([*train, *tiny, "--output", "tiny"], root)
+        measure([*train, "--recipe", "fast", "--output", "features"], root)
+        commands = {
+            "preprocess (nltk), reading included": lambda file, ws: [*prefcli, "--workspace", ws, "preprocess", file],
+            "reading and tokenising": lambda file, ws: [sys.executable, "-c", TOKENISE, file, str(root / "tiny"), ws],
+            "predict, tiny siamese, treated before": lambda file, ws: _predict(prefcli, file, ws, "tiny"),
+            "predict, features, treated before": lambda file, ws: _predict(prefcli, file, ws, "features"),
+        }
+        print("| work | battles | seconds | seconds a thousand battles | peak MB |\n|---|---|---|---|---|")
+        for what, command in commands.items():
+            for count, file in files.items():
+                workspace = root / f"ws-{count}-{what[:4]}"
+                if what.startswith("predict"):
+                    # Text treatment has a row of its own.
+                    measure([*prefcli, "--workspace", str(workspace), "preprocess", str(file), "--text", "raw"], root)
+                seconds, memory = measure(command(str(file), str(workspace)), root)
+                print(
+                    f"| {what} | {count:,} | {seconds:.1f} | {seconds / count * 1000:.3f} | {memory:.0f} |", flush=True
+                )
+
+
+def _predict(prefcli: list[str], file: str, workspace: str, run: str) -> list[str]:
+    return [*prefcli, "--workspace", workspace, "predict", file, "--model", run, "--output", "p.parquet", "--force"]
+
+
+if __name__ == "__main__":
+    main()
