@@ -24,6 +24,8 @@ from prefcli.workspace import Stage
 def from_validation(folders: Sequence[Path], predicted: NDArray[np.int64], reporter: Reporter) -> Calibration:
     """Blending weights of several runs or one run's temperature, from the battles that all of them held out.
 
+    The logits that runs keep are those of the answers in their given order; swap averaging is not repeated for the fit.
+
     Parameters
     ----------
     folders:
@@ -55,7 +57,7 @@ def from_validation(folders: Sequence[Path], predicted: NDArray[np.int64], repor
         held_out[0].labels[rows[0]],
         held_out[0].keys[rows[0]],
     )
-    reporter.note(f"{'blend' if len(folders) > 1 else 'calibration'} fitted on validation battles: {found}")
+    reporter.note(f"{'blend on common' if len(folders) > 1 else 'calibration on'} validation battles: {found}")
     return found
 
 

@@ -74,7 +74,7 @@ class Calibration:
         several = len(self.weights) > 1
         what = "blending weights" if several else "temperature"
         if not self.battles:
-            return f"no {what} fitted"
+            return f"{'equal weights' if several else 'temperature 1'}: nothing to fit on"
         if not np.isfinite(self.after):
             kept = "equal weights" if several else "temperature 1"
             return f"{kept}: {self.battles:,} battles are too few to fit a {what.removesuffix('s')} on"

@@ -213,7 +213,7 @@ def test_features_go_all_the_way_without_torch(cli: CLI, demo_files: Demo, tmp_p
     card = Path("run/README.md").read_text()
     assert "## What it looks at" in card
     assert "| score of the words |" in card
-    assert runs.read_config(Path("run"))["options"]["text"] is None or "raw" in card
+    assert "Text: raw" in card
     held_out = runs.read_validation(Path("run"))
     assert metrics.log_loss(metrics.softmax(held_out.logits), held_out.labels) < metrics.prior_log_loss(held_out.labels)
 
@@ -239,6 +239,17 @@ def test_features_with_folds_are_resumed_and_reproduced_to_the_byte(cli: CLI, de
     for fold in ("fold-1", "fold-2"):
         assert Path("again", fold, "booster.txt").read_bytes() == Path("folds", fold, "booster.txt").read_bytes()
     assert cli("predict", demo_files.test, "--model", "again", "-o", "p.csv").code == 0
+
+
+def test_features_read_raw_text_whatever_preprocess_left(cli: CLI, demo_files: Demo) -> None:
+    assert cli("preprocess", demo_files.train).code == 0
+    done = cli("train", "--recipe", "fast", "--output", "run")
+    assert done.code == 0, done.err
+    assert "training on the battles preprocess last read" in done.err
+    assert runs.read_config(Path("run"))["options"]["text"] == "raw"
+    done = cli("train", "--recipe", "fast", "--text", "nltk", "--output", "treated")
+    assert done.code == 0, done.err
+    assert runs.read_config(Path("treated"))["options"]["text"] == "nltk"
 
 
 def test_a_damaged_features_run_is_refused(cli: CLI, demo_files: Demo) -> None:
