@@ -110,7 +110,7 @@ _SCRIPTS: dict[str, tuple[int, int]] = {
 _LOGARITHMS = (
     "characters", "words", "distinct words", "lines", "paragraphs", "sentences", "list items", "numbered items",
     "headings", "bold", "code fences", "table rows", "links", "indented lines", "capitals", "turns",
-    "longest line", "median-free line length", "words per sentence", "words per paragraph",
+    "longest line", "bytes per line", "words per sentence", "words per paragraph",
     *_COUNTED_BYTES, *PHRASES,
 )  # fmt: skip
 _SHARES = (
@@ -360,7 +360,7 @@ def _lines(counts: _Counts) -> dict[str, NDArray[np.generic]]:
     characters = np.diff(texts.bounds)
     return {
         "lines": lines,
-        "paragraphs": texts.per_text(blank) + (lines > 0),
+        "paragraphs": np.where(lines > 0, texts.per_text(blank) + 1, 0),
         "sentences": texts.per_text(stop),
         "list items": items,
         "numbered items": numbers,
@@ -369,7 +369,7 @@ def _lines(counts: _Counts) -> dict[str, NDArray[np.generic]]:
         "table rows": counts.per_text(text[lead == ord("|")]),
         "indented lines": counts.per_text(text[indented]),
         "longest line": length,
-        "median-free line length": _ratio(characters, lines),
+        "bytes per line": _ratio(characters, lines),
         "distinct lines per line": _ratio(counts.per_text(textbytes.rows_of(distinct)), lines),
         "bold": _doubled(texts, "*"),
         "code fences": _fences(texts),
@@ -478,10 +478,10 @@ def _edges(counts: _Counts) -> dict[str, NDArray[np.generic]]:
     some = counts.texts.per_text(solid) > 0
     position = np.searchsorted(solid, bounds)
     solid = solid if len(solid) else np.zeros(1, dtype=np.int64)
-    first = (
-        np.where(some, data[solid[np.minimum(position[:-1], len(solid) - 1)]], ord(" ")) if len(data) else bounds[1:]
-    )
-    last = np.where(some, data[solid[np.maximum(position[1:] - 1, 0)]], ord(" ")) if len(data) else bounds[1:]
+    data = data if len(data) else np.array([ord(" ")], dtype=np.uint8)
+    blank = np.uint8(ord(" "))
+    first = np.where(some, data[solid[np.minimum(position[:-1], len(solid) - 1)]], blank)
+    last = np.where(some, data[solid[np.maximum(position[1:] - 1, 0)]], blank)
     letter = (last >= 0x80) | _is_digit(last) | np.isin(last, _codes(_CAPITALS + _SMALL))
     return {
         "begins with a capital": np.isin(first, _codes(_CAPITALS)),
@@ -503,10 +503,10 @@ def _shared(keys: Hashes, first: int, second: int, n: int, counts: Numbers | Non
     moved = other - (np.uint64(second - first) << np.uint64(textbytes.HASH_BITS))
     at = np.minimum(np.searchsorted(one, moved), max(len(one) - 1, 0))
     hit = np.flatnonzero(one[at] == moved) if len(one) else np.empty(0, dtype=np.int64)
-    products = np.zeros(n)
+    products: NDArray[np.float64] = np.zeros(n)
     if counts is not None:
         product = counts[edges[0] : edges[1]][at[hit]] * counts[edges[2] : edges[3]][hit]
-        products = np.bincount(row[edges[2] : edges[3]][hit] - second, product, n)
+        products = np.bincount(row[edges[2] : edges[3]][hit] - second, product, n).astype(np.float64)
     return _Overlap(
         both=np.bincount(row[edges[2] : edges[3]][hit] - second, minlength=n),
         first=np.bincount(row[edges[0] : edges[1]] - first, minlength=n),

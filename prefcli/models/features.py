@@ -14,7 +14,10 @@ A folder holds ``booster.txt`` (LightGBM's own format), ``model.safetensors`` (t
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +28,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefcli import features, files
-from prefcli.errors import ModelError
+from prefcli.errors import ModelError, PrefcliError
 from prefcli.features import ANSWER_STATISTICS, BUCKETS, PAIR_STATISTICS, TEXT_STATISTICS, Features
 from prefcli.outcomes import OUTCOMES, SWAPPED
 from prefcli.splits import split_folds
@@ -218,13 +221,37 @@ def _check_versions(manifest: Any, folder: Path) -> None:
             raise _unusable(f"{MANIFEST} was written by another version of prefcli: its {name} differ{told}", folder)
 
 
-def _booster(text: str, folder: Path) -> Booster:
-    from lightgbm import Booster
-    from lightgbm.basic import LightGBMError
+def _lightgbm() -> Any:
+    """The library. On a system without OpenMP's (``libgomp``), which its wheel lacks, PyTorch's copy of that serves.
 
+    Raises
+    ------
+    PrefcliError
+        If there is none at all.
+    """
     try:
-        booster = Booster(model_str=text)
-    except LightGBMError as error:
+        return importlib.import_module("lightgbm")
+    except OSError:
+        torch = importlib.util.find_spec("torch")
+        for folder in (torch.submodule_search_locations or []) if torch else []:
+            for path in Path(folder, "lib").glob("libgomp*.so*"):
+                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lightgbm"]:
+        del sys.modules[name]  # what was imported before it failed
+    try:
+        return importlib.import_module("lightgbm")
+    except OSError as error:
+        raise PrefcliError(
+            f"LightGBM cannot be loaded: {error}",
+            hint="It needs OpenMP's library: apt-get install libgomp1, dnf install libgomp, or brew install libomp.",
+        ) from None
+
+
+def _booster(text: str, folder: Path) -> Booster:
+    lightgbm = _lightgbm()
+    try:
+        booster: Booster = lightgbm.Booster(model_str=text)
+    except lightgbm.basic.LightGBMError as error:
         raise _unusable(f"{BOOSTER} is damaged: {error}", folder) from None
     if booster.num_feature() != len(COLUMNS) or booster.num_model_per_iteration() != len(OUTCOMES):
         raise _unusable(f"{BOOSTER} is of another model: {booster.num_feature()} columns, not {len(COLUMNS)}", folder)
@@ -254,7 +281,7 @@ def _scale(words: csr_matrix) -> Array:
     """Of each row, so that long answers weigh no more than short ones: about one over its norm."""
     squares = words.copy()
     squares.data = squares.data.astype(np.float64) ** 2
-    return 1 / np.sqrt(1 + squares.sum(axis=1).A1)
+    return np.asarray(1 / np.sqrt(1 + np.asarray(squares.sum(axis=1)).ravel()))
 
 
 # Training
@@ -276,7 +303,7 @@ def fit(
     battles:
         Of n training battles.
     targets:
-        Probabilities of A, B and tie, shape ``[n, 3]``: one 1 a row for a vote, anything that sums to 1 for soft labels.
+        Probabilities of A, B and tie, shape ``[n, 3]``: one 1 a row for a vote, else a soft label; rows sum to 1.
     groups:
         Shape ``[n]``, equal for equal prompts. Battles of one prompt are never on both sides of an inner split.
     seed:
@@ -311,7 +338,10 @@ WORD_STEPS = 12
 
 
 def _fit_words(
-    words: csr_matrix, margins: Array, folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]], progress: Progress
+    words: csr_matrix,
+    margins: NDArray[np.floating],
+    folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]],
+    progress: Progress,
 ) -> tuple[NDArray[np.float32], Array]:
     """Weights of the words, and scores of the training battles by models that did not see their prompts."""
     scores = np.zeros(len(margins))
@@ -324,7 +354,7 @@ def _fit_words(
     return weights, scores
 
 
-def _ridge(words: csr_matrix, margins: Array) -> NDArray[np.float32]:
+def _ridge(words: csr_matrix, margins: NDArray[np.floating]) -> NDArray[np.float32]:
     """Ridge regression of "A won" minus "B won" on the words A has more of, rare words weighing more.
 
     Solved by conjugate gradients on the normal equations. Sums are numpy's and not BLAS's, whose order of addition
@@ -364,8 +394,7 @@ def _fit_booster(
     progress: Progress,
 ) -> Booster:
     """The booster on all rows (battles, then the same exchanged), for as many rounds as served the inner folds best."""
-    import lightgbm
-
+    lightgbm = _lightgbm()
     battles = len(rows) // 2
     settings = Settings.of(battles)
     parameters = settings.parameters(seed, threads)
@@ -384,13 +413,13 @@ def _fit_booster(
     length = min(map(len, curves))
     best = int(np.mean([curve[:length] for curve in curves], axis=0).argmin()) + 1
     everything = _dataset(rows, targets, np.arange(len(rows)))
-    return lightgbm.train(parameters, everything, best, callbacks=[_told("training", best, progress)])
+    booster: Booster = lightgbm.train(parameters, everything, best, callbacks=[_told("training", best, progress)])
+    return booster
 
 
 def _dataset(rows: Table, targets: NDArray[np.float32], which: NDArray[np.integer]) -> Any:
     """A LightGBM data set in which a row stands once for every outcome it has a share of, weighing that share."""
-    import lightgbm
-
+    lightgbm = _lightgbm()
     place, labels = np.nonzero(targets[which] > 0)
     which = which[place]
     return lightgbm.Dataset(
