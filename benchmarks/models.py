@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256, help="of a battle: one sequence, or two of half the length")
     parser.add_argument("--lr", default="1e-4")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--rows", nargs="*", default=[], help="print only rows whose name holds one of these")
     parser.add_argument("--only", nargs="*", default=list(RUNS), help="runs to train now")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -154,6 +155,8 @@ def print_table(given: argparse.Namespace, parts: dict[str, Path]) -> None:
     print("|---|---|---|---|---|---|")
     done: list[tuple[Row, np.ndarray, str]] = []
     for row in ROWS:
+        if given.rows and not any(part in row.name for part in given.rows):
+            continue
         if not all((given.folder / run / "validation.parquet").exists() for run in row.runs):
             continue
         models = [part for run in row.runs for part in ("--model", given.folder / run)]
