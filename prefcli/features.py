@@ -475,13 +475,11 @@ def _edges(counts: _Counts) -> dict[str, NDArray[np.generic]]:
     """How texts begin and end, white space apart."""
     data, bounds = counts.texts.data, counts.texts.bounds
     solid = np.flatnonzero(data > ord(" "))
-    some = counts.texts.per_text(solid) > 0
-    position = np.searchsorted(solid, bounds)
-    solid = solid if len(solid) else np.zeros(1, dtype=np.int64)
-    first = (
-        np.where(some, data[solid[np.minimum(position[:-1], len(solid) - 1)]], ord(" ")) if len(data) else bounds[1:]
-    )
-    last = np.where(some, data[solid[np.maximum(position[1:] - 1, 0)]], ord(" ")) if len(data) else bounds[1:]
+    ends = np.searchsorted(solid, bounds)
+    some = ends[1:] > ends[:-1]
+    first, last = (np.full(len(counts.texts), ord(" "), dtype=np.uint8) for _ in range(2))
+    first[some] = data[solid[ends[:-1][some]]]
+    last[some] = data[solid[ends[1:][some] - 1]]
     letter = (last >= 0x80) | _is_digit(last) | np.isin(last, _codes(_CAPITALS + _SMALL))
     return {
         "begins with a capital": np.isin(first, _codes(_CAPITALS)),
@@ -503,10 +501,10 @@ def _shared(keys: Hashes, first: int, second: int, n: int, counts: Numbers | Non
     moved = other - (np.uint64(second - first) << np.uint64(textbytes.HASH_BITS))
     at = np.minimum(np.searchsorted(one, moved), max(len(one) - 1, 0))
     hit = np.flatnonzero(one[at] == moved) if len(one) else np.empty(0, dtype=np.int64)
-    products = np.zeros(n)
+    products = np.zeros(n, dtype=np.float64)
     if counts is not None:
         product = counts[edges[0] : edges[1]][at[hit]] * counts[edges[2] : edges[3]][hit]
-        products = np.bincount(row[edges[2] : edges[3]][hit] - second, product, n)
+        products += np.bincount(row[edges[2] : edges[3]][hit] - second, product, n)
     return _Overlap(
         both=np.bincount(row[edges[2] : edges[3]][hit] - second, minlength=n),
         first=np.bincount(row[edges[0] : edges[1]] - first, minlength=n),

@@ -276,7 +276,7 @@ def fit(
     battles:
         Of n training battles.
     targets:
-        Probabilities of A, B and tie, shape ``[n, 3]``: one 1 a row for a vote, anything that sums to 1 for soft labels.
+        Probabilities of A, B and tie, shape ``[n, 3]``: one 1 a row for a vote, rows that sum to 1 for soft labels.
     groups:
         Shape ``[n]``, equal for equal prompts. Battles of one prompt are never on both sides of an inner split.
     seed:
@@ -291,7 +291,8 @@ def fit(
     if len(battles) < FEWEST_BATTLES or len(np.unique(groups)) < INNER_FOLDS:
         return FeaturesModel(np.zeros(BUCKETS, dtype=np.float32), prior, None, threads)
     folds = split_folds(groups, targets.argmax(axis=1).astype(np.int64), INNER_FOLDS, seed)
-    weights, scores = _fit_words(battles.words, targets[:, 0] - targets[:, 1], folds, told)
+    margins = (targets[:, 0] - targets[:, 1]).astype(np.float64)
+    weights, scores = _fit_words(battles.words, margins, folds, told)
     rows = np.concatenate([table(battles, scores), table(battles, scores, exchanged=True)])
     booster = _fit_booster(rows, np.concatenate([targets, targets[:, SWAPPED]]), folds, seed, threads, told)
     return FeaturesModel(weights, prior, booster, threads)
@@ -337,7 +338,7 @@ def _ridge(words: csr_matrix, margins: Array) -> NDArray[np.float32]:
     scaled = (diags(_scale(words)) @ words @ diags(rarity)).tocsr()
     transposed = scaled.T.tocsr()
     weights = np.zeros(words.shape[1])
-    residual = transposed @ margins.astype(np.float64)
+    residual = transposed @ margins
     direction, size = residual.copy(), _dot(residual, residual)
     for _ in range(WORD_STEPS):
         if size < 1e-12:
