@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Statistics = NDArray[np.float32]
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same battle would give other numbers: saved models then refuse to be used."""
 
 BUCKETS = 1 << 18
