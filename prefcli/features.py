@@ -348,8 +348,7 @@ def _lines(counts: _Counts) -> dict[str, NDArray[np.generic]]:
     bullet |= (lead == 0xE2) & (second == 0x80) & (third == 0xA2)
     numbered = digit & np.isin(second, _codes(".)")) & (third == ord(" "))
     numbered |= digit & digit_too & np.isin(third, _codes(".)")) & (fourth == ord(" "))
-    blank = np.flatnonzero((data[:-1] == textbytes.BREAK) & (data[1:] == textbytes.BREAK))
-    blank = blank[np.isin(blank + 1, texts.bounds, invert=True)]  # not where one text ends and the next begins
+    after_blank = data[starts - 2] == textbytes.BREAK  # a text's first line too: another text's end is before it
     stop = np.flatnonzero(np.isin(data, _codes(".!?")))
     stop = stop[np.isin(padded[stop + 1], _codes(" \n\"')*"))]
     length = np.zeros(len(texts), dtype=np.int64)
@@ -360,7 +359,7 @@ def _lines(counts: _Counts) -> dict[str, NDArray[np.generic]]:
     characters = np.diff(texts.bounds)
     return {
         "lines": lines,
-        "paragraphs": texts.per_text(blank) + (lines > 0),
+        "paragraphs": counts.per_text(text[after_blank]),
         "sentences": texts.per_text(stop),
         "list items": items,
         "numbered items": numbers,
