@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Statistics = NDArray[np.float32]
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same battle would give other numbers: saved models then refuse to be used."""
 
 BUCKETS = 1 << 18
@@ -348,8 +348,7 @@ def _lines(counts: _Counts) -> dict[str, NDArray[np.generic]]:
     bullet |= (lead == 0xE2) & (second == 0x80) & (third == 0xA2)
     numbered = digit & np.isin(second, _codes(".)")) & (third == ord(" "))
     numbered |= digit & digit_too & np.isin(third, _codes(".)")) & (fourth == ord(" "))
-    blank = np.flatnonzero((data[:-1] == textbytes.BREAK) & (data[1:] == textbytes.BREAK))
-    blank = blank[np.isin(blank + 1, texts.bounds, invert=True)]  # not where one text ends and the next begins
+    after_blank = data[starts - 2] == textbytes.BREAK  # a text's first line too: another text's end is before it
     stop = np.flatnonzero(np.isin(data, _codes(".!?")))
     stop = stop[np.isin(padded[stop + 1], _codes(" \n\"')*"))]
     length = np.zeros(len(texts), dtype=np.int64)
@@ -360,7 +359,7 @@ def _lines(counts: _Counts) -> dict[str, NDArray[np.generic]]:
     characters = np.diff(texts.bounds)
     return {
         "lines": lines,
-        "paragraphs": np.where(lines > 0, texts.per_text(blank) + 1, 0),
+        "paragraphs": counts.per_text(text[after_blank]),
         "sentences": texts.per_text(stop),
         "list items": items,
         "numbered items": numbers,
@@ -475,13 +474,11 @@ def _edges(counts: _Counts) -> dict[str, NDArray[np.generic]]:
     """How texts begin and end, white space apart."""
     data, bounds = counts.texts.data, counts.texts.bounds
     solid = np.flatnonzero(data > ord(" "))
-    some = counts.texts.per_text(solid) > 0
-    position = np.searchsorted(solid, bounds)
-    solid = solid if len(solid) else np.zeros(1, dtype=np.int64)
-    data = data if len(data) else np.array([ord(" ")], dtype=np.uint8)
-    blank = np.uint8(ord(" "))
-    first = np.where(some, data[solid[np.minimum(position[:-1], len(solid) - 1)]], blank)
-    last = np.where(some, data[solid[np.maximum(position[1:] - 1, 0)]], blank)
+    ends = np.searchsorted(solid, bounds)
+    some = ends[1:] > ends[:-1]
+    first, last = (np.full(len(counts.texts), ord(" "), dtype=np.uint8) for _ in range(2))
+    first[some] = data[solid[ends[:-1][some]]]
+    last[some] = data[solid[ends[1:][some] - 1]]
     letter = (last >= 0x80) | _is_digit(last) | np.isin(last, _codes(_CAPITALS + _SMALL))
     return {
         "begins with a capital": np.isin(first, _codes(_CAPITALS)),
@@ -503,10 +500,10 @@ def _shared(keys: Hashes, first: int, second: int, n: int, counts: Numbers | Non
     moved = other - (np.uint64(second - first) << np.uint64(textbytes.HASH_BITS))
     at = np.minimum(np.searchsorted(one, moved), max(len(one) - 1, 0))
     hit = np.flatnonzero(one[at] == moved) if len(one) else np.empty(0, dtype=np.int64)
-    products: NDArray[np.float64] = np.zeros(n)
+    products = np.zeros(n, dtype=np.float64)
     if counts is not None:
         product = counts[edges[0] : edges[1]][at[hit]] * counts[edges[2] : edges[3]][hit]
-        products = np.bincount(row[edges[2] : edges[3]][hit] - second, product, n).astype(np.float64)
+        products += np.bincount(row[edges[2] : edges[3]][hit] - second, product, n)
     return _Overlap(
         both=np.bincount(row[edges[2] : edges[3]][hit] - second, minlength=n),
         first=np.bincount(row[edges[0] : edges[1]] - first, minlength=n),

@@ -6,7 +6,8 @@ is compared is compared by 64-bit hashes. This room knows nothing about battles 
 (see :mod:`prefcli.features`).
 
 A word is a run of letters, digits and bytes beyond ASCII. Characters of scripts that are written without spaces, and
-emoji, are words by themselves. Punctuation, the typographic kind included, separates: "don’t" is two words.
+emoji, are words by themselves. Punctuation separates, the typographic and the full-width kind included: "don’t" is
+two words. That of other scripts (the Arabic comma, say) belongs to the word it touches.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ _INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
 
 
 def _spelling() -> Bytes:
-    """What each byte counts as in a hash: capitals as small letters, every digit as 0."""
+    """What each byte counts as in a hash: capitals as small letters, every digit as 0; none as nothing."""
     table = np.arange(256, dtype=np.uint8)
+    table[0] = 0xFF  # no byte of UTF-8; as 0 it would add nothing, wherever it stands
     table[ord("A") : ord("Z") + 1] += 32
     table[ord("0") : ord("9") + 1] = ord("0")
     return table
@@ -66,7 +68,23 @@ def _alone() -> Bytes:
     return table
 
 
-_SPELLING, _LETTERS, _ALONE = _spelling(), _letters(), _alone()
+def _separators() -> Flags:
+    """Which characters from U+0000 to U+FFFF separate words though they are beyond ASCII.
+
+    Latin signs (but ª º µ and raised or broken digits), general punctuation, punctuation of East Asia (but 々 〆 〇)
+    and its full-width forms.
+    """
+    table = np.zeros(1 << 16, dtype=bool)
+    for first, last in (
+        (0x80, 0xBF), (0x2000, 0x206F), (0x3000, 0x303F),
+        (0xFF01, 0xFF0F), (0xFF1A, 0xFF20), (0xFF3B, 0xFF40), (0xFF5B, 0xFF65),
+    ):  # fmt: skip
+        table[first : last + 1] = True
+    table[[ord(letter) for letter in "ªºµ²³¹¼½¾々〆〇"]] = False
+    return table
+
+
+_SPELLING, _LETTERS, _ALONE, _SEPARATORS = _spelling(), _letters(), _alone(), _separators()
 
 
 @dataclass(frozen=True)
@@ -89,7 +107,7 @@ class Texts:
         """From strings without nulls; of those longer than :data:`LONGEST` bytes the beginning."""
         raw = texts.cast(pa.large_binary())
         if len(raw) and (pc.max(pc.binary_length(raw)).as_py() or 0) > LONGEST:
-            raw = pa.array([text[:LONGEST] for text in raw.to_pylist()], pa.large_binary())
+            raw = pa.array([_beginning(text) for text in raw.to_pylist()], pa.large_binary())
         ends = pa.scalar(b"\n", pa.large_binary())
         framed = pc.binary_join_element_wise(ends, raw, ends, pa.scalar(b"", pa.large_binary()))
         bounds = np.frombuffer(framed.buffers()[1], dtype=np.int64)[framed.offset : framed.offset + len(framed) + 1]
@@ -112,6 +130,14 @@ class Texts:
         cells = np.repeat(np.arange(len(self), dtype=np.int64) << 8, np.diff(self.bounds))
         cells += self.data
         return np.bincount(cells, minlength=len(self) << 8).reshape(len(self), 256)
+
+
+def _beginning(text: bytes) -> bytes:
+    """At most :data:`LONGEST` bytes of UTF-8, ending with a whole character."""
+    end = min(len(text), LONGEST)
+    while end < len(text) and text[end] & 0xC0 == 0x80:
+        end -= 1
+    return text[:end]
 
 
 @dataclass(frozen=True)
@@ -177,21 +203,27 @@ class Words:
 
 
 def word_bounds(data: Bytes) -> tuple[Numbers, Numbers]:
-    """Where the words in a buffer of UTF-8 begin and end; the buffer begins and ends outside of words."""
+    """Where the words in a buffer of UTF-8 begin and end; the buffer begins and ends with a line break."""
     word = _LETTERS[data]
     starts = np.zeros(len(data) + 1, dtype=bool)
     starts[1:-1] = ~word[:-1]
     beyond = np.flatnonzero(data >= 0xE2)  # few in most texts, so what they need is done at them alone
     if len(beyond):
         lead = data[beyond]
-        following = data[np.minimum(beyond + 1, len(data) - 1)]
-        marks = beyond[((lead == 0xE2) | (lead == 0xE3)) & (following == 0x80)]  # U+2000 to U+203F, U+3000 to U+303F
+        three = beyond[(lead == 0xE2) | (lead == 0xE3) | (lead == 0xEF)]
+        code = (data[three] & 0x0F).astype(np.int64) << 12 | (data[three + 1] & 0x3F).astype(np.int64) << 6
+        marks = three[_SEPARATORS[code | (data[three + 2] & 0x3F)]]
         for step in range(3):
-            word[np.minimum(marks + step, len(data) - 1)] = False
-        starts[np.minimum(marks + 3, len(data))] = True
+            word[marks + step] = False
+        starts[marks + 3] = True
         alone = beyond[_ALONE[lead] > 0]
         starts[alone] = True
-        starts[np.minimum(alone + _ALONE[data[alone]], len(data))] = True
+        starts[alone + _ALONE[data[alone]]] = True
+    signs = np.flatnonzero(data == 0xC2)  # U+0080 to U+00BF
+    if len(signs):
+        signs = signs[_SEPARATORS[data[signs + 1]]]
+        word[signs] = word[signs + 1] = False
+        starts[signs + 2] = True
     starts[:-1] &= word
     starts[-1] = False
     last = word.copy()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import json
-import sys
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,13 +159,17 @@ class FeaturesModel:
 
     # Folders
 
+    def booster_text(self) -> str:
+        """The booster in LightGBM's format, without the number of threads that made it; empty where there is none."""
+        text = "" if self.booster is None else str(self.booster.model_to_string())
+        return re.sub(r"(?m)^\[num_threads: .*\]\n", "", text)
+
     def save(self, folder: Path) -> None:
         """Write the model's files into a folder, the manifest last: who finds it finds a whole model."""
         from safetensors.numpy import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        text = "" if self.booster is None else self.booster.model_to_string()
-        files.write_text(folder / BOOSTER, text)
+        files.write_text(folder / BOOSTER, self.booster_text())
         with files.atomic(folder / WEIGHTS) as temporary:
             save_file({"word_weights": self.word_weights, "prior": self.prior}, temporary)
         manifest = {
@@ -203,7 +207,7 @@ def load(folder: Path, *, threads: int = 0) -> FeaturesModel:
         booster = _booster((folder / BOOSTER).read_text(encoding="utf-8"), folder) if manifest["boosted"] else None
     except FileNotFoundError as error:
         raise _unusable(f"{Path(error.filename or folder).name} is missing", folder) from None
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise _unusable(f"the model cannot be loaded: {' '.join(str(error).split())[:200]}", folder) from None
     return FeaturesModel(weights, prior, booster, threads)
 
@@ -303,7 +307,8 @@ def fit(
     battles:
         Of n training battles.
     targets:
-        Probabilities of A, B and tie, shape ``[n, 3]``: one 1 a row for a vote, else a soft label; rows sum to 1.
+        Probabilities of A, B and tie, shape ``[n, 3]``: one 1 a row for a vote, rows that sum to 1 for soft labels.
+        Rows of zeros are left out.
     groups:
         Shape ``[n]``, equal for equal prompts. Battles of one prompt are never on both sides of an inner split.
     seed:
@@ -315,10 +320,18 @@ def fit(
     """
     told = progress or (lambda what, done, total: None)
     prior = _prior(targets)
+    nothing_more = FeaturesModel(np.zeros(BUCKETS, dtype=np.float32), prior, None, threads)
+    taught = np.flatnonzero(targets.any(axis=1))
+    if len(taught) < len(battles):
+        battles, targets, groups = battles.take(taught), targets[taught], groups[taught]
     if len(battles) < FEWEST_BATTLES or len(np.unique(groups)) < INNER_FOLDS:
-        return FeaturesModel(np.zeros(BUCKETS, dtype=np.float32), prior, None, threads)
+        return nothing_more
     folds = split_folds(groups, targets.argmax(axis=1).astype(np.int64), INNER_FOLDS, seed)
-    weights, scores = _fit_words(battles.words, targets[:, 0] - targets[:, 1], folds, told)
+    folds = [fold for fold in folds if len(fold[1])]  # none may be left for some where one prompt has most battles
+    if len(folds) < 2:
+        return nothing_more
+    margins = (targets[:, 0] - targets[:, 1]).astype(np.float64)
+    weights, scores = _fit_words(battles.words, margins, folds, told)
     rows = np.concatenate([table(battles, scores), table(battles, scores, exchanged=True)])
     booster = _fit_booster(rows, np.concatenate([targets, targets[:, SWAPPED]]), folds, seed, threads, told)
     return FeaturesModel(weights, prior, booster, threads)
@@ -367,7 +380,7 @@ def _ridge(words: csr_matrix, margins: NDArray[np.floating]) -> NDArray[np.float
     scaled = (diags(_scale(words)) @ words @ diags(rarity)).tocsr()
     transposed = scaled.T.tocsr()
     weights = np.zeros(words.shape[1])
-    residual = transposed @ margins.astype(np.float64)
+    residual = transposed @ margins
     direction, size = residual.copy(), _dot(residual, residual)
     for _ in range(WORD_STEPS):
         if size < 1e-12:
