@@ -18,6 +18,7 @@ import ctypes
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
