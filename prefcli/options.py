@@ -20,18 +20,16 @@ ACTIVATIONS = ("softmax", "none")
 RECIPE_WORDS = {
     "seed": "the classical method, siamese on NLTK-treated text",
     "fast": "boosted text statistics, minutes on a laptop",
-    "strong": "cross-encoder on raw text in both orders, for a GPU",
+    "strong": "siamese with interaction on longer raw text in both orders, for a GPU",
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "seed": {},
     "fast": {"architecture": "features"},
     "strong": {
-        "architecture": "cross-encoder",
         "text": "raw",
+        "combine": "interaction",
         "max_length": 1024,
-        "truncation": "head-tail",
         "swap": True,
-        "lr": 1e-5,
         "warmup": 0.1,
     },
 }

@@ -180,16 +180,16 @@ def test_a_recipe_is_a_set_of_defaults_that_flags_and_files_win_over(cli: CLI, d
     options, origins = resolve({"recipe": "strong", "swap": False}, {"max_length": 700})
     expected = replace(TrainOptions(), **{**RECIPES["strong"], "recipe": "strong", "swap": False, "max_length": 700})
     assert options == expected
-    assert (origins["architecture"], origins["max_length"], origins["swap"]) == ("recipe", "file", "flag")
+    assert (origins["combine"], origins["max_length"], origins["swap"]) == ("recipe", "file", "flag")
     assert resolve({})[0] == TrainOptions(), "the seed's recipe is the defaults"
     for name in RECIPES:
         resolve({"recipe": name})
     done = cli("train", demo_files.train, "--recipe", "strong", "--encoder", "tiny", "--limit", 40, "--output", "r")
     assert done.code == 0, done.err
     assert "recipe strong" in done.err
-    assert "--architecture cross-encoder" in done.err
+    assert "--combine interaction" in done.err
     config = runs.read_config(Path("r"))
-    assert config["options"]["architecture"] == "cross-encoder"
+    assert config["options"]["combine"] == "interaction"
     assert config["origins"]["swap"] == "recipe"
     assert cli("train", demo_files.train, "--config", "r/config.json", "--output", "again").code == 0
     assert Path("r/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
