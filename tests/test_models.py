@@ -169,6 +169,24 @@ def test_head_and_tail_and_interaction_train_and_load(cli: CLI, tmp_path: Path) 
     assert "…" in loaded.tokenizer.decode(ids.tolist())
 
 
+def test_fast_attention_is_said_can_be_left_out_and_changes_no_prediction(
+    cli: CLI, demo_files: Demo, deberta_folder: Path
+) -> None:
+    flags = ["--encoder", deberta_folder, "--text", "raw", "--limit", 60, "--max-length", 48]
+    done = cli("train", demo_files.train, *flags, "--output", "fast")
+    assert done.code == 0, done.err
+    assert "; fast attention" in done.err
+    assert runs.read_config(Path("fast"))["resolved"]["attention"] == "fast attention"
+    done = cli("train", demo_files.train, *flags, "--no-fast-attention", "--output", "slow")
+    assert done.code == 0, done.err
+    assert "transformers' own attention, as asked" in done.err
+    found = []
+    for name, more in (("a", []), ("b", ["--no-fast-attention"])):
+        assert cli("predict", demo_files.test, "--model", "fast", "-o", f"{name}.parquet", *more).code == 0
+        found.append(read_probabilities(Path(f"{name}.parquet"))[1])
+    assert np.allclose(found[0], found[1], atol=1e-5)
+
+
 def test_options_that_do_not_fit_the_architecture_are_refused() -> None:
     with pytest.raises(InputError, match=r"--epochs, --swap: no meaning for --architecture features"):
         resolve({"architecture": "features", "epochs": 2, "swap": True})
