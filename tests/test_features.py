@@ -587,7 +587,8 @@ def test_ridge_regression_agrees_with_a_dense_solution(learnt):
     dense /= np.sqrt(1 + (dense**2).sum(axis=1, keepdims=True))
     rarity = np.sqrt(1 + np.log(121 / (1 + (battles.words[:, used] != 0).sum(axis=0).A1)))
     scaled = dense * rarity
-    solved = np.linalg.solve(scaled.T @ scaled + models.WORD_PENALTY * np.eye(len(used)), scaled.T @ margins) * rarity
+    dual = np.linalg.solve(scaled @ scaled.T + models.WORD_PENALTY * np.eye(120), margins)
+    solved = scaled.T @ dual * rarity
     found = models._ridge(battles.words, margins)
     np.testing.assert_allclose(found[used], solved, atol=1e-5)
     assert not np.delete(found, used).any()
@@ -667,7 +668,21 @@ def test_a_seed_gives_a_model_and_another_seed_another(learnt):
     one, again, other = (models.fit(*few, seed=seed, threads=1) for seed in (1, 1, 2))
     assert one.booster_text() == again.booster_text()
     np.testing.assert_array_equal(one.word_weights, again.word_weights)
-    assert one.booster_text() != other.booster_text()
+    assert trees_of(one) != trees_of(other)
+
+
+def test_the_seed_draws_the_inner_folds_and_the_boosters_samples(learnt, monkeypatch):
+    seeds: list[int] = []
+    split = models.split_folds
+    monkeypatch.setattr(models, "split_folds", lambda *what: seeds.append(what[-1]) or split(*what[:-1], 0))
+    one, other = (models.fit(*learnt.few(200), seed=seed, threads=1) for seed in (1, 2))
+    assert seeds == [1, 2]
+    assert trees_of(one) != trees_of(other)
+
+
+def trees_of(model: FeaturesModel) -> str:
+    """The booster without its parameters, among which the seed stands."""
+    return model.booster_text().partition("\nparameters:")[0].partition("Tree=0")[2]
 
 
 def test_the_number_of_threads_changes_nothing(learnt, monkeypatch):
