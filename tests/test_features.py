@@ -1,13 +1,20 @@
-"""The features architecture: what it measures, that sides are exact mirrors, and that nothing damaged is loaded."""
+"""The architecture `features`: what is measured of battles, what is learnt from it, and what is kept in a folder.
+
+Statistics are compared with a plain Python version of each, one text at a time.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
 import json
+import math
 import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,349 +24,911 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefcli import demo, features, metrics, textbytes
-from prefcli.battles import labels_of, make_batch
+from prefcli import demo, features, metrics, readers, textbytes
+from prefcli.battles import make_batch
 from prefcli.errors import ModelError
-from prefcli.features import ANSWER_STATISTICS, PAIR_STATISTICS, TEXT_STATISTICS, Features, extract
+from prefcli.features import ANSWER_STATISTICS, BUCKETS, PAIR_STATISTICS, PHRASES, TEXT_STATISTICS, Features
 from prefcli.models import features as models
-from prefcli.models.features import FeaturesModel
-from prefcli.readers import open_battles
-from prefcli.targets import training_targets
+from prefcli.models.features import BOOSTER, COLUMNS, MANIFEST, WEIGHTS, FeaturesModel, Settings
+from prefcli.outcomes import SWAPPED
 
 TURNS = pa.list_(pa.string())
-Row = tuple[list[str | None], list[str | None], list[str | None]]
+Turns = list[str | None]
+Battle = tuple[Turns, Turns, Turns]
+
+ODD = (
+    "", " ", "\n", "\n\n\n", "\u0301", "\u200d", "👍🏽👨\u200d👩\u200d👧", "你好，世界。", "مرحبا، عالم",
+    "हिन्दी ภาษาไทย",
+    "nul\x00 bell\x07 del\x7f\x85", "```", "**", "[](", "://", "I'm sorry, but I can't.", "don’t “quote”", "a\r\nb",
+    "1. one\n2. two", "x" * 2000, "word " * 300, "😀" * 300, "Sure! Here is\n\n# Heading\n\n* item\n  - item\n",
+)  # fmt: skip
+some_text = st.one_of(
+    st.none(),
+    st.text(max_size=30),
+    st.sampled_from(ODD),
+    st.lists(st.sampled_from((*demo.LIKED, *demo.DISLIKED, "The", "sorry", "\n", "-")), max_size=40).map(" ".join),
+)
+some_turns = st.one_of(st.lists(some_text, max_size=3), st.lists(some_text, min_size=20, max_size=30))
+some_battle = st.one_of(
+    st.tuples(some_turns, some_turns, some_turns),
+    st.tuples(some_turns, some_turns).map(lambda pair: (pair[0], pair[1], pair[1])),
+)
+some_battles = st.lists(some_battle, min_size=1, max_size=6)
+
+#: A machine that is busy with other things is not a failure.
+unhurried = settings(deadline=None, max_examples=40)
 
 
-def as_batch(rows: list[Row]) -> pa.RecordBatch:
-    fields = ("prompt", "response_a", "response_b")
-    columns = {name: pa.array([row[i] for row in rows], TURNS) for i, name in enumerate(fields)}
+def as_batch(rows: Sequence[Battle]) -> pa.RecordBatch:
+    columns = {
+        name: pa.array([row[i] for row in rows], TURNS) for i, name in enumerate(("prompt", "response_a", "response_b"))
+    }
     return make_batch({"id": pa.array([str(i) for i in range(len(rows))], pa.string()), **columns})
 
 
-def measured(text: str, prompt: str = "a question") -> dict[str, float]:
-    """The statistics of an answer by name, logarithms undone."""
-    values = extract(as_batch([([prompt], [text], ["other"])])).answers[0, 0]
-    found = dict(zip(ANSWER_STATISTICS, values.tolist(), strict=True))
-    return {k: float(np.expm1(v)) if k in features._LOGARITHMS else v for k, v in found.items()}
+def exchanged(rows: Sequence[Battle]) -> list[Battle]:
+    return [(prompt, b, a) for prompt, a, b in rows]
 
 
-@pytest.fixture(scope="module")
-def battles(tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.RecordBatch, np.ndarray, np.ndarray]:
-    """The demo's battles as one batch, their labels and prompts."""
-    file = demo.write(tmp_path_factory.mktemp("demo"), train=900, test=10).train
-    table = pa.Table.from_batches([batch for batch, _ in open_battles(file).batches()]).combine_chunks()
-    return table.to_batches()[0], labels_of(table), table["prompt_key"].to_numpy()
+def same(one: Features, other: Features) -> None:
+    """Equal to the bit, or the first difference."""
+    np.testing.assert_array_equal(one.prompt, other.prompt)
+    np.testing.assert_array_equal(one.answers, other.answers)
+    np.testing.assert_array_equal(one.pair, other.pair)
+    assert one.words.shape == other.words.shape
+    assert (one.words != other.words).nnz == 0
+    assert one.prompt.dtype == one.answers.dtype == one.pair.dtype == one.words.dtype == np.float32
 
 
-def hard(labels: np.ndarray) -> np.ndarray:
-    return np.eye(3, dtype=np.float32)[labels]
+def measured(text: str) -> dict[str, float]:
+    """The statistics of a text by name, counts as counts."""
+    return answer_statistics("", text, "")
 
 
-@pytest.fixture(scope="module")
-def model(battles: tuple[pa.RecordBatch, np.ndarray, np.ndarray]) -> FeaturesModel:
-    batch, labels, keys = battles
-    return models.fit(extract(batch), hard(labels), keys)
+def answer_statistics(prompt: str, a: str, b: str) -> dict[str, float]:
+    """The statistics of answer A by name, counts as counts."""
+    found = features.extract(as_batch([([prompt], [a], [b])]))
+    values = dict(zip(ANSWER_STATISTICS, found.answers[0, 0].astype(float).tolist(), strict=True))
+    return {name: math.expm1(value) if name in features._LOGARITHMS else value for name, value in values.items()}
 
 
-# What is measured
+def pair_statistics(a: str, b: str) -> dict[str, float]:
+    found = features.extract(as_batch([(["?"], [a], [b])]))
+    return dict(zip(PAIR_STATISTICS, found.pair[0].astype(float).tolist(), strict=True))
 
 
-def test_text_statistics_are_those_counted_by_hand() -> None:
+def few_rounds(rounds: int) -> Callable[[int], Settings]:
+    return lambda battles: Settings(8, 0.2, 10, 0.3, rounds, 10)
+
+
+@pytest.fixture(autouse=True)
+def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small boosters learn what is tested here as well."""
+    monkeypatch.setattr(Settings, "of", few_rounds(25))
+
+
+class Learnt:
+    """The demo's battles, measured, and a model of them."""
+
+    def __init__(self, folder: Path, battles: int) -> None:
+        made = demo.write(folder, train=battles, test=300)
+        batches = [batch for batch, _ in readers.open_battles(made.train).batches()]
+        self.battles = Features.concatenate([features.extract(batch) for batch in batches])
+        self.labels = np.concatenate([batch.column("label").to_numpy() for batch in batches])
+        self.keys = np.concatenate([batch.column("prompt_key").to_numpy() for batch in batches])
+        self.targets = np.eye(3, dtype=np.float32)[self.labels]
+
+    def few(self, battles: int) -> tuple[Features, np.ndarray, np.ndarray]:
+        rows = np.arange(battles)
+        return self.battles.take(rows), self.targets[rows], self.keys[rows]
+
+    @functools.cached_property
+    def model(self) -> FeaturesModel:
+        """Trained on all but the last 300 battles."""
+        return models.fit(*self.few(len(self.battles) - 300), threads=1)
+
+
+@pytest.fixture(scope="session")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Learnt:
+    return Learnt(tmp_path_factory.mktemp("demo"), 1500)
+
+
+@pytest.fixture
+def folder(learnt: Learnt, tmp_path: Path) -> Path:
+    """A folder with a saved model."""
+    learnt.model.save(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+# Exchanging the answers
+
+
+@unhurried
+@given(some_battles)
+def test_exchanged_battles_have_exchanged_features(rows):
+    same(features.extract(as_batch(exchanged(rows))), features.extract(as_batch(rows)).exchanged())
+
+
+@unhurried
+@given(rows=some_battles)
+def test_exchanged_answers_get_exchanged_probabilities_exactly(learnt, rows):
+    model = learnt.model
+    assert model.booster is not None
+    straight, _ = model.logits(as_batch(rows))
+    other, back = model.logits(as_batch(exchanged(rows)), swap_average=True)
+    np.testing.assert_array_equal(straight[:, SWAPPED], other)
+    np.testing.assert_array_equal(back, straight)
+    assert np.isfinite(straight).all()
+    np.testing.assert_allclose(np.exp(straight).sum(axis=1), 1)
+
+
+@unhurried
+@given(rows=some_battles)
+def test_identical_answers_are_as_likely_to_win(learnt, rows):
+    probabilities = learnt.model.probabilities(features.extract(as_batch([(p, a, a) for p, a, _ in rows])))
+    np.testing.assert_array_equal(probabilities[:, 0], probabilities[:, 1])
+
+
+def test_the_demos_battles_are_no_exception_and_not_all_alike(learnt):
+    probabilities = learnt.model.probabilities(learnt.battles)
+    np.testing.assert_array_equal(probabilities[:, SWAPPED], learnt.model.probabilities(learnt.battles.exchanged()))
+    assert np.abs(probabilities[:, 0] - probabilities[:, 1]).mean() > 0.1
+
+
+def test_the_exchanged_table_permutes_and_negates_columns(learnt):
+    scores = np.arange(len(learnt.battles)) - 3.5
+    straight = dict(zip(COLUMNS, models.table(learnt.battles, scores).T, strict=True))
+    other = dict(zip(COLUMNS, models.table(learnt.battles, scores, exchanged=True).T, strict=True))
+    for name in COLUMNS:
+        side, _, statistic = name.partition(": ")
+        partner = {"A": f"B: {statistic}", "B": f"A: {statistic}"}.get(side, name)
+        expected = -straight[name] if side == "A - B" else straight[partner]
+        np.testing.assert_array_equal(other[name], expected, err_msg=name)
+
+
+# Batches
+
+
+@unhurried
+@given(some_battles)
+def test_a_battle_is_measured_alike_alone_and_in_any_company(rows):
+    together = features.extract(as_batch(rows))
+    same(together, Features.concatenate([features.extract(as_batch([row])) for row in rows]))
+    turned = features.extract(as_batch(rows[::-1]))
+    same(together, turned.take(np.arange(len(rows))[::-1]))
+
+
+@pytest.mark.parametrize(("size", "number"), [(1, 2048), (60, 2048), (1 << 20, 1), (1 << 20, 7), (500, 3)])
+def test_chunks_change_nothing(monkeypatch, size, number):
+    rows: list[Battle] = [([f"question {i}"], [ODD[i % len(ODD)]], [None, "b" * i]) for i in range(40)]
+    whole = features.extract(as_batch(rows))
+    chunks: list[int] = []
+    measure = features._measure
+    monkeypatch.setattr(features, "_measure", lambda part: chunks.append(part.num_rows) or measure(part))
+    monkeypatch.setattr(features, "CHUNK_BYTES", size)
+    monkeypatch.setattr(features, "CHUNK_BATTLES", number)
+    same(features.extract(as_batch(rows)), whole)
+    assert sum(chunks) == len(rows)
+    assert len(chunks) > 1
+    assert max(chunks) <= number
+    same(features.extract(as_batch(rows).slice(5, 20)), whole.take(np.arange(5, 25)))
+
+
+def test_what_is_beyond_the_longest_text_changes_nothing_but_does_not_reach_the_neighbour(monkeypatch):
+    rows: list[Battle] = [(["hello"], ["ab " + "😀" * 9], ["hello there"]), (["hello"], ["hello"], ["hello"])]
+    for longest in range(12, 17):
+        monkeypatch.setattr(textbytes, "LONGEST", longest)
+        alone = Features.concatenate([features.extract(as_batch([row])) for row in rows])
+        found = features.extract(as_batch(rows))
+        same(found, alone)
+        assert math.expm1(found.answers[0, 1, TEXT_STATISTICS.index("words")]) == pytest.approx(2)
+
+
+def test_an_empty_batch_has_no_features_and_no_probabilities(learnt):
+    empty = features.extract(as_batch([]))
+    assert len(empty) == 0
+    assert empty.prompt.shape == (0, len(TEXT_STATISTICS))
+    assert empty.answers.shape == (0, 2, len(ANSWER_STATISTICS))
+    assert empty.pair.shape == (0, len(PAIR_STATISTICS))
+    assert empty.words.shape == (0, BUCKETS)
+    assert learnt.model.probabilities(empty).shape == (0, 3)
+    some = features.extract(as_batch([(["a"], ["b"], ["c"])]))
+    same(Features.concatenate([empty, some, empty]), some)
+
+
+def test_null_lists_and_null_turns_are_empty_texts():
+    rows = [(None, [], [None]), ([""], [""], [""]), ([None, "a b", None], ["x"], ["y"])]
+    found = features.extract(as_batch(rows))
+    assert np.isfinite(found.prompt).all()
+    turns, nulls, empty = (TEXT_STATISTICS.index(name) for name in ("turns", "null turns", "empty"))
+    np.testing.assert_allclose(np.expm1(found.prompt[:, turns]), [0, 1, 3], rtol=1e-6)
+    assert found.prompt[:, nulls].tolist() == [0, 0, 2]
+    assert found.prompt[:, empty].tolist() == [1, 1, 0]
+    assert found.answers[:, :, nulls].tolist() == [[0, 1], [0, 0], [0, 0]]
+    assert found.answers[:, :, empty].tolist() == [[1, 1], [1, 1], [0, 0]]
+
+
+# Statistics of a text
+
+
+def slow_words(text: str) -> list[str]:
+    """Words of ASCII text as they are counted: case and which digits do not matter."""
+    return re.findall(r"[a-z0]+", re.sub(r"[0-9]", "0", text.lower()))
+
+
+def slow_statistics(text: str) -> dict[str, float]:
+    """Of ASCII text; independent of how :mod:`prefcli.features` counts."""
+    words = slow_words(text)
+    raw = re.findall(r"[A-Za-z0-9]+", text)
+    lines = [line for line in text.split("\n") if line]
+    spelt = [re.sub(r"[0-9]", "0", line.lower()) for line in lines]
+    stripped = [re.sub(r"^[ \t]{0,8}", "", line) for line in lines]
+    paragraphs = [part for part in re.split(r"\n\n+", text) if part.strip("\n")]
+    solid = [character for character in text if character > " "]
+    first, last = (solid[0], solid[-1]) if solid else (" ", " ")
+    runs = {n: [tuple(words[i : i + n]) for i in range(len(words) - n + 1)] for n in (1, 2, 3, 4)}
+    bullets = sum(bool(re.match(r"[-*+] ", line)) for line in stripped)
+    numbered = sum(bool(re.match(r"[0-9]{1,2}[.)] ", line)) for line in stripped)
+    sentences = len(re.findall(r"""[.!?](?=[ \n"')*]|$)""", text))
+    letters = sum(c.isalpha() for c in text)
+    capitals = sum(c.isupper() for c in text)
+
+    def share(part: float, whole: float) -> float:
+        return part / max(whole, 1)
+
+    found: dict[str, float] = {
+        "characters": len(text),
+        "words": len(words),
+        "distinct words": len(set(words)),
+        "lines": len(lines),
+        "paragraphs": len(paragraphs),
+        "sentences": sentences,
+        "list items": bullets,
+        "numbered items": numbered,
+        "headings": sum(bool(re.match(r"#[# ]", line)) for line in stripped),
+        "table rows": sum(line.startswith("|") for line in stripped),
+        "indented lines": sum(line[0] in " \t" for line in lines),
+        "bold": len(re.findall(r"(?=\*\*)", text)) // 2,
+        "code fences": len(re.findall(r"(?=```)", text)),
+        "code fence left open": len(re.findall(r"(?=```)", text)) % 2,
+        "links": text.count("://") + text.count("]("),
+        "capitals": capitals,
+        "digits": sum(c.isdigit() for c in text),
+        "commas": text.count(","),
+        "question marks": text.count("?"),
+        "brackets": sum(text.count(c) for c in "([{"),
+        "backticks": text.count("`"),
+        "longest line": max(map(len, lines), default=0),
+        "words per sentence": share(len(words), sentences),
+        "words per paragraph": share(len(words), len(paragraphs)),
+        "share of capitals": share(capitals, letters),
+        "share of digits": share(sum(c.isdigit() for c in text), len(text)),
+        "share of spaces": share(text.count(" ") + text.count("\t"), len(text)),
+        "share of line breaks": share(text.count("\n"), len(text)),
+        "share of punctuation": share(sum(33 <= ord(c) < 127 and not c.isalnum() for c in text), len(text)),
+        "share beyond ASCII": 0,
+        "word length": share(sum(map(len, words)), len(words)),
+        "share of long words": share(sum(len(word) >= 6 for word in words), len(words)),
+        "share of short words": share(sum(len(word) <= 3 for word in words), len(words)),
+        "share of capitalised words": share(sum(word[0].isupper() for word in raw), len(words)),
+        "share of words in capitals": share(
+            sum(len(word) > 1 and word[0].isupper() and word[-1].isupper() for word in raw), len(words)
+        ),
+        "distinct words per word": share(len(set(words)), len(words)),
+        "distinct pairs per pair": share(len(set(runs[2])), len(runs[2])),
+        "distinct triples per triple": share(len(set(runs[3])), len(runs[3])),
+        "most frequent word": share(max(Counter(words).values(), default=0), len(words)),
+        "distinct lines per line": share(len(set(spelt)), len(lines)),
+        "share of list lines": share(bullets + numbered, len(lines)),
+        "empty": not text,
+        "begins with a capital": first.isupper(),
+        "begins with a digit": first.isdigit(),
+        "begins with markup": first in "#*`|-<[{_>",
+        "ends as a sentence": last in '.!?"',
+        "ends as a question": last == "?",
+        "ends with a letter or digit": last.isalnum(),
+        "ends with a colon or comma": last in ":,;-",
+        "ends with markup": last in "`|*>]})#",
+    }
+    openings = set()
+    for kind, phrases in PHRASES.items():
+        spelled = {tuple(slow_words(phrase)) for phrase in phrases}
+        hits = [i for n in runs for i, run in enumerate(runs[n]) if run in spelled]
+        found[kind] = len(hits)
+        if any(place < 3 for place in hits):
+            openings.add(kind)
+    found["begins eagerly"] = "eager openings" in openings
+    found["begins with a refusal"] = bool(openings & {"refusals", "apologies", "self mentions"})
+    found["share of English words"] = share(found["English words"], len(words))
+    found["share of first person"] = share(found["first person"], len(words))
+    return found
+
+
+markdown = st.lists(
+    st.sampled_from(
+        (
+            "the", "The", "NASA", "I", "I'm", "sorry", "I cannot", "as an AI", "of course", "don't", "word", "longer",
+            "1999", "2024", "3.14", "a", "b", "c", " ", " ", " ", "\n", "\n", "\n\n", "\t", ". ", "! ", "?", ", ", ":",
+            "\n- ", "\n  * ", "\n1. ", "\n12) ", "\n## ", "\n#tag", "\n| a | b |", "**", "`", "```", "\n```\n",
+            "http://x.y", "[a](b)", "(", "{", '"', "'", "_", "-",
+        )
+    ),
+    max_size=40,
+).map("".join)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=150)
+@given(markdown)
+def test_statistics_are_those_of_a_slow_program(text):
+    found = measured(text)
+    for name, value in slow_statistics(text).items():
+        assert found[name] == pytest.approx(float(value), rel=1e-5, abs=1e-6), name
+
+
+def test_statistics_of_a_known_answer():
+    """Among them are "1." as a sentence, and "I'm" as "i" and "i'm"."""
     text = (
-        "# Title\n\nSorry, I cannot do that. But here's a list:\n- one ITEM\n- two items\n1. first\n2) second\n\n"
-        "```py\nx = 1\n```\nIs it **bold**? See https://a.b/c [d](e).\n| a | b |\n"
+        "# Title\n\nI'm sorry, but I cannot help. Really!\n\n\n"
+        "- one **bold** item\n- two\n  * three\n1. first\n10) tenth\n\n```py\nx = 12\n```\n| a | b |\nSee [this](http://x.y)"
     )
     found = measured(text)
     expected = {
-        "headings": 1, "list items": 2, "numbered items": 2, "code fences": 2, "table rows": 1, "bold": 1,
-        "links": 2, "question marks": 1, "pipes": 3, "number signs": 1, "refusals": 1, "apologies": 1, "turns": 1,
-        "lines": 11, "code fence left open": 0, "empty": 0, "begins with markup": 1, "ends with markup": 1,
-        "begins with a refusal": 1, "characters": len(text), "digits": sum(c.isdigit() for c in text),
-        "capitals": sum(c.isupper() for c in text), "commas": 1,
+        "lines": 12, "paragraphs": 4, "sentences": 3, "headings": 1, "list items": 3, "numbered items": 2,
+        "table rows": 1, "indented lines": 1, "bold": 1, "code fences": 2, "code fence left open": 0, "links": 2,
+        "digits": 5, "words": 28, "refusals": 2, "apologies": 1, "first person": 3, "turns": 1,
+        "begins with markup": 1, "begins with a refusal": 0, "longest line": 37, "ends with markup": 1,
     }  # fmt: skip
-    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-3)
+    assert {name: round(found[name], 4) for name in expected} == expected
 
 
 @pytest.mark.parametrize(
     ("text", "name", "value"),
     [
-        ("", "empty", 1), ("", "words", 0), ("", "paragraphs", 0), ("one", "paragraphs", 1),
-        ("one\n\ntwo\n\nthree", "paragraphs", 3), ("One. Two! Three? ", "sentences", 3),
-        ("3.14 is pi", "sentences", 0), ("```\nopen", "code fence left open", 1),
-        ("Sure, here it is", "begins eagerly", 1), ("Well, sure", "ends with a letter or digit", 1),
-        ("Well then:", "ends with a colon or comma", 1), ("He said so.", "ends as a sentence", 1),
-        ("ends so?", "ends as a question", 1), ("7 things", "begins with a digit", 1),
-        ("word word word other", "most frequent word", 0.75), ("word word word other", "distinct words", 2),
-        ("same\nsame\nother", "distinct lines per line", 2 / 3), ("日本語", "words", 3), ("naïve café", "words", 2),
-        ("don't", "words", 2), ("As an AI language model, no", "begins with a refusal", 1),
+        ("", "paragraphs", 0),
+        ("\n\n\n", "paragraphs", 0),
+        ("\na\n", "paragraphs", 1),
+        ("a\n\n\n\nb\nc", "paragraphs", 2),
+        ("a\n\nb", "lines", 2),
+        ("Line 1\nline 2\nother", "distinct lines per line", 2 / 3),
+        ("a\na\x00", "distinct lines per line", 1),
+        ("cafe\u0301 中文 😀", "characters", 10),
+        ("ab中", "share of Han", 1 / 3),
+        ("Ж中", "share of Cyrillic", 1 / 2),
+        ("한a", "share of Hangul", 1 / 2),
+        ("éa", "share of accented Latin", 1 / 2),
+        ("😀", "share of emoji", 1),
+        ("かa", "share of kana", 1 / 2),
+        ("אa", "share of Hebrew", 1 / 2),
+        ("مa", "share of Arabic", 1 / 2),
+        ("ก", "share of South Asian", 1),
+        ("你好，世界。", "words", 4),
+        ("• one\n• two", "list items", 2),
+        ("123. no item", "numbered items", 0),
+        ("#hashtag", "headings", 0),
+        ("v1.5 is e.g.", "sentences", 1),
+        ("Well, I apologize.", "begins with a refusal", 1),
+        ("One two three sorry", "begins with a refusal", 0),
+        ("SORRY", "apologies", 1),
+        ("I don’t have access", "refusals", 1),
+        ("I cannot. I can't. I won't.", "refusals", 3),
+        ("Sure! Here is", "begins eagerly", 1),
+        ("  \n- item", "begins with markup", 1),
+        ("done. \n", "ends as a sentence", 1),
+        ("really?", "ends as a question", 1),
+        ("世界", "ends with a letter or digit", 1),
+        ("as follows:", "ends with a colon or comma", 1),
+        ("```\ncut", "code fence left open", 1),
     ],
-)  # fmt: skip
-def test_single_statistics(text: str, name: str, value: float) -> None:
-    assert measured(text)[name] == pytest.approx(value, abs=1e-3)
-
-
-WORDS = st.lists(st.sampled_from("alpha beta gamma Delta epsilon zeta eta theta".split()), max_size=14)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(WORDS, WORDS, WORDS), min_size=1, max_size=5))
-def test_overlaps_are_those_of_sets_and_counts(rows: list[tuple[list[str], ...]]) -> None:
-    """Against plain Python sets and counters."""
-    found = extract(as_batch([tuple([" ".join(words)] for words in row) for row in rows]))
-    pair = {name: found.pair[:, i] for i, name in enumerate(PAIR_STATISTICS)}
-    answer = {name: found.answers[:, :, i] for i, name in enumerate(ANSWER_STATISTICS)}
-    for i, row in enumerate(rows):
-        prompt, a, b = ([word.lower() for word in words] for words in row)
-        sets = [set(words) for words in (prompt, a, b)]
-        pairs = [set(itertools.pairwise(words)) for words in (a, b)]
-        counts = [Counter(words) for words in (a, b)]
-        dot = sum(counts[0][word] * counts[1][word] for word in counts[0])
-        norms = [sum(n * n for n in count.values()) ** 0.5 for count in counts]
-        assert pair["words shared"][i] == pytest.approx(len(sets[1] & sets[2]) / max(len(sets[1] | sets[2]), 1))
-        assert pair["word pairs shared"][i] == pytest.approx(
-            len(pairs[0] & pairs[1]) / max(len(pairs[0] | pairs[1]), 1)
-        )
-        assert pair["word cosine"][i] == pytest.approx(dot / max(norms[0] * norms[1], 1), abs=1e-6)
-        assert pair["answers identical"][i] == (" ".join(row[1]) == " ".join(row[2]))
-        for side in (0, 1):
-            both = len(sets[0] & sets[side + 1])
-            assert answer["prompt's words in answer"][i, side] == pytest.approx(both / max(len(sets[0]), 1))
-            assert answer["answer's words in prompt"][i, side] == pytest.approx(both / max(len(sets[side + 1]), 1))
-        first = next((n for n in range(5) if a[n : n + 1] != b[n : n + 1] or not a[n:]), 5)
-        assert pair["same first words"][i] == first
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.text(alphabet="abcXYZ019 .,\n'-", max_size=80))
-def test_words_are_runs_of_letters_and_digits(text: str) -> None:
-    texts = textbytes.Texts.of(pa.array([text]))
-    starts, ends = textbytes.word_bounds(texts.data)
-    found = [bytes(texts.data[s:e]).decode() for s, e in zip(starts, ends, strict=True)]
-    assert found == re.findall(r"[a-zA-Z0-9]+", text)
-
-
-def test_hashes_tell_words_apart_and_ignore_place_case_and_digits() -> None:
-    words = [f"{a}{b}{c}" for a in "abcdefghij" for b in "klmnopqrst" for c in "uvwxyzabcd"]
-    texts = textbytes.Texts.of(pa.array([" ".join(words), " ".join(reversed(words)), "ALPHA 12 Alpha 34 alpha"]))
-    found = textbytes.Words.of(texts, textbytes.Spelled.of(texts))
-    first, second, third = (found.hashes[found.text == i] for i in range(3))
-    assert len(set(first.tolist())) == len(words)
-    assert first.tolist() == second[::-1].tolist()
-    assert len(set(third.tolist())) == 2
-
-
-# Sides are mirrors
-
-odd_text = st.one_of(
-    st.none(),
-    st.sampled_from(
-        [
-            "",
-            " ",
-            "\n\n",
-            "\u0301",
-            "e\u0301\u0301",
-            "👩‍👩‍👧 ok",
-            "\x00\x1b[31m",
-            "مرحبا بالعالم",
-            "漢字かな",
-            "a" * 5000,
-        ]
-    ),
-    st.text(max_size=60),
-    st.lists(st.sampled_from((*demo.LIKED, *demo.DISLIKED)), max_size=40).map(" ".join),
 )
-odd_turns = st.lists(odd_text, max_size=3)
+def test_a_statistic_of_a_text(text, name, value):
+    assert measured(text)[name] == pytest.approx(value, rel=1e-5, abs=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(odd_turns, odd_turns, odd_turns), min_size=1, max_size=6), st.booleans())
-def test_exchanged_answers_get_exactly_exchanged_probabilities(
-    model: FeaturesModel, rows: list[Row], identical: bool
-) -> None:
-    if identical:
-        rows = [(prompt, a, a) for prompt, a, _ in rows]
-    there, back = extract(as_batch(rows)), extract(as_batch([(prompt, b, a) for prompt, a, b in rows]))
-    mirrored = there.exchanged()
-    assert np.array_equal(mirrored.answers, back.answers)
-    assert np.array_equal(mirrored.pair, back.pair)
-    assert (mirrored.words != back.words).nnz == 0
-    one, two = model.probabilities(there), model.probabilities(back)
-    assert np.array_equal(one, two[:, [1, 0, 2]])
-    assert len(metrics.find_improper(one / one.sum(axis=1, keepdims=True))) == 0
-    if identical:
-        assert np.array_equal(one[:, 0], one[:, 1])
-    logits, exchanged = model.logits(as_batch(rows), swap_average=True)
-    assert exchanged is not None
-    assert np.array_equal(exchanged, logits[:, [1, 0, 2]])
-    assert np.allclose(metrics.softmax(logits), one, atol=1e-12)
+def test_no_phrase_is_of_two_kinds():
+    """Each spelling is looked up once, so it could count for one kind only."""
+    spelled = [tuple(slow_words(phrase)) for phrases in PHRASES.values() for phrase in phrases]
+    assert [phrase for phrase, times in Counter(spelled).items() if times > 1] == []
 
 
-def test_the_model_is_no_constant(model: FeaturesModel, battles: Any) -> None:
-    """Or the mirror test above would show nothing."""
-    found = model.probabilities(extract(battles[0]))
-    assert found[:, 0].std() > 0.1
+def test_names_are_told_apart():
+    for names in (TEXT_STATISTICS, ANSWER_STATISTICS, PAIR_STATISTICS, COLUMNS):
+        assert len(set(names)) == len(names)
 
 
-def test_neighbours_batches_and_chunks_do_not_matter(battles: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = battles[0].slice(0, 60)
-    whole = extract(batch)
-    alone = Features.concatenate([extract(batch.slice(i, 1)) for i in range(60)])
-    monkeypatch.setattr(features, "CHUNK_BYTES", 700)
-    monkeypatch.setattr(features, "CHUNK_BATTLES", 7)
-    chunked = extract(batch)
-    order = np.random.default_rng(0).permutation(60)
-    shuffled = extract(batch.take(pa.array(order))).take(np.argsort(order))
-    for other in (alone, chunked, shuffled):
-        for name in ("prompt", "answers", "pair"):
-            assert np.array_equal(getattr(whole, name), getattr(other, name))
-        assert (whole.words != other.words).nnz == 0
-    assert len(extract(batch.slice(0, 0))) == 0
+# Statistics of two texts
+
+
+def slow_overlap(one: str, other: str, kinds: Callable[[str], set[Any]]) -> tuple[float, float, float]:
+    """Share of the first one's in the other, of the other's in the first, and Jaccard."""
+    a, b = kinds(one), kinds(other)
+    both = len(a & b)
+    return both / max(len(a), 1), both / max(len(b), 1), both / max(len(a | b), 1)
+
+
+def pairs_of(text: str) -> set[Any]:
+    words = slow_words(text)
+    return set(itertools.pairwise(words))
+
+
+def long_words_of(text: str) -> set[Any]:
+    return {word for word in slow_words(text) if len(word) >= 6}
+
+
+def words_of(text: str) -> set[Any]:
+    return set(slow_words(text))
+
+
+def cosine(a: Counter[Any], b: Counter[Any]) -> float:
+    product = sum(a[key] * b[key] for key in a)
+    return product / max(math.sqrt(sum(v * v for v in a.values()) * sum(v * v for v in b.values())), 1)
+
+
+def bytes_of(text: str) -> Counter[Any]:
+    return Counter(text.replace(" ", "").replace("\n", "").encode())
+
+
+@settings(deadline=None, max_examples=100)
+@given(markdown, markdown, markdown)
+def test_overlaps_are_those_of_a_slow_program(prompt, a, b):
+    answer, pair = answer_statistics(prompt, a, b), pair_statistics(a, b)
+    shared, shared_pairs, shared_long = (slow_overlap(prompt, a, of) for of in (words_of, pairs_of, long_words_of))
+    expected = {
+        "prompt's words in answer": shared[0],
+        "answer's words in prompt": shared[1],
+        "words shared with prompt": shared[2],
+        "prompt's long words in answer": shared_long[0],
+        "answer's long words in prompt": shared_long[1],
+        "prompt's pairs in answer": shared_pairs[0],
+        "answer's pairs in prompt": shared_pairs[1],
+        "bytes like prompt's": cosine(bytes_of(prompt), bytes_of(a)),
+    }
+    for name, value in expected.items():
+        assert answer[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+    one, other = slow_words(a), slow_words(b)
+    alike = [x == y for x, y in zip(one[:5], other[:5], strict=False)]
+    expected = {
+        "words shared": slow_overlap(a, b, words_of)[2],
+        "word pairs shared": slow_overlap(a, b, pairs_of)[2],
+        "long words shared": slow_overlap(a, b, long_words_of)[2],
+        "smaller answer's words in the other": max(slow_overlap(a, b, words_of)[:2]),
+        "word cosine": cosine(Counter(one), Counter(other)),
+        "bytes alike": cosine(bytes_of(a), bytes_of(b)),
+        "answers identical": a == b,
+        "same first words": (alike + [False]).index(False),
+        "length apart": abs(math.log1p(len(a) + 2) - math.log1p(len(b) + 2)),
+    }
+    for name, value in expected.items():
+        assert pair[name] == pytest.approx(float(value), rel=1e-5, abs=1e-6), name
+
+
+def test_overlap_of_known_answers():
+    found = pair_statistics("Red green blue red", "red GREEN yellow")
+    assert found["words shared"] == pytest.approx(2 / 4)
+    assert found["word pairs shared"] == pytest.approx(1 / 4)
+    assert found["smaller answer's words in the other"] == pytest.approx(2 / 3)
+    assert found["word cosine"] == pytest.approx((2 + 1) / math.sqrt(6 * 3))
+    assert found["same first words"] == 2
+    assert found["answers identical"] == 0
+    assert pair_statistics("same thing", "same thing")["answers identical"] == 1
+    assert answer_statistics("what is 中文", "中文 中文", "")["letters beyond ASCII unlike prompt's"] == pytest.approx(
+        4 / 15 - 2 / 16
+    )
+
+
+@unhurried
+@given(markdown, markdown)
+def test_words_are_weighed_by_how_much_more_often_one_answer_has_them(a, b):
+    def weights(text: str) -> Counter[Any]:
+        words = slow_words(text)
+        return Counter(words) + Counter(itertools.pairwise(words))
+
+    one, other = weights(a), weights(b)
+    differences = [math.log1p(one[key]) - math.log1p(other[key]) for key in one.keys() | other.keys()]
+    found = features.extract(as_batch([([], [a], [b])])).words
+    assert sorted(found.data.tolist()) == pytest.approx(sorted(filter(None, differences)), abs=3e-4)
+
+
+def test_words_of_a_bucket_do_not_depend_on_where_they_stand():
+    rows: list[Battle] = [([], ["alpha"], [""]), ([], [""], ["before\n\n (ALPHA)"]), ([], ["alpha 1"], ["Alpha 2"])]
+    words = features.extract(as_batch(rows)).words
+    (bucket,) = words[0].indices
+    assert words[0, bucket] == pytest.approx(math.log(2), abs=2e-4)
+    assert words[1, bucket] == -words[0, bucket]
+    assert words[2].nnz == 0
 
 
 # Learning
 
 
-def test_it_learns_what_the_demo_hides_and_says_where_it_looked(battles: Any) -> None:
-    batch, labels, keys = battles
-    everything, rows = extract(batch), np.arange(len(labels))
-    held = np.isin(keys, np.unique(keys)[::4])
-    model = models.fit(everything.take(rows[~held]), hard(labels[~held]), keys[~held])
-    loss = metrics.log_loss(model.probabilities(everything.take(rows[held])), labels[held])
-    assert loss < metrics.prior_log_loss(labels[held]) - 0.1
-    importances = model.importances()
+def test_the_demo_is_learnt_far_better_than_the_prior(learnt):
+    held = slice(len(learnt.battles) - 300, None)
+    labels = learnt.labels[held]
+    probabilities = learnt.model.probabilities(learnt.battles.take(np.arange(len(learnt.battles))[held]))
+    assert metrics.log_loss(probabilities, labels) < metrics.prior_log_loss(labels) - 0.1
+
+
+def test_importances_name_the_word_score_first_and_sum_to_one(learnt):
+    importances = learnt.model.importances()
+    assert importances[0][0] == models.WORD_SCORE
+    assert importances[0][1] > 0.3
     assert sum(share for _, share in importances) == pytest.approx(1)
-    assert models.WORD_SCORE in dict(importances)
-    assert [share for _, share in importances] == sorted((share for _, share in importances), reverse=True)
+    shares = [share for _, share in importances]
+    assert shares == sorted(shares, reverse=True)
+    known = {*ANSWER_STATISTICS, *PAIR_STATISTICS, models.WORD_SCORE, *(c for c in COLUMNS if c.startswith("prompt"))}
+    assert {name for name, _ in importances} <= known
 
 
-def booster_of(model: FeaturesModel) -> str:
+def test_liked_words_weigh_more_than_disliked_ones(learnt):
+    def score(word: str) -> float:
+        found = features.extract(as_batch([([], [word], [""])])).words
+        return float(models.word_scores(found, learnt.model.word_weights)[0])
+
+    assert min(map(score, demo.LIKED)) > max(map(score, demo.DISLIKED))
+
+
+def test_the_word_scores_of_training_battles_come_from_models_that_did_not_see_their_prompts(learnt):
+    """What would be learnt by heart: votes drawn by lot, of answers with a word of their own each."""
+    random = np.random.default_rng(0)
+    rows: list[Battle] = [([f"q{i}"], [f"{chr(97 + i % 26)}x{'y' * (i // 26)}"], ["other"]) for i in range(200)]
+    margins = random.choice([-1.0, 1.0], 200)
+    groups = np.arange(200)
+    folds = models.split_folds(groups, (margins > 0).astype(np.int64), 4, 0)
+    words = features.extract(as_batch(rows)).words
+    weights, scores = models._fit_words(words, margins, folds, lambda *_: None)
+    assert np.corrcoef(models.word_scores(words, weights), margins)[0, 1] > 0.9
+    assert abs(np.corrcoef(scores, margins)[0, 1]) < 0.4
+
+
+def test_ridge_regression_agrees_with_a_dense_solution(learnt):
+    battles, targets, _ = learnt.few(120)
+    margins = (targets[:, 0] - targets[:, 1]).astype(np.float64)
+    used = np.unique(battles.words.indices)
+    dense = battles.words[:, used].toarray().astype(np.float64)
+    dense /= np.sqrt(1 + (dense**2).sum(axis=1, keepdims=True))
+    rarity = np.sqrt(1 + np.log(121 / (1 + (battles.words[:, used] != 0).sum(axis=0).A1)))
+    scaled = dense * rarity
+    dual = np.linalg.solve(scaled @ scaled.T + models.WORD_PENALTY * np.eye(120), margins)
+    solved = scaled.T @ dual * rarity
+    found = models._ridge(battles.words, margins)
+    np.testing.assert_allclose(found[used], solved, atol=1e-5)
+    assert not np.delete(found, used).any()
+
+
+def test_progress_goes_up_to_its_end(learnt, monkeypatch):
+    monkeypatch.setattr(Settings, "of", few_rounds(3))
+    told: list[tuple[str, int, int]] = []
+    models.fit(*learnt.few(100), threads=1, progress=lambda *what: told.append(what))
+    assert {what for what, _, _ in told} == {"words", "rounds", "training"}
+    assert all(0 <= done <= total for _, done, total in told)
+    assert told[-1][1] == told[-1][2]
+
+
+# Soft labels
+
+
+def test_certain_soft_labels_are_labels(learnt):
+    from prefcli.targets import no_soft, training_targets
+
+    battles, targets, keys = learnt.few(200)
+    labels = learnt.labels[:200].astype(np.int64)
+    hard = training_targets(labels, no_soft(200))
+    soft = training_targets(np.full(200, -1), targets)
+    one, other = (models.fit(battles, t, keys, threads=1) for t in (hard, soft))
+    assert one.booster_text() == other.booster_text()
+    np.testing.assert_array_equal(one.word_weights, other.word_weights)
+
+
+def test_a_soft_label_is_a_row_for_every_outcome_weighing_its_share():
+    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
+    targets = np.array([[0.5, 0.5, 0], [0, 0, 1], [0.25, 0.25, 0.5]], dtype=np.float32)
+    soft = models._dataset(rows, targets, np.array([2, 0, 1]))
+    assert soft.data.tolist() == rows[[2, 2, 2, 0, 0, 1]].tolist()
+    assert list(soft.label) == [0, 1, 2, 0, 1, 2]
+    assert list(soft.weight) == [0.25, 0.25, 0.5, 0.5, 0.5, 1]
+
+
+def test_a_half_and_half_label_trains_as_two_rows_of_half_weight(learnt):
+    import lightgbm
+
+    battles, targets, _ = learnt.few(150)
+    rows = models.table(battles, np.zeros(150))
+    targets = targets.copy()
+    targets[::3] = 0.5, 0.5, 0
+    double = [(row, label, share) for row in range(150) for label, share in enumerate(targets[row]) if share]
+    place, labels, weights = map(np.array, zip(*double, strict=True))
+    by_hand = lightgbm.Dataset(rows[place], labels, weight=weights, params={"max_bin": 63, "verbosity": -1})
+    parameters = few_rounds(5)(150).parameters(0, 1)
+    ours = lightgbm.train(parameters, models._dataset(rows, targets, np.arange(150)), 5)
+    assert ours.model_to_string() == lightgbm.train(parameters, by_hand, 5).model_to_string()
+
+
+def test_an_even_soft_label_pulls_towards_neither_answer(learnt):
+    battles, _, keys = learnt.few(300)
+    model = models.fit(battles, np.tile(np.float32([0.5, 0.5, 0]), (300, 1)), keys, threads=1)
+    assert not model.word_weights.any()
+    assert np.abs(np.diff(model.probabilities(battles)[:, :2])).max() < 0.05
+
+
+def test_battles_without_an_outcome_are_left_out(learnt):
+    battles, targets, keys = learnt.few(200)
+    some = np.arange(200) % 3 > 0
+    unknown = np.where(some[:, None], targets, 0).astype(np.float32)
+    one = models.fit(battles, unknown, keys, threads=1)
+    other = models.fit(battles.take(np.flatnonzero(some)), targets[some], keys[some], threads=1)
+    assert one.booster_text() == other.booster_text()
+    np.testing.assert_array_equal(one.word_weights, other.word_weights)
+    assert models.fit(battles, unknown * 0, keys).booster is None
+
+
+# The same model again
+
+
+def test_a_seed_gives_a_model_and_another_seed_another(learnt):
+    few = learnt.few(200)
+    one, again, other = (models.fit(*few, seed=seed, threads=1) for seed in (1, 1, 2))
+    assert one.booster_text() == again.booster_text()
+    np.testing.assert_array_equal(one.word_weights, again.word_weights)
+    assert trees_of(one) != trees_of(other)
+
+
+def test_the_seed_draws_the_inner_folds_and_the_boosters_samples(learnt, monkeypatch):
+    seeds: list[int] = []
+    split = models.split_folds
+    monkeypatch.setattr(models, "split_folds", lambda *what: seeds.append(what[-1]) or split(*what[:-1], 0))
+    one, other = (models.fit(*learnt.few(200), seed=seed, threads=1) for seed in (1, 2))
+    assert seeds == [1, 2]
+    assert trees_of(one) != trees_of(other)
+
+
+def trees_of(model: FeaturesModel) -> str:
+    """The booster without its parameters, among which the seed stands."""
+    return model.booster_text().partition("\nparameters:")[0].partition("Tree=0")[2]
+
+
+def test_the_number_of_threads_changes_nothing(learnt, monkeypatch):
+    monkeypatch.setattr(Settings, "of", few_rounds(4))
+    few = learnt.few(200)
+    one, two = (models.fit(*few, threads=threads) for threads in (1, 2))
+    assert one.booster_text() == two.booster_text()
+    np.testing.assert_array_equal(one.word_weights, two.word_weights)
+    np.testing.assert_array_equal(one.probabilities(few[0]), two.probabilities(few[0]))
+
+
+def test_larger_data_get_larger_trees(monkeypatch):
+    monkeypatch.undo()
+    few, many = Settings.of(models.FEW_BATTLES - 1), Settings.of(models.FEW_BATTLES)
+    assert few.leaves < many.leaves
+    assert few.learning_rate < many.learning_rate
+
+
+# Too little data
+
+
+@pytest.mark.parametrize("label", [0, 1, 2])
+def test_twenty_battles_teach_the_smoothed_prior_and_no_more(learnt, label):
+    battles, targets, keys = learnt.few(20)
+    targets = np.tile(np.eye(3, dtype=np.float32)[label], (20, 1))
+    model = models.fit(battles, targets, keys)
+    won = [21 / 23, 1 / 23, 1 / 23] if label < 2 else [1 / 23, 1 / 23, 21 / 23]
+    expected = [(won[0] + won[1]) / 2] * 2 + [won[2]]
+    assert model.booster is None
+    assert model.importances() == []
+    np.testing.assert_allclose(model.probabilities(battles), np.tile(expected, (20, 1)))
+    probabilities = model.probabilities(battles)
+    np.testing.assert_array_equal(probabilities[:, 0], probabilities[:, 1])
+
+
+def test_no_battles_teach_equal_shares(learnt):
+    model = models.fit(*learnt.few(0))
+    np.testing.assert_allclose(model.prior, [1 / 3] * 3)
+
+
+def test_a_single_prompt_teaches_the_prior(learnt):
+    battles, targets, _ = learnt.few(200)
+    model = models.fit(battles, targets, np.zeros(200, dtype=np.int64))
+    assert model.booster is None
+    totals = targets.sum(axis=0, dtype=np.float64) + 1
+    np.testing.assert_allclose(model.prior, np.array([totals[:2].mean(), totals[:2].mean(), totals[2]]) / 203)
+
+
+@pytest.mark.parametrize("sizes", [(106, 1, 1, 1), (21, 70, 1, 15, 1), (60, 60, 1, 1), (3,) * 20])
+def test_prompts_of_very_different_sizes_are_no_error(learnt, sizes):
+    battles, targets, _ = learnt.few(sum(sizes))
+    model = models.fit(battles, targets, np.repeat(np.arange(len(sizes)), sizes), threads=1)
+    probabilities = model.probabilities(battles)
+    assert np.isfinite(np.log(probabilities)).all()
+
+
+@pytest.mark.parametrize("label", [0, 1, 2])
+def test_one_outcome_alone_can_be_learnt(learnt, label):
+    battles, _, keys = learnt.few(300)
+    model = models.fit(battles, np.tile(np.eye(3, dtype=np.float32)[label], (300, 1)), keys, threads=1)
     assert model.booster is not None
-    return str(model.booster.model_to_string())
-
-
-def test_the_same_seed_gives_the_same_model_on_any_number_of_threads(battles: Any) -> None:
-    batch, labels, keys = battles
-    everything = extract(batch.slice(0, 300))
-    fitted = [
-        models.fit(everything, hard(labels[:300]), keys[:300], seed=seed, threads=threads)
-        for seed, threads in ((0, 1), (0, 2), (1, 1))
-    ]
-    texts = [re.sub(r"\[num_threads: \d+\]", "", booster_of(model)) for model in fitted]
-    assert texts[0] == texts[1] != texts[2]
-    assert np.array_equal(fitted[0].word_weights, fitted[1].word_weights)
-
-
-def test_soft_labels_teach_as_many_weighted_votes_would(battles: Any) -> None:
-    """A battle that half of the people gave to A and half to B is predicted near even, in both orders."""
-    batch, labels, keys = battles
-    everything = extract(batch.slice(0, 300))
-    certain = training_targets(np.full(300, -1), hard(labels[:300]))
-    plain = models.fit(everything, hard(labels[:300]), keys[:300])
-    assert booster_of(models.fit(everything, certain, keys[:300])) == booster_of(plain)
-    shares = np.tile(np.float32([0.5, 0.3, 0.2]), (300, 1))
-    found = models.fit(everything, shares, keys[:300]).probabilities(everything)
-    assert found.mean(axis=0) == pytest.approx([0.4, 0.4, 0.2], abs=0.03)
-
-
-@pytest.mark.parametrize("kind", ["few battles", "one prompt", "one outcome"])
-def test_with_too_little_to_learn_it_says_little(battles: Any, kind: str) -> None:
-    batch, labels, keys = battles
-    n = 20 if kind == "few battles" else 120
-    labels, keys = labels[:n].copy(), keys[:n].copy()
-    if kind == "one prompt":
-        keys[:] = 7
-    if kind == "one outcome":
-        labels[:] = 2
-    everything = extract(batch.slice(0, n))
-    found = models.fit(everything, hard(labels), keys).probabilities(everything)
-    assert len(metrics.find_improper(found / found.sum(axis=1, keepdims=True))) == 0
-    if kind == "one outcome":
-        assert found[:, 2].min() > 0.8
+    probabilities = model.probabilities(battles)
+    assert np.isfinite(np.log(probabilities)).all()
+    if label == 2:
+        assert probabilities[:, 2].min() > 0.9
     else:
-        wins = (labels != 2).sum()
-        expected = [(wins + 2) / 2 / (n + 3), (wins + 2) / 2 / (n + 3), (n - wins + 1) / (n + 3)]
-        assert found[0] == pytest.approx(expected)
-        assert np.array_equal(found, np.tile(found[0], (n, 1)))
+        assert probabilities[:, 2].max() < 0.1
+        assert probabilities[:, label].mean() > 0.5
 
 
 # Folders
 
 
-def test_a_saved_model_gives_the_same_bits(tmp_path: Path, model: FeaturesModel, battles: Any) -> None:
-    everything = extract(battles[0].slice(0, 50))
-    model.save(tmp_path)
-    again = models.load(tmp_path)
-    assert np.array_equal(again.probabilities(everything), model.probabilities(everything))
-    few = models.fit(everything.take(np.arange(10)), hard(battles[1][:10]), battles[2][:10])
-    few.save(tmp_path / "few")
-    assert np.array_equal(models.load(tmp_path / "few").probabilities(everything), few.probabilities(everything))
+def test_a_saved_model_is_loaded_to_the_bit(learnt, folder):
+    loaded = models.load(folder, threads=1)
+    np.testing.assert_array_equal(loaded.probabilities(learnt.battles), learnt.model.probabilities(learnt.battles))
+    np.testing.assert_array_equal(loaded.word_weights, learnt.model.word_weights)
+    assert loaded.importances() == learnt.model.importances()
+    loaded.save(folder.parent / "again")
+    for name in (BOOSTER, WEIGHTS, MANIFEST):
+        assert (folder.parent / "again" / name).read_bytes() == (folder / name).read_bytes()
+    assert sorted(path.name for path in folder.iterdir()) == sorted((BOOSTER, WEIGHTS, MANIFEST))
 
 
-def _flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+def test_a_saved_prior_is_loaded_to_the_bit(learnt, tmp_path):
+    model = models.fit(*learnt.few(20))
+    model.save(tmp_path / "prior")
+    loaded = models.load(tmp_path / "prior")
+    assert loaded.booster is None
+    np.testing.assert_array_equal(loaded.probabilities(learnt.battles), model.probabilities(learnt.battles))
 
 
-def _edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+def refused(folder: Path, says: str) -> None:
+    with pytest.raises(ModelError, match=says) as caught:
+        models.load(folder)
+    assert caught.value.where == str(folder)
+    assert caught.value.hint == "Train it again."
+    assert "\n" not in caught.value.what
+
+
+@pytest.mark.parametrize("name", [BOOSTER, WEIGHTS, MANIFEST])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    refused(folder, f"{name} is missing")
+
+
+def test_a_missing_folder_is_an_error(tmp_path):
+    refused(tmp_path / "nowhere", "features.json is missing")
+
+
+@pytest.mark.parametrize("name", [BOOSTER, WEIGHTS])
+def test_what_is_not_as_it_was_saved_never_reaches_a_parser(folder, name, monkeypatch):
+    """LightGBM may crash on damaged text."""
+    import lightgbm
+
+    def parse(*_: Any, **__: Any) -> None:
+        raise AssertionError("parsed")
+
+    monkeypatch.setattr(lightgbm, "Booster", parse)
+    whole = (folder / name).read_bytes()
+    for place in (0, len(whole) // 3, len(whole) - 1):
+        (folder / name).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        refused(folder, f"{name} is damaged")
+    for kept in (0, len(whole) // 2, len(whole) - 1):
+        (folder / name).write_bytes(whole[:kept])
+        refused(folder, f"{name} is damaged")
+    (folder / name).write_bytes(whole)
+    with pytest.raises(AssertionError, match="parsed"):
+        models.load(folder)
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    "content",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", b"{}", b'"text"', b"[" * 100_000, b"{" + b'"a":{' * 50_000],
+    ids=["empty", "open", "list", "null", "bytes", "nothing in it", "text", "deep list", "deep object"],
+)  # fmt: skip
+def test_a_damaged_manifest_is_an_error(folder, content):
+    (folder / MANIFEST).write_bytes(content)
+    refused(folder, "features.json|cannot be loaded")
+
+
+def test_a_truncated_manifest_is_an_error(folder):
+    whole = (folder / MANIFEST).read_bytes()
+    for kept in range(0, len(whole) - 2, len(whole) // 15):
+        (folder / MANIFEST).write_bytes(whole[:kept])
+        refused(folder, "cannot be loaded")
+
+
+def changed(folder: Path, **changes: Any) -> None:
+    """Change the manifest; the digests are those of the files as they are."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (BOOSTER, WEIGHTS)}
+    manifest |= changes
+    (folder / MANIFEST).write_text(json.dumps({k: v for k, v in manifest.items() if v is not ...}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
     [
-        (lambda f: _flip(f / "booster.txt"), "booster.txt is damaged"),
-        (lambda f: (f / "booster.txt").write_text("tree\n"), "booster.txt is damaged"),
-        (lambda f: _flip(f / "model.safetensors"), "model.safetensors is damaged"),
-        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
-        (lambda f: (f / "features.json").unlink(), "features.json is missing"),
-        (lambda f: (f / "features.json").write_text("{"), "cannot be loaded"),
-        (lambda f: (f / "features.json").write_text("[]"), "no JSON object"),
-        (lambda f: _edit(f / "features.json", features=0), "another version"),
-        (lambda f: _edit(f / "features.json", columns=["x"]), "columns differ"),
-        (lambda f: _edit(f / "features.json", sha256={}), "cannot be loaded"),
+        ({"format": 99}, r"another version of prefcli: its format differ \(99, here 1\)"),
+        ({"features": 0}, rf"another version of prefcli: its features differ \(0, here {features.VERSION}\)"),
+        ({"columns": list(COLUMNS[1:])}, "another version of prefcli: its columns differ"),
+        ({"columns": list(COLUMNS[::-1])}, "another version of prefcli: its columns differ"),
+        ({"sha256": {}}, "cannot be loaded: 'booster.txt'"),
+        ({"sha256": None}, "cannot be loaded"),
+        ({"sha256": "text"}, "cannot be loaded"),
+        ({"boosted": ...}, "cannot be loaded: 'boosted'"),
     ],
 )
-def test_a_damaged_folder_is_named_and_refused(tmp_path: Path, model: FeaturesModel, damage: Any, said: str) -> None:
-    model.save(tmp_path)
-    damage(tmp_path)
-    with pytest.raises(ModelError, match=said):
-        models.load(tmp_path)
+def test_a_manifest_that_does_not_fit_is_refused(folder, changes, says):
+    changed(folder, **changes)
+    refused(folder, says)
 
 
-def test_a_booster_of_other_columns_is_refused(tmp_path: Path, model: FeaturesModel) -> None:
-    """Even with a checksum that fits: LightGBM would read beyond the end of a row."""
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"word_weights": np.zeros(BUCKETS // 2, np.float32), "prior": np.full(3, 1 / 3)},
+        {"word_weights": np.zeros((1, BUCKETS), np.float32), "prior": np.full(3, 1 / 3)},
+        {"word_weights": np.zeros(BUCKETS, np.float32), "prior": np.full(2, 1 / 2)},
+    ],
+    ids=["few weights", "a matrix", "two outcomes"],
+)
+def test_arrays_of_other_shapes_are_refused(folder, arrays):
+    from safetensors.numpy import save_file
+
+    save_file(arrays, folder / WEIGHTS)
+    changed(folder)
+    refused(folder, "model.safetensors has arrays of other shapes")
+
+
+def test_a_missing_array_and_a_file_of_another_kind_are_refused(folder):
+    from safetensors.numpy import save_file
+
+    save_file({"prior": np.full(3, 1 / 3)}, folder / WEIGHTS)
+    changed(folder)
+    refused(folder, "cannot be loaded: 'word_weights'")
+    (folder / WEIGHTS).write_bytes(b"no tensors")
+    changed(folder)
+    refused(folder, "cannot be loaded")
+
+
+def test_a_booster_of_another_model_is_refused(folder):
     import lightgbm
 
-    from prefcli import files
-
-    other = lightgbm.train(
-        {"objective": "multiclass", "num_class": 3, "verbosity": -1},
-        lightgbm.Dataset(np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 3),
-        2,
-    )
-    model.save(tmp_path)
-    (tmp_path / "booster.txt").write_text(other.model_to_string())
-    digests = {name: files.sha256(tmp_path / name) for name in ("booster.txt", "model.safetensors")}
-    _edit(tmp_path / "features.json", sha256=digests)
-    with pytest.raises(ModelError, match="4 columns"):
-        models.load(tmp_path)
+    random = np.random.default_rng(0)
+    for columns, classes in ((3, 3), (len(COLUMNS), 2)):
+        data = lightgbm.Dataset(random.random((60, columns)), np.arange(60) % classes)
+        parameters = {"objective": "multiclass", "num_class": classes, "verbosity": -1, "num_threads": 1}
+        (folder / BOOSTER).write_text(lightgbm.train(parameters, data, 1).model_to_string())
+        changed(folder)
+        refused(folder, "booster.txt is of another model")
+    (folder / BOOSTER).write_text("no booster")
+    changed(folder)
+    refused(folder, "booster.txt is damaged")
 
 
-def test_every_column_has_a_name_of_its_own() -> None:
-    for names in (TEXT_STATISTICS, ANSWER_STATISTICS, PAIR_STATISTICS, models.COLUMNS):
-        assert len(set(names)) == len(names)
+def test_a_folder_in_a_files_place_is_an_error(folder):
+    (folder / BOOSTER).unlink()
+    (folder / BOOSTER).mkdir()
+    refused(folder, "cannot be loaded")
 
 
-def test_nothing_heavy_is_loaded() -> None:
-    program = (
-        "import sys, pyarrow as pa, numpy as np; from prefcli.battles import make_batch; from prefcli import features;"
-        "from prefcli.models import features as models;"
-        "t = pa.array([['a b c']] * 60, pa.list_(pa.string())); ids = pa.array([str(i) for i in range(60)]);"
-        "batch = make_batch({'id': ids, 'prompt': t, 'response_a': t, 'response_b': t});"
-        "m = models.fit(features.extract(batch), np.eye(3, dtype=np.float32)[np.arange(60) % 3], np.arange(60));"
-        "m.logits(batch); print([n for n in ('torch', 'transformers', 'nltk', 'tokenizers') if n in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+# What it costs
+
+
+def test_neither_torch_nor_transformers_nor_nltk_is_loaded(learnt, tmp_path):
+    learnt.model.save(tmp_path / "saved")
+    program = f"""
+import sys
+import numpy as np
+from test_features import as_batch
+from pathlib import Path
+from prefcli import features
+from prefcli.models import features as models
+found = features.extract(as_batch([([f"q {{i}}"], ["a b c"] * (i % 3), ["d e"]) for i in range(80)]))
+models.Settings.of = lambda battles: models.Settings(4, 0.1, 5, 0.5, 3, 3)
+model = models.fit(found, np.eye(3, dtype=np.float32)[np.arange(80) % 3], np.arange(80), threads=1)
+assert model.booster is not None
+model.probabilities(found)
+models.load(Path({str(tmp_path / "saved")!r})).probabilities(found)
+print([name for name in ("torch", "transformers", "nltk") if name in sys.modules])
+"""
+    here = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {here!r})\n{program}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
