@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# As the prefcli command sets it: threads that wait do not keep a core busy.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+AS_THE_COMMAND = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
+"""How threads wait, as the prefcli command sets it for itself; other ways get what PyTorch does by default."""
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 768, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 3072,
@@ -149,8 +149,12 @@ def measure(ways: list[str], arguments: list[str], repeats: int) -> dict[str, di
     """Wall and processor seconds of each pass, way by way, taking turns; the first round does not count."""
     workers = {
         way: subprocess.Popen(
-            [sys.executable, *arguments, "--work", way], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            [sys.executable, *arguments, "--work", way],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | (AS_THE_COMMAND if way == "prefcli" else {}),
+        )  # fmt: skip
         for way in ways
     }
     times: dict[str, dict[str, list[tuple[float, float]]]] = {way: {} for way in ways}

@@ -27,13 +27,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# As the prefcli command sets it: threads that wait do not keep a core busy.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 
 from prefcli.packing import TokenisedBattles
+
+AS_THE_COMMAND = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
+"""How threads wait, as the prefcli command sets it for itself; other ways get what PyTorch does by default."""
 
 SHAPE: dict[str, Any] = {
     "model_type": "deberta-v2", "hidden_size": 768, "num_hidden_layers": 6, "num_attention_heads": 12,
@@ -291,7 +292,10 @@ def main() -> None:
     try:
         for way in options.ways:
             command = [sys.executable, *sys.argv, "--work", way]
-            workers[way] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            workers[way] = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                env=os.environ | (AS_THE_COMMAND if way.startswith("prefcli") else {}),
+            )  # fmt: skip
         said: dict[str, Any] = {}
         for worker in workers.values():
             assert worker.stdout is not None

@@ -64,6 +64,8 @@ def run(arguments: list[str]) -> int:
     # Threads that wait for each other by spinning cost little on an idle machine and, on one that is shared, were
     # measured to slow training down ten times; sleeping costs a few per cent at most. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # ... but not at once: the next piece of work mostly comes within microseconds, and waking a thread takes longer.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     # Numpy's own linear algebra is only asked to solve small systems here, which its threads make slower.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
