@@ -154,7 +154,7 @@ def measure(ways: list[str], arguments: list[str], repeats: int) -> dict[str, di
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | (AS_THE_COMMAND if way == "prefcli" else {}),
-        )  # fmt: skip
+        )
         for way in ways
     }
     times: dict[str, dict[str, list[tuple[float, float]]]] = {way: {} for way in ways}
