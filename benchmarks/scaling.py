@@ -56,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--predict-length", type=int, default=64, help="--max-length of the tiny siamese")
+    parser.add_argument("--only", default="", help="only work whose name holds this")
     given = parser.parse_args()
     whole = pa.Table.from_batches([batch for batch, _ in open_battles(given.file).batches()])
     prefcli = [sys.executable, "-m", "prefcli"]
@@ -77,6 +78,8 @@ def main() -> None:
         }
         print("| work | battles | seconds | seconds a thousand battles | peak MB |\n|---|---|---|---|---|")
         for what, command in commands.items():
+            if given.only not in what:
+                continue
             for count, file in files.items():
                 workspace = root / f"ws-{count}-{what[:4]}"
                 if what.startswith("predict"):
