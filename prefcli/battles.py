@@ -150,8 +150,13 @@ def check_unique_ids(ids: Iterable[str], where: str) -> None:
     first: dict[str, int] = {}
     for row, name in enumerate(ids, start=1):
         if (earlier := first.setdefault(name, row)) != row:
-            raise InputError(
-                f"id {name!r} occurs twice, in rows {earlier} and {row}",
-                where=where,
-                hint="Give every battle its own id: predictions and truth are joined by it.",
-            )
+            raise id_occurs_twice(name, earlier, row, where)
+
+
+def id_occurs_twice(name: str, earlier: int, later: int, where: str) -> InputError:
+    """The error for two rows with the same id."""
+    return InputError(
+        f"id {name[:40]!r} occurs twice, in rows {earlier} and {later}",
+        where=where,
+        hint="Give every battle its own id: predictions and truth are joined by it.",
+    )

@@ -7,7 +7,6 @@ The last two are kept, so that a damaged one is never the only one.
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,15 +50,16 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
 
     files.sweep(folder)
     path = folder / f"step-{step:08d}"
-    with files.atomic(path) as temporary:
+    tensors, groups = _flatten(checkpoint.optimizer)
+    needs = sum(tensor.nbytes for tensor in (*checkpoint.model.values(), *tensors.values()))
+    with files.atomic(path, needs=needs) as temporary:
         temporary.mkdir()
         save_file(_separate(checkpoint.model), temporary / "model.safetensors")
-        tensors, groups = _flatten(checkpoint.optimizer)
         save_file(tensors, temporary / "optimizer.safetensors")
         save_file(checkpoint.random, temporary / "random.safetensors")
         digests = {p.name: files.sha256(p) for p in sorted(temporary.iterdir())}
         state = {"files": digests, "optimizer_groups": groups, **checkpoint.state}
-        (temporary / STATE).write_text(_signed(state), encoding="utf-8")
+        (temporary / STATE).write_text(files.signed(state), encoding="utf-8")
     for old in existing(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return path
@@ -94,7 +94,7 @@ def _load(path: Path) -> Checkpoint:
     from safetensors.torch import load_file
 
     try:
-        state = _checked((path / STATE).read_text(encoding="utf-8"))
+        state = files.unsigned((path / STATE).read_text(encoding="utf-8"))
         for name, digest in state.pop("files").items():
             if files.sha256(path / name) != digest:
                 raise ValueError(f"{name} does not match its checksum")
@@ -104,23 +104,6 @@ def _load(path: Path) -> Checkpoint:
         )
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise ValueError(" ".join(str(error).split())[:120]) from None
-
-
-def _signed(state: dict[str, Any]) -> str:
-    import hashlib
-
-    body = json.dumps(state, sort_keys=True)
-    return json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "body": body})
-
-
-def _checked(text: str) -> dict[str, Any]:
-    import hashlib
-
-    outer = json.loads(text)
-    if hashlib.sha256(outer["body"].encode()).hexdigest() != outer["sha256"]:
-        raise ValueError(f"{STATE} does not match its checksum")
-    state: dict[str, Any] = json.loads(outer["body"])
-    return state
 
 
 def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

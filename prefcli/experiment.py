@@ -68,9 +68,11 @@ def conduct(
         fits.append(fitted)
         if world.is_first:
             _write_papers(fold.folder, options, pool, fitted, fold.held_out)
+            runs.seal(fold.folder, trained=True)
     whole, held_out = _together(folds, fits)
     if options.folds and world.is_first:
         _write_papers(folder, options, pool, whole, held_out)
+        runs.seal(folder, trained=True)
     validation, doubt = None, ""
     if whole.logits is not None:
         probabilities, labels = metrics.softmax(whole.logits), pool.labels[held_out]

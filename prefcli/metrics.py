@@ -6,7 +6,8 @@ probabilities have shape ``[n, 3]`` in the order A, B, tie; labels have shape ``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,16 +107,24 @@ def expected_calibration_error(probabilities: Array, labels: Labels, bins: int =
     ``sum_b (n_b / n) |accuracy_b - confidence_b|`` with bins ``(k/bins, (k+1)/bins]`` of the largest probability;
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
     """
+    return float(np.abs(_calibration_gaps(probabilities, labels, bins)).sum() / len(labels))
+
+
+def _calibration_gaps(probabilities: Array, labels: Labels, bins: int) -> Array:
+    """For each bin how many battles were right, less how many should have been by their confidence."""
     confidence = probabilities.max(axis=1)
     correct = (probabilities.argmax(axis=1) == labels).astype(np.float64)
     position = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    gap = np.bincount(position, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gap).sum() / len(labels))
+    return np.bincount(position, weights=correct - confidence, minlength=bins).astype(np.float64)
 
 
 def prior_log_loss(labels: Labels) -> float:
     """Log loss of always predicting these labels' own frequencies: the entropy of the outcomes."""
-    shares = np.bincount(labels, minlength=len(OUTCOMES)) / len(labels)
+    return _entropy(np.bincount(labels, minlength=len(OUTCOMES)))
+
+
+def _entropy(counts: NDArray[np.integer]) -> float:
+    shares = counts / counts.sum()
     shares = shares[shares > 0]
     return float(-(shares * np.log(shares)).sum())
 
@@ -150,26 +159,94 @@ def bootstrap_interval(
         Of the bootstrap.
     """
     values = np.asarray(values, dtype=np.float64)
-    if len(values) == 0:
-        raise ValueError("bootstrap_interval needs at least one value")
-    random = np.random.default_rng(seed)
-    weights: Array | None = None
-    if groups is not None:
+    units = _Units(seed)
+    if groups is None:
+        units.add(values)
+    else:
         _, unit = np.unique(groups, return_inverse=True)
-        weights = np.bincount(unit).astype(np.float64)
-        values = np.asarray(np.bincount(unit, weights=values), dtype=np.float64)
-    if len(values) > BOOTSTRAP_MAX_UNITS:
-        unit = random.permutation(len(values)) % BOOTSTRAP_MAX_UNITS
-        weights = np.bincount(unit, weights=weights, minlength=BOOTSTRAP_MAX_UNITS).astype(np.float64)
-        values = np.asarray(np.bincount(unit, weights=values, minlength=BOOTSTRAP_MAX_UNITS), dtype=np.float64)
-    n = len(values)
-    means = np.empty(rounds)
-    for i in range(rounds):
-        picked = random.integers(0, n, size=n)
-        means[i] = values[picked].mean() if weights is None else values[picked].sum() / weights[picked].sum()
-    tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+        units.add(np.bincount(unit, weights=values).astype(np.float64), np.bincount(unit).astype(np.float64))
+    return units.interval(rounds, level)
+
+
+class _Units:
+    """What is resampled: values (or sums of values, with how many each has), folded once they are many.
+
+    Values may come in parts: memory does not grow with their number.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+        self._parts: list[tuple[Array, Array | None]] = []
+        self._sums: Array | None = None
+        self._weights = np.zeros(BOOTSTRAP_MAX_UNITS)
+        self.count = 0
+
+    def add(self, values: Array, weights: Array | None = None) -> None:
+        if self._sums is None and self.count + len(values) <= BOOTSTRAP_MAX_UNITS:
+            self._parts.append((values, weights))
+            self.count += len(values)
+            return
+        if self._sums is None:
+            self._sums = np.zeros(BOOTSTRAP_MAX_UNITS)
+            kept, self._parts, self.count = self._parts, [], 0
+            for part in kept:
+                self._fold(*part)
+        self._fold(values, weights)
+
+    def _fold(self, values: Array, weights: Array | None) -> None:
+        assert self._sums is not None
+        unit = (self.count + self._random.permutation(len(values))) % BOOTSTRAP_MAX_UNITS
+        self._sums += np.bincount(unit, weights=values, minlength=BOOTSTRAP_MAX_UNITS)
+        self._weights += np.bincount(unit, weights=weights, minlength=BOOTSTRAP_MAX_UNITS)
+        self.count += len(values)
+
+    def interval(self, rounds: int = BOOTSTRAP_ROUNDS, level: float = 0.95) -> tuple[float, float]:
+        if not self.count:
+            raise ValueError("an interval needs at least one value")
+        weights: Array | None
+        if self._sums is not None:
+            values, weights = self._sums, self._weights
+        else:
+            values = np.concatenate([part for part, _ in self._parts])
+            known = [part for _, part in self._parts if part is not None]
+            weights = np.concatenate(known) if known else None
+        n = len(values)
+        means = np.empty(rounds)
+        for i in range(rounds):
+            picked = self._random.integers(0, n, size=n)
+            means[i] = values[picked].mean() if weights is None else values[picked].sum() / weights[picked].sum()
+        tail = (1 - level) / 2
+        low, high = np.quantile(means, [tail, 1 - tail])
+        return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over battles from which every metric but the interval follows; adds up with ``+``."""
+
+    log_loss: float
+    binary_log_loss: float
+    correct: float
+    brier: float
+    gaps: Array
+    outcomes: NDArray[np.int64]
+    clipped: int
+
+    @staticmethod
+    def of(probabilities: Array, labels: Labels) -> _Sums:
+        n = len(labels)
+        return _Sums(
+            log_loss=float(losses(probabilities, labels).sum()),
+            binary_log_loss=binary_log_loss(probabilities, labels) * n,
+            correct=accuracy(probabilities, labels) * n,
+            brier=brier(probabilities, labels) * n,
+            gaps=_calibration_gaps(probabilities, labels, CALIBRATION_BINS),
+            outcomes=np.bincount(labels, minlength=len(OUTCOMES)).astype(np.int64),
+            clipped=int((probabilities[np.arange(n), labels] < CLIP).sum()),
+        )
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
 
 def score(probabilities: Array, labels: Labels, *, groups: NDArray[np.int64] | None = None, seed: int = 0) -> Score:
@@ -199,16 +276,43 @@ def score(probabilities: Array, labels: Labels, *, groups: NDArray[np.int64] | N
         )
     if len(improper := find_improper(probabilities)):
         raise ValueError(f"row {improper[0]} is not a probability distribution: {probabilities[improper[0]]}")
-    each = losses(probabilities, labels)
+    if groups is None:
+        return score_stream([(probabilities, labels)], seed=seed)
+    interval = bootstrap_interval(losses(probabilities, labels), groups=groups, seed=seed)
+    return _score(_Sums.of(probabilities, labels), interval)
+
+
+def score_stream(parts: Iterable[tuple[Array, Labels]], *, seed: int = 0) -> Score:
+    """Every metric of predictions that come in parts, each as :func:`score` takes them; memory does not grow.
+
+    Raises
+    ------
+    ValueError
+        If there is no battle.
+    """
+    total: _Sums | None = None
+    units = _Units(seed)
+    for probabilities, labels in parts:
+        if len(labels):
+            sums = _Sums.of(probabilities, labels)
+            total = sums if total is None else total + sums
+            units.add(losses(probabilities, labels))
+    if total is None:
+        raise ValueError("no battles to score")
+    return _score(total, units.interval())
+
+
+def _score(sums: _Sums, interval: tuple[float, float]) -> Score:
+    n = int(sums.outcomes.sum())
     return Score(
-        n=len(labels),
-        log_loss=float(each.mean()),
-        log_loss_ci=bootstrap_interval(each, groups=groups, seed=seed),
-        binary_log_loss=binary_log_loss(probabilities, labels),
-        accuracy=accuracy(probabilities, labels),
-        brier=brier(probabilities, labels),
-        ece=expected_calibration_error(probabilities, labels),
-        prior_log_loss=prior_log_loss(labels),
+        n=n,
+        log_loss=sums.log_loss / n,
+        log_loss_ci=interval,
+        binary_log_loss=sums.binary_log_loss / n,
+        accuracy=sums.correct / n,
+        brier=sums.brier / n,
+        ece=float(np.abs(sums.gaps).sum() / n),
+        prior_log_loss=_entropy(sums.outcomes),
         uniform_log_loss=float(np.log(len(OUTCOMES))),
-        clipped=int((probabilities[np.arange(len(labels)), labels] < CLIP).sum()),
+        clipped=sums.clipped,
     )

@@ -315,13 +315,17 @@ def train(
     started = time.monotonic()
     world = from_environment()
     speaker: Reporter = reporter if world.is_first else SILENT
-    with connected(world):
+    with connected(world), contextlib.ExitStack() as claims:
         if resume is not None:
             folder = workspace.find_run(resume)
+            if world.is_first:
+                claims.enter_context(runs.claimed(folder))
+            _verify(folder, going_on=True)
             config = runs.read_config(folder)
             options = TrainOptions(**config["options"])
             with world.first_does():
                 data = _data_again(config["data"], options, workspace, speaker)
+            under_way = True
         else:
             options.check()
             options = _with_absolute_paths(options)
@@ -329,9 +333,10 @@ def train(
                 if options.architecture != "features":
                     encoders.locate(options.encoder)  # a name that leads nowhere is said before any work is done
                 data = _find_data(source, workspace, options, speaker)
-            folder = output or workspace.runs / world.gather(runs.new_name(options))[0]
-            if world.is_first:
-                runs.prepare(folder, force)
+            options = dataclasses.replace(options, text=data.text)
+            folder, under_way = world.gather(
+                _claim(output, force, options, data, workspace, claims, speaker) if world.is_first else None
+            )[0]
         result = experiment.conduct(
             folder,
             workspace,
@@ -339,12 +344,14 @@ def train(
             dataclasses.replace(options, text=data.text),
             origins=origins or {},
             command=command,
-            resume=resume is not None,
+            resume=under_way,
             world=world,
             reporter=speaker,
         )
-        if world.is_first and remember:
-            workspace.remember("train", {"run": str(folder.resolve())})
+        if world.is_first:
+            if remember:
+                workspace.remember("train", {"run": str(folder.resolve())})
+            runs.finish(folder)
     return Trained(
         folder,
         result.validation,
@@ -353,6 +360,36 @@ def train(
         result.only_prior,
         world.is_first,
     )
+
+
+def _claim(
+    output: Path | None,
+    force: bool,
+    options: TrainOptions,
+    data: Data,
+    workspace: Workspace,
+    claims: contextlib.ExitStack,
+    reporter: Reporter,
+) -> tuple[Path, bool]:
+    """The run's folder, held against other processes, and whether a killed call of this very command began it."""
+
+    def same(config: Mapping[str, Any]) -> bool:
+        known = {name: config["data"].get(name) for name in data.identity}
+        return known == data.identity and TrainOptions(**config["options"]) == options
+
+    folder = output or runs.new_folder(workspace.runs, options)
+    claims.enter_context(runs.claimed(folder))
+    under_way = runs.begin(folder, force=force, same=same)
+    if under_way:
+        _verify(folder, going_on=True)
+        reporter.note(f"{folder} holds this run, unfinished: continuing it")
+    return folder, under_way
+
+
+def _verify(folder: Path, *, going_on: bool = False) -> None:
+    """Check a run's files, and those of its folds, against their checksums."""
+    for member in dict.fromkeys((folder, *runs.members(folder))):
+        runs.verify(member, going_on=going_on)
 
 
 def _with_absolute_paths(options: TrainOptions) -> TrainOptions:
@@ -419,14 +456,19 @@ def _data_again(known: Mapping[str, Any], options: TrainOptions, workspace: Work
                 hint="Put the same file back to continue, or train anew.",
             ) from None
         training = treat(battles, workspace, text, reporter=reporter)
-    soft = _soft_digest(options)
-    if soft != known.get("soft_labels_sha256"):
-        raise InputError(
-            "the soft labels this run was trained on have changed",
-            where=str(options.soft_labels),
-            hint="Put the same file back to continue, or train anew.",
-        )
-    return Data(training, source, digest, text, _validation_data(options, text, workspace, reporter), soft)
+    validation = _validation_data(options, text, workspace, reporter)
+    data = Data(training, source, digest, text, validation, _soft_digest(options))
+    for name, what, file in (
+        ("soft_labels_sha256", "soft labels", options.soft_labels),
+        ("validation_input", "validation battles", options.validation_file),
+    ):
+        if data.identity[name] != known.get(name):
+            raise InputError(
+                f"the {what} this run was trained with have changed",
+                where=str(file),
+                hint="Put the same file back to continue, or train anew.",
+            )
+    return data
 
 
 def _validation_data(options: TrainOptions, text: str, workspace: Workspace, reporter: Reporter) -> Stage | None:
@@ -527,6 +569,9 @@ def predict(
             sample = read(calibrate, workspace, speaker) if calibrate is not None else None
             sample_stages = _treated(sample, texts, workspace, workers, speaker) if sample is not None else []
 
+        for folder in folders:
+            _verify(folder)
+
         from prefcli import devices, inference
         from prefcli import models as model_room
 
@@ -557,7 +602,9 @@ def predict(
         with contextlib.ExitStack() as stack:
             writer = None
             if world.is_first:
-                writer = stack.enter_context(writer_of(stack.enter_context(files.atomic(output))))
+                writer = stack.enter_context(
+                    writer_of(stack.enter_context(files.atomic(output, needs=tables.BYTES_PER_ROW * total)))
+                )
             progress = stack.enter_context(speaker.track("predicting", total * len(members)))
             begun = time.monotonic()
             for ids, predictions in inference.stream(
@@ -630,8 +677,10 @@ def _latest_run(workspace: Workspace, reporter: Reporter) -> Path:
 # score
 
 
-def score(predictions: Path, labels: Path, *, renormalize: bool = False, seed: int = 0) -> metrics.Score:
-    """Score predictions against the truth, joined by id.
+def score(
+    predictions: Path, labels: Path, *, renormalize: bool = False, seed: int = 0, reporter: Reporter = SILENT
+) -> metrics.Score:
+    """Score predictions against the truth, joined by id. Memory does not grow with the files.
 
     Parameters
     ----------
@@ -649,9 +698,14 @@ def score(predictions: Path, labels: Path, *, renormalize: bool = False, seed: i
     InputError
         If the files do not fit together, or the predictions are not probabilities; the first rows are named.
     """
-    guess_ids, guesses = tables.read_probabilities(predictions, renormalize=renormalize)
-    true_ids, truth = tables.read_truth(labels)
-    return metrics.score(guesses[tables.match(guess_ids, true_ids, predictions, labels)], truth, seed=seed)
+    with reporter.track("scoring", None) as progress:
+
+        def counted() -> Iterator[tuple[metrics.Array, metrics.Labels]]:
+            for guesses, outcomes in tables.matched(predictions, labels, renormalize=renormalize):
+                yield guesses, outcomes
+                progress.advance(len(outcomes))
+
+        return metrics.score_stream(counted(), seed=seed)
 
 
 # ablate

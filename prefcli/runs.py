@@ -8,10 +8,13 @@ folder holds one such run per fold, and ``validation.parquet`` the out-of-fold p
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 
 import prefcli
 from prefcli import files, metrics
-from prefcli.errors import InputError, ModelError
+from prefcli.errors import InputError, ModelError, PrefcliError
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, WINNER_COLUMNS
 from prefcli.readers import Source
@@ -35,6 +38,12 @@ METRICS = "metrics.jsonl"
 CURVES = "curves.svg"
 LOGIT_COLUMNS = ("logit_a", "logit_b", "logit_tie")
 CARD_IMPORTANCES = 20
+UNFINISHED = "unfinished"
+"""A file that stands in a run's folder from its beginning until everything about it is done."""
+TRAINED = (VALIDATION, "model.safetensors")
+"""Files of a run that a training makes on its way; everything else is there from the beginning."""
+UNSEALED = (CARD, METRICS, CURVES, UNFINISHED, files.SUMS)
+"""Files of a run that no prediction depends on."""
 FORMAT = 1
 
 
@@ -56,6 +65,17 @@ class Data:
         Of the content of a file of soft labels, if one was given.
     """
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the data was, as kept in ``config.json``: a run is continued only with the same."""
+        validation = None if self.validation is None else str(self.validation.metadata["input"])
+        return {
+            "source_sha256": self.source_sha256,
+            "text": self.text,
+            "validation_input": validation,
+            "soft_labels_sha256": self.soft_labels_sha256,
+        }
+
     training: Stage
     source: Source
     source_sha256: str
@@ -64,10 +84,26 @@ class Data:
     soft_labels_sha256: str | None = None
 
 
-def new_name(options: TrainOptions) -> str:
-    """A name for a run: when, which architecture, which encoder."""
+def new_folder(root: Path, options: TrainOptions) -> Path:
+    """A new, empty folder for a run, named by when, which architecture, which encoder; numbered where that is taken.
+
+    Raises
+    ------
+    PrefcliError
+        If it cannot be made.
+    """
     encoder = "" if options.architecture == "features" else f"-{Path(options.encoder).name or 'encoder'}"
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{options.architecture}{encoder}"
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{options.architecture}{encoder}"
+    for number in itertools.count(1):
+        folder = root / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise files.cannot_write(folder, error) from None
+    raise AssertionError("unreachable")
 
 
 def versions() -> dict[str, str]:
@@ -125,26 +161,113 @@ def members(folder: Path) -> list[Path]:
     return [folder / f"fold-{fold}" for fold in range(1, folds + 1)] if folds else [folder]
 
 
-def prepare(folder: Path, force: bool) -> None:
-    """Make room for a new run; an existing one is removed only when the user said so.
+def begin(folder: Path, *, force: bool, same: Callable[[Mapping[str, Any]], bool]) -> bool:
+    """Make room for a run. What a killed call of the same command left in the folder is continued, not thrown away.
+
+    Parameters
+    ----------
+    folder:
+        Of the run.
+    force:
+        Throw away a run that is there.
+    same:
+        Whether a run with this ``config.json`` is what is about to be trained.
+
+    Returns
+    -------
+    Whether the folder holds the beginning of that very run.
 
     Raises
     ------
     InputError
-        If the folder holds something.
+        If the folder holds something else.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not force:
-            raise InputError(f"{folder} already exists", hint="Choose another --output, or overwrite it with --force.")
-        if folder.is_dir() and not (folder / CONFIG).is_file():
-            raise InputError(f"{folder} is not a run, so --force does not remove it", hint="Choose another --output.")
-        import shutil
+    if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
+        pass
+    elif not folder.is_dir():
+        raise InputError(f"{folder} already exists", hint="Choose another --output.")
+    elif not force and not is_unfinished(folder):
+        raise InputError(f"{folder} already exists", hint="Choose another --output, or overwrite it with --force.")
+    elif not force and (folder / CONFIG).is_file():
+        if same(read_config(folder)):
+            return True
+        raise InputError(
+            f"{folder} holds an unfinished run of other battles or options",
+            hint=f"Continue it with --resume {folder}, choose another --output, or throw it away with --force.",
+        )
+    elif not is_unfinished(folder) and not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} is not a run, so --force does not remove it", hint="Choose another --output.")
+    else:
+        files.discard(folder)
+    files.write_text(folder / UNFINISHED, "Continue this run with prefcli train --resume, or delete its folder.\n")
+    return False
 
-        shutil.rmtree(folder)
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a run was begun here and not brought to its end."""
+    return (folder / UNFINISHED).is_file()
+
+
+def finish(folder: Path) -> None:
+    """Everything about the run is done."""
+    (folder / UNFINISHED).unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other processes from training into the same folder.
+
+    Raises
+    ------
+    PrefcliError
+        If one is at it.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(files.held(folder.absolute().parent / f".{folder.absolute().name}.lock"))
+        except BlockingIOError:
+            raise PrefcliError(
+                "another prefcli is training into this folder",
+                where=str(folder),
+                hint="Wait until it is done, or choose another --output.",
+            ) from None
+        yield
+
+
+def seal(folder: Path, *, trained: bool) -> None:
+    """Keep the checksums of the run's files in ``SHA256SUMS``: of all, or of those that training does not change."""
+    left_out = UNSEALED if trained else (*UNSEALED, *TRAINED)
+    names = (path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    files.write_sums(folder, (name for name in names if name not in left_out))
+
+
+def verify(folder: Path, *, going_on: bool = False) -> None:
+    """Check the run's files against the checksums it keeps; a run without any passes.
+
+    Parameters
+    ----------
+    folder:
+        Of the run.
+    going_on:
+        Its training is about to be continued: what is gone will be made again, and so will the validation file.
+
+    Raises
+    ------
+    ModelError
+        If a file is not what it was.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise files.cannot_write(folder, error) from None
+        wrong = files.mismatches(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the run's checksums cannot be read: {error}", where=str(folder / files.SUMS)) from None
+    if going_on:
+        wrong = {name: how for name, how in wrong.items() if how == "changed" and name != VALIDATION}
+    if wrong:
+        raise ModelError(
+            f"the run is damaged: {', '.join(f'{name} is {how}' for name, how in wrong.items())}",
+            where=str(folder),
+            hint=f"Copy the run again, or train anew. If you changed it on purpose, delete {files.SUMS}.",
+        )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Kaggle's submission: ``id, winner_model_a, winner_model_b, winner_tie``, as CSV 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,8 +15,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefcli import metrics, readers
-from prefcli.battles import check_unique_ids
+from prefcli.battles import check_unique_ids, id_occurs_twice
 from prefcli.errors import InputError
+from prefcli.joining import Join, Named, Rows
 from prefcli.outcomes import WINNER_COLUMNS
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ NAMED_ROWS = 3
 """How many wrong rows an error names."""
 
 GRADER_CLIP = 1e-15
+BYTES_PER_ROW = 80
+"""Of a file of predictions, roughly."""
 
 
 class PredictionWriter(Protocol):
@@ -97,7 +100,24 @@ def writer_for(path: Path) -> Callable[[Path], PredictionWriter]:
 
 
 def read_probabilities(path: Path, *, renormalize: bool = False) -> tuple[pd.Index, NDArray[np.float64]]:
-    """Ids and probabilities ``[n, 3]`` of a file of predictions.
+    """Ids and probabilities ``[n, 3]`` of a whole file of predictions; ids are unique.
+
+    Raises
+    ------
+    InputError
+        As :func:`probabilities` does.
+    """
+    import pandas as pd
+
+    parts = list(probabilities(path, renormalize=renormalize))
+    ids = pd.Index(pa.chunked_array([rows.ids for rows in parts]).to_numpy(), dtype=object)
+    if not ids.is_unique:
+        check_unique_ids(ids, str(path))
+    return ids, np.concatenate([rows.values for rows in parts])
+
+
+def probabilities(path: Path, *, renormalize: bool = False) -> Iterator[Rows]:
+    """The rows of a file of predictions, some at a time; values ``[n, 3]``.
 
     Parameters
     ----------
@@ -109,25 +129,23 @@ def read_probabilities(path: Path, *, renormalize: bool = False) -> tuple[pd.Ind
     Raises
     ------
     InputError
-        If a value is not a number or a row is not a probability distribution; the first rows are named.
+        If a value is not a number, or, at the end of the file, if rows are not probability distributions: how many,
+        and the first of them.
     """
-    ids, values = _read(path, "predictions")
     if renormalize:
-        finite = np.isfinite(values).all(axis=1)
-        if not finite.all():
-            wrong = np.flatnonzero(~finite)
-            raise _wrong_rows(path, ids, values, wrong, "not finite", "No rule can make probabilities of them.")
-        values = graders_rule(values)
-    if len(improper := metrics.find_improper(values)):
-        raise _wrong_rows(
-            path,
-            ids,
-            values,
-            improper,
-            "not probabilities (finite, within 0 and 1, summing to 1 within 1e-6)",
-            "To clip and renormalise as the competition's grader does, add --renormalize.",
-        )
-    return ids, values
+        what, hint = "not finite", "No rule can make probabilities of them."
+    else:
+        what = f"not probabilities (finite, within 0 and 1, summing to 1 within {metrics.SUM_TOLERANCE:g})"
+        hint = "To clip and renormalise as the competition's grader does, add --renormalize."
+    wrong = _WrongRows(path, what, hint)
+    for rows in _rows(path, "predictions"):
+        if renormalize:
+            wrong.note(rows, np.flatnonzero(~np.isfinite(rows.values).all(axis=1)))
+            yield Rows(rows.ids, graders_rule(rows.values), rows.first)
+        else:
+            wrong.note(rows, metrics.find_improper(rows.values))
+            yield rows
+    wrong.raise_if_any()
 
 
 def graders_rule(scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -136,85 +154,114 @@ def graders_rule(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return clipped / clipped.sum(axis=1, keepdims=True)
 
 
-def read_truth(path: Path) -> tuple[pd.Index, NDArray[np.int64]]:
-    """Ids and labels ``[n]`` of a file with one-hot winner columns.
+def truth(path: Path) -> Iterator[Rows]:
+    """The rows of a file with one-hot winner columns, some at a time; values are labels ``[n, 1]``.
 
     Raises
     ------
     InputError
-        If a row has no winner or several.
+        If rows have no winner or several.
     """
-    ids, values = _read(path, "labels")
-    wrong = np.flatnonzero(~(np.isin(values, (0, 1)).all(axis=1) & (values.sum(axis=1) == 1)))
-    if len(wrong):
-        hint = "In the truth one of the three columns is 1, the others 0."
-        raise _wrong_rows(path, ids, values, wrong, "without exactly one winner", hint)
-    return ids, values.argmax(axis=1)
+    wrong = _WrongRows(path, "without exactly one winner", "In the truth one of the three columns is 1, the others 0.")
+    for rows in _rows(path, "labels"):
+        values = rows.values
+        wrong.note(rows, np.flatnonzero(~(np.isin(values, (0, 1)).all(axis=1) & (values.sum(axis=1) == 1))))
+        yield Rows(rows.ids, values.argmax(axis=1).astype(np.float64)[:, None], rows.first)
+    wrong.raise_if_any()
 
 
-def match(guess_ids: pd.Index, true_ids: pd.Index, guess_file: Path, true_file: Path) -> NDArray[np.intp]:
-    """For each true id, the row of its prediction; shape ``[n]``.
+def matched(
+    guess_file: Path, true_file: Path, *, renormalize: bool = False
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.int64]]]:
+    """Probabilities ``[n, 3]`` and labels ``[n]`` of the same battles, some at a time; memory does not grow.
 
     Raises
     ------
     InputError
-        If an id stands in one file only.
+        If a file is not what it should be, or an id occurs twice or stands in one file only. What the ids say is known
+        at the end, after the last part.
     """
-    rows: NDArray[np.intp] = guess_ids.get_indexer(true_ids)
-    if (rows < 0).any():
-        missing = true_ids[rows < 0]
+    with Join(probabilities(guess_file, renormalize=renormalize), truth(true_file)) as join:
+        for guesses, labels in join.pairs():
+            yield guesses, labels[:, 0].astype(np.int64)
+        found, (_, battles) = join.mismatches, join.sizes
+    for twice, file in ((found.left_twice, guess_file), (found.right_twice, true_file)):
+        if twice.count:
+            row, name, earlier = twice.first[0]
+            raise id_occurs_twice(name, earlier, row, str(file))
+    if found.right_alone.count:
         raise InputError(
-            f"{len(missing):,} of {len(true_ids):,} battles have no prediction: id {_listed(missing)}",
+            f"{found.right_alone.count:,} of {battles:,} battles have no prediction: id {_listed(found.right_alone)}",
             where=str(guess_file),
             hint=f"Every id of {true_file} must be predicted.",
         )
-    if len(guess_ids) > len(true_ids):
-        extra = guess_ids[~guess_ids.isin(true_ids)]
+    if found.left_alone.count:
         raise InputError(
-            f"{len(extra):,} predictions have no truth: id {_listed(extra)}",
+            f"{found.left_alone.count:,} predictions have no truth: id {_listed(found.left_alone)}",
             where=str(guess_file),
             hint=f"Every predicted id must stand in {true_file}.",
         )
-    return rows
 
 
-def _read(path: Path, what: str) -> tuple[pd.Index, NDArray[np.float64]]:
-    """Ids as they are spelled, unique, and the three columns as numbers ``[n, 3]``."""
-    import pandas as pd
-
-    frame = readers.read_columns(path, ["id", *WINNER_COLUMNS]).to_pandas()
-    if not len(frame):
+def _rows(path: Path, what: str) -> Iterator[Rows]:
+    """Ids as they are spelled and the three columns as numbers ``[n, 3]``."""
+    first = 1
+    for batch in readers.column_batches(path, ["id", *WINNER_COLUMNS]):
+        ids = batch.column("id")
+        if ids.null_count:
+            row = first + int(np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))[0])
+            raise InputError("no id", where=f"{path}, row {row}, column id")
+        columns = [_numbers(batch.column(name), path, first, name) for name in WINNER_COLUMNS]
+        if len(ids):
+            yield Rows(ids, np.stack(columns, axis=1), first)
+        first += len(ids)
+    if first == 1:
         raise InputError(f"the file holds no {what}", where=str(path))
-    ids = pd.Index(frame["id"])
-    if not ids.is_unique:
-        check_unique_ids(ids, str(path))
-    numbers = frame[list(WINNER_COLUMNS)].apply(pd.to_numeric, errors="coerce")
-    # "nan" is a number that score refuses with its row; anything else that became NaN was no number.
-    unread = numbers.isna() & (
-        frame[list(WINNER_COLUMNS)].apply(lambda column: column.str.strip().str.lower()) != "nan"
-    )
-    if unread.to_numpy().any():
-        row, column = (int(axis[0]) for axis in np.nonzero(unread.to_numpy()))
-        cell = frame.iloc[row, column + 1]
-        shown = "nothing" if not isinstance(cell, str) or not cell else repr(cell[:40])
+
+
+def _numbers(column: pa.Array, path: Path, first: int, name: str) -> NDArray[np.float64]:
+    """A column of text as float64; "nan" is a number here, and refused with its row where it is no probability."""
+    try:
+        if not column.null_count:
+            return np.asarray(column.cast(pa.float64()).to_numpy())
+    except pa.ArrowInvalid:
+        pass
+    values = []
+    for row, cell in enumerate(column.to_pylist(), start=first):
+        try:
+            values.append(float("" if cell is None or "_" in cell else cell))
+        except ValueError:
+            raise InputError(
+                f"expected a number, found {repr(cell[:40]) if cell else 'nothing'}",
+                where=f"{path}, row {row}, column {name}",
+            ) from None
+    return np.array(values, dtype=np.float64)
+
+
+class _WrongRows:
+    """Rows of a file that are not what they should be: how many, and the first of them in words."""
+
+    def __init__(self, path: Path, what: str, hint: str) -> None:
+        self._path, self._what, self._hint = path, what, hint
+        self._count = 0
+        self._named: list[str] = []
+
+    def note(self, rows: Rows, wrong: NDArray[np.intp]) -> None:
+        self._count += len(wrong)
+        for row in wrong[: NAMED_ROWS - len(self._named)].tolist():
+            numbers = ", ".join(f"{value:.7g}" for value in rows.values[row])
+            self._named.append(f"row {rows.first + row} (id {rows.ids[row].as_py()[:40]}): {numbers}")
+
+    def raise_if_any(self) -> None:
+        if not self._count:
+            return
+        more = f"; and {self._count - len(self._named):,} more" if self._count > len(self._named) else ""
+        count = "1 row is" if self._count == 1 else f"{self._count:,} rows are"
         raise InputError(
-            f"expected a number, found {shown}", where=f"{path}, row {row + 1}, column {WINNER_COLUMNS[column]}"
+            f"{count} {self._what}: {'; '.join(self._named)}{more}", where=str(self._path), hint=self._hint
         )
-    return ids, numbers.to_numpy(dtype=np.float64)
 
 
-def _wrong_rows(
-    path: Path, ids: pd.Index, values: NDArray[np.float64], rows: NDArray[np.intp], what: str, hint: str
-) -> InputError:
-    named = "; ".join(
-        f"row {row + 1} (id {ids[row]}): {', '.join(f'{v:.7g}' for v in values[row])}"
-        for row in rows[:NAMED_ROWS].tolist()
-    )
-    more = f"; and {len(rows) - NAMED_ROWS:,} more" if len(rows) > NAMED_ROWS else ""
-    count = "1 row is" if len(rows) == 1 else f"{len(rows):,} rows are"
-    return InputError(f"{count} {what}: {named}{more}", where=str(path), hint=hint)
-
-
-def _listed(names: pd.Index) -> str:
-    shown = ", ".join(repr(str(name)) for name in names[:NAMED_ROWS])
-    return shown + (" ..." if len(names) > NAMED_ROWS else "")
+def _listed(named: Named) -> str:
+    shown = ", ".join(repr(name[:40]) for _, name in named.first)
+    return shown + (" ..." if named.count > len(named.first) else "")

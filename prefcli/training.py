@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from prefcli import checkpoints, files, metrics
 from prefcli.distributed import World
-from prefcli.errors import Interrupted, PrefcliError
+from prefcli.errors import Interrupted, ModelError, PrefcliError
 from prefcli.models.neural import WEIGHTS, NeuralModel, Pass, ahead
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, SWAPPED
@@ -39,7 +39,8 @@ from prefcli.runs import METRICS
 CHECKPOINT_SECONDS = 300.0
 MOST_SKIPS_IN_A_ROW = 20
 INITIAL_SCALE = 2.0**16
-KEPT_LOGITS = Path("checkpoints") / "kept.npy"
+KEPT = Path("checkpoints") / "kept.json"
+"""Digests of kept weights, each with the logits that they gave of the validation battles."""
 
 
 @dataclass
@@ -212,7 +213,6 @@ def fit(task: Task) -> Fitted:
 
     with (
         _signals() as stopped,
-        log,
         task.reporter.track(
             "training",
             len(task.train) * options.epochs,
@@ -372,21 +372,51 @@ def predict_shared(task: Task, battles: TokenisedBattles) -> NDArray[np.float64]
 
 
 def _keep(task: Task, logits: NDArray[np.float64] | None) -> None:
+    """Write the weights as they are, and what they say of the validation battles.
+
+    Two files cannot change at once. So the second one, written first, speaks of the weights that lie there and of those
+    about to come: whenever this is interrupted, it knows the weights that are found.
+    """
     from safetensors.torch import save_model
 
-    with files.atomic(task.folder / WEIGHTS) as temporary:
-        save_model(task.model.module, str(temporary))
-    if logits is not None:
-        with files.atomic(task.folder / KEPT_LOGITS) as temporary, temporary.open("wb") as stream:
-            np.save(stream, logits, allow_pickle=False)
+    weights = task.folder / WEIGHTS
+    module = task.model.module
+    with files.atomic(weights, needs=sum(t.nbytes for t in module.state_dict().values())) as temporary:
+        save_model(module, str(temporary))
+        known = _kept(task.folder)
+        before = files.sha256(weights) if weights.exists() else ""
+        entries = {before: known[before]} if before in known else {}
+        entries[files.sha256(temporary)] = None if logits is None else logits.tolist()
+        files.write_text(task.folder / KEPT, files.signed(entries))
+
+
+def _kept(folder: Path) -> dict[str, Any]:
+    """Digests of kept weights and their logits; empty where the file is missing or damaged."""
+    try:
+        return files.unsigned((folder / KEPT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _kept_logits(task: Task) -> NDArray[np.float64] | None:
+    """Logits of the validation battles by the kept weights.
+
+    Raises
+    ------
+    ModelError
+        If the kept weights are not those that were written.
+    """
     task.world.barrier()
-    if task.validation is None:
-        return None
-    kept: NDArray[np.float64] = np.load(task.folder / KEPT_LOGITS, allow_pickle=False)
-    return kept
+    known = _kept(task.folder)
+    try:
+        logits = known[files.sha256(task.folder / WEIGHTS)]
+    except (OSError, KeyError):
+        raise ModelError(
+            f"the weights kept so far are damaged: {WEIGHTS} does not match {KEPT}",
+            where=str(task.folder),
+            hint="Nothing else holds them: delete the run and train again.",
+        ) from None
+    return None if logits is None else np.array(logits, dtype=np.float64).reshape(-1, len(OUTCOMES))
 
 
 def _restore(task: Task, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Position:
@@ -403,6 +433,8 @@ def _restore(task: Task, optimizer: torch.optim.Optimizer, scaler: torch.amp.Gra
     own = {name.removeprefix(prefix): state for name, state in held.random.items() if name.startswith(prefix)}
     checkpoints.restore_random_states(own, task.model.placement.device)
     position = Position(**held.state["position"])
+    if position.best_step:
+        _kept_logits(task)  # before hours of work that could not be brought to an end
     task.reporter.note(f"resumed at step {position.steps} of {task.total_steps}")
     return position
 
@@ -435,17 +467,9 @@ class _Log:
                         kept.append(line + "\n")
         files.write_text(self._path, "".join(kept))
 
-    def __enter__(self) -> None:
-        self._stream = self._path.open("a", encoding="utf-8") if self._writes else None
-
-    def __exit__(self, *_: object) -> None:
-        if self._stream is not None:
-            self._stream.close()
-
     def write(self, **record: Any) -> None:
-        if self._stream is not None:
-            self._stream.write(json.dumps(record) + "\n")
-            self._stream.flush()
+        if self._writes:
+            files.append_line(self._path, json.dumps(record))
 
 
 @contextlib.contextmanager

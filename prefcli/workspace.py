@@ -149,9 +149,12 @@ class Workspace:
         source: str,
         options: Mapping[str, Any],
         produce: Callable[[StageWriter], Mapping[str, Any]],
+        needs: int | None = None,
         reporter: Reporter = SILENT,
     ) -> Stage:
         """The cached output of a stage, produced now if it is not there.
+
+        Of several processes that want the same stage one makes it, the others wait and use it.
 
         Parameters
         ----------
@@ -165,6 +168,8 @@ class Workspace:
             Everything else that determines the rows; must be JSON.
         produce:
             Writes the rows and returns what it counted. Called only when there is no valid cache.
+        needs:
+            About how many bytes the output takes, where that is known.
         reporter:
             Hears whether the stage was reused, or why it was rebuilt.
         """
@@ -173,22 +178,36 @@ class Workspace:
         metadata = {**identity, "fingerprint": print_}
         path = self.stages / f"{name}-{print_}.parquet"
         files.sweep(self.stages)
-        if path.exists():
-            try:
-                return Stage(path, True, self._verified(path, metadata))
-            except ValueError as problem:
-                reporter.warn(f"rebuilding {path}: {problem}")
-        with files.atomic(path) as temporary:
-            writer = StageWriter(temporary, metadata)
-            try:
-                counted = writer.close(produce(writer))
-            except BaseException:
-                writer.abandon()
-                raise
-            digest = files.sha256(temporary)
-            # The digest goes first: a crash between the two leaves a digest of nothing, never a file unverified.
-            files.write_text(_digest_path(path), f"{digest}  {path.name}\n")
+        if cached := self._cached(path, metadata, reporter):
+            return cached
+
+        def waiting() -> None:
+            reporter.note(f"another prefcli is making {path.name}: waiting for it")
+
+        with files.held(path.with_suffix(".lock"), waiting=waiting):
+            if cached := self._cached(path, metadata, SILENT):
+                return cached
+            with files.atomic(path, needs=needs) as temporary:
+                writer = StageWriter(temporary, metadata)
+                try:
+                    counted = writer.close(produce(writer))
+                except BaseException:
+                    writer.abandon()
+                    raise
+                digest = files.sha256(temporary)
+                # The digest goes first: a crash between the two leaves a digest of nothing, never a file unverified.
+                files.write_text(_digest_path(path), f"{digest}  {path.name}\n")
         return Stage(path, False, counted)
+
+    def _cached(self, path: Path, metadata: Mapping[str, Any], reporter: Reporter) -> Stage | None:
+        """The stage at ``path`` if it is there and whole; why it is not is said."""
+        if not path.exists():
+            return None
+        try:
+            return Stage(path, True, self._verified(path, metadata))
+        except ValueError as problem:
+            reporter.warn(f"rebuilding {path}: {problem}")
+            return None
 
     def open_stage(self, file_name: str) -> Stage:
         """A stage by the name that :meth:`remember` kept.
@@ -230,21 +249,19 @@ class Workspace:
         return dict(metadata)
 
     def remember(self, what: str, value: Mapping[str, Any]) -> None:
-        """Keep what was made last (``preprocess``, ``train``) in ``latest.json``."""
-        latest = {**self._latest(), what: dict(value)}
-        files.write_text(self.root / "latest.json", json.dumps(latest, indent=2, sort_keys=True) + "\n")
+        """Keep what was made last (``preprocess``, ``train``): a file each, so that two commands do not meet in one."""
+        files.write_text(self._latest_path(what), json.dumps(dict(value), indent=2, sort_keys=True) + "\n")
 
     def latest(self, what: str) -> Mapping[str, Any] | None:
-        """What :meth:`remember` kept last under this name."""
-        value = self._latest().get(what)
+        """What :meth:`remember` kept last under this name; None where there is nothing, or it is damaged."""
+        try:
+            value = json.loads(self._latest_path(what).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
         return value if isinstance(value, dict) else None
 
-    def _latest(self) -> dict[str, Any]:
-        try:
-            latest = json.loads((self.root / "latest.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return latest if isinstance(latest, dict) else {}
+    def _latest_path(self, what: str) -> Path:
+        return self.root / f"latest-{what}.json"
 
     def find_run(self, name: str) -> Path:
         """The folder of a run given by its path or by its name in this workspace.

@@ -152,7 +152,7 @@ def test_an_interrupted_preprocess_leaves_no_half_cache(tmp_path: Path) -> None:
         [sys.executable, "-m", "prefcli", "preprocess", str(path)], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
     stages = tmp_path / ".prefcli" / "stages"
-    while not list(stages.glob(".preprocess-*.tmp")) and process.poll() is None:
+    while not list(stages.glob("preprocess-*.lock")) and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)

@@ -148,6 +148,7 @@ def test_a_run_loads_where_its_encoder_is_gone(trained: Path, demo_files: Demo, 
     config = json.loads((tmp_path / "elsewhere" / "config.json").read_text())
     config["options"]["encoder"] = "/gone/for/ever"
     (tmp_path / "elsewhere" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "elsewhere" / "SHA256SUMS").unlink()
     for name, model in (("here.csv", run), ("there.csv", tmp_path / "elsewhere")):
         done = cli("predict", demo_files.test, "--model", model, "--output", name)
         assert done.code == 0, done.err

@@ -119,8 +119,9 @@ def test_what_was_made_last_is_remembered_and_damage_forgotten(workspace: Worksp
     workspace.remember("train", {"run": "a"})
     workspace.remember("preprocess", {"stage": "b"})
     assert workspace.latest("train") == {"run": "a"}
-    (workspace.root / "latest.json").write_text("{broken")
+    (workspace.root / "latest-train.json").write_text("{broken")
     assert workspace.latest("train") is None
+    assert workspace.latest("preprocess") == {"stage": "b"}
 
 
 def test_an_unknown_run_names_the_known_ones(workspace: Workspace) -> None:
@@ -145,13 +146,16 @@ def test_an_atomic_file_replaces_the_old_one_only_when_done(tmp_path: Path) -> N
 
 def test_what_a_killed_process_left_is_swept_and_a_living_ones_is_not(tmp_path: Path) -> None:
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    left = tmp_path / f".x.parquet.{int(dead.stdout)}.tmp"
-    living = tmp_path / f".y.parquet.{os.getppid()}.tmp"
-    foreign = tmp_path / ".hidden"
-    for path in (left, living, foreign):
+    with files.scratch(tmp_path) as mine:
+        name = mine.name
+    left = tmp_path / name.replace(f"-{os.getpid()}-", f"-{int(dead.stdout)}-")
+    living = tmp_path / name.replace(f"-{os.getpid()}-", f"-{os.getppid()}-")
+    other_machines = tmp_path / left.name.replace(left.name[9:17], "0" * 8)
+    foreign = tmp_path / f".x.{int(dead.stdout)}.tmp"
+    for path in (left, living, other_machines, foreign):
         path.write_text("")
     files.sweep(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([living.name, foreign.name])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([living.name, other_machines.name, foreign.name])
 
 
 def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def run(
     """Score predictions against the truth, joined by id: log loss with its interval, and its company."""
     from prefcli import pipeline
 
-    found = pipeline.score(predictions, labels, renormalize=renormalize, seed=seed)
+    reporter = common.session(ctx, workspace, quiet).reporter
+    found = pipeline.score(predictions, labels, renormalize=renormalize, seed=seed, reporter=reporter)
     if json:
         common.print_json(asdict(found))
         return
@@ -54,6 +55,6 @@ def run(
         ],
     )
     if found.clipped:
-        common.session(ctx, workspace, quiet).reporter.warn(
+        reporter.warn(
             f"{found.clipped:,} battles gave their true outcome probability (nearly) 0: 36 nats each after clipping"
         )

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from prefcli import features
+from prefcli import features, runs
 from prefcli.errors import ModelError
 from prefcli.features import Features
 from prefcli.fitting.work import Fitted, Work
@@ -45,6 +45,7 @@ class FeaturesFitter:
                 f"{prefix}boosting {len(models.COLUMNS):,} statistics of {len(fold.train):,} battles in both orders"
             )
             work.write_config(fold, {"columns": len(models.COLUMNS)})
+            runs.seal(fold.folder, trained=False)
             with work.reporter.track(f"{prefix}boosting", None, "steps") as progress:
                 model = models.fit(
                     battles.take(fold.train),

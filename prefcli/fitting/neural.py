@@ -62,6 +62,7 @@ class NeuralFitter:
                 work.write_config(fold, resolved, encoder_config=model.encoder_config())
                 for owner in dict.fromkeys((folder, work.folder)):
                     model.save_beside_weights(owner)
+                    runs.seal(owner, trained=False)
             work.world.barrier()
         fitted = training.fit(
             training.Task(

@@ -59,11 +59,9 @@ class Work:
             "resolved": dict(resolved),
             "data": {
                 "source": self.data.source.to_json(),
-                "source_sha256": self.data.source_sha256,
                 "stage": self.data.training.path.name,
-                "text": self.data.text,
                 "validation_file": self.options.validation_file,
-                "soft_labels_sha256": self.data.soft_labels_sha256,
+                **self.data.identity,
                 "train_battles": len(fold.train),
                 "held_out_battles": len(fold.held_out),
                 "shares": (labels / labels.sum()).tolist(),

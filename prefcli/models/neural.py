@@ -8,7 +8,6 @@ a device and a budget around it.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prefcli import encoders
+from prefcli import encoders, files
 from prefcli.devices import Placement
 from prefcli.errors import ModelError
 from prefcli.models.cross_encoder import CrossEncoder
@@ -245,9 +244,9 @@ class NeuralModel:
 
         So whoever finds that file finds a whole tokenizer, even after a crash.
         """
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".tokenizer-") as temporary:
+        with files.scratch(folder) as temporary:
             self.tokenizer.save_pretrained(temporary)
-            for path in sorted(Path(temporary).iterdir(), key=lambda path: path.name == TOKENIZER_CONFIG):
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name == TOKENIZER_CONFIG):
                 path.replace(folder / path.name)
 
     def encoder_config(self) -> dict[str, Any]:

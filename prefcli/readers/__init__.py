@@ -294,8 +294,8 @@ def parse_columns(text: str) -> dict[str, str]:
     return mapping
 
 
-def read_columns(path: Path, names: Sequence[str]) -> pa.Table:
-    """Some columns of a table as strings, exactly as they are spelled.
+def column_batches(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of a table as strings, exactly as they are spelled, some rows at a time.
 
     For files that are not battles (predictions, labels). Numbers in Parquet become their shortest decimal form.
 
@@ -308,13 +308,11 @@ def read_columns(path: Path, names: Sequence[str]) -> pa.Table:
     found = column_names(container)
     if missing := [name for name in names if name not in found]:
         raise _missing(container, missing, dict.fromkeys(found, ""), f"Expected the columns {', '.join(names)}.")
-    batches = []
     row = 1
     for raw in raw_batches(container, names):
         place = Place(container.name, row)
-        batches.append(pa.record_batch([strings(raw, name, place) for name in names], names=list(names)))
+        yield pa.record_batch([strings(raw, name, place) for name in names], names=list(names))
         row += raw.num_rows
-    return pa.Table.from_batches(batches, schema=pa.schema([(name, pa.string()) for name in names]))
 
 
 __all__ = [
@@ -323,7 +321,7 @@ __all__ = [
     "BattleFile",
     "Layout",
     "Source",
+    "column_batches",
     "open_battles",
     "parse_columns",
-    "read_columns",
 ]
