@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from prefcli import files
 from prefcli.errors import PrefcliError
 
-IN_MEMORY_ROWS = 1 << 19
+IN_MEMORY_ROWS = 1 << 18
 BUCKETS = 64
 NAMED = 3
 """How many rows of a kind of mismatch are named."""
