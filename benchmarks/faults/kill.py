@@ -1,0 +1,175 @@
+"""Kill every verb at random moments and call it again: ``python benchmarks/faults/kill.py [--kills 200]``.
+
+For each of the five verbs an undisturbed call tells what the result is and how long it takes. Then, again and again
+from the same beginning, the command is started, killed (SIGKILL, its children are left to themselves) after a random
+time within that duration, and called again, unchanged. The second call must succeed and leave the same bytes; nothing
+temporary may lie anywhere afterwards. An output that was complete when the kill came is allowed to be refused as
+"already exists", if it is the same bytes; those are counted by themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefcli import demo
+
+PREFCLI = [sys.executable, "-m", "prefcli"]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command, and what it leaves: the files whose bytes are its result."""
+
+    name: str
+    arguments: list[str]
+    result: Callable[[Path], list[Path]]
+    speaks: bool = True
+    """Whether what it prints is part of its result."""
+
+
+def run_files(folder: Path) -> list[Path]:
+    names = ("model.safetensors", "validation.parquet", "booster.txt", "config.json", "README.md", "SHA256SUMS")
+    return sorted(path for path in folder.rglob("*") if path.name in names and "checkpoints" not in path.parts)
+
+
+NEURAL = ["--encoder", "tiny", "--checkpoint-every", "4", "--eval-every", "9", "--epochs", "2", "--output", "made"]
+VERBS = (
+    Verb("eda", ["eda", "train.csv", "--report", "page.html"], lambda folder: [folder / "page.html"]),
+    Verb("preprocess", ["preprocess", "big.csv"], lambda folder: sorted(folder.glob(".prefcli/stages/*.parquet"))),
+    Verb("train, tiny", ["train", "train.csv", *NEURAL], lambda folder: run_files(folder / "made"), speaks=False),
+    Verb(
+        "train, features in 2 folds",
+        ["train", "train.csv", "--recipe", "fast", "--folds", "2", "--output", "made"],
+        lambda folder: run_files(folder / "made"),
+        speaks=False,
+    ),
+    Verb("predict", ["predict", "test.csv", "-o", "p.csv"], lambda folder: [folder / "p.csv"], speaks=False),
+    Verb("score", ["score", "truth_as_guess.csv", "test_truth.csv", "--json"], lambda folder: []),
+)
+
+
+def start(verb: Verb, folder: Path, temporary: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*PREFCLI, *verb.arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def outcome(verb: Verb, folder: Path, said: str) -> dict[str, str]:
+    found = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in verb.result(folder)}
+    return {**found, "said": said} if verb.speaks else found
+
+
+def leftovers(*folders: Path) -> list[str]:
+    """Temporary files, locks and marks of unfinished work."""
+    return [
+        str(path)
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix in (".tmp", ".lock")
+        or path.name.startswith((".prefcli-", "prefcli-"))
+        or path.name == "unfinished"
+    ]
+
+
+def prepare(folder: Path, verb: Verb) -> Path:
+    """Where the verb begins: the files it reads, and for ``predict`` a run."""
+    start_at = folder / "start"
+    start_at.mkdir(parents=True)
+    demo.write(start_at, train=600, test=400)
+    demo.write(folder / "more", train=6000, test=10)
+    shutil.copy(folder / "more" / "train.csv", start_at / "big.csv")
+    (start_at / "truth_as_guess.csv").write_text((start_at / "test_truth.csv").read_text(), encoding="utf-8")
+    if verb.name == "predict":
+        arguments = [*PREFCLI, "train", "train.csv", "--recipe", "fast", "--output", "run"]
+        subprocess.run(arguments, cwd=start_at, check=True, capture_output=True)
+    return start_at
+
+
+def try_verb(verb: Verb, kills: int, moments: random.Random, folder: Path) -> dict[str, int]:
+    counts = dict.fromkeys(("killed", "done before", "same result", "refused, whole", "failed", "left something"), 0)
+    beginning = prepare(folder, verb)
+    place, temporary = folder / "place", folder / "temporary"
+    temporary.mkdir()
+
+    def fresh() -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(beginning, place)
+
+    fresh()
+    begun = time.monotonic()
+    process = start(verb, place, temporary)
+    said, problem = process.communicate()
+    duration = time.monotonic() - begun
+    if process.returncode:
+        raise SystemExit(f"{verb.name}: the undisturbed call failed: {problem}")
+    wanted = outcome(verb, place, said)
+    while counts["killed"] < kills:
+        fresh()
+        process = start(verb, place, temporary)
+        try:
+            process.communicate(timeout=moments.uniform(0, duration))
+            counts["done before"] += 1
+            continue
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            counts["killed"] += 1
+        process = start(verb, place, temporary)
+        said, problem = process.communicate()
+        refused = process.returncode == 2 and "already exists" in problem
+        found = outcome(verb, place, wanted.get("said", "") if refused else said)
+        if found != wanted or process.returncode not in ((0, 2) if refused else (0,)):
+            counts["failed"] += 1
+            print(f"{verb.name}: exit {process.returncode}: {problem[-500:]}\n{found}\n{wanted}", flush=True)
+        else:
+            counts["refused, whole" if refused else "same result"] += 1
+        if left := leftovers(place, temporary):
+            counts["left something"] += 1
+            print(f"{verb.name}: left {left}", flush=True)
+    return counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200, help="over all verbs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--verb", help="only the verbs whose name begins so")
+    options = parser.parse_args()
+    verbs = [verb for verb in VERBS if verb.name.startswith(options.verb or "")]
+    moments = random.Random(options.seed)
+    print("| verb | killed | same result | output whole already | failed | left something |")
+    print("|---|---|---|---|---|---|", flush=True)
+    bad = 0
+    for number, verb in enumerate(verbs):
+        kills = options.kills * (number + 1) // len(verbs) - options.kills * number // len(verbs)
+        with tempfile.TemporaryDirectory() as name:
+            counts = try_verb(verb, kills, moments, Path(name))
+        print(
+            f"| {verb.name} | {counts['killed']} | {counts['same result']} | {counts['refused, whole']} "
+            f"| {counts['failed']} | {counts['left something']} |",
+            flush=True,
+        )
+        bad += counts["failed"] + counts["left something"]
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()
