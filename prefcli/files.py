@@ -161,6 +161,13 @@ def held(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[N
         lock.release()
 
 
+def forget_lock(path: Path) -> None:
+    """Remove a lock that nobody holds: one of a process that was killed."""
+    if path.exists():
+        with contextlib.suppress(BlockingIOError, PrefcliError), held(path):
+            pass
+
+
 def temporary_folder() -> Path:
     """Where temporary files of this machine go, for messages."""
     try:
@@ -181,7 +188,8 @@ def sha256(path: Path) -> str:
 def write_sums(folder: Path, names: Iterable[str]) -> None:
     """Keep the checksums of some files of a folder in :data:`SUMS`; those that are not there are left out."""
     there = sorted(name for name in names if (folder / name).is_file())
-    write_text(folder / SUMS, "".join(f"{sha256(folder / name)}  {name}\n" for name in there))
+    lines = [f"{sha256(folder / name)}  {name}" for name in there]
+    write_text(folder / SUMS, "\n".join([*lines, f"# {len(lines)} files", ""]))
 
 
 def mismatches(folder: Path) -> dict[str, str]:
@@ -193,9 +201,12 @@ def mismatches(folder: Path) -> dict[str, str]:
         If the checksums themselves cannot be read.
     """
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        lines = (folder / SUMS).read_bytes().decode("utf-8").split("\n")
     except FileNotFoundError:
         return {}
+    *lines, end, nothing = lines if len(lines) > 1 else ["", ""]
+    if nothing or end != f"# {len(lines)} files":
+        raise ValueError(f"{SUMS} is not whole")
     found = {}
     for line in lines:
         digest, _, name = line.partition("  ")

@@ -259,7 +259,8 @@ def fit(task: Task) -> Fitted:
                     f"interrupted after step {position.steps} of {task.total_steps}; a checkpoint is saved",
                     hint=f"Continue with: prefcli train --resume {task.folder}",
                 )
-    return Fitted(position, _kept_logits(task))
+    world.barrier()  # the first process has written what it keeps
+    return Fitted(position, kept_logits(task.folder))
 
 
 @dataclass(frozen=True)
@@ -398,22 +399,21 @@ def _kept(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _kept_logits(task: Task) -> NDArray[np.float64] | None:
-    """Logits of the validation battles by the kept weights.
+def kept_logits(folder: Path) -> NDArray[np.float64] | None:
+    """Logits of the validation battles by the weights that a training has kept so far; None where there are none.
 
     Raises
     ------
     ModelError
         If the kept weights are not those that were written.
     """
-    task.world.barrier()
-    known = _kept(task.folder)
+    known = _kept(folder)
     try:
-        logits = known[files.sha256(task.folder / WEIGHTS)]
+        logits = known[files.sha256(folder / WEIGHTS)]
     except (OSError, KeyError):
         raise ModelError(
             f"the weights kept so far are damaged: {WEIGHTS} does not match {KEPT}",
-            where=str(task.folder),
+            where=str(folder),
             hint="Nothing else holds them: delete the run and train again.",
         ) from None
     return None if logits is None else np.array(logits, dtype=np.float64).reshape(-1, len(OUTCOMES))
@@ -434,7 +434,7 @@ def _restore(task: Task, optimizer: torch.optim.Optimizer, scaler: torch.amp.Gra
     checkpoints.restore_random_states(own, task.model.placement.device)
     position = Position(**held.state["position"])
     if position.best_step:
-        _kept_logits(task)  # before hours of work that could not be brought to an end
+        kept_logits(task.folder)  # before hours of work that could not be brought to an end
     task.reporter.note(f"resumed at step {position.steps} of {task.total_steps}")
     return position
 

@@ -178,13 +178,15 @@ class Workspace:
         metadata = {**identity, "fingerprint": print_}
         path = self.stages / f"{name}-{print_}.parquet"
         files.sweep(self.stages)
+        lock = path.with_suffix(".lock")
         if cached := self._cached(path, metadata, reporter):
+            files.forget_lock(lock)
             return cached
 
         def waiting() -> None:
             reporter.note(f"another prefcli is making {path.name}: waiting for it")
 
-        with files.held(path.with_suffix(".lock"), waiting=waiting):
+        with files.held(lock, waiting=waiting):
             if cached := self._cached(path, metadata, SILENT):
                 return cached
             with files.atomic(path, needs=needs) as temporary:

@@ -106,3 +106,30 @@ def test_a_sum_within_the_tolerance_is_accepted() -> None:
 def test_softmax_survives_huge_logits() -> None:
     assert metrics.softmax(np.array([[1e5, 0.0, -1e5]])).tolist() == [[1.0, 0.0, 0.0]]
     assert metrics.softmax(np.array([[1.0, 1.0, 1.0]]))[0] == pytest.approx([1 / 3] * 3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 400), parts=st.integers(1, 7), seed=st.integers(0, 1000))
+def test_a_stream_is_scored_as_the_whole(n: int, parts: int, seed: int) -> None:
+    probabilities, labels = some_predictions(n, seed)
+    whole = metrics.score(probabilities, labels)
+    cuts = zip(np.array_split(probabilities, parts), np.array_split(labels, parts), strict=True)
+    streamed = metrics.score_stream(cuts)
+    assert streamed.log_loss_ci == whole.log_loss_ci
+    for name in ("n", "log_loss", "binary_log_loss", "accuracy", "brier", "ece", "prior_log_loss", "clipped"):
+        assert getattr(streamed, name) == pytest.approx(getattr(whole, name), abs=1e-12), name
+
+
+def test_the_interval_of_a_long_stream_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "BOOTSTRAP_MAX_UNITS", 500)
+    probabilities, labels = some_predictions(30_000)
+    whole = metrics.score(probabilities, labels).log_loss_ci
+    cuts = zip(np.array_split(probabilities, 100), np.array_split(labels, 100), strict=True)
+    assert metrics.score_stream(cuts).log_loss_ci == pytest.approx(whole, abs=2e-3)
+    by_theory = 1.96 * metrics.losses(probabilities, labels).std() / np.sqrt(30_000)
+    assert (whole[1] - whole[0]) / 2 == pytest.approx(by_theory, rel=0.15)
+
+
+def test_no_battles_have_no_score() -> None:
+    with pytest.raises(ValueError, match="no battles"):
+        metrics.score_stream([])

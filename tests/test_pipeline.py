@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -292,11 +293,82 @@ def test_an_existing_run_is_not_overwritten(cli: CLI, demo_files: Demo, tmp_path
     assert (tmp_path / "precious" / "thesis.txt").exists()
 
 
+def test_the_same_command_continues_what_a_killed_one_left(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
+    small = ["--encoder", "tiny", "--limit", 100, "--checkpoint-every", 2]
+    assert cli("train", demo_files.train, *small, "--output", "whole").code == 0
+    assert not Path("whole/unfinished").exists()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefcli", "train", demo_files.train, *map(str, small), "--output", "killed"],
+        stderr=subprocess.PIPE,
+    )
+    while not list(Path("killed/checkpoints").glob("step-*")) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert Path("killed/unfinished").exists()
+    other = cli("train", demo_files.train, *small, "--lr", 1e-3, "--output", "killed")
+    assert other.code == 2
+    assert "unfinished run of other battles or options" in other.err
+    again = cli("train", demo_files.train, *small, "--output", "killed")
+    assert again.code == 0, again.err
+    assert "unfinished: continuing it" in again.err
+    for name in ("model.safetensors", "validation.parquet", "tokenizer_config.json"):
+        assert Path("killed", name).read_bytes() == Path("whole", name).read_bytes()
+    assert not Path("killed/unfinished").exists()
+    assert not list(tmp_path.glob(".*lock"))
+    finished = cli("train", demo_files.train, *small, "--output", "killed")
+    assert finished.code == 2
+    assert "already exists" in finished.err
+
+
+def test_a_folder_that_someone_trains_into_is_refused(cli: CLI, demo_files: Demo) -> None:
+    from prefcli import runs
+
+    with runs.claimed(Path("busy")):
+        done = cli("train", demo_files.train, "--recipe", "fast", "--output", "busy")
+    assert done.code == 1
+    assert "another prefcli is training into this folder" in done.err
+
+
+def test_two_runs_begun_in_the_same_second_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefcli import runs
+    from prefcli.options import TrainOptions
+
+    monkeypatch.setattr(runs.time, "strftime", lambda _: "20260101-000000")
+    names = [runs.new_folder(tmp_path, TrainOptions(encoder="tiny")).name for _ in range(3)]
+    assert names == [f"20260101-000000-siamese-tiny{more}" for more in ("", "-2", "-3")]
+
+
+def test_a_run_that_was_changed_is_refused_by_name(cli: CLI, demo_files: Demo) -> None:
+    assert cli("train", demo_files.train, "--recipe", "fast", "--output", "run").code == 0
+    weights = Path("run/model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 4
+    weights.write_bytes(content)
+    done = cli("predict", demo_files.test, "--model", "run", "-o", "p.csv")
+    assert done.code == 1
+    assert "model.safetensors is changed" in done.err
+    assert not Path("p.csv").exists()
+
+
 def test_resume_takes_no_other_options(cli: CLI, trained: Path) -> None:
     (run,) = (trained / "runs").iterdir()
     done = cli("train", "--resume", run, "--lr", 0.1)
     assert done.code == 2
     assert "--lr" in done.err
+
+
+def test_resuming_with_other_validation_battles_is_refused(cli: CLI, tmp_path: Path) -> None:
+    train = write_csv(tmp_path / "t.csv", [battle(i, i % 3) for i in range(30)])
+    other = write_csv(tmp_path / "v.csv", [battle(i, i % 3) for i in range(100, 130)])
+    flags = ["--encoder", "tiny", "--validation-file", other, "--output", "run"]
+    assert cli("train", train, *flags).code == 0
+    write_csv(other, [battle(i, 0) for i in range(100, 130)])
+    done = cli("train", "--resume", "run")
+    assert done.code == 2
+    assert "validation battles this run was trained with have changed" in done.err
 
 
 def test_resuming_a_run_whose_battles_have_changed_is_refused(cli: CLI, tmp_path: Path) -> None:

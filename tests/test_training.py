@@ -216,6 +216,51 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(
         training.fit(a_task(tmp_path, battles, bert_folder, resume=True))
 
 
+def test_damaged_kept_weights_are_refused_before_the_training_goes_on(
+    tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
+) -> None:
+    def stop(position: training.Position) -> None:
+        if position.steps == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(a_task(tmp_path, battles, bert_folder, fail_after=stop))
+    kept = tmp_path / "model.safetensors"
+    content = bytearray(kept.read_bytes())
+    content[-3] ^= 1
+    kept.write_bytes(content)
+    with pytest.raises(PrefcliError, match="weights kept so far are damaged"):
+        training.fit(a_task(tmp_path, battles, bert_folder, resume=True, fail_after=stop))
+
+
+def test_kept_weights_and_their_logits_agree_wherever_keeping_is_interrupted(
+    tmp_path: Path, battles: TokenisedBattles, bert_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefcli import files
+
+    task = a_task(tmp_path, battles, bert_folder)
+    first, second = np.full((4, 3), 1.0), np.full((4, 3), 2.0)
+    training._keep(task, first)
+    with torch.no_grad():
+        task.model.module.classifier.weight += 1
+    replace_, calls = os.replace, []
+
+    def dies(source: Any, target: Any) -> None:
+        calls.append(target)
+        if Path(target).name == "model.safetensors":
+            raise KeyboardInterrupt  # what is said of both weights lies there, the new weights do not
+        replace_(source, target)
+
+    monkeypatch.setattr(files.os, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        training._keep(task, second)
+    monkeypatch.undo()
+    assert len(calls) == 2
+    assert np.array_equal(training.kept_logits(tmp_path), first)
+    training._keep(task, second)
+    assert np.array_equal(training.kept_logits(tmp_path), second)
+
+
 def test_an_overflow_skips_exactly_that_step(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
     """On the float16 path: weights and schedule untouched, the scale halved, the step counted."""
     options = replace(OPTIONS, precision="fp16", eval_every=0)

@@ -163,3 +163,51 @@ def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     with pytest.raises(PrefcliError) as error:
         files.write_text(tmp_path / "file" / "below.txt", "x")
     assert error.value.exit_code == 1
+
+
+def test_the_lock_of_a_killed_process_does_not_stay(workspace: Workspace) -> None:
+    stage = make(workspace)
+    lock = stage.path.with_suffix(".lock")
+    lock.write_text("")
+    assert make(workspace).reused
+    assert not lock.exists()
+
+
+def test_a_folders_checksums_notice_every_change(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    assert files.mismatches(tmp_path) == {}
+    files.write_sums(tmp_path, ["one", "two", "never was there"])
+    assert files.mismatches(tmp_path) == {}
+    assert (
+        subprocess.run(["sha256sum", "--check", "--strict", files.SUMS], cwd=tmp_path, capture_output=True).returncode
+        == 0
+    )
+    (tmp_path / "one").write_text("One")
+    (tmp_path / "two").unlink()
+    assert files.mismatches(tmp_path) == {"one": "changed", "two": "gone"}
+    whole = (tmp_path / files.SUMS).read_bytes()
+    for damaged in (b"", whole[:-1], whole[: whole.index(b"\n") + 1], whole.replace(b"  two", b"  ../two")):
+        (tmp_path / files.SUMS).write_bytes(damaged)
+        with pytest.raises(ValueError, match="SHA256SUMS"):
+            files.mismatches(tmp_path)
+
+
+def test_what_is_discarded_is_gone_and_a_links_target_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").write_text("kept")
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    files.discard(link)
+    assert (folder / "file").read_text() == "kept"
+    files.discard(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_that_was_signed_is_noticed_when_changed() -> None:
+    text = files.signed({"a": [1.5, None], "b": "c"})
+    assert files.unsigned(text) == {"a": [1.5, None], "b": "c"}
+    for damaged in (text.replace("1.5", "2.5"), text[:-1], "{}", "[]", text.replace("sha256", "sha512")):
+        with pytest.raises(ValueError, match="it"):
+            files.unsigned(damaged)

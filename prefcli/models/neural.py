@@ -244,6 +244,8 @@ class NeuralModel:
 
         So whoever finds that file finds a whole tokenizer, even after a crash.
         """
+        for how_it_was_loaded in ("is_local", "local_files_only"):  # no matter of whoever loads it next
+            self.tokenizer.init_kwargs.pop(how_it_was_loaded, None)
         with files.scratch(folder) as temporary:
             self.tokenizer.save_pretrained(temporary)
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == TOKENIZER_CONFIG):
