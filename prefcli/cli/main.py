@@ -85,10 +85,28 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        return _explain(error)
+        return _explain(error, arguments)
 
 
-def _explain(error: Any) -> int:
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate",
+    "cannot allocate",
+    "bad_alloc",
+    "failed to map segment",
+    "could not create a primitive",
+    "could not create a memory object",
+)
+"""How libraries say that memory ran out, where they do not raise MemoryError: torch, the system's loader, oneDNN."""
+LESS_MEMORY = {
+    "train": "Try a smaller --micro-batch or --max-length, or --gradient-checkpointing.",
+    "ablate": "Try a smaller --micro-batch or --max-length, or --gradient-checkpointing.",
+    "preprocess": "Try --workers 1.",
+    "predict": "Try --workers 1, or one --model at a time.",
+}
+
+
+def _explain(error: Any, arguments: list[str]) -> int:
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # the usage errors of Typer's parser
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "prefcli"
@@ -96,8 +114,9 @@ def _explain(error: Any) -> int:
         return _fail(error.exit_code, message, f"Try: {path} --help") if message else int(error.exit_code)
     if type(error).__name__ == "Abort":
         return _fail(130, "interrupted")
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error):
-        return _fail(1, "out of memory", "Try a smaller --micro-batch or --max-length, or --gradient-checkpointing.")
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY):
+        verb = next((argument for argument in arguments if argument in VERBS), "")
+        return _fail(1, "out of memory", LESS_MEMORY.get(verb, "Free some memory, or use a larger machine."))
     if isinstance(error, OSError):
         from prefcli.files import cannot_write
 
