@@ -222,6 +222,31 @@ def test_what_a_user_never_foresaw_is_no_traceback(cli: CLI, monkeypatch: pytest
     check_error(cli("eda", "a.csv"), 1)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("std::bad_alloc"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+)
+def test_out_of_memory_says_which_option_helps(cli: CLI, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    from prefcli import pipeline
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    for verb, option in (("train", "--micro-batch"), ("preprocess", "--workers"), ("predict", "--workers")):
+        monkeypatch.setattr(pipeline, verb, fails)
+        done = cli(verb, "a.csv")
+        check_error(done, 1)
+        assert "out of memory" in done.err
+        assert option in done.err
+
+
 def test_help_and_the_package_import_nothing_heavy() -> None:
     heavy = "torch transformers nltk pandas numpy pyarrow sklearn scipy matplotlib rich".split()
     listing = f"; import sys; print([m for m in {heavy!r} if m in sys.modules])"
