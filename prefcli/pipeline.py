@@ -337,17 +337,22 @@ def train(
             folder, under_way = world.gather(
                 _claim(output, force, options, data, workspace, claims, speaker) if world.is_first else None
             )[0]
-        result = experiment.conduct(
-            folder,
-            workspace,
-            data,
-            dataclasses.replace(options, text=data.text),
-            origins=origins or {},
-            command=command,
-            resume=under_way,
-            world=world,
-            reporter=speaker,
-        )
+        try:
+            result = experiment.conduct(
+                folder,
+                workspace,
+                data,
+                dataclasses.replace(options, text=data.text),
+                origins=origins or {},
+                command=command,
+                resume=under_way,
+                world=world,
+                reporter=speaker,
+            )
+        except BaseException:
+            if world.is_first:
+                runs.forget_if_empty(folder)
+            raise
         if world.is_first:
             if remember:
                 workspace.remember("train", {"run": str(folder.resolve())})

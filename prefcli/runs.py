@@ -213,6 +213,12 @@ def finish(folder: Path) -> None:
     (folder / UNFINISHED).unlink(missing_ok=True)
 
 
+def forget_if_empty(folder: Path) -> None:
+    """Remove the folder of a run that failed before there was anything to continue."""
+    if is_unfinished(folder) and not (folder / CONFIG).is_file():
+        files.discard(folder)
+
+
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Keep other processes from training into the same folder.

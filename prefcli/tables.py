@@ -5,7 +5,7 @@ Kaggle's submission: ``id, winner_model_a, winner_model_b, winner_tie``, as CSV 
 
 from __future__ import annotations
 
-import csv
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +23,7 @@ from prefcli.outcomes import WINNER_COLUMNS
 if TYPE_CHECKING:
     import pandas as pd
 
+_TO_QUOTE = re.compile(r'[",\r\n]')
 NAMED_ROWS = 3
 """How many wrong rows an error names."""
 
@@ -48,15 +49,20 @@ class CsvWriter:
 
     def __enter__(self) -> CsvWriter:
         self._stream = self._path.open("w", encoding="utf-8", newline="")
-        self._rows = csv.writer(self._stream, lineterminator="\n")
-        self._rows.writerow(["id", *WINNER_COLUMNS])
+        self._stream.write(",".join(["id", *WINNER_COLUMNS]) + "\n")
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stream.close()
 
     def write(self, ids: pa.Array, probabilities: NDArray[np.float64]) -> None:
-        self._rows.writerows([name, *row] for name, row in zip(ids.to_pylist(), probabilities.tolist(), strict=True))
+        for name, (a, b, tie) in zip(ids.to_pylist(), probabilities.tolist(), strict=True):
+            self._stream.write(f"{_quoted(name)},{a!r},{b!r},{tie!r}\n")
+
+
+def _quoted(name: str) -> str:
+    """An id as a cell of CSV. Python's own writer leaves a carriage return unquoted, which breaks the row."""
+    return '"' + name.replace('"', '""') + '"' if _TO_QUOTE.search(name) or not name else name
 
 
 class ParquetWriter:

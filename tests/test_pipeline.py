@@ -556,3 +556,28 @@ def test_swapping_the_demos_answers_swaps_its_votes() -> None:
     assert demo.vote(-1, 3) == pytest.approx([b, a, tie])
     assert a > b
     assert a + b + tie == pytest.approx(1)
+
+
+def test_a_training_that_could_not_begin_leaves_no_folder(cli: CLI, tmp_path: Path) -> None:
+    one = write_csv(tmp_path / "one.csv", [battle(1, 0)])
+    done = cli("train", one, "--recipe", "fast", "--output", "run")
+    assert done.code == 2
+    assert not Path("run").exists()
+    assert cli("train", one, "--recipe", "fast").code == 2
+    assert not list(Path(".prefcli/runs").iterdir())
+    assert not list(tmp_path.glob("**/.*.lock"))
+
+
+def test_ids_with_line_breaks_quotes_and_commas_come_back_from_csv(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    from prefcli import tables
+
+    names = ["", "a\rb", "a\nb", "\r\n", 'say "hi"', "a,b", " blank ", "007", "=cmd|' /C calc'!A0", "ünïcode"]
+    values = np.random.default_rng(0).dirichlet([1, 1, 1], size=len(names))
+    with tables.writer_for(tmp_path / "p.csv")(tmp_path / "p.csv") as writer:
+        writer.write(pa.array(names), values)
+    ids, found = tables.read_probabilities(tmp_path / "p.csv")
+    assert ids.tolist() == names
+    assert np.array_equal(found, values)
+    assert [row[0] for row in csv.reader((tmp_path / "p.csv").open(newline=""))][1:] == names

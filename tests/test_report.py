@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import battle as kaggle_battle
+from conftest import write_csv
 from test_eda import batches, battle
 
 from prefcli import demo, eda
@@ -171,3 +173,10 @@ def test_hostile_names_do_nothing_in_a_real_browser(evil_page: Path, tmp_path: P
         pytest.skip(f"Chromium does not run here: {error}")
     (probe,) = re.findall(r'<pre id="probe">(.*?)</pre>', shown)
     assert probe.replace("&lt;", "<") == '{"ran":0,"images":0,"scripts":0,"shows":true,"wide":false}'
+
+
+def test_models_that_are_all_the_same_make_a_page(tmp_path: Path, cli: Any) -> None:
+    path = write_csv(tmp_path / "a.csv", [kaggle_battle(i, 2) for i in range(4)])
+    done = cli("eda", path, "--report", "page.html")
+    assert done.code == 0, done.err
+    assert (tmp_path / "page.html").read_text().rstrip().endswith("</html>")

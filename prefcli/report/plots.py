@@ -71,8 +71,10 @@ def dots(
         A value to mark across all rows.
     """
 
+    width = span[1] - span[0] or 1.0  # of models that are all as good as each other, say
+
     def at(value: float) -> str:
-        return _percent((min(max(value, span[0]), span[1]) - span[0]) / (span[1] - span[0]))
+        return _percent((min(max(value, span[0]), span[1]) - span[0]) / width)
 
     height = len(rows) * ROW
     inside = [element("line", x1=at(value), x2=at(value), y1=0, y2=height, class_="grid") for value, _ in ticks]
