@@ -71,7 +71,7 @@ TREATMENTS: Mapping[str, Treatment] = types.MappingProxyType(
         for treatment in (
             Treatment(
                 name="nltk",
-                version=1,
+                version=2,
                 summary="NLTK word tokens, lower case, no stop words, no special characters, lemmas",
                 keeps="words of every script with their accents and combining marks, numbers, the order of the words",
                 loses="case, English stop words (with them 'not' and 'no'), punctuation, symbols, emoji, markup, line "
@@ -338,9 +338,22 @@ def _treat_nltk(texts: Sequence[str]) -> list[str]:
             size += len(texts[stop])
             stop += 1
         with _remembering:
-            treated += _treat_block([text.split() for text in texts[start:stop]])
+            treated += _treat_block([_chunks(text) for text in texts[start:stop]])
         start = stop
     return treated
+
+
+def _chunks(text: str) -> list[str]:
+    """The text cut at whitespace, and what is too long without any (no language is) cut anyhow.
+
+    The tokenizer looks at such a chunk as a whole with two dozen regular expressions, and NLTK stops them when they
+    take long.
+    """
+    chunks = text.split()
+    if len(text) <= _TOKENIZER_CHARACTERS or max(map(len, chunks), default=0) <= _TOKENIZER_CHARACTERS:
+        return chunks
+    size = _TOKENIZER_CHARACTERS
+    return [chunk[start : start + size] for chunk in chunks for start in range(0, len(chunk), size)]
 
 
 def _treat_block(chunked: list[list[str]]) -> list[str]:

@@ -116,6 +116,12 @@ def test_an_initial_that_is_a_stop_word_goes_although_nltk_may_keep_it():
     assert treat_text("A. Turing met I. Newton and D. Hilbert.") == "turing met newton d hilbert"
 
 
+def test_a_very_long_text_without_white_space_is_cut_and_nothing_of_it_lost():
+    found = treat_text("qz9" * 80_000, "nltk")
+    assert found.replace(" ", "") == "qz9" * 80_000
+    assert len(found.split()) == 3
+
+
 def test_lone_surrogates_never_raise():
     assert treat_text("bad \ud83d word", "nltk") == "bad word"
     assert treat_text("bad \ud83d word", "light") == treat_text("bad \ud83d word", "raw") == "bad \ufffd word"
