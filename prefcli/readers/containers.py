@@ -45,6 +45,8 @@ LARGEST_EXPLAINED_ROW = 64 << 20
 """Characters; why Arrow refused a row longer than this is not looked into."""
 PEEKED_BYTES = 1 << 16
 """Of unpacked JSON, held to look ahead."""
+PEEKED_PARQUET_ROWS = 16
+"""How many rows tell how much text the others hold."""
 PEEKED_JSON_ROWS = 100
 """A JSON file has the columns that its first rows have."""
 
@@ -415,9 +417,23 @@ def _open_parquet(container: Container) -> Iterator[Any]:
 
 def _parquet_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBatch]:
     with _open_parquet(container) as parquet:
-        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=list(columns)):
-            batch.validate(full=True)  # text that is not UTF-8, lists that end before they begin
-            yield RawBatch.of(batch)
+        peeked = next(_checked_batches(parquet, columns, PEEKED_PARQUET_ROWS), None)
+        if peeked is not None:
+            yield from _checked_batches(parquet, columns, _rows_of_a_block(peeked))
+
+
+def _checked_batches(parquet: Any, columns: Sequence[str], rows: int) -> Iterator[RawBatch]:
+    for batch in parquet.iter_batches(batch_size=rows, columns=list(columns)):
+        batch.validate(full=True)  # text that is not UTF-8, lists that end before they begin
+        yield RawBatch.of(batch)
+
+
+def _rows_of_a_block(peeked: RawBatch) -> int:
+    """As many rows as make a block, judged by the first ones. The file's size does not tell: Parquet writes a long
+    text that is repeated a million times once.
+    """
+    size = sum(column.nbytes for column in peeked.columns.values())
+    return min(max(BLOCK_BYTES * peeked.num_rows // max(size, 1), 1), BATCH_ROWS)
 
 
 def _csv_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBatch]:
@@ -447,7 +463,13 @@ def _csv_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBa
             raise
         except pa.ArrowException as error:
             # A row longer than the block: go on behind the rows already delivered, with larger blocks.
-            if "straddl" in str(error) and block < LARGEST_ROW_BYTES:
+            if "straddl" in str(error):
+                if block >= LARGEST_ROW_BYTES:
+                    raise InputError(
+                        f"a row is longer than {LARGEST_ROW_BYTES / 2**20:g} MiB",
+                        where=f"{container.name}, after row {done}",
+                        hint="Was a quote opened and never closed?",
+                    ) from None
                 block = min(block * 8, LARGEST_ROW_BYTES)
                 continue
             raise _explain_csv_error(container, error) from None
