@@ -1,6 +1,6 @@
 """Hostile and damaged input files by the ten thousand, and whether the command keeps its promises on each.
 
-``python benchmarks/faults/fuzz.py --inputs 20000 [--seed 0] [--workers 2]`` makes the inputs (``hostile.py``), runs a
+``python benchmarks/faults/fuzz.py --inputs 20000 [--seed 0] [--workers 2]`` makes the inputs (``hostile_inputs.py``), runs a
 command on each in worker processes, and looks at exit code, messages and files (``promises.py``). A worker that dies,
 or does not answer in time, has failed. Every failure is kept in a folder, with its command; the run ends with a table,
 and with exit code 1 if there was one. ``--only NUMBER`` repeats one case here and shows it. ``--bombs`` instead unpacks
@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import hostile
+import hostile_inputs
 import promises
 from promises import Bench, Case
 
@@ -239,13 +239,28 @@ def repeat(number: int, seed: int) -> int:
 # Commands as processes of their own
 
 
-def in_process(arguments: list[str], folder: Path, **more: object) -> tuple[int, str, float, int]:
+AS_NOBODY = """
+import os, sys
+from prefcli.cli.main import run
+if os.geteuid() == 0:
+    run(sys.argv[1:])  # so that everything is imported: nobody may not read the interpreter's folder either
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def in_process(
+    arguments: list[str], folder: Path, *, as_nobody: bool = False, **more: object
+) -> tuple[int, str, float, int]:
     """Exit code, stderr, seconds and peak megabytes of a command."""
+    start = ["-c", AS_NOBODY] if as_nobody else ["-m", "prefcli"]
     errors = folder / "stderr"
     with errors.open("wb") as stream:
         begun = time.monotonic()
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefcli", *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=stream,
+            [sys.executable, *start, *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=stream,
             **more,  # type: ignore[call-overload]
         )  # fmt: skip
         _, status, usage = os.wait4(process.pid, 0)
@@ -259,9 +274,9 @@ def processes() -> int:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        hostile_random = hostile.Random(0)
+        random = hostile_inputs.Random(0)
         good = folder / "good.csv"
-        good.write_bytes(hostile.as_csv(hostile.kaggle(hostile_random, 20)))
+        good.write_bytes(hostile_inputs.as_csv(hostile_inputs.kaggle(random, 20)))
         closed = folder / "closed.csv"
         closed.write_bytes(good.read_bytes())
         closed.chmod(0)
@@ -293,15 +308,14 @@ def processes() -> int:
         with good.open("rb") as stream:
             check("standard input", ["eda", "-"], 0, stdin=stream)
         check("a name with escape sequences", ["eda", "\x1b[31m\n.csv"], 2, "\\x1b")
-        if os.geteuid() == 0:
-            print("dropping privileges: as user 65534")
-            check("a file without permission", ["eda", str(closed)], 2, "permission", user=65534, group=65534)
-        else:
-            check("a file without permission", ["eda", str(closed)], 2, "permission")
-        environment = {**os.environ, "TMPDIR": str(folder / "none")}
-        small = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))}
-        check("an endless device, files of at most 1 MB", ["eda", "/dev/zero"], 1, "TMPDIR", **small)
-        environment["TMPDIR"] = str(spool)
+        check("a file without permission", ["eda", str(closed)], 2, "permission", as_nobody=True)
+        few = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))}
+        check("an endless device, files of at most 1 MB", ["eda", "/dev/zero"], 1, "TMPDIR", **few)
+        repeated = folder / "repeated.parquet"
+        repeated.write_bytes(hostile_inputs.repeated_text(rows=100, length=100_000_000))
+        little = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))}
+        check("Parquet that asks for 30 GB of 2", ["eda", str(repeated)], 2, "memory", **little)
+        environment = {**os.environ, "TMPDIR": str(spool)}
         command = [sys.executable, "-m", "prefcli", "eda", "-", *end]
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -326,8 +340,9 @@ def processes() -> int:
 def bombs(folder: Path) -> Iterator[tuple[str, Path]]:
     """Small files that unpack to 17 GiB."""
     header = b"id,prompt,response_a,response_b,winner\n"
-    row = b"1,What is this?,It is a bomb of a file.,It is a row like all others.,tie\n"
-    line = json.dumps({"prompt": "What is this?", "response_a": "A bomb.", "response_b": "A row."}).encode() + b"\n"
+    answer = "It is a row like all others. " * 300
+    row = f"1,What is this?,{answer},{answer},tie\n".encode()
+    line = json.dumps({"prompt": "What is this?", "response_a": answer, "response_b": answer}).encode() + b"\n"
     fillings = {
         "zeros.csv": (b"", b"\0"),
         "newlines.csv": (header + row, b"\n"),

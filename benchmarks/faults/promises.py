@@ -18,9 +18,9 @@ from pathlib import Path
 from random import Random
 from unittest import mock
 
-import hostile
+import hostile_inputs
 import pyarrow.parquet as pq
-from hostile import Hostile
+from hostile_inputs import Hostile
 
 VERBS = {
     "eda": 30,
@@ -97,9 +97,9 @@ def case_of(seed: int, number: int, verbs: dict[str, int] = VERBS) -> Case:
     sys.setrecursionlimit(10_000)  # what is nested deeper than the command can read must be written first
     try:
         if verb.startswith("score"):
-            made = hostile.score_file(random, labels=verb.endswith("labels"))
+            made = hostile_inputs.score_file(random, labels=verb.endswith("labels"))
         else:
-            made = hostile.battles(random)
+            made = hostile_inputs.battles(random)
     finally:
         sys.setrecursionlimit(limit)
     outputs = {"eda --report": "page.html", "predict": random.choice(("preds.csv", "preds.parquet")), "train": "run"}
@@ -271,7 +271,7 @@ def wrong_predictions(path: Path, ids: list[str]) -> Iterator[str]:
     else:
         table = pq.read_table(path)
         header, rows = table.column_names, [list(map(str, row.values())) for row in table.to_pylist()]
-    if header != ["id", *hostile.WINNERS]:
+    if header != ["id", *hostile_inputs.WINNERS]:
         yield f"the columns are {header}"
     if [row[0] if row else None for row in rows] != ids:
         yield f"{len(rows)} rows, whose ids are not those of the {len(ids)} battles"
@@ -292,12 +292,12 @@ def empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def make_bench(folder: Path) -> Bench:
+def make_bench(folder: Path, battles: int = 240) -> Bench:
     """The small run on synthetic battles that predicts in all cases, and whole files to score with."""
     from prefcli import demo
     from prefcli.cli.main import run
 
-    made = demo.write(folder, train=240, test=12)
+    made = demo.write(folder, train=battles, test=12)
     run_folder = folder / "run"
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         arguments = [
@@ -310,7 +310,7 @@ def make_bench(folder: Path) -> Bench:
         ]
         if code := run(["train", str(made.train), *arguments]):
             raise SystemExit(f"the run could not be trained: exit code {code}")
-    files = {"predictions": hostile.guesses, "labels": hostile.truth}
+    files = {"predictions": hostile_inputs.guesses, "labels": hostile_inputs.truth}
     for name, rows in files.items():
-        (folder / f"{name}.csv").write_bytes(hostile.as_csv(rows(Random(0), 12)))
+        (folder / f"{name}.csv").write_bytes(hostile_inputs.as_csv(rows(Random(0), 12)))
     return Bench(run_folder, folder / "predictions.csv", folder / "labels.csv")

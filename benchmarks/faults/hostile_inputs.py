@@ -200,6 +200,15 @@ def encoded(rows: list[Row], format: str, random: Random) -> bytes:
     return "\n".join(json.dumps(row, ensure_ascii=random.random() < 0.5) for row in rows).encode("utf-8", "replace")
 
 
+def repeated_text(rows: int, length: int) -> bytes:
+    """Parquet that holds one long text once, and says that every cell is this text."""
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * length]))
+    stream = io.BytesIO()
+    table = pa.table(dict.fromkeys(("prompt", "response_a", "response_b"), column))
+    pq.write_table(table, stream, store_schema=False, compression="zstd")
+    return stream.getvalue()
+
+
 def packed(data: bytes, name: str, random: Random) -> tuple[bytes, str]:
     """The file as it is, or as ``.gz`` or ``.zip``."""
     how = random.randrange(10)
@@ -523,7 +532,10 @@ def bomb(random: Random) -> Hostile:
     start = random.choice((b"", header + b"\n", whole))
     data = start + unit * ((8 << 20) // len(unit))
     name = f"bomb.{format}"
-    match random.randrange(4):
+    match random.randrange(5):
+        case 4:
+            rows, length = random.choice(((10_000, 1000), (20, 1_000_000), (300, 100_000)))
+            return Hostile("bomb", "repeated.parquet", repeated_text(rows, length), limits=limits)
         case 0:
             return Hostile("bomb", f"{name}.gz", gzip.compress(data, 1), limits=limits)
         case 1:
