@@ -1,10 +1,10 @@
 """Hostile and damaged input files by the ten thousand, and whether the command keeps its promises on each.
 
-``python benchmarks/faults/fuzz.py --inputs 20000 [--seed 0] [--workers 2]`` makes the inputs (``hostile_inputs.py``), runs a
-command on each in worker processes, and looks at exit code, messages and files (``promises.py``). A worker that dies,
-or does not answer in time, has failed. Every failure is kept in a folder, with its command; the run ends with a table,
-and with exit code 1 if there was one. ``--only NUMBER`` repeats one case here and shows it. ``--bombs`` instead unpacks
-real bombs of 17 GiB, and ``--processes`` runs commands as processes of their own.
+``python benchmarks/faults/fuzz.py --inputs 20000 [--seed 0] [--workers 2]`` makes the inputs (``hostile_inputs.py``),
+runs a command on each in worker processes, and looks at exit code, messages and files (``promises.py``). A worker that
+dies, or does not answer in time, has failed. Every failure is kept in a folder, with its command; the run ends with a
+table, and with exit code 1 if there was one. ``--only NUMBER`` repeats one case here and shows it. ``--bombs`` instead
+unpacks real bombs of 17 GiB, and ``--processes`` runs commands as processes of their own.
 """
 
 from __future__ import annotations
@@ -292,10 +292,10 @@ def processes() -> int:
         def check(what: str, arguments: list[str], expected: int, words: str = "", **more: object) -> None:
             nonlocal failed
             code, err, seconds, _ = in_process([*arguments, *end], folder, **more)
-            good = code == expected and words in err and "Traceback" not in err and "defect" not in err
-            failed += not good
+            kept = code == expected and words in err and "Traceback" not in err and "defect" not in err
+            failed += not kept
             said = " | ".join(line for line in err.splitlines() if line.startswith(("error", "  ")))
-            print(f"{'as promised' if good else 'FAILED'}: {what}: exit {code}, {seconds:.1f} s: {said}")
+            print(f"{'as promised' if kept else 'FAILED'}: {what}: exit {code}, {seconds:.1f} s: {said}")
 
         check("a whole file", ["eda", str(good)], 0)
         check("a folder", ["eda", str(folder)], 2, "folder")
