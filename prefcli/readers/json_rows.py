@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
+from prefcli.errors import InputError
 from prefcli.readers.cells import Place, one_line, shown
 
 BLOCK_CHARACTERS = 8 << 20
@@ -53,7 +54,7 @@ def _lines(stream: IO[bytes], place: Place, largest_row: int) -> Iterator[tuple[
     row = 0
     while line := stream.readline(largest_row):
         if len(line) == largest_row and not line.endswith(b"\n"):
-            raise place.error(f"the row is longer than {largest_row / 2**20:g} MiB", row=row)
+            raise _too_long(largest_row, row, place)
         text = _utf8(line, row, place)
         if not text.strip():
             _skip_white(stream)
@@ -67,6 +68,12 @@ def _lines(stream: IO[bytes], place: Place, largest_row: int) -> Iterator[tuple[
                     hint="One JSON object a line, or one JSON array of objects. Is the file whole?",
                 ) from None
             row += 1
+
+
+def _too_long(largest_row: int, row: int, place: Place) -> InputError:
+    return place.error(
+        f"the row is longer than {largest_row / 2**20:g} MiB", row=row, hint="Was a quote opened and never closed?"
+    )
 
 
 def _skip_white(stream: IO[bytes]) -> None:
@@ -114,7 +121,9 @@ def _array_items(stream: IO[bytes], place: Place, largest_row: int) -> Iterator[
                         continue
                 except ValueError as error:
                     problem = error
-            if ended or len(buffer) - position > largest_row:
+            if len(buffer) - position > largest_row:
+                raise _too_long(largest_row, row, place)
+            if ended:
                 raise place.error(
                     f"broken JSON: {one_line(problem) if problem else 'the array is not closed'}",
                     row=row,
