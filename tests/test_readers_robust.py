@@ -6,16 +6,25 @@ import contextlib
 import gzip
 import io
 import json
+import os
+import sys
+import tempfile
+import threading
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from prefcli.errors import InputError
+from prefcli import readers
+from prefcli.errors import InputError, PrefcliError
 from prefcli.readers import containers, json_rows, open_battles
+from prefcli.readers.cells import Place
 
 HEADER = "id,prompt,response_a,response_b,winner_model_a,winner_model_b,winner_tie"
 ROW = '{id},"[""Hi?""]","[""{a}""]","[""b""]",0,0,1'
@@ -241,3 +250,312 @@ def test_a_json_array_longer_than_a_block_is_streamed(tmp_path: Path, monkeypatc
     for text in (json.dumps(rows), json.dumps(rows, indent=2, ensure_ascii=False)):
         path.write_text(text, encoding="utf-8")
         assert read(path)["prompt"].to_pylist() == [["é" * i] for i in range(300)]
+
+
+def test_an_array_is_not_read_further_than_its_longest_row_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_rows, "BLOCK_CHARACTERS", 100)
+    stream = io.BufferedReader(Endless(b'[{"a": "'))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="the row is longer than"):
+        list(json_rows.json_rows(stream, Place("rows.json", 1), 10_000))
+
+
+class Endless(io.RawIOBase):
+    """A file that goes on and on, but not in a test that fails."""
+
+    def __init__(self, start: bytes) -> None:
+        self._start, self._left = start, 1_000_000
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = (self._start + b"x" * len(buffer))[: len(buffer)]
+        self._start = b""
+        self._left -= len(data)
+        assert self._left > 0, "read on and on"
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def test_a_line_of_json_longer_than_a_row_may_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "LARGEST_ROW_BYTES", 1000)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"prompt": "' + b"x" * 2000 + b'"}\n')
+    assert "the row is longer than" in refused(path).what
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_empty_lines_are_skipped_by_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    looked_at = []
+    decode = json_rows._utf8
+    monkeypatch.setattr(json_rows, "_utf8", lambda line, *place: looked_at.append(line) or decode(line, *place))
+    rows = [json.dumps({"prompt": "x", "response_a": answer, "response_b": "b"}).encode() for answer in "abc"]
+    data = b"\n\n" + rows[0] + b"\n" * 200_000 + rows[1] + b"\n \n" + rows[2]
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert read(path)["response_a"].to_pylist() == [["a"], ["b"], ["c"]]
+    assert len(looked_at) < 30
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet"])
+def test_batches_of_long_rows_hold_few_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(containers, "BLOCK_BYTES", 10_000)
+    rows = [{"prompt": "x", "response_a": "a" * 3000, "response_b": "b"}] * 100
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path)  # the long text is written once
+        assert path.stat().st_size < 20_000
+    else:
+        path.write_text(json.dumps(rows) if name == "rows.json" else "\n".join(map(json.dumps, rows)))
+    batches = [batch.num_rows for batch, _ in open_battles(path).batches()]
+    assert sum(batches) == 100
+    assert max(batches) <= 4
+
+
+# Places
+
+
+def test_places_where_no_file_can_be_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    (tmp_path / "nowhere.csv").symlink_to("none")
+    (tmp_path / "plain.csv").write_bytes(table(row()))
+    for name in ("loop.csv", "nowhere.csv", "plain.csv/below.csv", "x" * 300 + ".csv"):
+        refused(tmp_path / name)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no endless device")
+def test_what_never_ends_is_not_copied_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "LARGEST_INPUT_BYTES", 1 << 20)
+    assert "goes on after" in refused(Path("/dev/zero")).what
+
+
+def piped(path: Path, data: bytes) -> None:
+    def feed() -> None:
+        with contextlib.suppress(BrokenPipeError):
+            path.write_bytes(data)
+
+    os.mkfifo(path)
+    threading.Thread(target=feed).start()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the copy has a name while it is read")
+@pytest.mark.parametrize("kind", ["csv", "parquet", "zip", "parquet.gz"])
+def test_the_copy_of_a_stream_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    packed = io.BytesIO()
+    if kind.startswith("parquet"):
+        pq.write_table(pa.table({"prompt": ["Hi?"], "response_a": ["a"], "response_b": ["b"]}), packed)
+    else:
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.writestr("train.csv", table(row()))
+    data = table(row()) if kind == "csv" else packed.getvalue()
+    piped(tmp_path / "pipe", gzip.compress(data) if kind.endswith("gz") else data)
+    battles = open_battles(tmp_path / "pipe")
+    assert len(battles.digest()) == 64
+    for batch, _ in battles.batches():
+        assert batch.num_rows == 1
+        assert not list(folder.iterdir())
+
+
+def test_a_missing_folder_for_temporary_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    piped(tmp_path / "pipe", table(row()))
+    with pytest.raises(PrefcliError) as error:
+        open_battles(tmp_path / "pipe")
+    assert error.value.exit_code == 1
+    assert str(tmp_path / "gone") in error.value.where
+    assert "TMPDIR" in error.value.hint
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
+def test_a_full_folder_for_temporary_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Path("/dev/full").open("wb") as full:
+        monkeypatch.setattr(containers, "_temporary_file", lambda: (full, Path("/dev/full")))
+        piped(tmp_path / "pipe", table(row()))
+        with pytest.raises(PrefcliError, match="no space left") as error:
+            open_battles(tmp_path / "pipe")
+        assert error.value.exit_code == 1
+        assert error.value.where == str(tmp_path)
+        full.close = lambda: None  # type: ignore[method-assign]
+
+
+# Archives
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_inside_any_kind_of_archive_is_said(tmp_path: Path, method: int) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", method) as archive:
+        archive.writestr("train.csv", table(*(row(i) for i in range(200))))
+    data = bytearray(packed.getvalue())
+    for at in range(60, len(data) - 200, 7):
+        data[at] ^= 0xFF
+    path = tmp_path / "train.zip"
+    path.write_bytes(data)
+    assert "the compressed file is damaged" in refused(path).what
+
+
+def test_what_is_called_parquet_and_is_not_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "_copy", lambda *_: pytest.fail("unpacked"))
+    path = tmp_path / "battles.parquet.gz"
+    path.write_bytes(gzip.compress(bytes(100_000)))
+    assert "not a Parquet file" in refused(path).what
+
+
+# Rows and headers without an end
+
+
+def test_blocks_grow_up_to_the_longest_row_and_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr(containers, "LARGEST_ROW_BYTES", 3 << 17)
+    blocks = []
+    options = pyarrow.csv.ReadOptions
+
+    def reading(**chosen: Any) -> Any:
+        blocks.append(chosen["block_size"])
+        return options(**chosen)
+
+    monkeypatch.setattr(pyarrow.csv, "ReadOptions", reading)
+    path = tmp_path / "train.csv"
+    path.write_bytes(table(row(1), row(2, "x" * 2_000_000), row(3)))
+    error = refused(path)
+    assert "a row is longer than 0.375 MiB" in error.what
+    assert "after row 1" in error.where
+    assert blocks == [1 << 14, 1 << 17, 3 << 17]
+
+
+@pytest.mark.parametrize("header", ["x" * 5000, '"' + "x\n" * 5000, '"a\n",' * 5000], ids=["cell", "lines", "cells"])
+def test_a_header_without_an_end_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str
+) -> None:
+    monkeypatch.setattr(containers, "LARGEST_HEADER", 1 << 10)
+    path = tmp_path / "train.csv"
+    path.write_text(header)
+    assert "the header is longer than" in refused(path).what
+
+
+def test_why_a_row_without_an_end_is_wrong_is_not_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "LARGEST_EXPLAINED_ROW", 1 << 10)
+    path = tmp_path / "train.csv"
+    path.write_bytes(table(row(1), row(2, "x" * 5000), row(3) + ",extra"))
+    error = refused(path)
+    assert "longer than" in error.what
+    assert "row 2" in error.where
+
+
+def test_a_column_repeated_sixty_thousand_times_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text(",".join(["id", *["again"] * 60_000]))
+    assert "column 'again' occurs twice" in refused(path).what
+
+
+def test_text_without_white_space_is_cut_in_linear_time(tmp_path: Path) -> None:
+    shared = "Why? " + "語" * 300_000
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"chosen": f"{shared} yes", "rejected": f"{shared}no"}), encoding="utf-8")
+    battles = read(path)
+    assert battles["prompt"].to_pylist() == [["Why?"]]
+
+
+def test_fifty_thousand_equal_ids_are_numbered_in_linear_time() -> None:
+    seen: dict[str, int] = {}
+    ids = [readers._unused(name, seen) for name in ["q", "q-2", *["q"] * 50_000, "q-2"]]
+    assert ids == ["q", "q-2", *(f"q-{number}" for number in range(3, 50_003)), "q-2-2"]
+
+
+# Values
+
+
+@pytest.mark.parametrize("turn", ["²", "٣", "9" * 5000, "0", "-1", "1.5", "1_0"])
+def test_a_turn_that_is_no_number_from_one_is_refused(tmp_path: Path, turn: str) -> None:
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path = tmp_path / "judged.jsonl"
+    path.write_text(json.dumps({"conversation_a": talk, "conversation_b": talk, "judge": "x", "turn": turn}))
+    assert "expected a turn from 1" in refused(path).what
+
+
+MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([[("k", "v")]], pa.map_(pa.string(), pa.string())),
+        pa.array([2**62], pa.timestamp("us")),
+        pa.array([b"\xff"], pa.large_binary()),
+        pa.array([None, b"\xff"], pa.binary())[1:],
+        pa.array([[b"\xff"]]),
+        pa.array([{"a": 1}]),
+        pa.array([[["a"]]]),
+    ],
+    ids=lambda column: str(column.type),
+)
+@pytest.mark.parametrize("name", ["id", "prompt", "response_a", "model_a"])
+def test_parquet_of_unexpected_types_is_read_or_refused(tmp_path: Path, name: str, column: pa.Array) -> None:
+    columns = {
+        "id": ["1"],
+        "prompt": ["Hi?"],
+        "response_a": ["a"],
+        "response_b": ["b"],
+        "model_a": ["x"],
+        "winner": [""],
+    }
+    path = tmp_path / "battles.parquet"
+    pq.write_table(pa.table({**columns, name: column}), path)
+    with contextlib.suppress(InputError):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([[{"role": "user", "content": {"text": "a"}}]]),
+        pa.array([[{"role": b"\xff", "content": b"\xff"}]]),
+        pa.array([[{"role": "user", "content": [{"text": b"\xff"}]}]]),
+        pa.array([[{"role": "user", "content": [["a"]]}]]),
+        pa.array([MESSAGES], pa.list_(pa.array(MESSAGES).type, 2)),
+        pa.array([[("role", "content")]], pa.map_(pa.string(), pa.string())),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_parquet_conversations_of_unexpected_types_are_refused(tmp_path: Path, column: pa.Array) -> None:
+    path = tmp_path / "arena.parquet"
+    pq.write_table(pa.table({"conversation_a": column, "conversation_b": [MESSAGES]}), path)
+    assert "conversation_a" in refused(path).where
+
+
+@pytest.mark.parametrize("value", ["yes", "-0", "a b"])
+def test_a_column_both_bad_that_holds_words_is_no_flag(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "battles.csv"
+    path.write_text(f"prompt,response_a,response_b,winner,both_bad\nHi?,a,b,tie (bothbad),{value}\n")
+    assert read(path)["both_bad"].to_pylist() == [True]
+
+
+@pytest.mark.parametrize("error", [pa.ArrowMemoryError("malloc of size 1000000000000 failed"), MemoryError()])
+@pytest.mark.parametrize("where", ["iter_batches", "__init__"])
+def test_a_parquet_file_that_asks_for_more_memory_than_there_is_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
+) -> None:
+    path = tmp_path / "battles.parquet"
+    pq.write_table(pa.table({"prompt": ["Hi?"], "response_a": ["a"], "response_b": ["b"]}), path)
+    monkeypatch.setattr(pq.ParquetFile, where, fails(error))
+    assert "more memory than there is" in refused(path).what
+
+
+def test_battles_that_ask_for_more_memory_than_there_is_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "train.csv"
+    path.write_bytes(table(row()))
+    monkeypatch.setattr("prefcli.readers.rows.converted", fails(MemoryError()))
+    assert "more memory than there is" in refused(path).what
+
+
+def fails(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail

@@ -24,7 +24,7 @@ from prefcli.battles import BATTLE_SCHEMA, ReadCounts
 from prefcli.errors import InputError
 from prefcli.readers.arena import ARENA, MT_BENCH
 from prefcli.readers.cells import Place, shorten, strings
-from prefcli.readers.containers import STANDARD_INPUT, Container, column_names, open_container, raw_batches
+from prefcli.readers.containers import STANDARD_INPUT, Container, column_names, open_container, raw_batches, readable
 from prefcli.readers.layouts import Layout
 from prefcli.readers.preferences import PREFERENCES
 from prefcli.readers.rows import GENERIC, KAGGLE, looks_like_turns
@@ -137,20 +137,21 @@ class BattleFile:
             On the first row that is not a battle, or if a file holds none.
         """
         names = {theirs: ours for ours, theirs in self.columns.items()}
-        seen: set[str] = set()
+        seen: dict[str, int] = {}
         before = 0
         for container in self.containers:
             rows = 0
             for raw in raw_batches(container, list(names)):
                 if raw.num_rows:
-                    batch, counts = self.layout.convert(raw.renamed(names), Place(container.name, rows + 1, before))
+                    with readable(container.name):
+                        batch, counts = self.layout.convert(raw.renamed(names), Place(container.name, rows + 1, before))
                     yield self._identified(batch, seen), counts
                     rows += raw.num_rows
             if not rows:
                 raise InputError("the file holds no battles", where=container.name, hint=_expected())
             before += rows
 
-    def _identified(self, batch: pa.RecordBatch, seen: set[str]) -> pa.RecordBatch:
+    def _identified(self, batch: pa.RecordBatch, seen: dict[str, int]) -> pa.RecordBatch:
         """Ids that identify: where the layout's may repeat, the second gets a number behind it."""
         if self.layout.own_ids:
             return batch
@@ -158,12 +159,14 @@ class BattleFile:
         return batch.set_column(0, batch.schema.field("id"), pa.array(ids, pa.string()))
 
 
-def _unused(name: str, seen: set[str]) -> str:
-    free, number = name, 1
+def _unused(name: str, seen: dict[str, int]) -> str:
+    """The name, with a number behind it if it was given before; ``seen`` holds names and their last number."""
+    free, number = name, seen.get(name, 1)
     while free in seen:
         number += 1
         free = f"{name}-{number}"
-    seen.add(free)
+    seen[name] = number
+    seen.setdefault(free, 1)
     return free
 
 

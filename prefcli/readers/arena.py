@@ -6,6 +6,7 @@ lmarena-ai/arena-human-preference-100k and -140k, lmsys/mt_bench_human_judgments
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from prefcli.battles import TEXT_FIELDS
@@ -25,7 +26,7 @@ def _convert_mt_bench(raw: RawBatch, place: Place) -> Converted:
     """The judge of turn 1 has not judged what followed: the conversation is cut after the judged turn."""
     turns: list[int | None] = []
     for row, cell in enumerate(texts(raw, "turn", place)):
-        if cell is None or not cell.isdigit() or cell == "0":
+        if cell is None or not re.fullmatch(r"[1-9][0-9]{0,5}", cell):
             raise place.error(f"expected a turn from 1, found {excerpt(cell or '')}", row=row, column="turn")
         turns.append(int(cell))
     batch, counts = _convert(raw, place, turns)

@@ -78,23 +78,29 @@ def strings(raw: RawBatch, name: str, place: Place) -> pa.Array:
     if isinstance(column, list):
         return text_array([_plain(cell, row, name, place) for row, cell in enumerate(column)])[0]
     if pa.types.is_nested(column.type):
-        raise place.error(f"expected text, found {column.type}", column=name)
+        raise place.error(f"expected text, found {one_line(column.type, 60)}", column=name)
     try:
         return column.cast(pa.string())
-    except pa.ArrowInvalid:
+    except pa.ArrowNotImplementedError:
+        raise place.error(f"expected text, found {one_line(column.type, 60)}", column=name) from None
+    except pa.ArrowInvalid as error:
+        raise _no_text(column, name, place, error) from None
+
+
+def _no_text(column: pa.Array, name: str, place: Place, error: Exception) -> InputError:
+    """Why a column cannot be cast to strings: a cell that is not UTF-8, or what Arrow says."""
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         for row, cell in enumerate(column.to_pylist()):
             try:
-                cell.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise place.error(
-                    f"byte {error.start} of the cell is not UTF-8",
+                (cell or b"").decode("utf-8")
+            except UnicodeDecodeError as wrong:
+                return place.error(
+                    f"byte {wrong.start} of the cell is not UTF-8",
                     row=row,
                     column=name,
                     hint="Save the file as UTF-8.",
-                ) from None
-        raise
-    except pa.ArrowNotImplementedError:
-        raise place.error(f"expected text, found {column.type}", column=name) from None
+                )
+    return place.error(f"cannot read {one_line(column.type, 60)} as text: {one_line(error)}", column=name)
 
 
 def texts(raw: RawBatch, name: str, place: Place) -> list[str | None]:
@@ -106,7 +112,7 @@ def _plain(cell: Any, row: int, name: str, place: Place) -> str | None:
     if cell is None or isinstance(cell, str):
         return cell
     if isinstance(cell, (list, dict)):
-        raise place.error(f"expected text, found {excerpt(json.dumps(cell))}", row=row, column=name)
+        raise place.error(f"expected text, found {shown(cell)}", row=row, column=name)
     return json.dumps(cell)
 
 
@@ -131,8 +137,10 @@ def turn_lists(raw: RawBatch, name: str, place: Place) -> tuple[pa.Array, int]:
         return lists_of_turns([_decoded(cell, row, name, place) for row, cell in enumerate(cells)], name, place)
     try:
         lists = column.cast(TURNS)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise place.error(f"expected lists of text, found {column.type}", column=name, hint=TURNS_HINT) from None
+    except pa.ArrowException:
+        raise place.error(
+            f"expected lists of text, found {one_line(column.type, 60)}", column=name, hint=TURNS_HINT
+        ) from None
     if lists.null_count:
         raise place.error("no text", row=first_null(lists), column=name, hint=TURNS_HINT)
     return lists, 0
@@ -170,7 +178,7 @@ def lists_of_turns(rows: Sequence[list[Any]], name: str, place: Place) -> tuple[
         position = next(i for i, turn in enumerate(turns) if not (turn is None or isinstance(turn, str)))
         row = int(np.searchsorted(ends, position, side="right")) - 1
         raise place.error(
-            f"a turn is {excerpt(json.dumps(turns[position]))}, not text", row=row, column=name, hint=TURNS_HINT
+            f"a turn is {shown(turns[position])}, not text", row=row, column=name, hint=TURNS_HINT
         ) from None
     return pa.ListArray.from_arrays(pa.array(ends), flat), surrogates
 
@@ -241,7 +249,15 @@ def excerpt(cell: object, limit: int = 40) -> str:
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
+def shown(value: object) -> str:
+    """The beginning of a JSON value, quoted."""
+    try:
+        return excerpt(json.dumps(value))
+    except RecursionError:
+        return "something nested too deeply"
+
+
 def shorten(names: Sequence[str], limit: int = 12) -> str:
     """Names in a row, the first dozen of them."""
-    shown = ", ".join(one_line(name, 40) for name in names[:limit])
-    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    first = ", ".join(one_line(name, 40) for name in names[:limit])
+    return first + (f" and {len(names) - limit} more" if len(names) > limit else "")

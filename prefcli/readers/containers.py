@@ -1,8 +1,8 @@
 """Containers: CSV, TSV, JSON, JSONL and Parquet, plain, ``.gz`` or ``.zip``, or standard input -> raw batches.
 
 What a file is, is read off its first bytes, with its name as a help: a compressed file is recognised whatever it is
-called. What cannot be read twice (standard input, a pipe) is spooled into a temporary file first. Decompressed data
-is bounded by :data:`LARGEST_INPUT_BYTES`, one row by :data:`LARGEST_ROW_BYTES`.
+called. What cannot be read twice (standard input, a pipe) is spooled into a temporary file first. What is unpacked or
+spooled is bounded by :data:`LARGEST_INPUT_BYTES`, one row by :data:`LARGEST_ROW_BYTES`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import csv
 import errno
 import gzip
 import io
-import shutil
+import itertools
+import lzma
 import stat
 import sys
 import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +27,8 @@ from typing import IO, Any, cast
 
 import pyarrow as pa
 
-from prefcli.errors import InputError
-from prefcli.readers.cells import Place, RawBatch, one_line, shorten
+from prefcli.errors import InputError, PrefcliError
+from prefcli.readers.cells import Place, RawBatch, excerpt, one_line, shorten
 from prefcli.readers.json_rows import json_rows
 
 BLOCK_BYTES = 8 << 20
@@ -36,7 +38,15 @@ BATCH_ROWS = 4096
 LARGEST_ROW_BYTES = 1 << 30
 """A single row longer than this is refused."""
 LARGEST_INPUT_BYTES = 16 << 30
-"""Compressed input that unpacks to more than this is refused."""
+"""Compressed input that unpacks to more than this is refused, and a stream that goes on longer."""
+LARGEST_HEADER = 16 << 20
+"""Characters; a table's header longer than this is refused."""
+LARGEST_EXPLAINED_ROW = 64 << 20
+"""Characters; why Arrow refused a row longer than this is not looked into."""
+PEEKED_BYTES = 1 << 16
+"""Of unpacked JSON, held to look ahead."""
+PEEKED_PARQUET_ROWS = 16
+"""How many rows tell how much text the others hold."""
 PEEKED_JSON_ROWS = 100
 """A JSON file has the columns that its first rows have."""
 
@@ -52,8 +62,9 @@ _KINDS = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
+_AGAIN = "Download or copy it again."
 _ARCHIVE_LIES = "the compressed file is damaged: its directory points outside of it"
-_DAMAGED = (gzip.BadGzipFile, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError)
+_DAMAGED = (gzip.BadGzipFile, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -106,13 +117,17 @@ def readable(name: str) -> Iterator[None]:
     except PermissionError:
         raise InputError("no permission to read the file", where=name) from None
     except _DAMAGED as error:
+        raise InputError(f"the compressed file is damaged: {one_line(error)}", where=name, hint=_AGAIN) from None
+    except MemoryError:
         raise InputError(
-            f"the compressed file is damaged: {one_line(error)}", where=name, hint="Download or copy it again."
+            "reading the file asks for more memory than there is", where=name, hint="Is it damaged? Copy it again."
         ) from None
     except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        raise InputError(_ARCHIVE_LIES, where=name, hint="Download or copy it again.") from None
+        what = f"cannot read the file: {error.strerror or one_line(error)}"
+        hint = ""
+        if error.errno in (None, errno.EINVAL):  # bz2 gives its errors no number
+            what, hint = _ARCHIVE_LIES if error.errno else f"the compressed file is damaged: {one_line(error)}", _AGAIN
+        raise InputError(what, where=name, hint=hint) from None
     except RuntimeError as error:
         if "password" not in str(error):
             raise
@@ -135,13 +150,13 @@ def open_container(path: Path) -> Container:
     if path == STANDARD_INPUT:
         return _spooled("standard input", sys.stdin.buffer)
     name, wanted = str(path), ""
-    if not path.exists():
-        archive = next(
-            (parent for parent in path.parents if parent.suffix.lower() == ".zip" and parent.is_file()), None
-        )
-        if archive is not None:
-            path, wanted = archive, path.relative_to(archive).as_posix()
     with readable(name):
+        if not path.exists():
+            archive = next(
+                (parent for parent in path.parents if parent.suffix.lower() == ".zip" and parent.is_file()), None
+            )
+            if archive is not None:
+                path, wanted = archive, path.relative_to(archive).as_posix()
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise InputError("expected a file, found a folder", where=name)
@@ -153,10 +168,45 @@ def open_container(path: Path) -> Container:
 
 def _spooled(name: str, stream: IO[bytes]) -> Container:
     """A temporary copy of what can be read only once; it goes away with the container."""
-    spool = tempfile.NamedTemporaryFile(prefix="prefcli-")  # noqa: SIM115  (lives as long as the container)
-    shutil.copyfileobj(stream, spool, BLOCK_BYTES)
-    spool.flush()
-    return _recognised(name, Path(spool.name), "", "", spool)
+    spool, path = _temporary_file()
+    _copy(_Bounded(stream, name, f"the input goes on after {LARGEST_INPUT_BYTES / 2**30:g} GiB"), spool)
+    return _recognised(name, path, "", "", spool)
+
+
+def _temporary_file() -> tuple[IO[bytes], Path]:
+    """A temporary file, and a path to it. Where the system allows it has no name, so that nothing is left of it
+    however the process ends.
+    """
+    try:
+        nameless = tempfile.TemporaryFile(prefix="prefcli-")  # noqa: SIM115  (lives as long as the container)
+        path = Path(f"/proc/self/fd/{nameless.fileno()}")
+        if path.exists():
+            return nameless, path
+        nameless.close()
+        named = tempfile.NamedTemporaryFile(prefix="prefcli-")  # noqa: SIM115
+        return cast(Any, named), Path(named.name)
+    except OSError as error:
+        raise _no_temporary_file(error) from None
+
+
+def _copy(source: Any, spool: IO[bytes]) -> None:
+    """Fill a temporary file. What goes wrong with reading is not told as if it went wrong with writing."""
+    while block := source.read(BLOCK_BYTES):
+        try:
+            spool.write(block)
+            spool.flush()
+        except OSError as error:
+            raise _no_temporary_file(error) from None
+
+
+def _no_temporary_file(error: OSError) -> PrefcliError:
+    # Without a folder to ask for, tempfile names those it has tried.
+    where = tempfile.tempdir or ""
+    what = "no space left for a temporary file" if error.errno == errno.ENOSPC else "cannot write a temporary file"
+    detail = "" if error.errno == errno.ENOSPC else f": {error.strerror or one_line(error)}"
+    return PrefcliError(
+        what + detail, where=str(where), hint="Free some space, or set TMPDIR to a folder on another disk."
+    )
 
 
 def _recognised(name: str, path: Path, file_name: str, wanted: str, spool: Any = None) -> Container:
@@ -217,10 +267,11 @@ def _kind(container: Container, inner: str) -> str:
 
 
 class _Bounded(io.RawIOBase):
-    """A decompressed stream that ends in an error before it fills the machine."""
+    """A stream that ends in an error before it fills the machine."""
 
-    def __init__(self, stream: Any, name: str) -> None:
+    def __init__(self, stream: Any, name: str, problem: str = "") -> None:
         self._stream, self._name, self._left = stream, name, LARGEST_INPUT_BYTES
+        self._problem = problem or f"the file unpacks to more than {LARGEST_INPUT_BYTES / 2**30:g} GiB"
 
     def readable(self) -> bool:
         return True
@@ -230,9 +281,9 @@ class _Bounded(io.RawIOBase):
         self._left -= len(data)
         if self._left < 0:
             raise InputError(
-                f"the file unpacks to more than {LARGEST_INPUT_BYTES / 2**30:g} GiB",
+                self._problem,
                 where=self._name,
-                hint="Is it damaged, or made to do harm? If not, unpack it and name the file inside.",
+                hint="Is it damaged, or made to do harm? If not, make a plain file of it and name that.",
             )
         return data
 
@@ -257,14 +308,14 @@ def column_names(container: Container) -> list[str]:
         with _open_parquet(container) as parquet:
             names = list(parquet.schema_arrow.names)
     elif container.kind == "json":
-        rows = [row for row, _ in zip(_json_rows(container), range(PEEKED_JSON_ROWS), strict=False)]
+        rows = [row for row, _ in itertools.islice(_json_rows(container), PEEKED_JSON_ROWS)]
         names = list(dict.fromkeys(name for row in rows for name in row))
         if not names:
             raise InputError("the file holds no rows", where=container.name)
     else:
         names = _csv_header(container)
-    if repeated := {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else None:
-        raise InputError(f"column {sorted(repeated)[0]!r} occurs twice", where=container.name)
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"column {excerpt(min(repeated))} occurs twice", where=container.name)
     return names
 
 
@@ -277,20 +328,55 @@ def raw_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBat
     return _csv_batches(container, columns)
 
 
+class _TooLongError(Exception):
+    """A row is longer than it may be."""
+
+
+class _Lines:
+    """Lines of a table for :mod:`csv`, which would put together a row of any length."""
+
+    def __init__(self, stream: IO[bytes], limit: int, errors: str) -> None:
+        buffered = io.BufferedReader(cast(Any, stream))
+        self._text = io.TextIOWrapper(buffered, encoding="utf-8-sig", errors=errors, newline="")
+        self._left = self._limit = limit
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(self._left + 1)
+        self._left -= len(line)
+        if self._left < 0:
+            raise _TooLongError
+        if not line:
+            raise StopIteration
+        return line
+
+    def next_row(self) -> None:
+        """A row is complete, the next one may be as long again."""
+        self._left = self._limit
+
+    def detach(self) -> None:
+        """Leave the stream open."""
+        with contextlib.suppress(ValueError):
+            self._text.detach()
+
+
 def _csv_header(container: Container) -> list[str]:
+    csv.field_size_limit(LARGEST_ROW_BYTES)
     with container.open() as stream:
-        text = io.TextIOWrapper(
-            io.BufferedReader(cast(Any, stream)), encoding="utf-8-sig", errors="surrogateescape", newline=""
-        )
-        csv.field_size_limit(LARGEST_ROW_BYTES)
+        lines = _Lines(stream, LARGEST_HEADER, "surrogateescape")
         try:
-            header = next(csv.reader(text, delimiter=_delimiter(container)), None)
+            header = next(csv.reader(lines, delimiter=_delimiter(container)), None)
             "".join(header or ()).encode("utf-8")
         except (UnicodeError, csv.Error):
             raise InputError("not a table in UTF-8", where=container.name, hint=EXPECTED_KINDS) from None
+        except _TooLongError:
+            raise InputError(
+                f"the header is longer than {LARGEST_HEADER >> 20} MiB", where=container.name, hint=EXPECTED_KINDS
+            ) from None
         finally:
-            with contextlib.suppress(ValueError):
-                text.detach()
+            lines.detach()
     if not header:
         raise InputError("the file begins with an empty line, not a header", where=container.name)
     return header
@@ -307,28 +393,47 @@ def _open_parquet(container: Container) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         place: Any = container.path
         if container.packing:
-            place = stack.enter_context(tempfile.TemporaryFile(prefix="prefcli-"))
+            spool, place = _temporary_file()
+            stack.enter_context(spool)
             with container.open() as stream:
-                shutil.copyfileobj(stream, place, BLOCK_BYTES)
-            place.seek(0)
-        try:
-            with readable(container.name), pq.ParquetFile(place) as parquet:
-                yield parquet
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
+                head = stream.read(4)
+                if head != b"PAR1":  # not worth unpacking
+                    raise InputError("not a Parquet file", where=container.name, hint=_AGAIN)
+                spool.write(head)
+                _copy(stream, spool)
+        with readable(container.name):
+            try:
+                with pq.ParquetFile(place) as parquet:
+                    yield parquet
+            except MemoryError:
                 raise
-            raise InputError(
-                f"not a readable Parquet file: {one_line(error)}",
-                where=container.name,
-                hint="Download or copy it again.",
-            ) from None
+            except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise
+                raise InputError(
+                    f"not a readable Parquet file: {one_line(error)}", where=container.name, hint=_AGAIN
+                ) from None
 
 
 def _parquet_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBatch]:
     with _open_parquet(container) as parquet:
-        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=list(columns)):
-            batch.validate(full=True)  # text that is not UTF-8, lists that end before they begin
-            yield RawBatch.of(batch)
+        peeked = next(_checked_batches(parquet, columns, PEEKED_PARQUET_ROWS), None)
+        if peeked is not None:
+            yield from _checked_batches(parquet, columns, _rows_of_a_block(peeked))
+
+
+def _checked_batches(parquet: Any, columns: Sequence[str], rows: int) -> Iterator[RawBatch]:
+    for batch in parquet.iter_batches(batch_size=rows, columns=list(columns)):
+        batch.validate(full=True)  # text that is not UTF-8, lists that end before they begin
+        yield RawBatch.of(batch)
+
+
+def _rows_of_a_block(peeked: RawBatch) -> int:
+    """As many rows as make a block, judged by the first ones. The file's size does not tell: Parquet writes a long
+    text that is repeated a million times once.
+    """
+    size = sum(column.nbytes for column in peeked.columns.values())
+    return min(max(BLOCK_BYTES * peeked.num_rows // max(size, 1), 1), BATCH_ROWS)
 
 
 def _csv_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBatch]:
@@ -354,10 +459,18 @@ def _csv_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBa
                         yield RawBatch.of(batch.slice(start, BATCH_ROWS))
                     done += batch.num_rows
             return
-        except pa.ArrowInvalid as error:
+        except MemoryError:
+            raise
+        except pa.ArrowException as error:
             # A row longer than the block: go on behind the rows already delivered, with larger blocks.
-            if "straddl" in str(error) and block < LARGEST_ROW_BYTES:
-                block *= 8
+            if "straddl" in str(error):
+                if block >= LARGEST_ROW_BYTES:
+                    raise InputError(
+                        f"a row is longer than {LARGEST_ROW_BYTES / 2**20:g} MiB",
+                        where=f"{container.name}, after row {done}",
+                        hint="Was a quote opened and never closed?",
+                    ) from None
+                block = min(block * 8, LARGEST_ROW_BYTES)
                 continue
             raise _explain_csv_error(container, error) from None
 
@@ -367,13 +480,14 @@ def _explain_csv_error(container: Container, error: Exception) -> InputError:
     csv.field_size_limit(LARGEST_ROW_BYTES)
     place = Place(container.name, 1)
     with container.open() as stream:
-        buffered = io.BufferedReader(cast(Any, stream))
-        text = io.TextIOWrapper(buffered, encoding="utf-8-sig", errors="replace", newline="")
-        reader = csv.reader(text, strict=True, delimiter=_delimiter(container))
+        lines = _Lines(stream, LARGEST_EXPLAINED_ROW, "replace")
+        reader = csv.reader(lines, strict=True, delimiter=_delimiter(container))
         row = 0
         try:
             width = len(next(reader, []))
+            lines.next_row()
             for row, cells in enumerate(reader, start=1):
+                lines.next_row()
                 if len(cells) not in (0, width):
                     return place.error(
                         f"expected {width} cells, found {len(cells)} (line {reader.line_num})",
@@ -384,25 +498,32 @@ def _explain_csv_error(container: Container, error: Exception) -> InputError:
             return place.error(
                 f"not valid CSV: {slow_error}", row=row, hint="A quote was opened and never closed, or not doubled."
             )
+        except _TooLongError:
+            return place.error(
+                f"the row is longer than {LARGEST_EXPLAINED_ROW >> 20} MiB, and not valid CSV",
+                row=row,
+                hint="Was a quote opened and never closed?",
+            )
         finally:
-            with contextlib.suppress(ValueError):
-                text.detach()
+            lines.detach()
     return InputError(f"not valid CSV: {one_line(error)}", where=container.name)
 
 
-def _json_rows(container: Container) -> Iterator[dict[str, Any]]:
+def _json_rows(container: Container) -> Iterator[tuple[dict[str, Any], int]]:
     with container.open() as raw:
-        stream = io.BufferedReader(cast(Any, raw), BLOCK_BYTES) if container.packing else raw
+        stream = io.BufferedReader(cast(Any, raw), PEEKED_BYTES) if container.packing else raw
         yield from json_rows(stream, Place(container.name, 1), LARGEST_ROW_BYTES)
 
 
 def _json_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBatch]:
     rows: list[dict[str, Any]] = []
-    for row in _json_rows(container):
+    size = 0
+    for row, length in _json_rows(container):
         rows.append(row)
-        if len(rows) == BATCH_ROWS // 4:
+        size += length
+        if len(rows) == BATCH_ROWS // 4 or size >= BLOCK_BYTES:
             yield _columns_of(rows, columns)
-            rows = []
+            rows, size = [], 0
     if rows:
         yield _columns_of(rows, columns)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefcli.readers.cells import Place, RawBatch, excerpt, one_line, strings
+from prefcli.readers.cells import Place, RawBatch, excerpt, first_null, one_line, shown, strings
 
 Message = tuple[Any, str | None]
 """Role as it stands in the file, and text; None where the message holds none."""
@@ -47,7 +47,7 @@ def conversations(raw: RawBatch, name: str, place: Place) -> tuple[list[list[Mes
             except (ValueError, RecursionError) as error:
                 raise place.error(f"broken JSON: {one_line(error)}", row=row, column=name, hint=_HINT) from None
         if not isinstance(cell, list) or not all(isinstance(message, dict) for message in cell):
-            found = "nothing" if cell is None else excerpt(json.dumps(cell))
+            found = "nothing" if cell is None else shown(cell)
             raise place.error(f"expected a conversation, found {found}", row=row, column=name, hint=_HINT)
         messages = []
         for message in cell:
@@ -66,37 +66,47 @@ def _content(content: Any, row: int, name: str, place: Place) -> tuple[str | Non
         found = [part if isinstance(part, str) else part.get("text") for part in content]
         told = [text for text in found if isinstance(text, str)]
         return "\n".join(told) if told else None, len(found) - len(told)
-    raise place.error(
-        f"a message's content is {excerpt(json.dumps(content))}", row=row, column=name, hint="Expected text or parts."
-    )
+    raise place.error(f"a message's content is {shown(content)}", row=row, column=name, hint="Expected text or parts.")
 
 
 def _from_arrow(column: pa.Array, name: str, place: Place) -> tuple[list[list[Message]], int]:
     """Only the leaves that matter become Python objects: a struct at a time is many times slower."""
-    kind = column.type.value_type if hasattr(column.type, "value_type") else None
-    if kind is None or not pa.types.is_struct(kind) or {"role", "content"} - {field.name for field in kind}:
+    if not _is_list_of(column.type, "role", "content"):
         raise place.error(f"expected conversations, found {one_line(column.type, 60)}", column=name, hint=_HINT)
     if column.null_count:
-        row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
-        raise place.error("expected a conversation, found nothing", row=row, column=name, hint=_HINT)
-    messages = column.flatten()
-    roles = pc.struct_field(messages, "role").cast(pa.string()).to_pylist()
-    content = pc.struct_field(messages, "content")
-    dropped = 0
-    if pa.types.is_nested(content.type):
-        parts = content.flatten()
-        if not pa.types.is_struct(parts.type) or "text" not in {field.name for field in parts.type}:
-            raise place.error(f"a message's content is {one_line(content.type, 60)}", column=name, hint=_HINT)
-        told = pc.struct_field(parts, "text").cast(pa.string()).to_pylist()
-        texts: list[str | None] = []
-        for start, end in _spans(content):
-            here = [text for text in told[start:end] if text is not None]
-            dropped += end - start - len(here)
-            texts.append("\n".join(here) if here else None)
-    else:
-        texts = content.cast(pa.string()).to_pylist()
+        raise place.error("expected a conversation, found nothing", row=first_null(column), column=name, hint=_HINT)
+    try:
+        messages = column.flatten()
+        roles = pc.struct_field(messages, "role").cast(pa.string()).to_pylist()
+        content = pc.struct_field(messages, "content")
+        texts, dropped = _told(content, name, place)
+    except pa.ArrowException as error:
+        raise place.error(f"cannot read the conversations: {one_line(error)}", column=name, hint=_HINT) from None
     pairs = list(zip(roles, texts, strict=True))
     return [pairs[start:end] for start, end in _spans(column)], dropped
+
+
+def _is_list_of(kind: pa.DataType, *fields: str) -> bool:
+    """Whether a type is lists of structs with these fields."""
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_struct(kind.value_type):
+        return False
+    return set(fields) <= {field.name for field in kind.value_type}
+
+
+def _told(content: pa.Array, name: str, place: Place) -> tuple[list[str | None], int]:
+    """The texts of messages, and how many of their parts are no text."""
+    if not pa.types.is_nested(content.type):
+        return content.cast(pa.string()).to_pylist(), 0
+    if not _is_list_of(content.type, "text"):
+        raise place.error(f"a message's content is {one_line(content.type, 60)}", column=name, hint=_HINT)
+    told = pc.struct_field(content.flatten(), "text").cast(pa.string()).to_pylist()
+    texts: list[str | None] = []
+    dropped = 0
+    for start, end in _spans(content):
+        here = [text for text in told[start:end] if text is not None]
+        dropped += end - start - len(here)
+        texts.append("\n".join(here) if here else None)
+    return texts, dropped
 
 
 def _spans(lists: pa.Array) -> list[tuple[int, int]]:

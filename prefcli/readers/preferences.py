@@ -140,7 +140,7 @@ def _without_prompt(chosen: str, rejected: str, row: int, place: Place) -> Meeti
     if chosen == rejected:
         return Meeting([chosen], [""], [""], False)
     alike = next((i for i, pair in enumerate(zip(chosen, rejected, strict=False)) if pair[0] != pair[1]), None)
-    shared = re.sub(r"\S*\Z", "", chosen[:alike] if alike is not None else min(chosen, rejected, key=len))
+    shared = _without_last_word(chosen[:alike] if alike is not None else min(chosen, rejected, key=len))
     if not shared.strip():
         raise place.error(
             f"no prompt: chosen and rejected do not begin alike ({excerpt(chosen, 20)}, {excerpt(rejected, 20)})",
@@ -149,6 +149,12 @@ def _without_prompt(chosen: str, rejected: str, row: int, place: Place) -> Meeti
             hint="Name the prompt's column with --columns prompt=NAME, if there is one.",
         )
     return Meeting([shared.rstrip()], [chosen[len(shared) :]], [rejected[len(shared) :]], False)
+
+
+def _without_last_word(text: str) -> str:
+    # Looked for from behind: from the front, text without white space takes quadratic time.
+    word = re.split(r"\s", text[::-1], maxsplit=1)[0]
+    return text[: len(text) - len(word)]
 
 
 PREFERENCES = Layout(

@@ -123,7 +123,7 @@ def _outcomes(raw: RawBatch, place: Place) -> dict[str, pa.Array]:
         if "label" not in columns:
             rows = zip(*(column.to_pylist() for column in soft.values()), strict=True)
             columns["label"] = pa.array([_most_probable(row) for row in rows], pa.int8())
-    if "both_bad" in raw and not isinstance(raw.columns["both_bad"], list):
+    if "both_bad" in raw and pa.types.is_boolean(getattr(raw.columns["both_bad"], "type", pa.null())):
         columns["both_bad"] = raw.columns["both_bad"]
     return columns
 
