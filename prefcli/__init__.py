@@ -1,7 +1,30 @@
 """prefcli: predict which of two LLM answers a person prefers.
 
-Importing this package does nothing heavy. The five verbs live in :mod:`prefcli.pipeline`; the command
-line that calls them lives in :mod:`prefcli.cli`.
+``prefcli.load(RUN)`` gives a trained run in memory; the verbs are functions too (:mod:`prefcli.api`). Importing this
+package loads none of it: a name is looked up when it is first used. The command line lives in :mod:`prefcli.cli`.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefcli.api import load as load
+    from prefcli.api import predict as predict
+    from prefcli.api import preprocess as preprocess
+    from prefcli.api import score as score
+    from prefcli.api import train as train
+
 __version__ = "0.1.0"
+
+_API = ("load", "predict", "preprocess", "score", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _API:
+        from prefcli import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_API])

@@ -9,17 +9,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcli import metrics
+from prefcli import metrics, runs
+from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, SWAPPED
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from prefcli.devices import Placement
     from prefcli.distributed import World
     from prefcli.models import Model
     from prefcli.workspace import Stage
@@ -41,6 +44,36 @@ class Member:
 
     models: tuple[Model, ...]
     text: str
+
+
+def open_runs(folders: Sequence[Path], place: Callable[[], Placement], *, fast_attention: bool = True) -> list[Member]:
+    """Load runs, each with all its folds, after checking their files.
+
+    Parameters
+    ----------
+    folders:
+        Of the runs.
+    place:
+        Chooses device and precision; only asked if a run needs torch.
+    fast_attention:
+        See :func:`prefcli.models.load`.
+
+    Raises
+    ------
+    ModelError
+        If a run is damaged or cannot be loaded.
+    """
+    from prefcli import models
+
+    for folder in folders:
+        runs.verify_all(folder)
+    return [
+        Member(
+            tuple(models.load(member, place, fast_attention=fast_attention) for member in runs.members(folder)),
+            TrainOptions(**runs.read_config(folder)["options"]).treatment,
+        )
+        for folder in folders
+    ]
 
 
 def predict_batch(

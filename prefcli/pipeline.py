@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -320,7 +321,7 @@ def train(
             folder = workspace.find_run(resume)
             if world.is_first:
                 claims.enter_context(runs.claimed(folder))
-            _verify(folder, going_on=True)
+            runs.verify_all(folder, going_on=True)
             config = runs.read_config(folder)
             options = TrainOptions(**config["options"])
             with world.first_does():
@@ -386,15 +387,9 @@ def _claim(
     claims.enter_context(runs.claimed(folder))
     under_way = runs.begin(folder, force=force, same=same)
     if under_way:
-        _verify(folder, going_on=True)
+        runs.verify_all(folder, going_on=True)
         reporter.note(f"{folder} holds this run, unfinished: continuing it")
     return folder, under_way
-
-
-def _verify(folder: Path, *, going_on: bool = False) -> None:
-    """Check a run's files, and those of its folds, against their checksums."""
-    for member in dict.fromkeys((folder, *runs.members(folder))):
-        runs.verify(member, going_on=going_on)
 
 
 def _with_absolute_paths(options: TrainOptions) -> TrainOptions:
@@ -564,7 +559,7 @@ def predict(
     started = time.monotonic()
     world = from_environment()
     speaker: Reporter = reporter if world.is_first else SILENT
-    folders = [workspace.find_run(name) for name in models] or [_latest_run(workspace, speaker)]
+    folders = [workspace.find_run(name) for name in models] or [latest_run(workspace, speaker)]
     texts = tuple(_text_of(folder) for folder in folders)
     with connected(world):
         with world.first_does():
@@ -574,19 +569,10 @@ def predict(
             sample = read(calibrate, workspace, speaker) if calibrate is not None else None
             sample_stages = _treated(sample, texts, workspace, workers, speaker) if sample is not None else []
 
-        for folder in folders:
-            _verify(folder)
-
         from prefcli import devices, inference
-        from prefcli import models as model_room
 
         place = functools.cache(lambda: devices.place(device, precision, world.local_rank))
-        members = [
-            inference.Member(
-                tuple(model_room.load(m, place, fast_attention=fast_attention) for m in runs.members(folder)), text
-            )
-            for folder, text in zip(folders, texts, strict=True)
-        ]
+        members = inference.open_runs(folders, place, fast_attention=fast_attention)
         speaker.note(f"predicting with {', '.join(f.name for f in folders)}{_on(folders, place)}")
         keys = battles.table(["prompt_key"])["prompt_key"].to_numpy()
         mixing = blending.from_validation(folders, keys, speaker) if calibrated else Calibration.equal(len(folders))
@@ -645,6 +631,59 @@ def predict(
     )
 
 
+@dataclass(frozen=True)
+class Answered:
+    """How many JSON lines :func:`predict_lines` answered, and how many of them with an error."""
+
+    lines: int
+    failed: int
+
+
+def predict_lines(
+    lines: IO[bytes],
+    answers: IO[bytes],
+    workspace: Workspace,
+    *,
+    models: Sequence[str] = (),
+    swap_average: bool = False,
+    calibrated: bool = True,
+    precision: str = "auto",
+    device: str = "auto",
+    fast_attention: bool = True,
+    reporter: Reporter = SILENT,
+) -> Answered:
+    """Answer battles written as JSON lines, each as soon as it has come; nothing is cached.
+
+    Parameters
+    ----------
+    lines:
+        One battle a line, a JSON object in any layout that prefcli reads.
+    answers:
+        Gets a line for each: ``id`` and the three probabilities, or ``id``, ``line`` and ``error``; flushed at once.
+    models, swap_average, calibrated, precision, device, fast_attention:
+        As for :func:`predict`. The temperature is fitted without the prompt of the battle at hand.
+    """
+    from prefcli.predictor import Predictor
+
+    folders = [workspace.find_run(name) for name in models] or [latest_run(workspace, reporter)]
+    predictor = Predictor(
+        folders,
+        device=device,
+        precision=precision,
+        fast_attention=fast_attention,
+        swap_average=swap_average,
+        calibrated=calibrated,
+    )
+    reporter.note(f"answering with {', '.join(folder.name for folder in folders)}")
+    count = failed = 0
+    for some in predictor.answers(lines):
+        answers.write(b"".join(json.dumps(answer.value).encode() + b"\n" for answer in some))
+        answers.flush()
+        count += len(some)
+        failed += sum(answer.failed for answer in some)
+    return Answered(count, failed)
+
+
 def _text_of(folder: Path) -> str:
     return TrainOptions(**runs.read_config(folder)["options"]).treatment
 
@@ -668,7 +707,14 @@ def _ids(stage: Stage) -> Iterator[str]:
         yield from batch.column("id").to_pylist()
 
 
-def _latest_run(workspace: Workspace, reporter: Reporter) -> Path:
+def latest_run(workspace: Workspace, reporter: Reporter = SILENT) -> Path:
+    """The run that ``train`` made last in this workspace.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
     latest = workspace.latest("train")
     if latest is None:
         raise InputError(

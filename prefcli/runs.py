@@ -276,6 +276,12 @@ def verify(folder: Path, *, going_on: bool = False) -> None:
         )
 
 
+def verify_all(folder: Path, *, going_on: bool = False) -> None:
+    """:func:`verify` a run and each of its folds."""
+    for member in dict.fromkeys((folder, *members(folder))):
+        verify(member, going_on=going_on)
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """What a run predicted of battles it did not learn from.

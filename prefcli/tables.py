@@ -1,10 +1,12 @@
 """Predictions and truth as files: what ``predict`` writes and ``score`` reads.
 
-Kaggle's submission: ``id, winner_model_a, winner_model_b, winner_tie``, as CSV or Parquet by the file's name.
+Kaggle's submission: ``id, winner_model_a, winner_model_b, winner_tie``, as CSV, Parquet or JSON
+lines by the file's name.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,21 +89,40 @@ class ParquetWriter:
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.schema))
 
 
+class JsonLinesWriter:
+    """The same four columns as JSON, one object a line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> JsonLinesWriter:
+        self._stream = self._path.open("w", encoding="utf-8", newline="")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.close()
+
+    def write(self, ids: pa.Array, probabilities: NDArray[np.float64]) -> None:
+        for name, row in zip(ids.to_pylist(), probabilities.tolist(), strict=True):
+            self._stream.write(json.dumps({"id": name, **dict(zip(WINNER_COLUMNS, row, strict=True))}) + "\n")
+
+
 def writer_for(path: Path) -> Callable[[Path], PredictionWriter]:
     """The writer that a file's name asks for.
 
     Raises
     ------
     InputError
-        If the name ends neither in ``.csv`` nor in ``.parquet``.
+        If the name ends neither in ``.csv`` nor in ``.parquet`` nor in ``.jsonl``.
     """
     writers: dict[str, Callable[[Path], PredictionWriter]] = {
         ".csv": CsvWriter,
         ".parquet": ParquetWriter,
         ".pq": ParquetWriter,
+        ".jsonl": JsonLinesWriter,
     }
     if path.suffix.lower() not in writers:
-        raise InputError(f"cannot tell the format of {path}", hint="Name it .csv or .parquet.")
+        raise InputError(f"cannot tell the format of {path}", hint="Name it .csv, .parquet or .jsonl.")
     return writers[path.suffix.lower()]
 
 

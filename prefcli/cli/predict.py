@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 import typer
 
 from prefcli.cli import common
+from prefcli.errors import InputError
 
+STANDARD_OUTPUT = Path("-")
 EXAMPLES = common.examples(
     "prefcli predict test.csv",
     "prefcli predict test.csv --model my-run --output submission.csv",
     "prefcli predict test.csv --model run-1 --model run-2 --swap-average --output blend.parquet",
     "prefcli predict ours.csv --model run-1 --calibrate our-votes.csv",
+    "produce-battles | prefcli predict - --output - | consume-probabilities",
 )
 
 
@@ -31,7 +37,8 @@ def run(
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="PATH", help="Where to write, .csv or .parquet.")
+        Path,
+        typer.Option("--output", "-o", metavar="PATH", help="Where to write: .csv, .parquet, .jsonl; - for lines."),
     ] = Path("preds.csv"),
     swap_average: Annotated[
         bool,
@@ -73,11 +80,47 @@ def run(
     quiet: common.QuietOption = False,
     debug: common.DebugOption = False,
 ) -> None:
-    """Write the probabilities of A, B and tie for every battle: Kaggle's submission, in the input's order."""
+    """Write the probabilities of A, B and tie for every battle: Kaggle's submission, in the input's order.
+
+    With --output - battles are JSON lines, and each is answered by a JSON line as soon as it has come.
+    """
     from prefcli import memory, pipeline
 
     memory.keep_freed_memory()
     session = common.session(ctx, workspace, quiet)
+    if output == STANDARD_OUTPUT:
+        others = {
+            "--calibrate": calibrate,
+            "--limit": limit,
+            "--format": format,
+            "--columns": columns,
+            "--workers": workers,
+            "--force": force,
+            "--json": json,
+            "--activation": activation != "softmax",
+        }
+        refused = [flag for flag, given in others.items() if given]
+        if refused:
+            raise InputError(f"--output - answers lines one by one: it cannot be combined with {', '.join(refused)}")
+        with _json_lines(file) as lines:
+            answered = pipeline.predict_lines(
+                lines,
+                sys.stdout.buffer,
+                session.workspace,
+                models=model or (),
+                swap_average=swap_average,
+                calibrated=calibration,
+                precision=precision,
+                device=device,
+                fast_attention=fast_attention,
+                reporter=session.reporter,
+            )
+        session.reporter.note(f"{answered.lines:,} lines answered")
+        if answered.failed:
+            raise InputError(
+                f"{answered.failed:,} of {answered.lines:,} lines are no battles: they were answered with an error"
+            )
+        return
     made = pipeline.predict(
         common.source(file, format, columns),
         session.workspace,
@@ -101,3 +144,24 @@ def run(
         common.print_json({name: value for name, value in asdict(made).items() if name != "speaks"})
     else:
         print(f"{made.output}: {made.battles:,} battles, {made.battles_per_second:,.1f} a second")
+
+
+@contextlib.contextmanager
+def _json_lines(files: list[Path]) -> Iterator[IO[bytes]]:
+    """Standard input, or a file of JSON lines, as it comes."""
+    if len(files) != 1:
+        raise InputError("--output - answers one stream of lines", hint="Give one FILE, or - for standard input.")
+    if files[0] == STANDARD_OUTPUT:
+        yield sys.stdin.buffer
+        return
+    if files[0].suffix.lower() not in (".jsonl", ".ndjson"):
+        raise InputError(
+            f"--output - answers JSON lines, and {files[0]} is not called .jsonl",
+            hint="Name another --output, or give JSON lines.",
+        )
+    try:
+        stream = files[0].open("rb")
+    except OSError as error:
+        raise InputError(f"cannot read the file: {error.strerror}", where=str(files[0])) from None
+    with stream:
+        yield stream

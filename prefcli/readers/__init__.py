@@ -11,8 +11,9 @@ header not counted) and column.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from prefcli import files
 from prefcli.battles import BATTLE_SCHEMA, ReadCounts
 from prefcli.errors import InputError
 from prefcli.readers.arena import ARENA, MT_BENCH
-from prefcli.readers.cells import Place, shorten, strings
+from prefcli.readers.cells import Place, RawBatch, shorten, strings
 from prefcli.readers.containers import STANDARD_INPUT, Container, column_names, open_container, raw_batches, readable
 from prefcli.readers.layouts import Layout
 from prefcli.readers.preferences import PREFERENCES
@@ -192,7 +193,10 @@ def open_battles(
         raise InputError("no file to read")
     opened = tuple(open_container(one) for one in source.paths)
     found = [_present(container, source.columns or {}) for container in opened]
-    layouts = [_recognise(*pair, source.format) for pair in zip(opened, found, strict=True)]
+    layouts = [
+        _recognise(container.name, names, source.format, functools.partial(raw_batches, container))
+        for container, names in zip(opened, found, strict=True)
+    ]
     layout = layouts[0]
     used = [
         {ours: theirs for ours, theirs in one.items() if ours in (*layout.needs, *layout.may_have)} for one in found
@@ -228,7 +232,58 @@ def _present(container: Container, mapping: Mapping[str, str]) -> dict[str, str]
     return {**plain, **mapping}
 
 
-def _recognise(container: Container, columns: Mapping[str, str], wanted: str | None) -> Layout:
+def battles_from(table: Any, *, format: str | None = None, name: str = "the table") -> pa.RecordBatch:
+    """Battles that are in memory already, in any layout that files may have.
+
+    Parameters
+    ----------
+    table:
+        A pandas DataFrame, a pyarrow Table, or a list of dictionaries.
+    format:
+        A layout's name; None finds out.
+    name:
+        What to call it in messages.
+
+    Raises
+    ------
+    InputError
+        If it is no table, or its rows are no battles.
+    """
+    raw = _raw(table, name)
+    if not raw.num_rows:
+        raise InputError("there are no battles", where=name, hint=_expected())
+    columns = {column: column for column in raw.columns}
+    layout = _recognise(name, columns, format, lambda wanted: iter([raw.only(wanted)]))
+    used = [column for column in columns if column in (*layout.needs, *layout.may_have)]
+    return layout.convert(raw.only(used), Place(name, 1))[0]
+
+
+def _raw(table: Any, name: str) -> RawBatch:
+    if isinstance(table, pa.Table):
+        return RawBatch.of(pa.RecordBatch.from_pydict({c: table[c].combine_chunks() for c in table.column_names}))
+    if hasattr(table, "to_dict") and hasattr(table, "columns"):  # a DataFrame, without importing pandas
+        there = table.notna().to_numpy()
+        cells = {
+            str(column): [
+                cell if known else None for cell, known in zip(table[column].tolist(), there[:, i], strict=True)
+            ]
+            for i, column in enumerate(table.columns)
+        }
+        return RawBatch(cells, len(table))
+    if isinstance(table, Sequence) and all(isinstance(row, Mapping) for row in table):
+        names = list(dict.fromkeys(key for row in table for key in row))
+        return RawBatch({key: [row.get(key) for row in table] for key in names}, len(table))
+    raise InputError(
+        f"{name} is {type(table).__name__}", hint="Expected a DataFrame, a pyarrow Table, or a list of dictionaries."
+    )
+
+
+def _recognise(
+    where: str,
+    columns: Mapping[str, str],
+    wanted: str | None,
+    batches: Callable[[list[str]], Iterator[RawBatch]],
+) -> Layout:
     """The layout that the columns say, or the wanted one if the columns allow it."""
     names = set(columns)
     if wanted is not None:
@@ -238,30 +293,30 @@ def _recognise(container: Container, columns: Mapping[str, str], wanted: str | N
                 f"there is no format {wanted!r}", hint=f"Choose one of {', '.join(layout.name for layout in LAYOUTS)}."
             )
         if missing := [name for name in layout.needs if name not in names]:
-            raise _missing(container, missing, columns, f"The format {layout.name} is {layout.summary}.")
+            raise _missing(where, missing, columns, f"The format {layout.name} is {layout.summary}.")
         return layout
     fitting = [layout for layout in LAYOUTS if layout.fits(names)]
     if not fitting:
         nearest = min(LAYOUTS, key=lambda layout: len(set(layout.needs) - names))
-        raise _missing(container, [name for name in nearest.needs if name not in names], columns, _expected())
+        raise _missing(where, [name for name in nearest.needs if name not in names], columns, _expected())
     if len({layout.family for layout in fitting}) > 1:
         raise InputError(
             f"the columns fit several formats: {', '.join(layout.name for layout in fitting)}",
-            where=container.name,
+            where=where,
             hint="Say which with --format.",
         )
     if fitting[0] is KAGGLE and not any(name in names for name in ("winner_model_a", "prompt_key")):
-        first = next(raw_batches(container, [columns["prompt"]]), None)
+        first = next(batches([columns["prompt"]]), None)
         if first is not None and first.num_rows:
             raw = first.renamed({columns["prompt"]: "prompt"})
-            return KAGGLE if looks_like_turns(raw, Place(container.name, 1)) else GENERIC
+            return KAGGLE if looks_like_turns(raw, Place(where, 1)) else GENERIC
     return fitting[0]
 
 
-def _missing(container: Container, missing: Sequence[str], columns: Mapping[str, str], hint: str) -> InputError:
+def _missing(where: str, missing: Sequence[str], columns: Mapping[str, str], hint: str) -> InputError:
     return InputError(
         f"missing column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; found {shorten(list(columns))}",
-        where=container.name,
+        where=where,
         hint=hint,
     )
 
@@ -310,7 +365,7 @@ def column_batches(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]
     container = open_container(path)
     found = column_names(container)
     if missing := [name for name in names if name not in found]:
-        raise _missing(container, missing, dict.fromkeys(found, ""), f"Expected the columns {', '.join(names)}.")
+        raise _missing(container.name, missing, dict.fromkeys(found, ""), f"Expected the columns {', '.join(names)}.")
     row = 1
     for raw in raw_batches(container, names):
         place = Place(container.name, row)
@@ -324,6 +379,7 @@ __all__ = [
     "BattleFile",
     "Layout",
     "Source",
+    "battles_from",
     "column_batches",
     "open_battles",
     "parse_columns",

@@ -57,6 +57,10 @@ class RawBatch:
         """The same columns under the names that ``names`` (name in the file -> name here) gives them."""
         return RawBatch({names[name]: column for name, column in self.columns.items()}, self.num_rows)
 
+    def only(self, names: Sequence[str]) -> RawBatch:
+        """Some of the columns."""
+        return RawBatch({name: self.columns[name] for name in names}, self.num_rows)
+
     def slice_first(self) -> RawBatch:
         """The first row alone."""
         return RawBatch({name: column[:1] for name, column in self.columns.items()}, min(1, self.num_rows))

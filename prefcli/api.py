@@ -1,0 +1,218 @@
+"""prefcli from Python: the verbs as functions of plain arguments, and trained runs in memory.
+
+Everything here but ``eda`` (a room has that name) is also a name of the package itself: ``prefcli.load``,
+``prefcli.train``, ... Nothing prints; what goes wrong is an exception of :mod:`prefcli.errors`. Who wants to be told
+what is done passes a :class:`~prefcli.reporting.Reporter`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefcli.errors import InputError
+from prefcli.reporting import SILENT, Reporter
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from prefcli.eda import Eda
+    from prefcli.metrics import Score
+    from prefcli.pipeline import Predicted, Preprocessed, Trained
+    from prefcli.predictor import Predictor
+
+PathLike = str | Path
+WORKSPACE = ".prefcli"
+
+
+def load(
+    *runs: PathLike,
+    workspace: PathLike = WORKSPACE,
+    device: str = "auto",
+    precision: str = "auto",
+    fast_attention: bool = True,
+    swap_average: bool = False,
+    calibrated: bool = True,
+) -> Predictor:
+    """A trained run in memory, or several that are blended.
+
+    Parameters
+    ----------
+    runs:
+        Folders of runs, or their names in the workspace; none for the latest one.
+    workspace:
+        Where runs are looked for by name.
+    device, precision, fast_attention:
+        As for ``prefcli train``.
+    swap_average:
+        Average over both orders of the answers.
+    calibrated:
+        Whether a temperature (of several runs, weights) is fitted on the battles the runs held out, if it helps.
+
+    Raises
+    ------
+    InputError
+        If there is no such run.
+    ModelError
+        If a run is damaged or cannot be loaded.
+    """
+    from prefcli.pipeline import latest_run
+    from prefcli.predictor import Predictor
+    from prefcli.workspace import Workspace
+
+    place = Workspace(Path(workspace))
+    folders = [place.find_run(str(run)) for run in runs] or [latest_run(place)]
+    return Predictor(
+        folders,
+        device=device,
+        precision=precision,
+        fast_attention=fast_attention,
+        swap_average=swap_average,
+        calibrated=calibrated,
+    )
+
+
+def score(probabilities: ArrayLike, labels: ArrayLike, *, groups: ArrayLike | None = None, seed: int = 0) -> Score:
+    """What ``prefcli score`` computes, of arrays.
+
+    Parameters
+    ----------
+    probabilities:
+        Shape ``[n, 3]``: A, B, tie; rows sum to 1 within 1e-6.
+    labels:
+        Shape ``[n]``: 0 where A won, 1 where B won, 2 for a tie.
+    groups:
+        Shape ``[n]``, whole numbers: battles of one group (about one prompt, say) are resampled together for the
+        interval.
+    seed:
+        Of the bootstrap.
+
+    Raises
+    ------
+    InputError
+        If they do not fit together, or are no probabilities.
+    """
+    import numpy as np
+
+    from prefcli import metrics
+
+    try:
+        values, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
+        if truth.dtype.kind not in "iu" or truth.ndim != 1 or not np.isin(truth, (0, 1, 2)).all():
+            raise InputError("labels are whole numbers: 0 (A won), 1 (B won), 2 (tie), one for each battle")
+        units = None if groups is None else np.asarray(groups, dtype=np.int64)
+        return metrics.score(values, truth, groups=units, seed=seed)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def eda(
+    source: PathLike | Sequence[PathLike],
+    *,
+    top: int = 5,
+    report: PathLike | None = None,
+    force: bool = False,
+    workspace: PathLike = WORKSPACE,
+    reporter: Reporter = SILENT,
+) -> Eda:
+    """Numbers about battles; see :func:`prefcli.pipeline.eda`."""
+    from prefcli import pipeline
+    from prefcli.workspace import Workspace
+
+    page = None if report is None else Path(report)
+    return pipeline.eda(
+        _source(source), Workspace(Path(workspace)), top=top, report=page, force=force, reporter=reporter
+    )
+
+
+def preprocess(
+    source: PathLike | Sequence[PathLike],
+    *,
+    text: str = "nltk",
+    workers: int | None = None,
+    workspace: PathLike = WORKSPACE,
+    reporter: Reporter = SILENT,
+) -> Preprocessed:
+    """Treat the text of every battle and cache the result; see :func:`prefcli.pipeline.preprocess`."""
+    from prefcli import pipeline
+    from prefcli.workspace import Workspace
+
+    return pipeline.preprocess(
+        _source(source), Workspace(Path(workspace)), text=text, workers=workers, reporter=reporter
+    )
+
+
+def train(
+    source: PathLike | Sequence[PathLike] | None = None,
+    *,
+    output: PathLike | None = None,
+    resume: PathLike | None = None,
+    force: bool = False,
+    workspace: PathLike = WORKSPACE,
+    reporter: Reporter = SILENT,
+    **options: Any,
+) -> Trained:
+    """Train a model; see :func:`prefcli.pipeline.train`.
+
+    Parameters
+    ----------
+    source:
+        Battles with outcomes; by default what ``preprocess`` last left.
+    output, resume, force:
+        The run's folder, a run to continue, whether to overwrite.
+    workspace, reporter:
+        Where caches and runs live, and who is told.
+    options:
+        The flags of ``prefcli train`` with underscores: ``encoder="tiny"``, ``max_length=256``, ``recipe="fast"``.
+
+    Raises
+    ------
+    InputError
+        If an option does not exist or does not fit.
+    """
+    from prefcli import pipeline
+    from prefcli.options import TrainOptions, resolve
+    from prefcli.workspace import Workspace
+
+    if unknown := sorted(set(options) - {field.name for field in fields(TrainOptions)}):
+        raise InputError(f"there is no option {unknown[0]!r}", hint="Options are the flags of prefcli train.")
+    chosen, origins = resolve(options)
+    return pipeline.train(
+        None if source is None else _source(source),
+        Workspace(Path(workspace)),
+        chosen,
+        origins=origins,
+        output=None if output is None else Path(output),
+        resume=None if resume is None else str(resume),
+        force=force,
+        command="prefcli.train",
+        reporter=reporter,
+    )
+
+
+def predict(
+    source: PathLike | Sequence[PathLike],
+    output: PathLike,
+    *,
+    models: Sequence[PathLike] = (),
+    workspace: PathLike = WORKSPACE,
+    reporter: Reporter = SILENT,
+    **options: Any,
+) -> Predicted:
+    """Probabilities for every battle of a file, into a file; ``options`` as in :func:`prefcli.pipeline.predict`."""
+    from prefcli import pipeline
+    from prefcli.workspace import Workspace
+
+    names = [str(model) for model in models]
+    return pipeline.predict(
+        _source(source), Workspace(Path(workspace)), Path(output), models=names, reporter=reporter, **options
+    )
+
+
+def _source(source: PathLike | Sequence[PathLike]) -> Any:
+    from prefcli.readers import Source
+
+    paths = [source] if isinstance(source, (str, Path)) else source
+    return Source(tuple(Path(path) for path in paths))

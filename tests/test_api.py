@@ -1,0 +1,256 @@
+"""prefcli from Python and through pipes: the same numbers as the command, nothing printed, clear exceptions."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from conftest import Result, battle, write_csv
+
+import prefcli
+from prefcli import predictor
+from prefcli.demo import Demo
+from prefcli.errors import InputError, ModelError
+from prefcli.tables import read_probabilities
+
+CLI = Callable[..., Result]
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, demo_files: Demo) -> Path:
+    folder = tmp_path_factory.mktemp("api")
+    return prefcli.train(demo_files.train, recipe="fast", output=folder / "run", workspace=folder / "ws").run
+
+
+@pytest.fixture(scope="module")
+def neural(tmp_path_factory: pytest.TempPathFactory, demo_files: Demo) -> Path:
+    folder = tmp_path_factory.mktemp("neural")
+    flags = {"encoder": "tiny", "limit": 60, "architecture": "cross-encoder"}
+    return prefcli.train(demo_files.train, output=folder / "run", workspace=folder / "ws", **flags).run
+
+
+def test_the_pages_examples_run(demo_files: Demo, tmp_path: Path) -> None:
+    for file in (demo_files.train, demo_files.test, demo_files.truth):
+        shutil.copy(file, tmp_path)
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    assert len(examples) >= 6
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(examples)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def test_importing_the_package_loads_nothing_and_does_nothing(tmp_path: Path) -> None:
+    script = (
+        "import sys; before = set(sys.modules); import prefcli; after = set(sys.modules) - before\n"
+        "print(sorted(m for m in after if m.split('.')[0] not in sys.stdlib_module_names))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == "['prefcli']", done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert {"load", "predict", "preprocess", "score", "train"} <= set(dir(prefcli))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = prefcli.nothing
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("which", ["run", "neural"])
+def test_the_numbers_are_those_of_the_command(
+    cli: CLI, request: pytest.FixtureRequest, which: str, swap: bool, demo_files: Demo
+) -> None:
+    folder = request.getfixturevalue(which)
+    flags = ["--swap-average"] if swap else []
+    assert cli("predict", demo_files.test, "--model", folder, "-o", "p.parquet", *flags).code == 0
+    _, expected = read_probabilities(Path("p.parquet"))
+    judge = prefcli.load(folder, swap_average=swap)
+    frame = pd.read_csv(demo_files.test)
+    exact = {"atol": 0 if which == "run" else 1e-6}
+    assert np.allclose(judge.predict(frame), expected, **exact)
+    assert np.allclose(judge.predict(pyarrow.csv.read_csv(demo_files.test)), expected, **exact)
+    assert np.allclose(judge.predict(frame.to_dict("records")), expected, **exact)
+    row = frame.iloc[3]
+    one = judge.predict(*(json.loads(row[name]) for name in ("prompt", "response_a", "response_b")))
+    assert np.allclose(one, expected[3], atol=1e-6)
+    assert one._fields == ("a", "b", "tie")
+    assert sum(one) == pytest.approx(1)
+
+
+def test_a_battle_whose_prompt_was_held_out_is_not_calibrated_on_itself(run: Path, demo_files: Demo, cli: CLI) -> None:
+    held_out = set(pq.read_table(run / "validation.parquet")["id"].to_pylist())
+    frame = pd.read_csv(demo_files.train, dtype={"id": str})
+    own = frame[frame["id"].isin(held_out)].head(5)
+    own.to_csv("own.csv", index=False)
+    assert cli("predict", "own.csv", "--model", run, "-o", "p.csv").code == 0
+    assert np.array_equal(prefcli.load(run).predict(own), read_probabilities(Path("p.csv"))[1])
+
+
+def test_nothing_is_printed_and_what_is_wrong_is_an_exception(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    judge = prefcli.load(run)
+    judge.predict("Hi \ud83d!", "a", "b")
+    for wrong in (3, ["no", "rows"], [], [{"prompt": "p"}], pd.DataFrame({"a": [1]}), None):
+        with pytest.raises(InputError):
+            judge.predict(wrong)  # type: ignore[call-overload]
+    for wrong in (("p", 1, "b"), ("p", None, "b"), ("p", ["a", 2], "b")):
+        with pytest.raises(InputError):
+            judge.predict(*wrong)
+    with pytest.raises(InputError, match="no run"):
+        prefcli.load("nothing-there")
+    with pytest.raises(InputError, match="no run"):
+        prefcli.load(workspace=tmp_path)
+    with pytest.raises(InputError, match="no option 'learning_speed'"):
+        prefcli.train("train.csv", learning_speed=1)
+    shutil.copytree(run, tmp_path / "damaged")
+    with (tmp_path / "damaged" / "booster.txt").open("a") as stream:
+        stream.write("x")
+    with pytest.raises(ModelError, match=r"booster\.txt is changed"):
+        prefcli.load(tmp_path / "damaged")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_scores_of_arrays() -> None:
+    found = prefcli.score([[0.2, 0.3, 0.5], [0.6, 0.2, 0.2]], [2, 1])
+    assert found.log_loss == pytest.approx(-(np.log(0.5) + np.log(0.2)) / 2)
+    for probabilities, labels in (
+        ([[0.2, 0.3, 0.6]], [0]),
+        ([[0.2, 0.3, 0.5]], [3]),
+        ([[0.2, 0.3, 0.5]], [0, 1]),
+        ([[0.2, 0.3, 0.5]], [0.5]),
+        ([[0.2, 0.8]], [0]),
+        (np.empty((0, 3)), np.empty(0, int)),
+    ):
+        with pytest.raises(InputError):
+            prefcli.score(probabilities, labels)
+
+
+# Pipes
+
+
+def lines_of(demo_files: Demo, count: int) -> list[bytes]:
+    rows = pd.read_csv(demo_files.test, dtype={"id": str}).head(count).to_dict("records")
+    return [json.dumps(row).encode() + b"\n" for row in rows]
+
+
+def test_the_first_answer_comes_before_the_second_line_is_sent(run: Path, demo_files: Demo, tmp_path: Path) -> None:
+    first, second = lines_of(demo_files, 2)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefcli", "predict", "-", "--output", "-", "--model", str(run)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.start()
+    answers = []
+    for line in (first, second):
+        process.stdin.write(line)
+        process.stdin.flush()
+        answers.append(json.loads(process.stdout.readline()))
+    process.stdin.close()
+    assert process.wait() == 0
+    watchdog.cancel()
+    assert [answer["id"] for answer in answers] == [json.loads(line)["id"] for line in (first, second)]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_lines_are_answered_in_their_place_and_counted(run: Path, demo_files: Demo, cli: CLI) -> None:
+    good = lines_of(demo_files, 3)
+    bad = [b"{broken\n", b"[1]\n", b'{"id": 7, "prompt": "p"}\n', b'{"prompt": "\xff"}\n', b"[" * 100_000 + b"\n"]
+    Path("in.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + good[0] + bad[0] + b"\n" + bad[1] + good[1] + b"".join(bad[2:]) + good[2]
+    )
+    command = [sys.executable, "-m", "prefcli", "predict", "in.jsonl", "--output", "-", "--model", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 2
+    assert "5 of 8 lines are no battles" in done.stderr
+    assert ["error" in answer for answer in answers] == [False, True, True, False, True, True, True, False]
+    assert answers[4] == {"id": "7", "line": 6, "error": "missing columns response_a, response_b; found id, prompt"}
+    assert cli("predict", demo_files.test, "--model", run, "-o", "p.csv").code == 0
+    expected = dict(zip(*(x.tolist() for x in read_probabilities(Path("p.csv"))), strict=True))
+    for answer in answers:
+        if "error" not in answer:
+            values = [answer[name] for name in ("winner_model_a", "winner_model_b", "winner_tie")]
+            assert values == expected[answer["id"]]
+
+
+def test_many_lines_are_answered_in_order_whatever_waits(neural: Path, demo_files: Demo) -> None:
+    judge = prefcli.load(neural)
+    sent = lines_of(demo_files, 60) * 10
+    reading, writing = os.pipe()
+
+    def send() -> None:
+        with os.fdopen(writing, "wb") as stream:
+            stream.writelines(sent)
+
+    threading.Thread(target=send).start()
+    with os.fdopen(reading, "rb") as stream:
+        parts = list(judge.answers(stream))
+    assert max(map(len, parts)) <= predictor.LINES_AHEAD
+    found = [answer.value["id"] for part in parts for answer in part]
+    assert found == [json.loads(line)["id"] for line in sent]
+
+
+def test_what_cannot_be_combined_with_lines_is_refused(cli: CLI, demo_files: Demo, run: Path) -> None:
+    for flags in (["--json"], ["--limit", 3], ["--force"], ["--activation", "none"], ["--columns", "prompt=x"]):
+        done = cli("predict", "-", "--output", "-", "--model", run, *flags)
+        assert done.code == 2
+        assert flags[0] in done.err
+    assert "not called .jsonl" in cli("predict", demo_files.test, "--output", "-", "--model", run).err
+    assert cli("predict", "none.jsonl", "--output", "-", "--model", run).code == 2
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.parquet", "p.jsonl"])
+def test_outputs_of_every_extension_hold_the_same(cli: CLI, run: Path, demo_files: Demo, name: str) -> None:
+    assert cli("predict", demo_files.test, "--model", run, "-o", name).code == 0
+    assert cli("predict", demo_files.test, "--model", run, "-o", "other.csv").code == 0
+    found, expected = read_probabilities(Path(name)), read_probabilities(Path("other.csv"))
+    assert found[0].tolist() == expected[0].tolist()
+    assert np.array_equal(found[1], expected[1])
+    assert "cannot tell the format" in cli("predict", demo_files.test, "--model", run, "-o", "p.xlsx").err
+
+
+def test_tables_in_other_layouts_are_read(run: Path) -> None:
+    judge = prefcli.load(run)
+    talk = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
+    other = [talk[0], {"role": "assistant", "content": "No."}]
+    chat = judge.predict([{"conversation_a": talk, "conversation_b": other}])
+    assert np.array_equal(
+        chat, judge.predict(pa.Table.from_pylist([{"conversation_a": talk, "conversation_b": other}]))
+    )
+    assert np.allclose(chat[0], judge.predict("Hi?", "Hello.", "No."))
+    with contextlib.suppress(ModuleNotFoundError):
+        frame = pd.DataFrame({"id": [1, 2], "prompt": ["x", "y"], "response_a": ["a", None], "response_b": ["b", "c"]})
+        assert judge.predict(frame).shape == (2, 3)
+
+
+def test_a_run_blends_with_another_as_on_the_command_line(
+    cli: CLI, run: Path, demo_files: Demo, tmp_path: Path
+) -> None:
+    other = prefcli.train(demo_files.train, recipe="fast", output=tmp_path / "other", seed=0).run
+    assert cli("predict", demo_files.test, "--model", run, "--model", other, "-o", "p.csv").code == 0
+    blended = prefcli.load(run, other).predict(pd.read_csv(demo_files.test))
+    assert np.allclose(blended, read_probabilities(Path("p.csv"))[1], atol=1e-12)
+    path = write_csv(tmp_path / "one.csv", [battle(1, None)])
+    assert prefcli.predict(path, tmp_path / "one.jsonl", models=[run]).battles == 1
