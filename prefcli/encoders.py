@@ -72,7 +72,7 @@ def locate(name: str) -> Located:
     """
     if name == TINY:
         return Located(None, "built in, made on the spot from random weights")
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))  # Path's own raises where there is no such user
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise InputError(
