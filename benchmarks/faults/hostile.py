@@ -51,7 +51,17 @@ from prefcli import demo, encoders
 from prefcli.cli.main import run as prefcli_run
 from prefcli.errors import PrefcliError
 
-COLUMNS = ["id", "model_a", "model_b", "prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"]
+COLUMNS = [
+    "id",
+    "model_a",
+    "model_b",
+    "prompt",
+    "response_a",
+    "response_b",
+    "winner_model_a",
+    "winner_model_b",
+    "winner_tie",
+]
 SECRETS = {
     "HF_TOKEN": "hf_SECRETtokenONE",
     "HUGGING_FACE_HUB_TOKEN": "hf_SECRETtokenTWO",
@@ -201,11 +211,19 @@ def pickles(at: Path) -> Iterator[Part]:
         payloads.load_carelessly(name, loose)
         control.count("run" if marker.exists() else "not run", "" if marker.exists() else f"{name} is no payload")
         marker.unlink(missing_ok=True)
-        for place in ("pytorch_model.bin", "shard of bin", "model.safetensors", "shard of safetensors", "safetensors names a .pkl"):
+        for place in (
+            "pytorch_model.bin",
+            "shard of bin",
+            "model.safetensors",
+            "shard of safetensors",
+            "safetensors names a .pkl",
+        ):
             folder = at / "attacked"
             shutil.copytree(deberta, folder)
             (folder / "pytorch_model.bin").unlink()
-            weights = {"shard of bin": "pytorch_model-2.bin", "shard of safetensors": "model-2.safetensors"}.get(place, place)
+            weights = {"shard of bin": "pytorch_model-2.bin", "shard of safetensors": "model-2.safetensors"}.get(
+                place, place
+            )
             weights = "weights.pkl" if place == "safetensors names a .pkl" else weights
             (folder / weights).write_bytes(data)
             if place not in ("pytorch_model.bin", "model.safetensors"):
@@ -236,7 +254,11 @@ def models(at: Path) -> Iterator[Part]:
     outside.mkdir()
     folders = list(hostile_models.folders(bert, deberta, outside))
     trace = at / "trace"
-    tracer = ["strace", "-f", "-qq", "-e", "trace=connect,open,openat,execve", "-o", str(trace)] if shutil.which("strace") else []
+    tracer = (
+        ["strace", "-f", "-qq", "-e", "trace=connect,open,openat,execve", "-o", str(trace)]
+        if shutil.which("strace")
+        else []
+    )
     done = subprocess.run(
         [*tracer, sys.executable, str(HERE / "hostile_models.py"), *map(str, folders)],
         env={**os.environ, "HF_HOME": str(at / "hub")}, input="y\n" * 1000, capture_output=True, text=True, check=False,
@@ -245,9 +267,14 @@ def models(at: Path) -> Iterator[Part]:
     part = Part("model folders: code, kernels, adapters, quantisers, names that lead elsewhere")
     for one in told:
         harm = "; ".join(one["did"]) + (one["said"] if "UNFORESEEN" in one["said"] else "")
-        part.count("loaded as the library's own" if one["said"].startswith("loaded | loaded") else "refused", harm and f"{one['folder']}: {harm}")
+        part.count(
+            "loaded as the library's own" if one["said"].startswith("loaded | loaded") else "refused",
+            harm and f"{one['folder']}: {harm}",
+        )
     if len(told) != len(folders) or (outside / "ran").exists() or list(outside.glob("*-written*")):
-        part.failures.append(f"{len(told)} of {len(folders)} folders survived; {[p.name for p in outside.iterdir() if p.is_file()]}")
+        part.failures.append(
+            f"{len(told)} of {len(folders)} folders survived; {[p.name for p in outside.iterdir() if p.is_file()]}"
+        )
     yield part
     native = Part("the same, as the kernel saw it (strace)")
     if tracer:
@@ -256,7 +283,10 @@ def models(at: Path) -> Iterator[Part]:
             asked = "connect(" in line and ("AF_INET" in line)
             if opened or asked:
                 native.failures.append(line[:200])
-        native.attempts, native.outcomes = len(told), Counter({"nothing opened or asked": len(told)} if not native.failures else {})
+        native.attempts, native.outcomes = (
+            len(told),
+            Counter({"nothing opened or asked": len(told)} if not native.failures else {}),
+        )
     else:
         native.outcomes["strace is not installed"] = 0
     yield native
@@ -275,14 +305,23 @@ def runs(at: Path) -> Iterator[Part]:
     objects = at / "objects.npy"
     np.save(objects, np.array([payloads.calls_that_mark(marker)["exec"]], dtype=object), allow_pickle=True)
     contents = {name: data for name, data in evil.items() if "exec" in name or "os.system" in name}
-    contents |= {"object array": objects.read_bytes(), "nothing": b"", "nonsense": bytes(range(256)) * 20, "list": b"[1]", "null": b"null"}
+    contents |= {
+        "object array": objects.read_bytes(),
+        "nothing": b"",
+        "nonsense": bytes(range(256)) * 20,
+        "list": b"[1]",
+        "null": b"null",
+    }
     files = {
         "neural": ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "validation.parquet",
                    "metrics.jsonl", "pytorch_model.bin", "checkpoints/kept.npy"],
         "features": ["booster.txt", "model.safetensors", "features.json", "config.json", "validation.parquet"],
     }  # fmt: skip
     checkpoint = next((made["neural"] / "checkpoints").glob("step-*")).name
-    files["neural"] += [f"checkpoints/{checkpoint}/{name}" for name in ("model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json")]
+    files["neural"] += [
+        f"checkpoints/{checkpoint}/{name}"
+        for name in ("model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json")
+    ]
     for kind, names in files.items():
         for name in names:
             for label, data in contents.items():
@@ -290,12 +329,18 @@ def runs(at: Path) -> Iterator[Part]:
                 shutil.copytree(made[kind], attacked)
                 (attacked / name).write_bytes(data)
                 resumes = "checkpoints" in name or name == "metrics.jsonl"
-                verb = ["train", "--resume", attacked] if resumes else ["predict", test, "-m", attacked, "-o", at / "p.csv", "--force"]
+                verb = (
+                    ["train", "--resume", attacked]
+                    if resumes
+                    else ["predict", test, "-m", attacked, "-o", at / "p.csv", "--force"]
+                )
                 code, said = quietly([*verb, "--workspace", at / "w"])
                 wrong = badly_told(code, said)
                 if marker.exists():
                     wrong = "it was run"
-                part.count("refused" if code else "not read, or made anew", wrong and f"{kind}, {name} = {label}: {wrong}")
+                part.count(
+                    "refused" if code else "not read, or made anew", wrong and f"{kind}, {name} = {label}: {wrong}"
+                )
                 marker.unlink(missing_ok=True)
                 shutil.rmtree(attacked)
     yield part
@@ -304,9 +349,15 @@ def runs(at: Path) -> Iterator[Part]:
         {"attn_implementation": kernel} for kernel in (*hostile_models.KERNELS, {"": "evil/kernel"})
     ]  # fmt: skip
     hostile += [{"quantization_config": {"quant_method": method}} for method in hostile_models.QUANTISERS]
-    hostile += [{"auto_map": {"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}, "model_type": kind} for kind in ("bert", "evil", "encoder-decoder")]
+    hostile += [
+        {"auto_map": {"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}, "model_type": kind}
+        for kind in ("bert", "evil", "encoder-decoder")
+    ]
     hostile += list(hostile_models.OTHER_TYPES)
-    hostile += [{"hidden_size": value} for value in (-1, 0, 10**12, "128", None, 1.5, [])] + [{"num_hidden_layers": -1}, {"hidden_act": "evil"}]
+    hostile += [{"hidden_size": value} for value in (-1, 0, 10**12, "128", None, 1.5, [])] + [
+        {"num_hidden_layers": -1},
+        {"hidden_act": "evil"},
+    ]
     for change in hostile:
         attacked = at / "attacked"
         shutil.copytree(made["neural"], attacked)
@@ -323,11 +374,22 @@ def runs(at: Path) -> Iterator[Part]:
     yield _boosters(at, made["features"], test, boosters)
     table = pq.read_table(made["features"] / "validation.parquet")
     extension = Part("Parquet with an extension type made of a pickle")
-    evil_schema = table.schema.with_metadata({b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": evil["pickle 2, exec"]})
-    field_ = pa.field("id", pa.string(), metadata={b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": evil["pickle 2, exec"]})
+    evil_schema = table.schema.with_metadata(
+        {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": evil["pickle 2, exec"]}
+    )
+    field_ = pa.field(
+        "id",
+        pa.string(),
+        metadata={
+            b"ARROW:extension:name": b"arrow.py_extension_type",
+            b"ARROW:extension:metadata": evil["pickle 2, exec"],
+        },
+    )
     fields = [field_, *list(evil_schema)[1:]]
     pq.write_table(table.cast(pa.schema(fields)), made["features"] / "validation.parquet")
-    code, said = quietly(["predict", test, "-m", made["features"], "-o", at / "p.csv", "--force", "--workspace", at / "w"])
+    code, said = quietly(
+        ["predict", test, "-m", made["features"], "-o", at / "p.csv", "--force", "--workspace", at / "w"]
+    )
     extension.count("not run", "it was run" if marker.exists() else badly_told(code, said))
     yield extension
 
@@ -339,7 +401,20 @@ def _boosters(at: Path, run: Path, test: Path, part: Part) -> Part:
 
     text = (run / "booster.txt").read_text()
     chosen = random.Random(0)
-    for key in ("split_feature", "left_child", "right_child", "threshold", "num_leaves", "leaf_value", "decision_type", "num_cat", "max_feature_idx", "num_class", "num_tree_per_iteration", "tree_sizes"):
+    for key in (
+        "split_feature",
+        "left_child",
+        "right_child",
+        "threshold",
+        "num_leaves",
+        "leaf_value",
+        "decision_type",
+        "num_cat",
+        "max_feature_idx",
+        "num_class",
+        "num_tree_per_iteration",
+        "tree_sizes",
+    ):
         for value in ("99999999", "-99999999", "0", "nan", "", "5 5 5 5 5 5 5"):
             lines = text.split("\n")
             places = [i for i, line in enumerate(lines) if line.startswith(f"{key}=")]
@@ -382,10 +457,23 @@ def paths(at: Path) -> Iterator[Part]:
 
     def outside(label: str, code: int, said: str) -> None:
         now = {path for path in at.rglob("*") if inside not in path.parents}
-        wrong = f"wrote {now - before}" if now != before or secret.read_text() != "outside\n" else badly_told(code, said)
+        wrong = (
+            f"wrote {now - before}" if now != before or secret.read_text() != "outside\n" else badly_told(code, said)
+        )
         part.count("refused" if code else "read, nothing outside", wrong and f"{label}: {wrong}")
 
-    for member in ("../../x.csv", "/tmp/prefcli-hostile.csv", "..\\..\\x.csv", "a/../../x.csv", "x.csv/../../y.csv", "a\nb.csv", "\x1b[31m.csv", "~/x.csv", "C:\\x.csv", "."):
+    for member in (
+        "../../x.csv",
+        "/tmp/prefcli-hostile.csv",
+        "..\\..\\x.csv",
+        "a/../../x.csv",
+        "x.csv/../../y.csv",
+        "a\nb.csv",
+        "\x1b[31m.csv",
+        "~/x.csv",
+        "C:\\x.csv",
+        ".",
+    ):
         archive = inside / "a.zip"
         with zipfile.ZipFile(archive, "w") as packed:
             packed.writestr(member, content)
@@ -397,15 +485,55 @@ def paths(at: Path) -> Iterator[Part]:
         member_info.external_attr = (stat.S_IFLNK | 0o777) << 16
         packed.writestr(member_info, str(secret))
     outside("zip member that is a symbolic link", *quietly(["eda", link, "--workspace", inside / "w"]))
-    for name in ("../../up", "/abs/olute", "a/b", "nul\x00l", "..", ".", "~", "-", "--help", "con", "x" * 5000, "\ud800", "a\nb"):
+    for name in (
+        "../../up",
+        "/abs/olute",
+        "a/b",
+        "nul\x00l",
+        "..",
+        ".",
+        "~",
+        "-",
+        "--help",
+        "con",
+        "x" * 5000,
+        "\ud800",
+        "a\nb",
+    ):
         rows = [battle(i, id=f"{name}{i}", model_a=name, model_b=name + "2") for i in range(40)]
-        text = [{k: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for k, v in row.items()} for row in rows]
+        text = [
+            {k: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for k, v in row.items()}
+            for row in rows
+        ]
         source = write_csv(inside / "names.csv", text)
         for verb in (["eda", source, "--report", inside / "r.html", "--force"], ["preprocess", source]):
             outside(f"id and model {name[:20]!r}", *quietly([*verb, "--workspace", inside / "w"]))
-    for name in ("../secret.txt", "/etc/passwd", "..", "a/../../b", "\x00", "nul\x00l/model", "~nobody-here/model", "~", "a\nb/c", "\ud800/x", "-", "owner/name@rev", "owner/../../etc", "https://host/x"):
-        outside(f"encoder {name!r}", *quietly(["train", inside / "names.csv", "--encoder", name, "--workspace", inside / "w"]))
-        outside(f"run {name!r}", *quietly(["predict", inside / "names.csv", "-m", name, "-o", inside / "p.csv", "--workspace", inside / "w"]))
+    for name in (
+        "../secret.txt",
+        "/etc/passwd",
+        "..",
+        "a/../../b",
+        "\x00",
+        "nul\x00l/model",
+        "~nobody-here/model",
+        "~",
+        "a\nb/c",
+        "\ud800/x",
+        "-",
+        "owner/name@rev",
+        "owner/../../etc",
+        "https://host/x",
+    ):
+        outside(
+            f"encoder {name!r}",
+            *quietly(["train", inside / "names.csv", "--encoder", name, "--workspace", inside / "w"]),
+        )
+        outside(
+            f"run {name!r}",
+            *quietly(
+                ["predict", inside / "names.csv", "-m", name, "-o", inside / "p.csv", "--workspace", inside / "w"]
+            ),
+        )
     for label in ("stages", "runs", "latest.json"):
         space = inside / "linked"
         space.mkdir()
@@ -413,12 +541,24 @@ def paths(at: Path) -> Iterator[Part]:
         (space / label).symlink_to(elsewhere)
         outside(f"workspace with {label} -> elsewhere", *quietly(["preprocess", at / "good.csv", "--workspace", space]))
         shutil.rmtree(space)
-    for latest in ('{"train": {"run": "../../secret.txt"}}', '{"train": {"run": 5}}', '{"train": []}', "[]", '{"preprocess": {"stage": "../../../secret.txt", "source": {"paths": ["/etc/passwd"], "format": null, "columns": null}, "source_sha256": "x", "text": "raw"}}'):
+    for latest in (
+        '{"train": {"run": "../../secret.txt"}}',
+        '{"train": {"run": 5}}',
+        '{"train": []}',
+        "[]",
+        '{"preprocess": {"stage": "../../../secret.txt", "source": {"paths": ["/etc/passwd"], "format": null, "columns": null}, "source_sha256": "x", "text": "raw"}}',
+    ):
         space = inside / "linked"
         space.mkdir()
         (space / "latest.json").write_text(latest)
-        outside(f"latest.json {latest[:40]}", *quietly(["predict", at / "good.csv", "-o", inside / "p.csv", "--force", "--workspace", space]))
-        outside(f"latest.json {latest[:40]}", *quietly(["train", "--encoder", "tiny", "--text", "raw", "--workspace", space]))
+        outside(
+            f"latest.json {latest[:40]}",
+            *quietly(["predict", at / "good.csv", "-o", inside / "p.csv", "--force", "--workspace", space]),
+        )
+        outside(
+            f"latest.json {latest[:40]}",
+            *quietly(["train", "--encoder", "tiny", "--text", "raw", "--workspace", space]),
+        )
         shutil.rmtree(space)
     yield part
 
@@ -438,7 +578,9 @@ def browse(page: Path, profile: Path, shot: Path | None = None) -> str:
         "--disable-component-update", f"--user-data-dir={profile}", "--window-size=1280,4000", "--virtual-time-budget=3000",
     ]  # fmt: skip
     flags.append(f"--screenshot={shot}" if shot else "--dump-dom")
-    return subprocess.run([CHROMIUM, *flags, page.as_uri()], capture_output=True, text=True, timeout=120, check=True).stdout
+    return subprocess.run(
+        [CHROMIUM, *flags, page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    ).stdout
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
@@ -449,11 +591,23 @@ def hostile_page(at: Path, texts: list[str], name: str) -> Path:
     rows = []
     for i in range(3 * len(texts)):
         a, b = texts[i % len(texts)], texts[(i + 1 + i // len(texts)) % len(texts)]
-        rows.append(battle(i, id=f"{a}{i}", model_a=a, model_b=b + " ", prompt=[f"{a}{i % 50}"], response_a=[b], response_b=[a * (1 + i % 4)]))
+        rows.append(
+            battle(
+                i,
+                id=f"{a}{i}",
+                model_a=a,
+                model_b=b + " ",
+                prompt=[f"{a}{i % 50}"],
+                response_a=[b],
+                response_b=[a * (1 + i % 4)],
+            )
+        )
     folder = at / f"page-{abs(hash(name)) % 10**8}"
     folder.mkdir()
     source = write_csv(folder / (name.replace("/", "∕").replace("\x00", "")[:60] + ".csv"), rows)
-    code, said = quietly(["eda", source, "--report", folder / "page.html", "--top", "200", "--workspace", folder / "w", "--test", source])
+    code, said = quietly(
+        ["eda", source, "--report", folder / "page.html", "--top", "200", "--workspace", folder / "w", "--test", source]
+    )
     if code:
         raise SystemExit(said)
     return folder / "page.html"
@@ -472,18 +626,35 @@ def pages(at: Path) -> Iterator[Part]:
             raw = at / f"raw-{number}.html"
             raw.write_text(f"<!doctype html><title>still</title>{PROBE}<body><p>{text}</p>")
         ran = 0
-        for number in (0, 1, 2, 8, 9, 13, 26, 27, 29, 30):  # one of each kind: script, broken out, image, handler, SVG, link, style
+        for number in (
+            0,
+            1,
+            2,
+            8,
+            9,
+            13,
+            26,
+            27,
+            29,
+            30,
+        ):  # one of each kind: script, broken out, image, handler, SVG, link, style
             asked.clear()
             seen = browse(at / f"raw-{number}.html", at / "profile")
             ran += bool(asked) or '"ran":true' in seen
-            control.count("ran or asked" if asked or '"ran":true' in seen else "did nothing", "" if asked or '"ran":true' in seen else f"payload {number} does nothing")
+            control.count(
+                "ran or asked" if asked or '"ran":true' in seen else "did nothing",
+                "" if asked or '"ran":true' in seen else f"payload {number} does nothing",
+            )
         yield control
         asked.clear()
         names = [texts[i] for i in (0, 1, 9, 10)]
         for number, name in enumerate(names):
             page = hostile_page(at, texts[number::2] if number % 2 else texts, name)
             text = page.read_text(encoding="utf-8")
-            for label, shown in (("as it is", text), ("policy off", re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', PROBE, text))):
+            for label, shown in (
+                ("as it is", text),
+                ("policy off", re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', PROBE, text)),
+            ):
                 probed = page.with_name(f"{label}.html")
                 probed.write_text(shown, encoding="utf-8")
                 asked.clear()
@@ -527,7 +698,9 @@ def cards(at: Path) -> Iterator[Part]:
 
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
             self.found[tag] += 1
-            self.found.update(f"{tag} {name}" for name, value in attrs if name.startswith("on") or "javascript" in (value or ""))
+            self.found.update(
+                f"{tag} {name}" for name, value in attrs if name.startswith("on") or "javascript" in (value or "")
+            )
 
     def tags_of(folder: Path) -> tuple[Counter[str], str]:
         text = (folder / "README.md").read_text(encoding="utf-8")
@@ -547,13 +720,26 @@ def cards(at: Path) -> Iterator[Part]:
         write(at / "plain-card", config)
         plain = tags_of(at / "plain-card")
         for text in (*payloads.MARKDOWN, *payloads.markup("http://127.0.0.1:9/"), *payloads.TERMINAL.values()):
-            for place in ("source", "sha", "command", "placement", "encoder_source", "cut", "text", "soft", "encoder", "folder"):
+            for place in (
+                "source",
+                "sha",
+                "command",
+                "placement",
+                "encoder_source",
+                "cut",
+                "text",
+                "soft",
+                "encoder",
+                "folder",
+            ):
                 changed = json.loads(json.dumps(config))
                 where, chosen = at / "card", options
                 if place == "source":
                     changed["data"]["source"]["paths"] = [text]
                 elif place in ("sha", "soft", "text"):
-                    changed["data"][{"sha": "source_sha256", "soft": "soft_labels_sha256", "text": "text"}[place]] = text
+                    changed["data"][{"sha": "source_sha256", "soft": "soft_labels_sha256", "text": "text"}[place]] = (
+                        text
+                    )
                 elif place == "command":
                     changed["command"] = text
                 elif place == "encoder":
@@ -561,7 +747,9 @@ def cards(at: Path) -> Iterator[Part]:
 
                     chosen = dataclasses.replace(options, encoder=text)
                 elif place == "folder":
-                    where = at / (text.replace("/", "∕").replace("\x00", "")[:80].encode("utf-8", "replace").decode() or "x")
+                    where = at / (
+                        text.replace("/", "∕").replace("\x00", "")[:80].encode("utf-8", "replace").decode() or "x"
+                    )
                 else:
                     changed["resolved"][place] = text
                 write(where, changed, chosen)
@@ -604,7 +792,21 @@ def obeyed(said: bytes, text: str) -> str:
     shown = said.decode("utf-8", "replace")
     if text in shown and not text.isprintable():
         return f"{text!r} as it is"
-    for piece in ("\x1b]0;owned", "\x1b]8;;", "\x1b]52", "\x1b[6n", "\x1b[c", "\x1bP+q", "\x9b", "\x9d", "\u202e", "\u2066", "\x07", "\x1b[31mred", "\x1b[2J\x1b[H"):
+    for piece in (
+        "\x1b]0;owned",
+        "\x1b]8;;",
+        "\x1b]52",
+        "\x1b[6n",
+        "\x1b[c",
+        "\x1bP+q",
+        "\x9b",
+        "\x9d",
+        "\u202e",
+        "\u2066",
+        "\x07",
+        "\x1b[31mred",
+        "\x1b[2J\x1b[H",
+    ):
         if piece in shown and piece[:4] in text:
             return repr(piece)
     return ""
@@ -621,7 +823,9 @@ def terminal(at: Path) -> Iterator[Part]:
         folder.mkdir()
         file = write_csv(folder / f"{text.replace('/', '')}.csv", rows)
         broken = folder / f"broken{text.replace('/', '')}.csv"
-        broken.write_text(f"id,prompt,response_a,{text.replace(chr(10), '').replace(chr(13), '')}\n1,2,3,4\n", encoding="utf-8")
+        broken.write_text(
+            f"id,prompt,response_a,{text.replace(chr(10), '').replace(chr(13), '')}\n1,2,3,4\n", encoding="utf-8"
+        )
         commands: list[list[object]] = [
             ["eda", file], ["preprocess", file, "--preview", "2"], ["preprocess", file, "--text", text.replace("\x00", "")],
             ["preprocess", file], ["eda", broken], ["eda", f"missing{text}"], ["predict", file, "-m", text],
@@ -650,7 +854,12 @@ def secrets(at: Path) -> Iterator[Part]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), test_encoders._Hub)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    base = {**SECRETS, "HF_HOME": str(at / "hub"), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "NO_PROXY": "127.0.0.1"}
+    base = {
+        **SECRETS,
+        "HF_HOME": str(at / "hub"),
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "NO_PROXY": "127.0.0.1",
+    }
     broken_token = {**base, "HF_TOKEN": "hf_SECRET with\nillegal\u00e9 characters"}
     through_proxy = {**base, "NO_PROXY": "", "HF_ENDPOINT": "http://hub.invalid"}
     train = ["train", files.train, "--text", "raw", "--max-length", "64", "--limit", "60"]
@@ -667,11 +876,17 @@ def secrets(at: Path) -> Iterator[Part]:
     for environment in (base, broken_token, through_proxy):
         for name in ("no/such", "gated/model", "broken/model", "microsoft/deberta-v3-small"):
             commands += [([*train, "--encoder", name], environment)]
-    commands += [([*arguments, "--debug"], environment) for arguments, environment in commands if arguments[0] in ("train", "eda", "predict")]
+    commands += [
+        ([*arguments, "--debug"], environment)
+        for arguments, environment in commands
+        if arguments[0] in ("train", "eda", "predict")
+    ]
     for arguments, environment in commands:
         done = command(*arguments, cwd=at, **environment)
         said = done.stdout + done.stderr
-        part.count("kept secret", f"{arguments}: {said[max(0, said.find('SECRET') - 200):][:500]}" if "SECRET" in said else "")
+        part.count(
+            "kept secret", f"{arguments}: {said[max(0, said.find('SECRET') - 200) :][:500]}" if "SECRET" in said else ""
+        )
     server.shutdown()
     left = Part("the same in every file left behind")
     for path in at.rglob("*"):
@@ -716,12 +931,15 @@ def temporary(at: Path) -> Iterator[Part]:
             trace.read_text(errors="replace"),
         )
         for file, mode, folder, folder_mode in made:
-            bits = int(mode or folder_mode, 8)
-            part.count(f"{label}: {mode or folder_mode}", f"{label}: {file or folder} with mode {mode or folder_mode}" if bits & 0o077 else "")
+            name, bits = file or folder, int(mode or folder_mode, 8)
+            if name.startswith("/torchinductor_"):  # PyTorch's own, empty where nothing is compiled
+                continue
+            part.count(f"{label}: {bits:04o}", f"{label}: {name} with mode {bits:04o}" if bits & 0o077 else "")
         if not made:
             part.count(f"{label}: nothing")
-        for path in place.rglob("*"):
-            part.failures.append(f"{label} left {path.name}")
+        part.failures += [
+            f"{label} left {path.name}" for path in place.rglob("*") if path.is_file() or "torch" not in path.name
+        ]
     yield part
 
 

@@ -20,7 +20,13 @@ QUANTISERS = (
     "aqlm", "auto-round", "awq", "bitnet", "bitsandbytes", "bitsandbytes_4bit", "compressed-tensors", "eetq", "fbgemm_fp8",
     "fp8", "fp_quant", "gptq", "higgs", "hqq", "metal", "mxfp4", "quanto", "quark", "spqr", "torchao", "vptq",
 )  # fmt: skip
-KERNELS = ("kernels-community/flash-attn2", "evil/kernel@main:run", "flash_attention_2", "flash_attention_3", "flex_attention")
+KERNELS = (
+    "kernels-community/flash-attn2",
+    "evil/kernel@main:run",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flex_attention",
+)
 TOKENIZERS = (
     "EvilTokenizer", "os.system", f"../../{CANARY}", "BertJapaneseTokenizer", "RagTokenizer", "MistralCommonBackend",
     "MistralCommonTokenizer", "AutoModel", "PreTrainedModel", "LlamaTokenizer", "SiglipTokenizer", "CamembertTokenizer",
@@ -69,7 +75,14 @@ def folders(bert: Path, deberta: Path, at: Path) -> Iterator[Path]:
 
     def with_code(label: str, name: str, **settings: Any) -> Path:
         made = changed(bert, place(label), name, **settings)
-        for file in ("evil.py", "modeling_evil.py", "__init__.py", "bert.py", "transformers.py", "tokenization_evil.py"):
+        for file in (
+            "evil.py",
+            "modeling_evil.py",
+            "__init__.py",
+            "bert.py",
+            "transformers.py",
+            "tokenization_evil.py",
+        ):
             (made / file).write_text(CODE.format(marker=str(marker)))
         return made
 
@@ -80,19 +93,31 @@ def folders(bert: Path, deberta: Path, at: Path) -> Iterator[Path]:
         every = {auto: f"{prefix}.Evil" for auto in ("AutoConfig", "AutoModel", "AutoTokenizer")}
         yield with_code("code, known type", "config.json", auto_map=every)
         yield with_code("code, unknown type", "config.json", auto_map=every, model_type="evil")
-        yield with_code("code, trusted by itself", "config.json", auto_map=every, model_type="evil", trust_remote_code=True)
+        yield with_code(
+            "code, trusted by itself", "config.json", auto_map=every, model_type="evil", trust_remote_code=True
+        )
         yield with_code("code, no base model", "config.json", auto_map=every, model_type="encoder-decoder")
         yield with_code("code, tokenizer", "tokenizer_config.json", auto_map=every)
         yield with_code("code, own tokenizer", "tokenizer_config.json", auto_map=every, tokenizer_class="Evil")
-        yield with_code("code, old style", "tokenizer_config.json", auto_map=[f"{prefix}.Evil", None], tokenizer_class="Evil")
+        yield with_code(
+            "code, old style", "tokenizer_config.json", auto_map=[f"{prefix}.Evil", None], tokenizer_class="Evil"
+        )
     yield with_code("code, architectures", "config.json", architectures=["Evil", "evil.Evil"])
     for setting in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
         for kernel in (*KERNELS, {"": "evil/kernel"}):
             yield changed(bert, place(f"kernel, {setting}"), "config.json", **{setting: kernel})
     yield changed(bert, place("kernel, experts"), "config.json", experts_implementation="evil/kernel", use_kernels=True)
-    yield changed(bert, place("kernel, config"), "config.json", use_kernels=True, kernel_config={"Linear": "evil/kernel:Linear"})
+    yield changed(
+        bert, place("kernel, config"), "config.json", use_kernels=True, kernel_config={"Linear": "evil/kernel:Linear"}
+    )
     for method in QUANTISERS:
-        quantised = {"quant_method": method, "bits": 4, "load_in_4bit": True, "tokenizer": "evil/tokenizer", "dataset": "c4"}
+        quantised = {
+            "quant_method": method,
+            "bits": 4,
+            "load_in_4bit": True,
+            "tokenizer": "evil/tokenizer",
+            "dataset": "c4",
+        }
         yield changed(bert, place(f"quantised, {method}"), "config.json", quantization_config=quantised)
     yield changed(bert, place("quantised, compression"), "config.json", compression_config={"quant_method": "gptq"})
     for other in OTHER_TYPES:
@@ -102,7 +127,14 @@ def folders(bert: Path, deberta: Path, at: Path) -> Iterator[Path]:
         "auto_mapping": {"base_model_class": "Evil", "parent_library": "evil"},
     }  # fmt: skip
     yield changed(bert, place("adapter"), "adapter_config.json", **adapter)
-    for setting in ("transformers_weights", "_name_or_path", "name_or_path", "base_model_name_or_path", "dtype", "torch_dtype"):
+    for setting in (
+        "transformers_weights",
+        "_name_or_path",
+        "name_or_path",
+        "base_model_name_or_path",
+        "dtype",
+        "torch_dtype",
+    ):
         for value in (f"../{CANARY}.safetensors", str(at / f"{CANARY}.safetensors"), "evil/model"):
             yield changed(bert, place(f"name, {setting}"), "config.json", **{setting: value})
     for tokenizer in TOKENIZERS:

@@ -257,7 +257,9 @@ def _booster(text: str, folder: Path) -> Booster:
     try:
         _check_trees(text)
     except (ValueError, KeyError) as error:
-        raise _unusable(f"{BOOSTER} is damaged, or made to do harm: {' '.join(str(error).split())[:100]}", folder) from None
+        raise _unusable(
+            f"{BOOSTER} is damaged, or made to do harm: {' '.join(str(error).split())[:100]}", folder
+        ) from None
     try:
         # With sizes, trees are read by several threads, and an error in one of them ends the process.
         booster: Booster = lightgbm.Booster(model_str=re.sub(r"(?m)^tree_sizes=.*\n", "", text))
@@ -285,7 +287,9 @@ def _check_trees(text: str) -> None:
             if len(of[key].split()) != splits:
                 raise ValueError(f"{key} of tree {number}")
         features_used = np.array(of["split_feature"].split() if splits else [], dtype=np.int64)
-        children = np.array([of[side].split() for side in ("left_child", "right_child")] if splits else [], dtype=np.int64)
+        children = np.array(
+            [of[side].split() for side in ("left_child", "right_child")] if splits else [], dtype=np.int64
+        )
         # Splits are numbered as they were made: one below another has a higher number, so no path runs in a circle.
         inner, here = children >= 0, np.arange(splits)
         if (features_used < 0).any() or (features_used >= len(COLUMNS)).any():
