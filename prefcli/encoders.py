@@ -2,7 +2,11 @@
 
 Resolution goes from what is near to what is far, and says which it was: an existing folder; a model already in the
 hub's local cache; then a five-second check whether the hub answers and knows the name; only then a download. What is
-found is always loaded from a folder, in float32, with no remote code and no network.
+found is always loaded from a folder, in float32, with no network.
+
+A model is somebody else's data: loading it runs none of it. Code in its folder is never imported, weights are
+safetensors or tensors that PyTorch's restricted unpickler accepts, files it names lie in its own folder, and settings
+that would make transformers fetch or import something are refused or not obeyed.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefcli.errors import InputError, ModelError, NetworkError
+from prefcli.errors import InputError, ModelError, NetworkError, PrefcliError
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +45,9 @@ TINY_CONFIG = {
     "attention_probs_dropout_prob": 0.0,
 }
 TINY_VOCABULARY = 8192
+
+ADAPTER, TOKENIZER_CONFIG = "adapter_config.json", "tokenizer_config.json"
+NOT_TRUSTED = "Do not use this model unless you know why it is so: nothing of it was loaded."
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ def locate(name: str) -> Located:
     """
     if name == TINY:
         return Located(None, "built in, made on the spot from random weights")
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))  # Path's own raises where there is no such user
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise InputError(
@@ -142,10 +150,13 @@ def load_tokenizer(folder: Path) -> Any:
     ModelError
         If there is none that can be loaded.
     """
-    with _explained(folder), _quiet_libraries():
+    with _loading(str(folder), folder):
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        _refuse_files_elsewhere(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer.chat_template = None  # nothing here chats, and a run would save the templates under their own names
+    return tokenizer
 
 
 def make_encoder(located: Located, vocabulary: int, *, seed: int) -> torch.nn.Module:
@@ -167,30 +178,67 @@ def make_encoder(located: Located, vocabulary: int, *, seed: int) -> torch.nn.Mo
     """
     if located.folder is None:
         return from_config({**TINY_CONFIG, "vocab_size": vocabulary}, seed=seed)
-    with _explained(located.folder), _quiet_libraries():
+    with _loading(str(located.folder), located.folder):
         import torch
-        from transformers import AutoModel
+        from transformers import AutoConfig, AutoModel
 
+        _refuse_files_elsewhere(located.folder)
+        if (located.folder / ADAPTER).exists():  # whether it is obeyed would depend on what else is installed
+            raise ModelError(
+                f"the encoder holds an adapter ({ADAPTER}), which prefcli does not load",
+                where=str(located.folder),
+                hint="Merge it into the encoder's weights first (merge_and_unload, then save_pretrained).",
+            )
+        parsed = AutoConfig.from_pretrained(located.folder, local_files_only=True, trust_remote_code=False)
         # The hub's checkpoints are often float16: master weights must be float32, or no scaler can unscale them.
         module: torch.nn.Module = AutoModel.from_pretrained(
-            located.folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+            located.folder,
+            config=_plain(parsed),
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
         )
     return module.float()
 
 
 def from_config(config: dict[str, Any], *, seed: int = 0) -> torch.nn.Module:
-    """An encoder of the given architecture with random weights, float32."""
+    """An encoder of the given architecture with random weights, float32.
+
+    Raises
+    ------
+    ModelError
+        If there is no such architecture, or not as an encoder.
+    """
     import torch
 
-    with _quiet_libraries():
+    with _loading("encoder_config"):
         from transformers import AutoConfig, AutoModel
 
         settings = dict(config)
         parsed = AutoConfig.for_model(settings.pop("model_type"), **settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            module: torch.nn.Module = AutoModel.from_config(parsed, dtype=torch.float32)
+            module: torch.nn.Module = AutoModel.from_config(
+                _plain(parsed), trust_remote_code=False, dtype=torch.float32
+            )
     return module
+
+
+def _plain(config: Any) -> Any:
+    """A model's configuration without what would make transformers fetch or import something.
+
+    Raises
+    ------
+    ModelError
+        If the weights cannot be read without that.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            "the encoder's weights are quantised (quantization_config), which prefcli does not read",
+            hint="Choose the same model with float16 or float32 weights.",
+        )
+    config._attn_implementation = None  # a name with a slash is a kernel to be downloaded
+    return config
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = TINY_VOCABULARY) -> Any:
@@ -262,19 +310,91 @@ def _weight_files(folder: Path) -> list[Path]:
     return [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
 
 
+def _refuse_files_elsewhere(folder: Path) -> None:
+    """Files that a model's own files name lie in its folder, or nothing of it is opened.
+
+    Raises
+    ------
+    ModelError
+        If one lies elsewhere.
+    """
+    named: dict[str, list[Any]] = {
+        path.name: list(_json_object(path).get("weight_map", {}).values()) for path in folder.glob("*.index.json")
+    }
+    told = _json_object(folder / TOKENIZER_CONFIG)
+    pieces = told.get("sp_model_kwargs")
+    named[TOKENIZER_CONFIG] = [
+        *told.get("fast_tokenizer_files", []),
+        told.get("gguf_file") or "",
+        (pieces.get("model_file") if isinstance(pieces, dict) else pieces) or "",
+    ]
+    for by, names in named.items():
+        for name in map(str, names):
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ModelError(
+                    f"{by} names a file outside of the model's folder: {name!r}", where=str(folder), hint=NOT_TRUSTED
+                )
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    return found
+
+
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """Turn a library's failure to load a folder into one sentence."""
+def _loading(where: str, folder: Path | None = None) -> Iterator[None]:
+    """Load something quietly, without the network, and turn a library's failure into one sentence."""
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True  # a configuration may name other models, which its class would ask the hub for
     try:
-        yield
-    except (KeyboardInterrupt, MemoryError):
+        with _quiet_libraries():
+            yield
+    except (MemoryError, PrefcliError):
         raise
     except Exception as error:
-        raise ModelError(
-            f"the model cannot be loaded: {_one_line(error)}",
-            where=str(folder),
-            hint="The folder must hold config.json, a tokenizer and safetensors weights, as save_pretrained writes it.",
-        ) from error
+        what, hint = _explanation(error, folder)
+        raise ModelError(what, where=where, hint=hint) from error
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _explanation(error: Exception, folder: Path | None) -> tuple[str, str]:
+    """What is wrong with a model that could not be loaded, and what to do."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+    from safetensors import SafetensorError
+
+    said = str(error)
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in said:
+        names = ", ".join(sorted(path.name for path in folder.glob("pytorch_model*.bin"))) if folder else ""
+        return (
+            f"the weights ({names}) hold more than tensors and were not run",
+            "Ask for the model's safetensors weights; load such a file elsewhere only if you trust who made it.",
+        )
+    if isinstance(error, SafetensorError):
+        return (
+            f"the weights are damaged, or no safetensors at all, and were not run: {_one_line(error)}",
+            "Download the model again, or ask for its safetensors weights.",
+        )
+    if "trust_remote_code" in said or "custom code" in said:
+        return (
+            "the model needs code of its own, which prefcli never runs",
+            "Choose a model of an architecture that transformers knows by itself.",
+        )
+    if isinstance(error, OfflineModeIsEnabled):
+        return (
+            "the model's configuration asks the hub for something else, which loading never does",
+            "Choose a model that is whole by itself.",
+        )
+    return (
+        f"the model cannot be loaded: {_one_line(error)}",
+        "The folder must hold config.json, a tokenizer and safetensors weights, as save_pretrained writes it.",
+    )
 
 
 @contextmanager

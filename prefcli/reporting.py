@@ -53,3 +53,8 @@ class Silent:
 
 
 SILENT: Reporter = Silent()
+
+
+def visible(text: str) -> str:
+    """Text from a file made safe for a terminal: control characters shown, not obeyed."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}" for c in text)

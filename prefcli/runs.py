@@ -12,6 +12,8 @@ import itertools
 import json
 import os
 import platform
+import re
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,6 +31,7 @@ from prefcli.errors import InputError, ModelError, PrefcliError
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, WINNER_COLUMNS
 from prefcli.readers import Source
+from prefcli.reporting import visible
 from prefcli.workspace import Stage
 
 CONFIG = "config.json"
@@ -388,7 +391,7 @@ pipeline_tag: text-classification
 tags: [preference-prediction, reward-model, {options.architecture}]
 ---
 
-# {folder.name}
+# {_code(folder.name)}
 
 Predicts which of two answers to a prompt a person prefers, as three probabilities: A, B, tie.
 
@@ -403,8 +406,8 @@ The held-out battles share no prompt with the training battles.
 {_looked_at(importances)}
 ## What it was trained on
 
-{data["train_battles"]:,} battles of `{Source.from_json(data["source"]).title}`: A {data["shares"][0]:.1%},
-B {data["shares"][1]:.1%}, ties {data["shares"][2]:.1%}. The file's SHA-256 is `{data["source_sha256"]}`.
+{data["train_battles"]:,} battles of {_code(Source.from_json(data["source"]).title)}: A {data["shares"][0]:.1%},
+B {data["shares"][1]:.1%}, ties {data["shares"][2]:.1%}. The file's SHA-256 is {_code(data["source_sha256"])}.
 
 ## Limits
 
@@ -414,10 +417,10 @@ an answer is true, and it rewards what those voters rewarded, length and markup 
 ## Use
 
 ```
-prefcli predict battles.csv --model {folder.name}
+prefcli predict battles.csv --model {shlex.quote(visible(folder.name))}
 ```
 
-Made with prefcli {prefcli.__version__}: `{config.get("command", "prefcli train")}`
+Made with prefcli {prefcli.__version__}: {_code(config.get("command", "prefcli train"))}
 """
     files.write_text(folder / CARD, card)
 
@@ -427,29 +430,45 @@ def _described(options: TrainOptions, data: Mapping[str, Any], resolved: Mapping
     if data.get("soft_labels_sha256"):
         soft = (
             f"\n- Soft labels: weight {options.soft_weight:g} against outcomes, "
-            f"temperature {options.soft_temperature:g}; the file's SHA-256 is `{data['soft_labels_sha256']}`."
+            f"temperature {options.soft_temperature:g}; the file's SHA-256 is {_code(data['soft_labels_sha256'])}."
         )
     if options.architecture == "features":
         return (
             f"- Architecture: features, gradient boosting on {resolved['columns']:,} text statistics and hashed "
-            f"n-grams, in both orders of the answers\n- Text: {data['text']}; seed {options.seed}.{soft}"
+            f"n-grams, in both orders of the answers\n- Text: {_plain(data['text'])}; seed {options.seed}.{soft}"
         )
     orders = "both orders" if options.swap else "the order given"
     return (
-        f"- Architecture: {options.architecture} ({options.combine}); encoder: {options.encoder} "
-        f"({resolved['encoder_source']})\n"
-        f"- Text: {data['text']}; at most {resolved['max_length']} tokens in a sequence, {options.truncation} kept. "
-        f"Training texts: {resolved['cut']}.\n"
+        f"- Architecture: {options.architecture} ({_plain(options.combine)}); encoder: {_code(options.encoder)} "
+        f"({_plain(resolved['encoder_source'])})\n"
+        f"- Text: {_plain(data['text'])}; at most {resolved['max_length']:,} tokens in a sequence, "
+        f"{_plain(options.truncation)} kept. Training texts: {_plain(resolved['cut'])}.\n"
         f"- Trained for {options.epochs} epoch(s), {options.batch_size} battles a step in {orders}, "
-        f"peak learning rate {resolved['lr']:g}, {resolved['placement']}, seed {options.seed}.{soft}"
+        f"peak learning rate {resolved['lr']:g}, {_plain(resolved['placement'])}, seed {options.seed}.{soft}"
     )
 
 
 def _looked_at(importances: Sequence[tuple[str, float]]) -> str:
     if not importances:
         return ""
-    rows = "".join(f"| {name} | {share:.1%} |\n" for name, share in importances[:CARD_IMPORTANCES])
+    rows = "".join(f"| {_plain(name)} | {share:.1%} |\n" for name, share in importances[:CARD_IMPORTANCES])
     return (
         "\n## What it looks at\n\nShare of the gain of all splits, answers' and differences' columns of one statistic "
         f"together.\n\n| statistic | share |\n|---|---|\n{rows}"
     )
+
+
+def _code(text: object) -> str:
+    """A name from outside as a code span: whatever Markdown or HTML it holds stays letters.
+
+    The fence is longer than any run of backticks in the text, and line breaks are shown, not made.
+    """
+    shown = visible(str(text))
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    apart = " " if not shown or "`" in (shown[0], shown[-1]) else ""
+    return f"{fence}{apart}{shown}{apart}{fence}"
+
+
+def _plain(text: object) -> str:
+    """Words from outside as plain text, what Markdown or HTML would obey escaped."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~&!])", r"\\\1", visible(str(text)))

@@ -70,8 +70,8 @@ def run(
             for row in found.rows
         ],
     )
-    print(f"The prior scores {found.prior_log_loss:.4f}. {found.reading}")
-    print(f"{found.folder}: the runs and the table (ablation.md, ablation.json)")
+    common.say(f"The prior scores {found.prior_log_loss:.4f}. {found.reading}")
+    common.say(f"{found.folder}: the runs and the table (ablation.md, ablation.json)")
 
 
 train_verb.with_option_flags(run, without=DECIDED_HERE)

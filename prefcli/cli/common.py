@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prefcli.reporting import visible
+
 if TYPE_CHECKING:
     from prefcli.readers import Source
     from prefcli.reporting import Progress, Reporter
@@ -100,9 +102,9 @@ def _clean(value: Any) -> Any:
     return value
 
 
-def visible(text: str) -> str:
-    """Text from a file made safe for a terminal: control characters shown, not obeyed."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}" for c in text)
+def say(text: str) -> None:
+    """A line on stdout. What it names came from files and folders: nothing in it reaches the terminal as a command."""
+    print(visible(text))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -142,7 +144,7 @@ class Terminal:
     def __init__(self) -> None:
         from rich.console import Console
 
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
     def note(self, text: str) -> None:
         self._console.print(visible(text), markup=False, style="dim" if self._console.is_terminal else None)
@@ -170,7 +172,7 @@ class Terminal:
             transient=True,
         )
         with bars:
-            task = bars.add_task(what, total=total, completed=int(done), note="", rate="")
+            task = bars.add_task(visible(what), total=total, completed=int(done), note="", rate="")
             yield _Bar(bars, task, unit)
 
 
@@ -185,7 +187,7 @@ class _Bar:
         rate = self._done / max(time.monotonic() - self._started, 1e-9)
         fields = {"rate": f"{rate:,.1f} {self._unit}/s"}
         if note:
-            fields["note"] = note
+            fields["note"] = visible(note)
         self._bars.update(self._task, advance=amount, **fields)
 
 

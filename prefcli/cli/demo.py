@@ -50,4 +50,4 @@ def run(
             ["best possible", outcome.best_log_loss, "the probabilities the votes were drawn from"],
         ],
     )
-    print(f"Everything is in {folder}. Try the verbs yourself: cd {folder} && prefcli eda train.csv")
+    common.say(f"Everything is in {folder}. Try the verbs yourself: cd {folder} && prefcli eda train.csv")

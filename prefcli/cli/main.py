@@ -56,7 +56,14 @@ def root(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit: 0 done, 1 could not be done, 2 wrong input or usage, 130 interrupted."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    try:
+        code = run(sys.argv[1:] if arguments is None else arguments)
+    except Exception as error:  # --debug: the traceback names what files hold
+        import traceback
+
+        print(*map(common.visible, traceback.format_exc().rstrip("\n").split("\n")), sep="\n", file=sys.stderr)
+        code = getattr(error, "exit_code", 1)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

@@ -143,7 +143,7 @@ def run(
     if json:
         common.print_json({name: value for name, value in asdict(made).items() if name != "speaks"})
     else:
-        print(f"{made.output}: {made.battles:,} battles, {made.battles_per_second:,.1f} a second")
+        common.say(f"{made.output}: {made.battles:,} battles, {made.battles_per_second:,.1f} a second")
 
 
 @contextlib.contextmanager

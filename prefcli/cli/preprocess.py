@@ -38,7 +38,7 @@ def run(
     session = common.session(ctx, workspace, quiet)
     if preview:
         for shown in pipeline.preview(common.source(file, format, columns), text=text, battles=preview):
-            print(f"battle {common.visible(shown.id)}")
+            common.say(f"battle {shown.id}")
             for field, (before, after) in shown.fields.items():
                 print(f"  {field}\n    before: {_short(before)}\n    after:  {_short(after)}")
         return
@@ -51,7 +51,7 @@ def run(
             | dict(made.counts)
         )
     else:
-        print(made.stage.path)
+        common.say(str(made.stage.path))
 
 
 def _short(text: str, limit: int = 300) -> str:

@@ -105,7 +105,7 @@ def run(
                 ["uniform guess", made.validation["uniform_log_loss"], ""],
             ],
         )
-    print(f"{made.run}: trained at {made.battles_per_second:,.1f} battles/s, {made.seconds:,.0f} s in all")
+    common.say(f"{made.run}: trained at {made.battles_per_second:,.1f} battles/s, {made.seconds:,.0f} s in all")
 
 
 def option_parameters() -> list[inspect.Parameter]:

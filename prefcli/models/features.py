@@ -255,12 +255,47 @@ def _lightgbm() -> Any:
 def _booster(text: str, folder: Path) -> Booster:
     lightgbm = _lightgbm()
     try:
-        booster: Booster = lightgbm.Booster(model_str=text)
+        _check_trees(text)
+    except (ValueError, KeyError) as error:
+        raise _unusable(
+            f"{BOOSTER} is damaged, or made to do harm: {' '.join(str(error).split())[:100]}", folder
+        ) from None
+    try:
+        # With sizes, trees are read by several threads, and an error in one of them ends the process.
+        booster: Booster = lightgbm.Booster(model_str=re.sub(r"(?m)^tree_sizes=.*\n", "", text))
     except lightgbm.basic.LightGBMError as error:
         raise _unusable(f"{BOOSTER} is damaged: {error}", folder) from None
     if booster.num_feature() != len(COLUMNS) or booster.num_model_per_iteration() != len(OUTCOMES):
         raise _unusable(f"{BOOSTER} is of another model: {booster.num_feature()} columns, not {len(COLUMNS)}", folder)
     return booster
+
+
+def _check_trees(text: str) -> None:
+    """Every tree is one: LightGBM follows indices as they stand there, into any memory. Raises ValueError otherwise."""
+    head, *trees = re.split(r"(?m)^Tree=\d+\n", text.partition("\nend of trees")[0])
+    told = dict(line.partition("=")[::2] for line in head.split("\n"))
+    shape = (told["num_class"], told["num_tree_per_iteration"], told["max_feature_idx"])
+    if shape != (str(len(OUTCOMES)), str(len(OUTCOMES)), str(len(COLUMNS) - 1)) or len(trees) % len(OUTCOMES):
+        raise ValueError("the number of classes, trees or columns")
+    for number, tree in enumerate(trees):
+        of = dict(line.partition("=")[::2] for line in tree.split("\n"))
+        leaves = int(of["num_leaves"])
+        splits = leaves - 1
+        if leaves < 1 or int(of["num_cat"]) or int(of.get("is_linear", "0")) or len(of["leaf_value"].split()) != leaves:
+            raise ValueError(f"the leaves of tree {number}")
+        for key in ("split_feature", "threshold", "decision_type", "left_child", "right_child") if splits else ():
+            if len(of[key].split()) != splits:
+                raise ValueError(f"{key} of tree {number}")
+        features_used = np.array(of["split_feature"].split() if splits else [], dtype=np.int64)
+        children = np.array(
+            [of[side].split() for side in ("left_child", "right_child")] if splits else [], dtype=np.int64
+        )
+        # Splits are numbered as they were made: one below another has a higher number, so no path runs in a circle.
+        inner, here = children >= 0, np.arange(splits)
+        if (features_used < 0).any() or (features_used >= len(COLUMNS)).any():
+            raise ValueError(f"split_feature of tree {number}")
+        if splits and ((inner & ((children <= here) | (children >= splits))) | (~inner & (~children >= leaves))).any():
+            raise ValueError(f"the children of tree {number}")
 
 
 # What the learners see

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from prefcli import encoders, files
 from prefcli.devices import Placement
-from prefcli.errors import ModelError
+from prefcli.errors import ModelError, PrefcliError
 from prefcli.models.cross_encoder import CrossEncoder
 from prefcli.models.siamese import Siamese
 from prefcli.options import TrainOptions
@@ -317,7 +317,15 @@ def load(folder: Path, placement: Placement, *, fast_attention: bool = True) -> 
             where=str(folder),
             hint="Its training did not finish: continue it with prefcli train --resume.",
         ) from None
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except SafetensorError as error:
+        raise ModelError(
+            f"{WEIGHTS} is damaged, or no safetensors at all, and was not run: {error}",
+            where=str(folder),
+            hint="Train it again.",
+        ) from None
+    except (MemoryError, PrefcliError):
+        raise
+    except Exception as error:  # whatever the libraries make of a folder that somebody else wrote
         raise ModelError(
             f"the run cannot be loaded: {' '.join(str(error).split())[:200]}",
             where=str(folder),

@@ -25,7 +25,7 @@ LISTED_MODELS = 200
 SHARE_TICKS = tuple((share / 100, f"{share}%") for share in (0, 25, 50, 75, 100))
 
 _TO = " – "
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _HEAD = (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
