@@ -535,7 +535,7 @@ def bomb(random: Random) -> Hostile:
     name = f"bomb.{format}"
     match random.randrange(5):
         case 4:
-            rows, length = random.choice(((10_000, 1000), (20, 1_000_000), (300, 100_000)))
+            rows, length = random.choice(((10_000, 1000), (20, 1_000_000), (100, 100_000)))
             return Hostile("bomb", "repeated.parquet", repeated_text(rows, length), limits=limits)
         case 0:
             return Hostile("bomb", f"{name}.gz", gzip.compress(data, 1), limits=limits)
