@@ -37,7 +37,7 @@ bench: install
 	test -n "$(DATA)" || $(BIN)/prefcli demo demo --force > /dev/null
 	$(BIN)/python benchmarks/pipeline.py $(DATA)
 	$(BIN)/python benchmarks/deberta.py
-	$(BIN)/python benchmarks/training_speed.py $(or $(DATA),demo/train.csv)
+	$(BIN)/python benchmarks/training_speed.py $(or $(DATA),demo/train.csv) --rounds 3 --ways notebook Trainer prefcli
 	$(BIN)/python benchmarks/prediction_peers.py $(or $(DATA),demo/train.csv)
 	$(BIN)/python benchmarks/features.py $(or $(DATA),demo/train.csv)
 
