@@ -378,7 +378,7 @@ def _explanation(error: Exception, folder: Path | None) -> tuple[str, str]:
         )
     if isinstance(error, SafetensorError):
         return (
-            f"the weights are damaged, or no safetensors at all, and were not run: {_one_line(error)}",
+            f"the weights cannot be loaded (damaged, or no safetensors) and were not run: {_one_line(error)}",
             "Download the model again, or ask for its safetensors weights.",
         )
     if "trust_remote_code" in said or "custom code" in said:

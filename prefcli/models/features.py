@@ -256,10 +256,10 @@ def _booster(text: str, folder: Path) -> Booster:
     lightgbm = _lightgbm()
     try:
         _check_trees(text)
-    except (ValueError, KeyError) as error:
-        raise _unusable(
-            f"{BOOSTER} is damaged, or made to do harm: {' '.join(str(error).split())[:100]}", folder
-        ) from None
+    except KeyError as error:
+        raise _unusable(f"{BOOSTER} is damaged: it has no {error}", folder) from None
+    except ValueError as error:
+        raise _unusable(f"{BOOSTER} {' '.join(str(error).split())[:150]}", folder) from None
     try:
         # With sizes, trees are read by several threads, and an error in one of them ends the process.
         booster: Booster = lightgbm.Booster(model_str=re.sub(r"(?m)^tree_sizes=.*\n", "", text))
@@ -273,29 +273,53 @@ def _booster(text: str, folder: Path) -> Booster:
 def _check_trees(text: str) -> None:
     """Every tree is one: LightGBM follows indices as they stand there, into any memory. Raises ValueError otherwise."""
     head, *trees = re.split(r"(?m)^Tree=\d+\n", text.partition("\nend of trees")[0])
-    told = dict(line.partition("=")[::2] for line in head.split("\n"))
+    told = _values(head)
     shape = (told["num_class"], told["num_tree_per_iteration"], told["max_feature_idx"])
     if shape != (str(len(OUTCOMES)), str(len(OUTCOMES)), str(len(COLUMNS) - 1)) or len(trees) % len(OUTCOMES):
-        raise ValueError("the number of classes, trees or columns")
+        raise ValueError(f"is of another model: {shape[2]} columns or {shape[0]} classes are not what was expected")
     for number, tree in enumerate(trees):
-        of = dict(line.partition("=")[::2] for line in tree.split("\n"))
-        leaves = int(of["num_leaves"])
-        splits = leaves - 1
-        if leaves < 1 or int(of["num_cat"]) or int(of.get("is_linear", "0")) or len(of["leaf_value"].split()) != leaves:
-            raise ValueError(f"the leaves of tree {number}")
-        for key in ("split_feature", "threshold", "decision_type", "left_child", "right_child") if splits else ():
-            if len(of[key].split()) != splits:
-                raise ValueError(f"{key} of tree {number}")
-        features_used = np.array(of["split_feature"].split() if splits else [], dtype=np.int64)
-        children = np.array(
-            [of[side].split() for side in ("left_child", "right_child")] if splits else [], dtype=np.int64
-        )
-        # Splits are numbered as they were made: one below another has a higher number, so no path runs in a circle.
-        inner, here = children >= 0, np.arange(splits)
-        if (features_used < 0).any() or (features_used >= len(COLUMNS)).any():
-            raise ValueError(f"split_feature of tree {number}")
-        if splits and ((inner & ((children <= here) | (children >= splits))) | (~inner & (~children >= leaves))).any():
-            raise ValueError(f"the children of tree {number}")
+        if not _is_tree(_values(tree)):
+            raise ValueError(f"is damaged, or made to do harm: tree {number} is none")
+
+
+def _is_tree(of: dict[str, str]) -> bool:
+    (leaves,), (categories,) = _integers(of["num_leaves"]), _integers(of["num_cat"])
+    if leaves < 1 or categories or of.get("is_linear", "0") != "0" or _count(of["leaf_value"]) != leaves:
+        return False
+    splits = leaves - 1
+    if not splits:
+        return True
+    column, kind = _integers(of["split_feature"]), _integers(of["decision_type"])
+    children = [_integers(of["left_child"]), _integers(of["right_child"])]
+    if {splits} != {_count(of["threshold"]), len(column), len(kind), *map(len, children)}:
+        return False
+    # Splits are numbered as they were made: one below another has a higher number, so no path runs in a circle.
+    # Leaves are numbered from -1 downwards; a decision of an odd kind is about categories, which there are none of.
+    inner, leaf = children >= np.arange(splits) + 1, np.less(children, 0)
+    reached = (inner & np.less(children, splits)) | (leaf & np.greater_equal(children, -leaves))
+    return bool(reached.all() and (column >= 0).all() and (column < len(COLUMNS)).all() and not (kind & 1).any())
+
+
+def _values(block: str) -> dict[str, str]:
+    """Lines ``key=value``, each key once: which of two LightGBM would take is its own business."""
+    lines = [line.partition("=")[::2] for line in block.split("\n") if line]
+    found = dict(lines)
+    if len(found) < len(lines):
+        raise ValueError("is damaged: a key stands there twice")
+    return found
+
+
+def _count(text: str) -> int:
+    """How many numbers stand in a line."""
+    numbers = text.split(" ")
+    return len(numbers) if all(numbers) else 0
+
+
+def _integers(text: str) -> NDArray[np.int64]:
+    """Whole numbers as LightGBM reads them, too. Raises ValueError for anything else."""
+    if not re.fullmatch(r"-?[0-9]{1,9}( -?[0-9]{1,9})*", text):
+        raise ValueError("is damaged: a number is none")
+    return np.array(text.split(" "), dtype=np.int64)
 
 
 # What the learners see
