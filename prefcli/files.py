@@ -12,6 +12,7 @@ import errno
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -80,8 +81,9 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically."""
-    with atomic(path, needs=len(text)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    data = text.encode("utf-8")
+    with atomic(path, needs=len(data)) as temporary:
+        temporary.write_bytes(data)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -266,15 +268,21 @@ def cannot_write(path: Path, error: BaseException, *, needs: int | None = None, 
     error:
         The failure; the system's number is also understood in the text of a library's own error.
     needs, written:
-        Bytes it would have taken, where known, and those that were written before it failed.
+        Bytes it would have taken, where known, and those that were written before it failed and are gone again.
     """
     number = _error_number(error)
     if number in (errno.ENOSPC, errno.EDQUOT):
-        free = _free_bytes(path)
-        room = "" if free is None else f", {(free + written) / 1e6:.1f} MB are free"
-        size = f"about {needs / 1e6:.1f} MB" if needs is not None else f"more than {written / 1e6:.1f} MB"
+        room = _room(path)
+        free = 0 if room is None else room.f_bavail * room.f_frsize
+        size = f"about {_amount(needs)}" if needs is not None else f"more than {_amount(max(written, free))}"
+        if number == errno.EDQUOT:
+            what = f"your quota on the disk is used up{'' if needs is None else f': about {_amount(needs)} are needed'}"
+        elif room is not None and room.f_files and not room.f_favail:
+            what = "no room for another file on the disk, however small: the file system is out of inodes"
+        else:
+            what = f"no space left on the disk: {size} are needed" + (f", {_amount(free)} are free" if room else "")
         return PrefcliError(
-            f"no space left on the disk: {size} are needed{room}",
+            what,
             where=str(path),
             hint="Free some space, or write elsewhere (--workspace DIR moves caches and runs).",
         )
@@ -343,11 +351,17 @@ def _error_number(error: BaseException) -> int | None:
     return errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else None
 
 
-def _free_bytes(path: Path) -> int | None:
-    for folder in path.absolute().parents:
-        with contextlib.suppress(OSError):
-            return shutil.disk_usage(folder).free
+def _room(path: Path) -> os.statvfs_result | None:
+    """What the file system says of itself; None where there are no such words."""
+    for place in (path.absolute(), *path.absolute().parents):
+        with contextlib.suppress(OSError, AttributeError):
+            return os.statvfs(place)
     return None
+
+
+def _amount(size: int) -> str:
+    """Bytes in words, rounded up: what is needed is never said to be nothing."""
+    return f"{math.ceil(size / 1e5) / 10:.1f} MB" if size >= 1e5 else f"{math.ceil(size / 100) / 10:.1f} kB"
 
 
 def _flush(path: Path) -> None:

@@ -8,6 +8,7 @@ folder holds one such run per fold, and ``validation.parquet`` the out-of-fold p
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -233,7 +234,7 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(files.held(folder.absolute().parent / f".{folder.absolute().name}.lock"))
+            stack.enter_context(files.held(_lock_of(folder)))
         except BlockingIOError:
             raise PrefcliError(
                 "another prefcli is training into this folder",
@@ -241,6 +242,12 @@ def claimed(folder: Path) -> Iterator[None]:
                 hint="Wait until it is done, or choose another --output.",
             ) from None
         yield
+
+
+def _lock_of(folder: Path) -> Path:
+    """Beside the folder, which may be thrown away; short, whatever its name; one, whichever link leads there."""
+    place = Path(os.path.realpath(folder))
+    return place.parent / f".prefcli-{hashlib.sha256(os.fsencode(place.name)).hexdigest()[:16]}.lock"
 
 
 def seal(folder: Path, *, trained: bool) -> None:

@@ -251,7 +251,12 @@ class Workspace:
         return dict(metadata)
 
     def remember(self, what: str, value: Mapping[str, Any]) -> None:
-        """Keep what was made last (``preprocess``, ``train``): a file each, so that two commands do not meet in one."""
+        """Keep what was made last (``preprocess``, ``train``): a file each, so that two commands do not meet in one.
+
+        What is known already is not written again: a workspace that can only be read serves as long as it can.
+        """
+        if self.latest(what) == value:
+            return
         files.write_text(self._latest_path(what), json.dumps(dict(value), indent=2, sort_keys=True) + "\n")
 
     def latest(self, what: str) -> Mapping[str, Any] | None:
