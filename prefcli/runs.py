@@ -258,7 +258,7 @@ def seal(folder: Path, *, trained: bool) -> None:
 
 
 def verify(folder: Path, *, going_on: bool = False) -> None:
-    """Check the run's files against the checksums it keeps; a run without any passes.
+    """Check that the run is whole: finished, its files those of the checksums it keeps; one without any passes.
 
     Parameters
     ----------
@@ -270,8 +270,14 @@ def verify(folder: Path, *, going_on: bool = False) -> None:
     Raises
     ------
     ModelError
-        If a file is not what it was.
+        If a file is not what it was, or the training is not finished.
     """
+    if is_unfinished(folder) and not going_on:
+        raise ModelError(
+            "the run's training did not finish, or is still under way",
+            where=str(folder),
+            hint=f"Wait for it, or continue it with prefcli train --resume {folder}.",
+        )
     try:
         wrong = files.mismatches(folder)
     except (OSError, ValueError) as error:

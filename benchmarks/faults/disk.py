@@ -27,9 +27,7 @@ MESSAGE = re.compile(
     r"error: no space left on the disk: (about|more than) [\d.,]+ [kMG]B are needed, [\d.,]+ [kMG]B are free$"
 )
 SPILLING = "from prefcli import joining; joining.IN_MEMORY_ROWS = 500"
-SMALL_DEMO = (
-    "from prefcli import demo, pipeline; write = demo.write; demo.write = lambda folder: write(folder, train=200, test=40)"
-)
+SMALL_DEMO = "from prefcli import demo, pipeline; write = demo.write; demo.write = lambda folder: write(folder, train=200, test=40)"
 
 
 @dataclass(frozen=True)
@@ -103,6 +101,7 @@ def prepare(commands: Commands, data: Path) -> None:
     from prefcli import demo
 
     demo.write(data, train=200, test=400)
+    demo.write(data / "other", train=10, test=10, seed=1)
     for name, how in (("run", ["--encoder", "tiny"]), ("features", ["--architecture", "features"])):
         arguments = ["train", "train.csv", "--output", name, *how]
         if commands.run(*arguments, folder=data).code:
@@ -208,7 +207,9 @@ class Attempts:
         self.table.add(
             self.name,
             "succeeded, the same" if failed.code == 0 else "refused clearly, then the same with room",
-            f"{f'full before file {full_before_file}' if full_before_file else f'{pages} pages'}: {'; '.join(problems)} ({words})" if problems else "",
+            f"{f'full before file {full_before_file}' if full_before_file else f'{pages} pages'}: {'; '.join(problems)} ({words})"
+            if problems
+            else "",
         )
         return place
 
@@ -229,7 +230,10 @@ class Attempts:
             if place == "done":
                 break
             places[enough + 8 + number] = place
-        print(f"  {len(places)} attempts, {len(set(places.values()))} places, {time.monotonic() - begun:.0f} s", flush=True)
+        print(
+            f"  {len(places)} attempts, {len(set(places.values()))} places, {time.monotonic() - begun:.0f} s",
+            flush=True,
+        )
         for place in dict.fromkeys(places[pages] for pages in sorted(places)):
             print(f"    {place[:150]}")
 
@@ -272,7 +276,7 @@ READ_ONLY_COMMANDS = {
     "train, output elsewhere": "train {data}/train.csv --encoder tiny --epochs 1 --output {out}/run --force",
     "predict": "predict {data}/test.csv --output {out}/preds.csv --force",
     "predict -m": "predict {data}/test.csv --model {data}/run --output {out}/preds.csv --force",
-    "predict new.csv": "predict {data}/train.csv --output {out}/preds.csv --force",
+    "predict new.csv": "predict {data}/other/test.csv --output {out}/preds.csv --force",
 }
 
 
@@ -302,10 +306,8 @@ def read_only(commands: Commands, disk: SmallDisk, data: Path, table: Table) -> 
                 problem = f"refused: {done.err[-300:]}"
             elif command == "predict" and command in works and (out / "preds.csv").read_bytes() != whole:
                 problem = "other predictions"
-            elif command in refused and state == "empty" and command == "predict" and done.code == 2:
+            elif state != "trained" and command == "predict" and done.code == 2:
                 pass  # there is no run yet, which is the first thing to say
-            elif command in refused and state != "trained" and command == "predict" and done.code == 2:
-                pass
             elif command in refused and (
                 done.unclear() or done.code != 1 or "read-only" not in done.err or "--workspace" not in done.err
             ):
@@ -319,7 +321,8 @@ def read_only(commands: Commands, disk: SmallDisk, data: Path, table: Table) -> 
         for command in ("eda {data}/train.csv --report r.html", "predict {data}/test.csv --model {data}/run -o p.csv",
                         "train {data}/train.csv --architecture features --output run", "demo synthetic"):  # fmt: skip
             arguments = command.format(data=data).split()
-            done = commands.run(*arguments, "--workspace", out / "workspace", folder=disk.path, before=SMALL_DEMO)
+            elsewhere = str(out / "workspace")
+            done = commands.run(*arguments, folder=disk.path, before=SMALL_DEMO, PREFCLI_WORKSPACE=elsewhere)
             clear = not done.unclear() and done.code == 1 and "read-only" in done.err
             table.add(f"read-only, {state}", "refused clearly", "" if clear else f"{command}: {done.err[-300:]}")
         disk.read_only(False)

@@ -1,0 +1,210 @@
+"""Faults of the machine: full and read-only disks, several commands at once. benchmarks/faults/ tries them for real."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import Result
+
+from prefcli import demo, files, joining, pipeline, runs
+from prefcli.errors import ModelError, PrefcliError
+from prefcli.options import TrainOptions
+from prefcli.workspace import Workspace
+
+
+@pytest.fixture
+def half_a_megabyte_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = SimpleNamespace(f_bavail=500, f_frsize=1000, f_files=10, f_favail=5)
+    monkeypatch.setattr(os, "statvfs", lambda path: known)
+
+
+def failing(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+def write_and_fail(path: Path, size: int, error: Exception, needs: int | None = None) -> PrefcliError:
+    with pytest.raises(PrefcliError) as caught, files.atomic(path, needs=needs) as temporary:
+        temporary.write_bytes(bytes(size))
+        raise error
+    return caught.value
+
+
+@pytest.mark.usefixtures("half_a_megabyte_free")
+@pytest.mark.parametrize(
+    ("needs", "size", "said"),
+    [
+        (None, 2_000_000, "more than 2.0 MB are needed, 0.5 MB are free"),
+        (None, 0, "more than 0.5 MB are needed, 0.5 MB are free"),
+        (3_000_000, 2_000_000, "about 3.0 MB are needed, 0.5 MB are free"),
+        (27, 0, "about 0.1 kB are needed, 0.5 MB are free"),
+    ],
+)
+def test_a_full_disk_is_told_with_what_is_needed_and_what_is_free(
+    tmp_path: Path, needs: int | None, size: int, said: str
+) -> None:
+    (tmp_path / "old").write_text("old")
+    problem = write_and_fail(tmp_path / "old", size, failing(errno.ENOSPC), needs)
+    assert problem.what == f"no space left on the disk: {said}"
+    assert problem.where == str(tmp_path / "old")
+    assert (tmp_path / "old").read_text() == "old"
+    assert os.listdir(tmp_path) == ["old"]
+
+
+def test_a_disk_that_has_room_but_no_entry_for_a_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = SimpleNamespace(f_bavail=500, f_frsize=1000, f_files=10, f_favail=0)
+    monkeypatch.setattr(os, "statvfs", lambda path: known)
+    assert "inodes" in write_and_fail(tmp_path / "a", 0, failing(errno.ENOSPC), 10).what
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (failing(errno.EDQUOT), "quota"),
+        (failing(errno.EROFS), "read-only"),
+        (failing(errno.EACCES), "no permission"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "no space left"),
+        (RuntimeError("Error while serializing: Read-only file system (os error 30)"), "read-only"),
+    ],
+)
+def test_other_failures_of_a_disk_are_told_apart_also_in_the_words_of_libraries(
+    tmp_path: Path, error: Exception, said: str
+) -> None:
+    problem = write_and_fail(tmp_path / "a", 5, error)
+    assert said in problem.what
+    assert len(problem.lines()) == 3
+    assert "--workspace" in problem.hint
+
+
+def test_free_room_is_that_of_the_disk_which_is_mounted_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+    known = SimpleNamespace(f_bavail=1, f_frsize=1000, f_files=1, f_favail=1)
+    monkeypatch.setattr(os, "statvfs", lambda path: asked.append(path) or known)
+    files.cannot_write(tmp_path, failing(errno.ENOSPC))
+    assert asked == [tmp_path]
+
+
+def test_a_full_temporary_folder_is_named_when_scoring_spills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        closed = False
+
+        def write(self, data: object) -> int:
+            raise failing(errno.ENOSPC)
+
+        def close(self) -> None: ...
+        def flush(self) -> None: ...
+        def tell(self) -> int:
+            return 0
+
+    monkeypatch.setattr(joining, "IN_MEMORY_ROWS", 10)
+    monkeypatch.setattr(joining.tempfile, "TemporaryFile", lambda **_: Full())
+    rows = joining.Rows(pa.array([str(i) for i in range(100)]), np.zeros((100, 1)), 1)
+    with pytest.raises(PrefcliError) as caught:
+        joining.Join([rows], [rows])
+    assert "no space left on the disk" in caught.value.what
+    assert caught.value.where == str(files.temporary_folder())
+    assert "TMPDIR" in caught.value.hint
+
+
+@pytest.mark.parametrize("verb", ["eda", "preprocess", "train"])
+def test_a_disk_full_before_any_file_leaves_nothing_half_done(
+    cli: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    demo.write(tmp_path, train=60, test=5)
+    more = {"eda": ["--report", "r.html"], "preprocess": [], "train": ["--architecture", "features", "-o", "run"]}
+    make = files._temporary
+    for number in (5, 9, 12, 40) if verb == "train" else range(1, 40):  # a training takes its time
+        count = 0
+
+        @contextlib.contextmanager
+        def temporary(folder: Path, number: int = number) -> Iterator[Path]:
+            nonlocal count
+            count += 1
+            with make(folder) as path:
+                if count == number:
+                    raise failing(errno.ENOSPC)
+                yield path
+
+        with monkeypatch.context() as patched:
+            patched.setattr(files, "_temporary", temporary)
+            done = cli(verb, "train.csv", *more[verb], "--workspace", f"work-{number}")
+        if count < number:
+            break
+        assert done.code == 1
+        assert done.err.splitlines()[-3].startswith("error: no space left on the disk")
+        assert not [path for path in tmp_path.rglob("*") if path.suffix in (".tmp", ".lock")]
+        assert cli(verb, "train.csv", *more[verb], "--workspace", f"work-{number}").code == 0
+        for path in (tmp_path / "r.html", tmp_path / "run"):
+            if path.exists():
+                files.discard(path)
+    assert count >= {"eda": 3, "preprocess": 5, "train": 12}[verb]
+
+
+def test_what_is_remembered_already_is_not_written_again(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace.remember("train", {"run": "a"})
+    monkeypatch.setattr(files, "write_text", lambda *_: pytest.fail("written again"))
+    workspace.remember("train", {"run": "a"})
+
+
+def test_a_run_is_claimed_once_whichever_link_leads_to_it(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    with runs.claimed(tmp_path / "run"), pytest.raises(PrefcliError, match="another prefcli"):
+        with runs.claimed(tmp_path / "link"):
+            pass
+
+
+def test_a_run_may_have_the_longest_name_there_is(tmp_path: Path) -> None:
+    with runs.claimed(tmp_path / ("y" * 255)):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_run_under_way_is_not_predicted_with(workspace: Workspace, tmp_path: Path) -> None:
+    made = demo.write(tmp_path, train=60, test=5)
+    trained = pipeline.train(made.train, workspace, TrainOptions(architecture="features"))
+    (trained.run / runs.UNFINISHED).touch()
+    with pytest.raises(ModelError, match="did not finish"):
+        pipeline.predict(made.test, workspace, tmp_path / "preds.csv")
+    assert not (tmp_path / "preds.csv").exists()
+
+
+LOCKING = """
+import sys
+from pathlib import Path
+from prefcli import files
+for _ in range(25):
+    with files.held(Path("a.lock"), waiting=lambda: None):
+        Path("inside").open("x").close()
+        value = int(Path("counter").read_text())
+        Path("counter").write_text(str(value + 1))
+        Path("inside").unlink()
+"""
+
+
+def test_a_lock_that_is_removed_while_held_still_lets_one_process_in_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "counter").write_text("0")
+    crowd = [subprocess.Popen([sys.executable, "-c", LOCKING], cwd=tmp_path) for _ in range(5)]
+    assert [process.wait() for process in crowd] == [0] * 5
+    assert (tmp_path / "counter").read_text() == "125"
+    assert os.listdir(tmp_path) == ["counter"]
+
+
+def test_the_same_preprocess_twice_at_once_makes_each_stage_once(tmp_path: Path) -> None:
+    demo.write(tmp_path, train=60, test=5)
+    command = [sys.executable, "-m", "prefcli", "preprocess", "train.csv"]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert not [words for words in said if "rebuilding" in words or "error" in words]
+    assert sum(words.count("read now") for words in said) == 1
+    assert len(list((tmp_path / ".prefcli" / "stages").iterdir())) == 4
