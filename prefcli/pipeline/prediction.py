@@ -109,9 +109,6 @@ def predict(
     speaker: Reporter = reporter if world.is_first else SILENT
     folders = [workspace.find_run(name) for name in models] or [latest_run(workspace, speaker)]
     texts = tuple(_text_of(folder) for folder in folders)
-    for folder in folders:
-        if runs.is_unfinished(folder):
-            speaker.warn(f"{folder} is not finished: its best weights so far are used")
     with connected(world):
         with world.first_does():
             battles = read(source, workspace, speaker)
