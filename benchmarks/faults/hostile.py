@@ -586,13 +586,12 @@ PROBE = """<script>addEventListener('load', () => setTimeout(() => {
   document.body.append(out); }, 300)); window.alert = () => { window.alerted = 1; };</script>"""
 
 
-def browse(page: Path, profile: Path, shot: Path | None = None) -> str:
-    """A page in headless Chromium: its DOM after it has settled, or a picture."""
+def browse(page: Path, profile: Path) -> str:
+    """A page in headless Chromium: its DOM after it has settled."""
     flags = [
         "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
-        "--disable-component-update", f"--user-data-dir={profile}", "--window-size=1280,4000", "--virtual-time-budget=3000",
+        "--disable-component-update", f"--user-data-dir={profile}", "--window-size=1280,4000", "--virtual-time-budget=3000", "--dump-dom",
     ]  # fmt: skip
-    flags.append(f"--screenshot={shot}" if shot else "--dump-dom")
     return subprocess.run(
         [CHROMIUM, *flags, page.as_uri()], capture_output=True, text=True, timeout=120, check=True
     ).stdout
