@@ -52,7 +52,7 @@ def read(source: Path | Source, workspace: Workspace, reporter: Reporter = SILEN
         If a file is not one of battles.
     """
     source = Source.of(source)
-    battle_file = readers.open_battles(source)
+    battle_file = _opened(source)
 
     def produce(writer: StageWriter) -> Mapping[str, Any]:
         counts = ReadCounts()
@@ -77,6 +77,12 @@ def read(source: Path | Source, workspace: Workspace, reporter: Reporter = SILEN
     for warning in ReadCounts(**counts).warnings():
         reporter.warn(f"{source}: {warning}")
     return stage
+
+
+def _opened(source: Source) -> readers.BattleFile:
+    """The files of battles; those that cannot be read twice are copied to a temporary file on the way."""
+    with files.spooling():
+        return readers.open_battles(source)
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,7 @@ def preview(source: Path | Source, *, text: str = "nltk", battles: int = 3) -> l
 
     text_room.check(text)
     shown: list[Preview] = []
-    for batch, _ in readers.open_battles(Source.of(source)).batches():
+    for batch, _ in _opened(Source.of(source)).batches():
         before = batch.slice(0, battles - len(shown))
         after, _ = text_room.treat_batch(before, text)
         columns = {name: (joined(before.column(name)), joined(after.column(name))) for name in TEXT_FIELDS}
