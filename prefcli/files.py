@@ -170,12 +170,38 @@ def forget_lock(path: Path) -> None:
             pass
 
 
-def temporary_folder() -> Path:
-    """Where temporary files of this machine go, for messages."""
+@contextlib.contextmanager
+def spooling() -> Iterator[None]:
+    """Failures of the system in the block are those of temporary files, unless they name another file.
+
+    Raises
+    ------
+    PrefcliError
+        If there is no folder for them, or no room in it.
+    """
+    try:
+        yield
+    except OSError as error:
+        folder = temporary_folder()
+        if error.filename is not None and Path(os.fsdecode(error.filename)).parent != folder:
+            raise
+        if folder is None:
+            raise PrefcliError(
+                "no folder for temporary files: none of the usual ones can be written",
+                hint="TMPDIR can name another folder.",
+            ) from None
+        problem = cannot_write(folder, error)
+        raise PrefcliError(
+            problem.what, where=problem.where, hint="It holds temporary files; TMPDIR can name another folder."
+        ) from None
+
+
+def temporary_folder() -> Path | None:
+    """Where temporary files of this machine go; None where none of the usual places can be written."""
     try:
         return Path(tempfile.gettempdir())
-    except OSError:  # none of the usual places can be written
-        return Path(os.environ.get("TMPDIR") or "/tmp")
+    except OSError:
+        return None
 
 
 def sha256(path: Path) -> str:

@@ -20,7 +20,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefcli import files
-from prefcli.errors import PrefcliError
 
 IN_MEMORY_ROWS = 1 << 18
 BUCKETS = 64
@@ -97,7 +96,7 @@ class Join:
         self.mismatches = Mismatches()
         """Complete when :meth:`pairs` has come to its end."""
         self._left, self._right = _Spool(), _Spool()
-        with _explained():
+        with files.spooling():
             for spool, rows in ((self._left, left), (self._right, right)):
                 for some in rows:
                     spool.add(some)
@@ -189,7 +188,7 @@ class _Spool:
             yield pa.Table.from_batches(self._batches)
             return
         for file, writer in zip(self._files, self._writers, strict=True):
-            with _explained():
+            with files.spooling():
                 writer.close()
                 file.seek(0)
             with pa.ipc.open_stream(file) as reader:
@@ -224,14 +223,3 @@ def _name(named: Named, table: pa.Table, places: NDArray[np.intp]) -> None:
 
 def _values(table: pa.Table) -> Values:
     return np.stack([table[name].to_numpy() for name in table.column_names[2:]], axis=1)
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        problem = files.cannot_write(files.temporary_folder(), error)
-        raise PrefcliError(
-            problem.what, where=problem.where, hint="It holds temporary files; TMPDIR can name another folder."
-        ) from None

@@ -158,9 +158,9 @@ def test_what_is_remembered_already_is_not_written_again(workspace: Workspace, m
 def test_a_run_is_claimed_once_whichever_link_leads_to_it(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to("run")
-    with runs.claimed(tmp_path / "run"), pytest.raises(PrefcliError, match="another prefcli"):
-        with runs.claimed(tmp_path / "link"):
-            pass
+    again = runs.claimed(tmp_path / "link")
+    with runs.claimed(tmp_path / "run"), pytest.raises(PrefcliError, match="another prefcli"), again:
+        pass
 
 
 def test_a_run_may_have_the_longest_name_there_is(tmp_path: Path) -> None:
@@ -208,3 +208,44 @@ def test_the_same_preprocess_twice_at_once_makes_each_stage_once(tmp_path: Path)
     assert not [words for words in said if "rebuilding" in words or "error" in words]
     assert sum(words.count("read now") for words in said) == 1
     assert len(list((tmp_path / ".prefcli" / "stages").iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    ("how", "arguments", "code"),
+    [
+        (">&-", "--version", 0),
+        ("<&- >&- 2>&-", "score preds.csv truth.csv", 0),
+        ("2> /dev/full", "score preds.csv truth.csv", 0),
+        ("2> /dev/full", "eda missing.csv", 2),
+        ("> /dev/full", "score preds.csv truth.csv", 1),
+    ],
+)
+def test_streams_that_are_closed_or_full(tmp_path: Path, how: str, arguments: str, code: int) -> None:
+    header = "id,winner_model_a,winner_model_b,winner_tie\n"
+    (tmp_path / "preds.csv").write_text(header + "1,0.5,0.3,0.2\n2,0.5,0.3,0.2\n")
+    (tmp_path / "truth.csv").write_text(header + "1,1,0,0\n2,0,1,0\n")
+    command = f"{sys.executable} -m prefcli {arguments} {how}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == code
+    if how == "> /dev/full":
+        assert done.stderr == "error: cannot write to standard output: No space left on device\n"
+    else:
+        assert done.stderr == ""
+
+
+def test_without_a_folder_for_temporary_files_standard_input_says_so(
+    cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in []")
+
+    def spool(**_: object) -> object:
+        return none()
+
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", spool)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=None))
+    done = cli("eda", "-")
+    assert done.code == 1
+    assert "no folder for temporary files" in done.err
+    assert "TMPDIR" in done.err

@@ -143,7 +143,7 @@ def serve() -> None:
     import nltk  # noqa: F401
     import pandas  # noqa: F401
     import pyarrow.parquet  # noqa: F401
-    import rich.console  # noqa: F401
+    import rich.console
     import rich.table  # noqa: F401
     import torch  # noqa: F401
     import transformers
@@ -292,9 +292,10 @@ def strays(*folders: Path) -> list[str]:
     """Temporary files and locks that were left somewhere."""
     names = (path for folder in folders for path in folder.rglob("*"))
     return [
-        str(path) for path in names if path.name.startswith(STRAY) and path.name != ".prefcli"
-        or path.suffix in (".lock", ".tmp")
-    ]  # fmt: skip
+        str(path)
+        for path in names
+        if (path.name.startswith(STRAY) and path.name != ".prefcli") or path.suffix in (".lock", ".tmp")
+    ]
 
 
 # The table

@@ -10,6 +10,7 @@ same command must end in the same files as the undisturbed one.
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import shutil
 import tempfile
@@ -27,7 +28,9 @@ MESSAGE = re.compile(
     r"error: no space left on the disk: (about|more than) [\d.,]+ [kMG]B are needed, [\d.,]+ [kMG]B are free$"
 )
 SPILLING = "from prefcli import joining; joining.IN_MEMORY_ROWS = 500"
-SMALL_DEMO = "from prefcli import demo, pipeline; write = demo.write; demo.write = lambda folder: write(folder, train=200, test=40)"
+SMALL_DEMO = (
+    "from prefcli import demo; write = demo.write; demo.write = lambda folder: write(folder, train=200, test=40)"
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ VERBS = {
     "train --force": Verb(f"{TRAIN} --architecture features --force", "run/config.json", kept=False),
     "predict .csv": Verb("predict {data}/test.csv --model {data}/run --output preds.csv --force", "preds.csv"),
     "predict .parquet": Verb("predict {data}/test.csv --model {data}/run -o preds.parquet --force", "preds.parquet"),
-    "predict, features": Verb("predict {data}/test.csv --model {data}/features --output preds.csv --force", "preds.csv"),
+    "predict, features": Verb("predict {data}/test.csv --model {data}/features -o preds.csv --force", "preds.csv"),
     "score": Verb("score {data}/many-preds.csv {data}/many-truth.csv", before=SPILLING),
     "demo": Verb(
         "demo synthetic --force", before=SMALL_DEMO, compared=lambda name: name.startswith("synthetic/")
@@ -204,12 +207,11 @@ class Attempts:
         if found := strays(self.disk.path):
             problems.append(f"left {found}")
         words = " | ".join(failed.error_lines) or failed.err[-300:]
+        how = f"full before file {full_before_file}" if full_before_file else f"{pages} pages"
         self.table.add(
             self.name,
             "succeeded, the same" if failed.code == 0 else "refused clearly, then the same with room",
-            f"{f'full before file {full_before_file}' if full_before_file else f'{pages} pages'}: {'; '.join(problems)} ({words})"
-            if problems
-            else "",
+            f"{how}: {'; '.join(problems)} ({words})" if problems else "",
         )
         return place
 
@@ -222,7 +224,7 @@ class Attempts:
         gaps = True
         while gaps and len(places) < MOST_ATTEMPTS:
             known = sorted(places)
-            gaps = [(a, b) for a, b in zip(known, known[1:], strict=False) if b - a > 1 and places[a] != places[b]]
+            gaps = [(a, b) for a, b in itertools.pairwise(known) if b - a > 1 and places[a] != places[b]]
             for a, b in gaps[: MOST_ATTEMPTS - len(places)]:
                 places[(a + b) // 2] = self.attempt((a + b) // 2)
         for number in range(1, MOST_FILES):

@@ -73,7 +73,7 @@ def temporary_folders(folder: Path, table: Table) -> None:
     """None of the usual ones can be written, or the one that TMPDIR names is full."""
     with small_disk(folder / "full") as disk:
         (disk.path / "filling").write_bytes(b"0")
-        disk.leave(0)
+        disk.leave(1)  # enough for Python to take it for usable: otherwise it goes to /tmp
         full = str(disk.path)
         for command in ALL:
             table.add("TMPDIR full: needs none", "worked", worked(call(command, folder, TMPDIR=full)))
@@ -90,7 +90,7 @@ def temporary_folders(folder: Path, table: Table) -> None:
     home = Path(tempfile.mkdtemp(prefix="faults-", dir="/var"))
     try:
         shutil.copytree(folder, home / "work")
-        script = read_only + f'mount --bind {home}/work {home}/work; exec "$@"'
+        script = read_only + 'exec "$@"'
         through = ("unshare", "--mount", "sh", "-c", script, "sh")
         for command in ALL:
             done = call(command, home / "work", through=through)
@@ -197,8 +197,11 @@ def terminals(folder: Path, table: Table) -> None:
         (folder / "train.csv").read_text().replace("aurora-7b", "größe-模型-7b").replace("basalt-13b", "\u202eevil\x1b")
     )
     (folder / "names.csv").write_text(text, encoding="utf-8")
-    for settings in ({"LANG": "C", "PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-                     {"LC_ALL": "POSIX", "PYTHONIOENCODING": "latin-1"}):  # fmt: skip
+    for settings in (
+        {"LANG": "C", "PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"LC_ALL": "POSIX", "PYTHONIOENCODING": "latin-1"},
+    ):
         for command in ("eda names.csv", "eda names.csv --json", "eda names.csv --report names.html --force",
                         "eda größe.csv", "preprocess names.csv --preview 2"):  # fmt: skip
             done = call(command, folder, **settings)

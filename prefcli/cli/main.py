@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import os
 import sys
 from pathlib import Path
@@ -56,6 +59,7 @@ def root(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit: 0 done, 1 could not be done, 2 wrong input or usage, 130 interrupted."""
+    _prepare_streams()
     try:
         code = run(sys.argv[1:] if arguments is None else arguments)
     except Exception as error:  # --debug: the traceback names what files hold
@@ -64,6 +68,29 @@ def main(arguments: list[str] | None = None) -> None:
         print(*map(common.visible, traceback.format_exc().rstrip("\n").split("\n")), sep="\n", file=sys.stderr)
         code = getattr(error, "exit_code", 1)
     sys.exit(code)
+
+
+class _Heedless(io.FileIO):
+    """Where messages go. What cannot be said (a full disk, a reader that went away) is not worth failing for."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def _prepare_streams() -> None:
+    """Make standard streams that the caller closed lead nowhere, and standard error a stream that never fails."""
+    # In this order each takes its own number again, which the next file that is opened would otherwise get.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  (as long as the process)
+    try:
+        messages = io.BufferedWriter(_Heedless(sys.stderr.fileno(), "w", closefd=False))
+    except (OSError, ValueError):  # somebody put another object there
+        return
+    sys.stderr = io.TextIOWrapper(messages, sys.stderr.encoding, sys.stderr.errors, line_buffering=True)
 
 
 def run(arguments: list[str]) -> int:
@@ -87,7 +114,7 @@ def run(arguments: list[str]) -> int:
         return _fail(130, "interrupted")
     except BrokenPipeError:
         # The reader of our output went away (prefcli ... | head): nothing to say, and nobody to say it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except Exception as error:
         if "--debug" in arguments:
@@ -127,6 +154,9 @@ def _explain(error: Any, arguments: list[str]) -> int:
     if isinstance(error, OSError):
         from prefcli.files import cannot_write
 
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
+            _drop_output()
+            return _fail(1, f"cannot write to standard output: {os.strerror(error.errno)}")
         return _fail(1, *cannot_write(Path(error.filename or "."), error).lines())
     summary = " ".join(str(error).split())[:300]
     return _fail(
@@ -134,6 +164,12 @@ def _explain(error: Any, arguments: list[str]) -> int:
         f"unexpected {type(error).__name__}: {summary}",
         "This is a defect of prefcli; the same command with --debug shows where it happened.",
     )
+
+
+def _drop_output() -> None:
+    """Let what was not yet printed go, so that the end of the process does not try again."""
+    with contextlib.suppress(OSError, ValueError):  # in tests it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(code: int, *lines: str) -> int:

@@ -27,7 +27,8 @@ from typing import IO, Any, cast
 
 import pyarrow as pa
 
-from prefcli.errors import InputError, PrefcliError
+from prefcli import files
+from prefcli.errors import InputError
 from prefcli.readers.cells import Place, RawBatch, excerpt, one_line, shorten
 from prefcli.readers.json_rows import json_rows
 
@@ -177,7 +178,7 @@ def _temporary_file() -> tuple[IO[bytes], Path]:
     """A temporary file, and a path to it. Where the system allows it has no name, so that nothing is left of it
     however the process ends.
     """
-    try:
+    with files.spooling():
         nameless = tempfile.TemporaryFile(prefix="prefcli-")  # noqa: SIM115  (lives as long as the container)
         path = Path(f"/proc/self/fd/{nameless.fileno()}")
         if path.exists():
@@ -185,28 +186,14 @@ def _temporary_file() -> tuple[IO[bytes], Path]:
         nameless.close()
         named = tempfile.NamedTemporaryFile(prefix="prefcli-")  # noqa: SIM115
         return cast(Any, named), Path(named.name)
-    except OSError as error:
-        raise _no_temporary_file(error) from None
 
 
 def _copy(source: Any, spool: IO[bytes]) -> None:
     """Fill a temporary file. What goes wrong with reading is not told as if it went wrong with writing."""
     while block := source.read(BLOCK_BYTES):
-        try:
+        with files.spooling():
             spool.write(block)
             spool.flush()
-        except OSError as error:
-            raise _no_temporary_file(error) from None
-
-
-def _no_temporary_file(error: OSError) -> PrefcliError:
-    # Without a folder to ask for, tempfile names those it has tried.
-    where = tempfile.tempdir or ""
-    what = "no space left for a temporary file" if error.errno == errno.ENOSPC else "cannot write a temporary file"
-    detail = "" if error.errno == errno.ENOSPC else f": {error.strerror or one_line(error)}"
-    return PrefcliError(
-        what + detail, where=str(where), hint="Free some space, or set TMPDIR to a folder on another disk."
-    )
 
 
 def _recognised(name: str, path: Path, file_name: str, wanted: str, spool: Any = None) -> Container:
