@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from prefcli import joining, metrics, pipeline
+from prefcli.errors import PrefcliError
 from prefcli.joining import Join, Rows
 
 
@@ -74,7 +75,7 @@ def test_no_room_for_temporary_files_is_said_with_the_folder(monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(joining.tempfile, "TemporaryFile", full)
-    with pytest.raises(joining.PrefcliError) as error:
+    with pytest.raises(PrefcliError) as error:
         Join(rows(list(range(50)), np.zeros((50, 3))), iter(()))
     assert "no space left" in error.value.what
     assert "TMPDIR" in error.value.hint
