@@ -17,7 +17,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -151,9 +151,11 @@ def read_config(folder: Path) -> dict[str, Any]:
                 where=str(folder),
                 hint="Upgrade: pip install -U prefcli.",
             )
-        TrainOptions(**config["options"])
+        TrainOptions(**config["options"]).check()
     except OSError:
         raise ModelError("the run has no config.json", where=str(folder), hint="Name a run's folder.") from None
+    except InputError as error:
+        raise ModelError(f"the run's config.json is damaged: {error.what}", where=str(folder)) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"the run's config.json is damaged: {error}", where=str(folder)) from None
     return dict(config)
@@ -355,8 +357,14 @@ def read_validation(folder: Path) -> HeldOut:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``."""
-    return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    """The lines of ``metrics.jsonl`` that are whole: a log, in which a crash or damage may have left half a line."""
+    found = []
+    for line in (folder / METRICS).read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                found.append(record)
+    return found
 
 
 def write_card(

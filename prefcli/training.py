@@ -34,7 +34,7 @@ from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, SWAPPED
 from prefcli.packing import TokenisedBattles
 from prefcli.reporting import Reporter
-from prefcli.runs import METRICS
+from prefcli.runs import METRICS, read_metrics
 
 CHECKPOINT_SECONDS = 300.0
 MOST_SKIPS_IN_A_ROW = 20
@@ -459,12 +459,8 @@ class _Log:
     def open(self) -> None:
         if not self._writes:
             return
-        kept = []
-        if self._steps and self._path.exists():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    if json.loads(line)["step"] <= self._steps:
-                        kept.append(line + "\n")
+        known = read_metrics(self._path.parent) if self._steps and self._path.exists() else []
+        kept = [json.dumps(record) + "\n" for record in known if record["step"] <= self._steps]
         files.write_text(self._path, "".join(kept))
 
     def write(self, **record: Any) -> None:

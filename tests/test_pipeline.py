@@ -584,3 +584,24 @@ def test_ids_with_line_breaks_quotes_and_commas_come_back_from_csv(tmp_path: Pat
     assert ids.tolist() == names
     assert np.array_equal(found, values)
     assert [row[0] for row in csv.reader((tmp_path / "p.csv").open(newline=""))][1:] == names
+
+
+def test_a_damaged_log_does_not_stop_a_training_that_goes_on(cli: CLI, demo_files: Demo) -> None:
+    flags = ["--encoder", "tiny", "--limit", 60, "--checkpoint-every", 2, "--output", "run"]
+    assert cli("train", demo_files.train, *flags).code == 0
+    log = Path("run/metrics.jsonl")
+    whole = log.read_bytes()
+    log.write_bytes(b"\xff\xfe{half a line\n[1]\n" + whole)
+    done = cli("train", "--resume", "run")
+    assert done.code == 0, done.err
+    assert log.read_bytes() == whole
+
+
+def test_a_run_whose_options_are_impossible_is_damaged(cli: CLI, demo_files: Demo) -> None:
+    assert cli("train", demo_files.train, "--recipe", "fast", "--output", "run").code == 0
+    config = json.loads(Path("run/config.json").read_text())
+    Path("run/config.json").write_text(json.dumps({**config, "options": {**config["options"], "combine": "magic"}}))
+    Path("run/SHA256SUMS").unlink()
+    done = cli("train", "--resume", "run")
+    assert done.code == 1
+    assert "config.json is damaged" in done.err
