@@ -233,6 +233,17 @@ def test_streams_that_are_closed_or_full(tmp_path: Path, how: str, arguments: st
         assert done.stderr == ""
 
 
+@pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_names_that_the_terminals_encoding_lacks_are_printed_all_the_same(tmp_path: Path, settings: dict) -> None:
+    train = demo.write(tmp_path, train=60, test=5).train
+    train.write_text(train.read_text().replace("aurora-7b", "größe-模型"), encoding="utf-8")
+    command = [sys.executable, "-m", "prefcli", "eda", "train.csv"]
+    environment = {**os.environ, "PYTHONCOERCECLOCALE": "0", **settings}
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert done.returncode == 0
+    assert b"gr\\xf6\\xdfe-\\u6a21\\u578b" in done.stdout
+
+
 def test_without_a_folder_for_temporary_files_standard_input_says_so(
     cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,11 +81,13 @@ class _Heedless(io.FileIO):
 
 
 def _prepare_streams() -> None:
-    """Make standard streams that the caller closed lead nowhere, and standard error a stream that never fails."""
+    """Make streams that the caller closed lead nowhere, standard output know all letters, standard error never fail."""
     # In this order each takes its own number again, which the next file that is opened would otherwise get.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  (as long as the process)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # LANG=C has no letters for names in other languages
     try:
         messages = io.BufferedWriter(_Heedless(sys.stderr.fileno(), "w", closefd=False))
     except (OSError, ValueError):  # somebody put another object there
