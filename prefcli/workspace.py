@@ -196,9 +196,8 @@ class Workspace:
                 except BaseException:
                     writer.abandon()
                     raise
-                digest = files.sha256(temporary)
                 # The digest goes first: a crash between the two leaves a digest of nothing, never a file unverified.
-                files.write_text(_digest_path(path), f"{digest}  {path.name}\n")
+                files.write_text(_digest_path(path), _digest_line(path, files.sha256(temporary)))
         return Stage(path, False, counted)
 
     def _cached(self, path: Path, metadata: Mapping[str, Any], reporter: Reporter) -> Stage | None:
@@ -234,12 +233,12 @@ class Workspace:
         import pyarrow.parquet as pq
 
         try:
-            digest = _digest_path(path).read_text(encoding="utf-8").split()[0]
-        except (OSError, UnicodeDecodeError, IndexError):
+            told = _digest_path(path).read_bytes()
+        except OSError:
             raise ValueError("its checksum file is missing") from None
         if not path.exists():
             raise ValueError("it is gone")
-        if files.sha256(path) != digest:
+        if told != _digest_line(path, files.sha256(path)).encode():
             raise ValueError("its content does not match its checksum")
         try:
             with pq.ParquetFile(path) as parquet:
@@ -286,6 +285,11 @@ class Workspace:
             f"no run at {name!r}",
             hint=f"Runs in {self.runs}: {', '.join(known[-5:])}." if known else "Train one first: prefcli train FILE.",
         )
+
+
+def _digest_line(path: Path, digest: str) -> str:
+    """What stands in the checksum file, as ``sha256sum`` writes it."""
+    return f"{digest}  {path.name}\n"
 
 
 def _digest_path(path: Path) -> Path:
