@@ -81,7 +81,7 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically."""
-    data = text.encode("utf-8")
+    data = text.encode("utf-8", "backslashreplace")  # a file's name, told in a text, may hold bytes that are no letters
     with atomic(path, needs=len(data)) as temporary:
         temporary.write_bytes(data)
 

@@ -169,6 +169,14 @@ def test_a_run_may_have_the_longest_name_there_is(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_a_run_may_have_a_name_that_is_no_text(tmp_path: Path, workspace: Workspace) -> None:
+    train = demo.write(tmp_path, train=60, test=5).train.rename(tmp_path / os.fsdecode(b"\xff.csv"))
+    run = tmp_path / os.fsdecode(b"\xff run")
+    pipeline.train(train, workspace, TrainOptions(architecture="features"), output=run)
+    assert "\\udcff run" in (run / runs.CARD).read_text(encoding="utf-8")
+    assert pipeline.predict(train, workspace, tmp_path / "preds.csv", models=[str(run)]).battles == 60
+
+
 def test_a_run_under_way_is_not_predicted_with(workspace: Workspace, tmp_path: Path) -> None:
     made = demo.write(tmp_path, train=60, test=5)
     trained = pipeline.train(made.train, workspace, TrainOptions(architecture="features"))
