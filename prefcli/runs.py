@@ -333,8 +333,8 @@ def write_validation(
     columns["prompt_key"] = pa.array(keys, pa.int64())
     columns |= {name: pa.array(probabilities[:, i]) for i, name in enumerate(WINNER_COLUMNS)}
     columns |= {name: pa.array(logits[:, i]) for i, name in enumerate(LOGIT_COLUMNS)}
-    with files.atomic(folder / VALIDATION) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+    with files.atomic(folder / VALIDATION) as temporary, temporary.open("wb") as stream:
+        pq.write_table(pa.table(columns), stream)  # not by its name, which need not be text
 
 
 def read_validation(folder: Path) -> HeldOut:
@@ -348,7 +348,8 @@ def read_validation(folder: Path) -> HeldOut:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(folder / VALIDATION)
+        with (folder / VALIDATION).open("rb") as stream:
+            table = pq.read_table(stream)
         logits = np.stack([table[name].to_numpy() for name in LOGIT_COLUMNS], axis=1)
         labels = table["label"].to_numpy().astype(np.int64)
         return HeldOut(table["id"].to_pylist(), table["prompt_key"].to_numpy(), logits, labels)
