@@ -48,7 +48,6 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint and drop all but the last :data:`KEPT`."""
     from safetensors.torch import save_file
 
-    files.sweep(folder)
     path = folder / f"step-{step:08d}"
     tensors, groups = _flatten(checkpoint.optimizer)
     needs = sum(tensor.nbytes for tensor in (*checkpoint.model.values(), *tensors.values()))

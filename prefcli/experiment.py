@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcli import calibration, files, metrics, runs
+from prefcli import calibration, card, files, metrics, runs
 from prefcli.distributed import World
 from prefcli.fitting import Fitted, Work, fitter_for
 from prefcli.options import TrainOptions
@@ -133,4 +133,4 @@ def _write_papers(folder: Path, options: TrainOptions, pool: Pool, fitted: Fitte
     if (folder / runs.METRICS).is_file():
         prior = validation["prior_log_loss"] if validation else None
         files.write_text(folder / runs.CURVES, learning_curves(runs.read_metrics(folder), prior))
-    runs.write_card(folder, options, runs.read_config(folder), validation, str(calibrated or ""), fitted.importances)
+    card.write(folder, options, runs.read_config(folder), validation, str(calibrated or ""), fitted.importances)

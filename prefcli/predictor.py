@@ -10,7 +10,7 @@ import functools
 import json
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, overload
@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli import blending, devices, inference, readers, runs
-from prefcli.battles import BATTLE_SCHEMA, TEXT_FIELDS, make_batch
+from prefcli.battles import BATTLE_SCHEMA
 from prefcli.calibration import Calibration
 from prefcli.errors import InputError, ModelError
 from prefcli.outcomes import WINNER_COLUMNS
+from prefcli.readers.containers import LARGEST_ROW_BYTES
 from prefcli.reporting import SILENT
 from prefcli.text import treat_batch
 
@@ -116,7 +117,7 @@ class Predictor:
         if response_a is None and response_b is None and not isinstance(prompt, str):
             batch = readers.battles_from(prompt)
             return self._mixed(self._predictions(batch), self._shared(batch))
-        batch = _battle(prompt, response_a, response_b)
+        batch = _battle(prompt=prompt, response_a=response_a, response_b=response_b)
         return Probabilities(*self._mixed(self._predictions(batch), self._shared(batch))[0].tolist())
 
     def answers(self, lines: IO[bytes]) -> Iterator[list[Answer]]:
@@ -210,29 +211,20 @@ class _Line:
             return _Line(name, None, Answer({"id": name, "line": number, "error": error.what}, True))
 
 
-def _battle(prompt: Text, response_a: Text, response_b: Text) -> pa.RecordBatch:
-    import pyarrow as pa
-
-    columns = {"id": pa.array(["1"])}
-    for name, text in zip(TEXT_FIELDS, (prompt, response_a, response_b), strict=True):
-        turns = [text] if isinstance(text, str) else text
-        if not isinstance(turns, (list, tuple)) or not all(turn is None or isinstance(turn, str) for turn in turns):
-            raise InputError(f"{name} is {type(text).__name__}, not text or a list of turns")
-        columns[name] = pa.array([[_well_formed(turn) for turn in turns]], pa.list_(pa.string()))
-    return make_batch(columns)
+def _battle(**texts: Any) -> pa.RecordBatch:
+    if missing := [name for name, text in texts.items() if text is None]:
+        raise InputError(f"no {missing[0]}")
+    row = {name: list(text) if isinstance(text, tuple) else text for name, text in texts.items()}
+    return readers.battles_from([row], format="generic", name="the battle")
 
 
-def _well_formed(turn: str | None) -> str | None:
-    return None if turn is None else turn.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _arriving(lines: Iterable[bytes]) -> Iterator[list[tuple[int, bytes]]]:
+def _arriving(lines: IO[bytes]) -> Iterator[list[tuple[int, bytes]]]:
     """Numbered lines that are not empty, as they come: all that wait, at least one."""
     arrived: queue.Queue[tuple[int, bytes] | BaseException | None] = queue.Queue(LINES_AHEAD)
 
     def read() -> None:
         try:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(iter(lambda: lines.readline(LARGEST_ROW_BYTES), b""), start=1):
                 if line.strip():
                     arrived.put((number, line))
             arrived.put(None)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import io
+import json
 import os
 import pathlib
 import pickle
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -191,3 +193,12 @@ MARKDOWN = (
     "\\`<b>\\`",
 )
 """Text that would be more than text in a Markdown file."""
+
+
+def changed(original: Path, into: Path, name: str, **settings: Any) -> Path:
+    """A copy of a model's folder with other settings in one of its JSON files."""
+    shutil.copytree(original, into)
+    path = into / name
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps({**found, **settings}), encoding="utf-8")
+    return into

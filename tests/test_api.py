@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -240,9 +239,8 @@ def test_tables_in_other_layouts_are_read(run: Path) -> None:
         chat, judge.predict(pa.Table.from_pylist([{"conversation_a": talk, "conversation_b": other}]))
     )
     assert np.allclose(chat[0], judge.predict("Hi?", "Hello.", "No."))
-    with contextlib.suppress(ModuleNotFoundError):
-        frame = pd.DataFrame({"id": [1, 2], "prompt": ["x", "y"], "response_a": ["a", None], "response_b": ["b", "c"]})
-        assert judge.predict(frame).shape == (2, 3)
+    frame = pd.DataFrame({"id": [1, 2], "prompt": ["x", "y"], "response_a": ["a", None], "response_b": ["b", "c"]})
+    assert judge.predict(frame).shape == (2, 3)
 
 
 def test_a_run_blends_with_another_as_on_the_command_line(

@@ -22,6 +22,7 @@ import torch
 from conftest import Result, battle, write_csv
 from markdown_it import MarkdownIt
 
+from prefcli import card as card_room
 from prefcli import encoders, files, reporting, runs
 from prefcli.demo import Demo
 from prefcli.errors import InputError, ModelError
@@ -30,15 +31,6 @@ from prefcli.options import TrainOptions
 from prefcli.report import page
 
 CLI = Callable[..., Result]
-
-
-def changed(original: Path, into: Path, name: str, **settings: Any) -> Path:
-    """A copy of a model's folder with other settings in one of its JSON files."""
-    shutil.copytree(original, into)
-    path = into / name
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    path.write_text(json.dumps({**found, **settings}), encoding="utf-8")
-    return into
 
 
 def load(folder: Path) -> torch.nn.Module:
@@ -115,7 +107,7 @@ def test_the_command_says_in_three_lines_that_a_pickle_was_not_run(
 @pytest.mark.parametrize("model_type", ["bert", "evil", "encoder-decoder"])
 def test_code_in_a_models_folder_is_never_imported(bert_folder: Path, tmp_path: Path, model_type: str) -> None:
     code = dict.fromkeys(("AutoConfig", "AutoModel", "AutoTokenizer"), "evil.Evil")
-    folder = changed(bert_folder, tmp_path / "model", "config.json", auto_map=code, model_type=model_type)
+    folder = payloads.changed(bert_folder, tmp_path / "model", "config.json", auto_map=code, model_type=model_type)
     (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": code, "tokenizer_class": "Evil"}))
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: ...\n")
     with contextlib.nullcontext() if model_type == "bert" else contextlib.suppress(ModelError):
@@ -134,24 +126,26 @@ def test_code_in_a_models_folder_is_never_imported(bert_folder: Path, tmp_path: 
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
 def test_a_kernel_that_a_config_names_is_not_fetched(bert_folder: Path, tmp_path: Path, name: str) -> None:
     for number, kernel in enumerate(("kernels-community/flash-attn2", "evil/kernel@main:run", "flash_attention_2")):
-        folder = changed(bert_folder, tmp_path / str(number), "config.json", **{name: kernel})
+        folder = payloads.changed(bert_folder, tmp_path / str(number), "config.json", **{name: kernel})
         assert load(folder).config._attn_implementation in ("sdpa", "eager")
         settings = json.loads((folder / "config.json").read_text())
         assert encoders.from_config(settings).config._attn_implementation in ("sdpa", "eager")
 
 
 def test_quantised_weights_and_adapters_are_refused(bert_folder: Path, tmp_path: Path) -> None:
-    quantised = changed(bert_folder, tmp_path / "q", "config.json", quantization_config={"quant_method": "mxfp4"})
+    quantised = payloads.changed(
+        bert_folder, tmp_path / "q", "config.json", quantization_config={"quant_method": "mxfp4"}
+    )
     with pytest.raises(ModelError, match="quantised"):
         load(quantised)
-    adapter = changed(bert_folder, tmp_path / "a", "adapter_config.json", base_model_name_or_path="evil/base")
+    adapter = payloads.changed(bert_folder, tmp_path / "a", "adapter_config.json", base_model_name_or_path="evil/base")
     with pytest.raises(ModelError, match="adapter"):
         load(adapter)
 
 
 def test_a_config_cannot_make_loading_ask_the_hub(bert_folder: Path, tmp_path: Path, asked: list[str]) -> None:
     settings = {"model_type": "dpt", "backbone": "evil/backbone", "use_pretrained_backbone": True}
-    folder = changed(bert_folder, tmp_path / "model", "config.json", **settings)
+    folder = payloads.changed(bert_folder, tmp_path / "model", "config.json", **settings)
     whole = json.loads((folder / "config.json").read_text())
     encoders.load_tokenizer(folder)
     for attempt in (load, lambda _: encoders.from_config(whole)):
@@ -171,7 +165,7 @@ def test_names_in_a_models_files_stay_in_its_folder(bert_folder: Path, tmp_path:
     elsewhere += [str(tmp_path / f"outside-{name}") for name in ("model.safetensors", "tokenizer.4.0.0.json")]
     elsewhere += ["a/../../outside-model.safetensors"]
     for number, name in enumerate(elsewhere):
-        folder = changed(
+        folder = payloads.changed(
             bert_folder, tmp_path / f"w{number}", "model.safetensors.index.json", metadata={}, weight_map={"x": name}
         )
         (folder / "model.safetensors").unlink()
@@ -183,7 +177,7 @@ def test_names_in_a_models_files_stay_in_its_folder(bert_folder: Path, tmp_path:
             {"sp_model_kwargs": {"model_file": name}},
         ):
             folder = tmp_path / "t"
-            changed(bert_folder, folder, "tokenizer_config.json", **setting)
+            payloads.changed(bert_folder, folder, "tokenizer_config.json", **setting)
             with pytest.raises(ModelError, match="outside of the model's folder"):
                 encoders.load_tokenizer(folder)
             shutil.rmtree(folder)
@@ -192,7 +186,7 @@ def test_names_in_a_models_files_stay_in_its_folder(bert_folder: Path, tmp_path:
 def test_chat_templates_are_neither_run_nor_saved_under_their_own_names(bert_folder: Path, tmp_path: Path) -> None:
     template = "{{ cycler.__init__.__globals__.os.system('touch ran') }}"
     named = [{"name": name, "template": template} for name in ("../../outside", "default")]
-    folder = changed(bert_folder, tmp_path / "model", "tokenizer_config.json", chat_template=named)
+    folder = payloads.changed(bert_folder, tmp_path / "model", "tokenizer_config.json", chat_template=named)
     encoders.load_tokenizer(folder).save_pretrained(tmp_path / "a" / "b")
     assert not list(tmp_path.rglob("*outside*")) + list(tmp_path.rglob("*.jinja")) + list(tmp_path.rglob("ran"))
 
@@ -363,7 +357,7 @@ def test_what_a_card_names_stays_letters(tmp_path: Path, place: str) -> None:
         folder = tmp_path / name.encode("utf-8", "replace").decode()
         folder.mkdir(exist_ok=True)
         options = dataclasses.replace(TrainOptions(), encoder=text if at == "encoder" else "tiny")
-        runs.write_card(folder, options, config, None)
+        card_room.write(folder, options, config, None)
         return (folder / runs.CARD).read_text(encoding="utf-8")
 
     def tags(text: str) -> list[str]:
@@ -386,7 +380,7 @@ def test_a_cards_command_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
                  "source": {"paths": ["a.csv"], "format": None, "columns": None}},
         "resolved": {"columns": 3},
     }  # fmt: skip
-    runs.write_card(folder, TrainOptions(architecture="features"), config, None)
+    card_room.write(folder, TrainOptions(architecture="features"), config, None)
     assert "--model 'run $(touch owned); x'" in (folder / runs.CARD).read_text()
 
 

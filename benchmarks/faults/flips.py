@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from prefcli import checkpoints, demo, runs, training
+from prefcli import checkpoints, demo, files, runs, training
 from prefcli.errors import ModelError, PrefcliError
 from prefcli.models.neural import WEIGHTS
 from prefcli.workspace import StageWriter, Workspace
@@ -123,7 +123,11 @@ def whole_run(run: Path, attempts: int, dice: random.Random) -> tuple[int, int]:
         return False
 
     tried = missed = 0
-    sealed = [path for path in sorted(run.iterdir()) if path.is_file() and path.name not in runs.UNSEALED[:-1]]
+    sealed = [
+        path
+        for path in sorted(run.iterdir())
+        if path.is_file() and (path.name not in runs.UNSEALED or path.name == files.SUMS)
+    ]
     for path in sealed:
         t, m = unnoticed(path, attempts // len(sealed), dice, refused)
         tried, missed = tried + t, missed + m

@@ -701,6 +701,7 @@ def cards(at: Path) -> Iterator[Part]:
     part = Part("Markdown, HTML and YAML in everything a model card names")
     made = make_runs(at)
     render = MarkdownIt("commonmark", {"html": True, "linkify": False}).enable("table").render
+    from prefcli import card as card_room
     from prefcli import runs as runs_room
     from prefcli.options import TrainOptions
 
@@ -728,7 +729,7 @@ def cards(at: Path) -> Iterator[Part]:
 
         def write(where: Path, changed: dict[str, Any], options: TrainOptions = options) -> None:
             where.mkdir(exist_ok=True)
-            runs_room.write_card(where, options, changed, None, "", [("length", 0.5)])
+            card_room.write(where, options, changed, None, "", [("length", 0.5)])
 
         write(at / "plain-card", config)
         plain = tags_of(at / "plain-card")

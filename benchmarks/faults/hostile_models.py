@@ -13,6 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+
+from payloads import changed
+
 CANARY = "outside-canary"
 CODE = "import pathlib\npathlib.Path({marker!r}).touch()\nclass Evil:\n    pass\n"
 
@@ -54,15 +58,6 @@ OTHER_TYPES: tuple[dict[str, Any], ...] = (
     {"model_type": None},
 )  # fmt: skip
 CHAT = "{{ cycler.__init__.__globals__.os.popen('touch MARKER').read() }}"
-
-
-def changed(original: Path, into: Path, name: str, **settings: Any) -> Path:
-    """A copy of a model's folder in which some settings of a JSON file are others."""
-    shutil.copytree(original, into)
-    path = into / name
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    path.write_text(json.dumps({**found, **settings}), encoding="utf-8")
-    return into
 
 
 def folders(bert: Path, deberta: Path, at: Path) -> Iterator[Path]:

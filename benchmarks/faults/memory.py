@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import resource
 import subprocess
@@ -35,8 +36,6 @@ LIMITS_MB = (2500, 2600, 2700, 2800, 2900, 3000, 3200, 3600, 4000, 5000, 6000, 8
 
 def repeated(file: Path, target: Path, battles: int) -> None:
     """The battles of a file over and over, single-turn, in Kaggle's columns."""
-    import json
-
     with target.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["id", "prompt", "response_a", "response_b", *WINNER_COLUMNS])
@@ -121,8 +120,6 @@ def many(file: Path, battles: int, folder: Path) -> int:
 
 def lines(file: Path, folder: Path) -> int:
     """JSON lines through a pipe, ten times as many: answered one by one, with the same memory."""
-    import json
-
     demo.write(folder, train=2000, test=10)
     train = [*PREFCLI, "train", "train.csv", "--recipe", "fast", "--output", "run"]
     subprocess.run(train, cwd=folder, check=True, capture_output=True)

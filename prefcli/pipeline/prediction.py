@@ -77,7 +77,7 @@ def predict(
     workspace:
         Where caches and runs live.
     output:
-        CSV or Parquet, by its name.
+        CSV, Parquet or JSON lines, by its name.
     models:
         Runs, by folder or name; by default the latest one.
     swap_average:

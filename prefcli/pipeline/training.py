@@ -122,7 +122,7 @@ def train(
                 folder,
                 workspace,
                 data,
-                dataclasses.replace(options, text=data.text),
+                options,
                 origins=origins or {},
                 command=command,
                 resume=under_way,
