@@ -35,11 +35,10 @@ WEIGHTS = "model.safetensors"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 CPU_TOKENS = 2 * 1024
-CPU_TOKENS_PREDICTING = 4 * 1024
 GPU_TOKENS = 64 * 1024
 """Padded tokens in one forward pass. On a CPU what matters is that the activations stay near the caches and are not
 freshly mapped pages each time (8,192 were measured at half the speed and three times the memory of 1,024); on a GPU
-that there is enough to do. Predicting keeps no activations, so there is room for more."""
+that there is enough to do."""
 
 STRAIGHT, SWAPPED_ORDER = False, True
 Orders = tuple[bool, ...]
@@ -136,19 +135,13 @@ class NeuralModel:
         return tensors
 
     def passes(
-        self,
-        lengths: NDArray[np.int64],
-        rows: NDArray[np.integer],
-        at_most: int = 0,
-        *,
-        both_orders: bool = False,
-        predicting: bool = False,
+        self, lengths: NDArray[np.int64], rows: NDArray[np.integer], at_most: int = 0, *, both_orders: bool = False
     ) -> list[tuple[NDArray[np.integer], Orders]]:
         """The forward passes over some battles: which of them, and in which orders their answers are shown.
 
         An architecture that reads the answers apart shows both orders in one pass, others need two.
         """
-        pieces = list(self.micro_batches(lengths, rows, at_most, predicting=predicting))
+        pieces = list(self.micro_batches(lengths, rows, at_most))
         orders: list[Orders] = [(STRAIGHT,)]
         if both_orders:
             apart = self.module.reads_answers_apart
@@ -176,7 +169,7 @@ class NeuralModel:
         return logits
 
     def micro_batches(
-        self, lengths: NDArray[np.int64], rows: NDArray[np.integer], at_most: int = 0, *, predicting: bool = False
+        self, lengths: NDArray[np.int64], rows: NDArray[np.integer], at_most: int = 0
     ) -> Iterator[NDArray[np.integer]]:
         """Cut ``rows`` into groups of like lengths that fit the device's token budget.
 
@@ -188,11 +181,8 @@ class NeuralModel:
             Positions of the battles to group.
         at_most:
             Battles in a group; 0 leaves it to the token budget.
-        predicting:
-            Whether no activations are kept for a backward pass.
         """
-        on_cpu = CPU_TOKENS_PREDICTING if predicting else CPU_TOKENS
-        budget = (on_cpu if self.placement.device.type == "cpu" else GPU_TOKENS) // self.module.sequences
+        budget = (CPU_TOKENS if self.placement.device.type == "cpu" else GPU_TOKENS) // self.module.sequences
         ordered = rows[np.argsort(-lengths[rows], kind="stable")]
         start = 0
         while start < len(ordered):
@@ -231,7 +221,7 @@ class NeuralModel:
         logits = np.empty((1 + both_orders, len(battles), len(OUTCOMES)), dtype=np.float64)
         device = self.placement.device
         with torch.autocast(device.type, self.placement.dtype, enabled=self.placement.precision != "fp32"):
-            passes = self.passes(lengths, np.arange(len(battles)), both_orders=both_orders, predicting=True)
+            passes = self.passes(lengths, np.arange(len(battles)), both_orders=both_orders)
             for (one,) in ahead(lambda item: self.prepared(battles, [item]), passes):
                 found = self.forward(self.module, one).double().cpu().numpy()
                 for order, part in zip(one.orders, np.split(found, len(one.orders)), strict=True):
