@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from prefcli import eda as eda_room
 from prefcli import files, metrics, tables
 from prefcli.errors import InputError
+from prefcli.merging import Merged, merge
 from prefcli.options import TrainOptions
 from prefcli.pipeline.prediction import Answered, Predicted, latest_run, predict, predict_lines
 from prefcli.pipeline.stages import Preprocessed, Preview, preprocess, preview, read, treat
@@ -181,6 +182,7 @@ def demo(folder: Path, workspace: Workspace, *, force: bool = False, reporter: R
 __all__ = [
     "Answered",
     "Demonstrated",
+    "Merged",
     "Predicted",
     "Preprocessed",
     "Preview",
@@ -189,6 +191,7 @@ __all__ = [
     "demo",
     "eda",
     "latest_run",
+    "merge",
     "predict",
     "predict_lines",
     "preprocess",
