@@ -397,7 +397,18 @@ def test_without_peft_the_line_that_installs_it_is_said(
     assert not isinstance(caught.value, ModelError)
 
 
-def test_weights_of_few_bits_are_asked_for_as_qlora_has_them() -> None:
+def test_weights_of_few_bits_need_their_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = encoders.Frozen(torch.float16, "8bit", torch.device("cuda"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(PrefcliError, match="bitsandbytes"):
+        frozen.quantized()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    asked = frozen.quantized()
+    assert asked["quantization_config"].load_in_8bit
+    assert asked["device_map"] == {"": torch.device("cuda")}
+
+
+def test_weights_of_four_bits_are_asked_for_as_qlora_has_them() -> None:
     pytest.importorskip("bitsandbytes")
     frozen = encoders.Frozen(torch.bfloat16, "4bit", torch.device("cuda"))
     asked = frozen.quantized()["quantization_config"]
@@ -481,3 +492,13 @@ def test_a_model_spread_over_two_processes_trains_as_in_one(
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed at step" in resumed.stderr
     assert (Path("two") / neural.WEIGHTS).read_bytes() == whole
+
+
+def test_language_models_get_bf16_where_nobody_chose_and_the_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    chosen, asked = devices.Placement(gpu, "fp16", "by itself"), devices.Placement(gpu, "fp16", devices.AS_ASKED)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert devices.for_language_models(chosen).precision == "bf16"
+    assert devices.for_language_models(asked) is asked
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert devices.for_language_models(chosen) is chosen  # a T4 only emulates it

@@ -26,9 +26,10 @@ class NeuralFitter:
                 "--shard spreads a training over several processes, and this is one",
                 hint="Start it with torchrun --nproc-per-node N -m prefcli train ..., or leave --shard out.",
             )
+        self.placement = devices.place(options.device, options.precision, work.world.local_rank)
         if options.lora_rank:
             adapters.needed()
-        self.placement = devices.place(options.device, options.precision, work.world.local_rank)
+            self.placement = devices.for_language_models(self.placement)
         started_before = work.resume and (work.folder / neural.TOKENIZER_CONFIG).is_file()
         run = encoders.Located(work.folder, f"the run {work.folder.name}")
         self.located = encoders.locate(options.encoder) if not started_before else run

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prefcli import adapters, encoders, files, runs, weights
+from prefcli import adapters, devices, encoders, files, runs, weights
 from prefcli.devices import Placement
 from prefcli.errors import InputError, ModelError, PrefcliError
 from prefcli.models.cross_encoder import CrossEncoder
@@ -363,6 +363,7 @@ def load(folder: Path, placement: Placement, *, fast_attention: bool = True, enc
         options = replace(TrainOptions(**config["options"]), fast_attention=fast_attention)
         tokenizer = encoders.load_tokenizer(folder)
         if options.lora_rank:
+            placement = devices.for_language_models(placement)
             located = base_of(config["base"], encoder, folder)
             made = encoders.make_encoder(located, 0, seed=0, frozen=frozen_weights(options, placement))
         else:
