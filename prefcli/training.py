@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from prefcli import checkpoints, files, metrics
 from prefcli.distributed import World
 from prefcli.errors import Interrupted, ModelError, PrefcliError
-from prefcli.models.neural import WEIGHTS, NeuralModel, Pass, ahead
+from prefcli.models.batches import Pass, ahead
+from prefcli.models.neural import WEIGHTS, NeuralModel
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, SWAPPED
 from prefcli.packing import TokenisedBattles

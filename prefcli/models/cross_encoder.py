@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prefcli.models.pooling import combined, combined_width, masked_mean, span_mean
+from prefcli.models.readings import CrossEncoderReading
 from prefcli.outcomes import OUTCOMES
-from prefcli.packing import CutReport, Field, Packed, Packing, TokenisedBattles
 
 
-class CrossEncoder(nn.Module):
+class CrossEncoder(CrossEncoderReading, nn.Module):
     """One encoder over all three fields, means over A, B and everything, one linear layer -> logits A, B, tie.
 
     Parameters
@@ -28,9 +26,6 @@ class CrossEncoder(nn.Module):
     combine:
         How the two answers' means are joined, see :func:`prefcli.models.pooling.combined`.
     """
-
-    sequences = 1
-    reads_answers_apart = False
 
     def __init__(self, encoder: nn.Module, combine: str = "concat") -> None:
         super().__init__()
@@ -47,18 +42,3 @@ class CrossEncoder(nn.Module):
         whole = masked_mean(hidden, inputs["attention_mask"])
         logits: Tensor = self.classifier(torch.cat([whole, answers], dim=-1))
         return logits
-
-    @staticmethod
-    def compose(packing: Packing, fields: tuple[Field, Field, Field]) -> list[Packed]:
-        """The one sequence of a battle."""
-        return [packing.pack(fields)]
-
-    @staticmethod
-    def lengths(packing: Packing, battles: TokenisedBattles) -> NDArray[np.int64]:
-        """Length of each battle's sequence, shape ``[n]``."""
-        return packing.lengths(battles.prompt, battles.response_a, battles.response_b)
-
-    @staticmethod
-    def cut(packing: Packing, battles: TokenisedBattles) -> CutReport:
-        """What the sequence does not hold."""
-        return CutReport.of(battles, packing.kept(battles.prompt, battles.response_a, battles.response_b))
