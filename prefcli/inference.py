@@ -22,7 +22,7 @@ from prefcli.outcomes import OUTCOMES, SWAPPED
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from prefcli.devices import Placement
+    from prefcli.devices import Wish
     from prefcli.distributed import World
     from prefcli.models import Model
     from prefcli.workspace import Stage
@@ -46,15 +46,15 @@ class Member:
     text: str
 
 
-def open_runs(folders: Sequence[Path], place: Callable[[], Placement], *, fast_attention: bool = True) -> list[Member]:
+def open_runs(folders: Sequence[Path], wish: Wish, *, fast_attention: bool = True) -> list[Member]:
     """Load runs, each with all its folds, after checking their files.
 
     Parameters
     ----------
     folders:
         Of the runs.
-    place:
-        Chooses device and precision; only asked if a run needs torch.
+    wish:
+        Device and precision, as the user asked.
     fast_attention:
         See :func:`prefcli.models.load`.
 
@@ -69,7 +69,7 @@ def open_runs(folders: Sequence[Path], place: Callable[[], Placement], *, fast_a
         runs.verify_all(folder)
     return [
         Member(
-            tuple(models.load(member, place, fast_attention=fast_attention) for member in runs.members(folder)),
+            tuple(models.load(member, wish, fast_attention=fast_attention) for member in runs.members(folder)),
             TrainOptions(**runs.read_config(folder)["options"]).treatment,
         )
         for folder in folders

@@ -157,6 +157,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
+def runtime_of(config: Mapping[str, Any]) -> str:
+    """What computes a run's model: ``torch``, ``onnx`` (an exported run) or ``features`` (neither)."""
+    if config["options"]["architecture"] == "features":
+        return "features"
+    return "onnx" if "export" in config else "torch"
+
+
 def members(folder: Path) -> list[Path]:
     """The folders that hold models: the folds of a run trained with ``--folds``, else the run itself."""
     folds = read_config(folder)["options"].get("folds") or 0

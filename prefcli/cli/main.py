@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from prefcli import __version__
-from prefcli.cli import ablate, common, demo, eda, predict, preprocess, score, train
+from prefcli.cli import ablate, common, demo, eda, export, predict, preprocess, score, train
 from prefcli.errors import PrefcliError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ VERBS = {
     "preprocess": preprocess,
     "train": train,
     "predict": predict,
+    "export": export,
     "score": score,
     "ablate": ablate,
     "demo": demo,

@@ -17,6 +17,7 @@ from prefcli import eda as eda_room
 from prefcli import files, metrics, tables
 from prefcli.errors import InputError
 from prefcli.options import TrainOptions
+from prefcli.pipeline.exporting import export
 from prefcli.pipeline.prediction import Answered, Predicted, latest_run, predict, predict_lines
 from prefcli.pipeline.stages import Preprocessed, Preview, preprocess, preview, read, treat
 from prefcli.pipeline.training import Trained, train
@@ -188,6 +189,7 @@ __all__ = [
     "ablate",
     "demo",
     "eda",
+    "export",
     "latest_run",
     "predict",
     "predict_lines",
