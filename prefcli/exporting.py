@@ -298,10 +298,9 @@ def _compared(model: neural.NeuralModel, twin: exported.ExportedModel, sample: S
     wanted, found = (_probabilities(one, battles) for one in (model, twin))
     alone = _of_all_lengths(battles, ALONE)
     singly = np.concatenate([_probabilities(twin, alone.slice(row, 1)) for row in range(alone.num_rows)], axis=1)
-    largest = max(
-        float(np.abs(found - wanted).max()), float(np.abs(singly - _probabilities(model, alone)).max())
-    )  # fmt: skip
-    if not largest <= LARGEST_DIFFERENCE:  # so that what is no number is refused too
+    together, apart = np.abs(found - wanted).max(), np.abs(singly - _probabilities(model, alone)).max()
+    largest = float(np.maximum(together, apart))  # which is no number where one of them is none
+    if not largest <= LARGEST_DIFFERENCE:
         raise ModelError(
             f"the export does not predict what the run predicts: a probability differs by {largest:.2g} "
             f"(at most {LARGEST_DIFFERENCE:g} is rounding); nothing was kept",
@@ -331,8 +330,15 @@ def _quantise(target: Path, *, apart: bool) -> None:
             if (target / name).exists():
                 (target / name).replace(scratch / name)
         with _quiet():
+            # A scale for every column costs nothing and was measured to halve the change. Seven bits, because in sums of
+            # products with eight a processor without VNNI saturates.
             quantize_dynamic(
-                scratch / GRAPH, target / GRAPH, weight_type=QuantType.QInt8, use_external_data_format=apart
+                scratch / GRAPH,
+                target / GRAPH,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                reduce_range=True,
+                use_external_data_format=apart,
             )
 
 
@@ -406,5 +412,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-

@@ -92,7 +92,9 @@ class NeuralModel(BatchedModel):
     ) -> NDArray[np.float64]:
         """See :meth:`BatchedModel.logits_of`; without gradients, in the placement's precision."""
         self.module.eval()
-        with torch.autocast(self.placement.device.type, self.placement.dtype, enabled=self.placement.precision != "fp32"):
+        with torch.autocast(
+            self.placement.device.type, self.placement.dtype, enabled=self.placement.precision != "fp32"
+        ):
             return super().logits_of(battles, both_orders=both_orders, done=done)
 
     # Folders

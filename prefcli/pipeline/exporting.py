@@ -27,7 +27,13 @@ LONGEST_WORDS = 1500
 
 
 def export(
-    run: str, workspace: Workspace, folder: Path, *, int8: bool = False, force: bool = False, reporter: Reporter = SILENT
+    run: str,
+    workspace: Workspace,
+    folder: Path,
+    *,
+    int8: bool = False,
+    force: bool = False,
+    reporter: Reporter = SILENT,
 ) -> Exported:
     """Export a run to ONNX and check that it predicts the same.
 
@@ -110,7 +116,11 @@ def made_up(count: int) -> pa.RecordBatch:
         return [" ".join(random.choice(words, size=size).tolist())]
 
     rows = [
-        {"prompt": text(5 + size // 10), "response_a": text(size), "response_b": text(int(random.integers(2 * size + 1)))}
+        {
+            "prompt": text(5 + size // 10),
+            "response_a": text(size),
+            "response_b": text(int(random.integers(2 * size + 1))),
+        }
         for size in sizes.tolist()
     ]
     return readers.battles_from(rows, format="generic", name="the made-up battles")
