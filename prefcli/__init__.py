@@ -7,6 +7,7 @@ package loads none of it: a name is looked up when it is first used. The command
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefcli.api import export as export
     from prefcli.api import load as load
     from prefcli.api import predict as predict
     from prefcli.api import preprocess as preprocess
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_API = ("load", "predict", "preprocess", "score", "train")
+_API = ("export", "load", "predict", "preprocess", "score", "train")
 
 
 def __getattr__(name: str) -> Any:

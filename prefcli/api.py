@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from prefcli.eda import Eda
+    from prefcli.exporting import Exported
     from prefcli.metrics import Score
     from prefcli.pipeline import Predicted, Preprocessed, Trained
     from prefcli.predictor import Predictor
@@ -213,6 +214,22 @@ def predict(
     return pipeline.predict(
         _source(source), Workspace(Path(workspace)), Path(output), models=names, reporter=reporter, **options
     )
+
+
+def export(
+    run: PathLike,
+    *,
+    onnx: PathLike,
+    int8: bool = False,
+    force: bool = False,
+    workspace: PathLike = WORKSPACE,
+    reporter: Reporter = SILENT,
+) -> Exported:
+    """Export a run to ONNX, into the folder ``onnx``; see :func:`prefcli.pipeline.export`."""
+    from prefcli import pipeline
+    from prefcli.workspace import Workspace
+
+    return pipeline.export(str(run), Workspace(Path(workspace)), Path(onnx), int8=int8, force=force, reporter=reporter)
 
 
 def _source(source: PathLike | Sequence[PathLike]) -> Any:

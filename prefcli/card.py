@@ -100,6 +100,24 @@ Made with prefcli {prefcli.__version__}: {_code(config.get("command", "prefcli t
     files.write_text(folder / CARD, card)
 
 
+def add_export(folder: Path, told: str, name: str) -> None:
+    """Say in the card of an exported run what it is: behind everything that the run's own card says.
+
+    Parameters
+    ----------
+    folder:
+        Of the export, with a copy of the run's card if it had one.
+    told:
+        How close it is to the run.
+    name:
+        What the folder will be called.
+    """
+    path = folder / CARD
+    card = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else f"# {_code(name)}\n"
+    use = f"```\nprefcli predict battles.csv --model {shlex.quote(visible(name))}\n```\n"
+    files.write_text(path, f"{card}\n## Exported to ONNX\n\n{told}\n\n{use}")
+
+
 def _described(options: TrainOptions, data: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
     soft = ""
     if data.get("soft_labels_sha256"):

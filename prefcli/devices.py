@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,20 @@ class Placement:
 
     def __str__(self) -> str:
         return f"{self.device}, {self.precision} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Device and precision as the user asked for them: torch is not imported before they are placed."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    local_rank: int = 0
+
+    @functools.cached_property
+    def placement(self) -> Placement:
+        """See :func:`place`."""
+        return place(self.device, self.precision, self.local_rank)
 
 
 def place(device: str = "auto", precision: str = "auto", local_rank: int = 0) -> Placement:

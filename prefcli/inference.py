@@ -22,7 +22,7 @@ from prefcli.outcomes import OUTCOMES, SWAPPED
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from prefcli.devices import Placement
+    from prefcli.devices import Wish
     from prefcli.distributed import World
     from prefcli.models import Model
     from prefcli.workspace import Stage
@@ -47,11 +47,7 @@ class Member:
 
 
 def open_runs(
-    folders: Sequence[Path],
-    place: Callable[[], Placement],
-    *,
-    fast_attention: bool = True,
-    encoder: str | None = None,
+    folders: Sequence[Path], wish: Wish, *, fast_attention: bool = True, encoder: str | None = None
 ) -> list[Member]:
     """Load runs, each with all its folds, after checking their files.
 
@@ -59,8 +55,8 @@ def open_runs(
     ----------
     folders:
         Of the runs.
-    place:
-        Chooses device and precision; only asked if a run needs torch.
+    wish:
+        Device and precision, as the user asked.
     fast_attention, encoder:
         See :func:`prefcli.models.load`.
 
@@ -76,7 +72,7 @@ def open_runs(
     return [
         Member(
             tuple(
-                models.load(member, place, fast_attention=fast_attention, encoder=encoder)
+                models.load(member, wish, fast_attention=fast_attention, encoder=encoder)
                 for member in runs.members(folder)
             ),
             TrainOptions(**runs.read_config(folder)["options"]).treatment,

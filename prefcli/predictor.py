@@ -6,7 +6,6 @@ JSON lines answered one by one.
 
 from __future__ import annotations
 
-import functools
 import json
 import queue
 import threading
@@ -77,8 +76,8 @@ class Predictor:
         self.folders = tuple(folders)
         self._swap_average = swap_average
         self._calibrated = calibrated
-        place = functools.cache(lambda: devices.place(device, precision, 0))
-        self._members = inference.open_runs(self.folders, place, fast_attention=fast_attention, encoder=encoder)
+        wish = devices.Wish(device, precision)
+        self._members = inference.open_runs(self.folders, wish, fast_attention=fast_attention, encoder=encoder)
         self._fits: dict[frozenset[int], Calibration] = {}
         self._held_out: frozenset[int] = frozenset()
         if calibrated:

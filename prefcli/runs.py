@@ -169,6 +169,13 @@ def encoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in OWN_KEYS}
 
 
+def runtime_of(config: Mapping[str, Any]) -> str:
+    """What computes a run's model: ``torch``, ``onnx`` (an exported run) or ``features`` (neither)."""
+    if config["options"]["architecture"] == "features":
+        return "features"
+    return "onnx" if "export" in config else "torch"
+
+
 def members(folder: Path) -> list[Path]:
     """The folders that hold models: the folds of a run trained with ``--folds``, else the run itself."""
     folds = read_config(folder)["options"].get("folds") or 0

@@ -30,7 +30,8 @@ from torch.nn.parallel import DistributedDataParallel
 from prefcli import checkpoints, files, metrics, sharding, weights
 from prefcli.distributed import World
 from prefcli.errors import Interrupted, ModelError, PrefcliError
-from prefcli.models.neural import WEIGHTS, NeuralModel, Pass, ahead
+from prefcli.models.batches import Pass, ahead
+from prefcli.models.neural import WEIGHTS, NeuralModel
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, SWAPPED
 from prefcli.packing import TokenisedBattles

@@ -9,7 +9,7 @@ import pytest
 
 from prefcli import encoders, packing, pipeline
 from prefcli.demo import LIKED, NEUTRAL, Demo
-from prefcli.models.neural import ahead
+from prefcli.models.batches import ahead
 from prefcli.reporting import SILENT
 from prefcli.selection import Pool
 from prefcli.targets import training_targets

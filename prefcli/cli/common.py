@@ -47,6 +47,12 @@ FormatOption = Annotated[
 ColumnsOption = Annotated[
     str | None, typer.Option("--columns", metavar="KNOWN=NAME,...", help="The file's own names of columns.")
 ]
+EncoderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder", metavar="NAME", help="Where the encoder of a run of adapters is now, if not where it was."
+    ),
+]
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, metavar="N", help="Processes for text treatment. [default: all cores]")
 ]

@@ -30,8 +30,8 @@ VERBS = {
     "preprocess": preprocess,
     "train": train,
     "predict": predict,
-    "score": score,
     "export": export,
+    "score": score,
     "ablate": ablate,
     "demo": demo,
 }

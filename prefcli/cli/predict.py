@@ -70,12 +70,7 @@ def run(
         bool,
         typer.Option("--fast-attention/--no-fast-attention", help="Compute encoders faster, with the same results."),
     ] = True,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            "--encoder", metavar="NAME", help="Where the encoder of a run of adapters is now, if not where it was."
-        ),
-    ] = None,
+    encoder: common.EncoderOption = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N battles.")] = None,
     format: common.FormatOption = None,
     columns: common.ColumnsOption = None,

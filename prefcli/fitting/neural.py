@@ -58,7 +58,7 @@ class NeuralFitter:
             work.reporter.note(
                 f"{prefix}encoder {options.encoder}: {located.source}; {size:.1f} M parameters{of_these}"
             )
-            work.reporter.note(f"{prefix}{self.placement}; {model.attention}")
+            work.reporter.note(f"{prefix}{self.placement}; {model.attention}; {model.module.pooling} pooling")
             work.reporter.note(f"{prefix}{max_length} tokens a sequence: {cut}")
             if work.world.is_first:
                 resolved = {
@@ -68,6 +68,7 @@ class NeuralFitter:
                     "encoder_source": located.source,
                     "cut": str(cut),
                     "attention": model.attention,
+                    "pooling": model.module.pooling,
                     "ranks": work.world.size,
                 }
                 # Where the encoder's weights are elsewhere, transformers must not take the run for an encoder.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from prefcli.devices import Placement
+    from prefcli.devices import Wish
 
 
 class Model(Protocol):
@@ -28,17 +28,15 @@ class Model(Protocol):
         """Logits ``[n, 3]`` of battles; with ``swap_average`` also those of the battles with A and B exchanged."""
 
 
-def load(
-    folder: Path, placement: Callable[[], Placement], *, fast_attention: bool = True, encoder: str | None = None
-) -> Model:
+def load(folder: Path, wish: Wish, *, fast_attention: bool = True, encoder: str | None = None) -> Model:
     """The model in a run's folder.
 
     Parameters
     ----------
     folder:
         Of the run, or of one of its folds.
-    placement:
-        Chooses device and precision; only asked by models that need torch.
+    wish:
+        Device and precision as the user asked; only models that need torch place it.
     fast_attention, encoder:
         See :func:`prefcli.models.neural.load`.
 
@@ -49,10 +47,15 @@ def load(
     """
     from prefcli import runs
 
-    if runs.read_config(folder)["options"]["architecture"] == "features":
+    runtime = runs.runtime_of(runs.read_config(folder))
+    if runtime == "features":
         from prefcli.models import features
 
         return features.load(folder)
+    if runtime == "onnx":
+        from prefcli.models import exported
+
+        return exported.load(folder, device=wish.device, precision=wish.precision)
     from prefcli.models import neural
 
-    return neural.load(folder, placement(), fast_attention=fast_attention, encoder=encoder)
+    return neural.load(folder, wish.placement, fast_attention=fast_attention, encoder=encoder)

@@ -7,17 +7,15 @@ model, whose tokens see only what stands before them, the last token's vector in
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prefcli.models.pooling import POOLINGS, combined, combined_width, hidden_states, inside, wants_positions, width_of
+from prefcli.models.readings import CrossEncoderReading
 from prefcli.outcomes import OUTCOMES
-from prefcli.packing import CutReport, Field, Packed, Packing, TokenisedBattles
 
 
-class CrossEncoder(nn.Module):
+class CrossEncoder(CrossEncoderReading, nn.Module):
     """One encoder over all three fields, a vector for A, B and everything, one linear layer -> logits A, B, tie.
 
     Parameters
@@ -29,9 +27,6 @@ class CrossEncoder(nn.Module):
     pooling:
         Which vector stands for a span: ``mean`` over its tokens, or the ``last`` one's.
     """
-
-    sequences = 1
-    reads_answers_apart = False
 
     def __init__(self, encoder: nn.Module, combine: str = "concat", pooling: str = "mean") -> None:
         super().__init__()
@@ -50,18 +45,3 @@ class CrossEncoder(nn.Module):
         whole = pool(hidden, mask)
         logits: Tensor = self.classifier(torch.cat([whole, combined(a, b, self.combine)], dim=-1))
         return logits
-
-    @staticmethod
-    def compose(packing: Packing, fields: tuple[Field, Field, Field]) -> list[Packed]:
-        """The one sequence of a battle."""
-        return [packing.pack(fields)]
-
-    @staticmethod
-    def lengths(packing: Packing, battles: TokenisedBattles) -> NDArray[np.int64]:
-        """Length of each battle's sequence, shape ``[n]``."""
-        return packing.lengths(battles.prompt, battles.response_a, battles.response_b)
-
-    @staticmethod
-    def cut(packing: Packing, battles: TokenisedBattles) -> CutReport:
-        """What the sequence does not hold."""
-        return CutReport.of(battles, packing.kept(battles.prompt, battles.response_a, battles.response_b))

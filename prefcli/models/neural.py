@@ -1,21 +1,19 @@
-"""What every neural architecture shares: batches of token ids, prediction, saving and loading.
+"""What every neural architecture shares in torch: inputs on a device, forward passes, saving and loading.
 
-An architecture is a torch module with ``forward(spans, **inputs) -> logits [n, 3]``, ``compose`` (a battle's fields ->
-its sequences), ``lengths`` and ``cut``; see :mod:`prefcli.models.siamese`. :class:`NeuralModel` puts a tokenizer,
-a device and a budget around it.
+An architecture is a torch module with ``forward(spans, **inputs) -> logits [n, 3]`` that inherits how it reads a battle
+(:mod:`prefcli.models.readings`); see :mod:`prefcli.models.siamese`. :class:`NeuralModel` puts a tokenizer, a device and
+a budget around it; what batches need is in :mod:`prefcli.models.batches`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,52 +21,20 @@ from torch import Tensor
 from prefcli import adapters, devices, encoders, files, runs, weights
 from prefcli.devices import Placement
 from prefcli.errors import InputError, ModelError, PrefcliError
+from prefcli.models.batches import CPU_TOKENS, GPU_TOKENS, BatchedModel, Pass
 from prefcli.models.cross_encoder import CrossEncoder
 from prefcli.models.pooling import is_causal
 from prefcli.models.siamese import Siamese
 from prefcli.options import TrainOptions
-from prefcli.outcomes import OUTCOMES
-from prefcli.packing import LEAST_TEXT, CutReport, Packing, TokenisedBattles, tokenise
+from prefcli.packing import LEAST_TEXT, Packing, TokenisedBattles
 
 ARCHITECTURES: dict[str, Any] = {"siamese": Siamese, "cross-encoder": CrossEncoder}
 
 WEIGHTS = "model.safetensors"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
-CPU_TOKENS = 2 * 1024
-GPU_TOKENS = 64 * 1024
-"""Padded tokens in one forward pass. On a CPU what matters is that the activations stay near the caches and are not
-freshly mapped pages each time (8,192 were measured at half the speed and three times the memory of 1,024); on a GPU
-that there is enough to do."""
 
-STRAIGHT, SWAPPED_ORDER = False, True
-Orders = tuple[bool, ...]
-"""In which orders the answers are shown in one pass: straight, exchanged, or both."""
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One forward pass: which battles, in which orders, and the module's inputs, on the host."""
-
-    rows: NDArray[np.integer]
-    orders: Orders
-    inputs: dict[str, Tensor]
-
-
-def ahead(make: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """``make(item)`` of every item, in order, each made by a thread while the one before it is used."""
-    with ThreadPoolExecutor(1, thread_name_prefix="prefcli-batch") as thread:
-        waiting = None
-        for item in items:
-            following = thread.submit(make, item)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()
-
-
-class NeuralModel:
+class NeuralModel(BatchedModel):
     """A trained or trainable neural model: battles in, logits out.
 
     Parameters
@@ -87,70 +53,18 @@ class NeuralModel:
     def __init__(
         self, module: Any, tokenizer: Any, packing: Packing, placement: Placement, attention: str = ""
     ) -> None:
+        tokens = CPU_TOKENS if placement.device.type == "cpu" else GPU_TOKENS
+        super().__init__(module, tokenizer, packing, int(tokenizer.pad_token_id or 0), tokens)
         self.attention = attention
         self.module = module
-        self.tokenizer = tokenizer
-        self.packing = packing
         self.placement = placement
-        self.padding = int(tokenizer.pad_token_id or 0)
-
-    # Batches
-
-    def lengths(self, battles: TokenisedBattles) -> NDArray[np.int64]:
-        """Length of the longest sequence of each battle, shape ``[n]``."""
-        return np.asarray(self.module.lengths(self.packing, battles))
-
-    def cut(self, battles: TokenisedBattles) -> CutReport:
-        """What the budget cuts."""
-        report: CutReport = self.module.cut(self.packing, battles)
-        return report
 
     def inputs(self, battles: TokenisedBattles, rows: NDArray[np.integer], swapped: bool = False) -> dict[str, Tensor]:
-        """The module's input for some battles, padded to the longest of their sequences, on the host.
-
-        Sequence ``s`` of battle ``i`` of ``n`` stands in row ``s * n + i``.
-        """
-        composed = []
-        for row in rows:
-            prompt, a, b = battles.fields(int(row))
-            composed.append(self.module.compose(self.packing, (prompt, b, a) if swapped else (prompt, a, b)))
-        ordered = [sequences[s] for s in range(self.module.sequences) for sequences in composed]
-        width = max(len(packed.ids) for packed in ordered)
-        input_ids = np.full((len(ordered), width), self.padding, dtype=np.int64)
-        mask = np.zeros((len(ordered), width), dtype=np.int64)
-        types = np.zeros((len(ordered), width), dtype=np.int64)
-        last_type = self.packing.template.last_type
-        for i, packed in enumerate(ordered):
-            size = len(packed.ids)
-            input_ids[i, :size] = packed.ids
-            mask[i, :size] = 1
-            types[i, packed.spans[-1][0] : size] = last_type or 0
-        spans = np.array([packed.spans for packed in ordered], dtype=np.int64)
-        arrays = {"input_ids": input_ids, "attention_mask": mask, "spans": spans}
-        if last_type is not None:
-            arrays["token_type_ids"] = types
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        """The module's input for some battles: tensors on the host."""
+        tensors = {name: torch.from_numpy(array) for name, array in self.arrays(battles, rows, swapped).items()}
         if self.placement.device.type == "cuda":  # copied to the GPU while it computes
             return {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return tensors
-
-    def passes(
-        self, lengths: NDArray[np.int64], rows: NDArray[np.integer], at_most: int = 0, *, both_orders: bool = False
-    ) -> list[tuple[NDArray[np.integer], Orders]]:
-        """The forward passes over some battles: which of them, and in which orders their answers are shown.
-
-        An architecture that reads the answers apart shows both orders in one pass, others need two.
-        """
-        pieces = list(self.micro_batches(lengths, rows, at_most))
-        orders: list[Orders] = [(STRAIGHT,)]
-        if both_orders:
-            apart = self.module.reads_answers_apart
-            orders = [(STRAIGHT, SWAPPED_ORDER)] if apart else [(STRAIGHT,), (SWAPPED_ORDER,)]
-        return [(piece, shown) for shown in orders for piece in pieces]
-
-    def prepared(self, battles: TokenisedBattles, passes: list[tuple[NDArray[np.integer], Orders]]) -> list[Pass]:
-        """The inputs of some passes, on the host: everything that can be done before the device is free."""
-        return [Pass(rows, orders, self.inputs(battles, rows, orders[0])) for rows, orders in passes]
 
     def forward(self, module: torch.nn.Module, prepared: Pass) -> Tensor:
         """Logits ``[len(orders) * n, 3]`` of one pass: all battles in the first order, then all in the second.
@@ -168,34 +82,9 @@ class NeuralModel:
         logits: Tensor = module(**inputs, **more)
         return logits
 
-    def micro_batches(
-        self, lengths: NDArray[np.int64], rows: NDArray[np.integer], at_most: int = 0
-    ) -> Iterator[NDArray[np.integer]]:
-        """Cut ``rows`` into groups of like lengths that fit the device's token budget.
-
-        Parameters
-        ----------
-        lengths:
-            Of all battles (:meth:`lengths`).
-        rows:
-            Positions of the battles to group.
-        at_most:
-            Battles in a group; 0 leaves it to the token budget.
-        """
-        budget = (CPU_TOKENS if self.placement.device.type == "cpu" else GPU_TOKENS) // self.module.sequences
-        ordered = rows[np.argsort(-lengths[rows], kind="stable")]
-        start = 0
-        while start < len(ordered):
-            count = max(1, int(budget // max(int(lengths[ordered[start]]), 1)))
-            if at_most:
-                count = min(count, at_most)
-            yield ordered[start : start + count]
-            start += count
-
-    # Prediction
-
-    def tokenise(self, batches: Iterator[pa.RecordBatch], progress: Any = None) -> TokenisedBattles:
-        return tokenise(self.tokenizer, batches, progress, by_turn=self.packing.by_turn)
+    def compute(self, prepared: Pass) -> NDArray[np.float64]:
+        logits: NDArray[np.float64] = self.forward(self.module, prepared).double().cpu().numpy()
+        return logits
 
     @torch.inference_mode()
     def logits_of(
@@ -206,44 +95,12 @@ class NeuralModel:
         done: Callable[[int], None] | None = None,
         in_step: Callable[[int], int] | None = None,
     ) -> NDArray[np.float64]:
-        """Logits of tokenised battles, in their order, float64.
-
-        Parameters
-        ----------
-        battles:
-            Tokenised battles.
-        both_orders:
-            Also those of the battles with A and B exchanged.
-        done:
-            Told how many battles each step finished.
-        in_step:
-            Told how many forward passes there are to make, answers how many all processes make: the last is repeated.
-
-        Returns
-        -------
-        Shape ``[orders, n, 3]``, with one order or two.
-        """
+        """See :meth:`BatchedModel.logits_of`; without gradients, in the placement's precision."""
         self.module.eval()
-        lengths = self.lengths(battles)
-        logits = np.empty((1 + both_orders, len(battles), len(OUTCOMES)), dtype=np.float64)
-        device = self.placement.device
-        with torch.autocast(device.type, self.placement.dtype, enabled=self.placement.precision != "fp32"):
-            passes = self.passes(lengths, np.arange(len(battles)), both_orders=both_orders)
-            passes += passes[-1:] * (in_step(len(passes)) - len(passes) if in_step is not None else 0)
-            for (one,) in ahead(lambda item: self.prepared(battles, [item]), passes):
-                found = self.forward(self.module, one).double().cpu().numpy()
-                for order, part in zip(one.orders, np.split(found, len(one.orders)), strict=True):
-                    logits[int(order), one.rows] = part
-                if done is not None and STRAIGHT in one.orders:
-                    done(len(one.rows))
-        return logits
-
-    def logits(
-        self, batch: pa.RecordBatch, *, swap_average: bool = False, done: Callable[[int], None] | None = None
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """Logits of a batch of battles, and with ``swap_average`` also those of the exchanged battles."""
-        found = self.logits_of(self.tokenise(iter([batch])), both_orders=swap_average, done=done)
-        return found[0], found[1] if swap_average else None
+        with torch.autocast(
+            self.placement.device.type, self.placement.dtype, enabled=self.placement.precision != "fp32"
+        ):
+            return super().logits_of(battles, both_orders=both_orders, done=done, in_step=in_step)
 
     # Folders
 
@@ -325,8 +182,7 @@ def _assemble(
     module = ARCHITECTURES[options.architecture](encoder, options.combine, pooling)
     if not stays_on_host:
         module.to(placement.device)
-    words = f"{adapted}{attention}; {pooling} pooling"
-    return NeuralModel(module, tokenizer, packing, placement, words)
+    return NeuralModel(module, tokenizer, packing, placement, adapted + attention)
 
 
 def frozen_weights(options: TrainOptions, placement: Placement) -> encoders.Frozen | None:

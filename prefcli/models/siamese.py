@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prefcli.models.pooling import POOLINGS, combined, combined_width, hidden_states, wants_positions, width_of
+from prefcli.models.readings import SiameseReading
 from prefcli.outcomes import OUTCOMES
-from prefcli.packing import CutReport, Field, Packed, Packing, TokenisedBattles
 
 
-class Siamese(nn.Module):
+class Siamese(SiameseReading, nn.Module):
     """Shared encoder, pooling, the answers joined, one linear layer -> logits in the order A, B, tie.
 
     Parameters
@@ -24,10 +22,6 @@ class Siamese(nn.Module):
     pooling:
         Which vector stands for a sequence: ``mean`` over its tokens, or the ``last`` one's.
     """
-
-    sequences = 2
-    reads_answers_apart = True
-    """Exchanging the answers exchanges what the encoder gave: both orders cost one pass through it."""
 
     def __init__(self, encoder: nn.Module, combine: str = "concat", pooling: str = "mean") -> None:
         super().__init__()
@@ -45,30 +39,9 @@ class Siamese(nn.Module):
         ``[n, 3]``; with ``both_orders`` ``[2 n, 3]``, the n exchanged battles behind the others.
         """
         hidden = hidden_states(self.encoder, inputs, numbered=self.numbered)
-        a, b = POOLINGS[self.pooling](hidden, inputs["attention_mask"]).chunk(2)
+        a, b = POOLINGS[self.pooling](hidden, inputs["attention_mask"]).unflatten(0, (2, -1)).unbind()
         joined = combined(a, b, self.combine)
         if both_orders:
             joined = torch.cat([joined, combined(b, a, self.combine)])
         logits: Tensor = self.classifier(joined)
         return logits
-
-    @staticmethod
-    def compose(packing: Packing, fields: tuple[Field, Field, Field]) -> list[Packed]:
-        """The two sequences of a battle."""
-        prompt, a, b = fields
-        return [packing.pack((prompt, a)), packing.pack((prompt, b))]
-
-    @staticmethod
-    def lengths(packing: Packing, battles: TokenisedBattles) -> NDArray[np.int64]:
-        """Length of the longer sequence of each battle, shape ``[n]``: what padding is decided by."""
-        return np.maximum(
-            packing.lengths(battles.prompt, battles.response_a), packing.lengths(battles.prompt, battles.response_b)
-        )
-
-    @staticmethod
-    def cut(packing: Packing, battles: TokenisedBattles) -> CutReport:
-        """What no sequence sees."""
-        with_a = packing.kept(battles.prompt, battles.response_a)
-        with_b = packing.kept(battles.prompt, battles.response_b)
-        kept = np.stack([np.maximum(with_a[:, 0], with_b[:, 0]), with_a[:, 1], with_b[:, 1]], axis=1)
-        return CutReport.of(battles, kept)

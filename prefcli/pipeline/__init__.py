@@ -18,6 +18,7 @@ from prefcli import files, metrics, tables
 from prefcli.errors import InputError
 from prefcli.merging import Merged, merge
 from prefcli.options import TrainOptions
+from prefcli.pipeline.exporting import export
 from prefcli.pipeline.prediction import Answered, Predicted, latest_run, predict, predict_lines
 from prefcli.pipeline.stages import Preprocessed, Preview, preprocess, preview, read, treat
 from prefcli.pipeline.training import Trained, train
@@ -190,6 +191,7 @@ __all__ = [
     "ablate",
     "demo",
     "eda",
+    "export",
     "latest_run",
     "merge",
     "predict",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -25,7 +24,7 @@ from prefcli.reporting import SILENT, Reporter
 from prefcli.workspace import Stage, Workspace
 
 if TYPE_CHECKING:
-    from prefcli.devices import Placement
+    from prefcli.devices import Wish
 
 
 @dataclass(frozen=True)
@@ -122,9 +121,9 @@ def predict(
 
         from prefcli import devices, inference
 
-        place = functools.cache(lambda: devices.place(device, precision, world.local_rank))
-        members = inference.open_runs(folders, place, fast_attention=fast_attention, encoder=encoder)
-        speaker.note(f"predicting with {', '.join(f.name for f in folders)}{_on(folders, place)}")
+        wish = devices.Wish(device, precision, world.local_rank)
+        members = inference.open_runs(folders, wish, fast_attention=fast_attention, encoder=encoder)
+        speaker.note(f"predicting with {', '.join(f.name for f in folders)}{_on(folders, wish)}")
         keys = battles.table(["prompt_key"])["prompt_key"].to_numpy()
         mixing = blending.from_validation(folders, keys, speaker) if calibrated else Calibration.equal(len(folders))
         mixings = [mixing]
@@ -249,10 +248,12 @@ def _treated(
     return [made[text] for text in texts]
 
 
-def _on(folders: Sequence[Path], place: Callable[[], Placement]) -> str:
+def _on(folders: Sequence[Path], wish: Wish) -> str:
     """Where neural runs compute; nothing to say of others."""
-    kinds = {runs.read_config(folder)["options"]["architecture"] for folder in folders}
-    return "" if kinds == {"features"} else f" on {place()}"
+    runtimes = {runs.runtime_of(runs.read_config(folder)) for folder in folders}
+    places = ["ONNX Runtime"] if "onnx" in runtimes else []
+    places += [str(wish.placement)] if "torch" in runtimes else []
+    return f" on {' and '.join(places)}" if places else ""
 
 
 def _ids(stage: Stage) -> Iterator[str]:

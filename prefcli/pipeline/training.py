@@ -102,9 +102,11 @@ def train(
                 claims.enter_context(runs.claimed(folder))
             runs.verify_all(folder, going_on=True)
             config = runs.read_config(folder)
+            if runs.runtime_of(config) == "onnx":
+                raise InputError(f"{folder} is an exported run", hint="Continue the run that it was exported from.")
             options = TrainOptions(**config["options"])
             with world.first_does():
-                data = _data_again(config["data"], options, workspace, speaker)
+                data = data_again(config["data"], options, workspace, speaker)
             under_way = True
         else:
             options.check()
@@ -221,7 +223,7 @@ def _soft_digest(options: TrainOptions) -> str | None:
         raise InputError(f"cannot read the soft labels: {error.strerror}", where=str(path)) from None
 
 
-def _data_again(known: Mapping[str, Any], options: TrainOptions, workspace: Workspace, reporter: Reporter) -> Data:
+def data_again(known: Mapping[str, Any], options: TrainOptions, workspace: Workspace, reporter: Reporter) -> Data:
     """The data of a run that is continued: its cached stage, or the same source treated again."""
     source, digest, text = Source.from_json(known["source"]), known["source_sha256"], known["text"]
     try:
