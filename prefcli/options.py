@@ -16,6 +16,7 @@ TRUNCATIONS = ("head", "head-tail")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 LOSS_INPUTS = ("logits", "softmax", "log-softmax")
 ACTIVATIONS = ("softmax", "none")
+TRACKERS = ("tensorboard", "wandb")
 
 RECIPE_WORDS = {
     "seed": "the classical method, siamese on NLTK-treated text",
@@ -117,6 +118,17 @@ class TrainOptions:
     checkpoint_every: int = option(0, "Checkpoint every N steps; 0: every 5 minutes.", at_least=0)
     seed: int = option(0, "Of everything that is random.", at_least=0, at_most=2**63 - 1)
     limit: int | None = option(None, "Train on N battles only, drawn at random by prompt.", at_least=1)
+    tracker: str | None = option(
+        None,
+        "Also send metrics and options there; several with commas, or the flag again. wandb uses the network, "
+        "but for WANDB_MODE=offline.",
+        each_of=TRACKERS,
+    )
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers that were asked for, each once."""
+        return () if self.tracker is None else tuple(dict.fromkeys(self.tracker.replace(" ", "").split(",")))
 
     @property
     def treatment(self) -> str:
@@ -153,6 +165,10 @@ def _problem(f: dataclasses.Field[Any], value: Any) -> str:
         return ""
     if "choices" in limits and value not in limits["choices"]:
         return f"{flag} is {value!r}, not one of {', '.join(limits['choices'])}"
+    if "each_of" in limits and (
+        unknown := [v for v in value.replace(" ", "").split(",") if v not in limits["each_of"]]
+    ):
+        return f"{flag} has {', '.join(map(repr, unknown))}, not one of {', '.join(limits['each_of'])}"
     if isinstance(value, float) and value != value:
         return f"{flag} is not a number"
     if "at_least" in limits and value < limits["at_least"]:

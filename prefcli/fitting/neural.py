@@ -11,6 +11,7 @@ from prefcli import checkpoints, devices, encoders, runs, tokens, training
 from prefcli.fitting.work import Fitted, Work
 from prefcli.models import neural
 from prefcli.selection import Fold
+from prefcli.trackers import Trackers
 
 
 class NeuralFitter:
@@ -30,7 +31,7 @@ class NeuralFitter:
                 work.pool, self.tokenizer, work.workspace, work.reporter, by_turn=options.truncation == "head-tail"
             )
 
-    def fit(self, fold: Fold, prefix: str) -> Fitted:
+    def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> Fitted:
         """Fit one fold; a fit under way is continued from its own files."""
         work, options, folder = self.work, self.work.options, fold.folder
         under_way = work.resume and bool(checkpoints.existing(folder / "checkpoints"))
@@ -75,6 +76,7 @@ class NeuralFitter:
                 reporter=work.reporter,
                 world=work.world,
                 resume=work.resume,
+                trackers=trackers,
             )
         )
         return Fitted(fitted.logits, fitted.battles_per_second)

@@ -90,7 +90,7 @@ def train(
     Interrupted
         On SIGINT or SIGTERM, after a checkpoint.
     """
-    from prefcli import encoders, experiment
+    from prefcli import encoders, experiment, trackers
 
     started = time.monotonic()
     world = from_environment()
@@ -103,11 +103,13 @@ def train(
             runs.verify_all(folder, going_on=True)
             config = runs.read_config(folder)
             options = TrainOptions(**config["options"])
+            trackers.require(options)
             with world.first_does():
                 data = _data_again(config["data"], options, workspace, speaker)
             under_way = True
         else:
             options.check()
+            trackers.require(options)
             options = _with_absolute_paths(options)
             with world.first_does():
                 if options.architecture != "features":
