@@ -1,11 +1,12 @@
 # make demo   the whole pipeline on synthetic battles, offline    make test   the tests
 # make lint   format, lint and types                              make bench  the benchmarks (DATA=FILE: on these battles)
+# make docs   the command line reference, from --help             make site   the documentation as a site, in site/
 # Each makes its own virtual environment first. PYTHON=python3.12 chooses another interpreter.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint format bench docs clean
+.PHONY: install demo test lint format bench docs site clean
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -32,6 +33,9 @@ format: install
 docs: install
 	$(BIN)/python docs/make_cli_reference.py
 
+site: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	test -n "$(DATA)" || $(BIN)/prefcli demo demo --force > /dev/null
@@ -42,4 +46,4 @@ bench: install
 	$(BIN)/python benchmarks/features.py $(or $(DATA),demo/train.csv)
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
