@@ -1,4 +1,4 @@
-"""The documentation as a site: builds without a complaint, leads nowhere that is not there, asks nobody for anything."""
+"""The documentation as a site: it builds without a complaint, leads nowhere in vain, asks nobody for anything."""
 
 from __future__ import annotations
 
