@@ -88,7 +88,7 @@ def test_every_block_says_what_it_is_and_a_reason_is_a_reason(page: Path) -> Non
 def stand_ins(tmp_path_factory: pytest.TempPathFactory, bert_folder: Path, deberta_folder: Path) -> Path:
     """A folder with everything that commands in the documents name."""
     folder = tmp_path_factory.mktemp("stand-ins")
-    demo.write(folder, train=90, test=20)
+    demo.write(folder, train=60, test=20)
     demo.write(folder / "other", train=60, test=20, seed=1)
     for name, source in {
         "truth.csv": "test_truth.csv",
