@@ -29,7 +29,7 @@ from prefcli.workspace import Workspace
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OUTPUT = ("text", "json", "toml", "python")
-"""Languages of blocks that are no commands. Those of python.md have a test of their own."""
+"""Languages of blocks that are no commands; Python is run too, that of python.md by a test of its own."""
 STARTS = re.compile(r"^(prefcli|torchrun|python3?|pip|make|tensorboard|wandb)\b(?!:)", re.MULTILINE)
 BEYOND_WORDS = re.compile(r"[|<>;&$*`~]")
 """What only a shell understands."""
@@ -62,7 +62,9 @@ def blocks(page: Path) -> list[Block]:
 
 
 def run_here(page: Path) -> list[Block]:
-    return [block for block in blocks(page) if block.language == "sh" and block.reason is None]
+    """Blocks of commands, and of the Python between them."""
+    languages = ("sh",) if page.name == "python.md" else ("sh", "python")
+    return [block for block in blocks(page) if block.language in languages and block.reason is None]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -74,7 +76,7 @@ def test_every_block_says_what_it_is_and_a_reason_is_a_reason(page: Path) -> Non
             assert block.language == "python" or page.name == "cli.md" or not STARTS.search(block.text), where
         if block.reason is None:
             continue
-        assert block.language == "sh", f"{where}: only commands are not run"
+        assert block.language in ("sh", "python"), f"{where}: nothing of this language is run"
         assert len(block.reason.split()) > 1, f"{where}: why not?"
         if named := re.match(r"(\S+\.md) runs the same", block.reason):
             elsewhere = next(other for other in PAGES if other.name == named[1])
@@ -101,13 +103,18 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, bert_folder: Path, deber
     header, *rows = (folder / "test_truth.csv").read_text().splitlines()
     guesses = [f"{row.split(',')[0]},0.333,0.333,0.333" for row in rows]
     (folder / "sample_submission.csv").write_text("\n".join([header, *guesses]) + "\n")
+    competition = folder / "kaggle" / "input" / "llm-classification-finetuning"
+    competition.mkdir(parents=True)
     with zipfile.ZipFile(folder / "llm-classification-finetuning.zip", "w") as archive:
         for name in ("train.csv", "test.csv", "sample_submission.csv"):
             archive.write(folder / name, name)
+            shutil.copy(folder / name, competition)
+    (folder / "kaggle" / "working").mkdir()
+    (folder / "needed.json").write_text('{"install": [{"metadata": {"name": "nltk", "version": "3.10.4"}}]}')
     (folder / "battles.jsonl").write_text('{"id": "1", "prompt": "2 + 2?", "response_a": "4", "response_b": "5"}\n')
     shutil.copytree(bert_folder, folder / "my-encoder")
     shutil.copytree(bert_folder, folder / "SMALL")
-    shutil.copytree(deberta_folder, folder / "deberta-v3-small")
+    shutil.copytree(deberta_folder, folder / "kaggle" / "input" / "deberta-v3-small")
     # A folder of that name comes before the hub: the default encoder, without a network.
     shutil.copytree(deberta_folder, folder / "microsoft" / "deberta-v3-small")
     make_runs(folder)
@@ -160,13 +167,22 @@ def test_commands_in_the_documents_run(
     page: Path, stand_ins: Path, tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lay_out(page, stand_ins, tmp_path)
+    variables: dict[str, object] = {}
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     # This interpreter's commands, whether or not its environment is the active one.
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     for block in run_here(page):
+        if block.language == "python":
+            exec(here(block.text, tmp_path), variables)
+            continue
         for command in block.commands:
-            code, said = execute(command, cli, monkeypatch)
+            code, said = execute(here(command, tmp_path), cli, monkeypatch)
             assert code == 0, f"{page.name}, line {block.line}: {command}\n{said}"
+
+
+def here(text: str, folder: Path) -> str:
+    """Kaggle's folder lies below the test's."""
+    return re.sub(r"(?<![\w.])/kaggle/", f"{folder}/kaggle/", text)
 
 
 def execute(command: str, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
