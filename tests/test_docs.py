@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Result
+from test_docs_commands import blocks
 
 ROOT = Path(__file__).parent.parent
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,8 +41,8 @@ def test_links_between_documents_lead_somewhere(path: Path) -> None:
 @pytest.mark.parametrize("path", [p for p in DOCS if p.name != "cli.md"], ids=lambda p: p.name)
 def test_every_command_in_the_documents_has_flags_that_exist(path: Path, cli: Callable[..., Result]) -> None:
     helps: dict[str, str] = {}
-    for block in re.findall(r"```(?:sh|bash|text)?\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.S):
-        for line in block.replace("\\\n", " ").splitlines():
+    for block in blocks(path):
+        for line in block.text.replace("\\\n", " ").splitlines():
             match = re.search(r"\bprefcli (\w+)(.*)", line.split("#")[0])
             if not match or line.lstrip().startswith(("error", "warning")):
                 continue
