@@ -121,7 +121,7 @@ class WandB:
                 id=identity,
                 name=self._title,
                 resume="allow",
-                dir=str(self._folder),
+                dir=str(self._folder.absolute()),  # its service is a process of its own
                 config=dict(options),
                 settings=settings,
             )

@@ -120,6 +120,7 @@ def test_both_trackers_hold_what_the_log_holds_and_the_weights_are_the_same_byte
     assert not (tmp_path / "plain" / "wandb").exists()
     result = cli(*command, "-o", "tracked", "--tracker", "tensorboard", "--tracker", "wandb", "--json")
     assert result.code == 0, result.err
+    assert "told no more" not in result.err
     folder, score = tmp_path / "tracked", result.json()["validation"]
     assert files.sha256(folder / "model.safetensors") == files.sha256(tmp_path / "plain" / "model.safetensors")
     assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "plain" / "metrics.jsonl").read_bytes()
