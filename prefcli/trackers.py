@@ -125,15 +125,15 @@ class WandB:
                 config=dict(options),
                 settings=settings,
             )
-        except wandb.errors.UsageError as error:
-            raise PrefcliError(
-                f"Weights & Biases cannot be used: {_first_line(error)}",
-                hint="Log in with wandb login, set WANDB_MODE=offline, or leave --tracker wandb out.",
-            ) from None
-        except (wandb.errors.Error, OSError) as error:
+        except wandb.errors.CommError as error:
             raise NetworkError(
                 f"Weights & Biases cannot be reached: {_first_line(error)}",
                 hint="Set WANDB_MODE=offline and send the run later with wandb sync, or leave --tracker wandb out.",
+            ) from None
+        except Exception as error:  # no key, a full disk, a setting it refuses: they differ from release to release
+            raise PrefcliError(
+                f"Weights & Biases cannot be used: {_first_line(error)}",
+                hint="Log in with wandb login, set WANDB_MODE=offline, or leave --tracker wandb out.",
             ) from None
         # The service keeps what it was sent before, and a continued training repeats it exactly.
         there = 0 if self._run.offline else self._run.starting_step
@@ -259,7 +259,8 @@ def following(folder: Path, options: TrainOptions, title: str, reporter: Reporte
 
 
 def _tracked(line: Mapping[str, Any]) -> dict[str, float]:
-    return {told: float(line[name]) for name, told in NAMES.items() if name in line}
+    """The numbers of a line; what damage has made of them otherwise is left out."""
+    return {told: float(line[name]) for name, told in NAMES.items() if type(line.get(name)) in (int, float)}
 
 
 def _first_line(error: BaseException) -> str:

@@ -82,8 +82,30 @@ def test_every_block_says_what_it_is_and_a_reason_is_a_reason(page: Path) -> Non
             elsewhere = next(other for other in PAGES if other.name == named[1])
             there = [command for other in run_here(elsewhere) for command in other.commands]
             assert set(block.commands) <= set(there), where
-    leftover = re.findall(r"<!-- not run:[^>]*-->(?!\n\n?```)", page.read_text(encoding="utf-8"))
+    leftover = re.findall(r"^<!-- not run:[^>]*-->(?!\n\n?```)", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert not leftover, f"{page.name}: {leftover} stands before no block"
+
+
+def test_only_a_reason_right_before_a_block_keeps_it_from_being_run(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```sh\nprefcli eda a.csv  # tables\n```\n\n<!-- not run: needs a GPU -->\n```sh\nprefcli train \\\n    b.csv\n```\n\n"
+        "<!-- not run: far above -->\n\nText.\n\n```sh\nprefcli eda c.csv\n```\n"
+    )
+    assert [command for block in run_here(page) for command in block.commands] == [
+        "prefcli eda a.csv",
+        "prefcli eda c.csv",
+    ]
+    assert blocks(page)[1].commands == ["prefcli train b.csv"]
+    with pytest.raises(AssertionError, match="stands before no block"):
+        test_every_block_says_what_it_is_and_a_reason_is_a_reason(page)
+
+
+@pytest.mark.parametrize("text", ["```\nprefcli eda a.csv\n```\n", "```text\nprefcli eda a.csv\n```\n"])
+def test_a_command_cannot_hide_in_a_block_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "page.md").write_text(text)
+    with pytest.raises(AssertionError, match="line 1"):
+        test_every_block_says_what_it_is_and_a_reason_is_a_reason(tmp_path / "page.md")
 
 
 @pytest.fixture(scope="session")

@@ -112,10 +112,12 @@ def assert_tracked(found: Mapping[str, Mapping[int, float]], folder: Path) -> No
 
 
 def test_both_trackers_hold_what_the_log_holds_and_the_weights_are_the_same_bytes_as_without(
-    tmp_path: Path, small: Demo, cli: Callable[..., Result]
+    tmp_path: Path, small: Demo, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("train", small.train, "--encoder", "tiny", "--text", "raw", "--max-length", "48", "--eval-every", "4")
     assert cli(*command, "-o", "plain").code == 0
+    secret = "0123456789abcdef" * 3
+    monkeypatch.setenv("WANDB_API_KEY", secret)
     assert not (tmp_path / "plain" / "tensorboard").exists()
     assert not (tmp_path / "plain" / "wandb").exists()
     result = cli(*command, "-o", "tracked", "--tracker", "tensorboard", "--tracker", "wandb", "--json")
@@ -134,6 +136,9 @@ def test_both_trackers_hold_what_the_log_holds_and_the_weights_are_the_same_byte
     assert history["final/log_loss"] == {-1: pytest.approx(score["log_loss"])}
     assert config["encoder"] == "tiny"
     assert config["max_length"] == 48
+
+    assert secret not in result.out + result.err
+    assert not [path for path in folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
 
     runs.verify(folder)
     assert json.loads((folder / "config.json").read_text())["options"]["tracker"] == "tensorboard,wandb"
@@ -264,6 +269,13 @@ def test_wandb_without_a_key_says_how_to_get_on_and_tells_no_secret(
     ):
         following.begin()
     assert "WANDB_MODE=offline" in caught.value.hint
+
+
+def test_a_damaged_line_of_the_log_is_no_hindrance(tmp_path: Path) -> None:
+    tracker = trackers.TensorBoard(tmp_path)
+    tracker.begin({}, [*LINES[:2], {"step": 3, "loss": "1.0", "lr": None}, LINES[3]])
+    tracker.close(failed=False)
+    assert sorted(in_tensorboard(tmp_path)["train/loss"]) == [1, 2, 4]
 
 
 def test_wandb_that_cannot_be_reached_is_a_network_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
