@@ -89,7 +89,8 @@ def test_every_block_says_what_it_is_and_a_reason_is_a_reason(page: Path) -> Non
 def test_only_a_reason_right_before_a_block_keeps_it_from_being_run(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "```sh\nprefcli eda a.csv  # tables\n```\n\n<!-- not run: needs a GPU -->\n```sh\nprefcli train \\\n    b.csv\n```\n\n"
+        "```sh\nprefcli eda a.csv  # tables\n```\n\n"
+        "<!-- not run: needs a GPU -->\n```sh\nprefcli train \\\n    b.csv\n```\n\n"
         "<!-- not run: far above -->\n\nText.\n\n```sh\nprefcli eda c.csv\n```\n"
     )
     assert [command for block in run_here(page) for command in block.commands] == [
