@@ -1,11 +1,14 @@
 # make demo   the whole pipeline on synthetic battles, offline    make test   the tests
 # make lint   format, lint and types                              make bench  the benchmarks (DATA=FILE: on these battles)
+# make docs   the command line reference, from --help             make site   the documentation as a site, in site/
+# make release        a wheel and a source release, in dist/
+# make release-check  the same, the wheel installed into a new environment, and the demo run there
 # Each makes its own virtual environment first. PYTHON=python3.12 chooses another interpreter.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint format bench docs clean
+.PHONY: install demo test lint format bench docs site release release-check clean
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -32,6 +35,9 @@ format: install
 docs: install
 	$(BIN)/python docs/make_cli_reference.py
 
+site: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	test -n "$(DATA)" || $(BIN)/prefcli demo demo --force > /dev/null
@@ -41,5 +47,17 @@ bench: install
 	$(BIN)/python benchmarks/prediction_peers.py $(or $(DATA),demo/train.csv)
 	$(BIN)/python benchmarks/features.py $(or $(DATA),demo/train.csv)
 
+release: install
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+# The wheel as a user gets it: into an environment of its own, with the dependencies that it declares.
+release-check: release
+	$(PYTHON) -m venv dist/check
+	dist/check/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
+	dist/check/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd dist && check/bin/prefcli demo demo
+	rm -rf dist/check dist/demo
+
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcli import calibration, card, files, metrics, runs
+from prefcli import calibration, card, files, metrics, runs, trackers
 from prefcli.distributed import World
 from prefcli.fitting import Fitted, Work, fitter_for
 from prefcli.options import TrainOptions
@@ -64,14 +65,16 @@ def conduct(
     fitter = fitter_for(work, folds)
     fits: list[Fitted] = []
     for number, fold in enumerate(folds):
-        fitted = fitter.fit(fold, f"fold {number + 1} of {len(folds)}: " if options.folds else "")
-        fits.append(fitted)
-        if world.is_first:
-            _write_papers(fold.folder, options, pool, fitted, fold.held_out)
-            runs.seal(fold.folder, trained=True)
+        with _following(fold.folder, work) as following:
+            fitted = fitter.fit(fold, f"fold {number + 1} of {len(folds)}: " if options.folds else "", following)
+            fits.append(fitted)
+            if world.is_first:
+                following.conclude(_write_papers(fold.folder, options, pool, fitted, fold.held_out))
+                runs.seal(fold.folder, trained=True)
     whole, held_out = _together(folds, fits)
     if options.folds and world.is_first:
-        _write_papers(folder, options, pool, whole, held_out)
+        with _following(folder, work) as following:
+            following.conclude(_write_papers(folder, options, pool, whole, held_out))
         runs.seal(folder, trained=True)
     validation, doubt = None, ""
     if whole.logits is not None:
@@ -88,6 +91,14 @@ def conduct(
             advice = f"try --warmup 0.1, another --lr, more --epochs, --text raw, --recipe fast{more}"
         reporter.warn(f"{doubt}: {advice}")
     return Result(validation, whole.battles_per_second, bool(doubt))
+
+
+def _following(folder: Path, work: Work) -> AbstractContextManager[trackers.Trackers]:
+    """The trackers of the run or of one of its folds; only one process tells them."""
+    if not work.world.is_first:
+        return nullcontext(trackers.NOTHING)
+    title = folder.name if folder == work.folder else f"{work.folder.name}/{folder.name}"
+    return trackers.following(folder, work.options, title, work.reporter)
 
 
 def doubt_about(
@@ -122,8 +133,10 @@ def _together(folds: list[Fold], fits: list[Fitted]) -> tuple[Fitted, NDArray[np
     return Fitted(np.concatenate(parts)[order], rate, importances), positions[order]
 
 
-def _write_papers(folder: Path, options: TrainOptions, pool: Pool, fitted: Fitted, held_out: NDArray[np.intp]) -> None:
-    """What a finished run leaves besides its model: per-battle probabilities, its score, its card."""
+def _write_papers(
+    folder: Path, options: TrainOptions, pool: Pool, fitted: Fitted, held_out: NDArray[np.intp]
+) -> dict[str, Any] | None:
+    """What a finished run leaves besides its model: per-battle probabilities, its score (also returned), its card."""
     validation, calibrated = None, None
     if fitted.logits is not None:
         labels, keys = pool.labels[held_out], pool.keys[held_out]
@@ -134,3 +147,4 @@ def _write_papers(folder: Path, options: TrainOptions, pool: Pool, fitted: Fitte
         prior = validation["prior_log_loss"] if validation else None
         files.write_text(folder / runs.CURVES, learning_curves(runs.read_metrics(folder), prior))
     card.write(folder, options, runs.read_config(folder), validation, str(calibrated or ""), fitted.importances)
+    return validation

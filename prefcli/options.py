@@ -19,6 +19,7 @@ ACTIVATIONS = ("softmax", "none")
 POOLINGS = ("auto", "mean", "last")
 TEMPLATES = ("auto", "tokens", "words")
 QUANTIZATIONS = ("none", "8bit", "4bit")
+TRACKERS = ("tensorboard", "wandb")
 
 RECIPE_WORDS = {
     "seed": "the classical method, siamese on NLTK-treated text",
@@ -147,6 +148,17 @@ class TrainOptions:
     checkpoint_every: int = option(0, "Checkpoint every N steps; 0: every 5 minutes.", at_least=0)
     seed: int = option(0, "Of everything that is random.", at_least=0, at_most=2**63 - 1)
     limit: int | None = option(None, "Train on N battles only, drawn at random by prompt.", at_least=1)
+    tracker: str | None = option(
+        None,
+        "Also send metrics and options there; several with commas, or the flag again. wandb uses the network, "
+        "but for WANDB_MODE=offline.",
+        each_of=TRACKERS,
+    )
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers that were asked for, each once."""
+        return () if self.tracker is None else tuple(dict.fromkeys(self.tracker.replace(" ", "").split(",")))
 
     @property
     def treatment(self) -> str:
@@ -191,6 +203,10 @@ def _problem(f: dataclasses.Field[Any], value: Any) -> str:
         return ""
     if "choices" in limits and value not in limits["choices"]:
         return f"{flag} is {value!r}, not one of {', '.join(limits['choices'])}"
+    if "each_of" in limits and (
+        unknown := [v for v in value.replace(" ", "").split(",") if v not in limits["each_of"]]
+    ):
+        return f"{flag} has {', '.join(map(repr, unknown))}, not one of {', '.join(limits['each_of'])}"
     if isinstance(value, float) and value != value:
         return f"{flag} is not a number"
     if "at_least" in limits and value < limits["at_least"]:

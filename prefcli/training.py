@@ -37,6 +37,7 @@ from prefcli.outcomes import OUTCOMES, SWAPPED
 from prefcli.packing import TokenisedBattles
 from prefcli.reporting import Reporter
 from prefcli.runs import METRICS, read_metrics
+from prefcli.trackers import NOTHING, Trackers
 
 CHECKPOINT_SECONDS = 300.0
 MOST_SKIPS_IN_A_ROW = 20
@@ -99,6 +100,8 @@ class Task:
     resume: bool = False
     fail_after: Callable[[Position], None] | None = None
     """Called after every step; tests inject faults here."""
+    trackers: Trackers = NOTHING
+    """Told what ``metrics.jsonl`` is told."""
 
     def __post_init__(self) -> None:
         if not len(self.train):
@@ -196,7 +199,7 @@ def fit(task: Task) -> Fitted:
     position = _restore(task, optimizer, scaler) if task.resume else Position()
     sharded = sharding.is_sharded(module)
     parallel = module if world.alone or sharded else _data_parallel(module, placement.device)
-    log = _Log(task.folder / METRICS, position.steps, writes=world.is_first)
+    log = _Log(task.folder / METRICS, position.steps, task.trackers, writes=world.is_first)
     log.open()
     last_checkpoint = time.monotonic()
     first_done = position.epoch * len(task.train) + position.batch * options.batch_size
@@ -476,23 +479,26 @@ def _data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 class _Log:
-    """``metrics.jsonl``: one line per step and per validation, cut back to the checkpoint when resumed."""
+    """``metrics.jsonl``: a line per step and validation, cut back to the checkpoint when resumed; trackers hear it."""
 
-    def __init__(self, path: Path, steps: int, *, writes: bool) -> None:
+    def __init__(self, path: Path, steps: int, trackers: Trackers, *, writes: bool) -> None:
         self._path = path
         self._steps = steps
+        self._trackers = trackers
         self._writes = writes
 
     def open(self) -> None:
         if not self._writes:
             return
         known = read_metrics(self._path.parent) if self._steps and self._path.exists() else []
-        kept = [json.dumps(record) + "\n" for record in known if record["step"] <= self._steps]
-        files.write_text(self._path, "".join(kept))
+        kept = [record for record in known if record["step"] <= self._steps]
+        files.write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._trackers.begin(kept)
 
     def write(self, **record: Any) -> None:
         if self._writes:
             files.append_line(self._path, json.dumps(record))
+            self._trackers.record(record)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Result
+from test_docs_commands import blocks
 
 ROOT = Path(__file__).parent.parent
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -26,16 +27,22 @@ def test_the_command_line_reference_is_what_help_prints() -> None:
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
 def test_links_between_documents_lead_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
-        if "://" not in target:
-            assert (path.parent / target).exists(), f"{path.name}: {target}"
+    for target, part in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", path.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        place = path.parent / target if target else path
+        assert place.exists(), f"{path.name}: {target}"
+        if part:
+            headings = re.findall(r"^#+ (.*)$", place.read_text(encoding="utf-8"), flags=re.M)
+            names = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            assert part in names, f"{path.name}: {target}#{part}"
 
 
 @pytest.mark.parametrize("path", [p for p in DOCS if p.name != "cli.md"], ids=lambda p: p.name)
 def test_every_command_in_the_documents_has_flags_that_exist(path: Path, cli: Callable[..., Result]) -> None:
     helps: dict[str, str] = {}
-    for block in re.findall(r"```(?:sh|bash|text)?\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.S):
-        for line in block.replace("\\\n", " ").splitlines():
+    for block in blocks(path):
+        for line in block.text.replace("\\\n", " ").splitlines():
             match = re.search(r"\bprefcli (\w+)(.*)", line.split("#")[0])
             if not match or line.lstrip().startswith(("error", "warning")):
                 continue

@@ -42,7 +42,7 @@ def run(
 
     memory.keep_freed_memory()
     session = common.session(ctx, workspace, quiet)
-    options, _ = resolve({name: value for name, value in flags.items() if value is not None})
+    options, _ = resolve(train_verb.given_options(flags))
     found = pipeline.ablate(
         common.source(file, format, columns),
         session.workspace,

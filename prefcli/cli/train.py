@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import shlex
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -63,7 +63,7 @@ def run(
 
     memory.keep_freed_memory()
     session = common.session(ctx, workspace, quiet)
-    given = {name: value for name, value in flags.items() if value is not None}
+    given = given_options(flags)
     if resume is not None and (given or file or output or config):
         named = [flag_of(name) for name in given] + [n for n, v in (("--output", output), ("--config", config)) if v]
         named += ["FILE"] if file else []
@@ -116,18 +116,26 @@ def option_parameters() -> list[inspect.Parameter]:
         kinds = [kind for kind in getattr(hints[f.name], "__args__", (hints[f.name],)) if kind is not type(None)]
         flag = flag_of(f.name)
         names = [f"{flag}/--no-{flag[2:]}"] if kinds[0] is bool else [flag]
-        choices = f.metadata.get("choices")
+        several = "each_of" in f.metadata
+        choices = f.metadata.get("choices") or f.metadata.get("each_of")
         metavar = "|".join(choices) if choices else {int: "N", float: "X", str: "NAME"}.get(kinds[0])
         default = "" if f.default is None or f.default is False else f" [default: {f.default}]"
         option = typer.Option(
             *names, metavar=None if kinds[0] is bool else metavar, help=f.metadata["help"] + default, show_default=False
         )
+        kind = list[str] if several else kinds[0]
         parameters.append(
             inspect.Parameter(
-                f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kinds[0] | None, option]
+                f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
             )
         )
     return parameters
+
+
+def given_options(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given as flags; one that was given several times is a list with commas."""
+    given = {name: value for name, value in flags.items() if value is not None and value != []}
+    return {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def with_option_flags(verb: Callable[..., None], without: Collection[str] = ()) -> None:

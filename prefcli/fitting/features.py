@@ -12,6 +12,7 @@ from prefcli.features import Features
 from prefcli.fitting.work import Fitted, Work
 from prefcli.models import features as models
 from prefcli.selection import Fold
+from prefcli.trackers import Trackers
 
 
 class FeaturesFitter:
@@ -30,8 +31,11 @@ class FeaturesFitter:
                     progress.advance(batch.num_rows)
         self.features = Features.concatenate(parts)
 
-    def fit(self, fold: Fold, prefix: str) -> Fitted:
-        """Fit one fold. A fold of a continued run that is fitted already is not fitted again."""
+    def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> Fitted:
+        """Fit one fold. A fold of a continued run that is fitted already is not fitted again.
+
+        There are no steps that a tracker could be told.
+        """
         fitted = self._fit_here(self.features, fold, prefix) if self.features is not None else None
         first: Fitted = self.work.world.gather(fitted)[0]
         return first

@@ -13,6 +13,7 @@ from prefcli.errors import InputError
 from prefcli.fitting.work import Fitted, Work
 from prefcli.models import neural
 from prefcli.selection import Fold
+from prefcli.trackers import Trackers
 
 
 class NeuralFitter:
@@ -40,7 +41,7 @@ class NeuralFitter:
                 work.pool, self.tokenizer, work.workspace, work.reporter, by_turn=options.truncation == "head-tail"
             )
 
-    def fit(self, fold: Fold, prefix: str) -> Fitted:
+    def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> Fitted:
         """Fit one fold; a fit under way is continued from its own files."""
         work, options, folder = self.work, self.work.options, fold.folder
         under_way = work.resume and bool(checkpoints.existing(folder / "checkpoints"))
@@ -93,6 +94,7 @@ class NeuralFitter:
                 reporter=work.reporter,
                 world=work.world,
                 resume=work.resume,
+                trackers=trackers,
             )
         )
         if options.lora_rank and work.world.is_first:

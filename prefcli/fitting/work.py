@@ -17,6 +17,7 @@ from prefcli.options import TrainOptions
 from prefcli.reporting import Reporter
 from prefcli.runs import Data
 from prefcli.selection import Fold, Pool
+from prefcli.trackers import Trackers
 from prefcli.workspace import Workspace
 
 
@@ -100,5 +101,5 @@ class Fitted:
 class Fitter(Protocol):
     """Fits folds, one after the other."""
 
-    def fit(self, fold: Fold, prefix: str) -> Fitted:
+    def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> Fitted:
         """Fit one fold (or the only split) into its folder; ``prefix`` begins what is said of it."""

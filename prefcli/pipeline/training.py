@@ -90,7 +90,7 @@ def train(
     Interrupted
         On SIGINT or SIGTERM, after a checkpoint.
     """
-    from prefcli import encoders, experiment
+    from prefcli import encoders, experiment, trackers
 
     started = time.monotonic()
     world = from_environment()
@@ -105,11 +105,13 @@ def train(
             if runs.runtime_of(config) == "onnx":
                 raise InputError(f"{folder} is an exported run", hint="Continue the run that it was exported from.")
             options = TrainOptions(**config["options"])
+            trackers.require(options)
             with world.first_does():
                 data = data_again(config["data"], options, workspace, speaker)
             under_way = True
         else:
             options.check()
+            trackers.require(options)
             options = _with_absolute_paths(options)
             with world.first_does():
                 if options.architecture != "features":

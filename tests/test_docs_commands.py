@@ -1,0 +1,222 @@
+"""Every command in the documents is run, or says why not.
+
+A block of shell commands is run line by line, page by page, in a folder that holds the demo's files and a stand-in for
+every name that the pages use (``RUN``, ``my-encoder``, the default encoder). A block that cannot be run here has the
+reason in a comment before it: ``<!-- not run: needs the network -->``. Where the reason is that another page runs the
+same (``<!-- not run: README.md runs the same -->``), that is checked.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import Result
+
+from prefcli import demo, files, pipeline
+from prefcli.options import TrainOptions
+from prefcli.workspace import Workspace
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OUTPUT = ("text", "json", "toml", "python")
+"""Languages of blocks that are no commands; Python is run too, that of python.md by a test of its own."""
+STARTS = re.compile(r"^(prefcli|torchrun|python3?|pip|make|tensorboard|wandb)\b(?!:)", re.MULTILINE)
+BEYOND_WORDS = re.compile(r"[|<>;&$*`~]")
+"""What only a shell understands."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    reason: str | None
+    """Why it is not run."""
+
+    @property
+    def commands(self) -> list[str]:
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [" ".join(line.split()) for line in (re.sub(r"(^|\s)#.*", "", line) for line in lines) if line.strip()]
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for match in re.finditer(r"(?:<!-- not run: ([^>]*?) -->\n\n?)?^```(\w*)\n(.*?)^```$", text, flags=re.M | re.S):
+        found.append(Block(page.name, text[: match.start(2)].count("\n") + 1, match[2], match[3], match[1]))
+    assert len(found) * 2 == len(re.findall(r"^```", text, flags=re.M)), f"{page.name}: a block that does not end"
+    return found
+
+
+def run_here(page: Path) -> list[Block]:
+    """Blocks of commands, and of the Python between them."""
+    languages = ("sh",) if page.name == "python.md" else ("sh", "python")
+    return [block for block in blocks(page) if block.language in languages and block.reason is None]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_says_what_it_is_and_a_reason_is_a_reason(page: Path) -> None:
+    for block in blocks(page):
+        where = f"{page.name}, line {block.line}"
+        if block.language != "sh":
+            assert block.language in OUTPUT, f"{where}: name the block's language, sh for commands"
+            assert block.language == "python" or page.name == "cli.md" or not STARTS.search(block.text), where
+        if block.reason is None:
+            continue
+        assert block.language in ("sh", "python"), f"{where}: nothing of this language is run"
+        assert len(block.reason.split()) > 1, f"{where}: why not?"
+        if named := re.match(r"(\S+\.md) runs the same", block.reason):
+            elsewhere = next(other for other in PAGES if other.name == named[1])
+            there = [command for other in run_here(elsewhere) for command in other.commands]
+            assert set(block.commands) <= set(there), where
+    leftover = re.findall(r"^<!-- not run:[^>]*-->(?!\n\n?```)", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert not leftover, f"{page.name}: {leftover} stands before no block"
+
+
+def test_only_a_reason_right_before_a_block_keeps_it_from_being_run(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```sh\nprefcli eda a.csv  # tables\n```\n\n"
+        "<!-- not run: needs a GPU -->\n```sh\nprefcli train \\\n    b.csv\n```\n\n"
+        "<!-- not run: far above -->\n\nText.\n\n```sh\nprefcli eda c.csv\n```\n"
+    )
+    assert [command for block in run_here(page) for command in block.commands] == [
+        "prefcli eda a.csv",
+        "prefcli eda c.csv",
+    ]
+    assert blocks(page)[1].commands == ["prefcli train b.csv"]
+    with pytest.raises(AssertionError, match="stands before no block"):
+        test_every_block_says_what_it_is_and_a_reason_is_a_reason(page)
+
+
+@pytest.mark.parametrize("text", ["```\nprefcli eda a.csv\n```\n", "```text\nprefcli eda a.csv\n```\n"])
+def test_a_command_cannot_hide_in_a_block_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "page.md").write_text(text)
+    with pytest.raises(AssertionError, match="line 1"):
+        test_every_block_says_what_it_is_and_a_reason_is_a_reason(tmp_path / "page.md")
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory, bert_folder: Path, deberta_folder: Path) -> Path:
+    """A folder with everything that commands in the documents name."""
+    folder = tmp_path_factory.mktemp("stand-ins")
+    demo.write(folder, train=60, test=20)
+    demo.write(folder / "other", train=60, test=20, seed=1)
+    for name, source in {
+        "truth.csv": "test_truth.csv",
+        "labels.csv": "test_truth.csv",
+        "votes.csv": "train.csv",
+        "ours.csv": "test.csv",
+        "our-votes.csv": "other/train.csv",
+    }.items():
+        shutil.copy(folder / source, folder / name)
+    header, *rows = (folder / "test_truth.csv").read_text().splitlines()
+    guesses = [f"{row.split(',')[0]},0.333,0.333,0.333" for row in rows]
+    (folder / "sample_submission.csv").write_text("\n".join([header, *guesses]) + "\n")
+    competition = folder / "kaggle" / "input" / "llm-classification-finetuning"
+    competition.mkdir(parents=True)
+    with zipfile.ZipFile(folder / "llm-classification-finetuning.zip", "w") as archive:
+        for name in ("train.csv", "test.csv", "sample_submission.csv"):
+            archive.write(folder / name, name)
+            shutil.copy(folder / name, competition)
+    (folder / "kaggle" / "working").mkdir()
+    (folder / "needed.json").write_text('{"install": [{"metadata": {"name": "nltk", "version": "3.10.4"}}]}')
+    (folder / "battles.jsonl").write_text('{"id": "1", "prompt": "2 + 2?", "response_a": "4", "response_b": "5"}\n')
+    shutil.copytree(bert_folder, folder / "my-encoder")
+    shutil.copytree(bert_folder, folder / "SMALL")
+    shutil.copytree(deberta_folder, folder / "kaggle" / "input" / "deberta-v3-small")
+    # A folder of that name comes before the hub: the default encoder, without a network.
+    shutil.copytree(deberta_folder, folder / "microsoft" / "deberta-v3-small")
+    make_runs(folder)
+    return folder
+
+
+def make_runs(folder: Path) -> None:
+    """``RUN`` and its like; ``unfinished`` is a training that was killed."""
+    workspace = Workspace(folder / "elsewhere")
+    train, fast = folder / "train.csv", TrainOptions(architecture="features")
+    pipeline.train(train, workspace, fast, output=folder / "RUN1")
+    for name in ("RUN", "TEACHER", "my-run"):
+        shutil.copytree(folder / "RUN1", folder / name)
+    small = TrainOptions(encoder="tiny", max_length=64)
+    pipeline.train(train, workspace, small, output=folder / "RUN2")
+
+    append, lines = files.append_line, []
+
+    def stopping(path: Path, line: str) -> None:
+        append(path, line)
+        lines.append(line)
+        if len(lines) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(files, "append_line", stopping)
+        pipeline.train(train, workspace, small, output=folder / "unfinished")
+
+
+def lay_out(page: Path, stand_ins: Path, folder: Path) -> None:
+    """What this page's commands find in their folder."""
+    shutil.copytree(stand_ins, folder, dirs_exist_ok=True)
+    text = "\n".join(command for block in run_here(page) for command in block.commands)
+    if "--resume RUN" in text:
+        shutil.rmtree(folder / "RUN")
+        (folder / "unfinished").rename(folder / "RUN")
+    if page.name == "formats.md":
+        header, *rows = (folder / "our-votes.csv").read_text().splitlines()
+        names = {"response_a": "left", "response_b": "right", "prompt": "question"}
+        columns = header.split(",")
+        assert columns[-3:] == ["winner_model_a", "winner_model_b", "winner_tie"]
+        votes = {"1,0,0": "A", "0,1,0": "B", "0,0,1": "tie"}
+        changed = [",".join([*(names.get(name, name) for name in columns[:-3]), "vote"])]
+        changed += [f"{row[:-6]},{votes[row[-5:]]}" for row in rows]
+        (folder / "votes.csv").write_text("\n".join(changed) + "\n")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if run_here(page)], ids=lambda page: page.name)
+def test_commands_in_the_documents_run(
+    page: Path, stand_ins: Path, tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay_out(page, stand_ins, tmp_path)
+    variables: dict[str, object] = {}
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # This interpreter's commands, whether or not its environment is the active one.
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    for block in run_here(page):
+        if block.language == "python":
+            exec(here(block.text, tmp_path), variables)
+            continue
+        for command in block.commands:
+            code, said = execute(here(command, tmp_path), cli, monkeypatch)
+            assert code == 0, f"{page.name}, line {block.line}: {command}\n{said}"
+
+
+def here(text: str, folder: Path) -> str:
+    """Kaggle's folder lies below the test's."""
+    return re.sub(r"(?<![\w.])/kaggle/", f"{folder}/kaggle/", text)
+
+
+def execute(command: str, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    """Run one command: in this process, which saves seconds of imports, where it is but words; else in a shell."""
+    words = shlex.split(command)
+    assigned = [word.partition("=") for word in words if re.match(r"[A-Z_]+=", word)]
+    if words[len(assigned)] != "prefcli" or BEYOND_WORDS.search(command):
+        done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True, timeout=300)
+        return done.returncode, done.stdout + done.stderr
+    with monkeypatch.context() as patched:
+        for name, _, value in assigned:
+            patched.setenv(name, value)
+        result = cli(*words[len(assigned) + 1 :])
+    return result.code, result.out + result.err

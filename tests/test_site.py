@@ -1,0 +1,76 @@
+"""The documentation as a site: it builds without a complaint, leads nowhere in vain, asks nobody for anything."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(root / "mkdocs.yml"), "-d", str(site)]
+    surroundings = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=surroundings)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    made = build(ROOT, folder)
+    assert made.returncode == 0, made.stderr
+    return folder
+
+
+class Fetched(HTMLParser):
+    """What a browser fetches by itself when it shows a page."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "link" and given.get("rel") not in ("prev", "next", "canonical"):
+            self.addresses.append(given.get("href") or "")
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "srcset", "data")]
+
+
+def test_every_page_is_in_the_site_and_in_its_navigation(site: Path) -> None:
+    first = (site / "index.html").read_text(encoding="utf-8")
+    pages = [path.stem for path in (ROOT / "docs").glob("*.md")] + ["changelog"]
+    assert len(pages) > 10
+    for page in pages:
+        assert (site / f"{page}.html").is_file(), page
+        assert f'href="{page}.html"' in first, page
+    assert "Predict which of two LLM answers" in first, "README is the first page"
+    assert not list(site.rglob("*.py"))
+
+
+def test_pages_fetch_nothing_from_elsewhere(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        addresses = Fetched(page).addresses
+        assert addresses
+        assert not [a for a in addresses if re.match(r"(https?:)?//", a)], page.name
+    for style in site.rglob("*.css"):
+        assert not re.findall(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", style.read_text(encoding="utf-8")), style
+
+
+@pytest.mark.parametrize("broken", ["[to](nowhere.md)", "[to](training.md#no-such-part)"])
+def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path, broken: str) -> None:
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    (tmp_path / "prefcli" / "assets").mkdir(parents=True)
+    for name in ("mkdocs.yml", "README.md", "CHANGELOG.md", "prefcli/assets/WORDNET-LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "docs" / "eda.md").write_text(f"# What eda computes\n\n{broken}\n", encoding="utf-8")
+    made = build(tmp_path, tmp_path / "site")
+    assert made.returncode != 0
+    assert "eda.md" in made.stderr
