@@ -146,3 +146,43 @@ def deberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.save_pretrained(folder)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     return folder
+
+
+LANGUAGE_MODEL_SHAPE = {
+    "vocab_size": 600, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512,
+}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gemma2": {"head_dim": 8, "sliding_window": 16},
+    "llama": {},
+    "qwen2": {},
+}
+
+
+def make_language_model(folder: Path, family: str) -> Path:
+    """A folder as the hub has them: random weights, no special tokens but a beginning (not Qwen's) and an end."""
+    import torch
+    from tokenizers import processors
+    from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+    from prefcli import encoders
+
+    trained = encoders.train_tokenizer([" ".join((*demo.LIKED, *demo.DISLIKED, *demo.NEUTRAL))] * 3, 560)
+    backend = trained.backend_tokenizer
+    begins = family != "qwen2"
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A" if begins else "$A",
+        pair="[CLS] $A [CLS] $B" if begins else "$A $B",
+        special_tokens=[("[CLS]", backend.token_to_id("[CLS]"))] if begins else [],
+    )
+    # The id that pads is the one that ends texts, as in most language models.
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="[CLS]" if begins else None, eos_token="[SEP]", pad_token="[SEP]"
+    ).save_pretrained(folder)
+    ends = backend.token_to_id("[SEP]")
+    config = AutoConfig.for_model(
+        family, **LANGUAGE_MODEL_SHAPE, **FAMILIES[family], pad_token_id=ends, eos_token_id=ends, bos_token_id=1
+    )
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(folder)
+    return folder

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import Result
+from conftest import Result, make_language_model
 
 from prefcli import demo, files, pipeline
 from prefcli.options import TrainOptions
@@ -140,6 +140,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, bert_folder: Path, deber
     shutil.copytree(deberta_folder, folder / "kaggle" / "input" / "deberta-v3-small")
     # A folder of that name comes before the hub: the default encoder, without a network.
     shutil.copytree(deberta_folder, folder / "microsoft" / "deberta-v3-small")
+    make_language_model(folder / "google" / "gemma-2-2b", "gemma2")
     make_runs(folder)
     return folder
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Result
+from conftest import FAMILIES, Result, make_language_model
 
 import prefcli
-from prefcli import adapters, demo, devices, encoders, packing, training, weights
+from prefcli import adapters, devices, encoders, packing, training, weights
 from prefcli.demo import Demo
 from prefcli.errors import InputError, ModelError, PrefcliError
 from prefcli.models import neural, pooling
@@ -28,43 +28,8 @@ from prefcli.options import TrainOptions
 from prefcli.packing import Packing, Template
 from prefcli.reporting import SILENT
 
-SHAPE = {
-    "vocab_size": 600, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 512,
-}  # fmt: skip
-FAMILIES: dict[str, dict[str, Any]] = {
-    "gemma2": {"head_dim": 8, "sliding_window": 16},
-    "llama": {},
-    "qwen2": {},
-}
 LORA = {"text": "raw", "max_length": 96, "lr": 3e-3, "lora_rank": 4, "limit": 96, "eval_every": 4}
 """Of runs here; with the architecture cross-encoder unless it is said otherwise."""
-
-
-def make_language_model(folder: Path, family: str) -> Path:
-    """A folder as the hub has them: random weights, no special tokens but a beginning (not Qwen's) and an end."""
-    from tokenizers import processors
-    from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
-
-    trained = encoders.train_tokenizer([" ".join((*demo.LIKED, *demo.DISLIKED, *demo.NEUTRAL))] * 3, 560)
-    backend = trained.backend_tokenizer
-    begins = family != "qwen2"
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A" if begins else "$A",
-        pair="[CLS] $A [CLS] $B" if begins else "$A $B",
-        special_tokens=[("[CLS]", backend.token_to_id("[CLS]"))] if begins else [],
-    )
-    # The id that pads is the one that ends texts, as in most language models.
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="[CLS]" if begins else None, eos_token="[SEP]", pad_token="[SEP]"
-    ).save_pretrained(folder)
-    ends = backend.token_to_id("[SEP]")
-    config = AutoConfig.for_model(
-        family, **SHAPE, **FAMILIES[family], pad_token_id=ends, eos_token_id=ends, bos_token_id=1
-    )
-    torch.manual_seed(0)
-    AutoModel.from_config(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session", params=sorted(FAMILIES))
