@@ -18,6 +18,7 @@ STANDARD_OUTPUT = Path("-")
 EXAMPLES = common.examples(
     "prefcli predict test.csv",
     "prefcli predict test.csv --model my-run --output submission.csv",
+    "prefcli predict test.csv --model my-run --estimate",
     "prefcli predict test.csv --model run-1 --model run-2 --swap-average --output blend.parquet",
     "prefcli predict ours.csv --model run-1 --calibrate our-votes.csv",
     "produce-battles | prefcli predict - --output - | consume-probabilities",
@@ -74,6 +75,7 @@ def run(
     format: common.FormatOption = None,
     columns: common.ColumnsOption = None,
     workers: common.WorkersOption = None,
+    estimate: common.EstimateOption = False,
     force: common.ForceOption = False,
     json: common.JsonOption = False,
     workspace: common.WorkspaceOption = None,
@@ -96,6 +98,7 @@ def run(
             "--columns": columns,
             "--workers": workers,
             "--force": force,
+            "--estimate": estimate,
             "--json": json,
             "--activation": activation != "softmax",
         }
@@ -120,6 +123,24 @@ def run(
             raise InputError(
                 f"{answered.failed:,} of {answered.lines:,} lines are no battles: they were answered with an error"
             )
+        return
+    if estimate:
+        found = pipeline.estimate_prediction(
+            common.source(file, format, columns),
+            session.workspace,
+            models=model or (),
+            swap_average=swap_average,
+            calibrated=calibration,
+            calibrate=calibrate,
+            precision=precision,
+            device=device,
+            fast_attention=fast_attention,
+            workers=workers,
+            limit=limit,
+            reporter=session.reporter,
+        )
+        if found.speaks:
+            common.print_estimate(found, json)
         return
     made = pipeline.predict(
         common.source(file, format, columns),

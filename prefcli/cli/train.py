@@ -23,6 +23,7 @@ EXAMPLES = common.examples(
     "prefcli train train.csv",
     "prefcli train train.csv --encoder tiny",
     "prefcli train train.csv --recipe fast",
+    "prefcli train train.csv --estimate",
     "prefcli train train.csv --encoder ./deberta-v3-small --text raw --epochs 2",
     "prefcli train train.csv --folds 5 --output runs/five-folds",
     "prefcli train --resume 20260101-120000-siamese-tiny",
@@ -50,6 +51,7 @@ def run(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="The run's folder. [default: a new one]")
     ] = None,
+    estimate: common.EstimateOption = False,
     force: common.ForceOption = False,
     json: common.JsonOption = False,
     workspace: common.WorkspaceOption = None,
@@ -71,6 +73,14 @@ def run(
     options, origins = resolve(given, read_config(config) if config else None)
     if options.recipe != "seed" and resume is None:
         session.reporter.note(describe_recipe(options, origins))
+    if estimate:
+        if resume is not None:
+            raise InputError("--estimate tells of a whole training: it cannot be combined with --resume")
+        battles = common.source(file, format, columns) if file else None
+        found = pipeline.estimate_training(battles, session.workspace, options, reporter=session.reporter)
+        if found.speaks:
+            common.print_estimate(found, json)
+        return
     made = pipeline.train(
         common.source(file, format, columns) if file else None,
         session.workspace,

@@ -32,6 +32,11 @@ class NeuralFitter:
 
     def fit(self, fold: Fold, prefix: str) -> Fitted:
         """Fit one fold; a fit under way is continued from its own files."""
+        fitted = training.fit(self.task(fold, prefix))
+        return Fitted(fitted.logits, fitted.battles_per_second)
+
+    def task(self, fold: Fold, prefix: str) -> training.Task:
+        """Everything the fit of a fold needs, in memory and in its folder."""
         work, options, folder = self.work, self.work.options, fold.folder
         under_way = work.resume and bool(checkpoints.existing(folder / "checkpoints"))
         if under_way:
@@ -64,20 +69,17 @@ class NeuralFitter:
                     model.save_beside_weights(owner)
                     runs.seal(owner, trained=False)
             work.world.barrier()
-        fitted = training.fit(
-            training.Task(
-                model=model,
-                train=train,
-                targets=work.pool.targets[fold.train],
-                validation=self.battles.take(fold.held_out) if len(fold.held_out) else None,
-                options=options,
-                folder=folder,
-                reporter=work.reporter,
-                world=work.world,
-                resume=work.resume,
-            )
+        return training.Task(
+            model=model,
+            train=train,
+            targets=work.pool.targets[fold.train],
+            validation=self.battles.take(fold.held_out) if len(fold.held_out) else None,
+            options=options,
+            folder=folder,
+            reporter=work.reporter,
+            world=work.world,
+            resume=work.resume,
         )
-        return Fitted(fitted.logits, fitted.battles_per_second)
 
     def _max_length(self, encoder: Any) -> int:
         wanted, longest = self.work.options.max_length, encoders.longest_input(encoder)

@@ -17,6 +17,7 @@ from prefcli import eda as eda_room
 from prefcli import files, metrics, tables
 from prefcli.errors import InputError
 from prefcli.options import TrainOptions
+from prefcli.pipeline.estimation import estimate_prediction, estimate_training
 from prefcli.pipeline.prediction import Answered, Predicted, latest_run, predict, predict_lines
 from prefcli.pipeline.stages import Preprocessed, Preview, preprocess, preview, read, treat
 from prefcli.pipeline.training import Trained, train
@@ -188,6 +189,8 @@ __all__ = [
     "ablate",
     "demo",
     "eda",
+    "estimate_prediction",
+    "estimate_training",
     "latest_run",
     "predict",
     "predict_lines",

@@ -108,14 +108,14 @@ def predict(
     world = from_environment()
     speaker: Reporter = reporter if world.is_first else SILENT
     folders = [workspace.find_run(name) for name in models] or [latest_run(workspace, speaker)]
-    texts = tuple(_text_of(folder) for folder in folders)
+    texts = tuple(text_of(folder) for folder in folders)
     with connected(world):
         with world.first_does():
             battles = read(source, workspace, speaker)
-            check_unique_ids(_ids(battles), str(Source.of(source)))
-            stages = _treated(battles, texts, workspace, workers, speaker)
+            check_unique_ids(ids_of(battles), str(Source.of(source)))
+            stages = treated(battles, texts, workspace, workers, speaker)
             sample = read(calibrate, workspace, speaker) if calibrate is not None else None
-            sample_stages = _treated(sample, texts, workspace, workers, speaker) if sample is not None else []
+            sample_stages = treated(sample, texts, workspace, workers, speaker) if sample is not None else []
 
         from prefcli import devices, inference
 
@@ -232,11 +232,11 @@ def predict_lines(
     return Answered(count, failed)
 
 
-def _text_of(folder: Path) -> str:
+def text_of(folder: Path) -> str:
     return TrainOptions(**runs.read_config(folder)["options"]).treatment
 
 
-def _treated(
+def treated(
     battles: Stage, texts: Sequence[str], workspace: Workspace, workers: int | None, reporter: Reporter
 ) -> list[Stage]:
     """For each of the treatments the battles so treated; each is made once."""
@@ -250,7 +250,7 @@ def _on(folders: Sequence[Path], place: Callable[[], Placement]) -> str:
     return "" if kinds == {"features"} else f" on {place()}"
 
 
-def _ids(stage: Stage) -> Iterator[str]:
+def ids_of(stage: Stage) -> Iterator[str]:
     for batch in stage.batches(["id"]):
         yield from batch.column("id").to_pylist()
 

@@ -108,11 +108,11 @@ def train(
             under_way = True
         else:
             options.check()
-            options = _with_absolute_paths(options)
+            options = with_absolute_paths(options)
             with world.first_does():
                 if options.architecture != "features":
                     encoders.locate(options.encoder)  # a name that leads nowhere is said before any work is done
-                data = _find_data(source, workspace, options, speaker)
+                data = find_data(source, workspace, options, speaker)
             options = dataclasses.replace(options, text=data.text)
             folder, under_way = world.gather(
                 _claim(output, force, options, data, workspace, claims, speaker) if world.is_first else None
@@ -171,7 +171,7 @@ def _claim(
     return folder, under_way
 
 
-def _with_absolute_paths(options: TrainOptions) -> TrainOptions:
+def with_absolute_paths(options: TrainOptions) -> TrainOptions:
     """Files that options name are found again when the run is continued from elsewhere."""
 
     def absolute(name: str | None) -> str | None:
@@ -182,7 +182,7 @@ def _with_absolute_paths(options: TrainOptions) -> TrainOptions:
     )
 
 
-def _find_data(source: Path | Source | None, workspace: Workspace, options: TrainOptions, reporter: Reporter) -> Data:
+def find_data(source: Path | Source | None, workspace: Workspace, options: TrainOptions, reporter: Reporter) -> Data:
     """What to train on, preprocessed: the named files, what ``preprocess`` last left, or ``train.csv`` here."""
     latest = workspace.latest("preprocess") if source is None else None
     if latest and options.text in (None, latest["text"]) and options.architecture != "features":
