@@ -1,9 +1,9 @@
 """How long a training or a prediction will take and how much memory it will need, before it is done.
 
-Everything around the expensive part runs for real (reading, text, tokens, loading, the papers of a run) in a folder that
-is gone afterwards; of the expensive part only a sample runs, through the same functions, and is scaled up by what it has
-to do. Steps differ because texts differ in length, so the sample is spread evenly over the lengths, and memory is what the
-process had taken after the longest battles there are.
+Everything around the expensive part runs for real (reading, text, tokens, loading, the papers of a run) in a folder
+that is gone afterwards; of the expensive part only a sample runs, through the same functions, and is scaled up by what
+it has to do. Steps differ because texts differ in length, so the sample is spread evenly over the lengths, and memory
+is what the process had taken after the longest battles there are.
 
 The estimate knows how much the timed pieces differ among themselves, not how busy the machine will be later.
 """
@@ -14,12 +14,12 @@ import gc
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from prefcli import inference, runs
 from prefcli.distributed import World
@@ -40,8 +40,8 @@ SAMPLE_SECONDS = 20.0
 """About how long steps (or pieces of a prediction) are timed."""
 FEWEST_STEPS, MOST_STEPS = 6, 40
 LEAST_DOUBT = 0.05
-"""Half of the interval is never less than this share of what was scaled up: the same work was seen to take so much more or
-less on one machine a minute later, however alike the timed steps were."""
+"""Half of the interval is never less than this share of what was scaled up: the same work takes so much more or less a
+minute later, however alike the timed steps were."""
 CONFIDENCE = 0.975
 COUNTED_BATCHES = 2000
 """Batches whose work is counted to know the mean; of larger epochs so many, evenly spread."""
@@ -71,8 +71,8 @@ class Estimate:
     interval:
         The 95 % interval of ``seconds``, from how much the timed pieces differed.
     kept_seconds:
-        What the stages took that were made for the estimate (reading, text, tokens). They are kept and not made again; a
-        command that had to make them would take ``seconds`` and these.
+        What the stages took that were made for the estimate (reading, text, tokens). They are kept and not made again;
+        a command that had to make them would take ``seconds`` and these.
     parts:
         ``seconds`` by what they are spent on.
     pieces, timed:
@@ -123,7 +123,7 @@ class Watched(Workspace):
 def together(
     parts: dict[str, Part], *, kept_seconds: float, pieces: int, timed: int, world: World, reporter: Reporter = SILENT
 ) -> Estimate:
-    """One estimate of several parts, whose doubts are independent; the memory is what all processes have taken so far."""
+    """One estimate of several parts, whose doubts are independent; memory is what all processes have taken so far."""
     seconds = sum(part.seconds for part in parts.values())
     doubt = math.sqrt(sum(part.doubt**2 for part in parts.values()))
     memory = [(host, cuda) for host, cuda in world.gather(_peaks())]
@@ -156,7 +156,7 @@ def _peaks() -> tuple[float, float | None]:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6, cuda
 
 
-def scaled(seconds: Sequence[float], work: Sequence[float], everything: float) -> Part:
+def scaled(seconds: ArrayLike, work: ArrayLike, everything: float) -> Part:
     """The time of all the work from timed pieces of it: the ratio estimator and its interval.
 
     Source: Cochran, *Sampling Techniques*, 3rd ed., 6.4. Its bias vanishes where the pieces' mean work is that of all.
@@ -375,8 +375,8 @@ def _validation_part(task: training.Task, seconds: float) -> Part:
 def _features_parts(work: Work, fold: Fold) -> tuple[dict[str, Part], int, int]:
     """What `features` is made of: statistics by the byte, and boosting from two smaller fits.
 
-    How the time grows from the smaller to the larger says how it goes on. How many rounds the booster will take is known
-    only afterwards, so this is much less certain than steps of equal kind.
+    How the time grows from the smaller to the larger says how it goes on. How many rounds the booster will take is
+    known only afterwards, so this is much less certain than steps of equal kind.
     """
     from prefcli import features
     from prefcli.models import features as models
@@ -475,7 +475,7 @@ def predicting(
 
 
 def _neighbours(order: NDArray[np.intp], size: int, offset: float) -> NDArray[np.intp]:
-    """Rows in groups of neighbours of ``order``, the groups at even distances, ``offset`` of a distance from its start."""
+    """Rows in groups of neighbours in ``order``, at even distances, the first ``offset`` of one from its start."""
     if size >= len(order):
         return np.sort(order)
     groups = max(size // NEIGHBOURS, 1)
@@ -500,10 +500,12 @@ def _taken(stage: Stage, rows: NDArray[np.intp]) -> pa.RecordBatch:
 def _largest_group(members: Sequence[inference.Member], stages: Sequence[Stage]) -> None:
     """Tokenise (or measure) one whole row group, as prediction does, for the memory that takes."""
     for member, stage in zip(members, stages, strict=True):
-        first = next(stage.batches())
         model: Any = member.models[0]
-        make: Callable[[Any], Any] = model.tokenise if hasattr(model, "tokenise") else lambda it: model.logits(next(it))
-        make(iter([first]))
+        group = next(stage.batches())
+        if hasattr(model, "tokenise"):
+            model.tokenise(iter([group]))
+        else:
+            model.logits(group)
 
 
 def _on_gpu(member: inference.Member) -> bool:

@@ -141,16 +141,20 @@ def print_estimate(found: Estimate, json: bool) -> None:
     names = {"around": "loading, scoring and the like"}
     rows = [[names.get(name, name), seconds] for name, seconds in found.parts.items()]
     print_table("Seconds", ["", ""], [[name, f"{seconds:,.1f}"] for name, seconds in rows])
-    low, high = found.interval
+    total, low, high = (_spoken(seconds) for seconds in (found.seconds, *found.interval))
     say(
-        f"{duration(found.seconds)} in all, 95 % interval {duration(low)} to {duration(high)}, "
+        f"{total} in all, 95 % interval {low} to {high}, "
         f"from {found.timed:,} of {found.pieces:,} on this machine as busy as it is"
     )
     if found.kept_seconds >= 0.1:
-        say(f"{duration(found.kept_seconds)} more went into reading, text and tokens: done now, and kept")
+        say(f"{_spoken(found.kept_seconds)} more went into reading, text and tokens: done now, and kept")
     many = f" in each of {found.processes} processes" if found.processes > 1 else ""
     cuda = "" if found.cuda_mb is None else f", {found.cuda_mb:,.0f} MB on the GPU"
     say(f"{found.memory_mb:,.0f} MB of memory{many} at the peak{cuda}")
+
+
+def _spoken(seconds: float) -> str:
+    return f"{seconds:,.1f} s" if seconds < 120 else duration(seconds)
 
 
 def _cell(value: Any) -> str:

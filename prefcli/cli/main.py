@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from prefcli import __version__
-from prefcli.cli import ablate, common, demo, eda, predict, preprocess, score, train
+from prefcli.cli import ablate, common, demo, eda, predict, preprocess, push, score, train
 from prefcli.errors import PrefcliError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ VERBS = {
     "train": train,
     "predict": predict,
     "score": score,
+    "push": push,
     "ablate": ablate,
     "demo": demo,
 }

@@ -21,6 +21,7 @@ EXAMPLES = common.examples(
     "prefcli predict test.csv --model my-run --estimate",
     "prefcli predict test.csv --model run-1 --model run-2 --swap-average --output blend.parquet",
     "prefcli predict ours.csv --model run-1 --calibrate our-votes.csv",
+    "prefcli predict test.csv --model hf://owner/judge",
     "produce-battles | prefcli predict - --output - | consume-probabilities",
 )
 
@@ -34,7 +35,7 @@ def run(
             "--model",
             "-m",
             metavar="RUN",
-            help="A run's folder or name; repeat it to blend several. [default: the latest run]",
+            help="A run's folder or name, or hf://owner/name; repeat it to blend several. [default: the latest run]",
         ),
     ] = None,
     output: Annotated[

@@ -1,4 +1,4 @@
-"""``--estimate``: what ``train`` and ``predict`` will cost, from a sample of their own work; nothing but caches is left."""
+"""``--estimate``: what ``train`` and ``predict`` will cost, from a sample of their work; nothing but caches is left."""
 
 from __future__ import annotations
 
@@ -142,6 +142,4 @@ def estimate_prediction(
         parts = {"around": Part(max(around, 0.0)), "predicting": part}
         if sample is not None and total:
             parts["calibrating"] = part.times(sample.rows / total)
-        return estimating.together(
-            parts, kept_seconds=watched.kept_seconds, pieces=total, timed=timed, world=world
-        )
+        return estimating.together(parts, kept_seconds=watched.kept_seconds, pieces=total, timed=timed, world=world)

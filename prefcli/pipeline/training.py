@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefcli import files, runs
+from prefcli import files, hub, runs
 from prefcli.distributed import connected, from_environment
 from prefcli.errors import InputError, PrefcliError
 from prefcli.options import TrainOptions
@@ -97,6 +97,11 @@ def train(
     speaker: Reporter = reporter if world.is_first else SILENT
     with connected(world), contextlib.ExitStack() as claims:
         if resume is not None:
+            if resume.startswith(hub.PREFIX):
+                raise InputError(
+                    "a run of the hub holds no checkpoint to continue from",
+                    hint=f"Train anew with its options: --config takes its {runs.CONFIG}.",
+                )
             folder = workspace.find_run(resume)
             if world.is_first:
                 claims.enter_context(runs.claimed(folder))
