@@ -229,13 +229,21 @@ def estimate(
 
 
 def push(
-    run: PathLike, name: str, *, private: bool = True, workspace: PathLike = WORKSPACE, reporter: Reporter = SILENT
+    run: PathLike,
+    name: str,
+    *,
+    private: bool = True,
+    license: str | None = None,
+    workspace: PathLike = WORKSPACE,
+    reporter: Reporter = SILENT,
 ) -> Kept:
     """Bring a finished run to the hub as ``owner/name``; see :func:`prefcli.pipeline.push`."""
     from prefcli import pipeline
     from prefcli.workspace import Workspace
 
-    return pipeline.push(str(run), name, Workspace(Path(workspace)), private=private, reporter=reporter)
+    return pipeline.push(
+        str(run), name, Workspace(Path(workspace)), private=private, license=license, reporter=reporter
+    )
 
 
 def _options(options: dict[str, Any]) -> tuple[TrainOptions, dict[str, str]]:

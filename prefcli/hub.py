@@ -23,6 +23,9 @@ from prefcli.errors import InputError, ModelError, NetworkError, PrefcliError
 
 PREFIX = "hf://"
 """What a run's name on the hub begins with."""
+CACHED, DOWNLOADED = "the hub's local cache", "downloaded from the hub"
+SOURCES = (CACHED, DOWNLOADED)
+"""How what :func:`find` gives was found."""
 CHECK_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
 SLOWEST_UPLOAD = 100_000
@@ -105,7 +108,7 @@ def find(
             ) from None
         with suppress(OSError, ValueError):
             if cached is not None and whole(cached):
-                return Found(cached, "the hub's local cache")
+                return Found(cached, CACHED)
         if constants.HF_HUB_OFFLINE:
             raise NetworkError(
                 f"the {what} {name} is not in the hub's local cache, and HF_HUB_OFFLINE forbids asking for it",
@@ -114,7 +117,7 @@ def find(
         with _explained(name, what, instead, f"and the {what} {name} is not on this machine"):
             hub.HfApi().model_info(name, revision=revision, timeout=CHECK_SECONDS)
             folder = hub.snapshot_download(name, **needed)
-    return Found(Path(folder), "downloaded from the hub")
+    return Found(Path(folder), DOWNLOADED)
 
 
 def find_run(name: str) -> Found:

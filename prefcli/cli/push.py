@@ -23,6 +23,9 @@ def run(
     public: Annotated[
         bool, typer.Option("--public/--private", help="Whether everybody can see it, or only its owner.")
     ] = False,
+    license: Annotated[
+        str | None, typer.Option("--license", metavar="NAME", help="Said in its card: apache-2.0, mit, cc-by-4.0, ...")
+    ] = None,
     json: common.JsonOption = False,
     workspace: common.WorkspaceOption = None,
     quiet: common.QuietOption = False,
@@ -35,7 +38,7 @@ def run(
     from prefcli import pipeline
 
     session = common.session(ctx, workspace, quiet)
-    kept = pipeline.push(run, name, session.workspace, private=not public, reporter=session.reporter)
+    kept = pipeline.push(run, name, session.workspace, private=not public, license=license, reporter=session.reporter)
     if json:
         common.print_json(asdict(kept))
     else:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefcli import card, files, hub, metrics, runs, tables
 from prefcli import eda as eda_room
-from prefcli import files, hub, metrics, runs, tables
 from prefcli.errors import InputError
 from prefcli.hub import check_push
 from prefcli.options import TrainOptions
@@ -148,7 +148,15 @@ def ablate(
     return ablation.conduct(folder, options, seeds, train_one)
 
 
-def push(run: str, name: str, workspace: Workspace, *, private: bool = True, reporter: Reporter = SILENT) -> hub.Kept:
+def push(
+    run: str,
+    name: str,
+    workspace: Workspace,
+    *,
+    private: bool = True,
+    license: str | None = None,
+    reporter: Reporter = SILENT,
+) -> hub.Kept:
     """Bring a finished run to the hub: all that prediction needs, its card and its course, no checkpoints.
 
     Parameters
@@ -159,6 +167,8 @@ def push(run: str, name: str, workspace: Workspace, *, private: bool = True, rep
         ``owner/name``; made when missing, a run that is there is replaced.
     private:
         Whether only its owner can see it.
+    license:
+        To be said in the card: ``apache-2.0``, ``cc-by-4.0``, ...
 
     Raises
     ------
@@ -168,6 +178,9 @@ def push(run: str, name: str, workspace: Workspace, *, private: bool = True, rep
     folder = workspace.find_run(run)
     names = runs.published(folder)
     hub.check_push(name)
+    if license is not None:
+        for member in dict.fromkeys((folder, *runs.members(folder))):
+            card.state_license(member, license)
     reporter.note(f"pushing {len(names)} files of {folder} to {name} ({'private' if private else 'public'})")
     return hub.push(folder, names, name, private=private)
 
