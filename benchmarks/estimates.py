@@ -43,16 +43,13 @@ def main() -> None:
     run(["train", given.file, "--encoder", "tiny", "--limit", "300", "--workspace", str(trained)])
     train = ["train", given.file]
     commands = {
-        "tiny, 2,000 battles": [*train, "--encoder", "tiny", "--limit", "2000"],
-        "tiny, 1,000 battles, 2 folds, 2 epochs": [
-            *train, "--encoder", "tiny", "--limit", "1000", "--folds", "2", "--epochs", "2",
-        ],
-        "features, 4,000 battles": [*train, "--recipe", "fast", "--limit", "4000"],
-        "predict, tiny": ["predict", given.file, "--limit", "4000"],
-    }  # fmt: skip
+        "tiny, 1,000 battles": [*train, "--encoder", "tiny", "--limit", "1000"],
+        "features, 2,000 battles": [*train, "--recipe", "fast", "--limit", "2000"],
+        "predict, tiny, 2,000 battles": ["predict", given.file, "--limit", "2000"],
+    }
     if given.encoder:
-        commands["encoder, 600 battles, 128 tokens"] = [
-            *train, "--encoder", given.encoder, "--limit", "600", "--max-length", "128",
+        commands["encoder, 400 battles, 128 tokens"] = [
+            *train, "--encoder", given.encoder, "--limit", "400", "--max-length", "128",
         ]  # fmt: skip
     print(
         "| command | estimated s (interval) | real s | off by | the estimate took s | estimated MB | real MB | load |"

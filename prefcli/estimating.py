@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 
 SAMPLE_SECONDS = 20.0
 """About how long steps (or pieces of a prediction) are timed."""
-FEWEST_STEPS, MOST_STEPS = 6, 40
+FEWEST_STEPS, MOST_STEPS = 6, 100
+LARGEST_SHARE = 1 / 3
+"""At most this share of a training's steps is timed, if that leaves :data:`FEWEST_STEPS`."""
+MOST_GROWTH = 0.75
+"""Of a half of the sample against the half before it: a sample too short to show that growth ends is not believed."""
 LEAST_DOUBT = 0.05
 """Half of the interval is never less than this share of what was scaled up: the same work takes so much more or less a
 minute later, however alike the timed steps were."""
@@ -121,12 +125,22 @@ class Watched(Workspace):
 
 
 def together(
-    parts: dict[str, Part], *, kept_seconds: float, pieces: int, timed: int, world: World, reporter: Reporter = SILENT
+    parts: dict[str, Part],
+    *,
+    kept_seconds: float,
+    pieces: int,
+    timed: int,
+    world: World,
+    growth_mb: float = 0.0,
 ) -> Estimate:
-    """One estimate of several parts, whose doubts are independent; memory is what all processes have taken so far."""
+    """One estimate of several parts, whose doubts are independent.
+
+    Memory is what the processes have taken so far, and ``growth_mb`` more (:func:`growth`).
+    """
     seconds = sum(part.seconds for part in parts.values())
     doubt = math.sqrt(sum(part.doubt**2 for part in parts.values()))
-    memory = [(host, cuda) for host, cuda in world.gather(_peaks())]
+    host, cuda = _peaks()
+    memory = world.gather((host + growth_mb, cuda))
     cudas = [cuda for _, cuda in memory if cuda is not None]
     return Estimate(
         seconds=seconds,
@@ -190,7 +204,41 @@ def spread_order(count: int) -> NDArray[np.intp]:
     return numbers[numbers < count]
 
 
+def growth(sizes: Sequence[float], steps: int) -> float:
+    """How much larger than in the sample the memory will be after so many steps.
+
+    The allocator never finds the same sizes free twice, so a process grows for dozens of steps after its largest one,
+    by less and less: as a geometric series, of which the sample's two halves are the first two terms.
+
+    Parameters
+    ----------
+    sizes:
+        Peak memory after each step of the sample.
+    steps:
+        Of the whole training.
+    """
+    half = (len(sizes) - 1) // 2
+    if half < 1 or steps <= len(sizes):
+        return 0.0
+    start, middle, end = sizes[-1 - 2 * half], sizes[-1 - half], sizes[-1]
+    first, second = middle - start, end - middle
+    if not first > 0 or not second > 0:
+        return 0.0
+    ratio = min(second / first, MOST_GROWTH)
+    return second * ratio * (1 - ratio ** ((steps - len(sizes)) / half)) / (1 - ratio)
+
+
 # Training
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """What a sample of a fit told."""
+
+    parts: dict[str, Part]
+    pieces: int
+    timed: int
+    growth_mb: float = 0.0
 
 
 @dataclass
@@ -206,13 +254,14 @@ class Sampler:
     parts: dict[str, Part] = field(default_factory=dict)
     pieces: int = 0
     timed: int = 0
+    growth_mb: float = 0.0
     sampling: float = 0.0
     """Time that went into the sample: no part of what the training will take."""
 
     def __post_init__(self) -> None:
         self._boosted = self.work.options.architecture == "features"
         self._fitter: Fitter | None = None if self._boosted else fitter_for(self.work, self.folds)
-        self._of_first: tuple[dict[str, Part], int, int] | None = None
+        self._of_first: _Sampled | None = None
 
     def fit(self, fold: Fold, prefix: str) -> Fitted:
         """Time a sample, unless that was done, and add this fold to the parts."""
@@ -222,19 +271,20 @@ class Sampler:
             self._of_first = self._boosting() if self._boosted else self._steps(fold, prefix)
         elif self.work.world.is_first:
             self.work.write_config(fold, runs.read_config(first.folder)["resolved"])
-        parts, pieces, self.timed = self._of_first
+        sampled = self._of_first
+        self.timed, self.growth_mb = sampled.timed, sampled.growth_mb
         share = len(fold.train) / len(first.train)
-        for name, part in parts.items():
+        for name, part in sampled.parts.items():
             before = self.parts.get(name, Part(0.0))
             more = part if name == "starting" else part.times(share)
             # The same sample speaks for all folds: what is wrong with it is wrong with all.
             self.parts[name] = Part(before.seconds + more.seconds, before.doubt + more.doubt)
-        self.pieces += round(pieces * share)
+        self.pieces += round(sampled.pieces * share)
         logits = np.random.default_rng(0).normal(size=(len(fold.held_out), len(OUTCOMES)))
         self.sampling += time.perf_counter() - started
         return Fitted(logits if len(fold.held_out) else None, 0.0)
 
-    def _steps(self, fold: Fold, prefix: str) -> tuple[dict[str, Part], int, int]:
+    def _steps(self, fold: Fold, prefix: str) -> _Sampled:
         from prefcli.fitting.neural import NeuralFitter
 
         assert isinstance(self._fitter, NeuralFitter)
@@ -243,15 +293,13 @@ class Sampler:
         starting = time.perf_counter() - started
         return _neural_parts(task, starting, self.seconds, self.work.reporter)
 
-    def _boosting(self) -> tuple[dict[str, Part], int, int]:
+    def _boosting(self) -> _Sampled:
         found = _features_parts(self.work, self.folds[0]) if self.work.world.is_first else None
-        first: tuple[dict[str, Part], int, int] = self.work.world.gather(found)[0]
+        first: _Sampled = self.work.world.gather(found)[0]
         return first
 
 
-def _neural_parts(
-    task: training.Task, starting: float, seconds: float, reporter: Reporter
-) -> tuple[dict[str, Part], int, int]:
+def _neural_parts(task: training.Task, starting: float, seconds: float, reporter: Reporter) -> _Sampled:
     """What a neural fit is made of, from a short training of the same task in the same folder."""
     from prefcli import training
 
@@ -269,13 +317,16 @@ def _neural_parts(
 
     moments: list[float] = []
     spent: list[float] = []
+    sizes: list[float] = []
 
     def after(position: training.Position) -> None:
         moments.append(time.perf_counter())
         spent.append(position.seconds)
+        sizes.append(_peaks()[0])
         if len(moments) == warm_up:
             one = task.world.gather(max(spent[1] - spent[0], 1e-6))[0]
-            steps = int(np.clip(seconds / one, FEWEST_STEPS, MOST_STEPS))
+            few = int(np.clip(LARGEST_SHARE * task.total_steps, FEWEST_STEPS, MOST_STEPS))
+            steps = int(np.clip(seconds / one, FEWEST_STEPS, few))
             sample.batches_per_epoch = min(warm_up + steps, sample.batches_per_epoch)
             reporter.note(f"timing {sample.batches_per_epoch - warm_up} steps of {task.total_steps:,}")
 
@@ -300,7 +351,7 @@ def _neural_parts(
         "validation": _validation_part(task, seconds / 4).times(validations),
         "writing": Part(keeping * kept + checkpoint * checkpoints),
     }
-    return parts, all_steps, len(timed)
+    return _Sampled(parts, all_steps, len(timed), growth(sizes[warm_up - 1 :], all_steps))
 
 
 def _validations(task: training.Task) -> int:
@@ -372,7 +423,7 @@ def _validation_part(task: training.Task, seconds: float) -> Part:
         count *= 2
 
 
-def _features_parts(work: Work, fold: Fold) -> tuple[dict[str, Part], int, int]:
+def _features_parts(work: Work, fold: Fold) -> _Sampled:
     """What `features` is made of: statistics by the byte, and boosting from two smaller fits.
 
     How the time grows from the smaller to the larger says how it goes on. How many rounds the booster will take is
@@ -423,8 +474,8 @@ def _features_parts(work: Work, fold: Fold) -> tuple[dict[str, Part], int, int]:
     power, growth = min(max(power, 0.5), 1.5), count / max(larger, 1)
     boosting = times[1] * growth**power
     doubt = boosting * max(growth**0.25 - 1, LEAST_DOUBT)
-    parts_ = {"measuring": measuring, "boosting": Part(boosting, doubt), "writing": Part(writing)}
-    return parts_, count, larger
+    found = {"measuring": measuring, "boosting": Part(boosting, doubt), "writing": Part(writing)}
+    return _Sampled(found, count, larger)
 
 
 # Prediction

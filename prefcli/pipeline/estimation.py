@@ -85,7 +85,12 @@ def estimate_training(
         if "starting" in parts:
             parts["around"] = Part(parts["around"].seconds + parts.pop("starting").seconds)
         return estimating.together(
-            parts, kept_seconds=watched.kept_seconds, pieces=found.pieces, timed=found.timed, world=world
+            parts,
+            kept_seconds=watched.kept_seconds,
+            pieces=found.pieces,
+            timed=found.timed,
+            world=world,
+            growth_mb=found.growth_mb,
         )
 
 
