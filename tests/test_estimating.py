@@ -184,7 +184,8 @@ def test_python_gives_the_same_estimate(demo_files: Demo) -> None:
 def test_several_processes_estimate_together(demo_files: Demo, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "-m", "prefcli", "train", str(demo_files.train), *map(str, TINY), "--limit", "80", "--estimate", "--json", "--quiet"],
+         "-m", "prefcli", "train", str(demo_files.train), *map(str, TINY), "--limit", "80", "--estimate", "--json",
+         "--quiet"],
         capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
