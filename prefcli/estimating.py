@@ -434,10 +434,9 @@ def _features_parts(work: Work, fold: Fold) -> _Sampled:
 
     count = len(fold.train)
     # From FEW_BATTLES on the booster is built otherwise, so what is timed must lie on the same side.
-    larger = min(count, 2 * models.FEW_BATTLES) if count >= models.FEW_BATTLES else count // 2
-    smaller = max(larger // 2, models.FEW_BATTLES) if count >= models.FEW_BATTLES else larger // 2
-    position = np.full(len(work.pool), -1)
-    position[fold.train] = np.arange(count)
+    few = models.FEW_BATTLES
+    larger = count // 2 if count < few else few if count < 4 * few else 2 * few
+    smaller = larger // 2 if count < few else few
     wanted = np.zeros(len(work.pool), dtype=bool)
     wanted[fold.train[np.random.default_rng(work.options.seed).permutation(count)[:larger]]] = True
     parts, at, took, done, size = [], 0, 0.0, 0, 0
@@ -456,10 +455,11 @@ def _features_parts(work: Work, fold: Fold) -> _Sampled:
     if not parts:
         raise InputError(f"{count} battles are too few to time a part of them")
     battles, rows = features.Features.concatenate(parts), np.flatnonzero(wanted)
-    work.reporter.note(f"boosting {smaller:,} and {larger:,} of {count:,} battles")
+    sizes = sorted({smaller, larger})
+    work.reporter.note(f"boosting {' and '.join(f'{size:,}' for size in sizes)} of {count:,} battles")
     times = []
-    for few in (smaller, larger):
-        some = np.arange(few)
+    for one in sizes:
+        some = np.arange(one)
         started = time.perf_counter()
         model = models.fit(
             battles.take(some), work.pool.targets[rows[some]], work.pool.keys[rows[some]], seed=work.options.seed
@@ -470,9 +470,9 @@ def _features_parts(work: Work, fold: Fold) -> _Sampled:
     model.save(fold.folder)
     model.probabilities(battles.take(np.arange(min(len(fold.held_out), larger))))
     writing = time.perf_counter() - started
-    power = math.log(times[1] / times[0]) / math.log(larger / smaller) if larger > smaller > 0 else 1.0
+    power = math.log(times[-1] / times[0]) / math.log(larger / smaller) if larger > smaller > 0 else 1.0
     power, growth = min(max(power, 0.5), 1.5), count / max(larger, 1)
-    boosting = times[1] * growth**power
+    boosting = times[-1] * growth**power
     doubt = boosting * max(growth**0.25 - 1, LEAST_DOUBT)
     found = {"measuring": measuring, "boosting": Part(boosting, doubt), "writing": Part(writing)}
     return _Sampled(found, count, larger)

@@ -9,17 +9,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefcli import blending, estimating, files
+from prefcli import blending, estimating, files, hub
 from prefcli.battles import check_unique_ids
 from prefcli.distributed import connected, from_environment
 from prefcli.errors import Interrupted
 from prefcli.estimating import Estimate, Part
+from prefcli.fitting import Work
 from prefcli.options import TrainOptions
 from prefcli.pipeline.prediction import ids_of, latest_run, text_of, treated
 from prefcli.pipeline.stages import read
 from prefcli.pipeline.training import find_data, with_absolute_paths
 from prefcli.readers import Source
 from prefcli.reporting import SILENT, Reporter
+from prefcli.selection import Fold
 from prefcli.workspace import Workspace
 
 
@@ -47,14 +49,16 @@ def estimate_training(
     options = with_absolute_paths(options)
     samplers: list[estimating.Sampler] = []
 
-    def sampler(work: estimating.Work, folds: Sequence[estimating.Fold]) -> estimating.Sampler:
+    def sampler(work: Work, folds: Sequence[Fold]) -> estimating.Sampler:
         samplers.append(estimating.Sampler(dataclasses.replace(work, reporter=speaker), folds))
         return samplers[0]
 
     with connected(world):
         with world.first_does():
             if options.architecture != "features":
-                encoders.locate(options.encoder)
+                began = time.monotonic()
+                if encoders.locate(options.encoder).source == hub.DOWNLOADED:
+                    watched.kept_seconds += time.monotonic() - began
             data = find_data(source, watched, options, speaker)
         options = dataclasses.replace(options, text=data.text)
         with contextlib.ExitStack() as stack:
@@ -118,11 +122,11 @@ def estimate_prediction(
     InputError, ModelError
         Where prediction would.
     """
-    started = time.monotonic()
     world = from_environment()
     speaker: Reporter = reporter if world.is_first else SILENT
     watched = estimating.Watched(workspace.root)
     folders = [workspace.find_run(name) for name in models] or [latest_run(workspace, speaker)]
+    started = time.monotonic()  # what was downloaded above is kept
     texts = tuple(text_of(folder) for folder in folders)
     with connected(world):
         with world.first_does():
