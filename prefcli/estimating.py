@@ -519,7 +519,8 @@ def predicting(
     drawn = [_neighbours(order, size, (number + 0.5) / replicates) for number in range(replicates)]
     timed = [predict(rows) for rows in drawn]
     part = scaled(timed, [float(len(rows)) for rows in drawn], float(total))
-    groups = sum(1 for _ in stages[0].batches(["id"]))
+    ends = np.cumsum([batch.num_rows for batch in stages[0].batches(["id"])])
+    groups = int(np.searchsorted(ends, total)) + 1  # each is one rank's
     rounds = math.ceil(groups / world.size) / groups
     slowest = max(world.gather((part.times(rounds).seconds, part.times(rounds).doubt)))
     return Part(*slowest), sum(map(len, drawn))

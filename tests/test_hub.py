@@ -69,6 +69,7 @@ def test_a_pushed_run_predicts_from_the_hub_as_it_does_from_its_folder(
         name = re.sub(r"\W", "", source)
         done = cli("predict", demo_files.test, "--model", source, "-o", f"{name}.csv")
         assert done.code == 0, done.err
+        assert f"predicting with {source.rpartition('/')[2] if source.startswith('/') else source}" in done.err
     outputs = [path.read_bytes() for path in Path().glob("*.csv")]
     assert len(outputs) == 3
     assert len(set(outputs)) == 1

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from prefcli import blending, files, runs, tables
+from prefcli import blending, files, hub, runs, tables
 from prefcli.battles import check_unique_ids
 from prefcli.calibration import Calibration
 from prefcli.distributed import connected, from_environment
@@ -121,7 +121,7 @@ def predict(
 
         place = functools.cache(lambda: devices.place(device, precision, world.local_rank))
         members = inference.open_runs(folders, place, fast_attention=fast_attention)
-        speaker.note(f"predicting with {', '.join(f.name for f in folders)}{_on(folders, place)}")
+        speaker.note(f"predicting with {', '.join(_called(models, folders))}{_on(folders, place)}")
         keys = battles.table(["prompt_key"])["prompt_key"].to_numpy()
         mixing = blending.from_validation(folders, keys, speaker) if calibrated else Calibration.equal(len(folders))
         mixings = [mixing]
@@ -169,7 +169,7 @@ def predict(
     return Predicted(
         output=output,
         battles=total,
-        models=tuple(f.name for f in folders),
+        models=tuple(_called(models, folders)),
         weights=tuple(weight * scale for weight in mixings[0].weights),
         tie_shift=mixings[-1].tie_shift,
         calibration="; ".join(str(mixing) for mixing in mixings) if activation == "softmax" else "none",
@@ -222,7 +222,7 @@ def predict_lines(
         swap_average=swap_average,
         calibrated=calibrated,
     )
-    reporter.note(f"answering with {', '.join(folder.name for folder in folders)}")
+    reporter.note(f"answering with {', '.join(_called(models, folders))}")
     count = failed = 0
     for some in predictor.answers(lines):
         answers.write(b"".join(json.dumps(answer.value).encode() + b"\n" for answer in some))
@@ -230,6 +230,12 @@ def predict_lines(
         count += len(some)
         failed += sum(answer.failed for answer in some)
     return Answered(count, failed)
+
+
+def _called(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """What runs are called: by their folder, those of the hub by their name there."""
+    given = names or [""] * len(folders)
+    return [name if name.startswith(hub.PREFIX) else folder.name for name, folder in zip(given, folders, strict=True)]
 
 
 def text_of(folder: Path) -> str:
