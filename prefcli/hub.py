@@ -90,10 +90,10 @@ def find(
     NetworkError
         If the hub cannot be reached.
     """
-    import huggingface_hub as hub
-    from huggingface_hub import constants, errors
-
     with quiet():
+        import huggingface_hub as hub
+        from huggingface_hub import constants, errors
+
         needed: dict[str, Any] = {
             "revision": revision, "allow_patterns": list(patterns), "ignore_patterns": list(without),
         }  # fmt: skip
@@ -187,8 +187,9 @@ def check_push(name: str) -> None:
     NetworkError
         If the hub cannot be reached.
     """
-    from huggingface_hub import HfApi, constants, errors
-    from huggingface_hub.utils import validate_repo_id
+    with quiet():
+        from huggingface_hub import HfApi, constants, errors
+        from huggingface_hub.utils import validate_repo_id
 
     try:
         validate_repo_id(name)
@@ -247,6 +248,9 @@ def push(folder: Path, names: Sequence[str], name: str, *, private: bool = True)
         quiet(),
         _explained(name, "repository", "The run on this machine is as it was.", f"so {name} got nothing", "take"),
     ):
+        from huggingface_hub import HfApi
+
+        api = HfApi()
         url = _within(ANSWER_SECONDS, lambda: api.create_repo(name, private=private, exist_ok=True))
         there = api.model_info(name, timeout=ANSWER_SECONDS)
         held = {sibling.rfilename for sibling in there.siblings or []} - {".gitattributes", "README.md"}
@@ -273,7 +277,7 @@ def push(folder: Path, names: Sequence[str], name: str, *, private: bool = True)
 @contextmanager
 def quiet() -> Iterator[None]:
     """The hub's progress bars, advice and telemetry are off."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the library is imported
     from huggingface_hub.utils import disable_progress_bars
 
     logger = logging.getLogger("huggingface_hub")

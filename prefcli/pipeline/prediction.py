@@ -239,6 +239,7 @@ def _called(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
 
 
 def text_of(folder: Path) -> str:
+    """The text treatment that a run wants."""
     return TrainOptions(**runs.read_config(folder)["options"]).treatment
 
 
@@ -257,6 +258,7 @@ def _on(folders: Sequence[Path], place: Callable[[], Placement]) -> str:
 
 
 def ids_of(stage: Stage) -> Iterator[str]:
+    """The ids of all battles of a stage, in their order."""
     for batch in stage.batches(["id"]):
         yield from batch.column("id").to_pylist()
 
