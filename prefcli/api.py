@@ -36,6 +36,7 @@ def load(
     device: str = "auto",
     precision: str = "auto",
     fast_attention: bool = True,
+    encoder: PathLike | None = None,
     swap_average: bool = False,
     calibrated: bool = True,
 ) -> Predictor:
@@ -49,6 +50,8 @@ def load(
         Where runs are looked for by name.
     device, precision, fast_attention:
         As for ``prefcli train``.
+    encoder:
+        Where the encoder lies to which a run's adapters belong, if it is no longer where it was.
     swap_average:
         Average over both orders of the answers.
     calibrated:
@@ -74,6 +77,7 @@ def load(
         device=device,
         precision=precision,
         fast_attention=fast_attention,
+        encoder=None if encoder is None else str(encoder),
         swap_average=swap_average,
         calibrated=calibrated,
     )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefcli import files
+from prefcli import files, weights
 from prefcli.errors import ModelError
 
 KEPT = 2
@@ -53,7 +53,7 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
     needs = sum(tensor.nbytes for tensor in (*checkpoint.model.values(), *tensors.values()))
     with files.atomic(path, needs=needs) as temporary:
         temporary.mkdir()
-        save_file(_separate(checkpoint.model), temporary / "model.safetensors")
+        save_file(weights.separate(checkpoint.model), temporary / "model.safetensors")
         save_file(tensors, temporary / "optimizer.safetensors")
         save_file(checkpoint.random, temporary / "random.safetensors")
         digests = {p.name: files.sha256(p) for p in sorted(temporary.iterdir())}
@@ -105,20 +105,9 @@ def _load(path: Path) -> Checkpoint:
         raise ValueError(" ".join(str(error).split())[:120]) from None
 
 
-def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that share memory are stored once each: safetensors refuses to store aliases."""
-    seen: set[int] = set()
-    separate = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach()
-        separate[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
-        seen.add(tensor.data_ptr())
-    return separate
-
-
 def _flatten(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], list[Any]]:
     tensors = {f"{index}.{name}": t for index, state in optimizer["state"].items() for name, t in state.items()}
-    return _separate(tensors), optimizer["param_groups"]
+    return weights.separate(tensors), optimizer["param_groups"]
 
 
 def _unflatten(tensors: dict[str, Tensor], groups: list[Any]) -> dict[str, Any]:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import torch
 
 
+AS_ASKED = "as asked"
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where and how exactly the arithmetic happens.
@@ -71,8 +74,21 @@ def place(device: str = "auto", precision: str = "auto", local_rank: int = 0) ->
     if precision != "auto":
         if precision == "bf16" and where.type == "cuda" and not torch.cuda.is_bf16_supported():
             raise InputError("this GPU cannot compute in bf16", hint="Use --precision fp16, as the seed does, or fp32.")
-        return Placement(where, precision, "as asked")
+        return Placement(where, precision, AS_ASKED)
     return Placement(where, *_best_precision(where))
+
+
+def for_language_models(placement: Placement) -> Placement:
+    """bf16 in place of an fp16 that nobody asked for, where the GPU has it.
+
+    Language models are trained in bf16 and some (Gemma) reach numbers that float16 does not hold.
+    """
+    import torch
+
+    chosen_here = placement.precision == "fp16" and placement.reason != AS_ASKED
+    if not chosen_here or not torch.cuda.is_bf16_supported(including_emulation=False):
+        return placement
+    return Placement(placement.device, "bf16", "language models outgrow fp16, and this GPU has bf16")
 
 
 def _best_precision(device: torch.device) -> tuple[str, str]:

@@ -11,6 +11,7 @@ that would make transformers fetch or import something are refused or not obeyed
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -57,6 +58,53 @@ class Located:
 
     folder: Path | None
     source: str
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """How weights are kept that are not trained: nothing is added to them, so they need no float32.
+
+    Attributes
+    ----------
+    dtype:
+        Of the weights, and of products with weights of few bits.
+    quantization:
+        ``none``, ``8bit`` or ``4bit``.
+    device:
+        Where weights of few bits are put at once: in full they might not fit.
+    """
+
+    dtype: torch.dtype
+    quantization: str
+    device: torch.device
+
+    def quantized(self) -> dict[str, Any]:
+        """What ``from_pretrained`` is told; nothing where the weights stay whole.
+
+        Raises
+        ------
+        InputError
+            If there is no CUDA GPU.
+        PrefcliError
+            If the library is not installed.
+        """
+        if self.quantization == "none":
+            return {}
+        if self.device.type != "cuda":
+            raise InputError(
+                f"--quantize {self.quantization} needs a CUDA GPU, and this is a {self.device.type.upper()}",
+                hint="Leave it out: the frozen weights then take 2 bytes each on a GPU, 4 on a CPU.",
+            )
+        from importlib.util import find_spec
+
+        if find_spec("bitsandbytes") is None:
+            raise PrefcliError("weights of few bits need bitsandbytes", hint="Install it: pip install bitsandbytes")
+        from transformers import BitsAndBytesConfig
+
+        few = {"load_in_8bit": True} if self.quantization == "8bit" else {"load_in_4bit": True}
+        more = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": self.dtype}
+        settings = few if self.quantization == "8bit" else few | more
+        return {"quantization_config": BitsAndBytesConfig(**settings), "device_map": {"": self.device}}
 
 
 def locate(name: str) -> Located:
@@ -120,7 +168,7 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def make_encoder(located: Located, vocabulary: int, *, seed: int) -> torch.nn.Module:
+def make_encoder(located: Located, vocabulary: int, *, seed: int, frozen: Frozen | None = None) -> torch.nn.Module:
     """The encoder in float32 on the CPU: its weights loaded, or for ``tiny`` drawn at random.
 
     Parameters
@@ -131,9 +179,13 @@ def make_encoder(located: Located, vocabulary: int, *, seed: int) -> torch.nn.Mo
         Of the tokenizer; only ``tiny`` looks at it.
     seed:
         Of ``tiny``'s random weights.
+    frozen:
+        How weights are kept that are not trained; None where they are.
 
     Raises
     ------
+    InputError
+        If they cannot be kept in so few bits here.
     ModelError
         If the files cannot be loaded.
     """
@@ -152,14 +204,16 @@ def make_encoder(located: Located, vocabulary: int, *, seed: int) -> torch.nn.Mo
             )
         parsed = AutoConfig.from_pretrained(located.folder, local_files_only=True, trust_remote_code=False)
         # The hub's checkpoints are often float16: master weights must be float32, or no scaler can unscale them.
+        dtype = torch.float32 if frozen is None else frozen.dtype
         module: torch.nn.Module = AutoModel.from_pretrained(
             located.folder,
             config=_plain(parsed),
             local_files_only=True,
             trust_remote_code=False,
-            dtype=torch.float32,
+            dtype=dtype,
+            **({} if frozen is None else frozen.quantized()),
         )
-    return module.float()
+    return module.float() if frozen is None else module
 
 
 def from_config(config: dict[str, Any], *, seed: int = 0) -> torch.nn.Module:
@@ -199,6 +253,7 @@ def _plain(config: Any) -> Any:
             hint="Choose the same model with float16 or float32 weights.",
         )
     config._attn_implementation = None  # a name with a slash is a kernel to be downloaded
+    config.get_text_config().use_cache = False  # nothing is generated
     return config
 
 
@@ -383,6 +438,25 @@ def _quiet_libraries() -> Iterator[None]:
 def config_of(module: Any) -> dict[str, Any]:
     """An encoder's architecture as JSON, enough for :func:`from_config`."""
     settings: dict[str, Any] = json.loads(module.config.to_json_string(use_diff=True))
-    for name in ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures"):
+    for name in ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "quantization_config"):
         settings.pop(name, None)
-    return settings
+    return {**settings, "architectures": [type(module).__name__]}
+
+
+IDENTITY_BLOCKS, IDENTITY_BYTES = 16, 1 << 20
+
+
+def identity(folder: Path) -> str:
+    """What tells an encoder's folder from others: a digest of its configuration and of samples of its weights.
+
+    Of every weight file its size and 16 pieces of 1 MiB spread over it are read, not all of what may be many gigabytes.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(_weight_files(folder)):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as stream:
+            for number in range(IDENTITY_BLOCKS):
+                stream.seek(max(size - IDENTITY_BYTES, 0) * number // (IDENTITY_BLOCKS - 1))
+                digest.update(stream.read(IDENTITY_BYTES))
+    return digest.hexdigest()

@@ -46,7 +46,13 @@ class Member:
     text: str
 
 
-def open_runs(folders: Sequence[Path], place: Callable[[], Placement], *, fast_attention: bool = True) -> list[Member]:
+def open_runs(
+    folders: Sequence[Path],
+    place: Callable[[], Placement],
+    *,
+    fast_attention: bool = True,
+    encoder: str | None = None,
+) -> list[Member]:
     """Load runs, each with all its folds, after checking their files.
 
     Parameters
@@ -55,7 +61,7 @@ def open_runs(folders: Sequence[Path], place: Callable[[], Placement], *, fast_a
         Of the runs.
     place:
         Chooses device and precision; only asked if a run needs torch.
-    fast_attention:
+    fast_attention, encoder:
         See :func:`prefcli.models.load`.
 
     Raises
@@ -69,7 +75,10 @@ def open_runs(folders: Sequence[Path], place: Callable[[], Placement], *, fast_a
         runs.verify_all(folder)
     return [
         Member(
-            tuple(models.load(member, place, fast_attention=fast_attention) for member in runs.members(folder)),
+            tuple(
+                models.load(member, place, fast_attention=fast_attention, encoder=encoder)
+                for member in runs.members(folder)
+            ),
             TrainOptions(**runs.read_config(folder)["options"]).treatment,
         )
         for folder in folders

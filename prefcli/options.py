@@ -16,6 +16,9 @@ TRUNCATIONS = ("head", "head-tail")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 LOSS_INPUTS = ("logits", "softmax", "log-softmax")
 ACTIVATIONS = ("softmax", "none")
+POOLINGS = ("auto", "mean", "last")
+TEMPLATES = ("auto", "tokens", "words")
+QUANTIZATIONS = ("none", "8bit", "4bit")
 
 RECIPE_WORDS = {
     "seed": "the classical method, siamese on NLTK-treated text",
@@ -36,14 +39,16 @@ RECIPES: dict[str, dict[str, Any]] = {
 """What each recipe sets in place of the defaults. Flags and a configuration file win over it."""
 
 NEURAL_ONLY = (
-    "encoder", "combine", "max_length", "truncation", "epochs", "batch_size", "micro_batch", "lr", "warmup",
-    "weight_decay", "clip", "label_smoothing", "loss_input", "swap", "fast_attention",
-    "gradient_checkpointing", "precision", "device", "eval_every", "keep", "patience", "checkpoint_every",
+    "encoder", "combine", "pooling", "template", "max_length", "truncation", "epochs", "batch_size", "micro_batch",
+    "lr", "warmup", "weight_decay", "clip", "label_smoothing", "loss_input", "swap", "fast_attention", "lora_rank",
+    "lora_alpha", "lora_dropout", "lora_targets", "quantize", "shard", "gradient_checkpointing", "precision",
+    "device", "eval_every", "keep", "patience", "checkpoint_every",
 )  # fmt: skip
 """Options that mean nothing to ``features``."""
 
 PRETRAINED_LR = 2e-5
 SCRATCH_LR = 1e-3
+LORA_LR = 2e-4
 
 
 def option(default: Any, help_text: str, **limits: Any) -> Any:
@@ -73,6 +78,17 @@ class TrainOptions:
     combine: str = option(
         "concat", "How the vectors of A and B are joined; interaction adds a - b and a * b.", choices=COMBINATIONS
     )
+    pooling: str = option(
+        "auto",
+        "Which vector stands for a text: its tokens' mean, or the last one's; auto: the last of a language model.",
+        choices=POOLINGS,
+    )
+    template: str = option(
+        "auto",
+        "What stands between prompt and answers: the tokenizer's special tokens, or words; auto: words for a language "
+        "model.",
+        choices=TEMPLATES,
+    )
     max_length: int = option(512, "Tokens in one sequence, special tokens included.", at_least=8)
     truncation: str = option(
         "head",
@@ -82,7 +98,9 @@ class TrainOptions:
     epochs: int = option(1, "Passes over the training battles.", at_least=1)
     batch_size: int = option(16, "Battles in one optimizer step.", at_least=1)
     micro_batch: int = option(0, "Battles in one forward pass at most; 0: as many as fit a token budget.", at_least=0)
-    lr: float | None = option(None, "Peak learning rate; by default 2e-5, for tiny 1e-3.", above=0.0, at_most=1.0)
+    lr: float | None = option(
+        None, "Peak learning rate; by default 2e-5, for tiny 1e-3, for LoRA 2e-4.", above=0.0, at_most=1.0
+    )
     warmup: float = option(
         0.0, "Share of the steps in which the rate rises linearly from 0.", at_least=0.0, at_most=1.0
     )
@@ -99,6 +117,18 @@ class TrainOptions:
     soft_weight: float = option(1.0, "Weight of a battle's soft label against its outcome.", at_least=0.0, at_most=1.0)
     soft_temperature: float = option(
         1.0, "Soft labels are taken to the power 1/T: above 1 softens, below 1 sharpens.", above=0.0, at_most=100.0
+    )
+    lora_rank: int = option(
+        0, "Learn adapters of this rank beside the encoder's frozen weights; 0 trains all weights.", at_least=0
+    )
+    lora_alpha: float | None = option(None, "Adapters count alpha / rank times; by default twice the rank.", above=0.0)
+    lora_dropout: float = option(0.0, "Share of the adapters' inputs left out.", at_least=0.0, at_most=0.9)
+    lora_targets: str = option("all", "Layers with adapters: all, attention, or names as in q_proj,v_proj.")
+    quantize: str = option(
+        "none", "Keep the frozen weights in 8 or 4 bits; needs --lora-rank and a CUDA GPU.", choices=QUANTIZATIONS
+    )
+    shard: bool = option(
+        False, "Under torchrun: spread weights, gradients and optimizer over the processes (FSDP); costs exchanges."
     )
     fast_attention: bool = option(
         True, "Compute DeBERTa (and on a CPU any encoder's linear layers) faster, with the same results."
@@ -128,6 +158,8 @@ class TrainOptions:
         """The peak learning rate: the given one, or what suits the encoder."""
         if self.lr is not None:
             return self.lr
+        if self.lora_rank:
+            return LORA_LR
         return SCRATCH_LR if self.encoder == "tiny" else PRETRAINED_LR
 
     def check(self) -> None:
@@ -143,6 +175,12 @@ class TrainOptions:
             problems.append("--folds 1 holds nothing out: use 2 or more")
         if self.folds and self.validation_file:
             problems.append("--folds and --validation-file exclude each other")
+        if self.lora_rank and self.encoder == "tiny":
+            problems.append("--lora-rank: the encoder tiny is random, there is nothing to adapt")
+        if self.quantize != "none" and not self.lora_rank:
+            problems.append(
+                "--quantize: weights of few bits cannot be trained, only adapters beside them: --lora-rank 16"
+            )
         if problems:
             raise InputError("; ".join(problems), hint="See prefcli train --help.")
 

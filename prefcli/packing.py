@@ -29,6 +29,13 @@ Ids = NDArray[np.int32]
 MARK = " … "
 """What stands where text was left out, in the encoder's own tokens."""
 
+LEAST_TEXT = 3
+"""Tokens of text in a sequence of three fields: one each."""
+
+PAIR_WORDS = ("Question:\n", "\n\nAnswer:\n", "\n\nHow good is this answer:")
+BOTH_WORDS = ("Question:\n", "\n\nAnswer A:\n", "\n\nAnswer B:\n", "\n\nWhich answer is better:")
+"""What a language model reads before each field and, at last, behind them: there its judgement is taken."""
+
 
 @dataclass(frozen=True)
 class Ragged:
@@ -266,21 +273,60 @@ class CutReport:
 
 
 @dataclass(frozen=True)
-class Template:
-    """The special tokens a tokenizer puts around fields: ``prefix first middle second [middle third] suffix``.
+class Frame:
+    """What stands before each field of a sequence and behind the last one, as token ids."""
 
-    Learnt from the tokenizer itself (:meth:`of`), so that any of them works. ``last_type`` is the token type of the
-    last field, or None when the tokenizer has no token types.
+    leads: tuple[tuple[int, ...], ...]
+    suffix: tuple[int, ...]
+
+    @property
+    def overhead(self) -> int:
+        """Tokens in a sequence that are not the fields'."""
+        return sum(map(len, self.leads)) + len(self.suffix)
+
+    def join(self, fields: Sequence[Ids]) -> Packed:
+        """One sequence of the fields, as many as there are leads."""
+        parts: list[Any] = []
+        spans = []
+        end = 0
+        for lead, ids in zip(self.leads, fields, strict=True):
+            start = end + len(lead)
+            end = start + len(ids)
+            parts += [lead, ids]
+            spans.append((start, end))
+        parts.append(self.suffix)
+        return Packed(np.concatenate([np.asarray(part, dtype=np.int32) for part in parts]), tuple(spans))
+
+
+@dataclass(frozen=True)
+class Template:
+    """What stands around the fields: the special tokens of an encoder, or words for a language model.
+
+    Attributes
+    ----------
+    pair:
+        For a prompt and one answer.
+    both:
+        For a prompt and both answers.
+    last_type:
+        The token type of the last field, or None when the tokenizer has no token types.
     """
 
-    prefix: tuple[int, ...]
-    middle: tuple[int, ...]
-    suffix: tuple[int, ...]
+    pair: Frame
+    both: Frame
     last_type: int | None
 
     @staticmethod
-    def of(tokenizer: Any) -> Template:
-        """Encode a pair of sentinel texts and look at what stands around them."""
+    def of(tokenizer: Any, kind: str = "tokens") -> Template:
+        """The template of a kind, in the ids of a tokenizer: ``tokens`` or ``words``."""
+        return Template._of_words(tokenizer) if kind == "words" else Template._of_tokens(tokenizer)
+
+    @staticmethod
+    def _of_tokens(tokenizer: Any) -> Template:
+        """``prefix first middle second [middle third] suffix``, learnt from the tokenizer, so that any of them works.
+
+        Encodes a pair of sentinel texts and looks at what stands around them.
+        """
         first, second = _token_ids(tokenizer, ["alpha", "omega"])
         encoded = tokenizer("alpha", "omega")
         ids = list(encoded["input_ids"])
@@ -290,26 +336,28 @@ class Template:
         middle = tuple(ids[start_first + len(first) : start_second])
         suffix = tuple(ids[start_second + len(second) :])
         types = encoded.get("token_type_ids")
-        return Template(prefix, middle, suffix, int(types[start_second]) if types is not None else None)
+        return Template(
+            Frame((prefix, middle), suffix),
+            Frame((prefix, middle, middle), suffix),
+            int(types[start_second]) if types is not None else None,
+        )
 
-    def overhead(self, fields: int) -> int:
-        """Special tokens in a sequence of so many fields."""
-        return len(self.prefix) + (fields - 1) * len(self.middle) + len(self.suffix)
+    @staticmethod
+    def _of_words(tokenizer: Any) -> Template:
+        """:data:`PAIR_WORDS` and :data:`BOTH_WORDS`, after whatever the tokenizer begins a text with."""
+        (first,) = _token_ids(tokenizer, ["alpha"])
+        ids = list(tokenizer("alpha")["input_ids"])
+        beginning = tuple(ids[: _find(ids, first, 0)])
 
-    def join(self, fields: Sequence[Ids]) -> Packed:
-        """One sequence of the fields."""
-        parts: list[Any] = [self.prefix]
-        spans = []
-        end = len(self.prefix)
-        for number, ids in enumerate(fields):
-            if number:
-                parts.append(self.middle)
-                end += len(self.middle)
-            parts.append(ids)
-            spans.append((end, end + len(ids)))
-            end += len(ids)
-        parts.append(self.suffix)
-        return Packed(np.concatenate([np.asarray(part, dtype=np.int32) for part in parts]), tuple(spans))
+        def frame(words: Sequence[str]) -> Frame:
+            before, *others = (tuple(part) for part in _token_ids(tokenizer, list(words)))
+            return Frame((beginning + before, *others[:-1]), others[-1])
+
+        return Template(frame(PAIR_WORDS), frame(BOTH_WORDS), None)
+
+    def frame(self, fields: int) -> Frame:
+        """What stands around two or three fields."""
+        return {2: self.pair, 3: self.both}[fields]
 
 
 @dataclass(frozen=True)
@@ -327,7 +375,7 @@ class Packing:
     Attributes
     ----------
     template:
-        The tokenizer's special tokens.
+        What stands around the fields.
     max_length:
         Tokens in one sequence, special ones included.
     truncation:
@@ -342,9 +390,14 @@ class Packing:
     mark: Ids
 
     @staticmethod
-    def of(tokenizer: Any, max_length: int, truncation: str = "head") -> Packing:
+    def of(tokenizer: Any, max_length: int, truncation: str = "head", template: str = "tokens") -> Packing:
         mark = _token_ids(tokenizer, [MARK])[0] if truncation == "head-tail" else []
-        return Packing(Template.of(tokenizer), max_length, truncation, np.array(mark, dtype=np.int32))
+        return Packing(Template.of(tokenizer, template), max_length, truncation, np.array(mark, dtype=np.int32))
+
+    @property
+    def least_length(self) -> int:
+        """Tokens a sequence must be allowed to have, so that something is left of every field."""
+        return self.template.both.overhead + LEAST_TEXT
 
     @property
     def by_turn(self) -> bool:
@@ -353,9 +406,10 @@ class Packing:
 
     def pack(self, fields: Sequence[Field]) -> Packed:
         """One sequence of the fields, cut to the budget."""
-        budget = max(self.max_length - self.template.overhead(len(fields)), 0)
-        kept = allot(np.array([len(field.ids) for field in fields]), budget).tolist()
-        return self.template.join([self._cut(field, size) for field, size in zip(fields, kept, strict=True)])
+        kept = allot(np.array([len(field.ids) for field in fields]), self._budget(len(fields))).tolist()
+        return self.template.frame(len(fields)).join(
+            [self._cut(field, size) for field, size in zip(fields, kept, strict=True)]
+        )
 
     def _cut(self, field: Field, size: int) -> Ids:
         if len(field.ids) <= size:
@@ -364,13 +418,17 @@ class Packing:
 
     def lengths(self, *fields: Ragged) -> NDArray[np.int64]:
         """Length of each sequence made of these fields, shape ``[n]``."""
-        total = np.sum([field.lengths for field in fields], axis=0) + self.template.overhead(len(fields))
+        total = np.sum([field.lengths for field in fields], axis=0) + self.template.frame(len(fields)).overhead
         return np.minimum(total, self.max_length)
+
+    def _budget(self, fields: int) -> int:
+        """Tokens that are left for the fields."""
+        return max(self.max_length - self.template.frame(fields).overhead, 0)
 
     def kept(self, *fields: Ragged) -> NDArray[np.int64]:
         """Tokens of text that each field keeps, shape ``[n, fields]``; marks are not text."""
         lengths = np.stack([field.lengths for field in fields], axis=1)
-        kept = allot(lengths, max(self.max_length - self.template.overhead(len(fields)), 0))
+        kept = allot(lengths, self._budget(len(fields)))
         return np.where(kept < lengths, np.maximum(kept - len(self.mark), 0), kept)
 
 

@@ -54,7 +54,7 @@ class Predictor:
     ----------
     folders:
         Of the runs.
-    device, precision, fast_attention, swap_average, calibrated:
+    device, precision, fast_attention, encoder, swap_average, calibrated:
         As in :func:`prefcli.pipeline.predict`.
 
     Raises
@@ -70,6 +70,7 @@ class Predictor:
         device: str = "auto",
         precision: str = "auto",
         fast_attention: bool = True,
+        encoder: str | None = None,
         swap_average: bool = False,
         calibrated: bool = True,
     ) -> None:
@@ -77,7 +78,7 @@ class Predictor:
         self._swap_average = swap_average
         self._calibrated = calibrated
         place = functools.cache(lambda: devices.place(device, precision, 0))
-        self._members = inference.open_runs(self.folders, place, fast_attention=fast_attention)
+        self._members = inference.open_runs(self.folders, place, fast_attention=fast_attention, encoder=encoder)
         self._fits: dict[frozenset[int], Calibration] = {}
         self._held_out: frozenset[int] = frozenset()
         if calibrated:

@@ -42,6 +42,10 @@ UNFINISHED = "unfinished"
 """A file that stands in a run's folder from its beginning until everything about it is done."""
 TRAINED = (VALIDATION, "model.safetensors")
 """Files of a run that a training makes on its way; everything else is there from the beginning."""
+OWN_KEYS = (
+    "format", "outcomes", "options", "versions", "origins", "resolved", "data", "command", "base", "export",
+)  # fmt: skip
+"""Keys of ``config.json`` that are prefcli's; all others are the encoder's, as transformers reads them."""
 UNSEALED = (CARD, METRICS, CURVES, UNFINISHED, files.SUMS)
 """Files of a run that no prediction depends on."""
 FORMAT = 1
@@ -119,14 +123,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_config(folder: Path, options: TrainOptions, **more: Any) -> None:
-    """Write ``config.json``: the options and everything else that explains the run."""
+def write_config(folder: Path, options: TrainOptions, more: Mapping[str, Any]) -> None:
+    """Write ``config.json``: the options and everything else that explains the run.
+
+    An encoder's own configuration stands beside them, so that transformers finds the encoder in the run.
+    """
     config = {
+        **more,
         "format": FORMAT,
         "outcomes": list(OUTCOMES),
         "options": asdict(options),
         "versions": versions(),
-        **more,
     }
     files.write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
@@ -155,6 +162,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"the run's config.json is damaged: {error}", where=str(folder)) from None
     return dict(config)
+
+
+def encoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The encoder's part of a run's ``config.json``."""
+    return {name: value for name, value in config.items() if name not in OWN_KEYS}
 
 
 def members(folder: Path) -> list[Path]:

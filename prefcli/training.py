@@ -25,8 +25,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from prefcli import checkpoints, files, metrics
+from prefcli import checkpoints, files, metrics, sharding, weights
 from prefcli.distributed import World
 from prefcli.errors import Interrupted, ModelError, PrefcliError
 from prefcli.models.neural import WEIGHTS, NeuralModel, Pass, ahead
@@ -192,7 +193,8 @@ def fit(task: Task) -> Fitted:
     scaler = torch.amp.GradScaler(placement.device.type, init_scale=INITIAL_SCALE, enabled=placement.scaled)
     torch.manual_seed(options.seed + 1 + world.rank)
     position = _restore(task, optimizer, scaler) if task.resume else Position()
-    parallel = module if world.alone else _data_parallel(module, placement.device)
+    sharded = sharding.is_sharded(module)
+    parallel = module if world.alone or sharded else _data_parallel(module, placement.device)
     log = _Log(task.folder / METRICS, position.steps, writes=world.is_first)
     log.open()
     last_checkpoint = time.monotonic()
@@ -201,13 +203,14 @@ def fit(task: Task) -> Fitted:
     def checkpoint() -> None:
         nonlocal last_checkpoint
         states = world.gather(checkpoints.random_states(placement.device))
+        learnt, moments = sharding.whole_state(weights.learnt(module)), sharding.whole_optimizer(optimizer)
         if world.is_first:
             random = {f"{rank}.{name}": state for rank, held in enumerate(states) for name, state in held.items()}
             state = {"position": asdict(position), "scaler": scaler.state_dict(), "ranks": world.size}
             checkpoints.save(
                 task.folder / "checkpoints",
                 position.steps,
-                checkpoints.Checkpoint(module.state_dict(), optimizer.state_dict(), random, state),
+                checkpoints.Checkpoint(learnt, moments, random, state),
             )
         last_checkpoint = time.monotonic()
 
@@ -299,18 +302,18 @@ def step(
     weight = (world.size if len(mine) else 0.0) / (len(rows) * (2 if options.swap else 1))
     passes = prepared if prepared is not None else task.prepare(rows)
     total = torch.zeros((), device=device)
-    for number, one in enumerate(passes):
+    shown = _in_step(task, passes)
+    for number, (one, counts) in enumerate(shown):
         targets = torch.from_numpy(_targets(task, one)).to(device, non_blocking=True)
-        last = number == len(passes) - 1
-        with contextlib.nullcontext() if last or world.alone else module.no_sync():  # type: ignore[operator]
+        with _exchanging(module, last=number == len(shown) - 1):
             with torch.autocast(device.type, model.placement.dtype, enabled=model.placement.precision != "fp32"):
                 logits = model.forward(module, one)
-                loss = loss_of(logits.float(), targets, options) * weight
+                loss = loss_of(logits.float(), targets, options) * weight * counts
             scaler.scale(loss).backward()
         total += loss.detach()
 
     scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(module.parameters(), options.clip or math.inf)
+    norm = sharding.whole(torch.nn.utils.clip_grad_norm_(module.parameters(), options.clip or math.inf))
     scale = scaler.get_scale()
     scaler.step(optimizer)
     scaler.update()
@@ -318,6 +321,29 @@ def step(
     skipped = scaler.is_enabled() and scaler.get_scale() < scale
     loss_value = sum(world.gather(float(total))) / world.size
     return StepResult(loss_value, float(norm), scale, skipped)
+
+
+def _in_step(task: Task, passes: list[Pass]) -> list[tuple[Pass, float]]:
+    """Passes and what each counts. In a sharded model each pass is an exchange: idle ranks repeat one, for nothing."""
+    missing = _agreed(task, len(passes)) - len(passes)
+    return [(one, 1.0) for one in passes] + [(passes[-1], 0.0)] * missing
+
+
+def _agreed(task: Task, passes: int) -> int:
+    """How many forward passes to make where this process needs so many: in a sharded model as many as any process."""
+    return max(task.world.gather(passes)) if sharding.is_sharded(task.model.module) else passes
+
+
+@contextlib.contextmanager
+def _exchanging(module: nn.Module, *, last: bool) -> Iterator[None]:
+    """Gradients of several passes are added up before they are exchanged with other processes."""
+    if isinstance(module, DistributedDataParallel) and not last:
+        with module.no_sync():
+            yield
+        return
+    if sharding.is_sharded(module):
+        module.set_requires_gradient_sync(last)  # type: ignore[operator]
+    yield
 
 
 def _targets(task: Task, one: Pass) -> NDArray[np.float32]:
@@ -339,14 +365,14 @@ def _watch(result: StepResult, position: Position, rate: float, *, scaled: bool)
 def _validate(task: Task, position: Position, log: _Log) -> None:
     """Validation log loss of the weights as they are; keeps them if they are the best so far."""
     if task.validation is None:
-        if task.world.is_first and position.batch == task.batches_per_epoch:
+        if position.batch == task.batches_per_epoch:
             _keep(task, None)
         return
     logits = predict_shared(task, task.validation)
     loss = metrics.log_loss(metrics.softmax(logits), task.validation.labels)
     log.write(step=position.steps, epoch=position.epoch, validation_log_loss=loss)
     better = loss < position.best
-    if (better or task.options.keep == "last") and task.world.is_first:
+    if better or task.options.keep == "last":
         _keep(task, logits)
     if better:
         position.best, position.best_step, position.stale = loss, position.steps, 0
@@ -365,27 +391,29 @@ def predict_shared(task: Task, battles: TokenisedBattles) -> NDArray[np.float64]
     """Logits ``[n, 3]``, the battles shared out among the ranks, the result on all of them."""
     world = task.world
     own = np.arange(len(battles))[world.rank :: world.size]
-    shared = world.gather(task.model.logits_of(battles if world.alone else battles.take(own))[0])
+    # A rank without a share predicts the first battle all the same, because a sharded model needs all ranks.
+    mine = battles if world.alone else battles.take(own if len(own) else np.zeros(1, np.intp))
+    shared = world.gather(task.model.logits_of(mine, in_step=lambda passes: _agreed(task, passes))[0])
     logits = np.empty((len(battles), len(OUTCOMES)))
     for rank, part in enumerate(shared):
-        logits[rank :: world.size] = part
+        logits[rank :: world.size] = part[: len(logits[rank :: world.size])]
     return logits
 
 
 def _keep(task: Task, logits: NDArray[np.float64] | None) -> None:
-    """Write the weights as they are, and what they say of the validation battles.
+    """Write the weights as they are, and what they say of the validation battles; all ranks call it, one writes.
 
     Two files cannot change at once. So the second one, written first, speaks of the weights that lie there and of those
     about to come: whenever this is interrupted, it knows the weights that are found.
     """
-    from safetensors.torch import save_model
-
-    weights = task.folder / WEIGHTS
-    module = task.model.module
-    with files.atomic(weights, needs=sum(t.nbytes for t in module.state_dict().values())) as temporary:
-        save_model(module, str(temporary))
+    state = sharding.whole_state(weights.learnt(task.model.module))
+    if not task.world.is_first:
+        return
+    path = task.folder / WEIGHTS
+    with files.atomic(path, needs=weights.size(state)) as temporary:
+        weights.save(state, temporary)
         known = _kept(task.folder)
-        before = files.sha256(weights) if weights.exists() else ""
+        before = files.sha256(path) if path.exists() else ""
         entries = {before: known[before]} if before in known else {}
         entries[files.sha256(temporary)] = None if logits is None else logits.tolist()
         files.write_text(task.folder / KEPT, files.signed(entries))
@@ -425,8 +453,8 @@ def _restore(task: Task, optimizer: torch.optim.Optimizer, scaler: torch.amp.Gra
     if held is None:
         task.reporter.note("the run has no checkpoint yet: it begins anew")
         return Position()
-    task.model.module.load_state_dict(held.model)
-    optimizer.load_state_dict(held.optimizer)
+    weights.restore(task.model.module, held.model)
+    sharding.restore_optimizer(optimizer, held.optimizer)
     scaler.load_state_dict(held.state["scaler"])
     rank = task.world.rank if held.state["ranks"] == task.world.size else 0
     prefix = f"{rank}."
@@ -440,8 +468,6 @@ def _restore(task: Task, optimizer: torch.optim.Optimizer, scaler: torch.amp.Gra
 
 
 def _data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    from torch.nn.parallel import DistributedDataParallel
-
     # Encoders have heads and poolers that this model does not use: their gradients never come.
     return DistributedDataParallel(
         module, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True

@@ -68,11 +68,11 @@ def test_a_pair_is_put_together_as_each_tokenizer_does(bert_folder: Path, debert
         tokenizer = encoders.load_tokenizer(folder)
         template = Template.of(tokenizer)
         first, second = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in ("clear example", "vague answer"))
-        packed = template.join([np.array(first, np.int32), np.array(second, np.int32)])
+        packed = template.pair.join([np.array(first, np.int32), np.array(second, np.int32)])
         ids, start = packed.ids, packed.spans[1][0]
         whole = tokenizer("clear example", "vague answer")
         assert ids.tolist() == whole["input_ids"]
-        assert template.overhead(2) == 3
+        assert template.pair.overhead == 3
         if template.last_type is not None:
             assert whole["token_type_ids"] == [0] * start + [template.last_type] * (len(ids) - start)
 

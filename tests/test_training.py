@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from prefcli import checkpoints, devices, encoders, packing, training
+from prefcli import weights as weights_room
 from prefcli.demo import Demo
 from prefcli.errors import Interrupted, PrefcliError
 from prefcli.models import neural
@@ -350,9 +351,8 @@ def test_the_kept_weights_are_those_of_the_best_validation(
     best = min(validations, key=lambda step: validations[step])
     assert fitted.position.best_step == best
     assert best != max(validations)  # or this test would show nothing
-    from safetensors.torch import load_file
 
-    task.model.module.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    weights_room.restore(task.model.module, weights_room.load(tmp_path / "model.safetensors"))
     assert np.allclose(training.predict_shared(task, task.validation), fitted.logits, atol=1e-6)
 
 

@@ -378,7 +378,7 @@ def runs(at: Path) -> Iterator[Part]:
         attacked = at / "attacked"
         shutil.copytree(made["neural"], attacked)
         config = json.loads((attacked / "config.json").read_text())
-        config["encoder_config"] |= change
+        config |= change
         (attacked / "config.json").write_text(json.dumps(config))
         unsealed(attacked)
         (attacked / "evil.py").write_text(hostile_models.CODE.format(marker=str(marker)))

@@ -72,6 +72,12 @@ def run(
         bool,
         typer.Option("--fast-attention/--no-fast-attention", help="Compute encoders faster, with the same results."),
     ] = True,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder", metavar="NAME", help="Where the encoder of a run of adapters is now, if not where it was."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N battles.")] = None,
     format: common.FormatOption = None,
     columns: common.ColumnsOption = None,
@@ -117,6 +123,7 @@ def run(
                 precision=precision,
                 device=device,
                 fast_attention=fast_attention,
+                encoder=encoder,
                 reporter=session.reporter,
             )
         session.reporter.note(f"{answered.lines:,} lines answered")
@@ -136,6 +143,7 @@ def run(
             precision=precision,
             device=device,
             fast_attention=fast_attention,
+            encoder=encoder,
             workers=workers,
             limit=limit,
             reporter=session.reporter,
@@ -155,6 +163,7 @@ def run(
         precision=precision,
         device=device,
         fast_attention=fast_attention,
+        encoder=encoder,
         limit=limit,
         workers=workers,
         force=force,

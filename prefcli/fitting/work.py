@@ -51,10 +51,21 @@ class Work:
     world: World
     reporter: Reporter
 
-    def write_config(self, fold: Fold, resolved: Mapping[str, Any], **more: Any) -> None:
-        """Write a fold's ``config.json`` (and with folds, once, the whole run's)."""
+    def write_config(self, fold: Fold, resolved: Mapping[str, Any], encoder: Mapping[str, Any] | None = None) -> None:
+        """Write a fold's ``config.json`` (and with folds, once, the whole run's).
+
+        Parameters
+        ----------
+        fold:
+            Whose.
+        resolved:
+            What the options became.
+        encoder:
+            The encoder's own configuration, and what else is kept of it.
+        """
         labels = self.pool.targets[fold.train].sum(axis=0)
         config = {
+            **(encoder or {}),
             "origins": dict(self.origins),
             "resolved": dict(resolved),
             "data": {
@@ -67,13 +78,12 @@ class Work:
                 "shares": (labels / labels.sum()).tolist(),
             },
             "command": self.command,
-            **more,
         }
         single = dataclasses.replace(self.options, folds=0) if self.options.folds else self.options
         fold.folder.mkdir(parents=True, exist_ok=True)
-        runs.write_config(fold.folder, single, **config)
+        runs.write_config(fold.folder, single, config)
         if self.options.folds and not (self.folder / runs.CONFIG).exists():
-            runs.write_config(self.folder, self.options, **config)
+            runs.write_config(self.folder, self.options, config)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ class Model(Protocol):
         """Logits ``[n, 3]`` of battles; with ``swap_average`` also those of the battles with A and B exchanged."""
 
 
-def load(folder: Path, placement: Callable[[], Placement], *, fast_attention: bool = True) -> Model:
+def load(
+    folder: Path, placement: Callable[[], Placement], *, fast_attention: bool = True, encoder: str | None = None
+) -> Model:
     """The model in a run's folder.
 
     Parameters
@@ -37,7 +39,7 @@ def load(folder: Path, placement: Callable[[], Placement], *, fast_attention: bo
         Of the run, or of one of its folds.
     placement:
         Chooses device and precision; only asked by models that need torch.
-    fast_attention:
+    fast_attention, encoder:
         See :func:`prefcli.models.neural.load`.
 
     Raises
@@ -53,4 +55,4 @@ def load(folder: Path, placement: Callable[[], Placement], *, fast_attention: bo
         return features.load(folder)
     from prefcli.models import neural
 
-    return neural.load(folder, placement(), fast_attention=fast_attention)
+    return neural.load(folder, placement(), fast_attention=fast_attention, encoder=encoder)

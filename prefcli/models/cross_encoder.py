@@ -1,51 +1,54 @@
 """One sequence "prompt, A, B": the encoder compares the answers itself, token by token.
 
 Every well-placed solution of the competition whose format is known reads both answers together. The classifier sees the
-mean over each answer's tokens (each has been read beside the other) and the mean over the whole sequence.
+mean over each answer's tokens (each has been read beside the other) and the mean over the whole sequence; of a language
+model, whose tokens see only what stands before them, the last token's vector in place of each mean.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prefcli.models.pooling import combined, combined_width, masked_mean, span_mean
+from prefcli.models.pooling import POOLINGS, combined, combined_width, hidden_states, inside, wants_positions, width_of
 from prefcli.outcomes import OUTCOMES
 from prefcli.packing import CutReport, Field, Packed, Packing, TokenisedBattles
 
 
 class CrossEncoder(nn.Module):
-    """One encoder over all three fields, means over A, B and everything, one linear layer -> logits A, B, tie.
+    """One encoder over all three fields, a vector for A, B and everything, one linear layer -> logits A, B, tie.
 
     Parameters
     ----------
     encoder:
-        A Hugging Face encoder.
+        A Hugging Face encoder, or a decoder without its head.
     combine:
-        How the two answers' means are joined, see :func:`prefcli.models.pooling.combined`.
+        How the two answers' vectors are joined, see :func:`prefcli.models.pooling.combined`.
+    pooling:
+        Which vector stands for a span: ``mean`` over its tokens, or the ``last`` one's.
     """
 
     sequences = 1
     reads_answers_apart = False
 
-    def __init__(self, encoder: nn.Module, combine: str = "concat") -> None:
+    def __init__(self, encoder: nn.Module, combine: str = "concat", pooling: str = "mean") -> None:
         super().__init__()
         self.encoder = encoder
         self.combine = combine
-        config: Any = encoder.config
-        width = int(config.hidden_size)
+        self.pooling = pooling
+        self.numbered = wants_positions(encoder)
+        width = width_of(encoder)
         self.classifier = nn.Linear(width + combined_width(width, combine), len(OUTCOMES))
 
     def forward(self, *, spans: Tensor, **inputs: Tensor) -> Tensor:
         """Logits ``[n, 3]`` from ``n`` sequences; ``spans`` ``[n, 3, 2]`` say where prompt, A and B stand in them."""
-        hidden = self.encoder(**inputs).last_hidden_state
-        answers = combined(span_mean(hidden, spans[:, 1]), span_mean(hidden, spans[:, 2]), self.combine)
-        whole = masked_mean(hidden, inputs["attention_mask"])
-        logits: Tensor = self.classifier(torch.cat([whole, answers], dim=-1))
+        hidden, mask = hidden_states(self.encoder, inputs, numbered=self.numbered), inputs["attention_mask"]
+        pool = POOLINGS[self.pooling]
+        a, b = (pool(hidden, inside(spans[:, field], mask)) for field in (1, 2))
+        whole = pool(hidden, mask)
+        logits: Tensor = self.classifier(torch.cat([whole, combined(a, b, self.combine)], dim=-1))
         return logits
 
     @staticmethod

@@ -8,7 +8,7 @@ a device and a budget around it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,14 +20,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prefcli import encoders, files
+from prefcli import adapters, devices, encoders, files, runs, weights
 from prefcli.devices import Placement
-from prefcli.errors import ModelError, PrefcliError
+from prefcli.errors import InputError, ModelError, PrefcliError
 from prefcli.models.cross_encoder import CrossEncoder
+from prefcli.models.pooling import is_causal
 from prefcli.models.siamese import Siamese
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES
-from prefcli.packing import CutReport, Packing, TokenisedBattles, tokenise
+from prefcli.packing import LEAST_TEXT, CutReport, Packing, TokenisedBattles, tokenise
 
 ARCHITECTURES: dict[str, Any] = {"siamese": Siamese, "cross-encoder": CrossEncoder}
 
@@ -73,7 +74,7 @@ class NeuralModel:
     Parameters
     ----------
     module:
-        The architecture's module.
+        The architecture's module, on the device.
     tokenizer:
         The encoder's tokenizer.
     packing:
@@ -81,14 +82,13 @@ class NeuralModel:
     placement:
         Device and precision.
     attention:
-        How the encoder is computed, in words.
-    """
+        How the encoder is computed, in words."""
 
     def __init__(
         self, module: Any, tokenizer: Any, packing: Packing, placement: Placement, attention: str = ""
     ) -> None:
         self.attention = attention
-        self.module = module.to(placement.device)
+        self.module = module
         self.tokenizer = tokenizer
         self.packing = packing
         self.placement = placement
@@ -199,7 +199,12 @@ class NeuralModel:
 
     @torch.inference_mode()
     def logits_of(
-        self, battles: TokenisedBattles, *, both_orders: bool = False, done: Callable[[int], None] | None = None
+        self,
+        battles: TokenisedBattles,
+        *,
+        both_orders: bool = False,
+        done: Callable[[int], None] | None = None,
+        in_step: Callable[[int], int] | None = None,
     ) -> NDArray[np.float64]:
         """Logits of tokenised battles, in their order, float64.
 
@@ -211,6 +216,8 @@ class NeuralModel:
             Also those of the battles with A and B exchanged.
         done:
             Told how many battles each step finished.
+        in_step:
+            Told how many forward passes there are to make, answers how many all processes make: the last is repeated.
 
         Returns
         -------
@@ -222,6 +229,7 @@ class NeuralModel:
         device = self.placement.device
         with torch.autocast(device.type, self.placement.dtype, enabled=self.placement.precision != "fp32"):
             passes = self.passes(lengths, np.arange(len(battles)), both_orders=both_orders)
+            passes += passes[-1:] * (in_step(len(passes)) - len(passes) if in_step is not None else 0)
             for (one,) in ahead(lambda item: self.prepared(battles, [item]), passes):
                 found = self.forward(self.module, one).double().cpu().numpy()
                 for order, part in zip(one.orders, np.split(found, len(one.orders)), strict=True):
@@ -256,9 +264,15 @@ class NeuralModel:
 
 
 def build(
-    options: TrainOptions, encoder: torch.nn.Module, tokenizer: Any, max_length: int, placement: Placement
+    options: TrainOptions,
+    encoder: torch.nn.Module,
+    tokenizer: Any,
+    max_length: int,
+    placement: Placement,
+    *,
+    stays_on_host: bool = False,
 ) -> NeuralModel:
-    """A model to be trained: the architecture's head, freshly initialised, on an encoder.
+    """A model to be trained: the architecture's head and adapters, freshly initialised, on an encoder.
 
     Parameters
     ----------
@@ -270,21 +284,61 @@ def build(
         Tokens in one sequence, as the encoder allows.
     placement:
         Device and precision.
+    stays_on_host:
+        Whether the weights are not moved to the device: who shares them out does that.
+
+    Raises
+    ------
+    InputError
+        If the options do not fit the encoder.
     """
     torch.manual_seed(options.seed)
-    return _assemble(options, encoder, tokenizer, max_length, placement)
+    return _assemble(options, encoder, tokenizer, max_length, placement, stays_on_host=stays_on_host)
 
 
 def _assemble(
-    options: TrainOptions, encoder: torch.nn.Module, tokenizer: Any, max_length: int, placement: Placement
+    options: TrainOptions,
+    encoder: torch.nn.Module,
+    tokenizer: Any,
+    max_length: int,
+    placement: Placement,
+    *,
+    stays_on_host: bool = False,
 ) -> NeuralModel:
-    attention = encoders.accelerate(encoder) if options.fast_attention else "transformers' own attention, as asked"
-    module = ARCHITECTURES[options.architecture](encoder, options.combine)
-    return NeuralModel(module, tokenizer, Packing.of(tokenizer, max_length, options.truncation), placement, attention)
+    causal = is_causal(encoder)
+    pooling = options.pooling if options.pooling != "auto" else "last" if causal else "mean"
+    template = options.template if options.template != "auto" else "words" if causal else "tokens"
+    packing = Packing.of(tokenizer, max_length, options.truncation, template)
+    if max_length < packing.least_length:
+        raise InputError(
+            f"--max-length {max_length} leaves no room for prompt and answers: the template alone takes "
+            f"{packing.least_length - LEAST_TEXT} tokens",
+            hint=f"Use --max-length {packing.least_length} or more.",
+        )
+    adapted = f"{adapters.add(encoder, options)}; " if options.lora_rank else ""
+    if options.fast_attention and options.lora_rank and encoder.config.model_type == "deberta-v2":  # type: ignore[union-attr]
+        attention = "transformers' own attention, in which adapters take part"
+    elif options.fast_attention:
+        attention = encoders.accelerate(encoder)
+    else:
+        attention = "transformers' own attention, as asked"
+    module = ARCHITECTURES[options.architecture](encoder, options.combine, pooling)
+    if not stays_on_host:
+        module.to(placement.device)
+    words = f"{adapted}{attention}; {pooling} pooling"
+    return NeuralModel(module, tokenizer, packing, placement, words)
 
 
-def load(folder: Path, placement: Placement, *, fast_attention: bool = True) -> NeuralModel:
-    """A trained model from its run's folder, by itself: no hub, no original encoder.
+def frozen_weights(options: TrainOptions, placement: Placement) -> encoders.Frozen | None:
+    """How an encoder's weights are kept: those that only adapters are learnt beside take 2 bytes each on a GPU."""
+    if not options.lora_rank:
+        return None
+    dtype = placement.dtype if placement.device.type == "cuda" else torch.float32
+    return encoders.Frozen(dtype, options.quantize, placement.device)
+
+
+def load(folder: Path, placement: Placement, *, fast_attention: bool = True, encoder: str | None = None) -> NeuralModel:
+    """A trained model from its run's folder, by itself: no hub, no original encoder, unless only adapters were learnt.
 
     Parameters
     ----------
@@ -294,6 +348,8 @@ def load(folder: Path, placement: Placement, *, fast_attention: bool = True) -> 
         Device and precision.
     fast_attention:
         Whether the encoder is computed by :func:`prefcli.encoders.accelerate`, however it was trained.
+    encoder:
+        Where the encoder lies to which a run's adapters belong, if it is no longer where it was.
 
     Raises
     ------
@@ -301,15 +357,19 @@ def load(folder: Path, placement: Placement, *, fast_attention: bool = True) -> 
         If the folder is incomplete or does not fit together.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_model
 
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         options = replace(TrainOptions(**config["options"]), fast_attention=fast_attention)
         tokenizer = encoders.load_tokenizer(folder)
-        encoder = encoders.from_config(config["encoder_config"])
-        model = _assemble(options, encoder, tokenizer, int(config["resolved"]["max_length"]), placement)
-        load_model(model.module, folder / WEIGHTS)
+        if options.lora_rank:
+            placement = devices.for_language_models(placement)
+            located = base_of(config["base"], encoder, folder)
+            made = encoders.make_encoder(located, 0, seed=0, frozen=frozen_weights(options, placement))
+        else:
+            made = encoders.from_config(runs.encoder_config(config))
+        model = _assemble(options, made, tokenizer, int(config["resolved"]["max_length"]), placement)
+        weights.restore(model.module, weights.load(folder / WEIGHTS))
         model.module.eval()
     except FileNotFoundError as error:
         raise ModelError(
@@ -332,3 +392,54 @@ def load(folder: Path, placement: Placement, *, fast_attention: bool = True) -> 
             hint="Train it again.",
         ) from None
     return model
+
+
+def save_adapters(folder: Path, options: TrainOptions) -> None:
+    """Leave a run's adapters in its folder as the library ``peft`` keeps them, beside the run's own weights."""
+    learnt = {name.removeprefix(weights.ENCODER): tensor for name, tensor in weights.load(folder / WEIGHTS).items()}
+    adapters.save(learnt, options, runs.read_config(folder)["base"]["encoder"], folder)
+
+
+def describe_base(name: str, located: encoders.Located) -> dict[str, str]:
+    """What a run of adapters keeps of the encoder that they belong to."""
+    assert located.folder is not None
+    is_folder = Path(name).expanduser().is_dir()
+    return {
+        "encoder": str(Path(name).expanduser().absolute()) if is_folder else name,
+        "identity": encoders.identity(located.folder),
+    }
+
+
+def base_of(base: Mapping[str, str], elsewhere: str | None, run: Path) -> encoders.Located:
+    """The encoder that a run's adapters belong to.
+
+    Parameters
+    ----------
+    base:
+        From :func:`describe_base`.
+    elsewhere:
+        Its folder or name now; None where it was.
+    run:
+        The run's folder.
+
+    Raises
+    ------
+    ModelError
+        If it is not there, or is another one.
+    """
+    name = elsewhere or base["encoder"]
+    try:
+        located = encoders.locate(name)
+    except PrefcliError as error:
+        raise ModelError(
+            f"the run holds adapters for the encoder {name}, which cannot be had: {error.what}",
+            where=str(run),
+            hint="Say where it is now with --encoder DIR; prefcli export RUN --merged DIR makes a run that needs none.",
+        ) from None
+    if located.folder is None or encoders.identity(located.folder) != base["identity"]:
+        raise ModelError(
+            f"the run's adapters belong to another encoder than {name}: {base['encoder']} as it was in training",
+            where=str(run),
+            hint="Give the folder it was trained on with --encoder DIR.",
+        )
+    return located

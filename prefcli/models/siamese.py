@@ -1,40 +1,41 @@
-"""The seed's model: one encoder reads (prompt, A) and (prompt, B); their means are joined by one linear layer."""
+"""The seed's model: one encoder reads (prompt, A) and (prompt, B); their vectors are joined by one linear layer."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prefcli.models.pooling import combined, combined_width, masked_mean
+from prefcli.models.pooling import POOLINGS, combined, combined_width, hidden_states, wants_positions, width_of
 from prefcli.outcomes import OUTCOMES
 from prefcli.packing import CutReport, Field, Packed, Packing, TokenisedBattles
 
 
 class Siamese(nn.Module):
-    """Shared encoder, masked mean pooling, the answers joined, one linear layer -> logits in the order A, B, tie.
+    """Shared encoder, pooling, the answers joined, one linear layer -> logits in the order A, B, tie.
 
     Parameters
     ----------
     encoder:
-        A Hugging Face encoder.
+        A Hugging Face encoder, or a decoder without its head.
     combine:
         How the two answers are joined, see :func:`prefcli.models.pooling.combined`.
+    pooling:
+        Which vector stands for a sequence: ``mean`` over its tokens, or the ``last`` one's.
     """
 
     sequences = 2
     reads_answers_apart = True
     """Exchanging the answers exchanges what the encoder gave: both orders cost one pass through it."""
 
-    def __init__(self, encoder: nn.Module, combine: str = "concat") -> None:
+    def __init__(self, encoder: nn.Module, combine: str = "concat", pooling: str = "mean") -> None:
         super().__init__()
         self.encoder = encoder
         self.combine = combine
-        config: Any = encoder.config
-        self.classifier = nn.Linear(combined_width(int(config.hidden_size), combine), len(OUTCOMES))
+        self.pooling = pooling
+        self.numbered = wants_positions(encoder)
+        self.classifier = nn.Linear(combined_width(width_of(encoder), combine), len(OUTCOMES))
 
     def forward(self, *, spans: Tensor | None = None, both_orders: bool = False, **inputs: Tensor) -> Tensor:
         """Logits from ``2 n`` sequences: the n first ones hold answer A, the n last ones answer B.
@@ -43,8 +44,8 @@ class Siamese(nn.Module):
         -------
         ``[n, 3]``; with ``both_orders`` ``[2 n, 3]``, the n exchanged battles behind the others.
         """
-        hidden = self.encoder(**inputs).last_hidden_state
-        a, b = masked_mean(hidden, inputs["attention_mask"]).chunk(2)
+        hidden = hidden_states(self.encoder, inputs, numbered=self.numbered)
+        a, b = POOLINGS[self.pooling](hidden, inputs["attention_mask"]).chunk(2)
         joined = combined(a, b, self.combine)
         if both_orders:
             joined = torch.cat([joined, combined(b, a, self.combine)])

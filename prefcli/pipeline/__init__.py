@@ -17,6 +17,7 @@ from prefcli import card, files, hub, metrics, runs, tables
 from prefcli import eda as eda_room
 from prefcli.errors import InputError
 from prefcli.hub import check_push
+from prefcli.merging import Merged, merge
 from prefcli.options import TrainOptions
 from prefcli.pipeline.estimation import estimate_prediction, estimate_training
 from prefcli.pipeline.prediction import Answered, Predicted, latest_run, predict, predict_lines
@@ -220,6 +221,7 @@ def demo(folder: Path, workspace: Workspace, *, force: bool = False, reporter: R
 __all__ = [
     "Answered",
     "Demonstrated",
+    "Merged",
     "Predicted",
     "Preprocessed",
     "Preview",
@@ -231,6 +233,7 @@ __all__ = [
     "estimate_prediction",
     "estimate_training",
     "latest_run",
+    "merge",
     "predict",
     "predict_lines",
     "preprocess",

@@ -109,6 +109,7 @@ def estimate_prediction(
     precision: str = "auto",
     device: str = "auto",
     fast_attention: bool = True,
+    encoder: str | None = None,
     workers: int | None = None,
     limit: int | None = None,
     reporter: Reporter = SILENT,
@@ -140,7 +141,7 @@ def estimate_prediction(
         from prefcli import devices, inference
 
         place = functools.cache(lambda: devices.place(device, precision, world.local_rank))
-        members = inference.open_runs(folders, place, fast_attention=fast_attention)
+        members = inference.open_runs(folders, place, fast_attention=fast_attention, encoder=encoder)
         if calibrated:
             blending.from_validation(folders, battles.table(["prompt_key"])["prompt_key"].to_numpy(), SILENT)
         around = time.monotonic() - started - watched.kept_seconds

@@ -59,6 +59,7 @@ def predict(
     precision: str = "auto",
     device: str = "auto",
     fast_attention: bool = True,
+    encoder: str | None = None,
     workers: int | None = None,
     limit: int | None = None,
     force: bool = False,
@@ -91,6 +92,8 @@ def predict(
         share a prompt with ``source`` are left out.
     precision, device, fast_attention:
         As for training.
+    encoder:
+        Where the encoder lies to which a run's adapters belong, if it is no longer where it was.
     workers:
         Processes for the text treatment; by default one per core.
     limit:
@@ -120,7 +123,7 @@ def predict(
         from prefcli import devices, inference
 
         place = functools.cache(lambda: devices.place(device, precision, world.local_rank))
-        members = inference.open_runs(folders, place, fast_attention=fast_attention)
+        members = inference.open_runs(folders, place, fast_attention=fast_attention, encoder=encoder)
         speaker.note(f"predicting with {', '.join(_called(models, folders))}{_on(folders, place)}")
         keys = battles.table(["prompt_key"])["prompt_key"].to_numpy()
         mixing = blending.from_validation(folders, keys, speaker) if calibrated else Calibration.equal(len(folders))
@@ -198,6 +201,7 @@ def predict_lines(
     precision: str = "auto",
     device: str = "auto",
     fast_attention: bool = True,
+    encoder: str | None = None,
     reporter: Reporter = SILENT,
 ) -> Answered:
     """Answer battles written as JSON lines, each as soon as it has come; nothing is cached.
@@ -208,7 +212,7 @@ def predict_lines(
         One battle a line, a JSON object in any layout that prefcli reads.
     answers:
         Gets a line for each: ``id`` and the three probabilities, or ``id``, ``line`` and ``error``; flushed at once.
-    models, swap_average, calibrated, precision, device, fast_attention:
+    models, swap_average, calibrated, precision, device, fast_attention, encoder:
         As for :func:`predict`. The temperature is fitted without the prompt of the battle at hand.
     """
     from prefcli.predictor import Predictor
@@ -219,6 +223,7 @@ def predict_lines(
         device=device,
         precision=precision,
         fast_attention=fast_attention,
+        encoder=encoder,
         swap_average=swap_average,
         calibrated=calibrated,
     )

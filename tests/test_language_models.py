@@ -1,0 +1,507 @@
+"""Decoder backbones: what is read of them, adapters beside their weights, and one model spread over processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Result
+
+import prefcli
+from prefcli import adapters, demo, devices, encoders, packing, training, weights
+from prefcli.demo import Demo
+from prefcli.errors import InputError, ModelError, PrefcliError
+from prefcli.models import neural, pooling
+from prefcli.models.cross_encoder import CrossEncoder
+from prefcli.models.siamese import Siamese
+from prefcli.options import TrainOptions
+from prefcli.packing import Packing, Template
+from prefcli.reporting import SILENT
+
+SHAPE = {
+    "vocab_size": 600, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512,
+}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gemma2": {"head_dim": 8, "sliding_window": 16},
+    "llama": {},
+    "qwen2": {},
+}
+LORA = {"text": "raw", "max_length": 96, "lr": 3e-3, "lora_rank": 4, "limit": 96, "eval_every": 4}
+"""Of runs here; with the architecture cross-encoder unless it is said otherwise."""
+
+
+def make_language_model(folder: Path, family: str) -> Path:
+    """A folder as the hub has them: random weights, no special tokens but a beginning (not Qwen's) and an end."""
+    from tokenizers import processors
+    from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+    trained = encoders.train_tokenizer([" ".join((*demo.LIKED, *demo.DISLIKED, *demo.NEUTRAL))] * 3, 560)
+    backend = trained.backend_tokenizer
+    begins = family != "qwen2"
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A" if begins else "$A",
+        pair="[CLS] $A [CLS] $B" if begins else "$A $B",
+        special_tokens=[("[CLS]", backend.token_to_id("[CLS]"))] if begins else [],
+    )
+    # The id that pads is the one that ends texts, as in most language models.
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="[CLS]" if begins else None, eos_token="[SEP]", pad_token="[SEP]"
+    ).save_pretrained(folder)
+    ends = backend.token_to_id("[SEP]")
+    config = AutoConfig.for_model(
+        family, **SHAPE, **FAMILIES[family], pad_token_id=ends, eos_token_id=ends, bos_token_id=1
+    )
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=sorted(FAMILIES))
+def language_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_language_model(tmp_path_factory.mktemp("models") / request.param, request.param)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_language_model(tmp_path_factory.mktemp("models") / "llama", "llama")
+
+
+@pytest.fixture(scope="session")
+def lora_run(llama: Path, demo_files: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of adapters that others only read."""
+    folder = tmp_path_factory.mktemp("lora")
+    prefcli.train(
+        demo_files.train, encoder=str(llama), architecture="cross-encoder", output=folder / "run",
+        workspace=folder / "w", **LORA,
+    )  # fmt: skip
+    return folder / "run"
+
+
+def probabilities(run: Path, demo_files: Demo, **how: Any) -> np.ndarray:
+    import pandas as pd
+
+    return prefcli.load(run, **how).predict(pd.read_csv(demo_files.test))
+
+
+# What is read
+
+
+def test_a_language_model_is_told_from_an_encoder(
+    language_model: Path, bert_folder: Path, deberta_folder: Path
+) -> None:
+    for folder, causal in ((language_model, True), (bert_folder, False), (deberta_folder, False)):
+        encoder = encoders.make_encoder(encoders.Located(folder, ""), 0, seed=0)
+        assert pooling.is_causal(encoder) is causal
+        options = TrainOptions(encoder=str(folder), text="raw", max_length=64)
+        model = neural.build(options, encoder, encoders.load_tokenizer(folder), 64, devices.place("cpu", "fp32"))
+        assert model.module.pooling == ("last" if causal else "mean")
+        assert ("last pooling" in model.attention) is causal
+
+
+@pytest.mark.parametrize("architecture", [Siamese, CrossEncoder])
+@pytest.mark.parametrize("pooled", ["last", "mean"])
+def test_neither_the_side_of_padding_nor_its_id_changes_the_logits(
+    language_model: Path, architecture: Any, pooled: str
+) -> None:
+    encoder = encoders.make_encoder(encoders.Located(language_model, ""), 0, seed=0)
+    torch.manual_seed(1)
+    module = architecture(encoder, "interaction", pooled).eval()
+    ends = encoder.config.pad_token_id
+    texts = [[7, 9, 30, ends, 41, 5, 8], [12, 11, 80], [101, ends, ends], [60, 61, 62, 63, 64]]
+    spans = torch.tensor([[(0, 1), (1, 2), (2, 3)], [(0, 1), (1, 2), (2, 2)], [(0, 0), (0, 2), (2, 3)], [(0, 2), (2, 4), (4, 5)]])  # fmt: skip  # noqa: E501
+
+    def logits(pad: int, *, left: bool, width: int) -> torch.Tensor:
+        ids, mask = torch.full((4, width), pad), torch.zeros(4, width, dtype=torch.long)
+        for row, text in enumerate(texts):
+            place = slice(width - len(text), width) if left else slice(0, len(text))
+            ids[row, place], mask[row, place] = torch.tensor(text), 1
+        with torch.inference_mode():
+            return module(input_ids=ids, attention_mask=mask, spans=spans)
+
+    expected = logits(0, left=False, width=7)
+    for pad in (0, ends, 333):
+        for left in (False, True):
+            for width in (7, 12):
+                assert torch.allclose(logits(pad, left=left, width=width), expected, atol=1e-6, rtol=0)
+    assert expected.std(dim=0).min() > 1e-3  # it does look at the texts
+
+
+def test_the_last_token_of_a_span_stands_for_it() -> None:
+    hidden = torch.arange(24.0).view(2, 4, 3)
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]])
+    spans = torch.tensor([[1, 2], [1, 1]])
+    chosen = pooling.inside(spans, mask)
+    assert chosen.tolist() == [[False, False, True, False], [False] * 4]
+    assert pooling.last(hidden, chosen).tolist() == [hidden[0, 2].tolist(), [0.0, 0.0, 0.0]]
+    assert pooling.last(hidden, mask).tolist() == [hidden[0, 3].tolist(), hidden[1, 1].tolist()]
+    assert pooling.mean(hidden, mask)[0].tolist() == hidden[0, 1:].mean(dim=0).tolist()
+
+
+def test_the_template_in_words_reads_as_a_text_and_fits_the_budget(language_model: Path) -> None:
+    tokenizer = encoders.load_tokenizer(language_model)
+    packing_ = Packing.of(tokenizer, 90, "head", "words")
+    fields = [packing.Field(np.array(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32), np.array([0]))
+              for text in ("clear", "precise answer", "vague")]  # fmt: skip
+    ids = packing_.pack(fields).ids
+    text = tokenizer.decode(ids, skip_special_tokens=True).lower()
+    assert [word for word in text.replace(":", " ").split() if word] == (
+        "question clear answer a precise answer answer b vague which answer is better".split()
+    )
+    begins = tokenizer.bos_token_id is not None
+    assert bool(ids[0] == tokenizer.bos_token_id) is begins
+    assert (ids == tokenizer.bos_token_id).sum() == begins
+    long = [packing.Field(np.tile(field.ids, 100), field.turns) for field in fields]
+    cut = packing_.pack(long)
+    assert len(cut.ids) == 90
+    suffix = packing_.template.both.suffix
+    assert cut.ids[-len(suffix) :].tolist() == list(suffix)
+    assert min(stop - start for start, stop in cut.spans) >= 10
+
+
+def test_the_template_is_a_choice(bert_folder: Path, llama: Path) -> None:
+    bert, tokenizer = encoders.load_tokenizer(bert_folder), encoders.load_tokenizer(llama)
+    assert Template.of(bert, "words").both.overhead > Template.of(bert, "tokens").both.overhead == 4
+    assert Template.of(tokenizer, "tokens").both.leads == ((tokenizer.bos_token_id,),) * 3
+
+
+def test_a_length_without_room_for_the_answers_is_refused(
+    llama: Path, demo_files: Demo, cli: Callable[..., Result]
+) -> None:
+    done = cli("train", demo_files.train, "--encoder", llama, "--text", "raw", "--max-length", "16")
+    assert done.code == 2
+    assert "--max-length 16 leaves no room" in done.err
+    least = int(done.err.split("Use --max-length ")[1].split()[0])
+    assert cli("train", demo_files.train, "--encoder", llama, "--text", "raw", "--limit", 30, "--max-length", least).code == 0  # fmt: skip  # noqa: E501
+
+
+# Adapters
+
+
+@pytest.mark.parametrize("architecture", ["siamese", "cross-encoder"])
+def test_adapters_train_resume_reload_and_merge_to_the_same_predictions(
+    language_model: Path, architecture: str, demo_files: Demo, tmp_path: Path, cli: Callable[..., Result]
+) -> None:
+    options = {**LORA, "encoder": str(language_model), "architecture": architecture, "checkpoint_every": 2}
+    prefcli.train(demo_files.train, output="whole", **options)
+    chosen = TrainOptions(**options, batch_size=16)
+    assert chosen.learning_rate == 3e-3
+
+    class Stop(Exception):
+        pass
+
+    def stop(position: training.Position) -> None:
+        if position.steps == 3:
+            raise Stop
+
+    original = training.Task.__init__
+    patched = pytest.MonkeyPatch()
+    patched.setattr(training.Task, "__init__", lambda self, *a, **k: original(self, *a, **{**k, "fail_after": stop}))
+    with pytest.raises(Stop):
+        prefcli.train(demo_files.train, output="cut", **options)
+    patched.undo()
+    made = prefcli.train(resume="cut")
+    assert made.validation is not None
+    name = neural.WEIGHTS
+    assert Path("cut", name).read_bytes() == Path("whole", name).read_bytes()
+
+    found = probabilities(Path("cut"), demo_files)
+    assert np.array_equal(found, probabilities(Path("whole"), demo_files))
+    assert found.std(axis=0).max() > 1e-3
+    done = cli("export", "cut", "--merged", "merged", "--json")
+    assert done.code == 0, done.err
+    assert done.json()["adapters"] is True
+    assert np.abs(probabilities(Path("merged"), demo_files) - found).max() < 1e-5
+    assert Path("merged", name).stat().st_size > 5 * Path("cut", name).stat().st_size
+
+
+def test_only_the_adapters_and_the_head_are_learnt_and_kept(lora_run: Path, llama: Path) -> None:
+    kept = weights.load(lora_run / neural.WEIGHTS)
+    assert {name.split(".")[0] for name in kept} == {"encoder", "classifier"}
+    assert all(".lora_" in name for name in kept if name.startswith("encoder."))
+    assert sum(".lora_B" in name for name in kept) == 14  # seven linear layers in each of two blocks
+    assert any(bool(tensor.any()) for name, tensor in kept.items() if ".lora_B" in name)  # they begin as zeros
+    config = json.loads((lora_run / "config.json").read_text())
+    assert config["base"] == {"encoder": str(llama.absolute()), "identity": encoders.identity(llama)}
+    assert "LoRA of rank 4, alpha 8, in 14 layers" in config["resolved"]["attention"]
+    assert "q_proj" in config["resolved"]["attention"]
+
+
+def test_the_encoder_of_adapters_may_move_but_not_change(
+    llama: Path, demo_files: Demo, tmp_path: Path, cli: Callable[..., Result]
+) -> None:
+    here = Path(shutil.copytree(llama, "here"))
+    prefcli.train(demo_files.train, encoder="here", architecture="cross-encoder", output="run", **LORA)
+    before = probabilities(Path("run"), demo_files)
+    here.rename("there")
+    done = cli("predict", demo_files.test, "--model", "run")
+    assert done.code == 1
+    assert "--encoder DIR" in done.err
+    assert not Path("preds.csv").exists()
+    assert cli("predict", demo_files.test, "--model", "run", "--encoder", "there").code == 0
+    assert np.array_equal(probabilities(Path("run"), demo_files, encoder="there"), before)
+    other = make_language_model(tmp_path / "other", "llama")
+    state = encoders.make_encoder(encoders.Located(other, ""), 0, seed=0)
+    with torch.no_grad():
+        state.layers[0].mlp.up_proj.weight[0, 0] += 1
+    state.save_pretrained(other)
+    done = cli("predict", demo_files.test, "--model", "run", "--encoder", other, "--force")
+    assert done.code == 1
+    assert "belong to another encoder" in done.err
+
+
+def test_peft_loads_the_adapters_of_a_run(lora_run: Path, llama: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    theirs = PeftModel.from_pretrained(AutoModel.from_pretrained(llama), lora_run)
+    ours = neural.load(lora_run, devices.place("cpu", "fp32")).module.encoder
+    ids = torch.arange(5, 25)[None]
+    with torch.inference_mode():
+        expected = ours(input_ids=ids).last_hidden_state
+        assert torch.allclose(theirs.eval()(input_ids=ids).last_hidden_state, expected, atol=1e-6)
+        adapters.remove(ours)
+        assert not torch.allclose(ours(input_ids=ids).last_hidden_state, expected, atol=1e-4)
+    with pytest.raises(ValueError, match="model_type"):  # not an encoder with most of its weights at random
+        AutoModel.from_pretrained(lora_run)
+
+
+@pytest.mark.parametrize("kind", ["bert", "deberta"])
+def test_transformers_loads_the_encoder_of_a_run(
+    kind: str, bert_folder: Path, deberta_folder: Path, demo_files: Demo
+) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = bert_folder if kind == "bert" else deberta_folder
+    prefcli.train(demo_files.train, encoder=str(folder), text="raw", max_length=64, limit=60, output="run", lr=1e-3)
+    ours = neural.load(Path("run"), devices.place("cpu", "fp32"))
+    theirs, loading = AutoModel.from_pretrained("run", output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert sorted(loading["unexpected_keys"]) == ["classifier.bias", "classifier.weight"]
+    inputs = AutoTokenizer.from_pretrained("run")("clear words", return_tensors="pt")
+    with torch.inference_mode():
+        assert torch.allclose(
+            theirs.eval()(**inputs).last_hidden_state, ours.module.encoder(**inputs).last_hidden_state, atol=1e-5
+        )
+    again = prefcli.train(demo_files.train, encoder="run", text="raw", max_length=64, limit=60, output="second")
+    assert again.validation is not None  # a run is an encoder to start another from
+
+
+def test_adapters_of_folds_become_one_model(llama: Path, demo_files: Demo, cli: Callable[..., Result]) -> None:
+    prefcli.train(demo_files.train, encoder=str(llama), architecture="cross-encoder", folds=2, output="run", **LORA)
+    assert cli("export", "run", "--merged", "one").code == 0
+    place = devices.place("cpu", "fp32")
+    folds = [neural.load(Path("run", f"fold-{number}"), place).module for number in (1, 2)]
+    one = neural.load(Path("one"), place).module
+    for fold in folds:
+        adapters.add_to_weights(fold.encoder)
+        adapters.remove(fold.encoder)
+    first, second, found = ({k: v.detach() for k, v in m.state_dict().items()} for m in (*folds, one))
+    assert first.keys() == found.keys()
+    for name, tensor in found.items():
+        assert torch.allclose(tensor, (first[name] + second[name]) / 2, atol=1e-6), name
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert not Path("one", "validation.parquet").exists()  # every battle was learnt by one of the folds
+    assert np.allclose(probabilities(Path("one"), demo_files).sum(axis=1), 1)
+
+
+def test_folds_of_whole_weights_become_one_model(
+    demo_files: Demo, bert_folder: Path, cli: Callable[..., Result]
+) -> None:
+    prefcli.train(
+        demo_files.train, encoder=str(bert_folder), text="raw", max_length=64, folds=2, output="run", limit=80
+    )
+    assert cli("export", "run", "--merged", "one").code == 0
+    states = [weights.load(Path(at) / neural.WEIGHTS) for at in ("run/fold-1", "run/fold-2", "one")]
+    for name, tensor in states[2].items():
+        assert torch.allclose(tensor, (states[0][name] + states[1][name]) / 2, atol=1e-6), name
+
+
+def test_what_cannot_be_merged_is_refused(demo_files: Demo, lora_run: Path, cli: Callable[..., Result]) -> None:
+    prefcli.train(demo_files.train, recipe="fast", output="fast")
+    prefcli.train(demo_files.train, encoder="tiny", text="raw", max_length=64, limit=40, output="tiny")
+    for run in ("fast", "tiny"):
+        done = cli("export", run, "--merged", "out")
+        assert done.code == 2
+        assert "nothing to merge" in done.err
+    Path("mine").mkdir()
+    Path("mine", "notes.txt").write_text("precious")
+    assert cli("export", lora_run, "--merged", "mine").code == 2
+    done = cli("export", lora_run, "--merged", "mine", "--force")
+    assert done.code == 2
+    assert Path("mine", "notes.txt").read_text() == "precious"
+    assert cli("export", lora_run).code == 2
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ("all", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+        ("attention", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        ("q_proj, v_proj", {"q_proj", "v_proj"}),
+    ],
+)
+def test_the_targets_of_adapters_are_a_choice(llama: Path, wanted: str, found: set[str]) -> None:
+    encoder = encoders.make_encoder(encoders.Located(llama, ""), 0, seed=0)
+    assert {name.rsplit(".", 1)[-1] for name in adapters.targets(encoder, wanted)} == found
+
+
+def test_targets_that_are_not_there_are_refused_with_those_that_are(llama: Path) -> None:
+    encoder = encoders.make_encoder(encoders.Located(llama, ""), 0, seed=0)
+    with pytest.raises(InputError) as caught:
+        adapters.targets(encoder, "q_proj,query")
+    assert "'query'" in caught.value.what
+    assert "gate_proj" in str(caught.value.hint)
+
+
+def test_adapters_suit_encoders_too(bert_folder: Path, deberta_folder: Path, demo_files: Demo) -> None:
+    for folder in (bert_folder, deberta_folder):
+        name = folder.name
+        made = prefcli.train(demo_files.train, encoder=str(folder), output=name, **{**LORA, "max_length": 64})
+        assert made.validation is not None
+        kept = weights.load(Path(name) / neural.WEIGHTS)
+        assert not any("pooler" in key for key in kept)  # nobody uses what it gives
+        assert np.isfinite(probabilities(Path(name), demo_files)).all()
+
+
+def test_impossible_combinations_are_refused(llama: Path, demo_files: Demo, cli: Callable[..., Result]) -> None:
+    train = ("train", demo_files.train, "--text", "raw", "--max-length", 96)
+    for flags, words in (
+        (("--encoder", "tiny", "--lora-rank", 4), "nothing to adapt"),
+        (("--encoder", llama, "--quantize", "4bit"), "only adapters beside them"),
+        (("--encoder", llama, "--quantize", "8bit", "--lora-rank", 4), "needs a CUDA GPU"),
+        (("--encoder", llama, "--shard"), "torchrun"),
+        (("--architecture", "features", "--lora-rank", 4), "no meaning for --architecture features"),
+    ):
+        done = cli(*train, *flags)
+        assert (done.code, words in done.err) == (2, True), done.err
+
+
+def test_without_peft_the_line_that_installs_it_is_said(
+    llama: Path, demo_files: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(PrefcliError) as caught:
+        prefcli.train(demo_files.train, encoder=str(llama), **LORA)
+    assert 'pip install "prefcli[llm]"' in str(caught.value.hint)
+    assert not isinstance(caught.value, ModelError)
+
+
+def test_weights_of_few_bits_need_their_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = encoders.Frozen(torch.float16, "8bit", torch.device("cuda"))
+    if importlib.util.find_spec("bitsandbytes") is None:
+        with pytest.raises(PrefcliError, match="bitsandbytes"):
+            frozen.quantized()
+    find = importlib.util.find_spec
+    there = lambda name, *more: object() if name == "bitsandbytes" else find(name, *more)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", there)
+    asked = frozen.quantized()
+    assert asked["quantization_config"].load_in_8bit
+    assert asked["device_map"] == {"": torch.device("cuda")}
+
+
+def test_weights_of_four_bits_are_asked_for_as_qlora_has_them() -> None:
+    pytest.importorskip("bitsandbytes")
+    frozen = encoders.Frozen(torch.bfloat16, "4bit", torch.device("cuda"))
+    asked = frozen.quantized()["quantization_config"]
+    assert (asked.load_in_4bit, asked.bnb_4bit_quant_type) == (True, "nf4")
+    assert asked.bnb_4bit_compute_dtype == torch.bfloat16
+
+
+def test_recomputed_activations_change_no_loss(llama: Path, demo_files: Demo) -> None:
+    logs = []
+    for name, recompute in (("kept", False), ("again", True)):
+        prefcli.train(
+            demo_files.train, encoder=str(llama), architecture="cross-encoder", output=name,
+            gradient_checkpointing=recompute, **LORA,
+        )  # fmt: skip
+        logs.append([json.loads(line).get("loss") for line in Path(name, "metrics.jsonl").read_text().splitlines()])
+    assert logs[0] == pytest.approx(logs[1], abs=1e-6)
+
+
+def test_frozen_weights_may_be_half_as_wide(llama: Path, demo_files: Demo) -> None:
+    """As on a GPU, where only what is learnt needs float32."""
+    options = TrainOptions(encoder=str(llama), architecture="cross-encoder", precision="bf16", **LORA)
+    frozen = encoders.Frozen(torch.bfloat16, "none", torch.device("cpu"))
+    encoder = encoders.make_encoder(encoders.Located(llama, ""), 0, seed=0, frozen=frozen)
+    place = devices.place("cpu", "bf16")
+    model = neural.build(options, encoder, encoders.load_tokenizer(llama), 96, place)
+    widths = {p.dtype for p in model.module.parameters() if p.requires_grad}
+    assert widths == {torch.float32}
+    assert {p.dtype for p in model.module.parameters() if not p.requires_grad} == {torch.bfloat16}
+    from prefcli.readers import open_battles
+
+    battles = packing.tokenise(model.tokenizer, (b for b, _ in open_battles(demo_files.train).batches())).take(
+        np.arange(32)
+    )
+    fitted = training.fit(
+        training.Task(
+            model=model, train=battles, targets=np.eye(3, dtype=np.float32)[battles.labels], validation=battles,
+            options=replace(options, eval_every=0), folder=Path("run"), reporter=SILENT,
+        )
+    )  # fmt: skip
+    assert fitted.logits is not None
+    assert np.isfinite(fitted.logits).all()
+
+
+# Several processes
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "adapters"])
+def test_a_model_spread_over_two_processes_trains_as_in_one(
+    llama: Path, demo_files: Demo, lora: bool, tmp_path: Path
+) -> None:
+    arguments = [
+        "-m", "prefcli", "train", str(demo_files.train), "--encoder", str(llama), "--architecture", "cross-encoder",
+        "--text", "raw", "--max-length", "96", "--lr", "1e-3", "--limit", "90", "--epochs", "2", "--micro-batch", "3",
+        "--eval-every", "3", "--checkpoint-every", "4", *(["--lora-rank", "4"] if lora else []),
+    ]  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for command in (
+        [sys.executable, *arguments, "--output", "one"],
+        [*launch, *arguments, "--shard", "--output", "two"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+    logs = [[json.loads(line) for line in Path(at, "metrics.jsonl").read_text().splitlines()] for at in ("one", "two")]
+    for name in ("loss", "grad_norm", "validation_log_loss"):
+        one, two = ([line[name] for line in log if name in line] for log in logs)
+        assert len(one) >= 4
+        assert two == pytest.approx(one, abs=1e-4), name
+    one, two = (weights.load(Path(at) / neural.WEIGHTS) for at in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-4
+    assert np.abs(probabilities(Path("one"), demo_files) - probabilities(Path("two"), demo_files)).max() < 1e-4
+
+    # A checkpoint is whole: one that two processes left goes on in two.
+    for path in sorted(Path("two/checkpoints").glob("step-*"))[1:]:
+        shutil.rmtree(path)
+    Path("two/SHA256SUMS").unlink()
+    whole = (Path("two") / neural.WEIGHTS).read_bytes()
+    resumed = subprocess.run(
+        [*launch, "-m", "prefcli", "train", "--resume", "two"], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed at step" in resumed.stderr
+    assert (Path("two") / neural.WEIGHTS).read_bytes() == whole
+
+
+def test_language_models_get_bf16_where_nobody_chose_and_the_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    chosen, asked = devices.Placement(gpu, "fp16", "by itself"), devices.Placement(gpu, "fp16", devices.AS_ASKED)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert devices.for_language_models(chosen).precision == "bf16"
+    assert devices.for_language_models(asked) is asked
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert devices.for_language_models(chosen) is chosen  # a T4 only emulates it
