@@ -205,7 +205,7 @@ def spread_order(count: int) -> NDArray[np.intp]:
 
 
 def growth(sizes: Sequence[float], steps: int) -> float:
-    """How much larger than in the sample the memory will be after so many steps.
+    """How much larger than in the sample the memory will be after so many steps, in MB.
 
     The allocator never finds the same sizes free twice, so a process grows for dozens of steps after its largest one,
     by less and less: as a geometric series, of which the sample's two halves are the first two terms.
@@ -232,8 +232,8 @@ def growth(sizes: Sequence[float], steps: int) -> float:
 
 
 @dataclass(frozen=True)
-class _Sampled:
-    """What a sample of a fit told."""
+class Sampled:
+    """What a sample told: seconds by part, how many pieces there are, how many were timed, what memory is to come."""
 
     parts: dict[str, Part]
     pieces: int
@@ -261,7 +261,7 @@ class Sampler:
     def __post_init__(self) -> None:
         self._boosted = self.work.options.architecture == "features"
         self._fitter: Fitter | None = None if self._boosted else fitter_for(self.work, self.folds)
-        self._of_first: _Sampled | None = None
+        self._of_first: Sampled | None = None
 
     def fit(self, fold: Fold, prefix: str) -> Fitted:
         """Time a sample, unless that was done, and add this fold to the parts."""
@@ -284,7 +284,7 @@ class Sampler:
         self.sampling += time.perf_counter() - started
         return Fitted(logits if len(fold.held_out) else None, 0.0)
 
-    def _steps(self, fold: Fold, prefix: str) -> _Sampled:
+    def _steps(self, fold: Fold, prefix: str) -> Sampled:
         from prefcli.fitting.neural import NeuralFitter
 
         assert isinstance(self._fitter, NeuralFitter)
@@ -293,13 +293,13 @@ class Sampler:
         starting = time.perf_counter() - started
         return _neural_parts(task, starting, self.seconds, self.work.reporter)
 
-    def _boosting(self) -> _Sampled:
+    def _boosting(self) -> Sampled:
         found = _features_parts(self.work, self.folds[0]) if self.work.world.is_first else None
-        first: _Sampled = self.work.world.gather(found)[0]
+        first: Sampled = self.work.world.gather(found)[0]
         return first
 
 
-def _neural_parts(task: training.Task, starting: float, seconds: float, reporter: Reporter) -> _Sampled:
+def _neural_parts(task: training.Task, starting: float, seconds: float, reporter: Reporter) -> Sampled:
     """What a neural fit is made of, from a short training of the same task in the same folder."""
     from prefcli import training
 
@@ -351,7 +351,7 @@ def _neural_parts(task: training.Task, starting: float, seconds: float, reporter
         "validation": _validation_part(task, seconds / 4).times(validations),
         "writing": Part(keeping * kept + checkpoint * checkpoints),
     }
-    return _Sampled(parts, all_steps, len(timed), growth(sizes[warm_up - 1 :], all_steps))
+    return Sampled(parts, all_steps, len(timed), growth(sizes[warm_up - 1 :], all_steps))
 
 
 def _validations(task: training.Task) -> int:
@@ -423,7 +423,7 @@ def _validation_part(task: training.Task, seconds: float) -> Part:
         count *= 2
 
 
-def _features_parts(work: Work, fold: Fold) -> _Sampled:
+def _features_parts(work: Work, fold: Fold) -> Sampled:
     """What `features` is made of: statistics by the byte, and boosting from two smaller fits.
 
     How the time grows from the smaller to the larger says how it goes on. How many rounds the booster will take is
@@ -475,7 +475,7 @@ def _features_parts(work: Work, fold: Fold) -> _Sampled:
     boosting = times[-1] * growth**power
     doubt = boosting * max(growth**0.25 - 1, LEAST_DOUBT)
     found = {"measuring": measuring, "boosting": Part(boosting, doubt), "writing": Part(writing)}
-    return _Sampled(found, count, larger)
+    return Sampled(found, count, larger)
 
 
 # Prediction
@@ -490,8 +490,8 @@ def predicting(
     world: World,
     reporter: Reporter,
     seconds: float = SAMPLE_SECONDS,
-) -> tuple[Part, int]:
-    """How long the first ``total`` battles of the stages take, and how many were predicted to know it.
+) -> Sampled:
+    """How long the first ``total`` battles of the stages take, from some of them.
 
     The sample are groups of neighbours in the order of length, at even distances over all of it: replicated systematic
     samples (Cochran, *Sampling Techniques*, 3rd ed., 8), whose differences tell how sure their mean is.
@@ -517,13 +517,16 @@ def predicting(
         size, replicates = max(min(size, total), 1), max(1, min(replicates, total // max(size, 1)))
     reporter.note(f"timing {min(replicates * size, total):,} battles of {total:,}")
     drawn = [_neighbours(order, size, (number + 0.5) / replicates) for number in range(replicates)]
-    timed = [predict(rows) for rows in drawn]
+    timed, sizes = [], []
+    for rows in drawn:
+        timed.append(predict(rows))
+        sizes.append(_peaks()[0])
     part = scaled(timed, [float(len(rows)) for rows in drawn], float(total))
     ends = np.cumsum([batch.num_rows for batch in stages[0].batches(["id"])])
     groups = int(np.searchsorted(ends, total)) + 1  # each is one rank's
     rounds = math.ceil(groups / world.size) / groups
     slowest = max(world.gather((part.times(rounds).seconds, part.times(rounds).doubt)))
-    return Part(*slowest), sum(map(len, drawn))
+    return Sampled({"predicting": Part(*slowest)}, total, sum(map(len, drawn)), growth(sizes, math.ceil(total / size)))
 
 
 def _neighbours(order: NDArray[np.intp], size: int, offset: float) -> NDArray[np.intp]:

@@ -146,10 +146,15 @@ def estimate_prediction(
             blending.from_validation(folders, battles.table(["prompt_key"])["prompt_key"].to_numpy(), SILENT)
         around = time.monotonic() - started - watched.kept_seconds
         total = min(battles.rows, limit or battles.rows)
-        part, timed = estimating.predicting(
-            members, stages, total, swap_average=swap_average, world=world, reporter=speaker
-        )
-        parts = {"around": Part(max(around, 0.0)), "predicting": part}
+        found = estimating.predicting(members, stages, total, swap_average=swap_average, world=world, reporter=speaker)
+        parts = {"around": Part(max(around, 0.0)), **found.parts}
         if sample is not None and total:
-            parts["calibrating"] = part.times(sample.rows / total)
-        return estimating.together(parts, kept_seconds=watched.kept_seconds, pieces=total, timed=timed, world=world)
+            parts["calibrating"] = parts["predicting"].times(sample.rows / total)
+        return estimating.together(
+            parts,
+            kept_seconds=watched.kept_seconds,
+            pieces=total,
+            timed=found.timed,
+            world=world,
+            growth_mb=found.growth_mb,
+        )
