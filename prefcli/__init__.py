@@ -7,16 +7,18 @@ package loads none of it: a name is looked up when it is first used. The command
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefcli.api import estimate as estimate
     from prefcli.api import export as export
     from prefcli.api import load as load
     from prefcli.api import predict as predict
     from prefcli.api import preprocess as preprocess
+    from prefcli.api import push as push
     from prefcli.api import score as score
     from prefcli.api import train as train
 
 __version__ = "0.1.0"
 
-_API = ("export", "load", "predict", "preprocess", "score", "train")
+_API = ("estimate", "export", "load", "predict", "preprocess", "push", "score", "train")
 
 
 def __getattr__(name: str) -> Any:

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from prefcli.eda import Eda
+    from prefcli.estimating import Estimate
     from prefcli.exporting import Exported
+    from prefcli.hub import Kept
     from prefcli.metrics import Score
+    from prefcli.options import TrainOptions
     from prefcli.pipeline import Predicted, Preprocessed, Trained
     from prefcli.predictor import Predictor
 
@@ -43,7 +46,7 @@ def load(
     Parameters
     ----------
     runs:
-        Folders of runs, or their names in the workspace; none for the latest one.
+        Folders of runs, their names in the workspace, or on the hub (``hf://owner/name``); none for the latest one.
     workspace:
         Where runs are looked for by name.
     device, precision, fast_attention:
@@ -61,6 +64,8 @@ def load(
         If there is no such run.
     ModelError
         If a run is damaged or cannot be loaded.
+    NetworkError
+        If the hub does not answer.
     """
     from prefcli.pipeline import latest_run
     from prefcli.predictor import Predictor
@@ -178,12 +183,9 @@ def train(
         If an option does not exist or does not fit.
     """
     from prefcli import pipeline
-    from prefcli.options import TrainOptions, resolve
     from prefcli.workspace import Workspace
 
-    if unknown := sorted(set(options) - {field.name for field in fields(TrainOptions)}):
-        raise InputError(f"there is no option {unknown[0]!r}", hint="Options are the flags of prefcli train.")
-    chosen, origins = resolve(options)
+    chosen, origins = _options(options)
     return pipeline.train(
         None if source is None else _source(source),
         Workspace(Path(workspace)),
@@ -230,6 +232,47 @@ def export(
     from prefcli.workspace import Workspace
 
     return pipeline.export(str(run), Workspace(Path(workspace)), Path(onnx), int8=int8, force=force, reporter=reporter)
+
+
+def estimate(
+    source: PathLike | Sequence[PathLike] | None = None,
+    *,
+    workspace: PathLike = WORKSPACE,
+    reporter: Reporter = SILENT,
+    **options: Any,
+) -> Estimate:
+    """How long :func:`train` with the same arguments would take, and what memory; see ``prefcli train --estimate``."""
+    from prefcli import pipeline
+    from prefcli.workspace import Workspace
+
+    battles = None if source is None else _source(source)
+    return pipeline.estimate_training(battles, Workspace(Path(workspace)), _options(options)[0], reporter=reporter)
+
+
+def push(
+    run: PathLike,
+    name: str,
+    *,
+    private: bool = True,
+    license: str | None = None,
+    workspace: PathLike = WORKSPACE,
+    reporter: Reporter = SILENT,
+) -> Kept:
+    """Bring a finished run to the hub as ``owner/name``; see :func:`prefcli.pipeline.push`."""
+    from prefcli import pipeline
+    from prefcli.workspace import Workspace
+
+    return pipeline.push(
+        str(run), name, Workspace(Path(workspace)), private=private, license=license, reporter=reporter
+    )
+
+
+def _options(options: dict[str, Any]) -> tuple[TrainOptions, dict[str, str]]:
+    from prefcli.options import TrainOptions, resolve
+
+    if unknown := sorted(set(options) - {field.name for field in fields(TrainOptions)}):
+        raise InputError(f"there is no option {unknown[0]!r}", hint="Options are the flags of prefcli train.")
+    return resolve(options)
 
 
 def _source(source: PathLike | Sequence[PathLike]) -> Any:

@@ -23,7 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefcli.errors import InputError, ModelError, NetworkError, PrefcliError
+from prefcli import hub
+from prefcli.errors import InputError, ModelError, PrefcliError
+from prefcli.hub import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 TINY = "tiny"
 """Name of the built-in encoder: small, made on the spot, its tokenizer trained on the battles at hand."""
 
-HUB_TIMEOUT_SECONDS = 5.0
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "pytorch_model*.bin"]
 
 TINY_CONFIG = {
@@ -135,54 +136,14 @@ def locate(name: str) -> Located:
 
 
 def _from_hub(name: str) -> Located:
-    import huggingface_hub as hub
-    from huggingface_hub import errors
-
-    try:
-        cached = Path(hub.snapshot_download(name, local_files_only=True))
-        if (cached / "config.json").is_file() and _weight_files(cached):
-            return Located(cached, "the hub's local cache")
-    except errors.LocalEntryNotFoundError:
-        pass
-    except errors.HFValidationError:
-        raise InputError(
-            f"{name!r} is neither a folder nor a model name",
-            hint="Name a folder, a model of the hub as owner/name, or tiny.",
-        ) from None
-    instead = "Use a folder (--encoder DIR), or --encoder tiny, which needs nothing."
-    if hub.constants.HF_HUB_OFFLINE:
-        raise NetworkError(
-            f"the encoder {name} is not in the hub's local cache, and HF_HUB_OFFLINE forbids asking for it",
-            hint=instead,
-        )
-    with _quiet_libraries():
-        try:
-            hub.HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
-            folder = hub.snapshot_download(name, allow_patterns=HUB_PATTERNS)
-        except errors.GatedRepoError:
-            raise ModelError(
-                f"the encoder {name} is gated: its owner must let you in",
-                hint="Ask for access on its page, then log in with: hf auth login.",
-            ) from None
-        except errors.RepositoryNotFoundError:
-            raise ModelError(
-                f"the hub knows no model {name} (or it is private and you are not logged in)",
-                hint=f"Check the spelling. {instead}",
-            ) from None
-        except errors.HfHubHTTPError as error:
-            raise NetworkError(
-                f"the hub did not give the encoder {name}: {_one_line(error)}",
-                hint=f"Try again later. {instead}",
-            ) from None
-        except Exception as error:  # the transport's own errors, which differ from release to release
-            if isinstance(error, (KeyboardInterrupt, MemoryError)):
-                raise
-            kind = type(error).__name__
-            raise NetworkError(
-                f"no network: the hub cannot be reached ({kind}), and the encoder {name} is not on this machine",
-                hint=f"Check the network. {instead}",
-            ) from None
-    return Located(Path(folder), "downloaded from the hub")
+    found = hub.find(
+        name,
+        "encoder",
+        whole=lambda folder: (folder / "config.json").is_file() and bool(_weight_files(folder)),
+        patterns=HUB_PATTERNS,
+        instead="Use a folder (--encoder DIR), or --encoder tiny, which needs nothing.",
+    )
+    return Located(found.folder, found.source)
 
 
 def make_tokenizer(located: Located, texts: Iterable[str]) -> Any:
@@ -433,7 +394,7 @@ def _explanation(error: Exception, folder: Path | None) -> tuple[str, str]:
         )
     if isinstance(error, SafetensorError):
         return (
-            f"the weights cannot be loaded (damaged, or no safetensors) and were not run: {_one_line(error)}",
+            f"the weights cannot be loaded (damaged, or no safetensors) and were not run: {one_line(error)}",
             "Download the model again, or ask for its safetensors weights.",
         )
     if "trust_remote_code" in said or "custom code" in said:
@@ -447,7 +408,7 @@ def _explanation(error: Exception, folder: Path | None) -> tuple[str, str]:
             "Choose a model that is whole by itself.",
         )
     return (
-        f"the model cannot be loaded: {_one_line(error)}",
+        f"the model cannot be loaded: {one_line(error)}",
         "The folder must hold config.json, a tokenizer and safetensors weights, as save_pretrained writes it.",
     )
 
@@ -472,11 +433,6 @@ def _quiet_libraries() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _one_line(error: object, limit: int = 200) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def config_of(module: Any) -> dict[str, Any]:

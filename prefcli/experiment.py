@@ -7,7 +7,7 @@ and the run gets its papers: per-battle probabilities, score, calibration, card.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from prefcli import calibration, card, files, metrics, runs, trackers
 from prefcli.distributed import World
-from prefcli.fitting import Fitted, Work, fitter_for
+from prefcli.fitting import Fitted, Fitter, Work, fitter_for
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES
 from prefcli.report.curves import learning_curves
@@ -52,8 +52,9 @@ def conduct(
     resume: bool,
     world: World,
     reporter: Reporter,
+    fitters: Callable[[Work, Sequence[Fold]], Fitter] = fitter_for,
 ) -> Result:
-    """Train into ``folder`` and write everything a run holds.
+    """Train into ``folder`` and write everything a run holds; ``fitters`` makes what fits (or only times) the folds.
 
     Raises
     ------
@@ -62,7 +63,7 @@ def conduct(
     """
     pool, folds = select(folder, data, options, reporter)
     work = Work(folder, workspace, data, pool, options, origins, command, resume, world, reporter)
-    fitter = fitter_for(work, folds)
+    fitter = fitters(work, folds)
     fits: list[Fitted] = []
     for number, fold in enumerate(folds):
         with _following(fold.folder, work) as following:

@@ -228,6 +228,23 @@ def mismatches(folder: Path) -> dict[str, str]:
     ValueError
         If the checksums themselves cannot be read.
     """
+    found = {}
+    for name, digest in summed(folder).items():
+        if not (folder / name).is_file():
+            found[name] = "gone"
+        elif sha256(folder / name) != digest:
+            found[name] = "changed"
+    return found
+
+
+def summed(folder: Path) -> dict[str, str]:
+    """Names and digests that :data:`SUMS` tells; none where there are no checksums.
+
+    Raises
+    ------
+    ValueError
+        If they cannot be read.
+    """
     try:
         lines = (folder / SUMS).read_bytes().decode("utf-8").split("\n")
     except FileNotFoundError:
@@ -235,16 +252,13 @@ def mismatches(folder: Path) -> dict[str, str]:
     *lines, end, nothing = lines if len(lines) > 1 else ["", ""]
     if nothing or end != f"# {len(lines)} files":
         raise ValueError(f"{SUMS} is not whole")
-    found = {}
+    told = {}
     for line in lines:
         digest, _, name = line.partition("  ")
         if not re.fullmatch("[0-9a-f]{64}", digest) or not name or Path(name).name != name:
             raise ValueError(f"{SUMS} is damaged")
-        if not (folder / name).is_file():
-            found[name] = "gone"
-        elif sha256(folder / name) != digest:
-            found[name] = "changed"
-    return found
+        told[name] = digest
+    return told
 
 
 def signed(value: dict[str, Any]) -> str:

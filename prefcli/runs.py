@@ -274,6 +274,25 @@ def seal(folder: Path, *, trained: bool) -> None:
     files.write_sums(folder, (name for name in names if name not in left_out))
 
 
+def published(folder: Path) -> list[str]:
+    """Files of a finished run for others: what is sealed, its checksums, card, curves and log; no checkpoints.
+
+    Raises
+    ------
+    ModelError
+        If the run is not whole, or keeps no checksums.
+    """
+    verify_all(folder)
+    names = []
+    for member in dict.fromkeys((folder, *members(folder))):
+        sealed = list(files.summed(member))
+        if not sealed:
+            raise ModelError(f"the run keeps no {files.SUMS}", where=str(member), hint="Train it again.")
+        more = [name for name in (files.SUMS, CARD, CURVES, METRICS) if (member / name).is_file()]
+        names += [(member / name).relative_to(folder).as_posix() for name in (*sealed, *more)]
+    return names
+
+
 def verify(folder: Path, *, going_on: bool = False) -> None:
     """Check that the run is whole: finished, its files those of the checksums it keeps; one without any passes.
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from prefcli import files
+from prefcli import files, hub
 from prefcli.errors import InputError, PrefcliError
 from prefcli.reporting import SILENT, Reporter
 
@@ -270,16 +270,20 @@ class Workspace:
         return self.root / f"latest-{what}.json"
 
     def find_run(self, name: str) -> Path:
-        """The folder of a run given by its path or by its name in this workspace.
+        """The folder of a run given by its path, by its name in this workspace, or as ``hf://owner/name``.
 
         Raises
         ------
         InputError
             If there is no such run; the known ones are named.
+        ModelError, NetworkError
+            If the hub does not give it.
         """
         for candidate in (Path(name), self.runs / name):
             if (candidate / "config.json").is_file():
                 return candidate
+        if name.startswith(hub.PREFIX):
+            return hub.find_run(name).folder
         known = sorted(p.name for p in self.runs.iterdir() if not p.name.startswith(".")) if self.runs.is_dir() else []
         raise InputError(
             f"no run at {name!r}",

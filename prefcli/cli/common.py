@@ -18,6 +18,7 @@ import typer
 from prefcli.reporting import visible
 
 if TYPE_CHECKING:
+    from prefcli.estimating import Estimate
     from prefcli.readers import Source
     from prefcli.reporting import Progress, Reporter
     from prefcli.workspace import Workspace
@@ -31,6 +32,10 @@ WorkspaceOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but results, warnings and errors.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+EstimateOption = Annotated[
+    bool,
+    typer.Option("--estimate", help="Time a sample, say how long all of it will take and what memory, and stop."),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 FilesArgument = Annotated[
     list[Path],
@@ -134,6 +139,30 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     print("\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n")
 
 
+def print_estimate(found: Estimate, json: bool) -> None:
+    """What a command will take: seconds by part, their interval, memory."""
+    if json:
+        print_json({"estimate": found.to_json()})
+        return
+    names = {"around": "loading, scoring and the like"}
+    rows = [[names.get(name, name), seconds] for name, seconds in found.parts.items()]
+    print_table("Seconds", ["", ""], [[name, f"{seconds:,.1f}"] for name, seconds in rows])
+    total, low, high = (_spoken(seconds) for seconds in (found.seconds, *found.interval))
+    say(
+        f"{total} in all, 95 % interval {low} to {high}, "
+        f"from {found.timed:,} of {found.pieces:,} on this machine as busy as it is"
+    )
+    if found.kept_seconds >= 0.1:
+        say(f"{_spoken(found.kept_seconds)} more went into reading, text and tokens: done now, and kept")
+    many = f" in each of {found.processes} processes" if found.processes > 1 else ""
+    cuda = "" if found.cuda_mb is None else f", {found.cuda_mb:,.0f} MB on the GPU"
+    say(f"{found.memory_mb:,.0f} MB of memory{many} at the peak{cuda}")
+
+
+def _spoken(seconds: float) -> str:
+    return f"{seconds:,.1f} s" if seconds < 120 else duration(seconds)
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -213,11 +242,12 @@ class _PlainLines:
         parts = [f"{self._done:,.0f}" + (f" of {self._total:,.0f}" if self._total else "") + f" {self._unit}"]
         parts.append(f"{rate:,.1f}/s")
         if self._total and rate:
-            parts.append(f"{_duration((self._total - self._done) / rate)} left")
+            parts.append(f"{duration((self._total - self._done) / rate)} left")
         self._terminal.note(f"{self._what}: {', '.join(parts + ([note] if note else []))}")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """``h:mm:ss``."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"

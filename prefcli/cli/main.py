@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from prefcli import __version__
-from prefcli.cli import ablate, common, demo, eda, export, predict, preprocess, score, train
+from prefcli.cli import ablate, common, demo, eda, export, predict, preprocess, push, score, train
 from prefcli.errors import PrefcliError
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ VERBS = {
     "predict": predict,
     "export": export,
     "score": score,
+    "push": push,
     "ablate": ablate,
     "demo": demo,
 }

@@ -18,8 +18,10 @@ STANDARD_OUTPUT = Path("-")
 EXAMPLES = common.examples(
     "prefcli predict test.csv",
     "prefcli predict test.csv --model my-run --output submission.csv",
+    "prefcli predict test.csv --model my-run --estimate",
     "prefcli predict test.csv --model run-1 --model run-2 --swap-average --output blend.parquet",
     "prefcli predict ours.csv --model run-1 --calibrate our-votes.csv",
+    "prefcli predict test.csv --model hf://owner/judge",
     "produce-battles | prefcli predict - --output - | consume-probabilities",
 )
 
@@ -33,7 +35,7 @@ def run(
             "--model",
             "-m",
             metavar="RUN",
-            help="A run's folder or name; repeat it to blend several. [default: the latest run]",
+            help="A run's folder or name, or hf://owner/name; repeat it to blend several. [default: the latest run]",
         ),
     ] = None,
     output: Annotated[
@@ -75,6 +77,7 @@ def run(
     format: common.FormatOption = None,
     columns: common.ColumnsOption = None,
     workers: common.WorkersOption = None,
+    estimate: common.EstimateOption = False,
     force: common.ForceOption = False,
     json: common.JsonOption = False,
     workspace: common.WorkspaceOption = None,
@@ -97,6 +100,7 @@ def run(
             "--columns": columns,
             "--workers": workers,
             "--force": force,
+            "--estimate": estimate,
             "--json": json,
             "--activation": activation != "softmax",
         }
@@ -122,6 +126,25 @@ def run(
             raise InputError(
                 f"{answered.failed:,} of {answered.lines:,} lines are no battles: they were answered with an error"
             )
+        return
+    if estimate:
+        found = pipeline.estimate_prediction(
+            common.source(file, format, columns),
+            session.workspace,
+            models=model or (),
+            swap_average=swap_average,
+            calibrated=calibration,
+            calibrate=calibrate,
+            precision=precision,
+            device=device,
+            fast_attention=fast_attention,
+            encoder=encoder,
+            workers=workers,
+            limit=limit,
+            reporter=session.reporter,
+        )
+        if found.speaks:
+            common.print_estimate(found, json)
         return
     made = pipeline.predict(
         common.source(file, format, columns),

@@ -12,21 +12,26 @@ import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from prefcli.cli import common
 from prefcli.options import TrainOptions, describe_recipe, flag_of, read_config, resolve
 
+if TYPE_CHECKING:
+    from prefcli.pipeline import Trained
+
 EXAMPLES = common.examples(
     "prefcli train train.csv",
     "prefcli train train.csv --encoder tiny",
     "prefcli train train.csv --recipe fast",
+    "prefcli train train.csv --estimate",
     "prefcli train train.csv --encoder ./deberta-v3-small --text raw --epochs 2",
     "prefcli train train.csv --folds 5 --output runs/five-folds",
     "prefcli train --resume 20260101-120000-siamese-tiny",
     "prefcli train train.csv --config run.toml",
+    "prefcli train train.csv --push-to me/my-judge",
 )
 
 
@@ -50,6 +55,10 @@ def run(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="The run's folder. [default: a new one]")
     ] = None,
+    push_to: Annotated[
+        str | None, typer.Option("--push-to", metavar="OWNER/NAME", help="Bring the finished run to the hub, private.")
+    ] = None,
+    estimate: common.EstimateOption = False,
     force: common.ForceOption = False,
     json: common.JsonOption = False,
     workspace: common.WorkspaceOption = None,
@@ -59,7 +68,7 @@ def run(
 ) -> None:
     """Train a model; its run holds weights, tokenizer, options, per-battle validation and a model card."""
     from prefcli import memory, pipeline
-    from prefcli.errors import InputError
+    from prefcli.errors import InputError, PrefcliError
 
     memory.keep_freed_memory()
     session = common.session(ctx, workspace, quiet)
@@ -71,6 +80,16 @@ def run(
     options, origins = resolve(given, read_config(config) if config else None)
     if options.recipe != "seed" and resume is None:
         session.reporter.note(describe_recipe(options, origins))
+    if estimate:
+        if resume is not None:
+            raise InputError("--estimate tells of a whole training: it cannot be combined with --resume")
+        battles = common.source(file, format, columns) if file else None
+        found = pipeline.estimate_training(battles, session.workspace, options, reporter=session.reporter)
+        if found.speaks:
+            common.print_estimate(found, json)
+        return
+    if push_to is not None:
+        pipeline.check_push(push_to)  # before hours of work
     made = pipeline.train(
         common.source(file, format, columns) if file else None,
         session.workspace,
@@ -84,6 +103,23 @@ def run(
     )
     if not made.speaks:
         return
+    pushed, refused = None, None
+    if push_to is not None:
+        try:
+            pushed = pipeline.push(str(made.run), push_to, session.workspace, reporter=session.reporter).url
+        except PrefcliError as error:
+            again = shlex.join(["prefcli", "push", str(made.run), push_to])
+            refused = PrefcliError(
+                f"the run is whole, but was not pushed: {error.what}",
+                where=str(made.run),
+                hint=f"Push it later: {again}",
+            )
+    _print(made, json, {"pushed": pushed} if push_to is not None else {})
+    if refused is not None:
+        raise refused
+
+
+def _print(made: Trained, json: bool, more: dict[str, Any]) -> None:
     if json:
         common.print_json(
             {
@@ -91,6 +127,7 @@ def run(
                 "validation": made.validation,
                 "seconds": made.seconds,
                 "battles_per_second": made.battles_per_second,
+                **more,
             }
         )
         return
@@ -105,6 +142,8 @@ def run(
                 ["uniform guess", made.validation["uniform_log_loss"], ""],
             ],
         )
+    if more.get("pushed"):
+        common.say(f"{more['pushed']}: pushed")
     common.say(f"{made.run}: trained at {made.battles_per_second:,.1f} battles/s, {made.seconds:,.0f} s in all")
 
 

@@ -43,6 +43,15 @@ class NeuralFitter:
 
     def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> Fitted:
         """Fit one fold; a fit under way is continued from its own files."""
+        task = self.task(fold, prefix)
+        task.trackers = trackers
+        fitted = training.fit(task)
+        if self.work.options.lora_rank and self.work.world.is_first:
+            neural.save_adapters(fold.folder, self.work.options)
+        return Fitted(fitted.logits, fitted.battles_per_second)
+
+    def task(self, fold: Fold, prefix: str) -> training.Task:
+        """Everything the fit of a fold needs, in memory and in its folder."""
         work, options, folder = self.work, self.work.options, fold.folder
         under_way = work.resume and bool(checkpoints.existing(folder / "checkpoints"))
         located, encoder = self._encoder(folder, under_way=under_way)
@@ -83,23 +92,17 @@ class NeuralFitter:
             work.world.barrier()
         if options.shard:
             sharding.shard(model.module, self.placement.device, work.world)
-        fitted = training.fit(
-            training.Task(
-                model=model,
-                train=train,
-                targets=work.pool.targets[fold.train],
-                validation=self.battles.take(fold.held_out) if len(fold.held_out) else None,
-                options=options,
-                folder=folder,
-                reporter=work.reporter,
-                world=work.world,
-                resume=work.resume,
-                trackers=trackers,
-            )
+        return training.Task(
+            model=model,
+            train=train,
+            targets=work.pool.targets[fold.train],
+            validation=self.battles.take(fold.held_out) if len(fold.held_out) else None,
+            options=options,
+            folder=folder,
+            reporter=work.reporter,
+            world=work.world,
+            resume=work.resume,
         )
-        if options.lora_rank and work.world.is_first:
-            neural.save_adapters(folder, options)
-        return Fitted(fitted.logits, fitted.battles_per_second)
 
     def _encoder(self, folder: Path, *, under_way: bool) -> tuple[encoders.Located, Any]:
         """The encoder to train; of a fit under way only what its checkpoint does not hold is loaded."""

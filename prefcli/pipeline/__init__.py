@@ -1,4 +1,4 @@
-"""The five verbs as five functions: what the command line and a Python program both call.
+"""The verbs as functions: what the command line and a Python program both call.
 
 Every function takes plain arguments and a :class:`~prefcli.workspace.Workspace`, tells a reporter what it does, and
 returns plain data. Nothing here prints. Data flows ``read -> (preprocess) -> train | predict -> score``; what is read
@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefcli import card, files, hub, metrics, runs, tables
 from prefcli import eda as eda_room
-from prefcli import files, metrics, tables
 from prefcli.errors import InputError
+from prefcli.hub import check_push
 from prefcli.merging import Merged, merge
 from prefcli.options import TrainOptions
+from prefcli.pipeline.estimation import estimate_prediction, estimate_training
 from prefcli.pipeline.exporting import export
 from prefcli.pipeline.prediction import Answered, Predicted, latest_run, predict, predict_lines
 from prefcli.pipeline.stages import Preprocessed, Preview, preprocess, preview, read, treat
@@ -148,6 +150,43 @@ def ablate(
     return ablation.conduct(folder, options, seeds, train_one)
 
 
+def push(
+    run: str,
+    name: str,
+    workspace: Workspace,
+    *,
+    private: bool = True,
+    license: str | None = None,
+    reporter: Reporter = SILENT,
+) -> hub.Kept:
+    """Bring a finished run to the hub: all that prediction needs, its card and its course, no checkpoints.
+
+    Parameters
+    ----------
+    run:
+        By folder or name.
+    name:
+        ``owner/name``; made when missing, a run that is there is replaced.
+    private:
+        Whether only its owner can see it.
+    license:
+        To be said in the card: ``apache-2.0``, ``cc-by-4.0``, ...
+
+    Raises
+    ------
+    InputError, ModelError, NetworkError
+        If the run is not whole, nobody is logged in who may write there, or the hub does not take it.
+    """
+    folder = workspace.find_run(run)
+    names = runs.published(folder)
+    hub.check_push(name)
+    if license is not None:
+        for member in dict.fromkeys((folder, *runs.members(folder))):
+            card.state_license(member, license)
+    reporter.note(f"pushing {len(names)} files of {folder} to {name} ({'private' if private else 'public'})")
+    return hub.push(folder, names, name, private=private)
+
+
 @dataclass(frozen=True)
 class Demonstrated:
     """What the demo found."""
@@ -189,8 +228,11 @@ __all__ = [
     "Preview",
     "Trained",
     "ablate",
+    "check_push",
     "demo",
     "eda",
+    "estimate_prediction",
+    "estimate_training",
     "export",
     "latest_run",
     "merge",
@@ -198,6 +240,7 @@ __all__ = [
     "predict_lines",
     "preprocess",
     "preview",
+    "push",
     "read",
     "score",
     "train",

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from prefcli import blending, files, runs, tables
+from prefcli import blending, files, hub, runs, tables
 from prefcli.battles import check_unique_ids
 from prefcli.calibration import Calibration
 from prefcli.distributed import connected, from_environment
@@ -110,20 +110,20 @@ def predict(
     world = from_environment()
     speaker: Reporter = reporter if world.is_first else SILENT
     folders = [workspace.find_run(name) for name in models] or [latest_run(workspace, speaker)]
-    texts = tuple(_text_of(folder) for folder in folders)
+    texts = tuple(text_of(folder) for folder in folders)
     with connected(world):
         with world.first_does():
             battles = read(source, workspace, speaker)
-            check_unique_ids(_ids(battles), str(Source.of(source)))
-            stages = _treated(battles, texts, workspace, workers, speaker)
+            check_unique_ids(ids_of(battles), str(Source.of(source)))
+            stages = treated(battles, texts, workspace, workers, speaker)
             sample = read(calibrate, workspace, speaker) if calibrate is not None else None
-            sample_stages = _treated(sample, texts, workspace, workers, speaker) if sample is not None else []
+            sample_stages = treated(sample, texts, workspace, workers, speaker) if sample is not None else []
 
         from prefcli import devices, inference
 
         wish = devices.Wish(device, precision, world.local_rank)
         members = inference.open_runs(folders, wish, fast_attention=fast_attention, encoder=encoder)
-        speaker.note(f"predicting with {', '.join(f.name for f in folders)}{_on(folders, wish)}")
+        speaker.note(f"predicting with {', '.join(_called(models, folders))}{_on(folders, wish)}")
         keys = battles.table(["prompt_key"])["prompt_key"].to_numpy()
         mixing = blending.from_validation(folders, keys, speaker) if calibrated else Calibration.equal(len(folders))
         mixings = [mixing]
@@ -171,7 +171,7 @@ def predict(
     return Predicted(
         output=output,
         battles=total,
-        models=tuple(f.name for f in folders),
+        models=tuple(_called(models, folders)),
         weights=tuple(weight * scale for weight in mixings[0].weights),
         tie_shift=mixings[-1].tie_shift,
         calibration="; ".join(str(mixing) for mixing in mixings) if activation == "softmax" else "none",
@@ -226,7 +226,7 @@ def predict_lines(
         swap_average=swap_average,
         calibrated=calibrated,
     )
-    reporter.note(f"answering with {', '.join(folder.name for folder in folders)}")
+    reporter.note(f"answering with {', '.join(_called(models, folders))}")
     count = failed = 0
     for some in predictor.answers(lines):
         answers.write(b"".join(json.dumps(answer.value).encode() + b"\n" for answer in some))
@@ -236,11 +236,18 @@ def predict_lines(
     return Answered(count, failed)
 
 
-def _text_of(folder: Path) -> str:
+def _called(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """What runs are called: by their folder, those of the hub by their name there."""
+    given = names or [""] * len(folders)
+    return [name if name.startswith(hub.PREFIX) else folder.name for name, folder in zip(given, folders, strict=True)]
+
+
+def text_of(folder: Path) -> str:
+    """The text treatment that a run wants."""
     return TrainOptions(**runs.read_config(folder)["options"]).treatment
 
 
-def _treated(
+def treated(
     battles: Stage, texts: Sequence[str], workspace: Workspace, workers: int | None, reporter: Reporter
 ) -> list[Stage]:
     """For each of the treatments the battles so treated; each is made once."""
@@ -256,7 +263,8 @@ def _on(folders: Sequence[Path], wish: Wish) -> str:
     return f" on {' and '.join(places)}" if places else ""
 
 
-def _ids(stage: Stage) -> Iterator[str]:
+def ids_of(stage: Stage) -> Iterator[str]:
+    """The ids of all battles of a stage, in their order."""
     for batch in stage.batches(["id"]):
         yield from batch.column("id").to_pylist()
 

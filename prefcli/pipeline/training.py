@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefcli import files, runs
+from prefcli import files, hub, runs
 from prefcli.distributed import connected, from_environment
 from prefcli.errors import InputError, PrefcliError
 from prefcli.options import TrainOptions
@@ -97,6 +97,11 @@ def train(
     speaker: Reporter = reporter if world.is_first else SILENT
     with connected(world), contextlib.ExitStack() as claims:
         if resume is not None:
+            if resume.startswith(hub.PREFIX):
+                raise InputError(
+                    "a run of the hub holds no checkpoint to continue from",
+                    hint=f"Train anew with its options: --config takes its {runs.CONFIG}.",
+                )
             folder = workspace.find_run(resume)
             if world.is_first:
                 claims.enter_context(runs.claimed(folder))
@@ -112,11 +117,11 @@ def train(
         else:
             options.check()
             trackers.require(options)
-            options = _with_absolute_paths(options)
+            options = with_absolute_paths(options)
             with world.first_does():
                 if options.architecture != "features":
                     encoders.locate(options.encoder)  # a name that leads nowhere is said before any work is done
-                data = _find_data(source, workspace, options, speaker)
+                data = find_data(source, workspace, options, speaker)
             options = dataclasses.replace(options, text=data.text)
             folder, under_way = world.gather(
                 _claim(output, force, options, data, workspace, claims, speaker) if world.is_first else None
@@ -175,7 +180,7 @@ def _claim(
     return folder, under_way
 
 
-def _with_absolute_paths(options: TrainOptions) -> TrainOptions:
+def with_absolute_paths(options: TrainOptions) -> TrainOptions:
     """Files that options name are found again when the run is continued from elsewhere."""
 
     def absolute(name: str | None) -> str | None:
@@ -186,7 +191,7 @@ def _with_absolute_paths(options: TrainOptions) -> TrainOptions:
     )
 
 
-def _find_data(source: Path | Source | None, workspace: Workspace, options: TrainOptions, reporter: Reporter) -> Data:
+def find_data(source: Path | Source | None, workspace: Workspace, options: TrainOptions, reporter: Reporter) -> Data:
     """What to train on, preprocessed: the named files, what ``preprocess`` last left, or ``train.csv`` here."""
     latest = workspace.latest("preprocess") if source is None else None
     if latest and options.text in (None, latest["text"]) and options.architecture != "features":

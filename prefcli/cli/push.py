@@ -1,0 +1,45 @@
+"""``prefcli push``: bring a finished run to the hub."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from prefcli.cli import common
+
+EXAMPLES = common.examples(
+    "prefcli push my-run me/my-judge",
+    "prefcli push my-run me/my-judge --public",
+    "prefcli predict test.csv --model hf://me/my-judge",
+)
+
+
+def run(
+    ctx: typer.Context,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run, by folder or name.")],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Where on the hub; made when missing.")],
+    public: Annotated[
+        bool, typer.Option("--public/--private", help="Whether everybody can see it, or only its owner.")
+    ] = False,
+    license: Annotated[
+        str | None, typer.Option("--license", metavar="NAME", help="Said in its card: apache-2.0, mit, cc-by-4.0, ...")
+    ] = None,
+    json: common.JsonOption = False,
+    workspace: common.WorkspaceOption = None,
+    quiet: common.QuietOption = False,
+    debug: common.DebugOption = False,
+) -> None:
+    """Bring a finished run to the Hugging Face hub, where --model hf://owner/name finds it.
+
+    Weights, tokenizer, options, card, log and the probabilities of held-out battles go there; checkpoints do not.
+    """
+    from prefcli import pipeline
+
+    session = common.session(ctx, workspace, quiet)
+    kept = pipeline.push(run, name, session.workspace, private=not public, license=license, reporter=session.reporter)
+    if json:
+        common.print_json(asdict(kept))
+    else:
+        common.say(f"{kept.url}: {kept.files} files")
