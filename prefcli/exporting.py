@@ -266,17 +266,20 @@ def _write_graph(model: neural.NeuralModel, path: Path, *, apart: bool) -> None:
     shapes = {name: {1: open_size} if name == "spans" else {1: open_size, 2: open_size} for name in inputs}
     try:
         with _quiet():
-            torch.onnx.export(
+            from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+            program = torch.onnx.export(
                 _Graph(model.module).eval(),
                 (),
-                str(path),
                 kwargs=inputs,
                 dynamo=True,
                 dynamic_shapes=shapes,
                 output_names=[OUTPUT],
-                external_data=apart,
                 verbose=False,
             )
+            assert program is not None
+            ClearMetadataAndDocStringPass()(program.model)  # where on this machine each operation's code lies
+            program.save(path, external_data=apart)
     except (MemoryError, OSError):
         raise
     except Exception as error:
@@ -330,8 +333,8 @@ def _quantise(target: Path, *, apart: bool) -> None:
             if (target / name).exists():
                 (target / name).replace(scratch / name)
         with _quiet():
-            # A scale for every column costs nothing and was measured to halve the change. Seven bits, because in sums of
-            # products with eight a processor without VNNI saturates.
+            # A scale for every column costs nothing and was measured to halve the change. Seven bits, because a
+            # processor without VNNI saturates when it sums products of eight.
             quantize_dynamic(
                 scratch / GRAPH,
                 target / GRAPH,
