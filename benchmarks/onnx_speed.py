@@ -1,9 +1,10 @@
-"""Exported runs beside torch: ``python benchmarks/onnx_speed.py FILE RUN...``.
+"""Exported runs beside torch: ``python benchmarks/onnx_speed.py FILE [RUN...]``.
 
 Each neural run is exported in float32 and in int8, then the same battles are predicted, tokenising included, by torch
 as prefcli computes it, by torch with transformers' own attention, and by ONNX Runtime in both precisions. The ways take
 turns in one process; the median of the rounds is printed, and by how much a probability differs from torch's at most,
-in both orders of the answers, on more battles. Text is taken raw: the treatment is the same for all.
+in both orders of the answers, on more battles. Text is taken raw: the treatment is the same for all. Without a run,
+small ones with the built-in encoder are trained on the file.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import pyarrow as pa
 
 from prefcli import devices, metrics, models, pipeline
 from prefcli.models import Model
+from prefcli.options import TrainOptions
 from prefcli.readers import open_battles
 from prefcli.workspace import Workspace
 
@@ -33,15 +35,23 @@ ORDER = ("torch", "torch, transformers' own attention", "ONNX Runtime, fp32", "O
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
-    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("runs", type=Path, nargs="*")
     parser.add_argument("--battles", type=int, default=64, help="timed in every round")
     parser.add_argument("--compared", type=int, default=500, help="on which probabilities are compared")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     everything = pa.Table.from_batches([batch for batch, _ in open_battles(given.file).batches()])
-    for run in given.runs:
-        with tempfile.TemporaryDirectory() as scratch:
-            report(run, ways_of(run, Path(scratch)), everything, given)
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, run in enumerate(given.runs or tiny_runs(given.file, Path(scratch))):
+            report(run, ways_of(run, Path(scratch) / str(number)), everything, given)
+
+
+def tiny_runs(file: Path, scratch: Path) -> list[Path]:
+    runs = [scratch / "siamese", scratch / "cross-encoder"]
+    for run in runs:
+        options = TrainOptions(encoder="tiny", architecture=run.name, limit=300, text="raw")
+        pipeline.train(file, Workspace(scratch / "workspace"), options, output=run, remember=False)
+    return runs
 
 
 def ways_of(run: Path, scratch: Path) -> dict[str, Model]:

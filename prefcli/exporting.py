@@ -138,11 +138,17 @@ def refuse(run: Path, folder: Path, force: bool) -> None:
         raise InputError(f"{run} {what}{needs}", hint="Predict with it as it is.")
     if folder.exists() or folder.is_symlink():
         files.refuse_to_overwrite(folder, force)
-        ours = (folder / runs.CONFIG).is_file() and runs.runtime_of(runs.read_config(folder)) == "onnx"
-        if not ours and not (folder.is_dir() and not any(folder.iterdir())):
+        if not _is_export(folder) and not (folder.is_dir() and not any(folder.iterdir())):
             raise InputError(f"{folder} is not an exported run, so --force does not remove it", hint="Choose another.")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise PrefcliError(f"exporting needs {', '.join(missing)}", hint=exported.INSTALL)
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        return runs.runtime_of(runs.read_config(folder)) == "onnx"
+    except ModelError:  # no run at all
+        return False
 
 
 def export(run: Path, folder: Path, samples: Sequence[Sample], *, int8: bool = False) -> Exported:
