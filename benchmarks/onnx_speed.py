@@ -36,9 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("runs", type=Path, nargs="*")
-    parser.add_argument("--battles", type=int, default=64, help="timed in every round")
+    parser.add_argument("--battles", type=int, default=32, help="timed in every round")
     parser.add_argument("--compared", type=int, default=500, help="on which probabilities are compared")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     everything = pa.Table.from_batches([batch for batch, _ in open_battles(given.file).batches()])
     with tempfile.TemporaryDirectory() as scratch:
@@ -77,7 +77,7 @@ def report(run: Path, ways: dict[str, Model], everything: pa.Table, given: argpa
             if number:
                 times[name].append(seconds)
     many = evenly(everything, given.compared)
-    found = {name: probabilities(model, many) for name, model in ways.items()}
+    found = {name: probabilities(ways[name], many) for name in (ORDER[0], *ORDER[2:])}
     print(f"\n{run.name}: {few.num_rows} battles of {given.file.name}, {given.rounds} rounds\n")
     print(f"| way | battles/s (lowest to highest) | times torch | largest difference on {many.num_rows} battles |")
     print("|---|---|---|---|")
@@ -85,8 +85,9 @@ def report(run: Path, ways: dict[str, Model], everything: pa.Table, given: argpa
         middle = statistics.median(seconds)
         low, high = few.num_rows / max(seconds), few.num_rows / min(seconds)
         rates = f"{few.num_rows / middle:.1f} ({low:.1f} to {high:.1f})"
-        difference = np.abs(found[name] - found[ORDER[0]]).max()
-        print(f"| {name} | {rates} | {statistics.median(times[ORDER[0]]) / middle:.2f} | {difference:.1e} |")
+        difference = f"{np.abs(found[name] - found[ORDER[0]]).max():.1e}" if name in ORDER[2:] else ""
+        faster = statistics.median(times[ORDER[0]]) / middle
+        print(f"| {name} | {rates} | {faster:.2f} | {difference} |", flush=True)
 
 
 def evenly(table: pa.Table, count: int) -> pa.RecordBatch:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import logging
 import shutil
@@ -332,23 +333,39 @@ def _of_all_lengths(battles: pa.RecordBatch, count: int) -> pa.RecordBatch:
 
 
 def _quantise(target: Path, *, apart: bool) -> None:
+    """Replace a folder's graph by the same with int8 matrices.
+
+    Raises
+    ------
+    ModelError
+        If the quantiser cannot.
+    """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with files.scratch(target) as scratch:
-        for name in (GRAPH, exported.WEIGHTS):
-            if (target / name).exists():
-                (target / name).replace(scratch / name)
+    try:
         with _quiet():
+            model = onnx.load(target / GRAPH)  # weights beside it included
+            del model.graph.value_info[:]  # quantisers before 1.24 turn matrices around and then trip over their shapes
+            for name in (GRAPH, exported.WEIGHTS):
+                (target / name).unlink(missing_ok=True)
             # A scale for every column costs nothing and was measured to halve the change. Seven bits, because a
             # processor without VNNI saturates when it sums products of eight.
             quantize_dynamic(
-                scratch / GRAPH,
+                model,
                 target / GRAPH,
                 weight_type=QuantType.QInt8,
                 per_channel=True,
                 reduce_range=True,
                 use_external_data_format=apart,
             )
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"ONNX Runtime cannot quantise the model: {' '.join(str(error).split())[:200]}",
+            hint="Export it without --int8.",
+        ) from error
 
 
 def _together(folder: Path, found: Sequence[_Found], samples: Sequence[Sample], *, int8: bool) -> Exported:
@@ -412,11 +429,11 @@ def _size(target: Path) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's and the quantiser's advice off the user's terminal."""
+    """Keep the exporter's and the quantiser's advice off the user's terminal, and out of the results."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -269,14 +269,14 @@ def test_an_export_that_differs_from_torch_is_not_left(
     twins: Callable[..., Twins], cli: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = twins("siamese-bert")
-    graph_again(monkeypatch, pair)
     honest = exported.ExportedModel.compute
     export = ["export", pair.run, "--onnx", "out/o", "--workspace", pair.workspace.root]
     for spoil in (lambda logits: logits + np.array([0.001, 0, 0]), lambda logits: logits * np.nan):
-        monkeypatch.setattr(exported.ExportedModel, "compute", lambda *a, spoil=spoil: spoil(honest(*a)))
-        check_refused(cli(*export), 1, "does not predict what the run predicts", "nothing was kept")
+        with monkeypatch.context() as patch:
+            graph_again(patch, pair)
+            patch.setattr(exported.ExportedModel, "compute", lambda *a, spoil=spoil: spoil(honest(*a)))
+            check_refused(cli(*export), 1, "does not predict what the run predicts", "nothing was kept")
         assert list(Path("out").iterdir()) == []
-    monkeypatch.undo()
     own = shutil.copytree(pair.onnx, "out/o")
     import torch
 
