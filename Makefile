@@ -45,6 +45,7 @@ bench: install
 	$(BIN)/python benchmarks/deberta.py
 	$(BIN)/python benchmarks/training_speed.py $(or $(DATA),demo/train.csv) --rounds 3 --ways notebook Trainer prefcli
 	$(BIN)/python benchmarks/prediction_peers.py $(or $(DATA),demo/train.csv)
+	$(BIN)/python benchmarks/onnx_speed.py $(or $(DATA),demo/train.csv)
 	$(BIN)/python benchmarks/features.py $(or $(DATA),demo/train.csv)
 
 release: install

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import logging
 import shutil
@@ -138,11 +139,17 @@ def refuse(run: Path, folder: Path, force: bool) -> None:
         raise InputError(f"{run} {what}{needs}", hint="Predict with it as it is.")
     if folder.exists() or folder.is_symlink():
         files.refuse_to_overwrite(folder, force)
-        ours = (folder / runs.CONFIG).is_file() and runs.runtime_of(runs.read_config(folder)) == "onnx"
-        if not ours and not (folder.is_dir() and not any(folder.iterdir())):
+        if not _is_export(folder) and not (folder.is_dir() and not any(folder.iterdir())):
             raise InputError(f"{folder} is not an exported run, so --force does not remove it", hint="Choose another.")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise PrefcliError(f"exporting needs {', '.join(missing)}", hint=exported.INSTALL)
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        return runs.runtime_of(runs.read_config(folder)) == "onnx"
+    except ModelError:  # no run at all
+        return False
 
 
 def export(run: Path, folder: Path, samples: Sequence[Sample], *, int8: bool = False) -> Exported:
@@ -266,17 +273,20 @@ def _write_graph(model: neural.NeuralModel, path: Path, *, apart: bool) -> None:
     shapes = {name: {1: open_size} if name == "spans" else {1: open_size, 2: open_size} for name in inputs}
     try:
         with _quiet():
-            torch.onnx.export(
+            from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+            program = torch.onnx.export(
                 _Graph(model.module).eval(),
                 (),
-                str(path),
                 kwargs=inputs,
                 dynamo=True,
                 dynamic_shapes=shapes,
                 output_names=[OUTPUT],
-                external_data=apart,
                 verbose=False,
             )
+            assert program is not None
+            ClearMetadataAndDocStringPass()(program.model)  # where on this machine each operation's code lies
+            program.save(path, external_data=apart)
     except (MemoryError, OSError):
         raise
     except Exception as error:
@@ -323,23 +333,39 @@ def _of_all_lengths(battles: pa.RecordBatch, count: int) -> pa.RecordBatch:
 
 
 def _quantise(target: Path, *, apart: bool) -> None:
+    """Replace a folder's graph by the same with int8 matrices.
+
+    Raises
+    ------
+    ModelError
+        If the quantiser cannot.
+    """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with files.scratch(target) as scratch:
-        for name in (GRAPH, exported.WEIGHTS):
-            if (target / name).exists():
-                (target / name).replace(scratch / name)
+    try:
         with _quiet():
-            # A scale for every column costs nothing and was measured to halve the change. Seven bits, because in sums of
-            # products with eight a processor without VNNI saturates.
+            model = onnx.load(target / GRAPH)  # weights beside it included
+            del model.graph.value_info[:]  # quantisers before 1.24 turn matrices around and then trip over their shapes
+            for name in (GRAPH, exported.WEIGHTS):
+                (target / name).unlink(missing_ok=True)
+            # A scale for every column costs nothing and was measured to halve the change. Seven bits, because a
+            # processor without VNNI saturates when it sums products of eight.
             quantize_dynamic(
-                scratch / GRAPH,
+                model,
                 target / GRAPH,
                 weight_type=QuantType.QInt8,
                 per_channel=True,
                 reduce_range=True,
                 use_external_data_format=apart,
             )
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"ONNX Runtime cannot quantise the model: {' '.join(str(error).split())[:200]}",
+            hint="Export it without --int8.",
+        ) from error
 
 
 def _together(folder: Path, found: Sequence[_Found], samples: Sequence[Sample], *, int8: bool) -> Exported:
@@ -403,11 +429,11 @@ def _size(target: Path) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's and the quantiser's advice off the user's terminal."""
+    """Keep the exporter's and the quantiser's advice off the user's terminal, and out of the results."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

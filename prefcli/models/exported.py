@@ -9,6 +9,7 @@ registered), and weights beside the graph lie in one file of a fixed name in the
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcli import runs
 from prefcli.errors import InputError, ModelError, PrefcliError
 from prefcli.models.batches import CPU_TOKENS, BatchedModel, Pass
 from prefcli.models.readings import READINGS
@@ -145,8 +145,8 @@ def load(folder: Path, *, device: str = "auto", precision: str = "auto") -> Expo
     ModelError
         If the folder is incomplete, damaged or leads elsewhere, or ONNX Runtime is not installed.
     """
-    config = runs.read_config(folder)
     try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         told = config["export"]
         if told["format"] > FORMAT:
             raise ModelError(

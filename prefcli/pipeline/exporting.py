@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from prefcli import demo, readers, runs
 from prefcli.battles import labels_of
-from prefcli.errors import ModelError, PrefcliError
+from prefcli.errors import PrefcliError
 from prefcli.options import TrainOptions
 from prefcli.pipeline.training import data_again
 from prefcli.reporting import SILENT, Reporter
@@ -84,12 +84,14 @@ def _samples(run: Path, workspace: Workspace, reporter: Reporter) -> list[Sample
     try:
         held_out = [runs.read_validation(member) for member in members]
         data = data_again(config["data"], options, workspace, reporter)
-        stage = data.validation or data.training
-        found = [_rows_of(stage, one, MOST_BATTLES // len(members) or 1) for one in held_out]
+        most = max(MOST_BATTLES // len(members), 1)
+        found = [_rows_of(data.validation or data.training, one, most) for one in held_out]
         if all(table.num_rows for table in found):
             return [Sample(table.combine_chunks().to_batches()[0], labels_of(table)) for table in found]
-    except (ModelError, PrefcliError) as error:
-        reporter.note(f"the battles that the run held out are not to be found: {error.what}")
+        reason = "they are not in the file"
+    except PrefcliError as error:
+        reason = error.what
+    reporter.note(f"made-up battles stand in for those that the run held out: {reason}")
     batch, _ = treat_batch(made_up(MADE_UP), options.treatment)
     return [Sample(batch, None)] * len(members)
 
@@ -103,7 +105,8 @@ def _rows_of(stage: Stage, held_out: runs.HeldOut, most: int) -> pa.Table:
     for batch in stage.batches():
         names, prompts = batch.column("id").to_pylist(), batch.column("prompt_key").to_pylist()
         parts.append(batch.filter(pa.array([pair in wanted for pair in zip(names, prompts, strict=True)])))
-    return pa.Table.from_batches(parts)
+    table = pa.Table.from_batches(parts)
+    return table.filter(pa.array(labels_of(table) >= 0))
 
 
 def made_up(count: int) -> pa.RecordBatch:

@@ -1,0 +1,112 @@
+"""Exported runs beside torch: ``python benchmarks/onnx_speed.py FILE [RUN...]``.
+
+Each neural run is exported in float32 and in int8, then the same battles are predicted, tokenising included, by torch
+as prefcli computes it, by torch with transformers' own attention, and by ONNX Runtime in both precisions. The ways take
+turns in one process; the median of the rounds is printed, and by how much a probability differs from torch's at most,
+in both orders of the answers, on more battles. Text is taken raw: the treatment is the same for all. Without a run,
+small ones with the built-in encoder are trained on the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
+import numpy as np
+import pyarrow as pa
+
+from prefcli import devices, metrics, models, pipeline
+from prefcli.models import Model
+from prefcli.options import TrainOptions
+from prefcli.readers import open_battles
+from prefcli.workspace import Workspace
+
+ORDER = ("torch", "torch, transformers' own attention", "ONNX Runtime, fp32", "ONNX Runtime, int8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("runs", type=Path, nargs="*")
+    parser.add_argument("--battles", type=int, default=32, help="timed in every round")
+    parser.add_argument("--compared", type=int, default=500, help="on which probabilities are compared")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    everything = pa.Table.from_batches([batch for batch, _ in open_battles(given.file).batches()])
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, run in enumerate(given.runs or tiny_runs(given.file, Path(scratch))):
+            report(run, ways_of(run, Path(scratch) / str(number)), everything, given)
+
+
+def tiny_runs(file: Path, scratch: Path) -> list[Path]:
+    runs = [scratch / "siamese", scratch / "cross-encoder"]
+    for run in runs:
+        options = TrainOptions(encoder="tiny", architecture=run.name, limit=300, text="raw")
+        pipeline.train(file, Workspace(scratch / "workspace"), options, output=run, remember=False)
+    return runs
+
+
+def ways_of(run: Path, scratch: Path) -> dict[str, Model]:
+    workspace = Workspace(scratch / "workspace")
+    for precision in ("fp32", "int8"):
+        pipeline.export(str(run), workspace, scratch / precision, int8=precision == "int8")
+    wish = devices.Wish("cpu", "auto")
+    made = [
+        models.load(run, devices.Wish("cpu", "fp32")),
+        models.load(run, devices.Wish("cpu", "fp32"), fast_attention=False),
+        models.load(scratch / "fp32", wish),
+        models.load(scratch / "int8", wish),
+    ]
+    return dict(zip(ORDER, made, strict=True))
+
+
+def report(run: Path, ways: dict[str, Model], everything: pa.Table, given: argparse.Namespace) -> None:
+    few = evenly(everything, given.battles)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(given.rounds + 1):
+        for name, model in ways.items():
+            seconds = timed(lambda model=model: model.logits(few))  # type: ignore[misc]
+            if number:
+                times[name].append(seconds)
+    many = evenly(everything, given.compared)
+    found = {name: probabilities(ways[name], many) for name in (ORDER[0], *ORDER[2:])}
+    print(f"\n{run.name}: {few.num_rows} battles of {given.file.name}, {given.rounds} rounds\n")
+    print(f"| way | battles/s (lowest to highest) | times torch | largest difference on {many.num_rows} battles |")
+    print("|---|---|---|---|")
+    for name, seconds in times.items():
+        middle = statistics.median(seconds)
+        low, high = few.num_rows / max(seconds), few.num_rows / min(seconds)
+        rates = f"{few.num_rows / middle:.1f} ({low:.1f} to {high:.1f})"
+        difference = f"{np.abs(found[name] - found[ORDER[0]]).max():.1e}" if name in ORDER[2:] else ""
+        faster = statistics.median(times[ORDER[0]]) / middle
+        print(f"| {name} | {rates} | {faster:.2f} | {difference} |", flush=True)
+
+
+def evenly(table: pa.Table, count: int) -> pa.RecordBatch:
+    rows = np.linspace(0, table.num_rows - 1, min(count, table.num_rows)).astype(np.int64)
+    return table.take(pa.array(rows)).combine_chunks().to_batches()[0]
+
+
+def timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def probabilities(model: Model, battles: pa.RecordBatch) -> np.ndarray:
+    """In both orders, shape ``[2, n, 3]``."""
+    straight, exchanged = model.logits(battles, swap_average=True)
+    assert exchanged is not None
+    return np.stack([metrics.softmax(straight), metrics.softmax(exchanged)])
+
+
+if __name__ == "__main__":
+    main()
