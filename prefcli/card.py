@@ -32,6 +32,8 @@ def write(
     validation: Mapping[str, Any] | None,
     calibration: str = "",
     importances: Sequence[tuple[str, float]] = (),
+    *,
+    name: str | None = None,
 ) -> None:
     """Write the card into the run's folder.
 
@@ -45,10 +47,13 @@ def write(
         What is said of the temperature fitted on them.
     importances:
         What the model looks at, by share, the largest first.
+    name:
+        What the folder will be called, if not as it is now.
     """
+    title = name or folder.name
     data, resolved = config["data"], config["resolved"]
     if validation is None:
-        figures = "Nothing was held out (`--validation 0`): there is no honest figure for this model.\n"
+        figures = "No battle was held out: there is no honest figure for this model.\n"
     else:
         low, high = validation["log_loss_ci"]
         figures = (
@@ -60,14 +65,15 @@ def write(
             f"| accuracy | {validation['accuracy']:.3f} |\n"
             f"| Brier score | {validation['brier']:.4f} |\n"
             f"| expected calibration error | {validation['ece']:.4f} |\n"
-            f"\nThese figures are of the model as it is. `predict` calibrates it: {calibration}.\n"
         )
+        if calibration:
+            figures += f"\nThese figures are of the model as it is. `predict` calibrates it: {calibration}.\n"
     curves = f"\n![Learning curves]({CURVES})\n" if (folder / CURVES).exists() else ""
-    name = visible(folder.name)
+    shown = visible(title)
     card = f"""---
-{_front_matter(name, options, data, resolved, validation)}---
+{_front_matter(shown, options, data, resolved, validation)}---
 
-# {_code(folder.name)}
+# {_code(title)}
 
 Predicts which of two answers to a prompt a person prefers, as three probabilities: A, B, tie.
 
@@ -94,7 +100,7 @@ B {data["shares"][1]:.1%}, ties {data["shares"][2]:.1%}. The file's SHA-256 is {
 ## Use
 
 ```
-prefcli predict battles.csv --model {shlex.quote(name)}
+prefcli predict battles.csv --model {shlex.quote(shown)}
 ```
 
 From Python:
@@ -102,7 +108,7 @@ From Python:
 ```python
 import prefcli
 
-judge = prefcli.load({json.dumps(name, ensure_ascii=False)})
+judge = prefcli.load({json.dumps(shown, ensure_ascii=False)})
 print(judge.predict("What is 2 + 2?", "4", "5"))
 ```
 
@@ -261,9 +267,12 @@ def _described(options: TrainOptions, data: Mapping[str, Any], resolved: Mapping
             f"n-grams, in both orders of the answers\n- Text: {_plain(data['text'])}; seed {options.seed}.{soft}"
         )
     orders = "both orders" if options.swap else "the order given"
+    told = resolved.get("attention", "").split(";")[0] if options.lora_rank else resolved.get("merged", "")
+    adapted = f"- {_plain(told[:1].upper() + told[1:])}\n" if told else ""
     return (
         f"- Architecture: {options.architecture} ({_plain(options.combine)}); encoder: {_code(options.encoder)} "
         f"({_plain(resolved['encoder_source'])})\n"
+        f"{adapted}"
         f"- Text: {_plain(data['text'])}; at most {resolved['max_length']:,} tokens in a sequence, "
         f"{_plain(options.truncation)} kept. Training texts: {_plain(resolved['cut'])}.\n"
         f"- Trained for {options.epochs} epoch(s), {options.batch_size} battles a step in {orders}, "

@@ -137,6 +137,12 @@ def refuse(run: Path, folder: Path, force: bool) -> None:
         what = "is an exported run already" if runtime == "onnx" else "has the architecture features"
         needs = "" if runtime == "onnx" else ", which needs neither torch nor ONNX"
         raise InputError(f"{run} {what}{needs}", hint="Predict with it as it is.")
+    if runs.read_config(run)["options"].get("lora_rank"):
+        raise InputError(
+            "the run holds adapters beside an encoder's weights",
+            where=str(run),
+            hint=f"Make one model of both first: prefcli export {run} --merged DIR, then export that.",
+        )
     if folder.exists() or folder.is_symlink():
         files.refuse_to_overwrite(folder, force)
         if not _is_export(folder) and not (folder.is_dir() and not any(folder.iterdir())):

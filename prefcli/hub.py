@@ -89,6 +89,8 @@ def find(
         If the hub does not know it or does not let us have it.
     NetworkError
         If the hub cannot be reached.
+    PrefcliError
+        If there is no place for the hub's cache.
     """
     with quiet():
         import huggingface_hub as hub
@@ -98,6 +100,13 @@ def find(
             "revision": revision, "allow_patterns": list(patterns), "ignore_patterns": list(without),
         }  # fmt: skip
         cached = None
+        try:
+            Path(constants.HF_HUB_CACHE).expanduser()
+        except RuntimeError:  # neither HOME nor an entry for the user
+            raise PrefcliError(
+                f"the hub's library has no folder to keep the {what} {name} in: this user has no home",
+                hint=f"Set HF_HOME to a folder. {instead}",
+            ) from None
         try:
             cached = Path(hub.snapshot_download(name, local_files_only=True, **needed))
         except errors.LocalEntryNotFoundError:

@@ -82,11 +82,19 @@ def merge(
     if options.lora_rank:
         adapters.remove(module.encoder)
     state = weights.learnt(module)
-    alone = dataclasses.replace(options, lora_rank=0, quantize="none", shard=False, folds=0)
-    words = f"{len(members)} folds of {run.name}, averaged" if len(members) > 1 else f"{run.name}, merged"
+    several = len(members) > 1
+    alone = dataclasses.replace(
+        options, lora_rank=0, quantize="none", shard=False, folds=0, validation=0.0 if several else options.validation
+    )
+    words = f"{len(members)} folds of {run.name}, averaged" if several else f"the adapters of {run.name}, merged"
     theirs = runs.read_config(members[0])
     kept = {name: value for name, value in theirs.items() if name != "base"}
     kept |= model.encoder_config()
+    if several:  # every battle was learnt from by one of them
+        told = theirs["data"]
+        kept["data"] = {
+            **told, "train_battles": told["train_battles"] + told["held_out_battles"], "held_out_battles": 0
+        }  # fmt: skip
     kept["resolved"] = {**theirs["resolved"], "merged": words}
     with files.atomic(output, needs=weights.size(state)) as temporary:
         temporary.mkdir()
@@ -94,10 +102,10 @@ def merge(
         weights.save(state, temporary / neural.WEIGHTS)
         model.save_beside_weights(temporary)
         validation = None
-        if len(members) == 1 and (run / runs.VALIDATION).is_file():
+        if not several and (run / runs.VALIDATION).is_file():
             shutil.copyfile(run / runs.VALIDATION, temporary / runs.VALIDATION)
             held = runs.read_validation(run)
             validation = dataclasses.asdict(metrics.score(metrics.softmax(held.logits), held.labels, groups=held.keys))
-        card.write(temporary, alone, runs.read_config(temporary), validation)
+        card.write(temporary, alone, runs.read_config(temporary), validation, name=output.name)
         runs.seal(temporary, trained=True)
     return Merged(output, len(members), bool(options.lora_rank), sum(t.numel() for t in state.values()))

@@ -382,8 +382,12 @@ def read_validation(folder: Path) -> HeldOut:
     import pyarrow.parquet as pq
 
     try:
+        # Into memory of Arrow's own: its threads let go of a Python file's whenever they come to it, which aborts a
+        # process that is ending. And not by its name, which need not be text.
         with (folder / VALIDATION).open("rb") as stream:
-            table = pq.read_table(stream)
+            content = pa.allocate_buffer(os.fstat(stream.fileno()).st_size)
+            stream.readinto(memoryview(content))
+        table = pq.read_table(pa.BufferReader(content))
         logits = np.stack([table[name].to_numpy() for name in LOGIT_COLUMNS], axis=1)
         labels = table["label"].to_numpy().astype(np.int64)
         return HeldOut(table["id"].to_pylist(), table["prompt_key"].to_numpy(), logits, labels)

@@ -175,6 +175,9 @@ def lay_out(page: Path, stand_ins: Path, folder: Path) -> None:
     if "--resume RUN" in text:
         shutil.rmtree(folder / "RUN")
         (folder / "unfinished").rename(folder / "RUN")
+    if page.name == "onnx.md":  # whose run is a neural one
+        shutil.rmtree(folder / "my-run")
+        (folder / "RUN2").rename(folder / "my-run")
     if page.name == "formats.md":
         header, *rows = (folder / "our-votes.csv").read_text().splitlines()
         names = {"response_a": "left", "response_b": "right", "prompt": "question"}

@@ -276,6 +276,11 @@ def test_adapters_of_folds_become_one_model(llama: Path, demo_files: Demo, cli: 
         assert torch.allclose(tensor, (first[name] + second[name]) / 2, atol=1e-6), name
     assert any(not torch.equal(first[name], second[name]) for name in first)
     assert not Path("one", "validation.parquet").exists()  # every battle was learnt by one of the folds
+    card = Path("one", "README.md").read_text()
+    assert "# `one`" in card
+    assert "No battle was held out: there is no honest figure" in card
+    assert "2 folds of run, averaged" in card
+    assert "96 battles of `train.csv`" in card
     assert np.allclose(probabilities(Path("one"), demo_files).sum(axis=1), 1)
 
 
@@ -289,6 +294,30 @@ def test_folds_of_whole_weights_become_one_model(
     states = [weights.load(Path(at) / neural.WEIGHTS) for at in ("run/fold-1", "run/fold-2", "one")]
     for name, tensor in states[2].items():
         assert torch.allclose(tensor, (states[0][name] + states[1][name]) / 2, atol=1e-6), name
+
+
+def test_adapters_are_merged_before_they_are_exported_to_onnx(
+    demo_files: Demo, bert_folder: Path, cli: Callable[..., Result]
+) -> None:
+    prefcli.train(demo_files.train, encoder=str(bert_folder), output="run", **{**LORA, "max_length": 64})
+    done = cli("export", "run", "--onnx", "small")
+    assert done.code == 2
+    assert "--merged DIR" in done.err
+    assert cli("export", "run", "--merged", "whole").code == 0
+    assert cli("export", "whole", "--onnx", "small").code == 0
+    assert np.abs(probabilities(Path("small"), demo_files) - probabilities(Path("run"), demo_files)).max() < 1e-4
+
+
+def test_what_adapters_will_cost_is_estimated(llama: Path, demo_files: Demo) -> None:
+    found = prefcli.estimate(demo_files.train, encoder=str(llama), architecture="cross-encoder", **LORA)
+    assert found.pieces == 6
+    assert found.seconds > 0
+    assert not Path(".prefcli/runs").exists()
+
+
+def test_the_card_tells_of_adapters(lora_run: Path) -> None:
+    card = (lora_run / "README.md").read_text()
+    assert "LoRA of rank 4, alpha 8, in 14 layers" in card
 
 
 def test_what_cannot_be_merged_is_refused(demo_files: Demo, lora_run: Path, cli: Callable[..., Result]) -> None:
