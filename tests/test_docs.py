@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,29 @@ def test_every_room_is_in_the_architecture() -> None:
     for path in (ROOT / "prefcli").iterdir():
         if path.name not in ("__init__.py", "__main__.py", "__pycache__", "py.typed"):
             assert f"`{path.name}{'/' if path.is_dir() else ''}`" in text, path.name
+
+
+def test_a_room_imports_only_rooms_above_it() -> None:
+    """In the order of the architecture's table; what only types need is no import."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = re.findall(r"^\| `(\w+)(?:\.py|/)?` \|", text, flags=re.M)
+    found = set()
+    for path in sorted((ROOT / "prefcli").rglob("*.py")):
+        room = path.relative_to(ROOT / "prefcli").with_suffix("").parts[0]
+        if room not in rooms:
+            continue
+        for name in imported_rooms(ast.parse(path.read_text(encoding="utf-8"))):
+            if name != room and name in rooms and rooms.index(name) > rooms.index(room):
+                found.add((room, name))
+    assert found == {("experiment", "report")}  # the one that the page names
+
+
+def imported_rooms(tree: ast.AST) -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module == "prefcli":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prefcli."):
+            yield str(node.module).split(".")[1]
+        yield from imported_rooms(node)
