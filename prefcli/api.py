@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from prefcli.errors import InputError
 from prefcli.reporting import SILENT, Reporter
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prefcli.estimating import Estimate
     from prefcli.exporting import Exported
     from prefcli.hub import Kept
+    from prefcli.merging import Merged
     from prefcli.metrics import Score
     from prefcli.options import TrainOptions
     from prefcli.pipeline import Predicted, Preprocessed, Trained
@@ -218,20 +219,56 @@ def predict(
     )
 
 
+@overload
+def export(run: PathLike, *, onnx: PathLike, int8: bool = ..., force: bool = ...,
+           workspace: PathLike = ..., reporter: Reporter = ...) -> Exported: ...  # fmt: skip
+
+
+@overload
+def export(run: PathLike, *, merged: PathLike, encoder: PathLike | None = ..., force: bool = ...,
+           workspace: PathLike = ..., reporter: Reporter = ...) -> Merged: ...  # fmt: skip
+
+
 def export(
     run: PathLike,
     *,
-    onnx: PathLike,
+    onnx: PathLike | None = None,
     int8: bool = False,
+    merged: PathLike | None = None,
+    encoder: PathLike | None = None,
     force: bool = False,
     workspace: PathLike = WORKSPACE,
     reporter: Reporter = SILENT,
-) -> Exported:
-    """Export a run to ONNX, into the folder ``onnx``; see :func:`prefcli.pipeline.export`."""
+) -> Exported | Merged:
+    """A run in another form; see :func:`prefcli.pipeline.export` and :func:`prefcli.pipeline.merge`.
+
+    Parameters
+    ----------
+    run:
+        By folder or name.
+    onnx, int8:
+        The folder of an export to ONNX; whether its matrices are quantised.
+    merged, encoder:
+        The folder of a run whose adapters are merged and whose folds are averaged; where the encoder lies now.
+    force, workspace, reporter:
+        Whether to overwrite, where runs are looked for by name, and who is told.
+
+    Raises
+    ------
+    InputError
+        If not exactly one of ``onnx`` and ``merged`` is given, or it cannot be made of this run.
+    """
     from prefcli import pipeline
     from prefcli.workspace import Workspace
 
-    return pipeline.export(str(run), Workspace(Path(workspace)), Path(onnx), int8=int8, force=force, reporter=reporter)
+    place = Workspace(Path(workspace))
+    if (onnx is None) == (merged is None):
+        raise InputError("export makes one thing: onnx=DIR or merged=DIR", hint="Name one of them.")
+    if merged is not None:
+        where = None if encoder is None else str(encoder)
+        return pipeline.merge(place.find_run(str(run)), Path(merged), encoder=where, force=force, reporter=reporter)
+    assert onnx is not None
+    return pipeline.export(str(run), place, Path(onnx), int8=int8, force=force, reporter=reporter)
 
 
 def estimate(

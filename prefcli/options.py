@@ -47,6 +47,9 @@ NEURAL_ONLY = (
 )  # fmt: skip
 """Options that mean nothing to ``features``."""
 
+LORA_ONLY = ("lora_alpha", "lora_dropout", "lora_targets")
+"""Options that mean nothing without ``lora_rank``."""
+
 PRETRAINED_LR = 2e-5
 SCRATCH_LR = 1e-3
 LORA_LR = 2e-4
@@ -193,6 +196,8 @@ class TrainOptions:
             problems.append(
                 "--quantize: weights of few bits cannot be trained, only adapters beside them: --lora-rank 16"
             )
+        if self.quantize != "none" and self.shard:
+            problems.append("--quantize and --shard exclude each other: weights of few bits are not spread")
         if problems:
             raise InputError("; ".join(problems), hint="See prefcli train --help.")
 
@@ -309,6 +314,10 @@ def resolve(flags: Mapping[str, Any], config: Mapping[str, Any] | None = None) -
         raise InputError(
             f"{', '.join(flag_of(name) for name in idle)}: no meaning for --architecture features",
             hint="Leave it out, or choose --architecture siamese or cross-encoder.",
+        )
+    if not options.lora_rank and (idle := [name for name in LORA_ONLY if name in flags]):
+        raise InputError(
+            f"{', '.join(flag_of(name) for name in idle)}: no meaning without adapters", hint="Add --lora-rank 16."
         )
     return options, origins
 

@@ -185,6 +185,9 @@ def test_adapters_train_resume_reload_and_merge_to_the_same_predictions(
     done = cli("export", "cut", "--merged", "merged", "--json")
     assert done.code == 0, done.err
     assert done.json()["adapters"] is True
+    assert prefcli.export("cut", merged="again").parameters == done.json()["parameters"]
+    with pytest.raises(InputError, match="one thing"):
+        prefcli.export("cut")  # type: ignore[call-overload]
     assert np.abs(probabilities(Path("merged"), demo_files) - found).max() < 1e-5
     assert Path("merged", name).stat().st_size > 5 * Path("cut", name).stat().st_size
 
@@ -376,6 +379,8 @@ def test_impossible_combinations_are_refused(llama: Path, demo_files: Demo, cli:
         (("--encoder", llama, "--quantize", "8bit", "--lora-rank", 4), "needs a CUDA GPU"),
         (("--encoder", llama, "--shard"), "torchrun"),
         (("--architecture", "features", "--lora-rank", 4), "no meaning for --architecture features"),
+        (("--encoder", llama, "--lora-alpha", 8, "--lora-targets", "all"), "--lora-alpha, --lora-targets: no meaning"),
+        (("--encoder", llama, "--quantize", "8bit", "--lora-rank", 4, "--shard"), "exclude each other"),
     ):
         done = cli(*train, *flags)
         assert (done.code, words in done.err) == (2, True), done.err
