@@ -33,7 +33,7 @@ SHAPE: dict[str, Any] = {
 WAYS = {
     "transformers": "as it is",
     "transformers, memory kept": "with prefcli.memory.keep_freed_memory",
-    "prefcli": "prefcli.deberta.accelerate and keep_freed_memory",
+    "prefcli": "prefcli.encoders.deberta.accelerate and keep_freed_memory",
 }
 PRODUCT = (2048, 768, 3072)
 
@@ -56,7 +56,8 @@ def make(way: str, dropout: float) -> Any:
     import torch
     from transformers import DebertaV2Config, DebertaV2Model
 
-    from prefcli import deberta, memory
+    from prefcli import memory
+    from prefcli.encoders import deberta
 
     if way != "transformers":
         memory.keep_freed_memory()
@@ -74,7 +75,7 @@ def passes(encoder: Any, batch: int, length: int) -> dict[str, Callable[[], obje
     """What is timed."""
     import torch
 
-    from prefcli.dense import times_transposed
+    from prefcli.encoders.dense import times_transposed
 
     ids = torch.randint(3, 1000, (batch, length), generator=torch.Generator().manual_seed(0))
     left, right = torch.randn(PRODUCT[:2]), torch.randn(PRODUCT[2], PRODUCT[1])
@@ -122,7 +123,7 @@ def differences(options: argparse.Namespace) -> None:
     """A process that says how far outputs and gradients are apart, relative to the largest."""
     import torch
 
-    from prefcli import deberta
+    from prefcli.encoders import deberta
 
     encoder = make("transformers", 0.0)
     ids = torch.randint(3, 1000, (min(options.batch, 2), options.length), generator=torch.Generator().manual_seed(0))

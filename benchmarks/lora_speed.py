@@ -103,7 +103,7 @@ def trainer(chosen: Any, place: Any, model: Any, battles: Any) -> Any:
     import transformers
     from peft import LoraConfig, get_peft_model
 
-    from prefcli import adapters
+    from prefcli.encoders import adapters
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -29,8 +29,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from prefcli import text as ours
-from prefcli.parallel import treat_stream
-from prefcli.wordnet import lemmatize
+from prefcli.text.parallel import treat_stream
+from prefcli.text.wordnet import lemmatize
 
 COLUMNS = ("prompt", "response_a", "response_b")
 

@@ -6,7 +6,7 @@ the same battles, in float32:
 - *notebook*: plain PyTorch and transformers, every sequence padded to the longest length allowed;
 - *Trainer*: Hugging Face's ``Trainer``, batches grouped by length and padded to their longest (needs ``accelerate``);
 - *prefcli*: ``prefcli.training.step`` and ``NeuralModel.logits_of`` as they are, with and without
-  ``prefcli.deberta.accelerate`` (the latter as *prefcli, transformers' attention*).
+  ``prefcli.encoders.deberta.accelerate`` (the latter as *prefcli, transformers' attention*).
 
 Each way is a process of its own. They take turns, each given the same battles in a round; medians over the rounds are
 printed. *Processor time* is what the work cost over all threads, the steadier figure on a busy machine. The encoder has
@@ -210,7 +210,7 @@ def work(way: str, options: argparse.Namespace) -> None:
     import torch
 
     from prefcli import devices, memory
-    from prefcli.dense import times_transposed
+    from prefcli.encoders.dense import times_transposed
     from prefcli.models import neural
     from prefcli.options import TrainOptions
 

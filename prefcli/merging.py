@@ -51,7 +51,8 @@ def merge(
     ModelError
         If the run is damaged or its encoder is not to be had.
     """
-    from prefcli import adapters, weights
+    from prefcli import weights
+    from prefcli.encoders import adapters
     from prefcli.models import neural
 
     files.refuse_to_overwrite(output, force)

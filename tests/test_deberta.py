@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, DebertaV2Config, DebertaV2Model
 
-from prefcli import deberta, dense, memory
+from prefcli import memory
+from prefcli.encoders import deberta, dense
 
 BASE: dict[str, Any] = {
     "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40,

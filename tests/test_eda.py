@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from prefcli import demo, eda, effects, measures
+from prefcli import demo, eda
 from prefcli.battles import make_batch
+from prefcli.eda import effects, measures
 from prefcli.outcomes import TIE, A, B
 
 Rows = list[dict[str, Any]]

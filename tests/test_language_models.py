@@ -18,8 +18,9 @@ import torch
 from conftest import FAMILIES, Result, make_language_model
 
 import prefcli
-from prefcli import adapters, devices, encoders, packing, training, weights
+from prefcli import devices, encoders, packing, training, weights
 from prefcli.demo import Demo
+from prefcli.encoders import adapters
 from prefcli.errors import InputError, ModelError, PrefcliError
 from prefcli.models import neural, pooling
 from prefcli.models.cross_encoder import CrossEncoder

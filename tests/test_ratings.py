@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prefcli import ratings
+from prefcli.eda import ratings
 from prefcli.outcomes import TIE, A, B
 
 NAMES = tuple(f"m{i}" for i in range(8))

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefcli import parallel, text
+from prefcli import text
 from prefcli.errors import InputError, PrefcliError
-from prefcli.parallel import treat_stream
-from prefcli.text import TREATMENTS, TextCounts, treat_batch, treat_text
+from prefcli.text import TREATMENTS, TextCounts, parallel, treat_batch, treat_text
+from prefcli.text.parallel import treat_stream
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = json.loads((Path(__file__).parent / "data" / "nltk_tokens.json").read_text(encoding="utf-8"))["texts"]
@@ -141,6 +141,12 @@ def test_character_classes_are_those_of_unicode():
     here, shipped = text._CharacterClasses(table), text._CharacterClasses(text._asset("character-classes.txt"))
     changed = [chr(code) for code in range(0x110000) if here[chr(code)] != shipped[chr(code)]]
     assert len(changed) < 2000  # what another version of Unicode has that this table's has not, or the reverse
+
+
+def test_the_table_of_character_classes_is_printed_by_the_documented_command():
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "prefcli.text"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, text.character_class_table(), "")
 
 
 # The other treatments
@@ -345,7 +351,8 @@ def test_the_tokenizer_alone_gives_the_tokens_of_the_plain_import():
 
 COMPARE_IMPORTS = """
 import json, sys
-from prefcli import parallel, text
+from prefcli import text
+from prefcli.text import parallel
 
 with open("tests/data/nltk_tokens.json", encoding="utf-8") as file:
     chunks = sorted({chunk for entry in json.load(file)["texts"] for chunk in entry["text"].split()})
@@ -463,7 +470,8 @@ def spy_on_processes(monkeypatch) -> list[subprocess.Popen]:
 ENDLESS = """
 import itertools, subprocess, sys
 sys.path.insert(0, "tests")
-from prefcli import parallel, text
+from prefcli import text
+from prefcli.text import parallel
 from test_text import many_batches
 
 class Popen(subprocess.Popen):

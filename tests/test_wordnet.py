@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -11,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefcli import wordnet
 from prefcli.errors import InputError
-from prefcli.wordnet import build_index, lemmatize
+from prefcli.text import wordnet
+from prefcli.text.wordnet import build_index, lemmatize
 
 SAMPLE = json.loads((Path(__file__).parent / "data" / "nltk_tokens.json").read_text(encoding="utf-8"))["lemmas"]
 ASSETS = resources.files("prefcli").joinpath("assets")
@@ -91,6 +93,13 @@ def test_the_built_index_is_as_documented(small_wordnet):
             *("[adv]", "fast", "[adv.exc]", "[end]", ""),
         ]
     )
+
+
+def test_the_script_that_builds_the_index_runs_as_documented_without_warnings():
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "prefcli.text.wordnet"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == ["usage: python -m prefcli.text.wordnet FOLDER   (Debian: /usr/share/wordnet)"]
 
 
 def test_a_folder_without_wordnet_is_an_input_error(small_wordnet):

@@ -155,7 +155,7 @@ def serve() -> None:
     import prefcli.inference
     import prefcli.joining
     import prefcli.report.page
-    import prefcli.wordnet  # noqa: F401
+    import prefcli.text.wordnet  # noqa: F401
 
     # Looked up by name at the first use, which takes as long as importing torch.
     _ = transformers.AutoModel, transformers.AutoTokenizer, transformers.BertModel, transformers.PreTrainedTokenizerFast

@@ -12,8 +12,8 @@ from prefcli.cli import common
 
 if TYPE_CHECKING:
     from prefcli.eda import Eda
-    from prefcli.effects import Share
-    from prefcli.ratings import ModelRating
+    from prefcli.eda.effects import Share
+    from prefcli.eda.ratings import ModelRating
 
 EXAMPLES = common.examples(
     "prefcli eda train.csv",
@@ -160,7 +160,7 @@ def _rewarded(eda: Eda) -> None:
 
 
 def _problems(eda: Eda) -> None:
-    from prefcli.measures import TOKENS_EXPLAINED
+    from prefcli.eda.measures import TOKENS_EXPLAINED
 
     p = eda.problems
     a, b, tied = p.identical_outcomes

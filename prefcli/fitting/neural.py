@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from prefcli import adapters, checkpoints, devices, encoders, runs, sharding, tokens, training
+from prefcli import checkpoints, devices, encoders, runs, sharding, tokens, training
+from prefcli.encoders import adapters
 from prefcli.errors import InputError
 from prefcli.fitting.work import Fitted, Work
 from prefcli.models import neural

@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prefcli import adapters, devices, encoders, files, runs, weights
+from prefcli import devices, encoders, files, runs, weights
 from prefcli.devices import Placement
+from prefcli.encoders import adapters
 from prefcli.errors import InputError, ModelError, PrefcliError
 from prefcli.models.batches import CPU_TOKENS, GPU_TOKENS, BatchedModel, Pass
 from prefcli.models.cross_encoder import CrossEncoder

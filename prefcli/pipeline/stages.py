@@ -106,8 +106,8 @@ def treat(
     battles: Stage, workspace: Workspace, text: str, *, workers: int | None = None, reporter: Reporter = SILENT
 ) -> Stage:
     """The battles with their text treated: the cached stage ``preprocess``."""
-    from prefcli import parallel
     from prefcli import text as text_room
+    from prefcli.text import parallel
 
     def produce(writer: StageWriter) -> Mapping[str, Any]:
         total = text_room.TextCounts()

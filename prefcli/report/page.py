@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from prefcli import __version__
 from prefcli.eda import FEWEST_FOR_RATE, Eda, ModelWins
-from prefcli.effects import Share
-from prefcli.measures import TOKENS_EXPLAINED
-from prefcli.ratings import ELO_PER_LOG_ODDS, PRIOR_PRECISION, ModelRating, Ratings
+from prefcli.eda.effects import Share
+from prefcli.eda.measures import TOKENS_EXPLAINED
+from prefcli.eda.ratings import ELO_PER_LOG_ODDS, PRIOR_PRECISION, ModelRating, Ratings
 from prefcli.report import plots
 from prefcli.report.markup import Html, element, joined
 from prefcli.report.style import STYLE

@@ -34,7 +34,7 @@ _PIECE_BYTES = 4_000_000
 #: A request is its length; an answer is whether it worked, the five counts, its length; then the bytes.
 _REQUEST = struct.Struct("<Q")
 _ANSWER = struct.Struct("<?5QQ")
-_WORKER = "import sys; sys.path[:] = {path!r}; from prefcli.parallel import work; work({treatment!r})"
+_WORKER = "import sys; sys.path[:] = {path!r}; from prefcli.text.parallel import work; work({treatment!r})"
 
 
 def treat_stream(

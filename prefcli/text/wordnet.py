@@ -8,7 +8,7 @@ This module knows no senses, definitions or relations, and does not guess parts 
 
 To rebuild the index from Debian's ``wordnet-base`` (the result is the same bytes every time)::
 
-    python -m prefcli.wordnet /usr/share/wordnet
+    python -m prefcli.text.wordnet /usr/share/wordnet
 
 The index is a gzipped ASCII text. Lines that start with ``#`` are Princeton's notice. ``[noun]``, ``[verb]``, ``[adj]``
 and ``[adv]`` open the sorted lemmas of a part of speech, one a line, lower case, words of a compound joined by ``_``;
@@ -183,7 +183,7 @@ def _read_lines(path: Path) -> list[str]:
 
 def _main(arguments: list[str]) -> None:
     if len(arguments) != 1:
-        raise SystemExit("usage: python -m prefcli.wordnet FOLDER   (Debian: /usr/share/wordnet)")
+        raise SystemExit("usage: python -m prefcli.text.wordnet FOLDER   (Debian: /usr/share/wordnet)")
     try:
         index, notice = build_index(Path(arguments[0]))
     except InputError as error:

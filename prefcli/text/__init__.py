@@ -1,7 +1,7 @@
 """What is done to the text of a battle before a model sees it: three named treatments.
 
 ``nltk`` is the classical notebook's preprocessing: word tokens, no stop words, no special characters, lemmas. The
-tokens come from NLTK's own tokenizer and the lemmas are NLTK's, but nothing is downloaded (:mod:`prefcli.wordnet`
+tokens come from NLTK's own tokenizer and the lemmas are NLTK's, but nothing is downloaded (:mod:`prefcli.text.wordnet`
 and ``assets/`` hold what is needed), and every distinct piece of text between two spaces is worked out only once.
 ``raw`` leaves the text as it is; ``light`` tidies it for modern encoders. ``docs/text.md`` has the rules and examples.
 
@@ -31,7 +31,6 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from prefcli.errors import InputError
-from prefcli.wordnet import lemmatize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -416,7 +415,7 @@ def tokenize_chunks(chunks: Sequence[str]) -> list[list[str]]:
 
 def normalise_tokens(tokens: Iterable[str]) -> list[str]:
     """Lower-case tokens without stop words and special characters, as lemmas: the rule that makes ``nltk``."""
-    stop_words = _stop_words()
+    stop_words, lemmatize = _stop_words(), _lemmatizer()
     words: list[str] = []
     for token in tokens:
         lower = token.lower()
@@ -427,6 +426,14 @@ def normalise_tokens(tokens: Iterable[str]) -> list[str]:
         if lower:
             words.append(lemmatize(lower))
     return words
+
+
+@functools.cache
+def _lemmatizer() -> Callable[[str], str]:
+    """WordNet's, imported at the first use: ``python -m prefcli.text.wordnet`` imports this package before it runs."""
+    from prefcli.text.wordnet import lemmatize
+
+    return lemmatize
 
 
 @functools.cache
@@ -561,7 +568,3 @@ def _tokenizer_alone() -> Any:
         for name in set(sys.modules) - before:
             if name == "nltk" or name.startswith("nltk."):
                 del sys.modules[name]
-
-
-if __name__ == "__main__":
-    print(character_class_table(), end="")

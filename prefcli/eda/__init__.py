@@ -1,7 +1,7 @@
 """Numbers about battles, as plain dataclasses. What they look like is decided elsewhere.
 
-One pass over the batches keeps a few numbers per battle (:mod:`prefcli.measures`); everything below is computed from
-those. Every share comes with Wilson's interval, every rating with a bootstrap's (:mod:`prefcli.ratings`).
+One pass over the batches keeps a few numbers per battle (:mod:`prefcli.eda.measures`); everything below is computed
+from those. Every share comes with Wilson's interval, every rating with a bootstrap's (:mod:`prefcli.eda.ratings`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefcli import ratings as rating_room
 from prefcli.battles import TEXT_FIELDS, outcome_counts, whole_numbers
-from prefcli.effects import LengthBin, Rewarded, Share, TurnsRow, by_turns, length_curve, rewarded, share
-from prefcli.measures import SCRIPT_NAMES, Measured, measure
+from prefcli.eda import ratings as rating_room
+from prefcli.eda.effects import LengthBin, Rewarded, Share, TurnsRow, by_turns, length_curve, rewarded, share
+from prefcli.eda.measures import SCRIPT_NAMES, Measured, measure
+from prefcli.eda.ratings import ModelRating, Ratings
 from prefcli.outcomes import OUTCOMES, TIE, A, B
-from prefcli.ratings import ModelRating, Ratings
 
 Numbers = NDArray[np.int64]
 
@@ -450,7 +450,7 @@ def _scripts(m: Measured) -> tuple[ScriptShare, ...]:
 
 
 def _cut(m: Measured, limit: int) -> Cut:
-    """What a limit on prompt and answer together would cut, by the tokens estimated in :mod:`prefcli.measures`."""
+    """What a limit on prompt and answer together would cut, by the tokens estimated in :mod:`prefcli.eda.measures`."""
     sides = m.tokens[:, 1:] + m.tokens[:, :1] + SPECIAL_TOKENS
     over = np.maximum(sides - limit, 0)
     return Cut(

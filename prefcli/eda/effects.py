@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli.battles import outcome_counts
-from prefcli.measures import MARKUP, Measured
+from prefcli.eda.measures import MARKUP, Measured
 from prefcli.outcomes import TIE, A, B
 
 Z95 = 1.959963984540054

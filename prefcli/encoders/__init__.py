@@ -300,7 +300,7 @@ def accelerate(encoder: torch.nn.Module) -> str:
     -------
     What was done, or why it was not, in words.
     """
-    from prefcli import deberta, dense
+    from prefcli.encoders import deberta, dense
 
     if encoder.config.model_type == "deberta-v2":  # type: ignore[union-attr]
         reason = deberta.accelerate(encoder)

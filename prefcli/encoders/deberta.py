@@ -17,7 +17,7 @@ once; most of its time goes into tensors of size heads x length x length. Here
   probabilities are kept for the gradient;
 - only real tokens are computed: sequences lie end to end, without padding, through all layers. **The last hidden state
   is 0 at padding**, where transformers has numbers without meaning;
-- linear layers and dropout are those of :mod:`prefcli.dense`.
+- linear layers and dropout are those of :mod:`prefcli.encoders.dense`.
 
 :func:`accelerate` swaps the classes of the modules in question. Parameters and their names stay transformers' own.
 What is not foreseen here (attention maps asked for, masks for each query) goes through transformers' code as before.
@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.deberta_v2 import modeling_deberta_v2 as original
 
-from prefcli import dense
-from prefcli.dense import DropStream, times_transposed
+from prefcli.encoders import dense
+from prefcli.encoders.dense import DropStream, times_transposed
 
 SCORES_AT_ONCE = 2**19
 """Elements of the scores (heads x length x length) that are computed at once: 2 MB, about a core's cache."""
