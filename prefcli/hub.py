@@ -63,6 +63,7 @@ def find(
     instead: str,
     revision: str | None = None,
     without: Sequence[str] = (),
+    network: bool = True,
 ) -> Found:
     """The files of a model of the hub: those in the local cache, else downloaded.
 
@@ -80,6 +81,8 @@ def find(
         What else a user could do, as one sentence.
     revision:
         Branch, tag or commit; by default the main branch.
+    network:
+        Whether the hub may be asked: only for a name that the user gave, not for one that a file tells.
 
     Raises
     ------
@@ -118,6 +121,8 @@ def find(
         with suppress(OSError, ValueError):
             if cached is not None and whole(cached):
                 return Found(cached, CACHED)
+        if not network:
+            raise NetworkError(f"the {what} {name} is not in the hub's local cache", hint=instead)
         if constants.HF_HUB_OFFLINE:
             raise NetworkError(
                 f"the {what} {name} is not in the hub's local cache, and HF_HUB_OFFLINE forbids asking for it",

@@ -228,6 +228,27 @@ def test_the_encoder_of_adapters_may_move_but_not_change(
     assert "belong to another encoder" in done.err
 
 
+def test_a_run_of_adapters_does_not_ask_the_hub_for_what_its_files_name(
+    llama: Path, demo_files: Demo, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    prefcli.train(demo_files.train, encoder=str(llama), architecture="cross-encoder", output="run", **LORA)
+    config = json.loads(Path("run/config.json").read_text())
+    config["base"]["encoder"] = "someone/elses-model"
+    Path("run/config.json").write_text(json.dumps(config))
+    Path("run/SHA256SUMS").unlink()
+    asked = []
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, **how: asked.append(name))
+    done = cli("predict", demo_files.test, "--model", "run")
+    assert done.code == 1
+    assert "not in the hub's local cache" in done.err
+    assert "--encoder owner/name" in done.err
+    assert not asked
+    assert cli("predict", demo_files.test, "--model", "run", "--encoder", "someone/elses-model").code == 1
+    assert set(asked) == {"someone/elses-model"}  # the user named it
+
+
 def test_peft_loads_the_adapters_of_a_run(lora_run: Path, llama: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModel

@@ -107,8 +107,15 @@ class Frozen:
         return {"quantization_config": BitsAndBytesConfig(**settings), "device_map": {"": self.device}}
 
 
-def locate(name: str) -> Located:
+def locate(name: str, *, network: bool = True) -> Located:
     """Find the files of an encoder; downloads them when the hub has them and nothing nearer does.
+
+    Parameters
+    ----------
+    name:
+        A folder, ``owner/name``, or ``tiny``.
+    network:
+        Whether the hub may be asked; otherwise only its local cache.
 
     Raises
     ------
@@ -132,16 +139,17 @@ def locate(name: str) -> Located:
         return Located(folder, f"the folder {folder}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip() or "\\" in name:
         raise InputError(f"no encoder folder at {name!r}", hint="Check the path.")
-    return _from_hub(name)
+    return _from_hub(name, network=network)
 
 
-def _from_hub(name: str) -> Located:
+def _from_hub(name: str, *, network: bool) -> Located:
     found = hub.find(
         name,
         "encoder",
         whole=lambda folder: (folder / "config.json").is_file() and bool(_weight_files(folder)),
         patterns=HUB_PATTERNS,
         instead="Use a folder (--encoder DIR), or --encoder tiny, which needs nothing.",
+        network=network,
     )
     return Located(found.folder, found.source)
 

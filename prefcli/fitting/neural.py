@@ -112,7 +112,7 @@ class NeuralFitter:
             encoder = encoders.from_config(runs.encoder_config(runs.read_config(folder)))
             return encoders.Located(folder, f"the run {folder.name}"), encoder
         if under_way:
-            located = neural.base_of(runs.read_config(folder)["base"], None, folder)
+            located = neural.base_of(runs.read_config(folder)["base"], None, folder, network=True)
         else:
             located = encoders.locate(options.encoder)
         frozen = neural.frozen_weights(options, self.placement)

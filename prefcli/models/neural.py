@@ -221,7 +221,8 @@ def load(folder: Path, placement: Placement, *, fast_attention: bool = True, enc
         tokenizer = encoders.load_tokenizer(folder)
         if options.lora_rank:
             placement = devices.for_language_models(placement)
-            located = base_of(config["base"], encoder, folder)
+            # Who was given a run did not ask for what its files name: only what is on this machine.
+            located = base_of(config["base"], encoder, folder, network=encoder is not None)
             made = encoders.make_encoder(located, 0, seed=0, frozen=frozen_weights(options, placement))
         else:
             made = encoders.from_config(runs.encoder_config(config))
@@ -267,7 +268,7 @@ def describe_base(name: str, located: encoders.Located) -> dict[str, str]:
     }
 
 
-def base_of(base: Mapping[str, str], elsewhere: str | None, run: Path) -> encoders.Located:
+def base_of(base: Mapping[str, str], elsewhere: str | None, run: Path, *, network: bool) -> encoders.Located:
     """The encoder that a run's adapters belong to.
 
     Parameters
@@ -278,6 +279,8 @@ def base_of(base: Mapping[str, str], elsewhere: str | None, run: Path) -> encode
         Its folder or name now; None where it was.
     run:
         The run's folder.
+    network:
+        Whether the hub may be asked for it.
 
     Raises
     ------
@@ -286,12 +289,12 @@ def base_of(base: Mapping[str, str], elsewhere: str | None, run: Path) -> encode
     """
     name = elsewhere or base["encoder"]
     try:
-        located = encoders.locate(name)
+        located = encoders.locate(name, network=network)
     except PrefcliError as error:
         raise ModelError(
             f"the run holds adapters for the encoder {name}, which cannot be had: {error.what}",
             where=str(run),
-            hint="Say where it is now with --encoder DIR; prefcli export RUN --merged DIR makes a run that needs none.",
+            hint="Say where it is now: --encoder DIR, or --encoder owner/name to fetch it from the hub.",
         ) from None
     if located.folder is None or encoders.identity(located.folder) != base["identity"]:
         raise ModelError(
