@@ -22,6 +22,7 @@ from prefcli.reporting import visible
 from prefcli.runs import CARD, CURVES
 
 LISTED_STATISTICS = 20
+NO_SHARED_PROMPT = "\nThe held-out battles share no prompt with the training battles.\n"
 LISTED_FILES = 20
 
 
@@ -79,9 +80,7 @@ Predicts which of two answers to a prompt a person prefers, as three probabiliti
 
 ## How good it is
 
-{figures}
-The held-out battles share no prompt with the training battles.
-{curves}
+{figures}{"" if validation is None else NO_SHARED_PROMPT}{curves}
 ## What it is
 
 {_described(options, data, resolved)}

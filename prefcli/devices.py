@@ -25,7 +25,7 @@ class Placement:
     device:
         The torch device.
     precision:
-        ``fp32``, ``fp16`` or ``bf16``: what autocast uses; weights are float32 in any case.
+        ``fp32``, ``fp16`` or ``bf16``: what autocast uses; trained weights are float32 in any case.
     reason:
         Why, in words.
     """

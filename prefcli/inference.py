@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli import metrics, runs
+from prefcli.errors import InputError
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, SWAPPED
 
@@ -62,6 +63,8 @@ def open_runs(
 
     Raises
     ------
+    InputError
+        If an encoder is named that none of them needs.
     ModelError
         If a run is damaged or cannot be loaded.
     """
@@ -69,6 +72,10 @@ def open_runs(
 
     for folder in folders:
         runs.verify_all(folder)
+    if encoder is not None and not any(runs.read_config(folder)["options"].get("lora_rank") for folder in folders):
+        raise InputError(
+            "--encoder says where the encoder of adapters lies, and none of the runs has any", hint="Leave it out."
+        )
     return [
         Member(
             tuple(

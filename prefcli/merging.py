@@ -56,8 +56,11 @@ def merge(
     from prefcli.models import neural
 
     files.refuse_to_overwrite(output, force)
-    if output.exists() and (not (output / runs.CONFIG).is_file() or output.samefile(run)):
-        raise InputError(f"{output} is not another run, so --force does not replace it", hint="Choose another folder.")
+    if output.exists() and not runs.is_run(output):
+        raise InputError(f"{output} is not a run, so --force does not replace it", hint="Choose another folder.")
+    here, there = run.resolve(), output.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise InputError(f"{output} and the run lie in one another", hint="Choose another folder.")
     config = runs.read_config(run)
     options = TrainOptions(**config["options"])
     members = runs.members(run)
@@ -71,13 +74,16 @@ def merge(
     placement = dataclasses.replace(devices.place("cpu", "fp32"), reason="to merge weights")
     model = neural.load(members[0], placement, fast_attention=False, encoder=encoder)
     module = model.module
-    total = {name: 0 * tensor for name, tensor in weights.learnt(module).items()}
+    total = {
+        name: 0 * tensor if tensor.is_floating_point() else tensor for name, tensor in weights.learnt(module).items()
+    }
     for number, member in enumerate(members, start=1):
         weights.restore(module, weights.load(member / neural.WEIGHTS))
         if options.lora_rank:
             adapters.add_to_weights(module.encoder, 1 / len(members))
         for name, tensor in weights.learnt(module).items():
-            total[name] += tensor / len(members)
+            if tensor.is_floating_point():
+                total[name] += tensor / len(members)
         reporter.note(f"{number} of {len(members)}: {member.name}")
     weights.restore(module, total)
     if options.lora_rank:

@@ -125,7 +125,9 @@ class TrainOptions:
     lora_rank: int = option(
         0, "Learn adapters of this rank beside the encoder's frozen weights; 0 trains all weights.", at_least=0
     )
-    lora_alpha: float | None = option(None, "Adapters count alpha / rank times; by default twice the rank.", above=0.0)
+    lora_alpha: float | None = option(
+        None, "Adapters count alpha / rank times; by default twice the rank.", above=0.0, at_most=1e6
+    )
     lora_dropout: float = option(0.0, "Share of the adapters' inputs left out.", at_least=0.0, at_most=0.9)
     lora_targets: str = option("all", "Layers with adapters: all, attention, or names as in q_proj,v_proj.")
     quantize: str = option(
@@ -192,6 +194,8 @@ class TrainOptions:
             problems.append("--folds and --validation-file exclude each other")
         if self.lora_rank and self.encoder == "tiny":
             problems.append("--lora-rank: the encoder tiny is random, there is nothing to adapt")
+        if not self.lora_targets.strip(" ,"):
+            problems.append("--lora-targets is empty: all, attention, or names of layers")
         if self.quantize != "none" and not self.lora_rank:
             problems.append(
                 "--quantize: weights of few bits cannot be trained, only adapters beside them: --lora-rank 16"

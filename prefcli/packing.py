@@ -30,7 +30,7 @@ MARK = " … "
 """What stands where text was left out, in the encoder's own tokens."""
 
 LEAST_TEXT = 3
-"""Tokens of text in a sequence of three fields: one each."""
+"""Tokens of text that there must be room for: one for each field."""
 
 PAIR_WORDS = ("Question:\n", "\n\nAnswer:\n", "\n\nHow good is this answer:")
 BOTH_WORDS = ("Question:\n", "\n\nAnswer A:\n", "\n\nAnswer B:\n", "\n\nWhich answer is better:")
@@ -393,11 +393,6 @@ class Packing:
     def of(tokenizer: Any, max_length: int, truncation: str = "head", template: str = "tokens") -> Packing:
         mark = _token_ids(tokenizer, [MARK])[0] if truncation == "head-tail" else []
         return Packing(Template.of(tokenizer, template), max_length, truncation, np.array(mark, dtype=np.int32))
-
-    @property
-    def least_length(self) -> int:
-        """Tokens a sequence must be allowed to have, so that something is left of every field."""
-        return self.template.both.overhead + LEAST_TEXT
 
     @property
     def by_turn(self) -> bool:

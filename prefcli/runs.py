@@ -216,12 +216,21 @@ def begin(folder: Path, *, force: bool, same: Callable[[Mapping[str, Any]], bool
             f"{folder} holds an unfinished run of other battles or options",
             hint=f"Continue it with --resume {folder}, choose another --output, or throw it away with --force.",
         )
-    elif not is_unfinished(folder) and not (folder / CONFIG).is_file():
+    elif not is_run(folder):
         raise InputError(f"{folder} is not a run, so --force does not remove it", hint="Choose another --output.")
     else:
         files.discard(folder)
     files.write_text(folder / UNFINISHED, "Continue this run with prefcli train --resume, or delete its folder.\n")
     return False
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run of prefcli, whole or not: models of others have a ``config.json`` too."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return isinstance(config, dict) and "options" in config and "outcomes" in config
+    except (OSError, ValueError):
+        return is_unfinished(folder)
 
 
 def is_unfinished(folder: Path) -> bool:

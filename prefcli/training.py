@@ -340,14 +340,12 @@ def _agreed(task: Task, passes: int) -> int:
 
 @contextlib.contextmanager
 def _exchanging(module: nn.Module, *, last: bool) -> Iterator[None]:
-    """Gradients of several passes are added up before they are exchanged with other processes."""
-    if isinstance(module, DistributedDataParallel) and not last:
-        with module.no_sync():
-            yield
-        return
-    if sharding.is_sharded(module):
-        module.set_requires_gradient_sync(last)  # type: ignore[operator]
-    yield
+    """Gradients of several passes are added up before they are exchanged with other processes.
+
+    Not those of a sharded model: until they are exchanged, every process would keep all of them.
+    """
+    with module.no_sync() if isinstance(module, DistributedDataParallel) and not last else contextlib.nullcontext():
+        yield
 
 
 def _targets(task: Task, one: Pass) -> NDArray[np.float32]:

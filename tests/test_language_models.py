@@ -159,8 +159,6 @@ def test_adapters_train_resume_reload_and_merge_to_the_same_predictions(
 ) -> None:
     options = {**LORA, "encoder": str(language_model), "architecture": architecture, "checkpoint_every": 2}
     prefcli.train(demo_files.train, output="whole", **options)
-    chosen = TrainOptions(**options, batch_size=16)
-    assert chosen.learning_rate == 3e-3
 
     class Stop(Exception):
         pass
@@ -284,6 +282,87 @@ def test_transformers_loads_the_encoder_of_a_run(
         )
     again = prefcli.train(demo_files.train, encoder="run", text="raw", max_length=64, limit=60, output="second")
     assert again.validation is not None  # a run is an encoder to start another from
+
+
+def test_adapters_have_a_learning_rate_of_their_own() -> None:
+    assert TrainOptions(encoder="x", lora_rank=4).learning_rate == 2e-4
+    assert TrainOptions(encoder="x", lora_rank=4, lr=1e-3).learning_rate == 1e-3
+    assert TrainOptions(encoder="x").learning_rate == 2e-5
+
+
+def test_a_run_trained_with_few_bits_is_used_and_merged_without_a_gpu(
+    lora_run: Path, demo_files: Demo, cli: Callable[..., Result]
+) -> None:
+    shutil.copytree(lora_run, "few")
+    config = json.loads(Path("few/config.json").read_text())
+    config["options"]["quantize"] = "4bit"
+    Path("few/config.json").write_text(json.dumps(config))
+    Path("few/SHA256SUMS").unlink()
+    assert np.array_equal(probabilities(Path("few"), demo_files), probabilities(lora_run, demo_files))
+    assert cli("export", "few", "--merged", "whole").code == 0
+    assert json.loads(Path("whole/config.json").read_text())["options"]["quantize"] == "none"
+
+
+def test_a_merged_run_tells_of_its_own_training_not_of_its_encoders(demo_files: Demo, bert_folder: Path) -> None:
+    plain = {"text": "raw", "max_length": 64, "lr": 1e-3}
+    prefcli.train(demo_files.train, encoder=str(bert_folder), output="first", limit=60, **plain)
+    prefcli.train(demo_files.train, encoder="first", output="second", limit=90, lora_rank=2, **plain)
+    prefcli.export("second", merged="third")
+    second, third = (json.loads(Path(at, "config.json").read_text()) for at in ("second", "third"))
+    assert third["data"] == second["data"]
+    assert third["data"]["train_battles"] > 60
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mpt", "xglm"])
+def test_language_models_whose_attention_says_nothing_are_known_by_their_family(kind: str) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    with torch.device("meta"):
+        assert pooling.is_causal(AutoModel.from_config(AutoConfig.for_model(kind)))
+
+
+def test_an_encoder_with_a_decoder_is_refused(demo_files: Demo, bert_folder: Path, cli: Callable[..., Result]) -> None:
+    from transformers import T5Config, T5Model
+
+    folder = Path(shutil.copytree(bert_folder, "t5"))
+    T5Model(T5Config(vocab_size=600, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(folder)
+    done = cli("train", demo_files.train, "--encoder", "t5", "--text", "raw", "--max-length", 64, "--output", "run")
+    assert done.code == 2
+    assert "an encoder and a decoder in one" in done.err
+    assert not Path("run").exists()
+
+
+def test_what_auto_became_stays(lora_run: Path, demo_files: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = probabilities(lora_run, demo_files)
+    resolved = json.loads((lora_run / "config.json").read_text())["resolved"]
+    assert (resolved["pooling"], resolved["template"]) == ("last", "words")
+    monkeypatch.setattr(neural, "is_causal", lambda encoder: False)  # as another release might have it
+    assert np.array_equal(probabilities(lora_run, demo_files), before)
+
+
+def test_an_encoder_that_no_run_needs_is_refused(demo_files: Demo, lora_run: Path, cli: Callable[..., Result]) -> None:
+    prefcli.train(demo_files.train, recipe="fast", output="fast")
+    done = cli("predict", demo_files.test, "--model", "fast", "--encoder", "elsewhere")
+    assert done.code == 2
+    assert "none of the runs has any" in done.err
+    assert cli("export", lora_run, "--onnx", "out", "--encoder", "elsewhere").code == 2
+
+
+def test_force_replaces_runs_and_nothing_else(
+    lora_run: Path, llama: Path, demo_files: Demo, cli: Callable[..., Result]
+) -> None:
+    precious = Path(shutil.copytree(llama, "precious"))  # it has a config.json, too
+    prefcli.train(demo_files.train, encoder=str(llama), folds=2, output="folds", **LORA)
+    for command in (
+        ("export", lora_run, "--merged", precious, "--force"),
+        ("train", demo_files.train, "--recipe", "fast", "--output", precious, "--force"),
+        ("export", "folds/fold-1", "--merged", "folds", "--force"),
+        ("export", "folds", "--merged", "folds/fold-1", "--force"),
+    ):
+        done = cli(*command)
+        assert done.code == 2, command
+    assert (precious / "model.safetensors").read_bytes() == (llama / "model.safetensors").read_bytes()
+    assert Path("folds/fold-2/model.safetensors").exists()
 
 
 def test_adapters_of_folds_become_one_model(llama: Path, demo_files: Demo, cli: Callable[..., Result]) -> None:

@@ -53,6 +53,8 @@ def run(
     session = common.session(ctx, workspace, quiet)
     if (onnx is None) == (merged is None):
         raise InputError("export makes one thing: --onnx DIR or --merged DIR", hint="Name one of them.")
+    if encoder is not None and merged is None:
+        raise InputError("--encoder belongs to --merged", hint="Leave one of them out.")
     if int8 and merged is not None:
         raise InputError("--int8 belongs to --onnx", hint="Leave one of them out.")
     if merged is not None:

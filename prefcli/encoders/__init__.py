@@ -139,10 +139,11 @@ def locate(name: str, *, network: bool = True) -> Located:
         return Located(folder, f"the folder {folder}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip() or "\\" in name:
         raise InputError(f"no encoder folder at {name!r}", hint="Check the path.")
-    return _from_hub(name, network=network)
+    return from_hub(name, network=network)
 
 
-def _from_hub(name: str, *, network: bool) -> Located:
+def from_hub(name: str, *, network: bool = True) -> Located:
+    """:func:`locate` for what can only be a name of the hub."""
     found = hub.find(
         name,
         "encoder",
@@ -457,10 +458,13 @@ IDENTITY_BLOCKS, IDENTITY_BYTES = 16, 1 << 20
 def identity(folder: Path) -> str:
     """What tells an encoder's folder from others: a digest of its configuration and of samples of its weights.
 
-    Of every weight file its size and 16 pieces of 1 MiB spread over it are read, not all of what may be many gigabytes.
+    Of every weight file that is loaded its size and 16 pieces of 1 MiB spread over it are read, not all of what may be
+    many gigabytes: it tells models apart and does not notice every changed byte.
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(_weight_files(folder)):
+    kinds = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
+    loaded = next((found for kind in kinds if (found := sorted(folder.glob(kind)))), [])
+    for path in loaded:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as stream:

@@ -56,6 +56,8 @@ class NeuralFitter:
         work, options, folder = self.work, self.work.options, fold.folder
         under_way = work.resume and bool(checkpoints.existing(folder / "checkpoints"))
         located, encoder = self._encoder(folder, under_way=under_way)
+        if under_way:
+            options = neural.settled(options, runs.read_config(folder))
         max_length = self._max_length(encoder)
         model = neural.build(options, encoder, self.tokenizer, max_length, self.placement, stays_on_host=options.shard)
         train = self.battles.take(fold.train)
@@ -80,6 +82,7 @@ class NeuralFitter:
                     "cut": str(cut),
                     "attention": model.attention,
                     "pooling": model.module.pooling,
+                    "template": model.template,
                     "ranks": work.world.size,
                 }
                 # Where the encoder's weights are elsewhere, transformers must not take the run for an encoder.

@@ -49,14 +49,23 @@ class NeuralModel(BatchedModel):
     placement:
         Device and precision.
     attention:
-        How the encoder is computed, in words."""
+        How the encoder is computed, in words.
+    template:
+        What stands between the fields: ``tokens`` or ``words``."""
 
     def __init__(
-        self, module: Any, tokenizer: Any, packing: Packing, placement: Placement, attention: str = ""
+        self,
+        module: Any,
+        tokenizer: Any,
+        packing: Packing,
+        placement: Placement,
+        attention: str = "",
+        template: str = "tokens",
     ) -> None:
         tokens = CPU_TOKENS if placement.device.type == "cpu" else GPU_TOKENS
         super().__init__(module, tokenizer, packing, int(tokenizer.pad_token_id or 0), tokens)
         self.attention = attention
+        self.template = template
         self.module = module
         self.placement = placement
 
@@ -118,7 +127,9 @@ class NeuralModel(BatchedModel):
                 path.replace(folder / path.name)
 
     def encoder_config(self) -> dict[str, Any]:
-        return encoders.config_of(self.module.encoder)
+        """The encoder's configuration, without what a run of prefcli that it was loaded from had kept beside it."""
+        told = encoders.config_of(self.module.encoder)
+        return {name: value for name, value in told.items() if name not in runs.OWN_KEYS}
 
 
 def build(
@@ -163,15 +174,21 @@ def _assemble(
     *,
     stays_on_host: bool = False,
 ) -> NeuralModel:
+    if getattr(encoder.config, "is_encoder_decoder", False):
+        raise InputError(
+            f"{options.encoder} is an encoder and a decoder in one, which no architecture here reads",
+            hint="Choose an encoder (BERT, DeBERTa) or a decoder (Gemma, Llama, Qwen).",
+        )
     causal = is_causal(encoder)
     pooling = options.pooling if options.pooling != "auto" else "last" if causal else "mean"
     template = options.template if options.template != "auto" else "words" if causal else "tokens"
     packing = Packing.of(tokenizer, max_length, options.truncation, template)
-    if max_length < packing.least_length:
+    frame = packing.template.both if options.architecture == "cross-encoder" else packing.template.pair
+    if max_length < frame.overhead + LEAST_TEXT:
         raise InputError(
             f"--max-length {max_length} leaves no room for prompt and answers: the template alone takes "
-            f"{packing.least_length - LEAST_TEXT} tokens",
-            hint=f"Use --max-length {packing.least_length} or more.",
+            f"{frame.overhead} tokens",
+            hint=f"Use --max-length {frame.overhead + LEAST_TEXT} or more.",
         )
     adapted = f"{adapters.add(encoder, options)}; " if options.lora_rank else ""
     if options.fast_attention and options.lora_rank and encoder.config.model_type == "deberta-v2":  # type: ignore[union-attr]
@@ -183,7 +200,13 @@ def _assemble(
     module = ARCHITECTURES[options.architecture](encoder, options.combine, pooling)
     if not stays_on_host:
         module.to(placement.device)
-    return NeuralModel(module, tokenizer, packing, placement, adapted + attention)
+    return NeuralModel(module, tokenizer, packing, placement, adapted + attention, template)
+
+
+def settled(options: TrainOptions, config: Mapping[str, Any]) -> TrainOptions:
+    """A run's options with what ``auto`` became when it was made: another release might choose otherwise."""
+    known = {name: config["resolved"][name] for name in ("pooling", "template") if name in config["resolved"]}
+    return replace(options, **known)
 
 
 def frozen_weights(options: TrainOptions, placement: Placement) -> encoders.Frozen | None:
@@ -217,7 +240,9 @@ def load(folder: Path, placement: Placement, *, fast_attention: bool = True, enc
 
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        options = replace(TrainOptions(**config["options"]), fast_attention=fast_attention)
+        options = replace(settled(TrainOptions(**config["options"]), config), fast_attention=fast_attention)
+        if placement.device.type != "cuda":  # few bits were for training's sake; whole weights serve as well
+            options = replace(options, quantize="none")
         tokenizer = encoders.load_tokenizer(folder)
         if options.lora_rank:
             placement = devices.for_language_models(placement)
@@ -287,14 +312,21 @@ def base_of(base: Mapping[str, str], elsewhere: str | None, run: Path, *, networ
     ModelError
         If it is not there, or is another one.
     """
+    if not isinstance(base, Mapping) or not all(isinstance(base.get(key), str) for key in ("encoder", "identity")):
+        raise ModelError("the run's config.json does not say which encoder its adapters belong to", where=str(run))
     name = elsewhere or base["encoder"]
     try:
-        located = encoders.locate(name, network=network)
+        if elsewhere or Path(name).is_absolute():
+            located = encoders.locate(name, network=network)
+        else:  # a name of the hub, whatever lies in the folder where this is run
+            located = encoders.from_hub(name, network=network)
     except PrefcliError as error:
         raise ModelError(
             f"the run holds adapters for the encoder {name}, which cannot be had: {error.what}",
             where=str(run),
-            hint="Say where it is now: --encoder DIR, or --encoder owner/name to fetch it from the hub.",
+            hint="Put it back to continue."
+            if network and elsewhere is None
+            else "Say where it is now: --encoder DIR, or --encoder owner/name to fetch it from the hub.",
         ) from None
     if located.folder is None or encoders.identity(located.folder) != base["identity"]:
         raise ModelError(

@@ -14,8 +14,17 @@ from torch import Tensor, nn
 
 
 def is_causal(encoder: nn.Module) -> bool:
-    """Whether a token sees only those before it, as in a language model: then only the last one has read everything."""
-    return any(getattr(part, "is_causal", False) is True for part in encoder.modules())
+    """Whether a token sees only those before it, as in a language model: then only the last one has read everything.
+
+    Attention says so itself; where a family's does not, by what the family is trained for.
+    """
+    said = {part.is_causal for part in encoder.modules() if isinstance(getattr(part, "is_causal", None), bool)}
+    if said:
+        return True in said
+    from transformers.models.auto import modeling_auto as auto
+
+    kind = encoder.config.model_type  # type: ignore[union-attr]
+    return kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def wants_positions(encoder: nn.Module) -> bool:
