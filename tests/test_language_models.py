@@ -564,7 +564,7 @@ def test_a_model_spread_over_two_processes_trains_as_in_one(
     arguments = [
         "-m", "prefcli", "train", str(demo_files.train), "--encoder", str(llama), "--architecture", "cross-encoder",
         "--text", "raw", "--max-length", "96", "--lr", "1e-3", "--limit", "90", "--epochs", "2", "--micro-batch", "3",
-        "--eval-every", "3", "--checkpoint-every", "4", *(["--lora-rank", "4"] if lora else []),
+        "--eval-every", "3", "--checkpoint-every", "4", "--keep", "last", *(["--lora-rank", "4"] if lora else []),
     ]  # fmt: skip
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for command in (

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, Any
 
 import typer
 
@@ -92,6 +92,16 @@ def run(
 
     memory.keep_freed_memory()
     session = common.session(ctx, workspace, quiet)
+    how: dict[str, Any] = {
+        "models": model or (),
+        "swap_average": swap_average,
+        "calibrated": calibration,
+        "precision": precision,
+        "device": device,
+        "fast_attention": fast_attention,
+        "encoder": encoder,
+        "reporter": session.reporter,
+    }
     if output == STANDARD_OUTPUT:
         others = {
             "--calibrate": calibrate,
@@ -112,14 +122,7 @@ def run(
                 lines,
                 sys.stdout.buffer,
                 session.workspace,
-                models=model or (),
-                swap_average=swap_average,
-                calibrated=calibration,
-                precision=precision,
-                device=device,
-                fast_attention=fast_attention,
-                encoder=encoder,
-                reporter=session.reporter,
+                **how,
             )
         session.reporter.note(f"{answered.lines:,} lines answered")
         if answered.failed:
@@ -131,17 +134,10 @@ def run(
         found = pipeline.estimate_prediction(
             common.source(file, format, columns),
             session.workspace,
-            models=model or (),
-            swap_average=swap_average,
-            calibrated=calibration,
             calibrate=calibrate,
-            precision=precision,
-            device=device,
-            fast_attention=fast_attention,
-            encoder=encoder,
             workers=workers,
             limit=limit,
-            reporter=session.reporter,
+            **how,
         )
         if found.speaks:
             common.print_estimate(found, json)
@@ -150,19 +146,12 @@ def run(
         common.source(file, format, columns),
         session.workspace,
         output,
-        models=model or (),
-        swap_average=swap_average,
         activation=activation,
-        calibrated=calibration,
         calibrate=calibrate,
-        precision=precision,
-        device=device,
-        fast_attention=fast_attention,
-        encoder=encoder,
         limit=limit,
         workers=workers,
         force=force,
-        reporter=session.reporter,
+        **how,
     )
     if not made.speaks:
         return
