@@ -32,7 +32,7 @@ SHAPE: dict[str, Any] = {
 }  # fmt: skip
 WAYS = {
     "transformers": "as it is",
-    "transformers, memory kept": "with prefcli.memory.keep_freed_memory",
+    "transformers, memory kept": "with prefcli.compute.memory.keep_freed_memory",
     "prefcli": "prefcli.encoders.deberta.accelerate and keep_freed_memory",
 }
 PRODUCT = (2048, 768, 3072)
@@ -56,7 +56,7 @@ def make(way: str, dropout: float) -> Any:
     import torch
     from transformers import DebertaV2Config, DebertaV2Model
 
-    from prefcli import memory
+    from prefcli.compute import memory
     from prefcli.encoders import deberta
 
     if way != "transformers":

@@ -16,10 +16,10 @@ import pyarrow as pa
 
 from prefcli import metrics
 from prefcli.battles import labels_of
-from prefcli.features import Features, extract
+from prefcli.data.splits import split_folds
 from prefcli.models import features as architecture
+from prefcli.models.features.statistics import Features, extract
 from prefcli.readers import open_battles
-from prefcli.splits import split_folds
 
 
 def main() -> None:

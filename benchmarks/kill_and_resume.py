@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from prefcli import demo
+from prefcli.data import synthetic
 
 
 def digest(run: Path) -> str:
@@ -39,7 +39,7 @@ def main() -> None:
     moments = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        demo.write(folder, train=1200, test=10)
+        synthetic.write(folder, train=1200, test=10)
         training = ["train.csv", "--encoder", "tiny", "--epochs", "2", "--checkpoint-every", "7", "--eval-every", "31"]
         begun = time.monotonic()
         if start(folder, *training, "--output", "whole").wait():

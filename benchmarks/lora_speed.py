@@ -4,7 +4,7 @@ One sequence "prompt, A, B", the same tokens, adapters of the same rank in the s
 random weights of a named shape:
 
 - *Trainer*: ``AutoModelForSequenceClassification`` with ``peft``, batches of like lengths, padded to their longest;
-- *prefcli*: ``prefcli.training.step`` as it is.
+- *prefcli*: ``prefcli.training.loop.step`` as it is.
 
 Each way is a process of its own, so that peak memory is its own; they take turns, medians over the rounds are
 printed. On a CUDA GPU the shape is Gemma 2's with 2 billion parameters and frozen weights are bf16; on a CPU a small
@@ -50,11 +50,12 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     """Options, placement, model and battles, the same in every process."""
     import torch
 
-    from prefcli import devices, encoders
+    from prefcli import encoders
     from prefcli.battles import TEXT_FIELDS, joined
+    from prefcli.compute import devices
     from prefcli.models import neural
+    from prefcli.models.packing import tokenise
     from prefcli.options import TrainOptions
-    from prefcli.packing import tokenise
     from prefcli.readers import open_battles
 
     place = devices.for_language_models(devices.place(options.device))
@@ -79,20 +80,20 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
 def ours(chosen: Any, place: Any, model: Any, battles: Any) -> Any:
     import torch
 
-    from prefcli import training
     from prefcli.reporting import SILENT
+    from prefcli.training import loop
 
     targets = np.eye(3, dtype=np.float32)[battles.labels]
-    task = training.Task(model, battles, targets, None, chosen, Path(tempfile.mkdtemp()), SILENT)
+    task = loop.Task(model, battles, targets, None, chosen, Path(tempfile.mkdtemp()), SILENT)
     if chosen.gradient_checkpointing:
         model.module.encoder.gradient_checkpointing_enable({"use_reentrant": False})
-    optimizer = training.make_optimizer(model.module, chosen)
+    optimizer = loop.make_optimizer(model.module, chosen)
     scaler = torch.amp.GradScaler(place.device.type, enabled=place.scaled)
 
     def train(rows: np.ndarray) -> None:
         for start in range(0, len(rows), chosen.batch_size):
             some = rows[start : start + chosen.batch_size]
-            training.step(task, model.module, optimizer, scaler, some, LEARNING_RATE)
+            loop.step(task, model.module, optimizer, scaler, some, LEARNING_RATE)
 
     return train
 

@@ -22,9 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefcli import metrics, tables
-from prefcli.battles import labels_of
-from prefcli.readers import Source, open_battles
+from prefcli import metrics
+from prefcli.battles import Source, labels_of
+from prefcli.data import tables
+from prefcli.readers import open_battles
 
 
 @dataclass(frozen=True)

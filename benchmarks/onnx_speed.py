@@ -23,11 +23,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 import numpy as np
 import pyarrow as pa
 
-from prefcli import devices, metrics, models, pipeline
+from prefcli import metrics, models, pipeline
+from prefcli.compute import devices
 from prefcli.models import Model
 from prefcli.options import TrainOptions
 from prefcli.readers import open_battles
-from prefcli.workspace import Workspace
+from prefcli.storage.workspace import Workspace
 
 ORDER = ("torch", "torch, transformers' own attention", "ONNX Runtime, fp32", "ONNX Runtime, int8")
 

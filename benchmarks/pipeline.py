@@ -38,9 +38,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         if options.file is None:
-            from prefcli import demo
+            from prefcli.data import synthetic
 
-            options.file = demo.write(root / "data", train=20_000, test=10).train
+            options.file = synthetic.write(root / "data", train=20_000, test=10).train
         file = str(options.file.resolve())
         prefcli = [sys.executable, "-m", "prefcli"]
         commands = {

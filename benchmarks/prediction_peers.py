@@ -100,10 +100,11 @@ def pairjudge(given: argparse.Namespace, batch: pa.RecordBatch) -> Callable[[], 
 
 
 def prefcli(given: argparse.Namespace, batch: pa.RecordBatch) -> Callable[[], Any] | None:
-    from prefcli import devices, encoders
-    from prefcli.inference import Member, predict_batch
+    from prefcli import encoders
+    from prefcli.compute import devices
     from prefcli.models import neural
     from prefcli.options import TrainOptions
+    from prefcli.prediction.inference import Member, predict_batch
 
     tokenizer = tokenizer_of(batch)
     encoder = encoders.from_config({**SHAPE, "vocab_size": given.vocabulary})

@@ -28,7 +28,7 @@ import numpy as np
 from prefcli import encoders, pipeline, tokens
 from prefcli.reporting import SILENT
 from prefcli.selection import Pool
-from prefcli.targets import no_soft
+from prefcli.data.selection import no_soft
 from prefcli.workspace import Workspace
 file, folder, root = map(Path, sys.argv[1:])
 workspace = Workspace(root)

@@ -5,7 +5,7 @@ the same battles, in float32:
 
 - *notebook*: plain PyTorch and transformers, every sequence padded to the longest length allowed;
 - *Trainer*: Hugging Face's ``Trainer``, batches grouped by length and padded to their longest (needs ``accelerate``);
-- *prefcli*: ``prefcli.training.step`` and ``NeuralModel.logits_of`` as they are, with and without
+- *prefcli*: ``prefcli.training.loop.step`` and ``NeuralModel.logits_of`` as they are, with and without
   ``prefcli.encoders.deberta.accelerate`` (the latter as *prefcli, transformers' attention*).
 
 Each way is a process of its own. They take turns, each given the same battles in a round; medians over the rounds are
@@ -31,7 +31,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 
-from prefcli.packing import TokenisedBattles
+from prefcli.models.packing import TokenisedBattles
 
 AS_THE_COMMAND = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
 """How threads wait, as the prefcli command sets it for itself; other ways get what PyTorch does by default."""
@@ -53,7 +53,7 @@ def prepare(options: argparse.Namespace) -> tuple[Any, TokenisedBattles, Any]:
     """Tokenizer, battles and encoder, the same in every process."""
     from prefcli import encoders
     from prefcli.battles import TEXT_FIELDS, joined
-    from prefcli.packing import tokenise
+    from prefcli.models.packing import tokenise
     from prefcli.readers import open_battles
 
     batches, count = [], 0
@@ -184,20 +184,20 @@ def prefcli(model: Any, battles: TokenisedBattles, options: argparse.Namespace) 
     """Ours: a step over each batch of 16, micro-batches as the model likes them."""
     import torch
 
-    from prefcli import training
     from prefcli.options import TrainOptions
     from prefcli.reporting import SILENT
+    from prefcli.training import loop
 
     chosen = TrainOptions(batch_size=STEP, max_length=options.max_length, lr=LEARNING_RATE, precision="fp32")
     targets = np.eye(3, dtype=np.float32)[battles.labels]
-    task = training.Task(model, battles, targets, None, chosen, Path(tempfile.mkdtemp()), SILENT)
-    optimizer = training.make_optimizer(model.module, chosen)
+    task = loop.Task(model, battles, targets, None, chosen, Path(tempfile.mkdtemp()), SILENT)
+    optimizer = loop.make_optimizer(model.module, chosen)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
 
     def train(rows: np.ndarray) -> None:
         for start in range(0, len(rows), chosen.batch_size):
             some = rows[start : start + chosen.batch_size]
-            training.step(task, model.module, optimizer, scaler, some, LEARNING_RATE)
+            loop.step(task, model.module, optimizer, scaler, some, LEARNING_RATE)
 
     def predict(rows: np.ndarray) -> None:
         model.logits_of(battles.take(rows))
@@ -209,7 +209,7 @@ def work(way: str, options: argparse.Namespace) -> None:
     """A process that does what each line says (``train`` or ``predict`` and rows) and answers with the seconds."""
     import torch
 
-    from prefcli import devices, memory
+    from prefcli.compute import devices, memory
     from prefcli.encoders.dense import times_transposed
     from prefcli.models import neural
     from prefcli.options import TrainOptions

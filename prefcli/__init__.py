@@ -6,6 +6,8 @@ package loads none of it: a name is looked up when it is first used. The command
 
 from typing import TYPE_CHECKING, Any
 
+from prefcli._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from prefcli.api import estimate as estimate
     from prefcli.api import export as export
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
     from prefcli.api import push as push
     from prefcli.api import score as score
     from prefcli.api import train as train
-
-__version__ = "0.1.0"
 
 _API = ("estimate", "export", "load", "predict", "preprocess", "push", "score", "train")
 

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from prefcli.eda import Eda
     from prefcli.estimating import Estimate
-    from prefcli.exporting import Exported
-    from prefcli.hub import Kept
-    from prefcli.merging import Merged
+    from prefcli.export.merge import Merged
+    from prefcli.export.onnx import Exported
     from prefcli.metrics import Score
     from prefcli.options import TrainOptions
     from prefcli.pipeline import Predicted, Preprocessed, Trained
-    from prefcli.predictor import Predictor
+    from prefcli.prediction.predictor import Predictor
+    from prefcli.storage.hub import Kept
 
 PathLike = str | Path
 WORKSPACE = ".prefcli"
@@ -69,8 +69,8 @@ def load(
         If the hub does not answer.
     """
     from prefcli.pipeline import latest_run
-    from prefcli.predictor import Predictor
-    from prefcli.workspace import Workspace
+    from prefcli.prediction.predictor import Predictor
+    from prefcli.storage.workspace import Workspace
 
     place = Workspace(Path(workspace))
     folders = [place.find_run(str(run)) for run in runs] or [latest_run(place)]
@@ -130,7 +130,7 @@ def eda(
 ) -> Eda:
     """Numbers about battles; see :func:`prefcli.pipeline.eda`."""
     from prefcli import pipeline
-    from prefcli.workspace import Workspace
+    from prefcli.storage.workspace import Workspace
 
     page = None if report is None else Path(report)
     return pipeline.eda(
@@ -148,7 +148,7 @@ def preprocess(
 ) -> Preprocessed:
     """Treat the text of every battle and cache the result; see :func:`prefcli.pipeline.preprocess`."""
     from prefcli import pipeline
-    from prefcli.workspace import Workspace
+    from prefcli.storage.workspace import Workspace
 
     return pipeline.preprocess(
         _source(source), Workspace(Path(workspace)), text=text, workers=workers, reporter=reporter
@@ -184,7 +184,7 @@ def train(
         If an option does not exist or does not fit.
     """
     from prefcli import pipeline
-    from prefcli.workspace import Workspace
+    from prefcli.storage.workspace import Workspace
 
     chosen, origins = _options(options)
     return pipeline.train(
@@ -211,7 +211,7 @@ def predict(
 ) -> Predicted:
     """Probabilities for every battle of a file, into a file; ``options`` as in :func:`prefcli.pipeline.predict`."""
     from prefcli import pipeline
-    from prefcli.workspace import Workspace
+    from prefcli.storage.workspace import Workspace
 
     names = [str(model) for model in models]
     return pipeline.predict(
@@ -259,7 +259,7 @@ def export(
         If not exactly one of ``onnx`` and ``merged`` is given, or it cannot be made of this run.
     """
     from prefcli import pipeline
-    from prefcli.workspace import Workspace
+    from prefcli.storage.workspace import Workspace
 
     place = Workspace(Path(workspace))
     if (onnx is None) == (merged is None):
@@ -280,7 +280,7 @@ def estimate(
 ) -> Estimate:
     """How long :func:`train` with the same arguments would take, and what memory; see ``prefcli train --estimate``."""
     from prefcli import pipeline
-    from prefcli.workspace import Workspace
+    from prefcli.storage.workspace import Workspace
 
     battles = None if source is None else _source(source)
     return pipeline.estimate_training(battles, Workspace(Path(workspace)), _options(options)[0], reporter=reporter)
@@ -297,7 +297,7 @@ def push(
 ) -> Kept:
     """Bring a finished run to the hub as ``owner/name``; see :func:`prefcli.pipeline.push`."""
     from prefcli import pipeline
-    from prefcli.workspace import Workspace
+    from prefcli.storage.workspace import Workspace
 
     return pipeline.push(
         str(run), name, Workspace(Path(workspace)), private=private, license=license, reporter=reporter
@@ -313,7 +313,7 @@ def _options(options: dict[str, Any]) -> tuple[TrainOptions, dict[str, str]]:
 
 
 def _source(source: PathLike | Sequence[PathLike]) -> Any:
-    from prefcli.readers import Source
+    from prefcli.battles import Source
 
     paths = [source] if isinstance(source, (str, Path)) else source
     return Source(tuple(Path(path) for path in paths))

@@ -8,9 +8,10 @@ knows nothing about file formats (see :mod:`prefcli.readers`) and nothing about 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +19,6 @@ from numpy.typing import NDArray
 
 from prefcli.errors import InputError
 from prefcli.outcomes import OUTCOMES, SOFT_LABEL_COLUMNS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 TEXT_FIELDS = ("prompt", "response_a", "response_b")
 TURNS = pa.list_(pa.string())
@@ -46,6 +44,58 @@ SOFT_FIELDS = tuple(pa.field(name, pa.float32()) for name in SOFT_LABEL_COLUMNS)
 BOTH_BAD = pa.field("both_bad", pa.bool_())
 
 TURN_SEPARATOR = "\n"
+
+
+STANDARD_INPUT = Path("-")
+"""A file's name that stands for standard input."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which files to read, and as what.
+
+    Attributes
+    ----------
+    paths:
+        One or more files of the same layout; ``-`` is standard input.
+    format:
+        A layout's name; None finds out.
+    columns:
+        Name prefcli knows -> name in the file, for files with names of their own.
+    """
+
+    paths: tuple[Path, ...]
+    format: str | None = None
+    columns: Mapping[str, str] | None = None
+
+    @staticmethod
+    def of(source: Source | Path | Iterable[Path]) -> Source:
+        """A source from a path, or from several."""
+        if isinstance(source, Source):
+            return source
+        return Source((source,) if isinstance(source, Path) else tuple(source))
+
+    def to_json(self) -> dict[str, object]:
+        """The source as JSON, its paths absolute, to be found again from anywhere."""
+        paths = [str(path if path == STANDARD_INPUT else path.absolute()) for path in self.paths]
+        return {"paths": paths, "format": self.format, "columns": dict(self.columns) if self.columns else None}
+
+    @staticmethod
+    def from_json(known: Mapping[str, Any]) -> Source:
+        """What :meth:`to_json` wrote."""
+        return Source(tuple(map(Path, known["paths"])), known["format"], known["columns"])
+
+    def __str__(self) -> str:
+        return self._named([str(path) for path in self.paths])
+
+    @property
+    def title(self) -> str:
+        """The files' names without their folders."""
+        return self._named([path.name for path in self.paths])
+
+    def _named(self, names: list[str]) -> str:
+        names = ["standard input" if name == str(STANDARD_INPUT) else name for name in names]
+        return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 @dataclass(frozen=True)

@@ -21,21 +21,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from prefcli import inference, runs
-from prefcli.distributed import World
+from prefcli.compute.distributed import World
+from prefcli.data.selection import Fold
 from prefcli.errors import InputError
-from prefcli.fitting import Fitted, Fitter, Work, fitter_for
 from prefcli.outcomes import OUTCOMES
+from prefcli.prediction import inference
 from prefcli.reporting import SILENT, Reporter
-from prefcli.selection import Fold
-from prefcli.trackers import Trackers
-from prefcli.workspace import Stage, Workspace
+from prefcli.storage import runs
+from prefcli.storage.workspace import Stage, Workspace
+from prefcli.training.context import Fitted, Fitter, Work
+from prefcli.training.experiment import fitter_for
+from prefcli.training.trackers import Trackers
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from prefcli import training
     from prefcli.models.neural import NeuralModel
+    from prefcli.training import loop
 
 SAMPLE_SECONDS = 20.0
 """About how long steps (or pieces of a prediction) are timed."""
@@ -286,7 +288,7 @@ class Sampler:
         return Fitted(logits if len(fold.held_out) else None, 0.0)
 
     def _steps(self, fold: Fold, prefix: str) -> Sampled:
-        from prefcli.fitting.neural import NeuralFitter
+        from prefcli.training.fit_neural import NeuralFitter
 
         assert isinstance(self._fitter, NeuralFitter)
         started = time.perf_counter()
@@ -300,9 +302,9 @@ class Sampler:
         return first
 
 
-def _neural_parts(task: training.Task, starting: float, seconds: float, reporter: Reporter) -> Sampled:
+def _neural_parts(task: loop.Task, starting: float, seconds: float, reporter: Reporter) -> Sampled:
     """What a neural fit is made of, from a short training of the same task in the same folder."""
-    from prefcli import training
+    from prefcli.training import loop
 
     options = task.options
     batches = [task.batch(0, number) for number in range(task.batches_per_epoch)]
@@ -320,7 +322,7 @@ def _neural_parts(task: training.Task, starting: float, seconds: float, reporter
     spent: list[float] = []
     sizes: list[float] = []
 
-    def after(position: training.Position) -> None:
+    def after(position: loop.Position) -> None:
         moments.append(time.perf_counter())
         spent.append(position.seconds)
         sizes.append(_peaks()[0])
@@ -332,7 +334,7 @@ def _neural_parts(task: training.Task, starting: float, seconds: float, reporter
             reporter.note(f"timing {sample.batches_per_epoch - warm_up} steps of {task.total_steps:,}")
 
     sample.fail_after = after
-    training.fit(sample)
+    loop.fit(sample)
     ended = time.perf_counter()
     gc.collect()  # what DistributedDataParallel hung on the parameters goes with it
     cycles, steps = np.diff(moments), np.diff(spent)
@@ -343,7 +345,7 @@ def _neural_parts(task: training.Task, starting: float, seconds: float, reporter
     training_part = scaled(timed, works[chosen[: len(timed)]], float(works.mean()) * all_steps)
     checkpoint = ended - moments[-1]
     every = options.checkpoint_every
-    checkpoints = 1 + (all_steps // every if every else int(training_part.seconds // training.CHECKPOINT_SECONDS))
+    checkpoints = 1 + (all_steps // every if every else int(training_part.seconds // loop.CHECKPOINT_SECONDS))
     validations = _validations(task)
     kept = validations if task.validation is not None else 1
     parts = {
@@ -355,7 +357,7 @@ def _neural_parts(task: training.Task, starting: float, seconds: float, reporter
     return Sampled(parts, all_steps, len(timed), growth(sizes[warm_up - 1 :], all_steps))
 
 
-def _validations(task: training.Task) -> int:
+def _validations(task: loop.Task) -> int:
     """How often a training validates if nothing stops it early."""
     steps = np.arange(1, task.total_steps + 1)
     due = steps % task.batches_per_epoch == 0
@@ -364,22 +366,22 @@ def _validations(task: training.Task) -> int:
     return int(due.sum())
 
 
-def _sample_of(task: training.Task, plan: list[NDArray[np.intp]]) -> Any:
+def _sample_of(task: loop.Task, plan: list[NDArray[np.intp]]) -> Any:
     """The same task with other batches, no validation and nothing that depends on how far a training is."""
-    from prefcli import training
+    from prefcli.training import loop
 
-    class Sample(training.Task):
+    class Sample(loop.Task):
         def batch(self, epoch: int, number: int) -> NDArray[np.intp]:
             return plan[number]
 
-    given = {f.name: getattr(task, f.name) for f in fields(training.Task) if f.init}
+    given = {f.name: getattr(task, f.name) for f in fields(loop.Task) if f.init}
     options = replace(task.options, epochs=1, eval_every=0, checkpoint_every=0, patience=0)
     sample = Sample(**{**given, "validation": None, "options": options, "reporter": SILENT, "resume": False})
     sample.batches_per_epoch = len(plan)
     return sample
 
 
-def _work(task: training.Task, rows: NDArray[np.intp]) -> float:
+def _work(task: loop.Task, rows: NDArray[np.intp]) -> float:
     passes = task.model.passes(task.lengths, rows, task.options.micro_batch, both_orders=task.options.swap)
     return _passes_work(task.model, task.lengths, passes)
 
@@ -398,16 +400,16 @@ def _passes_work(model: NeuralModel, lengths: NDArray[np.int64], passes: Sequenc
     return total * float(model.module.sequences)
 
 
-def _validation_part(task: training.Task, seconds: float) -> Part:
+def _validation_part(task: loop.Task, seconds: float) -> Part:
     """One validation, from battles spread over all lengths; the longest ones go first, for the memory they take."""
-    from prefcli import training
+    from prefcli.training import loop
 
     if task.validation is None:
         return Part(0.0)
     model, battles = task.model, task.validation
     lengths = model.lengths(battles)
     everything = np.arange(len(battles))
-    training.predict_shared(task, battles.take(next(model.micro_batches(lengths, everything))))
+    loop.predict_shared(task, battles.take(next(model.micro_batches(lengths, everything))))
     whole = _passes_work(model, lengths, model.passes(lengths, everything))
     order = np.argsort(lengths, kind="stable")
     count, took, done = 32, 0.0, 0.0
@@ -415,7 +417,7 @@ def _validation_part(task: training.Task, seconds: float) -> Part:
         count = min(count, len(battles))
         rows = order[np.linspace(0, len(battles) - 1, count).astype(int)]
         started = time.perf_counter()
-        training.predict_shared(task, battles.take(rows))
+        loop.predict_shared(task, battles.take(rows))
         took = time.perf_counter() - started
         done = _passes_work(model, lengths, model.passes(lengths, rows))
         enough = task.world.gather(took >= seconds / 3)[0]
@@ -430,8 +432,8 @@ def _features_parts(work: Work, fold: Fold) -> Sampled:
     How the time grows from the smaller to the larger says how it goes on. How many rounds the booster will take is
     known only afterwards, so this is much less certain than steps of equal kind.
     """
-    from prefcli import features
     from prefcli.models import features as models
+    from prefcli.models.features import statistics
 
     count = len(fold.train)
     # From FEW_BATTLES on the booster is built otherwise, so what is timed must lie on the same side.
@@ -449,13 +451,13 @@ def _features_parts(work: Work, fold: Fold) -> Sampled:
         size += int(_text_bytes(batch).sum())
         if chosen.num_rows:
             started = time.perf_counter()
-            parts.append(features.extract(chosen))
+            parts.append(statistics.extract(chosen))
             took += time.perf_counter() - started
             done += int(_text_bytes(chosen).sum())
     measuring = Part(took * size / max(done, 1), LEAST_DOUBT * took * size / max(done, 1))
     if not parts:
         raise InputError(f"{count} battles are too few to time a part of them")
-    battles, rows = features.Features.concatenate(parts), np.flatnonzero(wanted)
+    battles, rows = statistics.Features.concatenate(parts), np.flatnonzero(wanted)
     sizes = sorted({smaller, larger})
     work.reporter.note(f"boosting {' and '.join(f'{size:,}' for size in sizes)} of {count:,} battles")
     times = []

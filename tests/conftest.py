@@ -23,9 +23,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import pytest
 
-from prefcli import demo
+from prefcli.data import synthetic
 from prefcli.outcomes import WINNER_COLUMNS
-from prefcli.workspace import Workspace
+from prefcli.storage.workspace import Workspace
 
 KAGGLE_COLUMNS = ["id", "model_a", "model_b", "prompt", "response_a", "response_b", *WINNER_COLUMNS]
 
@@ -93,9 +93,9 @@ def battle(number: int = 1, winner: int | None = 0, **fields: Any) -> dict[str, 
 
 
 @pytest.fixture(scope="session")
-def demo_files(tmp_path_factory: pytest.TempPathFactory) -> demo.Demo:
+def demo_files(tmp_path_factory: pytest.TempPathFactory) -> synthetic.Demo:
     """A small demo: 240 battles to train on, 60 to test."""
-    return demo.write(tmp_path_factory.mktemp("demo"), train=240, test=60)
+    return synthetic.write(tmp_path_factory.mktemp("demo"), train=240, test=60)
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +107,7 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from prefcli import encoders
 
     folder = tmp_path_factory.mktemp("bert")
-    tokenizer = encoders.train_tokenizer([" ".join((*demo.LIKED, *demo.DISLIKED, *demo.NEUTRAL))] * 3)
+    tokenizer = encoders.train_tokenizer([" ".join((*synthetic.LIKED, *synthetic.DISLIKED, *synthetic.NEUTRAL))] * 3)
     tokenizer.save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
@@ -127,7 +127,7 @@ def deberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("deberta")
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([" ".join((*demo.LIKED, *demo.DISLIKED, *demo.NEUTRAL))] * 3),
+        sentence_iterator=iter([" ".join((*synthetic.LIKED, *synthetic.DISLIKED, *synthetic.NEUTRAL))] * 3),
         model_prefix=str(folder / "spm"), vocab_size=300, hard_vocab_limit=False,
         pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]",
         unk_piece="[UNK]", user_defined_symbols=["[MASK]"], minloglevel=2,
@@ -167,7 +167,7 @@ def make_language_model(folder: Path, family: str) -> Path:
 
     from prefcli import encoders
 
-    trained = encoders.train_tokenizer([" ".join((*demo.LIKED, *demo.DISLIKED, *demo.NEUTRAL))] * 3, 560)
+    trained = encoders.train_tokenizer([" ".join((*synthetic.LIKED, *synthetic.DISLIKED, *synthetic.NEUTRAL))] * 3, 560)
     backend = trained.backend_tokenizer
     begins = family != "qwen2"
     backend.post_processor = processors.TemplateProcessing(

@@ -21,10 +21,10 @@ import pytest
 from conftest import Result, battle, write_csv
 
 import prefcli
-from prefcli import predictor
-from prefcli.demo import Demo
+from prefcli.data.synthetic import Demo
+from prefcli.data.tables import read_probabilities
 from prefcli.errors import InputError, ModelError
-from prefcli.tables import read_probabilities
+from prefcli.prediction import predictor
 
 CLI = Callable[..., Result]
 ROOT = Path(__file__).parent.parent

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from prefcli import calibration, metrics
-from prefcli.calibration import Calibration
+from prefcli import metrics
+from prefcli.prediction import calibration
+from prefcli.prediction.calibration import Calibration
 
 Array = NDArray[np.float64]
 

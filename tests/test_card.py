@@ -13,11 +13,11 @@ import yaml
 from conftest import Result
 from huggingface_hub import ModelCard
 
-from prefcli import card, hub, runs
-from prefcli.demo import Demo
+from prefcli.data.synthetic import Demo
 from prefcli.errors import InputError
 from prefcli.options import TrainOptions
 from prefcli.reporting import visible
+from prefcli.storage import card, hub, runs
 
 VALIDATION = {
     "n": 1234, "log_loss": 0.98765, "log_loss_ci": (0.91234, 1.05432), "prior_log_loss": 1.0876,

@@ -14,7 +14,7 @@ import pytest
 from conftest import Result, battle, write_csv
 
 import prefcli
-from prefcli.demo import Demo
+from prefcli.data.synthetic import Demo
 
 CLI = Callable[..., Result]
 VERBS = ["eda", "preprocess", "train", "predict", "score", "ablate", "demo"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, DebertaV2Config, DebertaV2Model
 
-from prefcli import memory
+from prefcli.compute import memory
 from prefcli.encoders import deberta, dense
 
 BASE: dict[str, Any] = {

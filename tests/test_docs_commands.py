@@ -22,9 +22,11 @@ from pathlib import Path
 import pytest
 from conftest import Result, make_language_model
 
-from prefcli import demo, files, pipeline
+from prefcli import pipeline
+from prefcli.data import synthetic
 from prefcli.options import TrainOptions
-from prefcli.workspace import Workspace
+from prefcli.storage import files
+from prefcli.storage.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -113,8 +115,8 @@ def test_a_command_cannot_hide_in_a_block_that_is_none(tmp_path: Path, text: str
 def stand_ins(tmp_path_factory: pytest.TempPathFactory, bert_folder: Path, deberta_folder: Path) -> Path:
     """A folder with everything that commands in the documents name."""
     folder = tmp_path_factory.mktemp("stand-ins")
-    demo.write(folder, train=60, test=20)
-    demo.write(folder / "other", train=60, test=20, seed=1)
+    synthetic.write(folder, train=60, test=20)
+    synthetic.write(folder / "other", train=60, test=20, seed=1)
     for name, source in {
         "truth.csv": "test_truth.csv",
         "labels.csv": "test_truth.csv",

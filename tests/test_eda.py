@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from prefcli import demo, eda
+from prefcli import eda
 from prefcli.battles import make_batch
+from prefcli.data import synthetic
 from prefcli.eda import effects, measures
 from prefcli.outcomes import TIE, A, B
 
@@ -259,7 +260,7 @@ def test_what_a_limit_cuts() -> None:
 
 @pytest.fixture
 def votes(tmp_path: Path) -> Path:
-    return demo.write(tmp_path / "demo", train=300, test=50).train
+    return synthetic.write(tmp_path / "demo", train=300, test=50).train
 
 
 def test_the_command_prints_tables(cli: Callable[..., Any], votes: Path) -> None:

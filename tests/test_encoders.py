@@ -17,7 +17,7 @@ import torch
 
 from prefcli import encoders
 from prefcli.errors import InputError, ModelError, NetworkError
-from prefcli.packing import Template
+from prefcli.models.packing import Template
 
 
 def test_a_folder_is_found_before_anything_else(bert_folder: Path) -> None:

@@ -17,7 +17,7 @@ from conftest import Result, battle, write_csv
 
 import prefcli
 from prefcli import estimating
-from prefcli.demo import Demo
+from prefcli.data.synthetic import Demo
 
 CLI = Callable[..., Result]
 TINY = ("--encoder", "tiny", "--text", "raw", "--max-length", 64, "--batch-size", 8)

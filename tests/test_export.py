@@ -20,13 +20,15 @@ from conftest import Result
 from numpy.typing import NDArray
 
 import prefcli
-from prefcli import files, metrics, pipeline, runs, tables
-from prefcli.demo import Demo
+from prefcli import metrics, pipeline
+from prefcli.data import tables
+from prefcli.data.synthetic import Demo
 from prefcli.errors import ModelError
 from prefcli.models import exported
 from prefcli.options import TrainOptions
 from prefcli.outcomes import WINNER_COLUMNS
-from prefcli.workspace import Workspace
+from prefcli.storage import files, runs
+from prefcli.storage.workspace import Workspace
 
 CLI = Callable[..., Result]
 Array = NDArray[np.float64]
@@ -81,9 +83,9 @@ def twins(
 
 def graph_again(monkeypatch: pytest.MonkeyPatch, pair: Twins) -> None:
     """Exporting once more takes the graph that was made before: making it is what takes time."""
-    from prefcli import exporting
+    from prefcli.export import onnx
 
-    monkeypatch.setattr(exporting, "_write_graph", lambda _, path, **__: shutil.copyfile(pair.onnx / path.name, path))
+    monkeypatch.setattr(onnx, "_write_graph", lambda _, path, **__: shutil.copyfile(pair.onnx / path.name, path))
 
 
 def some_battles() -> list[dict[str, Any]]:
@@ -216,10 +218,10 @@ def test_what_int8_costs_is_measured_said_and_written_into_the_card(
 def test_large_weights_lie_beside_the_graph_and_made_up_battles_serve_where_none_were_held_out(
     twins: Callable[..., Twins], cli: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefcli import exporting
+    from prefcli.export import onnx
 
     pair = twins("no-validation", export=False)
-    monkeypatch.setattr(exporting, "ONE_FILE_BYTES", 0)
+    monkeypatch.setattr(onnx, "ONE_FILE_BYTES", 0)
     done = cli("export", pair.run, "--onnx", "big", "--int8", "--json", "--workspace", pair.workspace.root)
     assert done.code == 0, done.err
     assert done.json()["sample"] == "made-up battles"
@@ -292,12 +294,13 @@ def test_an_export_that_differs_from_torch_is_not_left(
 def test_missing_packages_and_tokenizers_in_python_are_said(
     twins: Callable[..., Twins], cli: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefcli import encoders, exporting
+    from prefcli import encoders
+    from prefcli.export import onnx
 
     pair = twins("siamese-bert")
     export = ["export", pair.run, "--onnx", "o", "--workspace", pair.workspace.root]
     with monkeypatch.context() as patch:
-        patch.setattr(exporting, "NEEDED", ("no_such_package",))
+        patch.setattr(onnx, "NEEDED", ("no_such_package",))
         check_refused(cli(*export), 1, "no_such_package", 'pip install "prefcli[onnx]"')
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxruntime", None)

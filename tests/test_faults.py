@@ -16,10 +16,12 @@ import pyarrow as pa
 import pytest
 from conftest import Result
 
-from prefcli import demo, files, joining, pipeline, runs
+from prefcli import pipeline
+from prefcli.data import joining, synthetic
 from prefcli.errors import ModelError, PrefcliError
 from prefcli.options import TrainOptions
-from prefcli.workspace import Workspace
+from prefcli.storage import files, runs
+from prefcli.storage.workspace import Workspace
 
 
 @pytest.fixture
@@ -119,7 +121,7 @@ def test_a_full_temporary_folder_is_named_when_scoring_spills(tmp_path: Path, mo
 def test_a_disk_full_before_any_file_leaves_nothing_half_done(
     cli: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    demo.write(tmp_path, train=60, test=5)
+    synthetic.write(tmp_path, train=60, test=5)
     more = {"eda": ["--report", "r.html"], "preprocess": [], "train": ["--architecture", "features", "-o", "run"]}
     make = files._temporary
     for number in (5, 9, 12, 40) if verb == "train" else range(1, 40):  # a training takes its time
@@ -170,7 +172,7 @@ def test_a_run_may_have_the_longest_name_there_is(tmp_path: Path) -> None:
 
 
 def test_a_run_may_have_a_name_that_is_no_text(tmp_path: Path, workspace: Workspace) -> None:
-    train = demo.write(tmp_path, train=60, test=5).train.rename(tmp_path / os.fsdecode(b"\xff.csv"))
+    train = synthetic.write(tmp_path, train=60, test=5).train.rename(tmp_path / os.fsdecode(b"\xff.csv"))
     run = tmp_path / os.fsdecode(b"\xff run")
     pipeline.train(train, workspace, TrainOptions(architecture="features"), output=run)
     assert "\\udcff run" in (run / runs.CARD).read_text(encoding="utf-8")
@@ -178,7 +180,7 @@ def test_a_run_may_have_a_name_that_is_no_text(tmp_path: Path, workspace: Worksp
 
 
 def test_a_run_under_way_is_not_predicted_with(workspace: Workspace, tmp_path: Path) -> None:
-    made = demo.write(tmp_path, train=60, test=5)
+    made = synthetic.write(tmp_path, train=60, test=5)
     trained = pipeline.train(made.train, workspace, TrainOptions(architecture="features"))
     (trained.run / runs.UNFINISHED).touch()
     with pytest.raises(ModelError, match="did not finish"):
@@ -189,7 +191,7 @@ def test_a_run_under_way_is_not_predicted_with(workspace: Workspace, tmp_path: P
 LOCKING = """
 import sys
 from pathlib import Path
-from prefcli import files
+from prefcli.storage import files
 for _ in range(25):
     with files.held(Path("a.lock"), waiting=lambda: None):
         Path("inside").open("x").close()
@@ -208,7 +210,7 @@ def test_a_lock_that_is_removed_while_held_still_lets_one_process_in_at_a_time(t
 
 
 def test_the_same_preprocess_twice_at_once_makes_each_stage_once(tmp_path: Path) -> None:
-    demo.write(tmp_path, train=60, test=5)
+    synthetic.write(tmp_path, train=60, test=5)
     command = [sys.executable, "-m", "prefcli", "preprocess", "train.csv"]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in range(2)]
     said = [process.communicate()[1] for process in both]
@@ -243,7 +245,7 @@ def test_streams_that_are_closed_or_full(tmp_path: Path, how: str, arguments: st
 
 @pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
 def test_names_that_the_terminals_encoding_lacks_are_printed_all_the_same(tmp_path: Path, settings: dict) -> None:
-    train = demo.write(tmp_path, train=60, test=5).train
+    train = synthetic.write(tmp_path, train=60, test=5).train
     train.write_text(train.read_text().replace("aurora-7b", "größe-模型"), encoding="utf-8")
     command = [sys.executable, "-m", "prefcli", "eda", "train.csv"]
     environment = {**os.environ, "PYTHONCOERCECLOCALE": "0", **settings}

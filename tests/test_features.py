@@ -24,12 +24,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefcli import demo, features, metrics, readers, textbytes
+from prefcli import metrics, readers
 from prefcli.battles import make_batch
+from prefcli.data import synthetic
 from prefcli.errors import ModelError
-from prefcli.features import ANSWER_STATISTICS, BUCKETS, PAIR_STATISTICS, PHRASES, TEXT_STATISTICS, Features
 from prefcli.models import features as models
-from prefcli.models.features import BOOSTER, COLUMNS, MANIFEST, WEIGHTS, FeaturesModel, Settings
+from prefcli.models.features import BOOSTER, COLUMNS, MANIFEST, WEIGHTS, FeaturesModel, Settings, statistics, textbytes
+from prefcli.models.features.statistics import (
+    ANSWER_STATISTICS,
+    BUCKETS,
+    PAIR_STATISTICS,
+    PHRASES,
+    TEXT_STATISTICS,
+    Features,
+)
 from prefcli.outcomes import SWAPPED
 
 TURNS = pa.list_(pa.string())
@@ -46,7 +54,9 @@ some_text = st.one_of(
     st.none(),
     st.text(max_size=30),
     st.sampled_from(ODD),
-    st.lists(st.sampled_from((*demo.LIKED, *demo.DISLIKED, "The", "sorry", "\n", "-")), max_size=40).map(" ".join),
+    st.lists(st.sampled_from((*synthetic.LIKED, *synthetic.DISLIKED, "The", "sorry", "\n", "-")), max_size=40).map(
+        " ".join
+    ),
 )
 some_turns = st.one_of(st.lists(some_text, max_size=3), st.lists(some_text, min_size=20, max_size=30))
 some_battle = st.one_of(
@@ -87,13 +97,13 @@ def measured(text: str) -> dict[str, float]:
 
 def answer_statistics(prompt: str, a: str, b: str) -> dict[str, float]:
     """The statistics of answer A by name, counts as counts."""
-    found = features.extract(as_batch([([prompt], [a], [b])]))
+    found = statistics.extract(as_batch([([prompt], [a], [b])]))
     values = dict(zip(ANSWER_STATISTICS, found.answers[0, 0].astype(float).tolist(), strict=True))
-    return {name: math.expm1(value) if name in features._LOGARITHMS else value for name, value in values.items()}
+    return {name: math.expm1(value) if name in statistics._LOGARITHMS else value for name, value in values.items()}
 
 
 def pair_statistics(a: str, b: str) -> dict[str, float]:
-    found = features.extract(as_batch([(["?"], [a], [b])]))
+    found = statistics.extract(as_batch([(["?"], [a], [b])]))
     return dict(zip(PAIR_STATISTICS, found.pair[0].astype(float).tolist(), strict=True))
 
 
@@ -111,9 +121,9 @@ class Learnt:
     """The demo's battles, measured, and a model of them."""
 
     def __init__(self, folder: Path, battles: int) -> None:
-        made = demo.write(folder, train=battles, test=300)
+        made = synthetic.write(folder, train=battles, test=300)
         batches = [batch for batch, _ in readers.open_battles(made.train).batches()]
-        self.battles = Features.concatenate([features.extract(batch) for batch in batches])
+        self.battles = Features.concatenate([statistics.extract(batch) for batch in batches])
         self.labels = np.concatenate([batch.column("label").to_numpy() for batch in batches])
         self.keys = np.concatenate([batch.column("prompt_key").to_numpy() for batch in batches])
         self.targets = np.eye(3, dtype=np.float32)[self.labels]
@@ -146,7 +156,7 @@ def folder(learnt: Learnt, tmp_path: Path) -> Path:
 @unhurried
 @given(some_battles)
 def test_exchanged_battles_have_exchanged_features(rows):
-    same(features.extract(as_batch(exchanged(rows))), features.extract(as_batch(rows)).exchanged())
+    same(statistics.extract(as_batch(exchanged(rows))), statistics.extract(as_batch(rows)).exchanged())
 
 
 @unhurried
@@ -165,7 +175,7 @@ def test_exchanged_answers_get_exchanged_probabilities_exactly(learnt, rows):
 @unhurried
 @given(rows=some_battles)
 def test_identical_answers_are_as_likely_to_win(learnt, rows):
-    probabilities = learnt.model.probabilities(features.extract(as_batch([(p, a, a) for p, a, _ in rows])))
+    probabilities = learnt.model.probabilities(statistics.extract(as_batch([(p, a, a) for p, a, _ in rows])))
     np.testing.assert_array_equal(probabilities[:, 0], probabilities[:, 1])
 
 
@@ -192,53 +202,53 @@ def test_the_exchanged_table_permutes_and_negates_columns(learnt):
 @unhurried
 @given(some_battles)
 def test_a_battle_is_measured_alike_alone_and_in_any_company(rows):
-    together = features.extract(as_batch(rows))
-    same(together, Features.concatenate([features.extract(as_batch([row])) for row in rows]))
-    turned = features.extract(as_batch(rows[::-1]))
+    together = statistics.extract(as_batch(rows))
+    same(together, Features.concatenate([statistics.extract(as_batch([row])) for row in rows]))
+    turned = statistics.extract(as_batch(rows[::-1]))
     same(together, turned.take(np.arange(len(rows))[::-1]))
 
 
 @pytest.mark.parametrize(("size", "number"), [(1, 2048), (60, 2048), (1 << 20, 1), (1 << 20, 7), (500, 3)])
 def test_chunks_change_nothing(monkeypatch, size, number):
     rows: list[Battle] = [([f"question {i}"], [ODD[i % len(ODD)]], [None, "b" * i]) for i in range(40)]
-    whole = features.extract(as_batch(rows))
+    whole = statistics.extract(as_batch(rows))
     chunks: list[int] = []
-    measure = features._measure
-    monkeypatch.setattr(features, "_measure", lambda part: chunks.append(part.num_rows) or measure(part))
-    monkeypatch.setattr(features, "CHUNK_BYTES", size)
-    monkeypatch.setattr(features, "CHUNK_BATTLES", number)
-    same(features.extract(as_batch(rows)), whole)
+    measure = statistics._measure
+    monkeypatch.setattr(statistics, "_measure", lambda part: chunks.append(part.num_rows) or measure(part))
+    monkeypatch.setattr(statistics, "CHUNK_BYTES", size)
+    monkeypatch.setattr(statistics, "CHUNK_BATTLES", number)
+    same(statistics.extract(as_batch(rows)), whole)
     assert sum(chunks) == len(rows)
     assert len(chunks) > 1
     assert max(chunks) <= number
-    same(features.extract(as_batch(rows).slice(5, 20)), whole.take(np.arange(5, 25)))
+    same(statistics.extract(as_batch(rows).slice(5, 20)), whole.take(np.arange(5, 25)))
 
 
 def test_what_is_beyond_the_longest_text_changes_nothing_but_does_not_reach_the_neighbour(monkeypatch):
     rows: list[Battle] = [(["hello"], ["ab " + "😀" * 9], ["hello there"]), (["hello"], ["hello"], ["hello"])]
     for longest in range(12, 17):
         monkeypatch.setattr(textbytes, "LONGEST", longest)
-        alone = Features.concatenate([features.extract(as_batch([row])) for row in rows])
-        found = features.extract(as_batch(rows))
+        alone = Features.concatenate([statistics.extract(as_batch([row])) for row in rows])
+        found = statistics.extract(as_batch(rows))
         same(found, alone)
         assert math.expm1(found.answers[0, 1, TEXT_STATISTICS.index("words")]) == pytest.approx(2)
 
 
 def test_an_empty_batch_has_no_features_and_no_probabilities(learnt):
-    empty = features.extract(as_batch([]))
+    empty = statistics.extract(as_batch([]))
     assert len(empty) == 0
     assert empty.prompt.shape == (0, len(TEXT_STATISTICS))
     assert empty.answers.shape == (0, 2, len(ANSWER_STATISTICS))
     assert empty.pair.shape == (0, len(PAIR_STATISTICS))
     assert empty.words.shape == (0, BUCKETS)
     assert learnt.model.probabilities(empty).shape == (0, 3)
-    some = features.extract(as_batch([(["a"], ["b"], ["c"])]))
+    some = statistics.extract(as_batch([(["a"], ["b"], ["c"])]))
     same(Features.concatenate([empty, some, empty]), some)
 
 
 def test_null_lists_and_null_turns_are_empty_texts():
     rows = [(None, [], [None]), ([""], [""], [""]), ([None, "a b", None], ["x"], ["y"])]
-    found = features.extract(as_batch(rows))
+    found = statistics.extract(as_batch(rows))
     assert np.isfinite(found.prompt).all()
     turns, nulls, empty = (TEXT_STATISTICS.index(name) for name in ("turns", "null turns", "empty"))
     np.testing.assert_allclose(np.expm1(found.prompt[:, turns]), [0, 1, 3], rtol=1e-6)
@@ -257,7 +267,7 @@ def slow_words(text: str) -> list[str]:
 
 
 def slow_statistics(text: str) -> dict[str, float]:
-    """Of ASCII text; independent of how :mod:`prefcli.features` counts."""
+    """Of ASCII text; independent of how :mod:`prefcli.models.features.statistics` counts."""
     words = slow_words(text)
     raw = re.findall(r"[A-Za-z0-9]+", text)
     lines = [line for line in text.split("\n") if line]
@@ -524,13 +534,13 @@ def test_words_are_weighed_by_how_much_more_often_one_answer_has_them(a, b):
 
     one, other = weights(a), weights(b)
     differences = [math.log1p(one[key]) - math.log1p(other[key]) for key in one.keys() | other.keys()]
-    found = features.extract(as_batch([([], [a], [b])])).words
+    found = statistics.extract(as_batch([([], [a], [b])])).words
     assert sorted(found.data.tolist()) == pytest.approx(sorted(filter(None, differences)), abs=3e-4)
 
 
 def test_words_of_a_bucket_do_not_depend_on_where_they_stand():
     rows: list[Battle] = [([], ["alpha"], [""]), ([], [""], ["before\n\n (ALPHA)"]), ([], ["alpha 1"], ["Alpha 2"])]
-    words = features.extract(as_batch(rows)).words
+    words = statistics.extract(as_batch(rows)).words
     (bucket,) = words[0].indices
     assert words[0, bucket] == pytest.approx(math.log(2), abs=2e-4)
     assert words[1, bucket] == -words[0, bucket]
@@ -560,10 +570,10 @@ def test_importances_name_the_word_score_first_and_sum_to_one(learnt):
 
 def test_liked_words_weigh_more_than_disliked_ones(learnt):
     def score(word: str) -> float:
-        found = features.extract(as_batch([([], [word], [""])])).words
+        found = statistics.extract(as_batch([([], [word], [""])])).words
         return float(models.word_scores(found, learnt.model.word_weights)[0])
 
-    assert min(map(score, demo.LIKED)) > max(map(score, demo.DISLIKED))
+    assert min(map(score, synthetic.LIKED)) > max(map(score, synthetic.DISLIKED))
 
 
 def test_the_word_scores_of_training_battles_come_from_models_that_did_not_see_their_prompts(learnt):
@@ -573,7 +583,7 @@ def test_the_word_scores_of_training_battles_come_from_models_that_did_not_see_t
     margins = random.choice([-1.0, 1.0], 200)
     groups = np.arange(200)
     folds = models.split_folds(groups, (margins > 0).astype(np.int64), 4, 0)
-    words = features.extract(as_batch(rows)).words
+    words = statistics.extract(as_batch(rows)).words
     weights, scores = models._fit_words(words, margins, folds, lambda *_: None)
     assert np.corrcoef(models.word_scores(words, weights), margins)[0, 1] > 0.9
     assert abs(np.corrcoef(scores, margins)[0, 1]) < 0.4
@@ -607,7 +617,7 @@ def test_progress_goes_up_to_its_end(learnt, monkeypatch):
 
 
 def test_certain_soft_labels_are_labels(learnt):
-    from prefcli.targets import no_soft, training_targets
+    from prefcli.data.selection import no_soft, training_targets
 
     battles, targets, keys = learnt.few(200)
     labels = learnt.labels[:200].astype(np.int64)
@@ -843,7 +853,7 @@ def changed(folder: Path, **changes: Any) -> None:
     ("changes", "says"),
     [
         ({"format": 99}, r"another version of prefcli: its format differ \(99, here 1\)"),
-        ({"features": 0}, rf"another version of prefcli: its features differ \(0, here {features.VERSION}\)"),
+        ({"features": 0}, rf"another version of prefcli: its features differ \(0, here {statistics.VERSION}\)"),
         ({"columns": list(COLUMNS[1:])}, "another version of prefcli: its columns differ"),
         ({"columns": list(COLUMNS[::-1])}, "another version of prefcli: its columns differ"),
         ({"sha256": {}}, "cannot be loaded: 'booster.txt'"),
@@ -916,9 +926,9 @@ import sys
 import numpy as np
 from test_features import as_batch
 from pathlib import Path
-from prefcli import features
+from prefcli.models.features import statistics
 from prefcli.models import features as models
-found = features.extract(as_batch([([f"q {{i}}"], ["a b c"] * (i % 3), ["d e"]) for i in range(80)]))
+found = statistics.extract(as_batch([([f"q {{i}}"], ["a b c"] * (i % 3), ["d e"]) for i in range(80)]))
 models.Settings.of = lambda battles: models.Settings(4, 0.1, 5, 0.5, 3, 3)
 model = models.fit(found, np.eye(3, dtype=np.float32)[np.arange(80) % 3], np.arange(80), threads=1)
 assert model.booster is not None

@@ -16,9 +16,9 @@ from conftest import Result
 from fake_hub import Hub, Repo, serving
 
 import prefcli
-from prefcli import files, hub, runs
-from prefcli.demo import Demo
+from prefcli.data.synthetic import Demo
 from prefcli.errors import InputError, ModelError, NetworkError
+from prefcli.storage import files, hub, runs
 
 CLI = Callable[..., Result]
 

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from prefcli import joining, metrics, pipeline
+from prefcli import metrics, pipeline
+from prefcli.data import joining
+from prefcli.data.joining import Join, Rows
 from prefcli.errors import PrefcliError
-from prefcli.joining import Join, Rows
 
 
 def rows(ids: list[int], values: np.ndarray, size: int = 7) -> Iterator[Rows]:

@@ -18,16 +18,18 @@ import torch
 from conftest import FAMILIES, Result, make_language_model
 
 import prefcli
-from prefcli import devices, encoders, packing, training, weights
-from prefcli.demo import Demo
+from prefcli import encoders
+from prefcli.compute import devices
+from prefcli.data.synthetic import Demo
 from prefcli.encoders import adapters
 from prefcli.errors import InputError, ModelError, PrefcliError
-from prefcli.models import neural, pooling
+from prefcli.models import neural, packing, pooling, weights
 from prefcli.models.cross_encoder import CrossEncoder
+from prefcli.models.packing import Packing, Template
 from prefcli.models.siamese import Siamese
 from prefcli.options import TrainOptions
-from prefcli.packing import Packing, Template
 from prefcli.reporting import SILENT
+from prefcli.training import loop
 
 LORA = {"text": "raw", "max_length": 96, "lr": 3e-3, "lora_rank": 4, "limit": 96, "eval_every": 4}
 """Of runs here; with the architecture cross-encoder unless it is said otherwise."""
@@ -163,13 +165,13 @@ def test_adapters_train_resume_reload_and_merge_to_the_same_predictions(
     class Stop(Exception):
         pass
 
-    def stop(position: training.Position) -> None:
+    def stop(position: loop.Position) -> None:
         if position.steps == 3:
             raise Stop
 
-    original = training.Task.__init__
+    original = loop.Task.__init__
     patched = pytest.MonkeyPatch()
-    patched.setattr(training.Task, "__init__", lambda self, *a, **k: original(self, *a, **{**k, "fail_after": stop}))
+    patched.setattr(loop.Task, "__init__", lambda self, *a, **k: original(self, *a, **{**k, "fail_after": stop}))
     with pytest.raises(Stop):
         prefcli.train(demo_files.train, output="cut", **options)
     patched.undo()
@@ -544,8 +546,8 @@ def test_frozen_weights_may_be_half_as_wide(llama: Path, demo_files: Demo) -> No
     battles = packing.tokenise(model.tokenizer, (b for b, _ in open_battles(demo_files.train).batches())).take(
         np.arange(32)
     )
-    fitted = training.fit(
-        training.Task(
+    fitted = loop.fit(
+        loop.Task(
             model=model, train=battles, targets=np.eye(3, dtype=np.float32)[battles.labels], validation=battles,
             options=replace(options, eval_every=0), folder=Path("run"), reporter=SILENT,
         )

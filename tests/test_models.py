@@ -22,19 +22,22 @@ from conftest import KAGGLE_COLUMNS, Result, battle, write_csv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefcli import demo, devices, encoders, metrics, runs
+from prefcli import encoders, metrics
 from prefcli.battles import make_batch
-from prefcli.demo import Demo
+from prefcli.compute import devices
+from prefcli.data import synthetic
+from prefcli.data.synthetic import Demo
+from prefcli.data.tables import read_probabilities
 from prefcli.errors import InputError
-from prefcli.inference import Member, predict_batch
 from prefcli.models import neural
 from prefcli.options import RECIPES, TrainOptions, resolve
 from prefcli.outcomes import WINNER_COLUMNS
-from prefcli.tables import read_probabilities
+from prefcli.prediction.inference import Member, predict_batch
+from prefcli.storage import runs
 
 CLI = Callable[..., Result]
 TURNS = pa.list_(pa.string())
-WORDS = (*demo.LIKED, *demo.DISLIKED, *demo.NEUTRAL)
+WORDS = (*synthetic.LIKED, *synthetic.DISLIKED, *synthetic.NEUTRAL)
 
 
 @pytest.fixture(autouse=True)
@@ -311,7 +314,7 @@ def test_a_blend_uses_the_weights_fitted_on_common_validation_battles(
     made = blended(cli, demo_files.test, members)
     held_out = [runs.read_validation(member) for member in members]
     assert held_out[0].ids == held_out[1].ids
-    from prefcli import calibration
+    from prefcli.prediction import calibration
 
     expected = calibration.calibrate([h.logits for h in held_out], held_out[0].labels, held_out[0].keys)
     assert expected.fitted
@@ -339,7 +342,7 @@ def test_battles_that_are_predicted_do_not_take_part_in_the_fit(
     cli: CLI, two_runs: tuple[Path, Path, Path], demo_files: Demo, tmp_path: Path
 ) -> None:
     """Planted leak: half of the validation battles are predicted. The weights are those of the other half alone."""
-    from prefcli import calibration
+    from prefcli.prediction import calibration
 
     members = list(two_runs[:2])
     held_out = [runs.read_validation(member) for member in members]

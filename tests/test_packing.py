@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefcli import encoders, packing
+from prefcli import encoders
 from prefcli.battles import make_batch
+from prefcli.models import packing
 from prefcli.models.cross_encoder import CrossEncoder
 from prefcli.models.siamese import Siamese
 

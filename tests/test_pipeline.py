@@ -16,10 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Result, battle, write_csv
 
-from prefcli import demo, metrics, runs
-from prefcli.demo import Demo
-from prefcli.experiment import doubt_about
+from prefcli import metrics
+from prefcli.data import synthetic
+from prefcli.data.synthetic import Demo
 from prefcli.outcomes import WINNER_COLUMNS
+from prefcli.storage import runs
+from prefcli.training.experiment import doubt_about
 
 CLI = Callable[..., Result]
 
@@ -325,7 +327,7 @@ def test_the_same_command_continues_what_a_killed_one_left(cli: CLI, demo_files:
 
 
 def test_a_folder_that_someone_trains_into_is_refused(cli: CLI, demo_files: Demo) -> None:
-    from prefcli import runs
+    from prefcli.storage import runs
 
     with runs.claimed(Path("busy")):
         done = cli("train", demo_files.train, "--recipe", "fast", "--output", "busy")
@@ -336,8 +338,8 @@ def test_a_folder_that_someone_trains_into_is_refused(cli: CLI, demo_files: Demo
 def test_two_runs_begun_in_the_same_second_have_folders_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefcli import runs
     from prefcli.options import TrainOptions
+    from prefcli.storage import runs
 
     monkeypatch.setattr(runs.time, "strftime", lambda _: "20260101-000000")
     names = [runs.new_folder(tmp_path, TrainOptions(encoder="tiny")).name for _ in range(3)]
@@ -546,7 +548,7 @@ def test_the_ablation_trains_each_model_once_and_scores_all_six_rows(cli: CLI, d
 
 
 def test_the_demos_files_are_the_same_every_time_and_its_best_score_is_true(tmp_path: Path) -> None:
-    one, two = (demo.write(tmp_path / name, train=50, test=3000) for name in ("a", "b"))
+    one, two = (synthetic.write(tmp_path / name, train=50, test=3000) for name in ("a", "b"))
     assert one.train.read_bytes() == two.train.read_bytes()
     # Nobody can do better on average: the entropy of the true probabilities is what the votes cost in the mean.
     assert 0.6 < one.best_log_loss < 1.0
@@ -555,8 +557,8 @@ def test_the_demos_files_are_the_same_every_time_and_its_best_score_is_true(tmp_
 
 
 def test_swapping_the_demos_answers_swaps_its_votes() -> None:
-    a, b, tie = demo.vote(3, -1)
-    assert demo.vote(-1, 3) == pytest.approx([b, a, tie])
+    a, b, tie = synthetic.vote(3, -1)
+    assert synthetic.vote(-1, 3) == pytest.approx([b, a, tie])
     assert a > b
     assert a + b + tie == pytest.approx(1)
 
@@ -574,7 +576,7 @@ def test_a_training_that_could_not_begin_leaves_no_folder(cli: CLI, tmp_path: Pa
 def test_ids_with_line_breaks_quotes_and_commas_come_back_from_csv(tmp_path: Path) -> None:
     import pyarrow as pa
 
-    from prefcli import tables
+    from prefcli.data import tables
 
     names = ["", "a\rb", "a\nb", "\r\n", 'say "hi"', "a,b", " blank ", "007", "=cmd|' /C calc'!A0", "ünïcode"]
     values = np.random.default_rng(0).dirichlet([1, 1, 1], size=len(names))

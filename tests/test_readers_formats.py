@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefcli import readers
-from prefcli.battles import ReadCounts
+from prefcli.battles import ReadCounts, Source
 from prefcli.errors import InputError
 from prefcli.outcomes import TIE, A, B
-from prefcli.readers import Source, open_battles
+from prefcli.readers import open_battles
 
 Row = Mapping[str, Any]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import prefcli
-from prefcli import demo
+from prefcli.data import synthetic
 
 ROOT = Path(__file__).parent.parent
 NOT_SOURCE = shutil.ignore_patterns(
@@ -107,7 +107,7 @@ def test_the_installed_wheel_treats_text_with_its_own_files(wheel: Path, tmp_pat
     place = tmp_path / "installed"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(place)]
     subprocess.run([*pip, str(wheel)], check=True, timeout=120)
-    made = demo.write(tmp_path / "demo", train=20, test=5)
+    made = synthetic.write(tmp_path / "demo", train=20, test=5)
     done = subprocess.run(
         [sys.executable, "-m", "prefcli", "preprocess", str(made.train), "--preview", "1"],
         capture_output=True, text=True, timeout=120, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(place)},

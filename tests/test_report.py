@@ -16,7 +16,8 @@ from conftest import battle as kaggle_battle
 from conftest import write_csv
 from test_eda import batches, battle
 
-from prefcli import demo, eda
+from prefcli import eda
+from prefcli.data import synthetic
 from prefcli.report import page
 from prefcli.report.markup import Html, element
 
@@ -131,7 +132,7 @@ def test_the_page_stays_small_however_many_models_there_are() -> None:
 
 
 def test_the_command_writes_the_page_and_never_over_another(cli: Callable[..., Any], tmp_path: Path) -> None:
-    made = demo.write(tmp_path / "demo", train=120, test=10)
+    made = synthetic.write(tmp_path / "demo", train=120, test=10)
     report = tmp_path / "page.html"
     assert cli("eda", made.train, "--report", report).code == 0
     first = report.read_text(encoding="utf-8")

@@ -22,13 +22,14 @@ import torch
 from conftest import Result, battle, write_csv
 from markdown_it import MarkdownIt
 
-from prefcli import card as card_room
-from prefcli import encoders, files, reporting, runs
-from prefcli.demo import Demo
+from prefcli import encoders, reporting
+from prefcli.data.synthetic import Demo
 from prefcli.errors import InputError, ModelError
 from prefcli.models import features
 from prefcli.options import TrainOptions
 from prefcli.report import page
+from prefcli.storage import card as card_room
+from prefcli.storage import files, runs
 
 CLI = Callable[..., Result]
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefcli import splits
+from prefcli.data import splits
 
 battles = st.integers(0, 2**32).flatmap(
     lambda seed: st.tuples(st.just(seed), st.integers(2, 400), st.integers(1, 60), st.floats(0.05, 0.6))

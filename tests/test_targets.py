@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prefcli.targets import training_targets
+from prefcli.data.selection import training_targets
 
 NONE = [np.nan] * 3
 

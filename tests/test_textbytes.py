@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefcli import textbytes
-from prefcli.textbytes import Spelled, Texts, Words
+from prefcli.models.features import textbytes
+from prefcli.models.features.textbytes import Spelled, Texts, Words
 
 #: Text that looks like text, and everything else that UTF-8 can hold.
 ANY_TEXT = st.one_of(

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prefcli import encoders, packing, pipeline
-from prefcli.demo import LIKED, NEUTRAL, Demo
+from prefcli import encoders, pipeline
+from prefcli.data.selection import Pool, training_targets
+from prefcli.data.synthetic import LIKED, NEUTRAL, Demo
+from prefcli.models import packing
 from prefcli.models.batches import ahead
+from prefcli.models.tokens import tokenised
 from prefcli.reporting import SILENT
-from prefcli.selection import Pool
-from prefcli.targets import training_targets
-from prefcli.tokens import tokenised
-from prefcli.workspace import Workspace
+from prefcli.storage.workspace import Workspace
 
 
 def a_pool(demo_files: Demo, workspace: Workspace, rows: list[int]) -> Pool:

@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 from conftest import Result
 
-from prefcli import demo, files, pipeline, runs, trackers
-from prefcli.demo import Demo
+from prefcli import pipeline
+from prefcli.data import synthetic
+from prefcli.data.synthetic import Demo
 from prefcli.errors import InputError, NetworkError, PrefcliError
 from prefcli.options import TRACKERS, TrainOptions, resolve
 from prefcli.reporting import SILENT, Silent
-from prefcli.workspace import Workspace
+from prefcli.storage import files, runs
+from prefcli.storage.workspace import Workspace
+from prefcli.training import trackers
 
 OPTIONS = TrainOptions(encoder="tiny", text="raw", max_length=48, batch_size=16, eval_every=4, checkpoint_every=3)
 LINES = [{"step": step, "epoch": 0, "lr": 0.1, "loss": 1.0 / step, "grad_norm": 2.0} for step in range(1, 9)]
@@ -37,7 +40,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    return demo.write(tmp_path_factory.mktemp("small"), train=120, test=5)
+    return synthetic.write(tmp_path_factory.mktemp("small"), train=120, test=5)
 
 
 def in_tensorboard(folder: Path) -> dict[str, dict[int, float]]:
@@ -148,7 +151,7 @@ def test_both_trackers_hold_what_the_log_holds_and_the_weights_are_the_same_byte
 
 KILLED = """
 import os, signal, sys
-from prefcli import files
+from prefcli.storage import files
 from prefcli.cli.main import run
 
 append, lines = files.append_line, []

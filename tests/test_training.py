@@ -18,15 +18,17 @@ import numpy as np
 import pytest
 import torch
 
-from prefcli import checkpoints, devices, encoders, packing, training
-from prefcli import weights as weights_room
-from prefcli.demo import Demo
+from prefcli import encoders
+from prefcli.compute import devices
+from prefcli.data.synthetic import Demo
 from prefcli.errors import Interrupted, PrefcliError
-from prefcli.models import neural
+from prefcli.models import neural, packing
+from prefcli.models import weights as weights_room
+from prefcli.models.packing import TokenisedBattles, tokenise
 from prefcli.options import TrainOptions
-from prefcli.packing import TokenisedBattles, tokenise
 from prefcli.readers import open_battles
 from prefcli.reporting import SILENT
+from prefcli.training import checkpoints, loop
 
 OPTIONS = TrainOptions(encoder="tiny", max_length=64, batch_size=8, lr=1e-3, checkpoint_every=4, eval_every=5)
 
@@ -39,14 +41,14 @@ def battles(demo_files: Demo, bert_folder: Path) -> TokenisedBattles:
 
 def a_task(
     folder: Path, battles: TokenisedBattles, bert_folder: Path, options: TrainOptions = OPTIONS, **more: Any
-) -> training.Task:
+) -> loop.Task:
     placement = devices.place("cpu", options.precision)
     located = encoders.locate(str(bert_folder))
     tokenizer = encoders.make_tokenizer(located, [])
     encoder = encoders.make_encoder(located, len(tokenizer), seed=options.seed)
     model = neural.build(options, encoder, tokenizer, options.max_length, placement)
     rows = np.arange(len(battles))
-    return training.Task(
+    return loop.Task(
         model=model, train=battles.take(rows[:100]), targets=np.eye(3, dtype=np.float32)[battles.labels[:100]],
         validation=battles.take(rows[100:160]), options=options, folder=folder, reporter=SILENT, **more,
     )  # fmt: skip
@@ -69,7 +71,7 @@ def test_the_first_losses_equal_a_hand_written_loop(
 
     # Faster layers draw other dropout; that they change nothing else has tests of its own.
     options = replace(OPTIONS, epochs=1, warmup=0.2, weight_decay=0.0, seed=3, fast_attention=False)
-    training.fit(a_task(tmp_path, battles, bert_folder, options))
+    loop.fit(a_task(tmp_path, battles, bert_folder, options))
 
     texts = next(b for b, _ in open_battles(demo_files.train).batches()).to_pylist()[:100]
     tokenizer = AutoTokenizer.from_pretrained(bert_folder)
@@ -119,7 +121,7 @@ def test_fast_attention_gives_the_losses_of_transformers_own(
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         assert ("fast attention" in task.model.attention) == (fast and encoder == "deberta")
-        fitted = training.fit(task)
+        fitted = loop.fit(task)
         assert fitted.logits is not None
         curves.append([*losses(tmp_path / str(fast))[:20], *fitted.logits.ravel().tolist()])
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
@@ -130,7 +132,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
 ) -> None:
     digests = []
     for number, seed in enumerate((1, 1, 2)):
-        training.fit(a_task(tmp_path / str(number), battles, bert_folder, replace(OPTIONS, seed=seed)))
+        loop.fit(a_task(tmp_path / str(number), battles, bert_folder, replace(OPTIONS, seed=seed)))
         digests.append(weights(tmp_path / str(number)))
     assert digests[0] == digests[1] != digests[2]
 
@@ -144,20 +146,20 @@ def test_a_stopped_training_resumes_to_the_same_bytes(
     class Killed(Exception):
         pass
 
-    def kill(position: training.Position) -> None:
+    def kill(position: loop.Position) -> None:
         if position.steps == stop:
             raise Killed
 
     options = replace(OPTIONS, epochs=2)
-    training.fit(a_task(tmp_path / "whole", battles, bert_folder, options))
+    loop.fit(a_task(tmp_path / "whole", battles, bert_folder, options))
     with pytest.raises(Killed):
-        training.fit(a_task(tmp_path / "stopped", battles, bert_folder, options, fail_after=kill))
-    resumed = training.fit(a_task(tmp_path / "stopped", battles, bert_folder, options, resume=True))
+        loop.fit(a_task(tmp_path / "stopped", battles, bert_folder, options, fail_after=kill))
+    resumed = loop.fit(a_task(tmp_path / "stopped", battles, bert_folder, options, resume=True))
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     assert resumed.position.steps == 26
     # A finished training that is resumed does nothing and says the same.
-    again = training.fit(a_task(tmp_path / "stopped", battles, bert_folder, options, resume=True))
+    again = loop.fit(a_task(tmp_path / "stopped", battles, bert_folder, options, resume=True))
     assert again.position == resumed.position
     assert np.array_equal(again.logits, resumed.logits)
 
@@ -166,32 +168,32 @@ def test_a_stopped_training_resumes_to_the_same_bytes(
 def test_a_signal_checkpoints_and_says_how_to_go_on(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path, number: int
 ) -> None:
-    def interrupt(position: training.Position) -> None:
+    def interrupt(position: loop.Position) -> None:
         if position.steps == 6:
             os.kill(os.getpid(), number)
 
-    training.fit(a_task(tmp_path / "whole", battles, bert_folder))
+    loop.fit(a_task(tmp_path / "whole", battles, bert_folder))
     before = signal.getsignal(number)
     with pytest.raises(Interrupted) as stopped:
-        training.fit(a_task(tmp_path / "stopped", battles, bert_folder, fail_after=interrupt))
+        loop.fit(a_task(tmp_path / "stopped", battles, bert_folder, fail_after=interrupt))
     assert stopped.value.exit_code == 128 + number
     assert "--resume" in stopped.value.hint
     assert signal.getsignal(number) == before
     assert checkpoints.existing(tmp_path / "stopped" / "checkpoints")[-1].name == "step-00000006"
-    training.fit(a_task(tmp_path / "stopped", battles, bert_folder, resume=True))
+    loop.fit(a_task(tmp_path / "stopped", battles, bert_folder, resume=True))
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
 
 
 def test_only_the_last_two_checkpoints_stay_and_a_damaged_one_is_passed_over(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
-    def stop(position: training.Position) -> None:
+    def stop(position: loop.Position) -> None:
         if position.steps == 12:
             raise KeyboardInterrupt
 
-    training.fit(a_task(tmp_path / "whole", battles, bert_folder))
+    loop.fit(a_task(tmp_path / "whole", battles, bert_folder))
     with pytest.raises(KeyboardInterrupt):
-        training.fit(a_task(tmp_path / "run", battles, bert_folder, fail_after=stop))
+        loop.fit(a_task(tmp_path / "run", battles, bert_folder, fail_after=stop))
     kept = checkpoints.existing(tmp_path / "run" / "checkpoints")
     assert [p.name for p in kept] == ["step-00000004", "step-00000008"]
     optimizer = kept[-1] / "optimizer.safetensors"
@@ -203,45 +205,45 @@ def test_only_the_last_two_checkpoints_stay_and_a_damaged_one_is_passed_over(
     assert held is not None
     assert held.state["position"]["steps"] == 4
     assert "optimizer.safetensors" in warnings[0]
-    training.fit(a_task(tmp_path / "run", battles, bert_folder, resume=True))
+    loop.fit(a_task(tmp_path / "run", battles, bert_folder, resume=True))
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
-    training.fit(a_task(tmp_path, battles, bert_folder))
+    loop.fit(a_task(tmp_path, battles, bert_folder))
     for path in checkpoints.existing(tmp_path / "checkpoints"):
         (path / "state.json").write_text("{}")
     with pytest.raises(PrefcliError, match="all checkpoints are damaged"):
-        training.fit(a_task(tmp_path, battles, bert_folder, resume=True))
+        loop.fit(a_task(tmp_path, battles, bert_folder, resume=True))
 
 
 def test_damaged_kept_weights_are_refused_before_the_training_goes_on(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
-    def stop(position: training.Position) -> None:
+    def stop(position: loop.Position) -> None:
         if position.steps == 12:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        training.fit(a_task(tmp_path, battles, bert_folder, fail_after=stop))
+        loop.fit(a_task(tmp_path, battles, bert_folder, fail_after=stop))
     kept = tmp_path / "model.safetensors"
     content = bytearray(kept.read_bytes())
     content[-3] ^= 1
     kept.write_bytes(content)
     with pytest.raises(PrefcliError, match="weights kept so far are damaged"):
-        training.fit(a_task(tmp_path, battles, bert_folder, resume=True, fail_after=stop))
+        loop.fit(a_task(tmp_path, battles, bert_folder, resume=True, fail_after=stop))
 
 
 def test_kept_weights_and_their_logits_agree_wherever_keeping_is_interrupted(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefcli import files
+    from prefcli.storage import files
 
     task = a_task(tmp_path, battles, bert_folder)
     first, second = np.full((4, 3), 1.0), np.full((4, 3), 2.0)
-    training._keep(task, first)
+    loop._keep(task, first)
     with torch.no_grad():
         task.model.module.classifier.weight += 1
     replace_, calls = os.replace, []
@@ -254,12 +256,12 @@ def test_kept_weights_and_their_logits_agree_wherever_keeping_is_interrupted(
 
     monkeypatch.setattr(files.os, "replace", dies)
     with pytest.raises(KeyboardInterrupt):
-        training._keep(task, second)
+        loop._keep(task, second)
     monkeypatch.undo()
     assert len(calls) == 2
-    assert np.array_equal(training.kept_logits(tmp_path), first)
-    training._keep(task, second)
-    assert np.array_equal(training.kept_logits(tmp_path), second)
+    assert np.array_equal(loop.kept_logits(tmp_path), first)
+    loop._keep(task, second)
+    assert np.array_equal(loop.kept_logits(tmp_path), second)
 
 
 def test_an_overflow_skips_exactly_that_step(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
@@ -272,7 +274,7 @@ def test_an_overflow_skips_exactly_that_step(tmp_path: Path, battles: TokenisedB
     weight.register_hook(lambda gradient: gradient * math.inf if inject["now"] else gradient)
     seen: list[torch.Tensor] = []
 
-    def watch(position: training.Position) -> None:
+    def watch(position: loop.Position) -> None:
         seen.append(torch.cat([p.detach().flatten() for p in module.parameters()]).clone())
         inject["now"] = position.steps == 3  # the fourth step overflows
         if position.steps == 6:
@@ -280,7 +282,7 @@ def test_an_overflow_skips_exactly_that_step(tmp_path: Path, battles: TokenisedB
 
     task.fail_after = watch
     with pytest.raises(KeyboardInterrupt):
-        training.fit(task)
+        loop.fit(task)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [r["skipped"] for r in records] == [False, False, False, True, False, False]
     assert torch.equal(seen[2], seen[3])
@@ -293,7 +295,7 @@ def test_an_overflow_skips_exactly_that_step(tmp_path: Path, battles: TokenisedB
 def test_fp16_trains_to_about_the_same_loss(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
     for precision in ("fp32", "fp16", "bf16"):
         options = replace(OPTIONS, precision=precision)
-        fitted = training.fit(a_task(tmp_path / precision, battles, bert_folder, options))
+        fitted = loop.fit(a_task(tmp_path / precision, battles, bert_folder, options))
         assert fitted.position.skipped <= 2
     assert losses(tmp_path / "fp16") == pytest.approx(losses(tmp_path / "fp32"), abs=0.02)
     assert losses(tmp_path / "bf16") == pytest.approx(losses(tmp_path / "fp32"), abs=0.05)
@@ -305,7 +307,7 @@ def test_a_loss_that_is_no_number_stops_the_training(
     task = a_task(tmp_path, battles, bert_folder)
     task.model.module.classifier.bias.data.fill_(math.nan)
     with pytest.raises(PrefcliError, match="no longer a number at step 1") as stopped:
-        training.fit(task)
+        loop.fit(task)
     assert "--lr" in stopped.value.hint
 
 
@@ -313,7 +315,7 @@ def test_endless_overflow_stops_the_training(tmp_path: Path, battles: TokenisedB
     task = a_task(tmp_path, battles, bert_folder, replace(OPTIONS, precision="fp16", epochs=3))
     task.model.module.classifier.weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(PrefcliError, match="no longer a number"):
-        training.fit(task)
+        loop.fit(task)
 
 
 def test_micro_batches_change_nothing_but_rounding(
@@ -324,14 +326,14 @@ def test_micro_batches_change_nothing_but_rounding(
         for part in task.model.module.modules():
             if isinstance(part, torch.nn.Dropout):
                 part.p = 0.0
-        training.fit(task)
+        loop.fit(task)
     assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "0"), abs=1e-5)
     assert losses(tmp_path / "3") == pytest.approx(losses(tmp_path / "0"), abs=1e-5)
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
     for name, options in (("off", OPTIONS), ("on", replace(OPTIONS, gradient_checkpointing=True))):
-        training.fit(a_task(tmp_path / name, battles, bert_folder, options))
+        loop.fit(a_task(tmp_path / name, battles, bert_folder, options))
     assert losses(tmp_path / "on") == pytest.approx(losses(tmp_path / "off"), abs=1e-5)
 
 
@@ -340,12 +342,12 @@ def test_the_kept_weights_are_those_of_the_best_validation(
 ) -> None:
     task = a_task(tmp_path, battles, bert_folder, replace(OPTIONS, epochs=3))
 
-    def spoil(position: training.Position) -> None:
+    def spoil(position: loop.Position) -> None:
         if position.steps > 15:  # what is learnt after this is worse than what was learnt before
             task.model.module.classifier.bias.data += torch.tensor([3.0, -3.0, 0.0])
 
     task.fail_after = spoil
-    fitted = training.fit(task)
+    fitted = loop.fit(task)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     validations = {r["step"]: r["validation_log_loss"] for r in records if "validation_log_loss" in r}
     best = min(validations, key=lambda step: validations[step])
@@ -353,25 +355,25 @@ def test_the_kept_weights_are_those_of_the_best_validation(
     assert best != max(validations)  # or this test would show nothing
 
     weights_room.restore(task.model.module, weights_room.load(tmp_path / "model.safetensors"))
-    assert np.allclose(training.predict_shared(task, task.validation), fitted.logits, atol=1e-6)
+    assert np.allclose(loop.predict_shared(task, task.validation), fitted.logits, atol=1e-6)
 
 
 def test_patience_stops_early(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
     options = replace(OPTIONS, epochs=50, lr=0.05, eval_every=0, patience=2)
-    fitted = training.fit(a_task(tmp_path, battles, bert_folder, options))
+    fitted = loop.fit(a_task(tmp_path, battles, bert_folder, options))
     assert fitted.position.stale == 2
     assert fitted.position.epoch < 50
 
 
 def test_the_schedule_rises_then_falls_to_zero() -> None:
-    rates = [training.learning_rate(step, 10, 1.0, 0.2) for step in range(11)]
+    rates = [loop.learning_rate(step, 10, 1.0, 0.2) for step in range(11)]
     assert rates == pytest.approx([0, 0.5, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0])
-    assert training.learning_rate(0, 10, 1.0, 0.0) == 1.0
+    assert loop.learning_rate(0, 10, 1.0, 0.0) == 1.0
 
 
 def test_biases_and_norms_do_not_decay(battles: TokenisedBattles, bert_folder: Path, tmp_path: Path) -> None:
     task = a_task(tmp_path, battles, bert_folder)
-    optimizer = training.make_optimizer(task.model.module, OPTIONS)
+    optimizer = loop.make_optimizer(task.model.module, OPTIONS)
     free = {id(p) for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]}
     for name, parameter in task.model.module.named_parameters():
         assert (id(parameter) in free) == ("bias" in name or "LayerNorm" in name), name
@@ -402,8 +404,8 @@ def test_swap_shows_both_orders_with_exchanged_labels(
         for layer in module.modules():
             if isinstance(layer, torch.nn.Dropout):
                 layer.p = 0.0
-        optimizer = training.make_optimizer(module, OPTIONS)
-        result = training.step(one, module, optimizer, torch.amp.GradScaler("cpu", enabled=False), rows, 0.0)
+        optimizer = loop.make_optimizer(module, OPTIONS)
+        result = loop.step(one, module, optimizer, torch.amp.GradScaler("cpu", enabled=False), rows, 0.0)
         gradients.append(
             (result.loss, torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None]))
         )
@@ -415,7 +417,7 @@ def test_swap_shows_both_orders_with_exchanged_labels(
 def test_the_ablations_losses(loss_input: str) -> None:
     logits, labels = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]]), torch.tensor([0, 2])
     targets = torch.nn.functional.one_hot(labels, 3).float()
-    found = training.loss_of(logits, targets, replace(OPTIONS, loss_input=loss_input))
+    found = loop.loss_of(logits, targets, replace(OPTIONS, loss_input=loss_input))
     plain = torch.nn.CrossEntropyLoss(reduction="sum")
     expected = plain(logits.softmax(-1), labels) if loss_input == "softmax" else plain(logits, labels)
     assert float(found) == pytest.approx(float(expected), abs=1e-6)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from prefcli import files
 from prefcli.errors import InputError, PrefcliError
-from prefcli.workspace import Stage, StageWriter, Workspace
+from prefcli.storage import files
+from prefcli.storage.workspace import Stage, StageWriter, Workspace
 
 
 class Teller:

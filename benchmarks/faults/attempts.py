@@ -148,15 +148,6 @@ def serve() -> None:
     import torch  # noqa: F401
     import transformers
 
-    import prefcli.cli.main
-    import prefcli.experiment
-    import prefcli.fitting.features
-    import prefcli.fitting.neural
-    import prefcli.inference
-    import prefcli.joining
-    import prefcli.report.page
-    import prefcli.text.wordnet  # noqa: F401
-
     # Looked up by name at the first use, which takes as long as importing torch.
     _ = transformers.AutoModel, transformers.AutoTokenizer, transformers.BertModel, transformers.PreTrainedTokenizerFast
 

@@ -27,9 +27,10 @@ MOST_FILES = 60
 MESSAGE = re.compile(
     r"error: no space left on the disk: (about|more than) [\d.,]+ [kMG]B are needed, [\d.,]+ [kMG]B are free$"
 )
-SPILLING = "from prefcli import joining; joining.IN_MEMORY_ROWS = 500"
+SPILLING = "from prefcli.data import joining; joining.IN_MEMORY_ROWS = 500"
 SMALL_DEMO = (
-    "from prefcli import demo; write = demo.write; demo.write = lambda folder: write(folder, train=200, test=40)"
+    "from prefcli.data import synthetic; write = synthetic.write; "
+    "synthetic.write = lambda folder: write(folder, train=200, test=40)"
 )
 
 
@@ -59,7 +60,7 @@ class Verb:
 
 
 FULL_BEFORE_FILE = """
-from prefcli import files
+from prefcli.storage import files
 count, make_temporary, append = 0, files._temporary, files.append_line
 def fill():
     global count
@@ -103,10 +104,10 @@ def prepare(commands: Commands, data: Path) -> None:
     """Inputs and runs for the verbs that need them."""
     import numpy as np
 
-    from prefcli import demo
+    from prefcli.data import synthetic
 
-    demo.write(data, train=200, test=400)
-    demo.write(data / "other", train=10, test=10, seed=1)
+    synthetic.write(data, train=200, test=400)
+    synthetic.write(data / "other", train=10, test=10, seed=1)
     for name, how in (("run", ["--encoder", "tiny"]), ("features", ["--architecture", "features"])):
         arguments = ["train", "train.csv", "--output", name, *how]
         if commands.run(*arguments, folder=data).code:

@@ -19,10 +19,12 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from prefcli import checkpoints, demo, files, runs, training
+from prefcli.data import synthetic
 from prefcli.errors import ModelError, PrefcliError
 from prefcli.models.neural import WEIGHTS
-from prefcli.workspace import StageWriter, Workspace
+from prefcli.storage import files, runs
+from prefcli.storage.workspace import StageWriter, Workspace
+from prefcli.training import checkpoints, loop
 
 EVERY_BYTE = 20_000
 """Files up to this size are damaged at every byte."""
@@ -139,12 +141,12 @@ def kept_weights(run: Path, attempts: int, dice: random.Random) -> tuple[int, in
 
     def refused() -> bool:
         try:
-            training.kept_logits(run)
+            loop.kept_logits(run)
         except PrefcliError:
             return True
         return False
 
-    totals = [unnoticed(run / name, attempts // 2, dice, refused) for name in (WEIGHTS, training.KEPT)]
+    totals = [unnoticed(run / name, attempts // 2, dice, refused) for name in (WEIGHTS, loop.KEPT)]
     return sum(t for t, _ in totals), sum(m for _, m in totals)
 
 
@@ -157,7 +159,7 @@ def main() -> None:
     bad = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        demo.write(folder, train=300, test=10)
+        synthetic.write(folder, train=300, test=10)
         for recipe in (["--encoder", "tiny", "--output", "tiny"], ["--recipe", "fast", "--output", "features"]):
             command = [sys.executable, "-m", "prefcli", "train", "train.csv", *recipe]
             subprocess.run(command, cwd=folder, check=True, capture_output=True)

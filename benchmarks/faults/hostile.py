@@ -47,8 +47,9 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "tests")]
 import hostile_models
 import payloads
 
-from prefcli import demo, encoders
+from prefcli import encoders
 from prefcli.cli.main import run as prefcli_run
+from prefcli.data import synthetic
 from prefcli.errors import PrefcliError
 
 COLUMNS = [
@@ -158,7 +159,7 @@ def make_folders(at: Path) -> tuple[Path, Path]:
 
 def make_runs(at: Path) -> dict[str, Path]:
     """A small neural run and one of features, trained here."""
-    files = demo.write(at / "data", train=240, test=20)
+    files = synthetic.write(at / "data", train=240, test=20)
     made = {}
     for name, flags in {
         "neural": ["--encoder", "tiny", "--max-length", "64", "--limit", "100", "--text", "raw"],
@@ -701,9 +702,9 @@ def cards(at: Path) -> Iterator[Part]:
     part = Part("Markdown, HTML and YAML in everything a model card names")
     made = make_runs(at)
     render = MarkdownIt("commonmark", {"html": True, "linkify": False}).enable("table").render
-    from prefcli import card as card_room
-    from prefcli import runs as runs_room
     from prefcli.options import TrainOptions
+    from prefcli.storage import card as card_room
+    from prefcli.storage import runs as runs_room
 
     class Tags(HTMLParser):
         def __init__(self) -> None:
@@ -864,7 +865,7 @@ def secrets(at: Path) -> Iterator[Part]:
     part = Part("tokens and proxies' passwords in the environment: in output, runs, workspace, reports")
     import test_encoders
 
-    files = demo.write(at / "data", train=120, test=20)
+    files = synthetic.write(at / "data", train=120, test=20)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), test_encoders._Hub)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -917,7 +918,7 @@ def temporary(at: Path) -> Iterator[Part]:
         part.outcomes["strace is not installed"] = 0
         yield part
         return
-    files = demo.write(at / "data", train=120, test=20)
+    files = synthetic.write(at / "data", train=120, test=20)
     packed = at / "data" / "train.csv.gz"
     import gzip
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefcli import demo
+from prefcli.data import synthetic
 
 PREFCLI = [sys.executable, "-m", "prefcli"]
 
@@ -93,8 +93,8 @@ def prepare(folder: Path, verb: Verb) -> Path:
     """Where the verb begins: the files it reads, and for ``predict`` a run."""
     start_at = folder / "start"
     start_at.mkdir(parents=True)
-    demo.write(start_at, train=600, test=400)
-    demo.write(folder / "more", train=6000, test=10)
+    synthetic.write(start_at, train=600, test=400)
+    synthetic.write(folder / "more", train=6000, test=10)
     shutil.copy(folder / "more" / "train.csv", start_at / "big.csv")
     (start_at / "truth_as_guess.csv").write_text((start_at / "test_truth.csv").read_text(), encoding="utf-8")
     if verb.name == "predict":

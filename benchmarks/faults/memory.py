@@ -23,8 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from prefcli import demo
 from prefcli.battles import joined
+from prefcli.data import synthetic
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.readers import open_battles
 
@@ -91,7 +91,7 @@ def measured(
 
 def many(file: Path, battles: int, folder: Path) -> int:
     """``preprocess``, ``predict``, ``score`` of very many battles."""
-    demo.write(folder, train=2000, test=10)
+    synthetic.write(folder, train=2000, test=10)
     subprocess.run(
         [*PREFCLI, "train", "train.csv", "--recipe", "fast", "--output", "run"],
         cwd=folder,
@@ -120,7 +120,7 @@ def many(file: Path, battles: int, folder: Path) -> int:
 
 def lines(file: Path, folder: Path) -> int:
     """JSON lines through a pipe, ten times as many: answered one by one, with the same memory."""
-    demo.write(folder, train=2000, test=10)
+    synthetic.write(folder, train=2000, test=10)
     train = [*PREFCLI, "train", "train.csv", "--recipe", "fast", "--output", "run"]
     subprocess.run(train, cwd=folder, check=True, capture_output=True)
     repeated(file, folder / "some.csv", 1000)

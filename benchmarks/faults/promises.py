@@ -294,10 +294,10 @@ def empty(folder: Path) -> None:
 
 def make_bench(folder: Path, battles: int = 240) -> Bench:
     """The small run on synthetic battles that predicts in all cases, and whole files to score with."""
-    from prefcli import demo
     from prefcli.cli.main import run
+    from prefcli.data import synthetic
 
-    made = demo.write(folder, train=battles, test=12)
+    made = synthetic.write(folder, train=battles, test=12)
     run_folder = folder / "run"
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         arguments = [

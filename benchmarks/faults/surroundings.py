@@ -19,7 +19,7 @@ from pathlib import Path
 
 from attempts import Result, Table, refuse_without_root, small_disk, strays
 
-from prefcli import demo
+from prefcli.data import synthetic
 
 PREFCLI = [sys.executable, "-m", "prefcli"]
 ALL = (
@@ -43,7 +43,7 @@ STRANGER = (
     # It must be able to read the interpreter, wherever that lies.
     "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search",
 )  # fmt: skip
-UNUSABLE = "from prefcli import joining; joining.IN_MEMORY_ROWS = 50\nfrom prefcli.cli.main import main; main()"
+UNUSABLE = "from prefcli.data import joining; joining.IN_MEMORY_ROWS = 50\nfrom prefcli.cli.main import main; main()"
 
 
 def call(
@@ -268,7 +268,7 @@ def main() -> None:
         begun = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="faults-around-") as name:
             folder = Path(name)
-            demo.write(folder, train=200, test=100)
+            synthetic.write(folder, train=200, test=100)
             subprocess.run([sys.executable, "-c", SAVE_ENCODER], cwd=folder, check=True, stdout=subprocess.DEVNULL)
             for command in ALL:
                 if problem := worked(call(command, folder)):

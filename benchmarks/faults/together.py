@@ -20,12 +20,12 @@ from pathlib import Path
 
 from attempts import Commands, Result, Table, strays, tree
 
-from prefcli import demo
+from prefcli.data import synthetic
 
 LOCKING = """
 import sys
 from pathlib import Path
-from prefcli import files
+from prefcli.storage import files
 counter, inside = Path("counter"), Path("inside")
 for _ in range(int(sys.argv[1])):
     with files.held(Path("a.lock"), waiting=lambda: None):
@@ -59,7 +59,7 @@ def slow_start(before: float) -> str:
     """Every command makes its stage slowly, so that the other one meets it on the way."""
     return f"""
 import time
-from prefcli import workspace
+from prefcli.storage import workspace
 write = workspace.StageWriter.write
 def slowly(self, batch):
     time.sleep({before})
@@ -173,7 +173,7 @@ def main() -> None:
             lock(table, 20, 50)
     with tempfile.TemporaryDirectory(prefix="faults-together-") as name, Commands() as commands:
         data = Path(name) / "data"
-        demo.write(data, train=200, test=100)
+        synthetic.write(data, train=200, test=100)
         made = commands.run(*f"{TRAIN} --output run".split(), folder=data)
         if made.code:
             raise SystemExit(made.err)

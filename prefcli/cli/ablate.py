@@ -38,7 +38,8 @@ def run(
 
     Interrupted, it goes on where it was when called again. The other flags are those of train.
     """
-    from prefcli import memory, pipeline
+    from prefcli import pipeline
+    from prefcli.compute import memory
 
     memory.keep_freed_memory()
     session = common.session(ctx, workspace, quiet)

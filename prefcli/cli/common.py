@@ -18,10 +18,10 @@ import typer
 from prefcli.reporting import visible
 
 if TYPE_CHECKING:
+    from prefcli.battles import Source
     from prefcli.estimating import Estimate
-    from prefcli.readers import Source
     from prefcli.reporting import Progress, Reporter
-    from prefcli.workspace import Workspace
+    from prefcli.storage.workspace import Workspace
 
 WorkspaceOption = Annotated[
     Path | None,
@@ -78,7 +78,7 @@ class Session:
 def session(ctx: typer.Context, workspace: Path | None, quiet: bool) -> Session:
     """The verb's own options over those given before the verb, over the environment."""
     from prefcli.reporting import SILENT
-    from prefcli.workspace import Workspace
+    from prefcli.storage.workspace import Workspace
 
     given = ctx.obj or {}
     root = workspace or given.get("workspace") or Path(os.environ.get("PREFCLI_WORKSPACE") or ".prefcli")
@@ -88,7 +88,8 @@ def session(ctx: typer.Context, workspace: Path | None, quiet: bool) -> Session:
 
 def source(paths: Sequence[Path], format: str | None, columns: str | None) -> Source:
     """What the options about reading say."""
-    from prefcli.readers import Source, parse_columns
+    from prefcli.battles import Source
+    from prefcli.readers import parse_columns
 
     return Source(tuple(paths), format, parse_columns(columns) if columns else None)
 

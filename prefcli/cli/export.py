@@ -47,7 +47,8 @@ def run(
 
     An ONNX export is compared with torch on battles before it is kept. Needs: pip install "prefcli[onnx]".
     """
-    from prefcli import memory, pipeline
+    from prefcli import pipeline
+    from prefcli.compute import memory
 
     memory.keep_freed_memory()
     session = common.session(ctx, workspace, quiet)

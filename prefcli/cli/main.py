@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from prefcli import __version__
+from prefcli._version import __version__
 from prefcli.cli import ablate, common, demo, eda, export, predict, preprocess, push, score, train
 from prefcli.errors import PrefcliError
 
@@ -156,7 +156,7 @@ def _explain(error: Any, arguments: list[str]) -> int:
         verb = next((argument for argument in arguments if argument in VERBS), "")
         return _fail(1, "out of memory", LESS_MEMORY.get(verb, "Free some memory, or use a larger machine."))
     if isinstance(error, OSError):
-        from prefcli.files import cannot_write
+        from prefcli.storage.files import cannot_write
 
         if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
             _drop_output()

@@ -88,7 +88,8 @@ def run(
 
     With --output - battles are JSON lines, and each is answered by a JSON line as soon as it has come.
     """
-    from prefcli import memory, pipeline
+    from prefcli import pipeline
+    from prefcli.compute import memory
 
     memory.keep_freed_memory()
     session = common.session(ctx, workspace, quiet)

@@ -67,7 +67,8 @@ def run(
     **flags: Any,
 ) -> None:
     """Train a model; its run holds weights, tokenizer, options, per-battle validation and a model card."""
-    from prefcli import memory, pipeline
+    from prefcli import pipeline
+    from prefcli.compute import memory
     from prefcli.errors import InputError, PrefcliError
 
     memory.keep_freed_memory()

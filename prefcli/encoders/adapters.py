@@ -167,7 +167,7 @@ def save(learnt: Mapping[str, torch.Tensor], options: TrainOptions, base: str, f
     """
     from safetensors.torch import save_file
 
-    from prefcli import files
+    from prefcli.storage import files
 
     mine = {name: tensor for name, tensor in learnt.items() if ".lora_" in name}
     names = sorted({name.partition(".lora_")[0] for name in mine})

@@ -1,6 +1,6 @@
 """One file per architecture behind one interface.
 
-A model is fitted by :mod:`prefcli.fitting`, saved in a run's folder, and loaded from there with :func:`load`; what it
+A model is fitted by :mod:`prefcli.training`, saved in a run's folder, and loaded from there with :func:`load`; what it
 gives are logits, three numbers a battle whose softmax are the probabilities of A, B and tie.
 Nothing is imported here until a model is needed.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from prefcli.devices import Wish
+    from prefcli.compute.devices import Wish
 
 
 class Model(Protocol):
@@ -45,7 +45,7 @@ def load(folder: Path, wish: Wish, *, fast_attention: bool = True, encoder: str 
     ModelError
         If it cannot be loaded.
     """
-    from prefcli import runs
+    from prefcli.storage import runs
 
     runtime = runs.runtime_of(runs.read_config(folder))
     if runtime == "features":

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from prefcli.models.packing import CutReport, Packing, TokenisedBattles, tokenise
 from prefcli.outcomes import OUTCOMES
-from prefcli.packing import CutReport, Packing, TokenisedBattles, tokenise
 
 CPU_TOKENS = 2 * 1024
 GPU_TOKENS = 64 * 1024
@@ -57,7 +57,7 @@ class BatchedModel:
     Parameters
     ----------
     reading:
-        How the architecture reads a battle, see :mod:`prefcli.models.readings`.
+        How the architecture reads a battle, see :mod:`prefcli.models.input_format`.
     tokenizer:
         Called with texts, gives their token ids.
     packing:

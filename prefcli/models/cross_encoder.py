@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from prefcli.models.input_format import CrossEncoderReading
 from prefcli.models.pooling import POOLINGS, combined, combined_width, hidden_states, inside, wants_positions, width_of
-from prefcli.models.readings import CrossEncoderReading
 from prefcli.outcomes import OUTCOMES
 
 

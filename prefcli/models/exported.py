@@ -1,7 +1,7 @@
 """A model exported to ONNX, computed by ONNX Runtime: neither torch nor transformers is imported.
 
 A folder holds ``model.onnx``, ``tokenizer.json`` and a run's ``config.json`` whose entry ``export`` says what the graph
-cannot: the special tokens and the budget that sequences are made with. :mod:`prefcli.exporting` writes it.
+cannot: the special tokens and the budget that sequences are made with. :mod:`prefcli.export.onnx` writes it.
 
 The graph is somebody else's data like any other: operators are ONNX Runtime's own (no library of custom ones is ever
 registered), and weights beside the graph lie in one file of a fixed name in the same folder.
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from prefcli.errors import InputError, ModelError, PrefcliError
 from prefcli.models.batches import CPU_TOKENS, BatchedModel, Pass
-from prefcli.models.readings import READINGS
+from prefcli.models.input_format import READINGS
+from prefcli.models.packing import Frame, Packing, Template, TokenisedBattles
 from prefcli.outcomes import OUTCOMES
-from prefcli.packing import Frame, Packing, Template, TokenisedBattles
 
 FORMAT = 1
 GRAPH, WEIGHTS = "model.onnx", "model.onnx.data"
@@ -38,7 +38,7 @@ DAMAGED = "Export the run again."
 
 
 class FastTokenizer:
-    """``tokenizer.json`` by the `tokenizers` library alone, called as :func:`prefcli.packing.tokenise` calls any."""
+    """``tokenizer.json`` by the `tokenizers` library alone, called as :func:`.packing.tokenise` does."""
 
     def __init__(self, path: Path) -> None:
         from tokenizers import Tokenizer

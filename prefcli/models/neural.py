@@ -1,7 +1,7 @@
 """What every neural architecture shares in torch: inputs on a device, forward passes, saving and loading.
 
 An architecture is a torch module with ``forward(spans, **inputs) -> logits [n, 3]`` that inherits how it reads a battle
-(:mod:`prefcli.models.readings`); see :mod:`prefcli.models.siamese`. :class:`NeuralModel` puts a tokenizer, a device and
+(:mod:`prefcli.models.input_format`); see :mod:`.siamese`. :class:`NeuralModel` puts a tokenizer, a device and
 a budget around it; what batches need is in :mod:`prefcli.models.batches`.
 """
 
@@ -18,16 +18,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prefcli import devices, encoders, files, runs, weights
-from prefcli.devices import Placement
+from prefcli import encoders
+from prefcli.compute import devices
+from prefcli.compute.devices import Placement
 from prefcli.encoders import adapters
 from prefcli.errors import InputError, ModelError, PrefcliError
+from prefcli.models import weights
 from prefcli.models.batches import CPU_TOKENS, GPU_TOKENS, BatchedModel, Pass
 from prefcli.models.cross_encoder import CrossEncoder
+from prefcli.models.packing import LEAST_TEXT, Packing, TokenisedBattles
 from prefcli.models.pooling import is_causal
 from prefcli.models.siamese import Siamese
 from prefcli.options import TrainOptions
-from prefcli.packing import LEAST_TEXT, Packing, TokenisedBattles
+from prefcli.storage import files, runs
 
 ARCHITECTURES: dict[str, Any] = {"siamese": Siamese, "cross-encoder": CrossEncoder}
 

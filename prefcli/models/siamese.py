@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from prefcli.models.input_format import SiameseReading
 from prefcli.models.pooling import POOLINGS, combined, combined_width, hidden_states, wants_positions, width_of
-from prefcli.models.readings import SiameseReading
 from prefcli.outcomes import OUTCOMES
 
 

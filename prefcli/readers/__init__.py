@@ -13,73 +13,25 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from prefcli import files
-from prefcli.battles import BATTLE_SCHEMA, ReadCounts
+from prefcli.battles import BATTLE_SCHEMA, ReadCounts, Source
 from prefcli.errors import InputError
 from prefcli.readers.arena import ARENA, MT_BENCH
 from prefcli.readers.cells import Place, RawBatch, shorten, strings
-from prefcli.readers.containers import STANDARD_INPUT, Container, column_names, open_container, raw_batches, readable
+from prefcli.readers.containers import Container, column_names, open_container, raw_batches, readable
 from prefcli.readers.layouts import Layout
 from prefcli.readers.preferences import PREFERENCES
 from prefcli.readers.rows import GENERIC, KAGGLE, looks_like_turns
+from prefcli.storage import files
 
 LAYOUTS: tuple[Layout, ...] = (KAGGLE, GENERIC, MT_BENCH, ARENA, PREFERENCES)
 """Every layout; the first that fits a file's columns is it, but see :func:`_recognise`."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Which files to read, and as what.
-
-    Attributes
-    ----------
-    paths:
-        One or more files of the same layout; ``-`` is standard input.
-    format:
-        A layout's name; None finds out.
-    columns:
-        Name prefcli knows -> name in the file, for files with names of their own.
-    """
-
-    paths: tuple[Path, ...]
-    format: str | None = None
-    columns: Mapping[str, str] | None = None
-
-    @staticmethod
-    def of(source: Source | Path | Iterable[Path]) -> Source:
-        """A source from a path, or from several."""
-        if isinstance(source, Source):
-            return source
-        return Source((source,) if isinstance(source, Path) else tuple(source))
-
-    def to_json(self) -> dict[str, object]:
-        """The source as JSON, its paths absolute, to be found again from anywhere."""
-        paths = [str(path if path == STANDARD_INPUT else path.absolute()) for path in self.paths]
-        return {"paths": paths, "format": self.format, "columns": dict(self.columns) if self.columns else None}
-
-    @staticmethod
-    def from_json(known: Mapping[str, Any]) -> Source:
-        """What :meth:`to_json` wrote."""
-        return Source(tuple(map(Path, known["paths"])), known["format"], known["columns"])
-
-    def __str__(self) -> str:
-        return self._named([str(path) for path in self.paths])
-
-    @property
-    def title(self) -> str:
-        """The files' names without their folders."""
-        return self._named([path.name for path in self.paths])
-
-    def _named(self, names: list[str]) -> str:
-        names = ["standard input" if name == str(STANDARD_INPUT) else name for name in names]
-        return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,11 @@ from typing import IO, Any, cast
 
 import pyarrow as pa
 
-from prefcli import files
+from prefcli.battles import STANDARD_INPUT
 from prefcli.errors import InputError
 from prefcli.readers.cells import Place, RawBatch, excerpt, one_line, shorten
 from prefcli.readers.json_rows import json_rows
+from prefcli.storage import files
 
 BLOCK_BYTES = 8 << 20
 """Bytes read at a time, and so roughly the text in one batch."""
@@ -51,7 +52,6 @@ PEEKED_PARQUET_ROWS = 16
 PEEKED_JSON_ROWS = 100
 """A JSON file has the columns that its first rows have."""
 
-STANDARD_INPUT = Path("-")
 EXPECTED_KINDS = "Expected CSV, TSV, JSON, JSONL or Parquet, plain, .gz or .zip."
 
 _KINDS = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from prefcli import __version__
+from prefcli._version import __version__
 from prefcli.eda import FEWEST_FOR_RATE, Eda, ModelWins
 from prefcli.eda.effects import Share
 from prefcli.eda.measures import TOKENS_EXPLAINED

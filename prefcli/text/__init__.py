@@ -5,8 +5,8 @@ tokens come from NLTK's own tokenizer and the lemmas are NLTK's, but nothing is 
 and ``assets/`` hold what is needed), and every distinct piece of text between two spaces is worked out only once.
 ``raw`` leaves the text as it is; ``light`` tidies it for modern encoders. ``docs/text.md`` has the rules and examples.
 
-This module reads and writes no files (see :mod:`prefcli.readers` and :mod:`prefcli.workspace`), knows nothing of
-encoders' tokens (see :mod:`prefcli.packing`) and does not look at languages: stop words and lemmas are English,
+This module reads and writes no files (see :mod:`prefcli.readers`, :mod:`prefcli.storage`), knows nothing of
+encoders' tokens (see :mod:`prefcli.models.packing`) and does not look at languages: stop words and lemmas are English,
 other languages pass through as words.
 
 ``python -m prefcli.text`` prints the table in ``assets/character-classes.txt`` from this Python's Unicode database.

@@ -1,0 +1,1 @@
+"""Which battles, split how, joined how."""

@@ -1,0 +1,1 @@
+"""A run in another form: an ONNX graph, or its adapters merged into the encoder."""

@@ -1,0 +1,288 @@
+"""Many texts as one buffer of bytes: words, their hashes, word pairs and lines, found for all texts at once.
+
+A Python loop over characters or words handles about a megabyte a second; the array operations here handle tens. What
+they have in common lives here: texts lie one after the other as UTF-8, words are positions in it, and everything that
+is compared is compared by 64-bit hashes. This room knows nothing about battles or about what is worth counting
+(see :mod:`prefcli.models.features.statistics`).
+
+A word is a run of letters, digits and bytes beyond ASCII. Characters of scripts that are written without spaces, and
+emoji, are words by themselves. Punctuation separates, the typographic and the full-width kind included: "don’t" is
+two words. That of other scripts (the Arabic comma, say) belongs to the word it touches.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+Numbers = NDArray[np.int64]
+Hashes = NDArray[np.uint64]
+Flags = NDArray[np.bool_]
+
+LONGEST = 200_000
+"""Bytes of a text that are looked at: far beyond any answer, and a bound for memory."""
+
+ROW_BITS = 16
+"""Of a key that pairs a text's number with a hash; so at most 65,536 texts are handled together."""
+HASH_BITS = 64 - ROW_BITS
+
+BREAK = 10
+"""The line break."""
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+"""Of the polynomial hash; odd, so that it can be divided by modulo 2**64."""
+_INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
+
+
+def _spelling() -> Bytes:
+    """What each byte counts as in a hash: capitals as small letters, every digit as 0; none as nothing."""
+    table = np.arange(256, dtype=np.uint8)
+    table[0] = 0xFF  # no byte of UTF-8; as 0 it would add nothing, wherever it stands
+    table[ord("A") : ord("Z") + 1] += 32
+    table[ord("0") : ord("9") + 1] = ord("0")
+    return table
+
+
+def _letters() -> Flags:
+    """Which bytes are parts of words."""
+    table = np.zeros(256, dtype=bool)
+    for first, last in (("0", "9"), ("A", "Z"), ("a", "z"), ("\x80", "\xff")):
+        table[ord(first) : ord(last) + 1] = True
+    return table
+
+
+def _alone() -> Bytes:
+    """Bytes of a character that is a word by itself, by its first byte; 0 for others.
+
+    U+3000 to U+D7FF (kana, Han, Hangul) have first bytes E3 to ED, characters beyond U+FFFF F0 and above.
+    """
+    table = np.zeros(256, dtype=np.uint8)
+    table[0xE3:0xEE] = 3
+    table[0xF0:0xF8] = 4
+    return table
+
+
+def _separators() -> Flags:
+    """Which characters from U+0000 to U+FFFF separate words though they are beyond ASCII.
+
+    Latin signs (but ª º µ and raised or broken digits), general punctuation, punctuation of East Asia (but 々 〆 〇)
+    and its full-width forms.
+    """
+    table = np.zeros(1 << 16, dtype=bool)
+    for first, last in (
+        (0x80, 0xBF), (0x2000, 0x206F), (0x3000, 0x303F),
+        (0xFF01, 0xFF0F), (0xFF1A, 0xFF20), (0xFF3B, 0xFF40), (0xFF5B, 0xFF65),
+    ):  # fmt: skip
+        table[first : last + 1] = True
+    table[[ord(letter) for letter in "ªºµ²³¹¼½¾々〆〇"]] = False
+    return table
+
+
+_SPELLING, _LETTERS, _ALONE, _SEPARATORS = _spelling(), _letters(), _alone(), _separators()
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts one after the other.
+
+    Attributes
+    ----------
+    data:
+        UTF-8, each text between two line breaks, so that every line has one on either side.
+    bounds:
+        Text ``i`` with its line breaks is ``data[bounds[i]:bounds[i + 1]]``; shape ``[n + 1]``.
+    """
+
+    data: Bytes
+    bounds: Numbers
+
+    @staticmethod
+    def of(texts: pa.Array) -> Texts:
+        """From strings without nulls; of those longer than :data:`LONGEST` bytes the beginning."""
+        raw = texts.cast(pa.large_binary())
+        if len(raw) and (pc.max(pc.binary_length(raw)).as_py() or 0) > LONGEST:
+            raw = pa.array([_beginning(text) for text in raw.to_pylist()], pa.large_binary())
+        ends = pa.scalar(b"\n", pa.large_binary())
+        framed = pc.binary_join_element_wise(ends, raw, ends, pa.scalar(b"", pa.large_binary()))
+        bounds = np.frombuffer(framed.buffers()[1], dtype=np.int64)[framed.offset : framed.offset + len(framed) + 1]
+        data = np.frombuffer(framed.buffers()[2], dtype=np.uint8) if len(framed) else np.empty(0, dtype=np.uint8)
+        return Texts(data[bounds[0] : bounds[-1]], bounds - bounds[0])
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def per_text(self, positions: Numbers) -> Numbers:
+        """How many of ascending positions in ``data`` fall into each text; shape ``[n]``."""
+        return np.diff(np.searchsorted(positions, self.bounds))
+
+    def text_of(self, positions: Numbers) -> Numbers:
+        """The text that each of ascending positions in ``data`` belongs to."""
+        return np.repeat(np.arange(len(self)), self.per_text(positions))
+
+    def histogram(self) -> Numbers:
+        """How often each byte occurs in each text, the line breaks around it included; shape ``[n, 256]``."""
+        cells = np.repeat(np.arange(len(self), dtype=np.int64) << 8, np.diff(self.bounds))
+        cells += self.data
+        return np.bincount(cells, minlength=len(self) << 8).reshape(len(self), 256)
+
+
+def _beginning(text: bytes) -> bytes:
+    """At most :data:`LONGEST` bytes of UTF-8, ending with a whole character."""
+    end = min(len(text), LONGEST)
+    while end < len(text) and text[end] & 0xC0 == 0x80:
+        end -= 1
+    return text[:end]
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """Hashes of any stretch of some texts, ignoring case and which digits stand there.
+
+    The hash of the bytes ``b`` is the polynomial ``sum_j b[j] * BASE**j`` modulo 2**64, mixed. With its prefix sums
+    that of any stretch is one subtraction and one division by a power of ``BASE``.
+    """
+
+    sums: Hashes
+    inverses: Hashes
+
+    @staticmethod
+    def of(texts: Texts) -> Spelled:
+        powers = _powers(_BASE, len(texts.data))
+        sums = np.empty(len(texts.data) + 1, dtype=np.uint64)
+        sums[0] = 0
+        np.cumsum(powers * _SPELLING[texts.data], out=sums[1:])
+        return Spelled(sums, _powers(_INVERSE, len(texts.data) + 1))
+
+    def hashes(self, starts: Numbers, ends: Numbers) -> Hashes:
+        """Hashes of ``data[start:end]``, equal for equally spelled stretches wherever they are."""
+        return mix((self.sums[ends] - self.sums[starts]) * self.inverses[starts])
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of some texts in their order; arrays of shape ``[w]``.
+
+    Attributes
+    ----------
+    text:
+        Which text the word is in, ascending.
+    starts, ends:
+        Where it begins and ends in ``Texts.data``.
+    hashes:
+        Of its spelling, see :class:`Spelled`.
+    """
+
+    text: Numbers
+    starts: Numbers
+    ends: Numbers
+    hashes: Hashes
+
+    @staticmethod
+    def of(texts: Texts, spelled: Spelled) -> Words:
+        starts, ends = word_bounds(texts.data)
+        return Words(texts.text_of(starts), starts, ends, spelled.hashes(starts, ends))
+
+    def runs(self, length: int) -> tuple[Numbers, Hashes]:
+        """Every run of ``length`` words within a text: the text, and a hash of the run."""
+        return self.located_runs(length)[:2]
+
+    def located_runs(self, length: int) -> tuple[Numbers, Hashes, Numbers]:
+        """:meth:`runs`, and the number of each run's first word."""
+        count = max(0, len(self.hashes) - length + 1)
+        inside = self.text[:count] == self.text[len(self.text) - count :]
+        hashes = self.hashes[:count]
+        for step in range(1, length):
+            hashes = join(hashes, self.hashes[step : step + count])
+        return self.text[:count][inside], hashes[inside], np.flatnonzero(inside)
+
+
+def word_bounds(data: Bytes) -> tuple[Numbers, Numbers]:
+    """Where the words in a buffer of UTF-8 begin and end; the buffer begins and ends with a line break."""
+    word = _LETTERS[data]
+    starts = np.zeros(len(data) + 1, dtype=bool)
+    starts[1:-1] = ~word[:-1]
+    beyond = np.flatnonzero(data >= 0xE2)  # few in most texts, so what they need is done at them alone
+    if len(beyond):
+        lead = data[beyond]
+        three = beyond[(lead == 0xE2) | (lead == 0xE3) | (lead == 0xEF)]
+        code = (data[three] & 0x0F).astype(np.int64) << 12 | (data[three + 1] & 0x3F).astype(np.int64) << 6
+        marks = three[_SEPARATORS[code | (data[three + 2] & 0x3F)]]
+        for step in range(3):
+            word[marks + step] = False
+        starts[marks + 3] = True
+        alone = beyond[_ALONE[lead] > 0]
+        starts[alone] = True
+        starts[alone + _ALONE[data[alone]]] = True
+    signs = np.flatnonzero(data == 0xC2)  # U+0080 to U+00BF
+    if len(signs):
+        signs = signs[_SEPARATORS[data[signs + 1]]]
+        word[signs] = word[signs + 1] = False
+        starts[signs + 2] = True
+    starts[:-1] &= word
+    starts[-1] = False
+    last = word.copy()
+    last[:-1] &= ~word[1:] | starts[1:-1]
+    return np.flatnonzero(starts), np.flatnonzero(last) + 1
+
+
+def hashes_of(phrases: Sequence[str]) -> list[tuple[int, int]]:
+    """Number of words and hash of each phrase, as :meth:`Words.runs` gives them."""
+    texts = Texts.of(pa.array(phrases, pa.string()))
+    words = Words.of(texts, Spelled.of(texts))
+    found = []
+    for number in range(len(phrases)):
+        hashes = words.hashes[words.text == number]
+        whole = hashes[:1]
+        for following in hashes[1:]:
+            whole = join(whole, np.array([following]))
+        found.append((len(hashes), int(whole[0])))
+    return found
+
+
+def join(first: Hashes, second: Hashes) -> Hashes:
+    """The hash of two things in this order, from theirs."""
+    return mix(first * np.uint64(0xD6E8FEB86659FD93) + second)
+
+
+def mix(values: Hashes) -> Hashes:
+    """Spread what distinguishes values over all their bits (the finaliser of MurmurHash3, public domain)."""
+    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    values ^= values >> np.uint64(33)
+    values *= np.uint64(0xC4CEB9FE1A85EC53)
+    values ^= values >> np.uint64(33)
+    return values
+
+
+def keys(rows: Numbers, hashes: Hashes) -> Hashes:
+    """Rows (below ``2**ROW_BITS``) and hashes as one number each, that sorts by row."""
+    return (rows.astype(np.uint64) << np.uint64(HASH_BITS)) | (hashes >> np.uint64(ROW_BITS))
+
+
+def rows_of(keyed: Hashes) -> Numbers:
+    """The rows in :func:`keys`."""
+    return (keyed >> np.uint64(HASH_BITS)).astype(np.int64)
+
+
+def distinct(keyed: Hashes) -> tuple[Hashes, Numbers]:
+    """Distinct keys, ascending, and how often each occurs."""
+    ordered = np.sort(keyed)
+    first = np.flatnonzero(np.concatenate([np.ones(min(1, len(ordered)), dtype=bool), ordered[1:] != ordered[:-1]]))
+    return ordered[first], np.diff(np.append(first, len(ordered)))
+
+
+def _powers(base: np.uint64, count: int) -> Hashes:
+    """``base**0 .. base**(count - 1)`` modulo 2**64."""
+    return _many_powers(base, 1 << count.bit_length())[:count]
+
+
+@functools.lru_cache(maxsize=4)
+def _many_powers(base: np.uint64, count: int) -> Hashes:
+    powers = np.full(count, base, dtype=np.uint64)
+    powers[:1] = 1
+    return np.multiply.accumulate(powers, out=powers)

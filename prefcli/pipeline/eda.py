@@ -1,0 +1,60 @@
+"""``prefcli eda``: numbers about battles, and the page that shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefcli import eda as eda_room
+from prefcli.battles import Source
+from prefcli.errors import InputError
+from prefcli.pipeline.stages import read
+from prefcli.reporting import SILENT, Reporter
+from prefcli.storage import files
+from prefcli.storage.workspace import Workspace
+
+
+def eda(
+    source: Path | Source,
+    workspace: Workspace,
+    *,
+    top: int = 5,
+    test: Path | Source | None = None,
+    max_length: int = 512,
+    report: Path | None = None,
+    force: bool = False,
+    reporter: Reporter = SILENT,
+) -> eda_room.Eda:
+    """Numbers about battles, through the stage ``battles``.
+
+    Parameters
+    ----------
+    source:
+        One file or several.
+    workspace:
+        Where caches live.
+    top:
+        How many pairs and models to list.
+    test:
+        A second file, to look for prompts that stand in both.
+    max_length:
+        A token limit to tell about.
+    report:
+        Write the numbers there as an HTML page.
+    force:
+        Overwrite ``report``.
+    """
+    if top < 1:
+        raise InputError(f"--top is {top}, at least 1 is needed")
+    if max_length < 1:
+        raise InputError(f"--max-length is {max_length}, at least 1 is needed")
+    if report is not None:
+        files.refuse_to_overwrite(report, force)
+    battles = read(source, workspace, reporter)
+    keys = read(test, workspace, reporter).table(["prompt_key"])["prompt_key"].to_numpy() if test else None
+    found = eda_room.explore(battles.batches(), top, max_length=max_length, test_keys=keys)
+    if report is not None:
+        from prefcli.report import page
+
+        files.write_text(report, page.render(found, Source.of(source).title))
+        reporter.note(f"wrote {report}")
+    return found

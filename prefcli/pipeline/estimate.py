@@ -1,0 +1,162 @@
+"""``--estimate``: what ``train`` and ``predict`` will cost, from a sample of their work; nothing but caches is left."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefcli import estimating
+from prefcli.battles import Source, check_unique_ids
+from prefcli.compute.distributed import connected, from_environment
+from prefcli.data.selection import Fold
+from prefcli.errors import Interrupted
+from prefcli.estimating import Estimate, Part
+from prefcli.options import TrainOptions
+from prefcli.pipeline.predict import ids_of, latest_run, text_of, treated
+from prefcli.pipeline.stages import read
+from prefcli.pipeline.train import find_data, with_absolute_paths
+from prefcli.prediction import blending
+from prefcli.reporting import SILENT, Reporter
+from prefcli.storage import files, hub
+from prefcli.storage.workspace import Workspace
+from prefcli.training.context import Work
+
+
+def estimate_training(
+    source: Path | Source | None, workspace: Workspace, options: TrainOptions, *, reporter: Reporter = SILENT
+) -> Estimate:
+    """How long :func:`~prefcli.pipeline.train` would take with the same arguments, and how much memory.
+
+    Reads, treats and tokenises for real, into caches that stay; trains a few steps in a folder that does not.
+
+    Raises
+    ------
+    InputError, ModelError, NetworkError
+        Where training would.
+    Interrupted
+        On SIGINT or SIGTERM.
+    """
+    from prefcli import encoders
+    from prefcli.training import experiment
+
+    started = time.monotonic()
+    world = from_environment()
+    speaker: Reporter = reporter if world.is_first else SILENT
+    watched = estimating.Watched(workspace.root)
+    options.check()
+    options = with_absolute_paths(options)
+    samplers: list[estimating.Sampler] = []
+
+    def sampler(work: Work, folds: Sequence[Fold]) -> estimating.Sampler:
+        samplers.append(estimating.Sampler(dataclasses.replace(work, reporter=speaker), folds))
+        return samplers[0]
+
+    with connected(world):
+        with world.first_does():
+            if options.architecture != "features":
+                began = time.monotonic()
+                if encoders.locate(options.encoder).source == hub.DOWNLOADED:
+                    watched.kept_seconds += time.monotonic() - began
+            data = find_data(source, watched, options, speaker)
+        options = dataclasses.replace(options, text=data.text, tracker=None)
+        with contextlib.ExitStack() as stack:
+            made = stack.enter_context(files.scratch(workspace.root)) if world.is_first else None
+            folder: Path = world.gather(made)[0]
+            try:
+                experiment.conduct(
+                    folder,
+                    watched,
+                    data,
+                    options,
+                    origins={},
+                    command="",
+                    resume=False,
+                    world=world,
+                    reporter=SILENT,
+                    fitters=sampler,
+                )
+            except Interrupted as stopped:
+                raise Interrupted(
+                    stopped.exit_code - 128, "interrupted while timing: nothing but caches is left"
+                ) from None
+            world.barrier()
+        found = samplers[0]
+        # What is neither the sample nor a stage that is kept: imports, tokenizer, the papers of the run.
+        around = time.monotonic() - started - found.sampling - watched.kept_seconds
+        parts = {"around": Part(max(around, 0.0)), **found.parts}
+        if "starting" in parts:
+            parts["around"] = Part(parts["around"].seconds + parts.pop("starting").seconds)
+        return estimating.together(
+            parts,
+            kept_seconds=watched.kept_seconds,
+            pieces=found.pieces,
+            timed=found.timed,
+            world=world,
+            growth_mb=found.growth_mb,
+        )
+
+
+def estimate_prediction(
+    source: Path | Source,
+    workspace: Workspace,
+    *,
+    models: Sequence[str] = (),
+    swap_average: bool = False,
+    calibrated: bool = True,
+    calibrate: Path | Source | None = None,
+    precision: str = "auto",
+    device: str = "auto",
+    fast_attention: bool = True,
+    encoder: str | None = None,
+    workers: int | None = None,
+    limit: int | None = None,
+    reporter: Reporter = SILENT,
+) -> Estimate:
+    """How long :func:`~prefcli.pipeline.predict` would take with the same arguments, and how much memory.
+
+    Reads and treats for real, into caches that stay; predicts a sample and keeps nothing of it.
+
+    Raises
+    ------
+    InputError, ModelError
+        Where prediction would.
+    """
+    world = from_environment()
+    speaker: Reporter = reporter if world.is_first else SILENT
+    watched = estimating.Watched(workspace.root)
+    folders = [workspace.find_run(name) for name in models] or [latest_run(workspace, speaker)]
+    started = time.monotonic()  # what was downloaded above is kept
+    texts = tuple(text_of(folder) for folder in folders)
+    with connected(world):
+        with world.first_does():
+            battles = read(source, watched, speaker)
+            check_unique_ids(ids_of(battles), str(Source.of(source)))
+            stages = treated(battles, texts, watched, workers, speaker)
+            sample = read(calibrate, watched, speaker) if calibrate is not None else None
+            if sample is not None:
+                treated(sample, texts, watched, workers, speaker)
+
+        from prefcli.compute import devices
+        from prefcli.prediction import inference
+
+        wish = devices.Wish(device, precision, world.local_rank)
+        members = inference.open_runs(folders, wish, fast_attention=fast_attention, encoder=encoder)
+        if calibrated:
+            blending.from_validation(folders, battles.table(["prompt_key"])["prompt_key"].to_numpy(), SILENT)
+        around = time.monotonic() - started - watched.kept_seconds
+        total = min(battles.rows, limit or battles.rows)
+        found = estimating.predicting(members, stages, total, swap_average=swap_average, world=world, reporter=speaker)
+        parts = {"around": Part(max(around, 0.0)), **found.parts}
+        if sample is not None and total:
+            parts["calibrating"] = parts["predicting"].times(sample.rows / total)
+        return estimating.together(
+            parts,
+            kept_seconds=watched.kept_seconds,
+            pieces=total,
+            timed=found.timed,
+            world=world,
+            growth_mb=found.growth_mb,
+        )

@@ -1,0 +1,84 @@
+"""``prefcli preprocess``: text normalised once, kept for ``train``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefcli import readers
+from prefcli.battles import TEXT_FIELDS, Source, joined
+from prefcli.pipeline.stages import read, treat
+from prefcli.reporting import SILENT, Reporter
+from prefcli.storage.workspace import Stage, Workspace
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """What ``preprocess`` made: the stage, and what the treatment did."""
+
+    stage: Stage
+    text: str
+    source_sha256: str
+    counts: Mapping[str, Any]
+
+
+def preprocess(
+    source: Path | Source,
+    workspace: Workspace,
+    *,
+    text: str = "nltk",
+    workers: int | None = None,
+    reporter: Reporter = SILENT,
+) -> Preprocessed:
+    """Treat the text of every battle; cached as the stage ``preprocess``, and remembered for ``train``.
+
+    Parameters
+    ----------
+    source:
+        Files of battles.
+    workspace:
+        Where caches live.
+    text:
+        Name of a treatment, see :data:`prefcli.text.TREATMENTS`.
+    workers:
+        Processes; by default one per core.
+    """
+    from prefcli import text as text_room
+
+    text_room.check(text)
+    source = Source.of(source)
+    battles = read(source, workspace, reporter)
+    stage = treat(battles, workspace, text, workers=workers, reporter=reporter)
+    digest = str(battles.metadata["input"])
+    workspace.remember(
+        "preprocess",
+        {"stage": stage.path.name, "source": source.to_json(), "source_sha256": digest, "text": text},
+    )
+    return Preprocessed(stage, text, digest, stage.metadata["counts"])
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A battle's fields before and after the treatment, turns joined."""
+
+    id: str
+    fields: Mapping[str, tuple[str, str]]
+
+
+def preview(source: Path | Source, *, text: str = "nltk", battles: int = 3) -> list[Preview]:
+    """What a treatment does to the first battles; nothing is cached."""
+    from prefcli import text as text_room
+
+    text_room.check(text)
+    shown: list[Preview] = []
+    for batch, _ in readers.open_battles(Source.of(source)).batches():
+        before = batch.slice(0, battles - len(shown))
+        after, _ = text_room.treat_batch(before, text)
+        columns = {name: (joined(before.column(name)), joined(after.column(name))) for name in TEXT_FIELDS}
+        for row, name in enumerate(before.column("id").to_pylist()):
+            shown.append(Preview(name, {field: (old[row], new[row]) for field, (old, new) in columns.items()}))
+        if len(shown) == battles:
+            break
+    return shown

@@ -1,0 +1,266 @@
+"""``train``: from files of battles, or what ``preprocess`` left, to a run's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefcli.battles import Source
+from prefcli.compute.distributed import connected, from_environment
+from prefcli.data.selection import Data
+from prefcli.errors import InputError, PrefcliError
+from prefcli.options import TrainOptions
+from prefcli.pipeline.stages import read, treat
+from prefcli.reporting import SILENT, Reporter
+from prefcli.storage import files, hub, runs
+from prefcli.storage.workspace import Stage, Workspace
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What ``train`` made.
+
+    Attributes
+    ----------
+    run:
+        The run's folder.
+    validation:
+        Every metric on the held-out battles, None when nothing was held out.
+    seconds:
+        The whole command's time.
+    battles_per_second:
+        Of the training steps alone.
+    """
+
+    run: Path
+    validation: dict[str, Any] | None
+    seconds: float
+    battles_per_second: float
+    only_prior: bool
+    """Whether the model learnt nothing beyond the shares of the outcomes."""
+    speaks: bool
+    """Whether this process is the one that reports (of several under ``torchrun``)."""
+
+
+def train(
+    source: Path | Source | None,
+    workspace: Workspace,
+    options: TrainOptions,
+    *,
+    origins: Mapping[str, str] | None = None,
+    output: Path | None = None,
+    resume: str | None = None,
+    force: bool = False,
+    remember: bool = True,
+    command: str = "",
+    reporter: Reporter = SILENT,
+) -> Trained:
+    """Train a model; through the stages ``battles`` and ``preprocess`` into a run's folder.
+
+    Parameters
+    ----------
+    source:
+        Files of battles with outcomes. None takes what ``preprocess`` last left, else ``train.csv`` here.
+    workspace:
+        Where caches and runs live.
+    options:
+        How to train; with ``resume`` the run's own options are used instead.
+    origins:
+        Where each option came from, kept in the run.
+    output:
+        The run's folder; by default a new one in the workspace.
+    resume:
+        A run to continue, by folder or name.
+    force:
+        Overwrite ``output``.
+    remember:
+        Whether ``predict`` without ``--model`` shall take this run.
+    command:
+        The command line, kept in the run.
+
+    Raises
+    ------
+    InputError, ModelError, NetworkError
+        If the data, the encoder or the options do not allow it.
+    Interrupted
+        On SIGINT or SIGTERM, after a checkpoint.
+    """
+    from prefcli import encoders
+    from prefcli.training import experiment, trackers
+
+    started = time.monotonic()
+    world = from_environment()
+    speaker: Reporter = reporter if world.is_first else SILENT
+    with connected(world), contextlib.ExitStack() as claims:
+        if resume is not None:
+            if resume.startswith(hub.PREFIX):
+                raise InputError(
+                    "a run of the hub holds no checkpoint to continue from",
+                    hint=f"Train anew with its options: --config takes its {runs.CONFIG}.",
+                )
+            folder = workspace.find_run(resume)
+            if world.is_first:
+                claims.enter_context(runs.claimed(folder))
+            runs.verify_all(folder, going_on=True)
+            config = runs.read_config(folder)
+            if runs.runtime_of(config) == "onnx":
+                raise InputError(f"{folder} is an exported run", hint="Continue the run that it was exported from.")
+            options = TrainOptions(**config["options"])
+            trackers.require(options)
+            with world.first_does():
+                data = data_again(config["data"], options, workspace, speaker)
+            under_way = True
+        else:
+            options.check()
+            trackers.require(options)
+            options = with_absolute_paths(options)
+            with world.first_does():
+                if options.architecture != "features":
+                    encoders.locate(options.encoder)  # a name that leads nowhere is said before any work is done
+                data = find_data(source, workspace, options, speaker)
+            options = dataclasses.replace(options, text=data.text)
+            folder, under_way = world.gather(
+                _claim(output, force, options, data, workspace, claims, speaker) if world.is_first else None
+            )[0]
+        try:
+            result = experiment.conduct(
+                folder,
+                workspace,
+                data,
+                options,
+                origins=origins or {},
+                command=command,
+                resume=under_way,
+                world=world,
+                reporter=speaker,
+            )
+        except BaseException:
+            if world.is_first:
+                runs.forget_if_empty(folder)
+            raise
+        if world.is_first:
+            if remember:
+                workspace.remember("train", {"run": str(folder.resolve())})
+            runs.finish(folder)
+    return Trained(
+        folder,
+        result.validation,
+        time.monotonic() - started,
+        result.battles_per_second,
+        result.only_prior,
+        world.is_first,
+    )
+
+
+def _claim(
+    output: Path | None,
+    force: bool,
+    options: TrainOptions,
+    data: Data,
+    workspace: Workspace,
+    claims: contextlib.ExitStack,
+    reporter: Reporter,
+) -> tuple[Path, bool]:
+    """The run's folder, held against other processes, and whether a killed call of this very command began it."""
+
+    def same(config: Mapping[str, Any]) -> bool:
+        known = {name: config["data"].get(name) for name in data.identity}
+        return known == data.identity and TrainOptions(**config["options"]) == options
+
+    folder = output or runs.new_folder(workspace.runs, options)
+    claims.enter_context(runs.claimed(folder))
+    under_way = runs.begin(folder, force=force, same=same)
+    if under_way:
+        runs.verify_all(folder, going_on=True)
+        reporter.note(f"{folder} holds this run, unfinished: continuing it")
+    return folder, under_way
+
+
+def with_absolute_paths(options: TrainOptions) -> TrainOptions:
+    """Files that options name are found again when the run is continued from elsewhere."""
+
+    def absolute(name: str | None) -> str | None:
+        return None if name is None else str(Path(name).absolute())
+
+    return dataclasses.replace(
+        options, validation_file=absolute(options.validation_file), soft_labels=absolute(options.soft_labels)
+    )
+
+
+def find_data(source: Path | Source | None, workspace: Workspace, options: TrainOptions, reporter: Reporter) -> Data:
+    """What to train on, preprocessed: the named files, what ``preprocess`` last left, or ``train.csv`` here."""
+    latest = workspace.latest("preprocess") if source is None else None
+    if latest and options.text in (None, latest["text"]) and options.architecture != "features":
+        found = Source.from_json(latest["source"])
+        reporter.note(f"training on what preprocess last left: {found}, text {latest['text']}")
+        training = workspace.open_stage(latest["stage"])
+        digest, text = latest["source_sha256"], latest["text"]
+    else:
+        if latest:
+            source = Source.from_json(latest["source"])
+            reporter.note(f"training on the battles preprocess last read: {source}, text {options.treatment}")
+        elif source is None:
+            source = Path("train.csv")
+            if not source.exists():
+                raise InputError(
+                    f"no battles to train on: nothing preprocessed in {workspace.root}, and no train.csv here",
+                    hint="Name a file: prefcli train FILE.",
+                )
+            reporter.note("training on train.csv in this folder")
+        found = Source.of(source)
+        battles = read(found, workspace, reporter)
+        training = treat(battles, workspace, options.treatment, reporter=reporter)
+        digest, text = str(battles.metadata["input"]), options.treatment
+    return Data(
+        training, found, digest, text, _validation_data(options, text, workspace, reporter), _soft_digest(options)
+    )
+
+
+def _soft_digest(options: TrainOptions) -> str | None:
+    if options.soft_labels is None:
+        return None
+    path = Path(options.soft_labels)
+    try:
+        return files.sha256(path)
+    except OSError as error:
+        raise InputError(f"cannot read the soft labels: {error.strerror}", where=str(path)) from None
+
+
+def data_again(known: Mapping[str, Any], options: TrainOptions, workspace: Workspace, reporter: Reporter) -> Data:
+    """The data of a run that is continued: its cached stage, or the same source treated again."""
+    source, digest, text = Source.from_json(known["source"]), known["source_sha256"], known["text"]
+    try:
+        training = workspace.open_stage(known["stage"])
+    except PrefcliError:
+        battles = read(source, workspace, reporter)
+        if battles.metadata["input"] != digest:
+            raise InputError(
+                "the battles this run was trained on have changed",
+                where=str(source),
+                hint="Put the same file back to continue, or train anew.",
+            ) from None
+        training = treat(battles, workspace, text, reporter=reporter)
+    validation = _validation_data(options, text, workspace, reporter)
+    data = Data(training, source, digest, text, validation, _soft_digest(options))
+    for name, what, file in (
+        ("soft_labels_sha256", "soft labels", options.soft_labels),
+        ("validation_input", "validation battles", options.validation_file),
+    ):
+        if data.identity[name] != known.get(name):
+            raise InputError(
+                f"the {what} this run was trained with have changed",
+                where=str(file),
+                hint="Put the same file back to continue, or train anew.",
+            )
+    return data
+
+
+def _validation_data(options: TrainOptions, text: str, workspace: Workspace, reporter: Reporter) -> Stage | None:
+    if options.validation_file is None:
+        return None
+    return treat(read(Path(options.validation_file), workspace, reporter), workspace, text, reporter=reporter)

@@ -1,0 +1,1 @@
+"""How a probability is made: softmax, averages over orders, folds and runs, calibration."""

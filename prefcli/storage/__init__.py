@@ -1,0 +1,1 @@
+"""What lies on disk and on the hub: whole files, the workspace, runs and their cards."""

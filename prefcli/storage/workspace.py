@@ -1,0 +1,300 @@
+"""The workspace, ``.prefcli/``: cached stages, runs, and what was made last.
+
+A *stage* is a step whose output is a Parquet file named by a fingerprint of everything that determines it: the
+content of the input, the options, the stage's format version. The same call finds the same file; changed input
+or options never do. Beside each file lies its SHA-256: a cache that cannot be read or does not match is named,
+rebuilt and never trusted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from prefcli.errors import InputError, PrefcliError
+from prefcli.reporting import SILENT, Reporter
+from prefcli.storage import files, hub
+
+METADATA_KEY = "prefcli"
+COMPRESSION = "lz4"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A cached stage on disk.
+
+    Attributes
+    ----------
+    path:
+        The Parquet file.
+    reused:
+        Whether it was there already.
+    metadata:
+        ``stage, fingerprint, version, input, options`` and what the stage counted (``counts``).
+    """
+
+    path: Path
+    reused: bool
+    metadata: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.metadata["fingerprint"])
+
+    @property
+    def rows(self) -> int:
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(self.path) as parquet:
+            return int(parquet.metadata.num_rows)
+
+    @property
+    def columns(self) -> list[str]:
+        import pyarrow.parquet as pq
+
+        return list(pq.read_schema(self.path).names)
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows, one row group at a time."""
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(self.path) as parquet:
+            for group in range(parquet.num_row_groups):
+                yield from parquet.read_row_group(group, columns=columns).combine_chunks().to_batches()
+
+    def table(self, columns: list[str] | None = None) -> pa.Table:
+        """All rows at once."""
+        import pyarrow.parquet as pq
+
+        return pq.read_table(self.path, columns=columns)
+
+
+class StageWriter:
+    """Receives a stage's record batches (one row group each) and what was counted on the way.
+
+    A batch is compressed and written by a thread while the next one is being made.
+    """
+
+    def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        self._path = path
+        self._metadata = metadata
+        self._writer: Any = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefcli-write")
+        self._last: Future[None] | None = None
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append a batch as a row group of its own."""
+        self._wait()
+        self._last = self._thread.submit(self._write, batch)
+
+    def close(self, counts: Mapping[str, Any]) -> dict[str, Any]:
+        """Finish the file; its metadata then holds ``counts``."""
+        self._wait()
+        self._thread.shutdown()
+        metadata = {**self._metadata, "counts": dict(counts)}
+        if self._writer is None:
+            raise PrefcliError("a stage produced no rows", where=str(self._path))
+        self._writer.add_key_value_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+        self._writer.close()
+        return metadata
+
+    def abandon(self) -> None:
+        """Let go of the file, whatever state it is in."""
+        self._thread.shutdown(cancel_futures=True)
+        if self._writer is not None:
+            with contextlib.suppress(Exception):
+                self._writer.close()
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+    def _write(self, batch: pa.RecordBatch) -> None:
+        import pyarrow.parquet as pq
+
+        if self._writer is None:
+            # Long texts hardly repeat: dictionaries would cost time and save nothing. Names repeat.
+            self._writer = pq.ParquetWriter(
+                self._path,
+                batch.schema,
+                compression=COMPRESSION,
+                use_dictionary=["model_a", "model_b"],
+                write_statistics=False,
+                write_page_checksum=True,
+            )
+        self._writer.write_batch(batch, row_group_size=max(batch.num_rows, 1))
+
+
+class Workspace:
+    """The folder that holds stages and runs. Created on the first write."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.stages = root / "stages"
+        self.runs = root / "runs"
+
+    def stage(
+        self,
+        name: str,
+        *,
+        version: int,
+        source: str,
+        options: Mapping[str, Any],
+        produce: Callable[[StageWriter], Mapping[str, Any]],
+        needs: int | None = None,
+        reporter: Reporter = SILENT,
+    ) -> Stage:
+        """The cached output of a stage, produced now if it is not there.
+
+        Of several processes that want the same stage one makes it, the others wait and use it.
+
+        Parameters
+        ----------
+        name:
+            Of the stage; the first part of the file's name.
+        version:
+            Of the stage's format: raised whenever the same input and options would give other rows.
+        source:
+            Digest of the input's content (a file's SHA-256, or another stage's fingerprint).
+        options:
+            Everything else that determines the rows; must be JSON.
+        produce:
+            Writes the rows and returns what it counted. Called only when there is no valid cache.
+        needs:
+            About how many bytes the output takes, where that is known.
+        reporter:
+            Hears whether the stage was reused, or why it was rebuilt.
+        """
+        identity = {"stage": name, "version": version, "input": source, "options": dict(options)}
+        print_ = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        metadata = {**identity, "fingerprint": print_}
+        path = self.stages / f"{name}-{print_}.parquet"
+        files.sweep(self.stages)
+        lock = path.with_suffix(".lock")
+        if cached := self._cached(path, metadata, reporter):
+            files.forget_lock(lock)
+            return cached
+
+        def waiting() -> None:
+            reporter.note(f"another prefcli is making {path.name}: waiting for it")
+
+        with files.held(lock, waiting=waiting):
+            if cached := self._cached(path, metadata, SILENT):
+                return cached
+            with files.atomic(path, needs=needs) as temporary:
+                writer = StageWriter(temporary, metadata)
+                try:
+                    counted = writer.close(produce(writer))
+                except BaseException:
+                    writer.abandon()
+                    raise
+                # The digest goes first: a crash between the two leaves a digest of nothing, never a file unverified.
+                files.write_text(_digest_path(path), _digest_line(path, files.sha256(temporary)))
+        return Stage(path, False, counted)
+
+    def _cached(self, path: Path, metadata: Mapping[str, Any], reporter: Reporter) -> Stage | None:
+        """The stage at ``path`` if it is there and whole; why it is not is said."""
+        if not path.exists():
+            return None
+        try:
+            return Stage(path, True, self._verified(path, metadata))
+        except ValueError as problem:
+            reporter.warn(f"rebuilding {path}: {problem}")
+            return None
+
+    def open_stage(self, file_name: str) -> Stage:
+        """A stage by the name that :meth:`remember` kept.
+
+        Raises
+        ------
+        PrefcliError
+            If it is gone or damaged.
+        """
+        path = self.stages / Path(file_name).name
+        try:
+            return Stage(path, True, self._verified(path, None))
+        except (ValueError, OSError) as problem:
+            raise PrefcliError(
+                f"the cached stage cannot be used: {problem}",
+                where=str(path),
+                hint="Run prefcli preprocess FILE again.",
+            ) from None
+
+    def _verified(self, path: Path, expected: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The metadata of a stage file whose bytes are the ones once written. Raises ValueError otherwise."""
+        import pyarrow.parquet as pq
+
+        try:
+            told = _digest_path(path).read_bytes()
+        except OSError:
+            raise ValueError("its checksum file is missing") from None
+        if not path.exists():
+            raise ValueError("it is gone")
+        if told != _digest_line(path, files.sha256(path)).encode():
+            raise ValueError("its content does not match its checksum")
+        try:
+            with pq.ParquetFile(path) as parquet:
+                metadata = json.loads((parquet.metadata.metadata or {})[METADATA_KEY.encode()])
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise ValueError(f"it cannot be read: {' '.join(str(error).split())[:100]}") from None
+        if expected is not None and any(metadata.get(key) != value for key, value in expected.items()):
+            raise ValueError("it was made from other input or options")
+        return dict(metadata)
+
+    def remember(self, what: str, value: Mapping[str, Any]) -> None:
+        """Keep what was made last (``preprocess``, ``train``): a file each, so that two commands do not meet in one.
+
+        What is known already is not written again: a workspace that can only be read serves as long as it can.
+        """
+        if self.latest(what) == value:
+            return
+        files.write_text(self._latest_path(what), json.dumps(dict(value), indent=2, sort_keys=True) + "\n")
+
+    def latest(self, what: str) -> Mapping[str, Any] | None:
+        """What :meth:`remember` kept last under this name; None where there is nothing, or it is damaged."""
+        try:
+            value = json.loads(self._latest_path(what).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return value if isinstance(value, dict) else None
+
+    def _latest_path(self, what: str) -> Path:
+        return self.root / f"latest-{what}.json"
+
+    def find_run(self, name: str) -> Path:
+        """The folder of a run given by its path, by its name in this workspace, or as ``hf://owner/name``.
+
+        Raises
+        ------
+        InputError
+            If there is no such run; the known ones are named.
+        ModelError, NetworkError
+            If the hub does not give it.
+        """
+        for candidate in (Path(name), self.runs / name):
+            if (candidate / "config.json").is_file():
+                return candidate
+        if name.startswith(hub.PREFIX):
+            return hub.find_run(name).folder
+        known = sorted(p.name for p in self.runs.iterdir() if not p.name.startswith(".")) if self.runs.is_dir() else []
+        raise InputError(
+            f"no run at {name!r}",
+            hint=f"Runs in {self.runs}: {', '.join(known[-5:])}." if known else "Train one first: prefcli train FILE.",
+        )
+
+
+def _digest_line(path: Path, digest: str) -> str:
+    """What stands in the checksum file, as ``sha256sum`` writes it."""
+    return f"{digest}  {path.name}\n"
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_suffix(".sha256")

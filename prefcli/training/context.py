@@ -1,0 +1,104 @@
+"""What every fit is given and what it gives back, and the papers a run starts with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcli.compute.distributed import World
+from prefcli.data.selection import Data, Fold, Pool
+from prefcli.options import TrainOptions
+from prefcli.reporting import Reporter
+from prefcli.storage import runs
+from prefcli.storage.workspace import Workspace
+from prefcli.training.trackers import Trackers
+
+
+@dataclass(frozen=True)
+class Work:
+    """One call of ``train``.
+
+    Attributes
+    ----------
+    folder:
+        The run's folder; folds lie below it.
+    workspace:
+        Where stages are cached.
+    data, pool, options:
+        What to train on, the battles chosen from it, and how.
+    origins, command:
+        Where each option came from, and the command line; kept in the run.
+    resume:
+        Whether the run is continued.
+    world, reporter:
+        The processes that work on it, and who is told.
+    """
+
+    folder: Path
+    workspace: Workspace
+    data: Data
+    pool: Pool
+    options: TrainOptions
+    origins: Mapping[str, str]
+    command: str
+    resume: bool
+    world: World
+    reporter: Reporter
+
+    def write_config(self, fold: Fold, resolved: Mapping[str, Any], encoder: Mapping[str, Any] | None = None) -> None:
+        """Write a fold's ``config.json`` (and with folds, once, the whole run's).
+
+        Parameters
+        ----------
+        fold:
+            Whose.
+        resolved:
+            What the options became.
+        encoder:
+            The encoder's own configuration, and what else is kept of it.
+        """
+        labels = self.pool.targets[fold.train].sum(axis=0)
+        config = {
+            **(encoder or {}),
+            "origins": dict(self.origins),
+            "resolved": dict(resolved),
+            "data": {
+                "source": self.data.source.to_json(),
+                "stage": self.data.training.path.name,
+                "validation_file": self.options.validation_file,
+                **self.data.identity,
+                "train_battles": len(fold.train),
+                "held_out_battles": len(fold.held_out),
+                "shares": (labels / labels.sum()).tolist(),
+            },
+            "command": self.command,
+        }
+        single = dataclasses.replace(self.options, folds=0) if self.options.folds else self.options
+        fold.folder.mkdir(parents=True, exist_ok=True)
+        runs.write_config(fold.folder, single, config)
+        if self.options.folds and not (self.folder / runs.CONFIG).exists():
+            runs.write_config(self.folder, self.options, config)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came out of a fit, besides the model in its folder."""
+
+    logits: NDArray[np.float64] | None
+    """Of the held-out battles, by the kept model; shape ``[n, 3]``."""
+    battles_per_second: float
+    importances: list[tuple[str, float]] = field(default_factory=list)
+    """What the model looks at, by share; empty where that cannot be told."""
+
+
+class Fitter(Protocol):
+    """Fits folds, one after the other."""
+
+    def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> Fitted:
+        """Fit one fold (or the only split) into its folder; ``prefix`` begins what is said of it."""
