@@ -84,7 +84,7 @@ def ours(chosen: Any, place: Any, model: Any, battles: Any) -> Any:
     from prefcli.training import loop
 
     targets = np.eye(3, dtype=np.float32)[battles.labels]
-    task = loop.Task(model, battles, targets, None, chosen, Path(tempfile.mkdtemp()), SILENT)
+    task = loop.FitSpec(model, battles, targets, None, chosen, Path(tempfile.mkdtemp()), SILENT)
     if chosen.gradient_checkpointing:
         model.module.encoder.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = loop.make_optimizer(model.module, chosen)

@@ -59,10 +59,10 @@ def ways_of(run: Path, scratch: Path) -> dict[str, Model]:
     workspace = Workspace(scratch / "workspace")
     for precision in ("fp32", "int8"):
         pipeline.export(str(run), workspace, scratch / precision, int8=precision == "int8")
-    wish = devices.Wish("cpu", "auto")
+    wish = devices.DeviceRequest("cpu", "auto")
     made = [
-        models.load(run, devices.Wish("cpu", "fp32")),
-        models.load(run, devices.Wish("cpu", "fp32"), fast_attention=False),
+        models.load(run, devices.DeviceRequest("cpu", "fp32")),
+        models.load(run, devices.DeviceRequest("cpu", "fp32"), fast_attention=False),
         models.load(scratch / "fp32", wish),
         models.load(scratch / "int8", wish),
     ]

@@ -29,7 +29,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from prefcli import text as ours
-from prefcli.text.parallel import treat_stream
+from prefcli.text.parallel import normalise_stream
 from prefcli.text.wordnet import lemmatize
 
 COLUMNS = ("prompt", "response_a", "response_b")
@@ -126,7 +126,7 @@ def compare(texts: Counter[str]) -> None:
         raw_plain = word_tokenize(text)
         raw_ours = [token for tokens in ours.tokenize_chunks(text.split()) for token in tokens]
         plain = plain_rest(raw_plain, stop_words, lemmatizer)
-        treated = ours.treat_text(text, "nltk").split()
+        treated = ours.normalise_text(text, "nltk").split()
         distinct.update(token.lower() for token in raw_plain)
         distinct.update(raw_plain)
         distinct.update(treated)
@@ -186,7 +186,7 @@ def measure(battles: pa.Table, plain_megabytes: float) -> None:
             ours._remembered.clear()
             counts = ours.TextCounts()
             start = time.perf_counter()
-            for _, found in treat_stream(battles.to_batches(2000), "nltk", workers=workers):
+            for _, found in normalise_stream(battles.to_batches(2000), "nltk", workers=workers):
                 counts += found
             rates[name].append(counts.bytes_in / 1e6 / (time.perf_counter() - start))
     print(f"speed (from cold; a sample of {sum(size):.1f} MB, all turns are {counts.bytes_in / 1e6:.0f} MB):")
@@ -214,7 +214,7 @@ def read_battles(path: Path) -> pa.Table:
     columns = {}
     for name in COLUMNS:
         lists = [json.loads(cell) for cell in frame[name]]
-        lists = [[None if turn is None else ours.treat_text(turn, "raw") for turn in turns] for turns in lists]
+        lists = [[None if turn is None else ours.normalise_text(turn, "raw") for turn in turns] for turns in lists]
         columns[name] = pa.array(lists, type=pa.list_(pa.string()))
     return pa.table(columns)
 

@@ -190,7 +190,7 @@ def prefcli(model: Any, battles: TokenisedBattles, options: argparse.Namespace) 
 
     chosen = TrainOptions(batch_size=STEP, max_length=options.max_length, lr=LEARNING_RATE, precision="fp32")
     targets = np.eye(3, dtype=np.float32)[battles.labels]
-    task = loop.Task(model, battles, targets, None, chosen, Path(tempfile.mkdtemp()), SILENT)
+    task = loop.FitSpec(model, battles, targets, None, chosen, Path(tempfile.mkdtemp()), SILENT)
     optimizer = loop.make_optimizer(model.module, chosen)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from prefcli.options import TrainOptions
     from prefcli.pipeline import Predicted, Preprocessed, Trained
     from prefcli.prediction.predictor import Predictor
-    from prefcli.storage.hub import Kept
+    from prefcli.storage.hub import PushResult
 
 PathLike = str | Path
 WORKSPACE = ".prefcli"
@@ -294,7 +294,7 @@ def push(
     license: str | None = None,
     workspace: PathLike = WORKSPACE,
     reporter: Reporter = SILENT,
-) -> Kept:
+) -> PushResult:
     """Bring a finished run to the hub as ``owner/name``; see :func:`prefcli.pipeline.push`."""
     from prefcli import pipeline
     from prefcli.storage.workspace import Workspace

@@ -175,10 +175,10 @@ def make_batch(columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
 
 def labels_of(battles: pa.Table) -> NDArray[np.int64]:
     """Labels as an array ``[n]``; -1 where the outcome is unknown."""
-    return whole_numbers(battles["label"], missing=-1)
+    return int_column(battles["label"], missing=-1)
 
 
-def whole_numbers(column: pa.Array | pa.ChunkedArray, missing: int = 0) -> NDArray[np.int64]:
+def int_column(column: pa.Array | pa.ChunkedArray, missing: int = 0) -> NDArray[np.int64]:
     """A column of whole numbers or flags as an array, nulls as ``missing``."""
     filled = column.cast(pa.int64()).fill_null(missing)
     return np.asarray(filled.to_numpy(zero_copy_only=False), dtype=np.int64)

@@ -29,7 +29,7 @@ from prefcli.prediction import inference
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import runs
 from prefcli.storage.workspace import Stage, Workspace
-from prefcli.training.context import Fitted, Fitter, Work
+from prefcli.training.context import FitResult, Fitter, TrainContext
 from prefcli.training.experiment import fitter_for
 from prefcli.training.trackers import Trackers
 
@@ -90,7 +90,7 @@ class Estimate:
         How many processes work together; each takes up to ``memory_mb``.
     cuda_mb:
         Peak of the tensors on a GPU, of the process that needs most; None without one.
-    speaks:
+    is_main_process:
         Whether this process is the one that reports (of several under ``torchrun``).
     """
 
@@ -103,10 +103,10 @@ class Estimate:
     memory_mb: float
     processes: int
     cuda_mb: float | None
-    speaks: bool
+    is_main_process: bool
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "speaks"}
+        return {name: value for name, value in asdict(self).items() if name != "is_main_process"}
 
 
 class Watched(Workspace):
@@ -155,7 +155,7 @@ def together(
         memory_mb=max(host for host, _ in memory),
         processes=world.size,
         cuda_mb=max(cudas) if cudas else None,
-        speaks=world.is_first,
+        is_main_process=world.is_main_process,
     )
 
 
@@ -183,7 +183,7 @@ def scaled(seconds: ArrayLike, work: ArrayLike, everything: float) -> Part:
     seconds, work:
         Of each timed piece.
     everything:
-        Work of all of it.
+        TrainContext of all of it.
     """
     times, works = np.asarray(seconds, dtype=np.float64), np.asarray(work, dtype=np.float64)
     rate = times.sum() / works.sum()
@@ -251,7 +251,7 @@ class Sampler:
     What it gives back is no model: only what the papers of a run need to be written, for their time.
     """
 
-    work: Work
+    work: TrainContext
     folds: Sequence[Fold]
     seconds: float = SAMPLE_SECONDS
     parts: dict[str, Part] = field(default_factory=dict)
@@ -266,13 +266,13 @@ class Sampler:
         self._fitter: Fitter | None = None if self._boosted else fitter_for(self.work, self.folds)
         self._of_first: Sampled | None = None
 
-    def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> Fitted:
+    def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> FitResult:
         """Time a sample, unless that was done, and add this fold to the parts; trackers hear nothing of it."""
         started = time.perf_counter()
         first = self.folds[0]
         if self._of_first is None:
             self._of_first = self._boosting() if self._boosted else self._steps(fold, prefix)
-        elif self.work.world.is_first:
+        elif self.work.world.is_main_process:
             self.work.write_config(fold, runs.read_config(first.folder)["resolved"])
         sampled = self._of_first
         self.timed, self.growth_mb = sampled.timed, sampled.growth_mb
@@ -280,12 +280,12 @@ class Sampler:
         for name, part in sampled.parts.items():
             before = self.parts.get(name, Part(0.0))
             more = part if name == "starting" else part.times(share)
-            # The same sample speaks for all folds: what is wrong with it is wrong with all.
+            # The same sample is_main_process for all folds: what is wrong with it is wrong with all.
             self.parts[name] = Part(before.seconds + more.seconds, before.doubt + more.doubt)
         self.pieces += round(sampled.pieces * share)
         logits = np.random.default_rng(0).normal(size=(len(fold.held_out), len(OUTCOMES)))
         self.sampling += time.perf_counter() - started
-        return Fitted(logits if len(fold.held_out) else None, 0.0)
+        return FitResult(logits if len(fold.held_out) else None, 0.0)
 
     def _steps(self, fold: Fold, prefix: str) -> Sampled:
         from prefcli.training.fit_neural import NeuralFitter
@@ -297,12 +297,12 @@ class Sampler:
         return _neural_parts(task, starting, self.seconds, self.work.reporter)
 
     def _boosting(self) -> Sampled:
-        found = _features_parts(self.work, self.folds[0]) if self.work.world.is_first else None
+        found = _features_parts(self.work, self.folds[0]) if self.work.world.is_main_process else None
         first: Sampled = self.work.world.gather(found)[0]
         return first
 
 
-def _neural_parts(task: loop.Task, starting: float, seconds: float, reporter: Reporter) -> Sampled:
+def _neural_parts(task: loop.FitSpec, starting: float, seconds: float, reporter: Reporter) -> Sampled:
     """What a neural fit is made of, from a short training of the same task in the same folder."""
     from prefcli.training import loop
 
@@ -333,7 +333,7 @@ def _neural_parts(task: loop.Task, starting: float, seconds: float, reporter: Re
             sample.batches_per_epoch = min(warm_up + steps, sample.batches_per_epoch)
             reporter.note(f"timing {sample.batches_per_epoch - warm_up} steps of {task.total_steps:,}")
 
-    sample.fail_after = after
+    sample.on_step_end = after
     loop.fit(sample)
     ended = time.perf_counter()
     gc.collect()  # what DistributedDataParallel hung on the parameters goes with it
@@ -357,7 +357,7 @@ def _neural_parts(task: loop.Task, starting: float, seconds: float, reporter: Re
     return Sampled(parts, all_steps, len(timed), growth(sizes[warm_up - 1 :], all_steps))
 
 
-def _validations(task: loop.Task) -> int:
+def _validations(task: loop.FitSpec) -> int:
     """How often a training validates if nothing stops it early."""
     steps = np.arange(1, task.total_steps + 1)
     due = steps % task.batches_per_epoch == 0
@@ -366,22 +366,22 @@ def _validations(task: loop.Task) -> int:
     return int(due.sum())
 
 
-def _sample_of(task: loop.Task, plan: list[NDArray[np.intp]]) -> Any:
+def _sample_of(task: loop.FitSpec, plan: list[NDArray[np.intp]]) -> Any:
     """The same task with other batches, no validation and nothing that depends on how far a training is."""
     from prefcli.training import loop
 
-    class Sample(loop.Task):
+    class Sample(loop.FitSpec):
         def batch(self, epoch: int, number: int) -> NDArray[np.intp]:
             return plan[number]
 
-    given = {f.name: getattr(task, f.name) for f in fields(loop.Task) if f.init}
+    given = {f.name: getattr(task, f.name) for f in fields(loop.FitSpec) if f.init}
     options = replace(task.options, epochs=1, eval_every=0, checkpoint_every=0, patience=0)
     sample = Sample(**{**given, "validation": None, "options": options, "reporter": SILENT, "resume": False})
     sample.batches_per_epoch = len(plan)
     return sample
 
 
-def _work(task: loop.Task, rows: NDArray[np.intp]) -> float:
+def _work(task: loop.FitSpec, rows: NDArray[np.intp]) -> float:
     passes = task.model.passes(task.lengths, rows, task.options.micro_batch, both_orders=task.options.swap)
     return _passes_work(task.model, task.lengths, passes)
 
@@ -400,7 +400,7 @@ def _passes_work(model: NeuralModel, lengths: NDArray[np.int64], passes: Sequenc
     return total * float(model.module.sequences)
 
 
-def _validation_part(task: loop.Task, seconds: float) -> Part:
+def _validation_part(task: loop.FitSpec, seconds: float) -> Part:
     """One validation, from battles spread over all lengths; the longest ones go first, for the memory they take."""
     from prefcli.training import loop
 
@@ -426,7 +426,7 @@ def _validation_part(task: loop.Task, seconds: float) -> Part:
         count *= 2
 
 
-def _features_parts(work: Work, fold: Fold) -> Sampled:
+def _features_parts(work: TrainContext, fold: Fold) -> Sampled:
     """What `features` is made of: statistics by the byte, and boosting from two smaller fits.
 
     How the time grows from the smaller to the larger says how it goes on. How many rounds the booster will take is

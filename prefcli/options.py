@@ -166,7 +166,7 @@ class TrainOptions:
         return () if self.tracker is None else tuple(dict.fromkeys(self.tracker.replace(" ", "").split(",")))
 
     @property
-    def treatment(self) -> str:
+    def normalisation(self) -> str:
         """The text treatment: the given one, or what suits the architecture."""
         return self.text or ("raw" if self.architecture == "features" else "nltk")
 

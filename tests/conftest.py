@@ -92,6 +92,12 @@ def battle(number: int = 1, winner: int | None = 0, **fields: Any) -> dict[str, 
     return row | fields
 
 
+@pytest.fixture(autouse=True)
+def no_bf16_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Precision ``auto`` is float32 on every processor: figures of tests do not depend on where they run."""
+    monkeypatch.setattr("prefcli.compute.devices._has_bf16_matrix_units", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def demo_files(tmp_path_factory: pytest.TempPathFactory) -> synthetic.Demo:
     """A small demo: 240 battles to train on, 60 to test."""

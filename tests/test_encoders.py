@@ -86,7 +86,7 @@ def test_tinys_tokenizer_is_the_same_for_the_same_text() -> None:
 def test_tinys_weights_follow_the_seed_and_leave_the_global_generator_alone() -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    tiny = encoders.Located(None, "")
+    tiny = encoders.ResolvedModel(None, "")
     one, same, other = (encoders.make_encoder(tiny, 50, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     first = [m.state_dict()["embeddings.word_embeddings.weight"] for m in (one, same, other)]

@@ -339,7 +339,7 @@ def damaged(source: Path, *, sums: bool = False) -> Iterator[Path]:
     """A copy without checksums, as somebody who tampers would leave it."""
     folder = Path(shutil.copytree(source, "damaged"))
     if not sums:
-        (folder / files.SUMS).unlink()
+        (folder / files.CHECKSUMS).unlink()
     yield folder
     shutil.rmtree(folder)
 

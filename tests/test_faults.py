@@ -91,7 +91,7 @@ def test_free_room_is_that_of_the_disk_which_is_mounted_there(tmp_path: Path, mo
     asked: list[Path] = []
     known = SimpleNamespace(f_bavail=1, f_frsize=1000, f_files=1, f_favail=1)
     monkeypatch.setattr(os, "statvfs", lambda path: asked.append(path) or known)
-    files.cannot_write(tmp_path, failing(errno.ENOSPC))
+    files.write_error(tmp_path, failing(errno.ENOSPC))
     assert asked == [tmp_path]
 
 
@@ -147,7 +147,7 @@ def test_a_disk_full_before_any_file_leaves_nothing_half_done(
         assert cli(verb, "train.csv", *more[verb], "--workspace", f"work-{number}").code == 0
         for path in (tmp_path / "r.html", tmp_path / "run"):
             if path.exists():
-                files.discard(path)
+                files.remove(path)
     assert count >= {"eda": 3, "preprocess": 5, "train": 12}[verb]
 
 
@@ -193,7 +193,7 @@ import sys
 from pathlib import Path
 from prefcli.storage import files
 for _ in range(25):
-    with files.held(Path("a.lock"), waiting=lambda: None):
+    with files.locked(Path("a.lock"), waiting=lambda: None):
         Path("inside").open("x").close()
         value = int(Path("counter").read_text())
         Path("counter").write_text(str(value + 1))

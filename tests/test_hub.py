@@ -64,7 +64,7 @@ def test_a_pushed_run_predicts_from_the_hub_as_it_does_from_its_folder(
     assert pushed.json()["url"].endswith("/me/judge")
     repo = server.repos["me/judge"]
     assert repo.private
-    assert {"booster.txt", "config.json", "README.md", files.SUMS, "validation.parquet"} <= set(repo.files)
+    assert {"booster.txt", "config.json", "README.md", files.CHECKSUMS, "validation.parquet"} <= set(repo.files)
     for source in (str(fast_run), "hf://me/judge", "hf://me/judge@main"):
         name = re.sub(r"\W", "", source)
         done = cli("predict", demo_files.test, "--model", source, "-o", f"{name}.csv")
@@ -97,7 +97,7 @@ def test_a_neural_run_with_folds_goes_there_and_back_without_checkpoints(
     assert done.code == 0, done.err
     assert done.json()["pushed"].endswith("/me/folds")
     names = set(server.repos["me/folds"].files)
-    assert {"fold-1/model.safetensors", "fold-2/config.json", f"fold-2/{files.SUMS}"} <= names
+    assert {"fold-1/model.safetensors", "fold-2/config.json", f"fold-2/{files.CHECKSUMS}"} <= names
     assert not any("checkpoints" in name for name in names)
     shutil.move(tmp_path / "run", tmp_path / "elsewhere")
     for model in ("hf://me/folds", tmp_path / "elsewhere"):
@@ -120,7 +120,7 @@ def test_a_run_changed_on_the_way_is_not_loaded(cli: CLI, server: Hub, fast_run:
     whole = held(fast_run)
     cases = {
         "changed": whole | {"booster.txt": whole["booster.txt"] + b" "},
-        "no SHA256SUMS": {name: data for name, data in whole.items() if name != files.SUMS},
+        "no SHA256SUMS": {name: data for name, data in whole.items() if name != files.CHECKSUMS},
         "is gone": {name: data for name, data in whole.items() if name != "features.json"},
         "is not in SHA256SUMS": whole | {"tokenizer.json": b"{}"},
     }

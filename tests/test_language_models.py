@@ -69,7 +69,7 @@ def test_a_language_model_is_told_from_an_encoder(
     language_model: Path, bert_folder: Path, deberta_folder: Path
 ) -> None:
     for folder, causal in ((language_model, True), (bert_folder, False), (deberta_folder, False)):
-        encoder = encoders.make_encoder(encoders.Located(folder, ""), 0, seed=0)
+        encoder = encoders.make_encoder(encoders.ResolvedModel(folder, ""), 0, seed=0)
         assert pooling.is_causal(encoder) is causal
         options = TrainOptions(encoder=str(folder), text="raw", max_length=64)
         model = neural.build(options, encoder, encoders.load_tokenizer(folder), 64, devices.place("cpu", "fp32"))
@@ -81,7 +81,7 @@ def test_a_language_model_is_told_from_an_encoder(
 def test_neither_the_side_of_padding_nor_its_id_changes_the_logits(
     language_model: Path, architecture: Any, pooled: str
 ) -> None:
-    encoder = encoders.make_encoder(encoders.Located(language_model, ""), 0, seed=0)
+    encoder = encoders.make_encoder(encoders.ResolvedModel(language_model, ""), 0, seed=0)
     torch.manual_seed(1)
     module = architecture(encoder, "interaction", pooled).eval()
     ends = encoder.config.pad_token_id
@@ -169,9 +169,9 @@ def test_adapters_train_resume_reload_and_merge_to_the_same_predictions(
         if position.steps == 3:
             raise Stop
 
-    original = loop.Task.__init__
+    original = loop.FitSpec.__init__
     patched = pytest.MonkeyPatch()
-    patched.setattr(loop.Task, "__init__", lambda self, *a, **k: original(self, *a, **{**k, "fail_after": stop}))
+    patched.setattr(loop.FitSpec, "__init__", lambda self, *a, **k: original(self, *a, **{**k, "on_step_end": stop}))
     with pytest.raises(Stop):
         prefcli.train(demo_files.train, output="cut", **options)
     patched.undo()
@@ -219,7 +219,7 @@ def test_the_encoder_of_adapters_may_move_but_not_change(
     assert cli("predict", demo_files.test, "--model", "run", "--encoder", "there").code == 0
     assert np.array_equal(probabilities(Path("run"), demo_files, encoder="there"), before)
     other = make_language_model(tmp_path / "other", "llama")
-    state = encoders.make_encoder(encoders.Located(other, ""), 0, seed=0)
+    state = encoders.make_encoder(encoders.ResolvedModel(other, ""), 0, seed=0)
     with torch.no_grad():
         state.layers[0].mlp.up_proj.weight[0, 0] += 1
     state.save_pretrained(other)
@@ -452,12 +452,12 @@ def test_what_cannot_be_merged_is_refused(demo_files: Demo, lora_run: Path, cli:
     ],
 )
 def test_the_targets_of_adapters_are_a_choice(llama: Path, wanted: str, found: set[str]) -> None:
-    encoder = encoders.make_encoder(encoders.Located(llama, ""), 0, seed=0)
+    encoder = encoders.make_encoder(encoders.ResolvedModel(llama, ""), 0, seed=0)
     assert {name.rsplit(".", 1)[-1] for name in adapters.targets(encoder, wanted)} == found
 
 
 def test_targets_that_are_not_there_are_refused_with_those_that_are(llama: Path) -> None:
-    encoder = encoders.make_encoder(encoders.Located(llama, ""), 0, seed=0)
+    encoder = encoders.make_encoder(encoders.ResolvedModel(llama, ""), 0, seed=0)
     with pytest.raises(InputError) as caught:
         adapters.targets(encoder, "q_proj,query")
     assert "'query'" in caught.value.what
@@ -535,7 +535,7 @@ def test_frozen_weights_may_be_half_as_wide(llama: Path, demo_files: Demo) -> No
     """As on a GPU, where only what is learnt needs float32."""
     options = TrainOptions(encoder=str(llama), architecture="cross-encoder", precision="bf16", **LORA)
     frozen = encoders.Frozen(torch.bfloat16, "none", torch.device("cpu"))
-    encoder = encoders.make_encoder(encoders.Located(llama, ""), 0, seed=0, frozen=frozen)
+    encoder = encoders.make_encoder(encoders.ResolvedModel(llama, ""), 0, seed=0, frozen=frozen)
     place = devices.place("cpu", "bf16")
     model = neural.build(options, encoder, encoders.load_tokenizer(llama), 96, place)
     widths = {p.dtype for p in model.module.parameters() if p.requires_grad}
@@ -547,7 +547,7 @@ def test_frozen_weights_may_be_half_as_wide(llama: Path, demo_files: Demo) -> No
         np.arange(32)
     )
     fitted = loop.fit(
-        loop.Task(
+        loop.FitSpec(
             model=model, train=battles, targets=np.eye(3, dtype=np.float32)[battles.labels], validation=battles,
             options=replace(options, eval_every=0), folder=Path("run"), reporter=SILENT,
         )

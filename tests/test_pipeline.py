@@ -21,7 +21,7 @@ from prefcli.data import synthetic
 from prefcli.data.synthetic import Demo
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.storage import runs
-from prefcli.training.experiment import doubt_about
+from prefcli.training.experiment import not_better_than_prior
 
 CLI = Callable[..., Result]
 
@@ -402,8 +402,8 @@ def test_a_model_that_knows_no_more_than_the_prior_is_called_that(cli: CLI, tmp_
     path = write_csv(tmp_path / "a.csv", rows)
     assert "warning: the model is not clearly better than the prior" in cli("train", path, "--encoder", "tiny").err
     labels = np.arange(300) % 3
-    assert "only the shares" in doubt_about(np.full((300, 3), 1 / 3), labels)
-    assert doubt_about(np.eye(3)[labels] * 0.4 + 0.2, labels) == ""
+    assert "only the shares" in not_better_than_prior(np.full((300, 3), 1 / 3), labels)
+    assert not_better_than_prior(np.eye(3)[labels] * 0.4 + 0.2, labels) == ""
 
 
 def test_other_layouts_and_several_files_go_all_the_way(cli: CLI, tmp_path: Path) -> None:
@@ -527,7 +527,7 @@ def test_the_ablation_trains_each_model_once_and_scores_all_six_rows(cli: CLI, d
     done = cli(*small)
     assert done.code == 0, done.err
     rows = done.json()["rows"]
-    assert [row["setting"]["documented"] for row in rows] == [1.04219, 1.07467, 1.04398, 1.07435, 1.35201, 1.58984]
+    assert [row["setting"]["reported"] for row in rows] == [1.04219, 1.07467, 1.04398, 1.07435, 1.35201, 1.58984]
     assert len([p for p in Path("abl").iterdir() if p.is_dir()]) == 5
     # log-softmax before cross-entropy is no change at all, and raw scores are far worse than probabilities.
     assert rows[3]["log_loss"] == pytest.approx(rows[0]["log_loss"], abs=1e-5)

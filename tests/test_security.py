@@ -219,7 +219,7 @@ def test_pickles_in_a_run_are_refused_and_not_run(
         folder = shutil.copytree(fast_run, tmp_path / "run", dirs_exist_ok=True)
         (folder / name).write_bytes(data)
         # Whoever changes a run can change its checksums: only the loaders stand between the file and the process.
-        (folder / files.SUMS).unlink(missing_ok=True)
+        (folder / files.CHECKSUMS).unlink(missing_ok=True)
         manifest = json.loads((fast_run / features.MANIFEST).read_text())
         manifest["sha256"] = {one: files.sha256(folder / one) for one in manifest["sha256"]}
         if name != features.MANIFEST:

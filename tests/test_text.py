@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from prefcli import text
 from prefcli.errors import InputError, PrefcliError
-from prefcli.text import TREATMENTS, TextCounts, parallel, treat_batch, treat_text
-from prefcli.text.parallel import treat_stream
+from prefcli.text import NORMALISATIONS, TextCounts, normalise_batch, normalise_text, parallel
+from prefcli.text.parallel import normalise_stream
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = json.loads((Path(__file__).parent / "data" / "nltk_tokens.json").read_text(encoding="utf-8"))["texts"]
@@ -61,7 +61,7 @@ def many_batches(number: int, rows: int = 20) -> list[pa.RecordBatch]:
 def treated_rows(batches: list[pa.RecordBatch], **options: int) -> tuple[list[dict], TextCounts]:
     rows: list[dict] = []
     counts = TextCounts()
-    for batch, found in treat_stream(iter(batches), "nltk", **options):
+    for batch, found in normalise_stream(iter(batches), "nltk", **options):
         rows += batch.to_pylist()
         counts += found
     return rows, counts
@@ -72,7 +72,7 @@ def treated_rows(batches: list[pa.RecordBatch], **options: int) -> tuple[list[di
 
 @pytest.mark.parametrize("entry", SAMPLE, ids=[repr(entry["text"][:25]) for entry in SAMPLE])
 def test_tokens_are_those_of_a_plain_nltk_program(entry):
-    assert treat_text(entry["text"], "nltk") == entry["tokens"]
+    assert normalise_text(entry["text"], "nltk") == entry["tokens"]
 
 
 @pytest.mark.parametrize(
@@ -104,28 +104,28 @@ def test_special_characters_leave_a_token_by_one_rule(token, kept):
 
 
 def test_stop_words_go_in_any_case_and_only_whole():
-    assert treat_text("The THE the then theory") == "theory"
+    assert normalise_text("The THE the then theory") == "theory"
 
 
 def test_a_text_of_symbols_is_empty_afterwards():
-    assert treat_text("*** --- 😀 () => {};") == ""
+    assert normalise_text("*** --- 😀 () => {};") == ""
 
 
 def test_an_initial_that_is_a_stop_word_goes_although_nltk_may_keep_it():
     # The one known difference: NLTK's sentence splitter leaves the period on some initials, "a." is no stop word.
-    assert treat_text("A. Turing met I. Newton and D. Hilbert.") == "turing met newton d hilbert"
+    assert normalise_text("A. Turing met I. Newton and D. Hilbert.") == "turing met newton d hilbert"
 
 
 def test_a_very_long_text_without_white_space_is_cut_and_nothing_of_it_lost():
-    found = treat_text("qz9" * 80_000, "nltk")
+    found = normalise_text("qz9" * 80_000, "nltk")
     assert found.replace(" ", "") == "qz9" * 80_000
     assert len(found.split()) == 3
 
 
 def test_lone_surrogates_never_raise():
-    assert treat_text("bad \ud83d word", "nltk") == "bad word"
-    assert treat_text("bad \ud83d word", "light") == treat_text("bad \ud83d word", "raw") == "bad \ufffd word"
-    assert treat_text("\ud83d\ude00", "raw") == "😀"
+    assert normalise_text("bad \ud83d word", "nltk") == "bad word"
+    assert normalise_text("bad \ud83d word", "light") == normalise_text("bad \ud83d word", "raw") == "bad \ufffd word"
+    assert normalise_text("\ud83d\ude00", "raw") == "😀"
 
 
 def test_the_stop_list_is_nltks():
@@ -154,7 +154,7 @@ def test_the_table_of_character_classes_is_printed_by_the_documented_command():
 
 def test_raw_changes_nothing():
     batch = battles((["A  b\r\n"], ["* c\x00"], [None]))
-    treated, counts = treat_batch(batch, "raw")
+    treated, counts = normalise_batch(batch, "raw")
     assert treated is batch
     assert counts == TextCounts(turns=2, bytes_in=10, bytes_out=10)
 
@@ -173,12 +173,12 @@ def test_raw_changes_nothing():
     ],
 )
 def test_light_tidies_and_keeps_the_words(before, after):
-    assert treat_text(before, "light") == after
+    assert normalise_text(before, "light") == after
 
 
 @pytest.mark.parametrize("name", ["nltk", "raw", "light"])
 def test_every_treatment_says_what_it_keeps_and_loses(name):
-    treatment = TREATMENTS[name]
+    treatment = NORMALISATIONS[name]
     assert treatment.name == name
     assert treatment.version >= 1
     assert treatment.summary
@@ -189,9 +189,9 @@ def test_every_treatment_says_what_it_keeps_and_loses(name):
 
 def test_an_unknown_treatment_names_the_known_ones():
     for call in (
-        lambda: treat_text("a", "stem"),
-        lambda: treat_batch(battles(), "stem"),
-        lambda: treat_stream([], "stem"),
+        lambda: normalise_text("a", "stem"),
+        lambda: normalise_batch(battles(), "stem"),
+        lambda: normalise_stream([], "stem"),
     ):
         with pytest.raises(InputError, match="no text treatment 'stem'") as caught:
             call()
@@ -204,7 +204,7 @@ def test_an_unknown_treatment_names_the_known_ones():
 @unhurried
 @given(ANY_TEXT)
 def test_nltk_never_raises_and_leaves_no_special_character(anything):
-    treated = treat_text(anything, "nltk")
+    treated = normalise_text(anything, "nltk")
     classes = text._character_classes()
     for token in treated.split(" ") if treated else []:
         assert any(classes[character] == "word" for character in token)
@@ -218,34 +218,34 @@ def test_nltk_never_raises_and_leaves_no_special_character(anything):
 @given(ANY_TEXT, ANY_TEXT)
 def test_what_becomes_of_a_word_does_not_depend_on_its_neighbours_or_on_memory(left, right):
     left, right = text._well_formed(left), text._well_formed(right)
-    alone = [treat_text(left), treat_text(right)]
+    alone = [normalise_text(left), normalise_text(right)]
     text._remembered.clear()
-    assert treat_text(f"{left} {right}") == " ".join(filter(None, alone))
+    assert normalise_text(f"{left} {right}") == " ".join(filter(None, alone))
 
 
 @unhurried
 @given(ANY_TEXT)
 def test_raw_and_light_are_idempotent(anything):
     for name in ("raw", "light"):
-        once = treat_text(anything, name)
-        assert treat_text(once, name) == once
+        once = normalise_text(anything, name)
+        assert normalise_text(once, name) == once
 
 
 def test_nltk_is_idempotent_where_no_new_stop_word_or_plural_appears_and_only_there():
-    once = treat_text("Quick brown foxes; 3.14 naïve words, 你好")
-    assert treat_text(once) == once
-    assert treat_text("it's") == "s"
-    assert treat_text("s") == ""
+    once = normalise_text("Quick brown foxes; 3.14 naïve words, 你好")
+    assert normalise_text(once) == once
+    assert normalise_text("it's") == "s"
+    assert normalise_text("s") == ""
 
 
 @unhurried
-@given(st.lists(st.tuples(TURNS, TURNS, TURNS), max_size=4), st.sampled_from(sorted(TREATMENTS)))
+@given(st.lists(st.tuples(TURNS, TURNS, TURNS), max_size=4), st.sampled_from(sorted(NORMALISATIONS)))
 def test_rows_turns_and_nulls_keep_their_places(rows, name):
     batch = battles(*rows)
-    treated, counts = treat_batch(batch, name)
+    treated, counts = normalise_batch(batch, name)
     treated.validate(full=True)
     assert treated.schema == batch.schema
-    expected = [[[None if t is None else treat_text(t, name) for t in turns] for turns in row] for row in rows]
+    expected = [[[None if t is None else normalise_text(t, name) for t in turns] for turns in row] for row in rows]
     assert [[row[column] for column in text.TEXT_COLUMNS] for row in treated.to_pylist()] == expected
     assert counts.turns == sum(turn is not None for row in rows for turns in row for turn in turns)
 
@@ -255,7 +255,7 @@ def test_rows_turns_and_nulls_keep_their_places(rows, name):
 
 def test_other_columns_and_metadata_pass_through():
     batch = battles((["Dogs"], ["Cats"], ["Mice"]), metadata={b"origin": b"somewhere"})
-    treated, _ = treat_batch(batch, "nltk")
+    treated, _ = normalise_batch(batch, "nltk")
     assert treated.to_pylist() == [
         {"id": "0", "prompt": ["dog"], "response_a": ["cat"], "response_b": ["mouse"], "label": 2}
     ]
@@ -269,7 +269,7 @@ def test_empty_lists_null_lists_and_slices_are_treated():
         (None, [], [None]),
         (["Foxes"], ["Birds"], ["Trees"]),
     ).slice(1, 3)
-    treated, counts = treat_batch(batch, "nltk")
+    treated, counts = normalise_batch(batch, "nltk")
     treated.validate(full=True)
     assert treated.column("prompt").to_pylist() == [[], None, ["fox"]]
     assert treated.column("response_a").to_pylist() == [None, [], ["bird"]]
@@ -280,7 +280,7 @@ def test_empty_lists_null_lists_and_slices_are_treated():
 def test_large_lists_keep_their_type():
     lists = pa.large_list(pa.large_string())
     columns = {name: pa.array([["Dogs"], None], type=lists) for name in text.TEXT_COLUMNS}
-    treated, _ = treat_batch(pa.RecordBatch.from_pydict(columns), "nltk")
+    treated, _ = normalise_batch(pa.RecordBatch.from_pydict(columns), "nltk")
     assert treated.column("prompt").type == lists
     assert treated.column("prompt").to_pylist() == [["dog"], None]
 
@@ -291,7 +291,7 @@ def test_what_became_empty_is_counted():
         (["fine"], ["", " \n"], []),
         (["fine"], ["The"], ["fine"]),
     )
-    _, counts = treat_batch(batch, "nltk")
+    _, counts = normalise_batch(batch, "nltk")
     assert counts == TextCounts(turns=11, emptied=5, emptied_answers=2, bytes_in=31, bytes_out=16)
 
 
@@ -302,9 +302,9 @@ def test_counts_add_up():
 def test_a_missing_column_is_named():
     batch = battles((["a"], ["b"], ["c"])).drop_columns(["response_b"])
     with pytest.raises(InputError, match="no column response_b"):
-        treat_batch(batch, "nltk")
+        normalise_batch(batch, "nltk")
     with pytest.raises(InputError, match="no column response_b"):
-        list(treat_stream([batch, batch], "nltk", workers=2))
+        list(normalise_stream([batch, batch], "nltk", workers=2))
 
 
 # Memory
@@ -323,7 +323,7 @@ def test_the_memory_of_chunks_is_bounded_and_changes_nothing(monkeypatch):
 
 def test_long_chunks_are_not_remembered():
     text._remembered.clear()
-    assert treat_text("short " + "x" * 1000 + ".") == "short " + "x" * 1000
+    assert normalise_text("short " + "x" * 1000 + ".") == "short " + "x" * 1000
     assert list(text._remembered) == ["short"]
 
 
@@ -336,7 +336,7 @@ def run_python(code: str, **options: object) -> subprocess.CompletedProcess[str]
 
 def test_treating_text_imports_nothing_heavy():
     done = run_python(
-        "import sys; from prefcli.text import treat_text; assert treat_text('The dogs.') == 'dog';"
+        "import sys; from prefcli.text import normalise_text; assert normalise_text('The dogs.') == 'dog';"
         "print(sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     assert done.returncode == 0, done.stderr
@@ -388,7 +388,7 @@ def test_two_processes_give_what_one_gives_in_order():
 def test_a_large_batch_is_cut_and_keeps_its_rows(monkeypatch):
     monkeypatch.setattr(parallel, "_PIECE_BYTES", 1000)
     batch = pa.Table.from_batches(many_batches(5)).combine_chunks().to_batches()[0]
-    pieces = [piece for piece, _ in treat_stream([batch], "nltk", workers=1)]
+    pieces = [piece for piece, _ in normalise_stream([batch], "nltk", workers=1)]
     assert len(pieces) > 10
     assert pa.Table.from_batches(pieces).to_pylist() == treated_rows(many_batches(5), workers=1)[0]
     assert treated_rows([batch], workers=2)[0] == treated_rows([batch], workers=1)[0]
@@ -399,7 +399,7 @@ def test_one_small_batch_starts_no_process(monkeypatch):
     assert len(treated_rows(many_batches(1), workers=8)[0]) == 20
     assert treated_rows([], workers=8) == ([], TextCounts())
     assert len(treated_rows(many_batches(3), workers=1)[0]) == 60
-    assert len(list(treat_stream(many_batches(3), "raw", workers=8))) == 3
+    assert len(list(normalise_stream(many_batches(3), "raw", workers=8))) == 3
 
 
 def test_batches_are_read_only_as_far_ahead_as_there_is_work():
@@ -411,14 +411,14 @@ def test_batches_are_read_only_as_far_ahead_as_there_is_work():
             read += 1
             yield batch
 
-    for done, _ in enumerate(treat_stream(source(), "nltk", workers=2), start=1):
+    for done, _ in enumerate(normalise_stream(source(), "nltk", workers=2), start=1):
         assert read <= done + 2 * 2
     assert read == done == 30
 
 
 def test_no_workers_is_an_input_error():
     with pytest.raises(InputError, match="0 workers"):
-        treat_stream([], "nltk", workers=0)
+        normalise_stream([], "nltk", workers=0)
 
 
 def test_an_error_of_the_reader_reaches_the_caller_and_ends_the_processes(monkeypatch):
@@ -429,14 +429,14 @@ def test_an_error_of_the_reader_reaches_the_caller_and_ends_the_processes(monkey
         raise InputError("row 7 is broken")
 
     with pytest.raises(InputError, match="row 7 is broken"):
-        list(treat_stream(source(), "nltk", workers=2))
+        list(normalise_stream(source(), "nltk", workers=2))
     assert len(started) == 2
     assert all(process.returncode is not None for process in started)
 
 
 def test_leaving_early_ends_the_processes(monkeypatch):
     started = spy_on_processes(monkeypatch)
-    stream = treat_stream(many_batches(20), "nltk", workers=2)
+    stream = normalise_stream(many_batches(20), "nltk", workers=2)
     next(stream)
     stream.close()
     assert len(started) == 2
@@ -446,7 +446,7 @@ def test_leaving_early_ends_the_processes(monkeypatch):
 def test_a_process_that_dies_is_reported(monkeypatch):
     monkeypatch.setattr(parallel, "_WORKER", "import os; os._exit(3)  # {path!r} {treatment!r}")
     with pytest.raises(PrefcliError, match=r"ended unexpectedly \(exit code 3\)"):
-        list(treat_stream(many_batches(4), "nltk", workers=2))
+        list(normalise_stream(many_batches(4), "nltk", workers=2))
 
 
 def test_a_process_that_fails_says_why():
@@ -480,7 +480,7 @@ class Popen(subprocess.Popen):
         print(self.pid, flush=True)
 
 parallel.subprocess.Popen = Popen
-for _ in parallel.treat_stream(itertools.cycle(many_batches(4)), "nltk", workers=2):
+for _ in parallel.normalise_stream(itertools.cycle(many_batches(4)), "nltk", workers=2):
     pass
 """
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prefcli import encoders, pipeline
-from prefcli.data.selection import Pool, training_targets
+from prefcli.data.selection import TrainingData, training_targets
 from prefcli.data.synthetic import LIKED, NEUTRAL, Demo
 from prefcli.models import packing
 from prefcli.models.batches import ahead
@@ -17,12 +17,12 @@ from prefcli.reporting import SILENT
 from prefcli.storage.workspace import Workspace
 
 
-def a_pool(demo_files: Demo, workspace: Workspace, rows: list[int]) -> Pool:
+def a_pool(demo_files: Demo, workspace: Workspace, rows: list[int]) -> TrainingData:
     stage = pipeline.preprocess(demo_files.train, workspace, text="raw").stage
     n, chosen = len(rows), np.array(rows)
     labels = np.zeros(n, dtype=np.int64)
     targets = training_targets(labels, np.full((n, 3), np.nan))
-    return Pool(((stage, chosen),), [str(row) for row in rows], labels, chosen, targets)
+    return TrainingData(((stage, chosen),), [str(row) for row in rows], labels, chosen, targets)
 
 
 @pytest.mark.parametrize("by_turn", [False, True])

@@ -41,14 +41,14 @@ def battles(demo_files: Demo, bert_folder: Path) -> TokenisedBattles:
 
 def a_task(
     folder: Path, battles: TokenisedBattles, bert_folder: Path, options: TrainOptions = OPTIONS, **more: Any
-) -> loop.Task:
+) -> loop.FitSpec:
     placement = devices.place("cpu", options.precision)
     located = encoders.locate(str(bert_folder))
     tokenizer = encoders.make_tokenizer(located, [])
     encoder = encoders.make_encoder(located, len(tokenizer), seed=options.seed)
     model = neural.build(options, encoder, tokenizer, options.max_length, placement)
     rows = np.arange(len(battles))
-    return loop.Task(
+    return loop.FitSpec(
         model=model, train=battles.take(rows[:100]), targets=np.eye(3, dtype=np.float32)[battles.labels[:100]],
         validation=battles.take(rows[100:160]), options=options, folder=folder, reporter=SILENT, **more,
     )  # fmt: skip
@@ -153,7 +153,7 @@ def test_a_stopped_training_resumes_to_the_same_bytes(
     options = replace(OPTIONS, epochs=2)
     loop.fit(a_task(tmp_path / "whole", battles, bert_folder, options))
     with pytest.raises(Killed):
-        loop.fit(a_task(tmp_path / "stopped", battles, bert_folder, options, fail_after=kill))
+        loop.fit(a_task(tmp_path / "stopped", battles, bert_folder, options, on_step_end=kill))
     resumed = loop.fit(a_task(tmp_path / "stopped", battles, bert_folder, options, resume=True))
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
@@ -175,7 +175,7 @@ def test_a_signal_checkpoints_and_says_how_to_go_on(
     loop.fit(a_task(tmp_path / "whole", battles, bert_folder))
     before = signal.getsignal(number)
     with pytest.raises(Interrupted) as stopped:
-        loop.fit(a_task(tmp_path / "stopped", battles, bert_folder, fail_after=interrupt))
+        loop.fit(a_task(tmp_path / "stopped", battles, bert_folder, on_step_end=interrupt))
     assert stopped.value.exit_code == 128 + number
     assert "--resume" in stopped.value.hint
     assert signal.getsignal(number) == before
@@ -193,7 +193,7 @@ def test_only_the_last_two_checkpoints_stay_and_a_damaged_one_is_passed_over(
 
     loop.fit(a_task(tmp_path / "whole", battles, bert_folder))
     with pytest.raises(KeyboardInterrupt):
-        loop.fit(a_task(tmp_path / "run", battles, bert_folder, fail_after=stop))
+        loop.fit(a_task(tmp_path / "run", battles, bert_folder, on_step_end=stop))
     kept = checkpoints.existing(tmp_path / "run" / "checkpoints")
     assert [p.name for p in kept] == ["step-00000004", "step-00000008"]
     optimizer = kept[-1] / "optimizer.safetensors"
@@ -227,13 +227,13 @@ def test_damaged_kept_weights_are_refused_before_the_training_goes_on(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        loop.fit(a_task(tmp_path, battles, bert_folder, fail_after=stop))
+        loop.fit(a_task(tmp_path, battles, bert_folder, on_step_end=stop))
     kept = tmp_path / "model.safetensors"
     content = bytearray(kept.read_bytes())
     content[-3] ^= 1
     kept.write_bytes(content)
     with pytest.raises(PrefcliError, match="weights kept so far are damaged"):
-        loop.fit(a_task(tmp_path, battles, bert_folder, resume=True, fail_after=stop))
+        loop.fit(a_task(tmp_path, battles, bert_folder, resume=True, on_step_end=stop))
 
 
 def test_kept_weights_and_their_logits_agree_wherever_keeping_is_interrupted(
@@ -280,7 +280,7 @@ def test_an_overflow_skips_exactly_that_step(tmp_path: Path, battles: TokenisedB
         if position.steps == 6:
             raise KeyboardInterrupt
 
-    task.fail_after = watch
+    task.on_step_end = watch
     with pytest.raises(KeyboardInterrupt):
         loop.fit(task)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -346,7 +346,7 @@ def test_the_kept_weights_are_those_of_the_best_validation(
         if position.steps > 15:  # what is learnt after this is worse than what was learnt before
             task.model.module.classifier.bias.data += torch.tensor([3.0, -3.0, 0.0])
 
-    task.fail_after = spoil
+    task.on_step_end = spoil
     fitted = loop.fit(task)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     validations = {r["step"]: r["validation_log_loss"] for r in records if "validation_log_loss" in r}

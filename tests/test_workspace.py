@@ -146,7 +146,7 @@ def test_an_atomic_file_replaces_the_old_one_only_when_done(tmp_path: Path) -> N
 
 def test_what_a_killed_process_left_is_swept_and_a_living_ones_is_not(tmp_path: Path) -> None:
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    with files.scratch(tmp_path) as mine:
+    with files.temporary_directory(tmp_path) as mine:
         name = mine.name
     left = tmp_path / name.replace(f"-{os.getpid()}-", f"-{int(dead.stdout)}-")
     living = tmp_path / name.replace(f"-{os.getpid()}-", f"-{os.getppid()}-")
@@ -176,21 +176,23 @@ def test_the_lock_of_a_killed_process_does_not_stay(workspace: Workspace) -> Non
 def test_a_folders_checksums_notice_every_change(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).write_text(name)
-    assert files.mismatches(tmp_path) == {}
-    files.write_sums(tmp_path, ["one", "two", "never was there"])
-    assert files.mismatches(tmp_path) == {}
+    assert files.checksum_mismatches(tmp_path) == {}
+    files.write_checksums(tmp_path, ["one", "two", "never was there"])
+    assert files.checksum_mismatches(tmp_path) == {}
     assert (
-        subprocess.run(["sha256sum", "--check", "--strict", files.SUMS], cwd=tmp_path, capture_output=True).returncode
+        subprocess.run(
+            ["sha256sum", "--check", "--strict", files.CHECKSUMS], cwd=tmp_path, capture_output=True
+        ).returncode
         == 0
     )
     (tmp_path / "one").write_text("One")
     (tmp_path / "two").unlink()
-    assert files.mismatches(tmp_path) == {"one": "changed", "two": "gone"}
-    whole = (tmp_path / files.SUMS).read_bytes()
+    assert files.checksum_mismatches(tmp_path) == {"one": "changed", "two": "gone"}
+    whole = (tmp_path / files.CHECKSUMS).read_bytes()
     for damaged in (b"", whole[:-1], whole[: whole.index(b"\n") + 1], whole.replace(b"  two", b"  ../two")):
-        (tmp_path / files.SUMS).write_bytes(damaged)
+        (tmp_path / files.CHECKSUMS).write_bytes(damaged)
         with pytest.raises(ValueError, match="SHA256SUMS"):
-            files.mismatches(tmp_path)
+            files.checksum_mismatches(tmp_path)
 
 
 def test_what_is_discarded_is_gone_and_a_links_target_stays(tmp_path: Path) -> None:
@@ -199,15 +201,15 @@ def test_what_is_discarded_is_gone_and_a_links_target_stays(tmp_path: Path) -> N
     (folder / "file").write_text("kept")
     link = tmp_path / "link"
     link.symlink_to(folder)
-    files.discard(link)
+    files.remove(link)
     assert (folder / "file").read_text() == "kept"
-    files.discard(folder)
+    files.remove(folder)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_json_that_was_signed_is_noticed_when_changed() -> None:
-    text = files.signed({"a": [1.5, None], "b": "c"})
-    assert files.unsigned(text) == {"a": [1.5, None], "b": "c"}
+    text = files.with_checksum({"a": [1.5, None], "b": "c"})
+    assert files.verify_checksum(text) == {"a": [1.5, None], "b": "c"}
     for damaged in (text.replace("1.5", "2.5"), text[:-1], "{}", "[]", text.replace("sha256", "sha512")):
         with pytest.raises(ValueError, match="it"):
-            files.unsigned(damaged)
+            files.verify_checksum(damaged)

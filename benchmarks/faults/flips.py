@@ -128,7 +128,7 @@ def whole_run(run: Path, attempts: int, dice: random.Random) -> tuple[int, int]:
     sealed = [
         path
         for path in sorted(run.iterdir())
-        if path.is_file() and (path.name not in runs.UNSEALED or path.name == files.SUMS)
+        if path.is_file() and (path.name not in runs.UNSEALED or path.name == files.CHECKSUMS)
     ]
     for path in sealed:
         t, m = unnoticed(path, attempts // len(sealed), dice, refused)

@@ -198,7 +198,7 @@ def load(folder: Path) -> str:
                 with tempfile.TemporaryDirectory(dir=folder.parent) as inner:
                     encoders.load_tokenizer(folder).save_pretrained(Path(inner) / "a" / "b")
             elif step == "encoder":
-                encoders.make_encoder(encoders.Located(folder, "test"), 0, seed=0)
+                encoders.make_encoder(encoders.ResolvedModel(folder, "test"), 0, seed=0)
             else:
                 encoders.from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
             said.append("loaded")

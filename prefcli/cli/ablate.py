@@ -66,7 +66,7 @@ def run(
                 row.log_loss,
                 f"{row.interval[0]:.4f} to {row.interval[1]:.4f}",
                 f"{row.difference:+.4f} ({row.difference_interval[0]:+.4f} to {row.difference_interval[1]:+.4f})",
-                f"{row.setting.documented:.5f}",
+                f"{row.setting.reported:.5f}",
             ]
             for row in found.rows
         ],

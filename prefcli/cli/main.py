@@ -156,12 +156,12 @@ def _explain(error: Any, arguments: list[str]) -> int:
         verb = next((argument for argument in arguments if argument in VERBS), "")
         return _fail(1, "out of memory", LESS_MEMORY.get(verb, "Free some memory, or use a larger machine."))
     if isinstance(error, OSError):
-        from prefcli.storage.files import cannot_write
+        from prefcli.storage.files import write_error
 
         if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
             _drop_output()
             return _fail(1, f"cannot write to standard output: {os.strerror(error.errno)}")
-        return _fail(1, *cannot_write(Path(error.filename or "."), error).lines())
+        return _fail(1, *write_error(Path(error.filename or "."), error).lines())
     summary = " ".join(str(error).split())[:300]
     return _fail(
         1,

@@ -140,7 +140,7 @@ def run(
             limit=limit,
             **how,
         )
-        if found.speaks:
+        if found.is_main_process:
             common.print_estimate(found, json)
         return
     made = pipeline.predict(
@@ -154,10 +154,10 @@ def run(
         force=force,
         **how,
     )
-    if not made.speaks:
+    if not made.is_main_process:
         return
     if json:
-        common.print_json({name: value for name, value in asdict(made).items() if name != "speaks"})
+        common.print_json({name: value for name, value in asdict(made).items() if name != "is_main_process"})
     else:
         common.say(f"{made.output}: {made.battles:,} battles, {made.battles_per_second:,.1f} a second")
 

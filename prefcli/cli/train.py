@@ -86,7 +86,7 @@ def run(
             raise InputError("--estimate tells of a whole training: it cannot be combined with --resume")
         battles = common.source(file, format, columns) if file else None
         found = pipeline.estimate_training(battles, session.workspace, options, reporter=session.reporter)
-        if found.speaks:
+        if found.is_main_process:
             common.print_estimate(found, json)
         return
     if push_to is not None:
@@ -102,7 +102,7 @@ def run(
         command=shlex.join(["prefcli", *sys.argv[1:]]),
         reporter=session.reporter,
     )
-    if not made.speaks:
+    if not made.is_main_process:
         return
     pushed, refused = None, None
     if push_to is not None:

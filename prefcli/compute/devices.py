@@ -50,7 +50,7 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Wish:
+class DeviceRequest:
     """Device and precision as the user asked for them: torch is not imported before they are placed."""
 
     device: str = "auto"
@@ -88,7 +88,7 @@ def place(device: str = "auto", precision: str = "auto", local_rank: int = 0) ->
         torch.cuda.set_device(where)
     if precision != "auto":
         if precision == "bf16" and where.type == "cuda" and not torch.cuda.is_bf16_supported():
-            raise InputError("this GPU cannot compute in bf16", hint="Use --precision fp16, as the seed does, or fp32.")
+            raise InputError("this GPU cannot compute in bf16", hint="Use --precision fp16 or fp32.")
         return Placement(where, precision, AS_ASKED)
     return Placement(where, *_best_precision(where))
 
@@ -112,7 +112,7 @@ def _best_precision(device: torch.device) -> tuple[str, str]:
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         if major >= 7:
-            return "fp16", "with a loss scale, as the seed does: this GPU has half-precision units"
+            return "fp16", "with a loss scale: this GPU has half-precision units"
         return "fp32", f"this GPU (compute capability {major}.{minor}) gains nothing from fp16"
     if device.type == "cpu" and _has_bf16_matrix_units():
         return "bf16", "this CPU has bf16 matrix units (AMX)"

@@ -34,7 +34,7 @@ class World:
     local_rank: int = 0
 
     @property
-    def is_first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes files and speaks."""
         return self.rank == 0
 
@@ -50,12 +50,12 @@ class World:
             dist.barrier()
 
     @contextmanager
-    def first_does(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """The first process runs the block before the others do: it fills caches, they reuse them."""
-        if not self.is_first:
+        if not self.is_main_process:
             self.barrier()
         yield
-        if self.is_first:
+        if self.is_main_process:
             self.barrier()
 
     def gather(self, value: Any) -> list[Any]:
@@ -82,7 +82,7 @@ def from_environment() -> World:
 
 
 @contextmanager
-def connected(world: World) -> Iterator[None]:
+def process_group(world: World) -> Iterator[None]:
     """Join the process group for the duration of the block: gloo between CPUs, nccl between GPUs."""
     if world.alone:
         yield

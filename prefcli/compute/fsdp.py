@@ -53,7 +53,7 @@ def is_sharded(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor of which this process may keep only a part, whole and on the host; all processes must ask together."""
     from torch.distributed.tensor import DTensor
 
@@ -63,19 +63,19 @@ def whole(tensor: Tensor) -> Tensor:
     return full.detach().cpu()
 
 
-def whole_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """:func:`whole` of every tensor of a module's state."""
-    return {name: whole(tensor) for name, tensor in state.items()}
+def full_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """:func:`full_tensor` of every tensor of a module's state."""
+    return {name: full_tensor(tensor) for name, tensor in state.items()}
 
 
-def whole_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def full_optimizer_state_dict(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """An optimizer's ``state_dict`` with whole tensors."""
     held = optimizer.state_dict()
-    state = {key: {name: whole(value) for name, value in one.items()} for key, one in held["state"].items()}
+    state = {key: {name: full_tensor(value) for name, value in one.items()} for key, one in held["state"].items()}
     return {**held, "state": state}
 
 
-def part_like(full: Tensor, like: Tensor) -> Tensor:
+def shard_like(full: Tensor, like: Tensor) -> Tensor:
     """This process's part of a whole tensor, as it keeps ``like``."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -84,13 +84,13 @@ def part_like(full: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(full.to(like.device), like.device_mesh, like.placements)
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, held: Mapping[str, Any]) -> None:
-    """Set what :func:`whole_optimizer` gave."""
+def load_optimizer_state_dict(optimizer: torch.optim.Optimizer, held: Mapping[str, Any]) -> None:
+    """Set what :func:`full_optimizer_state_dict` gave."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = {
         key: {
             # Counters of steps are single numbers, moments have their parameter's shape.
-            name: part_like(value, parameters[key]) if value.shape == parameters[key].shape else value
+            name: shard_like(value, parameters[key]) if value.shape == parameters[key].shape else value
             for name, value in one.items()
         }
         for key, one in held["state"].items()

@@ -28,7 +28,7 @@ from prefcli.storage.workspace import Stage
 
 
 @dataclass(frozen=True)
-class Data:
+class RunData:
     """What a run is trained on.
 
     Attributes
@@ -74,7 +74,7 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Pool:
+class TrainingData:
     """The battles a run works with, training and validation files together: small columns only.
 
     Attributes
@@ -136,7 +136,7 @@ class _Columns:
         )
 
 
-def select(folder: Path, data: Data, options: TrainOptions, reporter: Reporter) -> tuple[Pool, list[Fold]]:
+def select(folder: Path, data: RunData, options: TrainOptions, reporter: Reporter) -> tuple[TrainingData, list[Fold]]:
     """Choose battles and split them.
 
     Raises
@@ -182,7 +182,7 @@ def select(folder: Path, data: Data, options: TrainOptions, reporter: Reporter) 
     return pool, [Fold(folder, train, held_out)]
 
 
-def _folds(folder: Path, pool: Pool, options: TrainOptions, reporter: Reporter) -> list[Fold]:
+def _folds(folder: Path, pool: TrainingData, options: TrainOptions, reporter: Reporter) -> list[Fold]:
     prompts = len(np.unique(pool.keys))
     if prompts < options.folds:
         raise InputError(f"--folds {options.folds}, but there are only {prompts} different prompts")
@@ -195,8 +195,8 @@ def _folds(folder: Path, pool: Pool, options: TrainOptions, reporter: Reporter) 
 
 
 def _with_validation_file(
-    folder: Path, data: Data, columns: _Columns, used: NDArray[np.intp], options: TrainOptions, reporter: Reporter
-) -> tuple[Pool, list[Fold]]:
+    folder: Path, data: RunData, columns: _Columns, used: NDArray[np.intp], options: TrainOptions, reporter: Reporter
+) -> tuple[TrainingData, list[Fold]]:
     """Train on one file, validate on another; training battles that share a prompt with the second are left out."""
     assert data.validation is not None
     other = _Columns.of(data.validation)
@@ -215,10 +215,10 @@ def _with_validation_file(
     return pool, [Fold(folder, np.arange(len(used)), np.arange(len(used), len(pool)))]
 
 
-def _pool(parts: list[tuple[_Columns, NDArray[np.intp]]], options: TrainOptions) -> Pool:
+def _pool(parts: list[tuple[_Columns, NDArray[np.intp]]], options: TrainOptions) -> TrainingData:
     labels = np.concatenate([columns.labels[rows] for columns, rows in parts])
     soft = np.concatenate([columns.soft[rows] for columns, rows in parts])
-    return Pool(
+    return TrainingData(
         tuple((columns.stage, rows) for columns, rows in parts),
         [columns.ids[row] for columns, rows in parts for row in rows],
         labels,

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefcli.battles import TEXT_FIELDS, outcome_counts, whole_numbers
+from prefcli.battles import TEXT_FIELDS, int_column, outcome_counts
 from prefcli.eda import ratings as rating_room
 from prefcli.eda.effects import LengthBin, Rewarded, Share, TurnsRow, by_turns, length_curve, rewarded, share
 from prefcli.eda.measures import SCRIPT_NAMES, Measured, measure
@@ -280,7 +280,7 @@ def _positions(batch: pa.RecordBatch, side: str, names: dict[str, int]) -> Numbe
     column = batch.column(batch.schema.get_field_index(side))
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     codes = np.array([names.setdefault(name, len(names)) for name in encoded.dictionary.to_pylist()] or [-1])
-    places = whole_numbers(encoded.indices, missing=-1)
+    places = int_column(encoded.indices, missing=-1)
     return np.where(places >= 0, codes[places], -1)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prefcli.battles import TEXT_FIELDS, labels_of, whole_numbers
+from prefcli.battles import TEXT_FIELDS, int_column, labels_of
 
 Numbers = NDArray[np.int64]
 
@@ -131,7 +131,7 @@ class _Flat:
     @staticmethod
     def of(column: pa.ListArray) -> _Flat:
         turns = column.flatten()
-        ends = np.concatenate([[0], np.cumsum(whole_numbers(pc.list_value_length(column)))])
+        ends = np.concatenate([[0], np.cumsum(int_column(pc.list_value_length(column)))])
         return _Flat(turns.fill_null("") if turns.null_count else turns, turns.is_null(), ends)
 
     def per_battle(self, per_text: pa.Array | Numbers) -> Numbers:
@@ -218,7 +218,7 @@ def _flags(batch: pa.RecordBatch) -> Numbers:
     if "both_bad" not in batch.schema.names:
         return np.full(batch.num_rows, -1, dtype=np.int64)
     column = batch.column(batch.schema.get_field_index("both_bad"))
-    return whole_numbers(column)
+    return int_column(column)
 
 
 def _numpy(array: pa.Array) -> Numbers:

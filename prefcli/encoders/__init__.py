@@ -53,7 +53,7 @@ NOT_TRUSTED = "Do not use this model unless you know why it is so: nothing of it
 
 
 @dataclass(frozen=True)
-class Located:
+class ResolvedModel:
     """Where an encoder's files are (``folder`` is None for the built-in), and how that was found."""
 
     folder: Path | None
@@ -107,7 +107,7 @@ class Frozen:
         return {"quantization_config": BitsAndBytesConfig(**settings), "device_map": {"": self.device}}
 
 
-def locate(name: str, *, network: bool = True) -> Located:
+def locate(name: str, *, network: bool = True) -> ResolvedModel:
     """Find the files of an encoder; downloads them when the hub has them and nothing nearer does.
 
     Parameters
@@ -127,7 +127,7 @@ def locate(name: str, *, network: bool = True) -> Located:
         If the hub cannot be reached.
     """
     if name == TINY:
-        return Located(None, "built in, made on the spot from random weights")
+        return ResolvedModel(None, "built in, made on the spot from random weights")
     folder = Path(os.path.expanduser(name))  # Path's own raises where there is no such user
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -136,13 +136,13 @@ def locate(name: str, *, network: bool = True) -> Located:
                 where=str(folder),
                 hint="Name a folder saved by transformers' save_pretrained, or a model of the hub as owner/name.",
             )
-        return Located(folder, f"the folder {folder}")
+        return ResolvedModel(folder, f"the folder {folder}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip() or "\\" in name:
         raise InputError(f"no encoder folder at {name!r}", hint="Check the path.")
     return from_hub(name, network=network)
 
 
-def from_hub(name: str, *, network: bool = True) -> Located:
+def from_hub(name: str, *, network: bool = True) -> ResolvedModel:
     """:func:`locate` for what can only be a name of the hub."""
     found = hub.find(
         name,
@@ -152,10 +152,10 @@ def from_hub(name: str, *, network: bool = True) -> Located:
         instead="Use a folder (--encoder DIR), or --encoder tiny, which needs nothing.",
         network=network,
     )
-    return Located(found.folder, found.source)
+    return ResolvedModel(found.folder, found.source)
 
 
-def make_tokenizer(located: Located, texts: Iterable[str]) -> Any:
+def make_tokenizer(located: ResolvedModel, texts: Iterable[str]) -> Any:
     """The encoder's tokenizer: loaded from its folder, or for ``tiny`` trained on ``texts``."""
     return train_tokenizer(texts) if located.folder is None else load_tokenizer(located.folder)
 
@@ -177,7 +177,9 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def make_encoder(located: Located, vocabulary: int, *, seed: int, frozen: Frozen | None = None) -> torch.nn.Module:
+def make_encoder(
+    located: ResolvedModel, vocabulary: int, *, seed: int, frozen: Frozen | None = None
+) -> torch.nn.Module:
     """The encoder in float32 on the CPU: its weights loaded, or for ``tiny`` drawn at random.
 
     Parameters

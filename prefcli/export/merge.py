@@ -76,20 +76,21 @@ def merge(
     model = neural.load(members[0], placement, fast_attention=False, encoder=encoder)
     module = model.module
     total = {
-        name: 0 * tensor if tensor.is_floating_point() else tensor for name, tensor in weights.learnt(module).items()
+        name: 0 * tensor if tensor.is_floating_point() else tensor
+        for name, tensor in weights.trainable_state_dict(module).items()
     }
     for number, member in enumerate(members, start=1):
-        weights.restore(module, weights.load(member / neural.WEIGHTS))
+        weights.load_state_dict(module, weights.load(member / neural.WEIGHTS))
         if options.lora_rank:
             adapters.add_to_weights(module.encoder, 1 / len(members))
-        for name, tensor in weights.learnt(module).items():
+        for name, tensor in weights.trainable_state_dict(module).items():
             if tensor.is_floating_point():
                 total[name] += tensor / len(members)
         reporter.note(f"{number} of {len(members)}: {member.name}")
-    weights.restore(module, total)
+    weights.load_state_dict(module, total)
     if options.lora_rank:
         adapters.remove(module.encoder)
-    state = weights.learnt(module)
+    state = weights.trainable_state_dict(module)
     several = len(members) > 1
     alone = dataclasses.replace(
         options, lora_rank=0, quantize="none", shard=False, folds=0, validation=0.0 if several else options.validation

@@ -188,7 +188,7 @@ def export(run: Path, folder: Path, samples: Sequence[Sample], *, int8: bool = F
         ]
         made = _together(folder, found, samples, int8=int8)
         if made.models > 1 or config["options"]["folds"]:
-            _copy_papers(run, temporary)
+            _copy_artifacts(run, temporary)
             _write_config(temporary, config, {"format": exported.FORMAT, "precision": made.precision})
         for member in dict.fromkeys((temporary, *runs.members(temporary))):
             card.add_export(member, _described(made), folder.name)
@@ -218,7 +218,7 @@ def _export_one(member: Path, target: Path, sample: Sample, *, int8: bool) -> _F
             hint="Train with an encoder that has a fast tokenizer.",
         )
     target.mkdir(parents=True, exist_ok=True)
-    _copy_papers(member, target)
+    _copy_artifacts(member, target)
     files.write_text(target / TOKENIZER, definition.to_str())
     told = {**exported.settings_of(model.packing, model.padding), "precision": "fp32", "versions": _versions()}
     _write_config(target, config, told)
@@ -415,7 +415,7 @@ def _described(made: Exported) -> str:
     return f"{told}\n\nIts matrices are quantised to int8, dynamically. What that costs: {made.int8}."
 
 
-def _copy_papers(source: Path, target: Path) -> None:
+def _copy_artifacts(source: Path, target: Path) -> None:
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

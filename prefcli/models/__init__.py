@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from prefcli.compute.devices import Wish
+    from prefcli.compute.devices import DeviceRequest
 
 
 class Model(Protocol):
@@ -28,14 +28,14 @@ class Model(Protocol):
         """Logits ``[n, 3]`` of battles; with ``swap_average`` also those of the battles with A and B exchanged."""
 
 
-def load(folder: Path, wish: Wish, *, fast_attention: bool = True, encoder: str | None = None) -> Model:
+def load(folder: Path, request: DeviceRequest, *, fast_attention: bool = True, encoder: str | None = None) -> Model:
     """The model in a run's folder.
 
     Parameters
     ----------
     folder:
         Of the run, or of one of its folds.
-    wish:
+    request:
         Device and precision as the user asked; only models that need torch place it.
     fast_attention, encoder:
         See :func:`prefcli.models.neural.load`.
@@ -55,7 +55,7 @@ def load(folder: Path, wish: Wish, *, fast_attention: bool = True, encoder: str 
     if runtime == "onnx":
         from prefcli.models import exported
 
-        return exported.load(folder, device=wish.device, precision=wish.precision)
+        return exported.load(folder, device=request.device, precision=request.precision)
     from prefcli.models import neural
 
-    return neural.load(folder, wish.placement, fast_attention=fast_attention, encoder=encoder)
+    return neural.load(folder, request.placement, fast_attention=fast_attention, encoder=encoder)

@@ -24,7 +24,7 @@ GPU_TOKENS = 64 * 1024
 freshly mapped pages each time (8,192 were measured at half the speed and three times the memory of 1,024); on a GPU
 that there is enough to do."""
 
-STRAIGHT, SWAPPED_ORDER = False, True
+ORIGINAL_ORDER, SWAPPED_ORDER = False, True
 Orders = tuple[bool, ...]
 """In which orders the answers are shown in one pass: straight, exchanged, or both."""
 
@@ -124,10 +124,10 @@ class BatchedModel:
         An architecture that reads the answers apart shows both orders in one pass, others need two.
         """
         pieces = list(self.micro_batches(lengths, rows, at_most))
-        orders: list[Orders] = [(STRAIGHT,)]
+        orders: list[Orders] = [(ORIGINAL_ORDER,)]
         if both_orders:
             apart = self.reading.reads_answers_apart
-            orders = [(STRAIGHT, SWAPPED_ORDER)] if apart else [(STRAIGHT,), (SWAPPED_ORDER,)]
+            orders = [(ORIGINAL_ORDER, SWAPPED_ORDER)] if apart else [(ORIGINAL_ORDER,), (SWAPPED_ORDER,)]
         return [(piece, shown) for shown in orders for piece in pieces]
 
     def prepared(self, battles: TokenisedBattles, passes: list[tuple[NDArray[np.integer], Orders]]) -> list[Pass]:
@@ -198,7 +198,7 @@ class BatchedModel:
             found = self.compute(one)
             for order, part in zip(one.orders, np.split(found, len(one.orders)), strict=True):
                 logits[int(order), one.rows] = part
-            if done is not None and STRAIGHT in one.orders:
+            if done is not None and ORIGINAL_ORDER in one.orders:
                 done(len(one.rows))
         return logits
 

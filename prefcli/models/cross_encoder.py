@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prefcli.models.input_format import CrossEncoderReading
+from prefcli.models.input_format import JointInput
 from prefcli.models.pooling import POOLINGS, combined, combined_width, hidden_states, inside, wants_positions, width_of
 from prefcli.outcomes import OUTCOMES
 
 
-class CrossEncoder(CrossEncoderReading, nn.Module):
+class CrossEncoder(JointInput, nn.Module):
     """One encoder over all three fields, a vector for A, B and everything, one linear layer -> logits A, B, tie.
 
     Parameters

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from prefcli.errors import InputError, ModelError, PrefcliError
 from prefcli.models.batches import CPU_TOKENS, BatchedModel, Pass
-from prefcli.models.input_format import READINGS
+from prefcli.models.input_format import INPUT_FORMATS
 from prefcli.models.packing import Frame, Packing, Template, TokenisedBattles
 from prefcli.outcomes import OUTCOMES
 
@@ -153,7 +153,7 @@ def load(folder: Path, *, device: str = "auto", precision: str = "auto") -> Expo
                 "the export was written by a newer prefcli", where=str(folder), hint="Upgrade: pip install -U prefcli."
             )
         _refuse_other(folder, device, precision, str(told["precision"]))
-        reading = READINGS[config["options"]["architecture"]]
+        reading = INPUT_FORMATS[config["options"]["architecture"]]
         return ExportedModel(
             open_session(folder), reading, FastTokenizer(folder / TOKENIZER), _packing(told["packing"]),
             int(told["padding"]),

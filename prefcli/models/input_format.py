@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prefcli.models.packing import CutReport, Field, Packed, Packing, TokenisedBattles
 
 
-class SiameseReading:
+class PairInput:
     """Two sequences a battle: the prompt with either answer."""
 
     sequences = 2
@@ -42,7 +42,7 @@ class SiameseReading:
         return CutReport.of(battles, kept)
 
 
-class CrossEncoderReading:
+class JointInput:
     """One sequence a battle: the prompt, A, B."""
 
     sequences = 1
@@ -64,4 +64,4 @@ class CrossEncoderReading:
         return CutReport.of(battles, packing.kept(battles.prompt, battles.response_a, battles.response_b))
 
 
-READINGS: dict[str, Any] = {"siamese": SiameseReading, "cross-encoder": CrossEncoderReading}
+INPUT_FORMATS: dict[str, Any] = {"siamese": PairInput, "cross-encoder": JointInput}

@@ -124,7 +124,7 @@ class NeuralModel(BatchedModel):
         """
         for how_it_was_loaded in ("is_local", "local_files_only"):  # no matter of whoever loads it next
             self.tokenizer.init_kwargs.pop(how_it_was_loaded, None)
-        with files.scratch(folder) as temporary:
+        with files.temporary_directory(folder) as temporary:
             self.tokenizer.save_pretrained(temporary)
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == TOKENIZER_CONFIG):
                 path.replace(folder / path.name)
@@ -206,7 +206,7 @@ def _assemble(
     return NeuralModel(module, tokenizer, packing, placement, adapted + attention, template)
 
 
-def settled(options: TrainOptions, config: Mapping[str, Any]) -> TrainOptions:
+def with_resolved_auto(options: TrainOptions, config: Mapping[str, Any]) -> TrainOptions:
     """A run's options with what ``auto`` became when it was made: another release might choose otherwise."""
     known = {name: config["resolved"][name] for name in ("pooling", "template") if name in config["resolved"]}
     return replace(options, **known)
@@ -243,7 +243,7 @@ def load(folder: Path, placement: Placement, *, fast_attention: bool = True, enc
 
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        options = replace(settled(TrainOptions(**config["options"]), config), fast_attention=fast_attention)
+        options = replace(with_resolved_auto(TrainOptions(**config["options"]), config), fast_attention=fast_attention)
         if placement.device.type != "cuda":  # few bits were for training's sake; whole weights serve as well
             options = replace(options, quantize="none")
         tokenizer = encoders.load_tokenizer(folder)
@@ -255,7 +255,7 @@ def load(folder: Path, placement: Placement, *, fast_attention: bool = True, enc
         else:
             made = encoders.from_config(runs.encoder_config(config))
         model = _assemble(options, made, tokenizer, int(config["resolved"]["max_length"]), placement)
-        weights.restore(model.module, weights.load(folder / WEIGHTS))
+        weights.load_state_dict(model.module, weights.load(folder / WEIGHTS))
         model.module.eval()
     except FileNotFoundError as error:
         raise ModelError(
@@ -286,7 +286,7 @@ def save_adapters(folder: Path, options: TrainOptions) -> None:
     adapters.save(learnt, options, runs.read_config(folder)["base"]["encoder"], folder)
 
 
-def describe_base(name: str, located: encoders.Located) -> dict[str, str]:
+def describe_base(name: str, located: encoders.ResolvedModel) -> dict[str, str]:
     """What a run of adapters keeps of the encoder that they belong to."""
     assert located.folder is not None
     is_folder = Path(name).expanduser().is_dir()
@@ -296,7 +296,7 @@ def describe_base(name: str, located: encoders.Located) -> dict[str, str]:
     }
 
 
-def base_of(base: Mapping[str, str], elsewhere: str | None, run: Path, *, network: bool) -> encoders.Located:
+def base_of(base: Mapping[str, str], elsewhere: str | None, run: Path, *, network: bool) -> encoders.ResolvedModel:
     """The encoder that a run's adapters belong to.
 
     Parameters

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prefcli.models.input_format import SiameseReading
+from prefcli.models.input_format import PairInput
 from prefcli.models.pooling import POOLINGS, combined, combined_width, hidden_states, wants_positions, width_of
 from prefcli.outcomes import OUTCOMES
 
 
-class Siamese(SiameseReading, nn.Module):
+class Siamese(PairInput, nn.Module):
     """Shared encoder, pooling, the answers joined, one linear layer -> logits in the order A, B, tie.
 
     Parameters

@@ -19,7 +19,7 @@ from prefcli.reporting import Reporter
 from prefcli.storage.workspace import Stage, StageWriter, Workspace
 
 if TYPE_CHECKING:
-    from prefcli.data.selection import Pool
+    from prefcli.data.selection import TrainingData
 
 VERSION = 1
 """Raise when the same text and tokenizer would give other ids or columns."""
@@ -28,7 +28,7 @@ COLUMNS = (*TEXT_FIELDS, *(f"{name}_turns" for name in TEXT_FIELDS))
 
 
 def tokenised(
-    pool: Pool, tokenizer: Any, workspace: Workspace, reporter: Reporter, *, by_turn: bool
+    pool: TrainingData, tokenizer: Any, workspace: Workspace, reporter: Reporter, *, by_turn: bool
 ) -> TokenisedBattles:
     """Token ids of the pool's battles, through the stage ``tokens``.
 
@@ -87,7 +87,7 @@ def _offsets(column: Ragged) -> pa.Array:
     return pa.array(column.ends.astype(np.int32))
 
 
-def _read(stage: Stage, pool: Pool) -> TokenisedBattles:
+def _read(stage: Stage, pool: TrainingData) -> TokenisedBattles:
     table = stage.table()
     fields = [_ragged(table[name]) for name in table.column_names]
     turns = (fields[3], fields[4], fields[5]) if len(fields) == len(COLUMNS) else None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 ENCODER, HEAD = "encoder.", "classifier."
 
 
-def learnt(module: nn.Module) -> dict[str, Tensor]:
+def trainable_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """The part of a module's state that its training changes: without an encoder whose weights are frozen."""
     state = module.state_dict()
     frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
@@ -25,29 +25,33 @@ def learnt(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name in trained}
 
 
-def restore(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Set what :func:`learnt` gave.
+def load_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Set what :func:`trainable_state_dict` gave.
 
     Raises
     ------
     RuntimeError
         If tensors are missing, left over, or of other shapes.
     """
-    wanted = learnt(module)
+    wanted = trainable_state_dict(module)
     if missing := sorted(set(wanted) - set(state)):
         raise RuntimeError(f"no tensor {missing[0]} ({len(missing)} are missing)")
     if extra := sorted(set(state) - set(wanted)):
         raise RuntimeError(f"a tensor {extra[0]} that the model does not have ({len(extra)} in all)")
     from prefcli.compute import fsdp
 
-    module.load_state_dict({name: fsdp.part_like(t, wanted[name]) for name, t in state.items()}, strict=False)
+    module.load_state_dict({name: fsdp.shard_like(t, wanted[name]) for name, t in state.items()}, strict=False)
 
 
 def save(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write what a module learnt (:func:`learnt`), by the names of files."""
+    """Write what a module learnt (:func:`trainable_state_dict`), by the names of files."""
     from safetensors.torch import save_file
 
-    save_file(separate({name.removeprefix(ENCODER): tensor for name, tensor in state.items()}), path, {"format": "pt"})
+    save_file(
+        clone_shared_tensors({name.removeprefix(ENCODER): tensor for name, tensor in state.items()}),
+        path,
+        {"format": "pt"},
+    )
 
 
 def load(path: Path) -> dict[str, Tensor]:
@@ -57,7 +61,7 @@ def load(path: Path) -> dict[str, Tensor]:
     return {name if name.startswith(HEAD) else ENCODER + name: tensor for name, tensor in load_file(path).items()}
 
 
-def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def clone_shared_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of which those that share memory are copied: safetensors refuses to store aliases."""
     seen: set[int] = set()
     apart = {}

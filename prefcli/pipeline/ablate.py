@@ -41,14 +41,14 @@ class Setting:
         What is applied to the raw scores at inference: ``softmax`` or ``none``.
     epochs:
         Passes over the data; three are a schedule of their own, not one continued.
-    documented:
+    reported:
         The score the seed document reports for it.
     """
 
     loss_input: str
     activation: str
     epochs: int
-    documented: float
+    reported: float
 
 
 SETTINGS = (
@@ -137,7 +137,7 @@ def ablate(
         else:
             train(source, workspace, chosen, output=run, remember=False, command="prefcli ablate", reporter=reporter)
 
-    return conduct(folder, options, seeds, train_one)
+    return run_ablation(folder, options, seeds, train_one)
 
 
 def folder_for(root: Path, digest: str, options: TrainOptions) -> Path:
@@ -146,7 +146,7 @@ def folder_for(root: Path, digest: str, options: TrainOptions) -> Path:
     return root / f"ablation-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
 
 
-def conduct(
+def run_ablation(
     folder: Path, options: TrainOptions, seeds: int, train: Callable[[Path, TrainOptions, bool], None]
 ) -> Ablation:
     """Train what is not there yet, score all six rows.
@@ -233,7 +233,7 @@ def as_markdown(ablation: Ablation) -> str:
             f"| {s.loss_input} | {'softmax' if s.activation == 'softmax' else 'raw scores'} | {s.epochs} "
             f"| {row.log_loss:.4f} | {row.interval[0]:.4f} to {row.interval[1]:.4f} "
             f"| {row.difference:+.4f} ({row.difference_interval[0]:+.4f} to {row.difference_interval[1]:+.4f}) "
-            f"| {s.documented:.5f} |"
+            f"| {s.reported:.5f} |"
         )
     lines.append("")
     lines.append(

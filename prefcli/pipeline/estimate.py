@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prefcli import estimating
 from prefcli.battles import Source, check_unique_ids
-from prefcli.compute.distributed import connected, from_environment
+from prefcli.compute.distributed import from_environment, process_group
 from prefcli.data.selection import Fold
 from prefcli.errors import Interrupted
 from prefcli.estimating import Estimate, Part
@@ -22,7 +22,7 @@ from prefcli.prediction import blending
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, hub
 from prefcli.storage.workspace import Workspace
-from prefcli.training.context import Work
+from prefcli.training.context import TrainContext
 
 
 def estimate_training(
@@ -44,18 +44,18 @@ def estimate_training(
 
     started = time.monotonic()
     world = from_environment()
-    speaker: Reporter = reporter if world.is_first else SILENT
+    speaker: Reporter = reporter if world.is_main_process else SILENT
     watched = estimating.Watched(workspace.root)
     options.check()
     options = with_absolute_paths(options)
     samplers: list[estimating.Sampler] = []
 
-    def sampler(work: Work, folds: Sequence[Fold]) -> estimating.Sampler:
+    def sampler(work: TrainContext, folds: Sequence[Fold]) -> estimating.Sampler:
         samplers.append(estimating.Sampler(dataclasses.replace(work, reporter=speaker), folds))
         return samplers[0]
 
-    with connected(world):
-        with world.first_does():
+    with process_group(world):
+        with world.main_process_first():
             if options.architecture != "features":
                 began = time.monotonic()
                 if encoders.locate(options.encoder).source == hub.DOWNLOADED:
@@ -63,10 +63,10 @@ def estimate_training(
             data = find_data(source, watched, options, speaker)
         options = dataclasses.replace(options, text=data.text, tracker=None)
         with contextlib.ExitStack() as stack:
-            made = stack.enter_context(files.scratch(workspace.root)) if world.is_first else None
+            made = stack.enter_context(files.temporary_directory(workspace.root)) if world.is_main_process else None
             folder: Path = world.gather(made)[0]
             try:
-                experiment.conduct(
+                experiment.run_experiment(
                     folder,
                     watched,
                     data,
@@ -125,13 +125,13 @@ def estimate_prediction(
         Where prediction would.
     """
     world = from_environment()
-    speaker: Reporter = reporter if world.is_first else SILENT
+    speaker: Reporter = reporter if world.is_main_process else SILENT
     watched = estimating.Watched(workspace.root)
     folders = [workspace.find_run(name) for name in models] or [latest_run(workspace, speaker)]
     started = time.monotonic()  # what was downloaded above is kept
     texts = tuple(text_of(folder) for folder in folders)
-    with connected(world):
-        with world.first_does():
+    with process_group(world):
+        with world.main_process_first():
             battles = read(source, watched, speaker)
             check_unique_ids(ids_of(battles), str(Source.of(source)))
             stages = treated(battles, texts, watched, workers, speaker)
@@ -142,8 +142,8 @@ def estimate_prediction(
         from prefcli.compute import devices
         from prefcli.prediction import inference
 
-        wish = devices.Wish(device, precision, world.local_rank)
-        members = inference.open_runs(folders, wish, fast_attention=fast_attention, encoder=encoder)
+        request = devices.DeviceRequest(device, precision, world.local_rank)
+        members = inference.open_runs(folders, request, fast_attention=fast_attention, encoder=encoder)
         if calibrated:
             blending.from_validation(folders, battles.table(["prompt_key"])["prompt_key"].to_numpy(), SILENT)
         around = time.monotonic() - started - watched.kept_seconds

@@ -17,7 +17,7 @@ from prefcli.pipeline.train import data_again
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import runs
 from prefcli.storage.workspace import Stage, Workspace
-from prefcli.text import treat_batch
+from prefcli.text import normalise_batch
 
 if TYPE_CHECKING:
     from prefcli.export.onnx import Exported, Sample
@@ -94,7 +94,7 @@ def _samples(run: Path, workspace: Workspace, reporter: Reporter) -> list[Sample
     except PrefcliError as error:
         reason = error.what
     reporter.note(f"made-up battles stand in for those that the run held out: {reason}")
-    batch, _ = treat_batch(made_up(MADE_UP), options.treatment)
+    batch, _ = normalise_batch(made_up(MADE_UP), options.normalisation)
     return [Sample(batch, None)] * len(members)
 
 

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from prefcli.battles import Source, check_unique_ids
-from prefcli.compute.distributed import connected, from_environment
+from prefcli.compute.distributed import from_environment, process_group
 from prefcli.data import tables
 from prefcli.errors import InputError
 from prefcli.options import ACTIVATIONS, TrainOptions
@@ -25,7 +25,7 @@ from prefcli.storage import files, hub, runs
 from prefcli.storage.workspace import Stage, Workspace
 
 if TYPE_CHECKING:
-    from prefcli.compute.devices import Wish
+    from prefcli.compute.devices import DeviceRequest
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Predicted:
     """What was fitted on which battles, in words."""
     seconds: float
     battles_per_second: float
-    speaks: bool
+    is_main_process: bool
     """Whether this process is the one that reports (of several under ``torchrun``)."""
 
 
@@ -109,11 +109,11 @@ def predict(
         raise InputError("--calibrate makes probabilities, --activation none does not", hint="Leave one of them out.")
     started = time.monotonic()
     world = from_environment()
-    speaker: Reporter = reporter if world.is_first else SILENT
+    speaker: Reporter = reporter if world.is_main_process else SILENT
     folders = [workspace.find_run(name) for name in models] or [latest_run(workspace, speaker)]
     texts = tuple(text_of(folder) for folder in folders)
-    with connected(world):
-        with world.first_does():
+    with process_group(world):
+        with world.main_process_first():
             battles = read(source, workspace, speaker)
             check_unique_ids(ids_of(battles), str(Source.of(source)))
             stages = treated(battles, texts, workspace, workers, speaker)
@@ -123,9 +123,9 @@ def predict(
         from prefcli.compute import devices
         from prefcli.prediction import inference
 
-        wish = devices.Wish(device, precision, world.local_rank)
-        members = inference.open_runs(folders, wish, fast_attention=fast_attention, encoder=encoder)
-        speaker.note(f"predicting with {', '.join(_called(models, folders))}{_on(folders, wish)}")
+        request = devices.DeviceRequest(device, precision, world.local_rank)
+        members = inference.open_runs(folders, request, fast_attention=fast_attention, encoder=encoder)
+        speaker.note(f"predicting with {', '.join(_called(models, folders))}{_on(folders, request)}")
         keys = battles.table(["prompt_key"])["prompt_key"].to_numpy()
         mixing = blending.from_validation(folders, keys, speaker) if calibrated else Calibration.equal(len(folders))
         mixings = [mixing]
@@ -144,7 +144,7 @@ def predict(
         total = min(battles.rows, limit or battles.rows)
         with contextlib.ExitStack() as stack:
             writer = None
-            if world.is_first:
+            if world.is_main_process:
                 writer = stack.enter_context(
                     writer_of(stack.enter_context(files.atomic(output, needs=tables.BYTES_PER_ROW * total)))
                 )
@@ -179,7 +179,7 @@ def predict(
         calibration="; ".join(str(mixing) for mixing in mixings) if activation == "softmax" else "none",
         seconds=time.monotonic() - started,
         battles_per_second=rate,
-        speaks=world.is_first,
+        is_main_process=world.is_main_process,
     )
 
 
@@ -246,7 +246,7 @@ def _called(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
 
 def text_of(folder: Path) -> str:
     """The text treatment that a run wants."""
-    return TrainOptions(**runs.read_config(folder)["options"]).treatment
+    return TrainOptions(**runs.read_config(folder)["options"]).normalisation
 
 
 def treated(
@@ -257,11 +257,11 @@ def treated(
     return [made[text] for text in texts]
 
 
-def _on(folders: Sequence[Path], wish: Wish) -> str:
+def _on(folders: Sequence[Path], request: DeviceRequest) -> str:
     """Where neural runs compute; nothing to say of others."""
     runtimes = {runs.runtime_of(runs.read_config(folder)) for folder in folders}
     places = ["ONNX Runtime"] if "onnx" in runtimes else []
-    places += [str(wish.placement)] if "torch" in runtimes else []
+    places += [str(request.placement)] if "torch" in runtimes else []
     return f" on {' and '.join(places)}" if places else ""
 
 

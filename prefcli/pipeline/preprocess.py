@@ -41,7 +41,7 @@ def preprocess(
     workspace:
         Where caches live.
     text:
-        Name of a treatment, see :data:`prefcli.text.TREATMENTS`.
+        Name of a treatment, see :data:`prefcli.text.NORMALISATIONS`.
     workers:
         Processes; by default one per core.
     """
@@ -75,7 +75,7 @@ def preview(source: Path | Source, *, text: str = "nltk", battles: int = 3) -> l
     shown: list[Preview] = []
     for batch, _ in readers.open_battles(Source.of(source)).batches():
         before = batch.slice(0, battles - len(shown))
-        after, _ = text_room.treat_batch(before, text)
+        after, _ = text_room.normalise_batch(before, text)
         columns = {name: (joined(before.column(name)), joined(after.column(name))) for name in TEXT_FIELDS}
         for row, name in enumerate(before.column("id").to_pylist()):
             shown.append(Preview(name, {field: (old[row], new[row]) for field, (old, new) in columns.items()}))

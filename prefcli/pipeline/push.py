@@ -15,7 +15,7 @@ def push(
     private: bool = True,
     license: str | None = None,
     reporter: Reporter = SILENT,
-) -> hub.Kept:
+) -> hub.PushResult:
     """Bring a finished run to the hub: all that prediction needs, its card and its course, no checkpoints.
 
     Parameters

@@ -15,7 +15,7 @@ from prefcli.storage.workspace import Stage, StageWriter, Workspace
 
 READ_VERSION = 1
 """Raise when the same file would be read into other battles."""
-TREAT_VERSION = 1
+PREPROCESS_VERSION = 1
 """Raise when the preprocess stage's columns change; changed text raises its treatment's own version."""
 
 
@@ -66,7 +66,7 @@ def treat(
         total = text_room.TextCounts()
         with reporter.track(f"treating text ({text})", battles.rows) as progress:
             started = time.monotonic()
-            for batch, counts in parallel.treat_stream(battles.batches(), text, workers=workers):
+            for batch, counts in parallel.normalise_stream(battles.batches(), text, workers=workers):
                 writer.write(batch)
                 total += counts
                 rate = total.bytes_in / 1e6 / max(time.monotonic() - started, 1e-9)
@@ -75,7 +75,7 @@ def treat(
 
     stage = workspace.stage(
         "preprocess",
-        version=TREAT_VERSION,
+        version=PREPROCESS_VERSION,
         source=battles.fingerprint,
         options=text_room.identity(text),
         produce=produce,

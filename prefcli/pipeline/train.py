@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from prefcli.battles import Source
-from prefcli.compute.distributed import connected, from_environment
-from prefcli.data.selection import Data
+from prefcli.compute.distributed import from_environment, process_group
+from prefcli.data.selection import RunData
 from prefcli.errors import InputError, PrefcliError
 from prefcli.options import TrainOptions
 from prefcli.pipeline.stages import read, treat
@@ -43,7 +43,7 @@ class Trained:
     battles_per_second: float
     only_prior: bool
     """Whether the model learnt nothing beyond the shares of the outcomes."""
-    speaks: bool
+    is_main_process: bool
     """Whether this process is the one that reports (of several under ``torchrun``)."""
 
 
@@ -95,8 +95,8 @@ def train(
 
     started = time.monotonic()
     world = from_environment()
-    speaker: Reporter = reporter if world.is_first else SILENT
-    with connected(world), contextlib.ExitStack() as claims:
+    speaker: Reporter = reporter if world.is_main_process else SILENT
+    with process_group(world), contextlib.ExitStack() as claims:
         if resume is not None:
             if resume.startswith(hub.PREFIX):
                 raise InputError(
@@ -104,7 +104,7 @@ def train(
                     hint=f"Train anew with its options: --config takes its {runs.CONFIG}.",
                 )
             folder = workspace.find_run(resume)
-            if world.is_first:
+            if world.is_main_process:
                 claims.enter_context(runs.claimed(folder))
             runs.verify_all(folder, going_on=True)
             config = runs.read_config(folder)
@@ -112,23 +112,23 @@ def train(
                 raise InputError(f"{folder} is an exported run", hint="Continue the run that it was exported from.")
             options = TrainOptions(**config["options"])
             trackers.require(options)
-            with world.first_does():
+            with world.main_process_first():
                 data = data_again(config["data"], options, workspace, speaker)
             under_way = True
         else:
             options.check()
             trackers.require(options)
             options = with_absolute_paths(options)
-            with world.first_does():
+            with world.main_process_first():
                 if options.architecture != "features":
                     encoders.locate(options.encoder)  # a name that leads nowhere is said before any work is done
                 data = find_data(source, workspace, options, speaker)
             options = dataclasses.replace(options, text=data.text)
             folder, under_way = world.gather(
-                _claim(output, force, options, data, workspace, claims, speaker) if world.is_first else None
+                _claim(output, force, options, data, workspace, claims, speaker) if world.is_main_process else None
             )[0]
         try:
-            result = experiment.conduct(
+            result = experiment.run_experiment(
                 folder,
                 workspace,
                 data,
@@ -140,10 +140,10 @@ def train(
                 reporter=speaker,
             )
         except BaseException:
-            if world.is_first:
+            if world.is_main_process:
                 runs.forget_if_empty(folder)
             raise
-        if world.is_first:
+        if world.is_main_process:
             if remember:
                 workspace.remember("train", {"run": str(folder.resolve())})
             runs.finish(folder)
@@ -153,7 +153,7 @@ def train(
         time.monotonic() - started,
         result.battles_per_second,
         result.only_prior,
-        world.is_first,
+        world.is_main_process,
     )
 
 
@@ -161,7 +161,7 @@ def _claim(
     output: Path | None,
     force: bool,
     options: TrainOptions,
-    data: Data,
+    data: RunData,
     workspace: Workspace,
     claims: contextlib.ExitStack,
     reporter: Reporter,
@@ -192,7 +192,7 @@ def with_absolute_paths(options: TrainOptions) -> TrainOptions:
     )
 
 
-def find_data(source: Path | Source | None, workspace: Workspace, options: TrainOptions, reporter: Reporter) -> Data:
+def find_data(source: Path | Source | None, workspace: Workspace, options: TrainOptions, reporter: Reporter) -> RunData:
     """What to train on, preprocessed: the named files, what ``preprocess`` last left, or ``train.csv`` here."""
     latest = workspace.latest("preprocess") if source is None else None
     if latest and options.text in (None, latest["text"]) and options.architecture != "features":
@@ -203,7 +203,7 @@ def find_data(source: Path | Source | None, workspace: Workspace, options: Train
     else:
         if latest:
             source = Source.from_json(latest["source"])
-            reporter.note(f"training on the battles preprocess last read: {source}, text {options.treatment}")
+            reporter.note(f"training on the battles preprocess last read: {source}, text {options.normalisation}")
         elif source is None:
             source = Path("train.csv")
             if not source.exists():
@@ -214,9 +214,9 @@ def find_data(source: Path | Source | None, workspace: Workspace, options: Train
             reporter.note("training on train.csv in this folder")
         found = Source.of(source)
         battles = read(found, workspace, reporter)
-        training = treat(battles, workspace, options.treatment, reporter=reporter)
-        digest, text = str(battles.metadata["input"]), options.treatment
-    return Data(
+        training = treat(battles, workspace, options.normalisation, reporter=reporter)
+        digest, text = str(battles.metadata["input"]), options.normalisation
+    return RunData(
         training, found, digest, text, _validation_data(options, text, workspace, reporter), _soft_digest(options)
     )
 
@@ -231,7 +231,7 @@ def _soft_digest(options: TrainOptions) -> str | None:
         raise InputError(f"cannot read the soft labels: {error.strerror}", where=str(path)) from None
 
 
-def data_again(known: Mapping[str, Any], options: TrainOptions, workspace: Workspace, reporter: Reporter) -> Data:
+def data_again(known: Mapping[str, Any], options: TrainOptions, workspace: Workspace, reporter: Reporter) -> RunData:
     """The data of a run that is continued: its cached stage, or the same source treated again."""
     source, digest, text = Source.from_json(known["source"]), known["source_sha256"], known["text"]
     try:
@@ -246,7 +246,7 @@ def data_again(known: Mapping[str, Any], options: TrainOptions, workspace: Works
             ) from None
         training = treat(battles, workspace, text, reporter=reporter)
     validation = _validation_data(options, text, workspace, reporter)
-    data = Data(training, source, digest, text, validation, _soft_digest(options))
+    data = RunData(training, source, digest, text, validation, _soft_digest(options))
     for name, what, file in (
         ("soft_labels_sha256", "soft labels", options.soft_labels),
         ("validation_input", "validation battles", options.validation_file),

@@ -24,7 +24,7 @@ from prefcli.storage import runs
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from prefcli.compute.devices import Wish
+    from prefcli.compute.devices import DeviceRequest
     from prefcli.compute.distributed import World
     from prefcli.models import Model
     from prefcli.storage.workspace import Stage
@@ -49,7 +49,7 @@ class Member:
 
 
 def open_runs(
-    folders: Sequence[Path], wish: Wish, *, fast_attention: bool = True, encoder: str | None = None
+    folders: Sequence[Path], request: DeviceRequest, *, fast_attention: bool = True, encoder: str | None = None
 ) -> list[Member]:
     """Load runs, each with all its folds, after checking their files.
 
@@ -57,7 +57,7 @@ def open_runs(
     ----------
     folders:
         Of the runs.
-    wish:
+    request:
         Device and precision, as the user asked.
     fast_attention, encoder:
         See :func:`prefcli.models.load`.
@@ -80,10 +80,10 @@ def open_runs(
     return [
         Member(
             tuple(
-                models.load(member, wish, fast_attention=fast_attention, encoder=encoder)
+                models.load(member, request, fast_attention=fast_attention, encoder=encoder)
                 for member in runs.members(folder)
             ),
-            TrainOptions(**runs.read_config(folder)["options"]).treatment,
+            TrainOptions(**runs.read_config(folder)["options"]).normalisation,
         )
         for folder in folders
     ]

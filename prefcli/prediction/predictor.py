@@ -27,7 +27,7 @@ from prefcli.prediction.calibration import Calibration
 from prefcli.readers.containers import LARGEST_ROW_BYTES
 from prefcli.reporting import SILENT
 from prefcli.storage import runs
-from prefcli.text import treat_batch
+from prefcli.text import normalise_batch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,8 +79,8 @@ class Predictor:
         self.folders = tuple(folders)
         self._swap_average = swap_average
         self._calibrated = calibrated
-        wish = devices.Wish(device, precision)
-        self._members = inference.open_runs(self.folders, wish, fast_attention=fast_attention, encoder=encoder)
+        request = devices.DeviceRequest(device, precision)
+        self._members = inference.open_runs(self.folders, request, fast_attention=fast_attention, encoder=encoder)
         self._fits: dict[frozenset[int], Calibration] = {}
         self._held_out: frozenset[int] = frozenset()
         if calibrated:
@@ -153,7 +153,7 @@ class Predictor:
             line.answer = Answer({"id": line.name, **dict(zip(WINNER_COLUMNS, values, strict=True))}, False)
 
     def _predictions(self, batch: pa.RecordBatch) -> list[NDArray[np.float64]]:
-        treated = {text: treat_batch(batch, text)[0] for text in {member.text for member in self._members}}
+        treated = {text: normalise_batch(batch, text)[0] for text in {member.text for member in self._members}}
         return [
             inference.predict_batch(member, treated[member.text], swap_average=self._swap_average)
             for member in self._members

@@ -25,7 +25,7 @@ from typing import Any
 
 from prefcli.errors import InputError, PrefcliError
 
-SUMS = "SHA256SUMS"
+CHECKSUMS = "SHA256SUMS"
 """Checksums of a folder's files, as ``sha256sum --check`` reads them."""
 
 _TEMPORARY = re.compile(r"^\.prefcli-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp$")
@@ -59,14 +59,14 @@ def atomic(path: Path, *, durable: bool = True, needs: int | None = None) -> Ite
             if durable:
                 _flush(file)
         if temporary.is_dir() and path.is_dir():
-            discard(path)
+            remove(path)
         os.replace(temporary, path)
         if durable:
             _flush(path.parent)
 
 
 @contextlib.contextmanager
-def scratch(folder: Path) -> Iterator[Path]:
+def temporary_directory(folder: Path) -> Iterator[Path]:
     """A temporary folder inside ``folder``, gone when the block ends.
 
     Raises
@@ -98,7 +98,7 @@ def append_line(path: Path, line: str) -> None:
         stream.write(line + "\n")
 
 
-def discard(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a file or folder; a crash on the way leaves nothing that looks like it, for it is renamed first.
 
     A symbolic link is removed, what it points to is not.
@@ -121,7 +121,7 @@ def sweep(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def held(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+def locked(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Let only one process at a time into the block; the lock is a file at ``path``, gone afterwards.
 
     A process that is killed holds nothing. On file systems that know no locks the block runs unguarded.
@@ -163,10 +163,10 @@ def held(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[N
         lock.release()
 
 
-def forget_lock(path: Path) -> None:
+def remove_stale_lock(path: Path) -> None:
     """Remove a lock that nobody holds: one of a process that was killed."""
     if path.exists():
-        with contextlib.suppress(BlockingIOError, PrefcliError), held(path):
+        with contextlib.suppress(BlockingIOError, PrefcliError), locked(path):
             pass
 
 
@@ -190,7 +190,7 @@ def spooling() -> Iterator[None]:
                 "no folder for temporary files: none of the usual ones can be written",
                 hint="TMPDIR can name another folder.",
             ) from None
-        problem = cannot_write(folder, error)
+        problem = write_error(folder, error)
         raise PrefcliError(
             problem.what, where=problem.where, hint="It holds temporary files; TMPDIR can name another folder."
         ) from None
@@ -213,15 +213,15 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_sums(folder: Path, names: Iterable[str]) -> None:
-    """Keep the checksums of some files of a folder in :data:`SUMS`; those that are not there are left out."""
+def write_checksums(folder: Path, names: Iterable[str]) -> None:
+    """Keep the checksums of some files of a folder in :data:`CHECKSUMS`; those that are not there are left out."""
     there = sorted(name for name in names if (folder / name).is_file())
     lines = [f"{sha256(folder / name)}  {name}" for name in there]
-    write_text(folder / SUMS, "\n".join([*lines, f"# {len(lines)} files", ""]))
+    write_text(folder / CHECKSUMS, "\n".join([*lines, f"# {len(lines)} files", ""]))
 
 
-def mismatches(folder: Path) -> dict[str, str]:
-    """Files that are not what :data:`SUMS` says they were: name -> ``changed`` or ``gone``. No checksums, no mismatch.
+def checksum_mismatches(folder: Path) -> dict[str, str]:
+    """Files that are not what :data:`CHECKSUMS` says they were: name -> ``changed`` or ``gone``.
 
     Raises
     ------
@@ -229,7 +229,7 @@ def mismatches(folder: Path) -> dict[str, str]:
         If the checksums themselves cannot be read.
     """
     found = {}
-    for name, digest in summed(folder).items():
+    for name, digest in read_checksums(folder).items():
         if not (folder / name).is_file():
             found[name] = "gone"
         elif sha256(folder / name) != digest:
@@ -237,8 +237,8 @@ def mismatches(folder: Path) -> dict[str, str]:
     return found
 
 
-def summed(folder: Path) -> dict[str, str]:
-    """Names and digests that :data:`SUMS` tells; none where there are no checksums.
+def read_checksums(folder: Path) -> dict[str, str]:
+    """Names and digests that :data:`CHECKSUMS` tells; none where there are no checksums.
 
     Raises
     ------
@@ -246,29 +246,29 @@ def summed(folder: Path) -> dict[str, str]:
         If they cannot be read.
     """
     try:
-        lines = (folder / SUMS).read_bytes().decode("utf-8").split("\n")
+        lines = (folder / CHECKSUMS).read_bytes().decode("utf-8").split("\n")
     except FileNotFoundError:
         return {}
     *lines, end, nothing = lines if len(lines) > 1 else ["", ""]
     if nothing or end != f"# {len(lines)} files":
-        raise ValueError(f"{SUMS} is not whole")
+        raise ValueError(f"{CHECKSUMS} is not whole")
     told = {}
     for line in lines:
         digest, _, name = line.partition("  ")
         if not re.fullmatch("[0-9a-f]{64}", digest) or not name or Path(name).name != name:
-            raise ValueError(f"{SUMS} is damaged")
+            raise ValueError(f"{CHECKSUMS} is damaged")
         told[name] = digest
     return told
 
 
-def signed(value: dict[str, Any]) -> str:
-    """JSON that says by itself whether it is whole, for :func:`unsigned`."""
+def with_checksum(value: dict[str, Any]) -> str:
+    """JSON that says by itself whether it is whole, for :func:`verify_checksum`."""
     body = json.dumps(value, sort_keys=True)
     return json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "body": body})
 
 
-def unsigned(text: str) -> dict[str, Any]:
-    """What was given to :func:`signed`.
+def verify_checksum(text: str) -> dict[str, Any]:
+    """What was given to :func:`with_checksum`.
 
     Raises
     ------
@@ -298,7 +298,7 @@ def refuse_to_overwrite(path: Path, force: bool) -> None:
         raise InputError(f"{path} already exists", hint="Choose another name, or overwrite it with --force.")
 
 
-def cannot_write(path: Path, error: BaseException, *, needs: int | None = None, written: int = 0) -> PrefcliError:
+def write_error(path: Path, error: BaseException, *, needs: int | None = None, written: int = 0) -> PrefcliError:
     """The error for a write that failed: what, where, and what to do about this cause.
 
     Parameters
@@ -346,7 +346,7 @@ def _explained(path: Path, needs: int | None) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError) and _error_number(error) is None:
             raise
-        raise cannot_write(path, error, needs=needs, written=getattr(error, "written", 0)) from error
+        raise write_error(path, error, needs=needs, written=getattr(error, "written", 0)) from error
 
 
 @contextlib.contextmanager

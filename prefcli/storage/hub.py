@@ -31,7 +31,7 @@ ANSWER_SECONDS = 30.0
 SLOWEST_UPLOAD = 100_000
 """Bytes a second below which an upload counts as stuck."""
 
-RUN_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.parquet", f"*{files.SUMS}")
+RUN_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.parquet", f"*{files.CHECKSUMS}")
 """Files of a run that prediction may need; neither its log nor its card."""
 NOT_OF_A_RUN = ("checkpoints/*", "*/checkpoints/*", "*.py", "*.bin")
 
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Found:
+class ResolvedModel:
     """A folder with the files of a name, and how it was found."""
 
     folder: Path
@@ -47,7 +47,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Kept:
+class PushResult:
     """Where a run was brought to."""
 
     url: str
@@ -64,7 +64,7 @@ def find(
     revision: str | None = None,
     without: Sequence[str] = (),
     network: bool = True,
-) -> Found:
+) -> ResolvedModel:
     """The files of a model of the hub: those in the local cache, else downloaded.
 
     Parameters
@@ -120,7 +120,7 @@ def find(
             ) from None
         with suppress(OSError, ValueError):
             if cached is not None and whole(cached):
-                return Found(cached, CACHED)
+                return ResolvedModel(cached, CACHED)
         if not network:
             raise NetworkError(f"the {what} {name} is not in the hub's local cache", hint=instead)
         if constants.HF_HUB_OFFLINE:
@@ -131,10 +131,10 @@ def find(
         with _explained(name, what, instead, f"and the {what} {name} is not on this machine"):
             hub.HfApi().model_info(name, revision=revision, timeout=CHECK_SECONDS)
             folder = hub.snapshot_download(name, **needed)
-    return Found(Path(folder), DOWNLOADED)
+    return ResolvedModel(Path(folder), DOWNLOADED)
 
 
-def find_run(name: str) -> Found:
+def find_run(name: str) -> ResolvedModel:
     """A run of the hub, ``hf://owner/name`` or ``hf://owner/name@revision``, with its files as they were sealed.
 
     Raises
@@ -172,16 +172,16 @@ def _faults(folder: Path) -> list[str]:
     told = [folder, *sorted(path for path in folder.glob("fold-*") if path.is_dir())]
     faults = []
     for one in told:
-        if not (one / files.SUMS).is_file():
-            faults.append(f"{one.name if one != folder else 'it'} has no {files.SUMS}")
+        if not (one / files.CHECKSUMS).is_file():
+            faults.append(f"{one.name if one != folder else 'it'} has no {files.CHECKSUMS}")
             continue
-        faults += [f"{name} is {how}" for name, how in files.mismatches(one).items()]
+        faults += [f"{name} is {how}" for name, how in files.checksum_mismatches(one).items()]
         faults += [
-            f"{path.name} is not in {files.SUMS}"
+            f"{path.name} is not in {files.CHECKSUMS}"
             for path in sorted(one.iterdir())
             if path.suffix in (".json", ".safetensors", ".txt", ".model", ".parquet")
             and path.is_file()
-            and path.name not in files.summed(one)
+            and path.name not in files.read_checksums(one)
         ]
     return faults
 
@@ -233,7 +233,7 @@ def check_push(name: str) -> None:
         raise ModelError("the hub's token can only read", hint="Make one that can write, then: hf auth login.")
 
 
-def push(folder: Path, names: Sequence[str], name: str, *, private: bool = True) -> Kept:
+def push(folder: Path, names: Sequence[str], name: str, *, private: bool = True) -> PushResult:
     """Bring some files of a folder to ``owner/name``, which is made when missing; a run that is there is replaced.
 
     Parameters
@@ -268,7 +268,7 @@ def push(folder: Path, names: Sequence[str], name: str, *, private: bool = True)
         url = _within(ANSWER_SECONDS, lambda: api.create_repo(name, private=private, exist_ok=True))
         there = api.model_info(name, timeout=ANSWER_SECONDS)
         held = {sibling.rfilename for sibling in there.siblings or []} - {".gitattributes", "README.md"}
-        if held and files.SUMS not in held:
+        if held and files.CHECKSUMS not in held:
             raise InputError(f"{name} holds something that is no run of prefcli", hint="Choose another name.")
         if private and there.private is False:
             raise InputError(f"{name} is public already", hint="Say --public, or choose another name.")
@@ -282,7 +282,7 @@ def push(folder: Path, names: Sequence[str], name: str, *, private: bool = True)
                 commit_message="A run of prefcli",
             ),
         )
-    return Kept(str(url), len(names))
+    return PushResult(str(url), len(names))
 
 
 # What goes wrong

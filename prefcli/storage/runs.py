@@ -45,7 +45,7 @@ OWN_KEYS = (
     "format", "outcomes", "options", "versions", "origins", "resolved", "data", "command", "base", "export",
 )  # fmt: skip
 """Keys of ``config.json`` that are prefcli's; all others are the encoder's, as transformers reads them."""
-UNSEALED = (CARD, METRICS, CURVES, UNFINISHED, files.SUMS)
+UNSEALED = (CARD, METRICS, CURVES, UNFINISHED, files.CHECKSUMS)
 """Files of a run that no prediction depends on."""
 FORMAT = 1
 
@@ -68,7 +68,7 @@ def new_folder(root: Path, options: TrainOptions) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise files.cannot_write(folder, error) from None
+            raise files.write_error(folder, error) from None
     raise AssertionError("unreachable")
 
 
@@ -181,7 +181,7 @@ def begin(folder: Path, *, force: bool, same: Callable[[Mapping[str, Any]], bool
     elif not is_run(folder):
         raise InputError(f"{folder} is not a run, so --force does not remove it", hint="Choose another --output.")
     else:
-        files.discard(folder)
+        files.remove(folder)
     files.write_text(folder / UNFINISHED, "Continue this run with prefcli train --resume, or delete its folder.\n")
     return False
 
@@ -208,7 +208,7 @@ def finish(folder: Path) -> None:
 def forget_if_empty(folder: Path) -> None:
     """Remove the folder of a run that failed before there was anything to continue."""
     if is_unfinished(folder) and not (folder / CONFIG).is_file():
-        files.discard(folder)
+        files.remove(folder)
 
 
 @contextmanager
@@ -222,7 +222,7 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(files.held(_lock_of(folder)))
+            stack.enter_context(files.locked(_lock_of(folder)))
         except BlockingIOError:
             raise PrefcliError(
                 "another prefcli is training into this folder",
@@ -242,7 +242,7 @@ def seal(folder: Path, *, trained: bool) -> None:
     """Keep the checksums of the run's files in ``SHA256SUMS``: of all, or of those that training does not change."""
     left_out = UNSEALED if trained else (*UNSEALED, *TRAINED)
     names = (path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    files.write_sums(folder, (name for name in names if name not in left_out))
+    files.write_checksums(folder, (name for name in names if name not in left_out))
 
 
 def published(folder: Path) -> list[str]:
@@ -256,10 +256,10 @@ def published(folder: Path) -> list[str]:
     verify_all(folder)
     names = []
     for member in dict.fromkeys((folder, *members(folder))):
-        sealed = list(files.summed(member))
+        sealed = list(files.read_checksums(member))
         if not sealed:
-            raise ModelError(f"the run keeps no {files.SUMS}", where=str(member), hint="Train it again.")
-        more = [name for name in (files.SUMS, CARD, CURVES, METRICS) if (member / name).is_file()]
+            raise ModelError(f"the run keeps no {files.CHECKSUMS}", where=str(member), hint="Train it again.")
+        more = [name for name in (files.CHECKSUMS, CARD, CURVES, METRICS) if (member / name).is_file()]
         names += [(member / name).relative_to(folder).as_posix() for name in (*sealed, *more)]
     return names
 
@@ -286,16 +286,16 @@ def verify(folder: Path, *, going_on: bool = False) -> None:
             hint=f"Wait for it, or continue it with prefcli train --resume {folder}.",
         )
     try:
-        wrong = files.mismatches(folder)
+        wrong = files.checksum_mismatches(folder)
     except (OSError, ValueError) as error:
-        raise ModelError(f"the run's checksums cannot be read: {error}", where=str(folder / files.SUMS)) from None
+        raise ModelError(f"the run's checksums cannot be read: {error}", where=str(folder / files.CHECKSUMS)) from None
     if going_on:
         wrong = {name: how for name, how in wrong.items() if how == "changed" and name != VALIDATION}
     if wrong:
         raise ModelError(
             f"the run is damaged: {', '.join(f'{name} is {how}' for name, how in wrong.items())}",
             where=str(folder),
-            hint=f"Copy the run again, or train anew. If you changed it on purpose, delete {files.SUMS}.",
+            hint=f"Copy the run again, or train anew. If you changed it on purpose, delete {files.CHECKSUMS}.",
         )
 
 

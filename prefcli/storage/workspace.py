@@ -180,13 +180,13 @@ class Workspace:
         files.sweep(self.stages)
         lock = path.with_suffix(".lock")
         if cached := self._cached(path, metadata, reporter):
-            files.forget_lock(lock)
+            files.remove_stale_lock(lock)
             return cached
 
         def waiting() -> None:
             reporter.note(f"another prefcli is making {path.name}: waiting for it")
 
-        with files.held(lock, waiting=waiting):
+        with files.locked(lock, waiting=waiting):
             if cached := self._cached(path, metadata, SILENT):
                 return cached
             with files.atomic(path, needs=needs) as temporary:

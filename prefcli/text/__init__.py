@@ -42,7 +42,7 @@ ANSWER_COLUMNS = ("response_a", "response_b")
 
 
 @dataclass(frozen=True)
-class Treatment:
+class Normalisation:
     """One named way to treat text.
 
     Attributes
@@ -64,11 +64,11 @@ class Treatment:
     loses: str
 
 
-TREATMENTS: Mapping[str, Treatment] = types.MappingProxyType(
+NORMALISATIONS: Mapping[str, Normalisation] = types.MappingProxyType(
     {
         treatment.name: treatment
         for treatment in (
-            Treatment(
+            Normalisation(
                 name="nltk",
                 version=2,
                 summary="NLTK word tokens, lower case, no stop words, no special characters, lemmas",
@@ -76,14 +76,14 @@ TREATMENTS: Mapping[str, Treatment] = types.MappingProxyType(
                 loses="case, English stop words (with them 'not' and 'no'), punctuation, symbols, emoji, markup, line "
                 "breaks, and English plurals",
             ),
-            Treatment(
+            Normalisation(
                 name="raw",
                 version=1,
                 summary="the text as it is",
                 keeps="everything",
                 loses="nothing",
             ),
-            Treatment(
+            Normalisation(
                 name="light",
                 version=1,
                 summary="Unicode NFC, tidy whitespace, no control characters",
@@ -128,7 +128,7 @@ class TextCounts:
         )
 
 
-def check(treatment: str) -> Treatment:
+def check(treatment: str) -> Normalisation:
     """The treatment of this name.
 
     Raises
@@ -136,9 +136,11 @@ def check(treatment: str) -> Treatment:
     InputError
         If there is none.
     """
-    if treatment not in TREATMENTS:
-        raise InputError(f"there is no text treatment {treatment!r}", hint=f"Choose one of {', '.join(TREATMENTS)}.")
-    return TREATMENTS[treatment]
+    if treatment not in NORMALISATIONS:
+        raise InputError(
+            f"there is no text treatment {treatment!r}", hint=f"Choose one of {', '.join(NORMALISATIONS)}."
+        )
+    return NORMALISATIONS[treatment]
 
 
 def identity(treatment: str) -> dict[str, str | int]:
@@ -152,7 +154,7 @@ def identity(treatment: str) -> dict[str, str | int]:
     return known
 
 
-def treat_text(text: str, treatment: str = "nltk") -> str:
+def normalise_text(text: str, treatment: str = "nltk") -> str:
     """Treat one text.
 
     Parameters
@@ -160,7 +162,7 @@ def treat_text(text: str, treatment: str = "nltk") -> str:
     text:
         Any string. Lone surrogates, which no file can hold, become U+FFFD first, in every treatment.
     treatment:
-        A name in :data:`TREATMENTS`.
+        A name in :data:`NORMALISATIONS`.
 
     Returns
     -------
@@ -175,7 +177,7 @@ def treat_text(text: str, treatment: str = "nltk") -> str:
     return _treater(treatment)([_well_formed(text)])[0]
 
 
-def treat_batch(battles: pa.RecordBatch, treatment: str) -> tuple[pa.RecordBatch, TextCounts]:
+def normalise_batch(battles: pa.RecordBatch, treatment: str) -> tuple[pa.RecordBatch, TextCounts]:
     """Treat the text columns of one batch of battles in this process.
 
     Every turn keeps its place, null stays null, other columns and the schema's metadata pass through untouched.
@@ -185,7 +187,7 @@ def treat_batch(battles: pa.RecordBatch, treatment: str) -> tuple[pa.RecordBatch
     battles:
         Has the columns of :data:`TEXT_COLUMNS`, each ``list<string>``.
     treatment:
-        A name in :data:`TREATMENTS`.
+        A name in :data:`NORMALISATIONS`.
 
     Returns
     -------
@@ -285,7 +287,9 @@ def _treater(treatment: str) -> Callable[[Sequence[str]], list[str]]:
         "light": _treat_light,
     }
     if treatment not in treaters:
-        raise InputError(f"There is no text treatment '{treatment}'.", hint=f"Choose one of {', '.join(TREATMENTS)}.")
+        raise InputError(
+            f"There is no text treatment '{treatment}'.", hint=f"Choose one of {', '.join(NORMALISATIONS)}."
+        )
     return treaters[treatment]
 
 

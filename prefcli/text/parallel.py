@@ -24,7 +24,7 @@ from itertools import chain, islice
 from typing import IO, TYPE_CHECKING, BinaryIO
 
 from prefcli.errors import InputError, PrefcliError
-from prefcli.text import TEXT_COLUMNS, TextCounts, check, check_columns, treat_batch, utf8_bytes
+from prefcli.text import TEXT_COLUMNS, TextCounts, check, check_columns, normalise_batch, utf8_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,7 +37,7 @@ _ANSWER = struct.Struct("<?5QQ")
 _WORKER = "import sys; sys.path[:] = {path!r}; from prefcli.text.parallel import work; work({treatment!r})"
 
 
-def treat_stream(
+def normalise_stream(
     batches: Iterable[pa.RecordBatch], treatment: str, *, workers: int | None = None
 ) -> Iterator[tuple[pa.RecordBatch, TextCounts]]:
     """Treat battles batch by batch, in several processes.
@@ -45,10 +45,10 @@ def treat_stream(
     Parameters
     ----------
     batches:
-        As :func:`treat_batch` takes them. Read only as far ahead as there is work for the processes (two pieces of at
-        most 4 MB of text for each), so memory does not grow with the input.
+        As :func:`normalise_batch` takes them. Read only as far ahead as there is work for the processes (two pieces of
+        at most 4 MB of text for each), so memory does not grow with the input.
     treatment:
-        A name in :data:`TREATMENTS`.
+        A name in :data:`NORMALISATIONS`.
     workers:
         Processes; None for one per usable core. With 1, for ``raw``, and for input of one small batch no process is
         started. The result does not depend on it.
@@ -71,7 +71,7 @@ def treat_stream(
         workers = usable_cores()
     if workers < 1:
         raise InputError(f"{workers} workers cannot work.", hint="Use --workers 1 or more.")
-    return _treat_stream(batches, treatment, workers)
+    return _normalise_stream(batches, treatment, workers)
 
 
 def usable_cores() -> int:
@@ -83,18 +83,18 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _treat_stream(
+def _normalise_stream(
     batches: Iterable[pa.RecordBatch], treatment: str, workers: int
 ) -> Iterator[tuple[pa.RecordBatch, TextCounts]]:
     pieces = (piece for batch in batches for piece in _cut(batch))
     if treatment == "raw" or workers == 1 or not sys.executable:
         for piece in pieces:
-            yield treat_batch(piece, treatment)
+            yield normalise_batch(piece, treatment)
         return
     first = list(islice(pieces, 2))
     if len(first) < 2:
         for piece in first:
-            yield treat_batch(piece, treatment)
+            yield normalise_batch(piece, treatment)
         return
     with _Workers(treatment, workers) as crew:
         waiting: deque[tuple[pa.RecordBatch, Future[tuple[pa.RecordBatch, TextCounts]]]] = deque()
@@ -214,7 +214,7 @@ def work(treatment: str) -> None:
             (length,) = _REQUEST.unpack(_read_exactly(requests, _REQUEST.size))
             request = _read_exactly(requests, length)
             try:
-                treated, counts = treat_batch(_from_ipc(request), treatment)
+                treated, counts = normalise_batch(_from_ipc(request), treatment)
                 answer = _to_ipc(treated)
                 answers.write(_ANSWER.pack(True, *astuple(counts), len(answer)))
             except Exception:

@@ -54,12 +54,12 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
     needs = sum(tensor.nbytes for tensor in (*checkpoint.model.values(), *tensors.values()))
     with files.atomic(path, needs=needs) as temporary:
         temporary.mkdir()
-        save_file(weights.separate(checkpoint.model), temporary / "model.safetensors")
+        save_file(weights.clone_shared_tensors(checkpoint.model), temporary / "model.safetensors")
         save_file(tensors, temporary / "optimizer.safetensors")
         save_file(checkpoint.random, temporary / "random.safetensors")
         digests = {p.name: files.sha256(p) for p in sorted(temporary.iterdir())}
         state = {"files": digests, "optimizer_groups": groups, **checkpoint.state}
-        (temporary / STATE).write_text(files.signed(state), encoding="utf-8")
+        (temporary / STATE).write_text(files.with_checksum(state), encoding="utf-8")
     for old in existing(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return path
@@ -94,7 +94,7 @@ def _load(path: Path) -> Checkpoint:
     from safetensors.torch import load_file
 
     try:
-        state = files.unsigned((path / STATE).read_text(encoding="utf-8"))
+        state = files.verify_checksum((path / STATE).read_text(encoding="utf-8"))
         for name, digest in state.pop("files").items():
             if files.sha256(path / name) != digest:
                 raise ValueError(f"{name} does not match its checksum")
@@ -108,7 +108,7 @@ def _load(path: Path) -> Checkpoint:
 
 def _flatten(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], list[Any]]:
     tensors = {f"{index}.{name}": t for index, state in optimizer["state"].items() for name, t in state.items()}
-    return weights.separate(tensors), optimizer["param_groups"]
+    return weights.clone_shared_tensors(tensors), optimizer["param_groups"]
 
 
 def _unflatten(tensors: dict[str, Tensor], groups: list[Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli.compute.distributed import World
-from prefcli.data.selection import Data, Fold, Pool
+from prefcli.data.selection import Fold, RunData, TrainingData
 from prefcli.options import TrainOptions
 from prefcli.reporting import Reporter
 from prefcli.storage import runs
@@ -21,7 +21,7 @@ from prefcli.training.trackers import Trackers
 
 
 @dataclass(frozen=True)
-class Work:
+class TrainContext:
     """One call of ``train``.
 
     Attributes
@@ -42,8 +42,8 @@ class Work:
 
     folder: Path
     workspace: Workspace
-    data: Data
-    pool: Pool
+    data: RunData
+    pool: TrainingData
     options: TrainOptions
     origins: Mapping[str, str]
     command: str
@@ -87,7 +87,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """What came out of a fit, besides the model in its folder."""
 
     logits: NDArray[np.float64] | None
@@ -100,5 +100,5 @@ class Fitted:
 class Fitter(Protocol):
     """Fits folds, one after the other."""
 
-    def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> Fitted:
+    def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> FitResult:
         """Fit one fold (or the only split) into its folder; ``prefix`` begins what is said of it."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from prefcli import metrics
 from prefcli.compute.distributed import World
-from prefcli.data.selection import Data, Fold, Pool, select
+from prefcli.data.selection import Fold, RunData, TrainingData, select
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES
 from prefcli.prediction import calibration
@@ -27,7 +27,7 @@ from prefcli.reporting import Reporter
 from prefcli.storage import card, files, runs
 from prefcli.storage.workspace import Workspace
 from prefcli.training import trackers
-from prefcli.training.context import Fitted, Fitter, Work
+from prefcli.training.context import FitResult, Fitter, TrainContext
 
 FEW_BATTLES = 10_000
 PRIOR_SPREAD = 0.01
@@ -35,15 +35,15 @@ PRIOR_SPREAD = 0.01
 
 
 @dataclass(frozen=True)
-class Result:
-    """What :func:`conduct` found."""
+class ExperimentResult:
+    """What :func:`run_experiment` found."""
 
     validation: dict[str, Any] | None
     battles_per_second: float
     only_prior: bool
 
 
-def fitter_for(work: Work, folds: Sequence[Fold]) -> Fitter:
+def fitter_for(work: TrainContext, folds: Sequence[Fold]) -> Fitter:
     """What fits the architecture that was chosen; what all folds share (tokens, statistics) is made here, once."""
     if work.options.architecture == "features":
         from prefcli.training.fit_features import FeaturesFitter
@@ -54,10 +54,10 @@ def fitter_for(work: Work, folds: Sequence[Fold]) -> Fitter:
     return NeuralFitter(work, folds)
 
 
-def conduct(
+def run_experiment(
     folder: Path,
     workspace: Workspace,
-    data: Data,
+    data: RunData,
     options: TrainOptions,
     *,
     origins: Mapping[str, str],
@@ -65,8 +65,8 @@ def conduct(
     resume: bool,
     world: World,
     reporter: Reporter,
-    fitters: Callable[[Work, Sequence[Fold]], Fitter] = fitter_for,
-) -> Result:
+    fitters: Callable[[TrainContext, Sequence[Fold]], Fitter] = fitter_for,
+) -> ExperimentResult:
     """Train into ``folder`` and write everything a run holds; ``fitters`` makes what fits (or only times) the folds.
 
     Raises
@@ -75,26 +75,26 @@ def conduct(
         If the battles do not allow it: no outcomes, too few prompts to hold any out.
     """
     pool, folds = select(folder, data, options, reporter)
-    work = Work(folder, workspace, data, pool, options, origins, command, resume, world, reporter)
+    work = TrainContext(folder, workspace, data, pool, options, origins, command, resume, world, reporter)
     fitter = fitters(work, folds)
-    fits: list[Fitted] = []
+    fits: list[FitResult] = []
     for number, fold in enumerate(folds):
         with _following(fold.folder, work) as following:
             fitted = fitter.fit(fold, f"fold {number + 1} of {len(folds)}: " if options.folds else "", following)
             fits.append(fitted)
-            if world.is_first:
-                following.conclude(_write_papers(fold.folder, options, pool, fitted, fold.held_out))
+            if world.is_main_process:
+                following.conclude(_write_artifacts(fold.folder, options, pool, fitted, fold.held_out))
                 runs.seal(fold.folder, trained=True)
     whole, held_out = _together(folds, fits)
-    if options.folds and world.is_first:
+    if options.folds and world.is_main_process:
         with _following(folder, work) as following:
-            following.conclude(_write_papers(folder, options, pool, whole, held_out))
+            following.conclude(_write_artifacts(folder, options, pool, whole, held_out))
         runs.seal(folder, trained=True)
     validation, doubt = None, ""
     if whole.logits is not None:
         probabilities, labels = metrics.softmax(whole.logits), pool.labels[held_out]
         validation = dataclasses.asdict(metrics.score(probabilities, labels, groups=pool.keys[held_out]))
-        doubt = doubt_about(probabilities, labels, pool.keys[held_out])
+        doubt = not_better_than_prior(probabilities, labels, pool.keys[held_out])
         reporter.note(str(calibration.calibrate([whole.logits], labels, pool.keys[held_out])))
     if doubt:
         trained = len(pool) - (0 if options.folds else len(held_out))
@@ -104,18 +104,18 @@ def conduct(
         else:
             advice = f"try --warmup 0.1, another --lr, more --epochs, --text raw, --recipe fast{more}"
         reporter.warn(f"{doubt}: {advice}")
-    return Result(validation, whole.battles_per_second, bool(doubt))
+    return ExperimentResult(validation, whole.battles_per_second, bool(doubt))
 
 
-def _following(folder: Path, work: Work) -> AbstractContextManager[trackers.Trackers]:
+def _following(folder: Path, work: TrainContext) -> AbstractContextManager[trackers.Trackers]:
     """The trackers of the run or of one of its folds; only one process tells them."""
-    if not work.world.is_first:
+    if not work.world.is_main_process:
         return nullcontext(trackers.NOTHING)
     title = folder.name if folder == work.folder else f"{work.folder.name}/{folder.name}"
     return trackers.following(folder, work.options, title, work.reporter)
 
 
-def doubt_about(
+def not_better_than_prior(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64], keys: NDArray[np.int64] | None = None
 ) -> str:
     """What to say of a model that knows no more than the prior; empty when it clearly knows more.
@@ -131,7 +131,7 @@ def doubt_about(
     return "the model is not clearly better than the prior" if high >= 0 else ""
 
 
-def _together(folds: list[Fold], fits: list[Fitted]) -> tuple[Fitted, NDArray[np.intp]]:
+def _together(folds: list[Fold], fits: list[FitResult]) -> tuple[FitResult, NDArray[np.intp]]:
     """All folds as one: logits of all held-out battles with their positions, mean rate, mean importances."""
     rate = float(np.mean([fitted.battles_per_second for fitted in fits]))
     shares: dict[str, float] = {}
@@ -141,14 +141,14 @@ def _together(folds: list[Fold], fits: list[Fitted]) -> tuple[Fitted, NDArray[np
     importances = sorted(shares.items(), key=lambda item: -item[1])
     parts = [fitted.logits for fitted in fits if fitted.logits is not None]
     if len(parts) < len(folds):
-        return Fitted(None, rate, importances), np.empty(0, dtype=np.intp)
+        return FitResult(None, rate, importances), np.empty(0, dtype=np.intp)
     positions = np.concatenate([fold.held_out for fold in folds])
     order = np.argsort(positions)
-    return Fitted(np.concatenate(parts)[order], rate, importances), positions[order]
+    return FitResult(np.concatenate(parts)[order], rate, importances), positions[order]
 
 
-def _write_papers(
-    folder: Path, options: TrainOptions, pool: Pool, fitted: Fitted, held_out: NDArray[np.intp]
+def _write_artifacts(
+    folder: Path, options: TrainOptions, pool: TrainingData, fitted: FitResult, held_out: NDArray[np.intp]
 ) -> dict[str, Any] | None:
     """What a finished run leaves besides its model: per-battle probabilities, its score (also returned), its card."""
     validation, calibrated = None, None

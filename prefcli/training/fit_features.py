@@ -12,17 +12,17 @@ from prefcli.models import features as models
 from prefcli.models.features import statistics
 from prefcli.models.features.statistics import Features
 from prefcli.storage import runs
-from prefcli.training.context import Fitted, Work
+from prefcli.training.context import FitResult, TrainContext
 from prefcli.training.trackers import Trackers
 
 
 class FeaturesFitter:
     """Measures the pool once. Of several processes the first one does all the work."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: TrainContext) -> None:
         self.work = work
         self.features: Features | None = None
-        if not work.world.is_first:
+        if not work.world.is_main_process:
             return
         parts = []
         with work.reporter.track("measuring", len(work.pool)) as progress:
@@ -32,16 +32,16 @@ class FeaturesFitter:
                     progress.advance(batch.num_rows)
         self.features = Features.concatenate(parts)
 
-    def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> Fitted:
+    def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> FitResult:
         """Fit one fold. A fold of a continued run that is fitted already is not fitted again.
 
         There are no steps that a tracker could be told.
         """
         fitted = self._fit_here(self.features, fold, prefix) if self.features is not None else None
-        first: Fitted = self.work.world.gather(fitted)[0]
+        first: FitResult = self.work.world.gather(fitted)[0]
         return first
 
-    def _fit_here(self, battles: Features, fold: Fold, prefix: str) -> Fitted:
+    def _fit_here(self, battles: Features, fold: Fold, prefix: str) -> FitResult:
         work = self.work
         started = time.monotonic()
         model = self._fitted_before(fold) if work.resume else None
@@ -62,7 +62,7 @@ class FeaturesFitter:
             model.save(fold.folder)
         rate = len(fold.train) / max(time.monotonic() - started, 1e-9)
         logits = np.log(model.probabilities(battles.take(fold.held_out))) if len(fold.held_out) else None
-        return Fitted(logits, rate, model.importances())
+        return FitResult(logits, rate, model.importances())
 
     def _fitted_before(self, fold: Fold) -> models.FeaturesModel | None:
         try:

@@ -16,14 +16,14 @@ from prefcli.errors import InputError
 from prefcli.models import neural, tokens
 from prefcli.storage import runs
 from prefcli.training import checkpoints, loop
-from prefcli.training.context import Fitted, Work
+from prefcli.training.context import FitResult, TrainContext
 from prefcli.training.trackers import Trackers
 
 
 class NeuralFitter:
     """Tokenises the pool once; every fold gets an encoder of its own."""
 
-    def __init__(self, work: Work, folds: Sequence[Fold]) -> None:
+    def __init__(self, work: TrainContext, folds: Sequence[Fold]) -> None:
         self.work = work
         options = work.options
         if options.shard and work.world.alone:
@@ -36,31 +36,31 @@ class NeuralFitter:
             adapters.needed()
             self.placement = devices.for_language_models(self.placement)
         started_before = work.resume and (work.folder / neural.TOKENIZER_CONFIG).is_file()
-        run = encoders.Located(work.folder, f"the run {work.folder.name}")
+        run = encoders.ResolvedModel(work.folder, f"the run {work.folder.name}")
         self.located = encoders.locate(options.encoder) if not started_before else run
         everything = np.unique(np.concatenate([fold.train for fold in folds]))
         self.tokenizer = encoders.make_tokenizer(self.located, work.pool.texts(everything))
-        with work.world.first_does():
+        with work.world.main_process_first():
             self.battles = tokens.tokenised(
                 work.pool, self.tokenizer, work.workspace, work.reporter, by_turn=options.truncation == "head-tail"
             )
 
-    def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> Fitted:
+    def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> FitResult:
         """Fit one fold; a fit under way is continued from its own files."""
         task = self.task(fold, prefix)
         task.trackers = trackers
         fitted = loop.fit(task)
-        if self.work.options.lora_rank and self.work.world.is_first:
+        if self.work.options.lora_rank and self.work.world.is_main_process:
             neural.save_adapters(fold.folder, self.work.options)
-        return Fitted(fitted.logits, fitted.battles_per_second)
+        return FitResult(fitted.logits, fitted.battles_per_second)
 
-    def task(self, fold: Fold, prefix: str) -> loop.Task:
+    def task(self, fold: Fold, prefix: str) -> loop.FitSpec:
         """Everything the fit of a fold needs, in memory and in its folder."""
         work, options, folder = self.work, self.work.options, fold.folder
         under_way = work.resume and bool(checkpoints.existing(folder / "checkpoints"))
         located, encoder = self._encoder(folder, under_way=under_way)
         if under_way:
-            options = neural.settled(options, runs.read_config(folder))
+            options = neural.with_resolved_auto(options, runs.read_config(folder))
         max_length = self._max_length(encoder)
         model = neural.build(options, encoder, self.tokenizer, max_length, self.placement, stays_on_host=options.shard)
         train = self.battles.take(fold.train)
@@ -76,7 +76,7 @@ class NeuralFitter:
             )
             work.reporter.note(f"{prefix}{self.placement}; {model.attention}; {model.module.pooling} pooling")
             work.reporter.note(f"{prefix}{max_length} tokens a sequence: {cut}")
-            if work.world.is_first:
+            if work.world.is_main_process:
                 resolved = {
                     "placement": str(self.placement),
                     "max_length": max_length,
@@ -99,7 +99,7 @@ class NeuralFitter:
             work.world.barrier()
         if options.shard:
             fsdp.shard(model.module, self.placement.device, work.world)
-        return loop.Task(
+        return loop.FitSpec(
             model=model,
             train=train,
             targets=work.pool.targets[fold.train],
@@ -111,12 +111,12 @@ class NeuralFitter:
             resume=work.resume,
         )
 
-    def _encoder(self, folder: Path, *, under_way: bool) -> tuple[encoders.Located, Any]:
+    def _encoder(self, folder: Path, *, under_way: bool) -> tuple[encoders.ResolvedModel, Any]:
         """The encoder to train; of a fit under way only what its checkpoint does not hold is loaded."""
         options = self.work.options
         if under_way and not options.lora_rank:
             encoder = encoders.from_config(runs.encoder_config(runs.read_config(folder)))
-            return encoders.Located(folder, f"the run {folder.name}"), encoder
+            return encoders.ResolvedModel(folder, f"the run {folder.name}"), encoder
         if under_way:
             located = neural.base_of(runs.read_config(folder)["base"], None, folder, network=True)
         else:

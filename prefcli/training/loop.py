@@ -76,7 +76,7 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class LoopResult:
     """What came out of :func:`fit`."""
 
     position: Position
@@ -89,7 +89,7 @@ class Fitted:
 
 
 @dataclass
-class Task:
+class FitSpec:
     """Everything :func:`fit` works with, and the derived quantities of a run."""
 
     model: NeuralModel
@@ -102,7 +102,7 @@ class Task:
     reporter: Reporter
     world: World = field(default_factory=World)
     resume: bool = False
-    fail_after: Callable[[Position], None] | None = None
+    on_step_end: Callable[[Position], None] | None = None
     """Called after every step; tests inject faults here."""
     trackers: Trackers = NOTHING
     """Told what ``metrics.jsonl`` is told."""
@@ -179,7 +179,7 @@ def loss_of(logits: Tensor, targets: Tensor, options: TrainOptions) -> Tensor:
     return nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=options.label_smoothing)
 
 
-def fit(task: Task) -> Fitted:
+def fit(task: FitSpec) -> LoopResult:
     """Train, validate, keep the best weights in ``folder/model.safetensors``.
 
     Raises
@@ -203,7 +203,7 @@ def fit(task: Task) -> Fitted:
     position = _restore(task, optimizer, scaler) if task.resume else Position()
     sharded = fsdp.is_sharded(module)
     parallel = module if world.alone or sharded else _data_parallel(module, placement.device)
-    log = _Log(task.folder / METRICS, position.steps, task.trackers, writes=world.is_first)
+    log = _Log(task.folder / METRICS, position.steps, task.trackers, writes=world.is_main_process)
     log.open()
     last_checkpoint = time.monotonic()
     first_done = position.epoch * len(task.train) + position.batch * options.batch_size
@@ -211,8 +211,11 @@ def fit(task: Task) -> Fitted:
     def checkpoint() -> None:
         nonlocal last_checkpoint
         states = world.gather(checkpoints.random_states(placement.device))
-        learnt, moments = fsdp.whole_state(weights.learnt(module)), fsdp.whole_optimizer(optimizer)
-        if world.is_first:
+        learnt, moments = (
+            fsdp.full_state_dict(weights.trainable_state_dict(module)),
+            fsdp.full_optimizer_state_dict(optimizer),
+        )
+        if world.is_main_process:
             random = {f"{rank}.{name}": state for rank, held in enumerate(states) for name, state in held.items()}
             state = {"position": asdict(position), "scaler": scaler.state_dict(), "ranks": world.size}
             checkpoints.save(
@@ -254,8 +257,8 @@ def fit(task: Task) -> Fitted:
             if end_of_epoch:
                 position.epoch, position.batch = position.epoch + 1, 0
                 position.finished |= position.epoch == options.epochs
-            if task.fail_after is not None:
-                task.fail_after(position)
+            if task.on_step_end is not None:
+                task.on_step_end(position)
             signals = [number for number in world.gather(stopped()) if number]
             due = (
                 position.steps % options.checkpoint_every == 0
@@ -271,7 +274,7 @@ def fit(task: Task) -> Fitted:
                     hint=f"Continue with: prefcli train --resume {task.folder}",
                 )
     world.barrier()  # the first process has written what it keeps
-    return Fitted(position, kept_logits(task.folder))
+    return LoopResult(position, kept_logits(task.folder))
 
 
 @dataclass(frozen=True)
@@ -285,7 +288,7 @@ class StepResult:
 
 
 def step(
-    task: Task,
+    task: FitSpec,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
@@ -321,7 +324,7 @@ def step(
         total += loss.detach()
 
     scaler.unscale_(optimizer)
-    norm = fsdp.whole(torch.nn.utils.clip_grad_norm_(module.parameters(), options.clip or math.inf))
+    norm = fsdp.full_tensor(torch.nn.utils.clip_grad_norm_(module.parameters(), options.clip or math.inf))
     scale = scaler.get_scale()
     scaler.step(optimizer)
     scaler.update()
@@ -331,13 +334,13 @@ def step(
     return StepResult(loss_value, float(norm), scale, skipped)
 
 
-def _in_step(task: Task, passes: list[Pass]) -> list[tuple[Pass, float]]:
+def _in_step(task: FitSpec, passes: list[Pass]) -> list[tuple[Pass, float]]:
     """Passes and what each counts. In a sharded model each pass is an exchange: idle ranks repeat one, for nothing."""
     missing = _agreed(task, len(passes)) - len(passes)
     return [(one, 1.0) for one in passes] + [(passes[-1], 0.0)] * missing
 
 
-def _agreed(task: Task, passes: int) -> int:
+def _agreed(task: FitSpec, passes: int) -> int:
     """How many forward passes to make where this process needs so many: in a sharded model as many as any process."""
     return max(task.world.gather(passes)) if fsdp.is_sharded(task.model.module) else passes
 
@@ -352,7 +355,7 @@ def _exchanging(module: nn.Module, *, last: bool) -> Iterator[None]:
         yield
 
 
-def _targets(task: Task, one: Pass) -> NDArray[np.float32]:
+def _targets(task: FitSpec, one: Pass) -> NDArray[np.float32]:
     """Targets in the order of a pass's logits: those of an exchanged battle are exchanged too."""
     straight = task.targets[one.rows]
     return np.concatenate([straight[:, SWAPPED] if swapped else straight for swapped in one.orders])
@@ -368,7 +371,7 @@ def _watch(result: StepResult, position: Position, rate: float, *, scaled: bool)
         )
 
 
-def _validate(task: Task, position: Position, log: _Log) -> None:
+def _validate(task: FitSpec, position: Position, log: _Log) -> None:
     """Validation log loss of the weights as they are; keeps them if they are the best so far."""
     if task.validation is None:
         if position.batch == task.batches_per_epoch:
@@ -393,7 +396,7 @@ def _validate(task: Task, position: Position, log: _Log) -> None:
     task.reporter.note(f"step {position.steps}: validation log loss {loss:.4f}, best {position.best:.4f}")
 
 
-def predict_shared(task: Task, battles: TokenisedBattles) -> NDArray[np.float64]:
+def predict_shared(task: FitSpec, battles: TokenisedBattles) -> NDArray[np.float64]:
     """Logits ``[n, 3]``, the battles shared out among the ranks, the result on all of them."""
     world = task.world
     own = np.arange(len(battles))[world.rank :: world.size]
@@ -406,14 +409,14 @@ def predict_shared(task: Task, battles: TokenisedBattles) -> NDArray[np.float64]
     return logits
 
 
-def _keep(task: Task, logits: NDArray[np.float64] | None) -> None:
+def _keep(task: FitSpec, logits: NDArray[np.float64] | None) -> None:
     """Write the weights as they are, and what they say of the validation battles; all ranks call it, one writes.
 
     Two files cannot change at once. So the second one, written first, speaks of the weights that lie there and of those
     about to come: whenever this is interrupted, it knows the weights that are found.
     """
-    state = fsdp.whole_state(weights.learnt(task.model.module))
-    if not task.world.is_first:
+    state = fsdp.full_state_dict(weights.trainable_state_dict(task.model.module))
+    if not task.world.is_main_process:
         return
     path = task.folder / WEIGHTS
     with files.atomic(path, needs=weights.size(state)) as temporary:
@@ -422,13 +425,13 @@ def _keep(task: Task, logits: NDArray[np.float64] | None) -> None:
         before = files.sha256(path) if path.exists() else ""
         entries = {before: known[before]} if before in known else {}
         entries[files.sha256(temporary)] = None if logits is None else logits.tolist()
-        files.write_text(task.folder / KEPT, files.signed(entries))
+        files.write_text(task.folder / KEPT, files.with_checksum(entries))
 
 
 def _kept(folder: Path) -> dict[str, Any]:
     """Digests of kept weights and their logits; empty where the file is missing or damaged."""
     try:
-        return files.unsigned((folder / KEPT).read_text(encoding="utf-8"))
+        return files.verify_checksum((folder / KEPT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
@@ -453,14 +456,14 @@ def kept_logits(folder: Path) -> NDArray[np.float64] | None:
     return None if logits is None else np.array(logits, dtype=np.float64).reshape(-1, len(OUTCOMES))
 
 
-def _restore(task: Task, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Position:
+def _restore(task: FitSpec, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Position:
     """Set everything to where the newest whole checkpoint left it; a run without one begins anew."""
     held = checkpoints.load_latest(task.folder / "checkpoints", task.reporter.warn)
     if held is None:
         task.reporter.note("the run has no checkpoint yet: it begins anew")
         return Position()
-    weights.restore(task.model.module, held.model)
-    fsdp.restore_optimizer(optimizer, held.optimizer)
+    weights.load_state_dict(task.model.module, held.model)
+    fsdp.load_optimizer_state_dict(optimizer, held.optimizer)
     scaler.load_state_dict(held.state["scaler"])
     rank = task.world.rank if held.state["ranks"] == task.world.size else 0
     prefix = f"{rank}."

@@ -71,10 +71,10 @@ class TensorBoard:
 
         try:
             if self._folder.exists():
-                files.discard(self._folder)
+                files.remove(self._folder)
             self._writer = SummaryWriter(str(self._folder), flush_secs=10)
         except OSError as error:
-            raise files.cannot_write(self._folder, error) from None
+            raise files.write_error(self._folder, error) from None
         self._writer.add_text("options", "\n".join(f"    {name}: {value}" for name, value in options.items()))
         for line in known:
             self.record(line["step"], _tracked(line))
@@ -110,7 +110,7 @@ class WandB:
 
         identity = self._identity()
         for left in self._own.glob(f"offline-run-*-{identity}"):  # of this run, before it was continued
-            files.discard(left)
+            files.remove(left)
         settings = wandb.Settings(
             silent=True, console="off", disable_git=True, disable_code=True, save_code=False,
             x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True, x_save_requirements=False,
