@@ -16,6 +16,8 @@ from typing import Any
 # One thread each: the tests run side by side, and waiting threads would slow each other down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# Without AMX, precision "auto" is float32 on every CPU, also in the processes that tests start.
+os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_BF16"
 
 # Started in the background of a shell, this process ignores SIGINT, and so would the commands that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -90,12 +92,6 @@ def battle(number: int = 1, winner: int | None = 0, **fields: Any) -> dict[str, 
     }
     row |= {name: "" if winner is None else int(winner == i) for i, name in enumerate(WINNER_COLUMNS)}
     return row | fields
-
-
-@pytest.fixture(autouse=True)
-def no_bf16_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Precision ``auto`` is float32 on every processor: figures of tests do not depend on where they run."""
-    monkeypatch.setattr("prefcli.compute.devices._has_bf16_matrix_units", lambda: False)
 
 
 @pytest.fixture(scope="session")

@@ -301,6 +301,17 @@ def test_fp16_trains_to_about_the_same_loss(tmp_path: Path, battles: TokenisedBa
     assert losses(tmp_path / "bf16") == pytest.approx(losses(tmp_path / "fp32"), abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("isa_limit", "precision"), [(None, "bf16"), ("AVX512_CORE_AMX", "bf16"), ("AVX512_CORE", "fp32")]
+)
+def test_auto_is_bf16_on_a_cpu_whose_amx_onednn_may_use(
+    isa_limit: str | None, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "flags : avx512f amx_bf16")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa_limit or "DEFAULT")
+    assert devices.place("cpu").precision == precision
+
+
 def test_a_loss_that_is_no_number_stops_the_training(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
