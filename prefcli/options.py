@@ -39,24 +39,17 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """What each recipe sets in place of the defaults. Flags and a configuration file win over it."""
 
-NEURAL_ONLY = (
-    "encoder", "combine", "pooling", "template", "max_length", "truncation", "epochs", "batch_size", "micro_batch",
-    "lr", "warmup", "weight_decay", "clip", "label_smoothing", "loss_input", "swap", "fast_attention", "lora_rank",
-    "lora_alpha", "lora_dropout", "lora_targets", "quantize", "shard", "gradient_checkpointing", "precision",
-    "device", "eval_every", "keep", "patience", "checkpoint_every",
-)  # fmt: skip
-"""Options that mean nothing to ``features``."""
-
-LORA_ONLY = ("lora_alpha", "lora_dropout", "lora_targets")
-"""Options that mean nothing without ``lora_rank``."""
-
 PRETRAINED_LR = 2e-5
 SCRATCH_LR = 1e-3
 LORA_LR = 2e-4
 
 
 def option(default: Any, help_text: str, **limits: Any) -> Any:
-    """A field of :class:`TrainOptions` with its one line of help and its limits."""
+    """A field of :class:`TrainOptions` with its one line of help, its limits and what it applies to.
+
+    Limits are ``at_least``, ``above``, ``at_most``, ``choices`` and ``each_of`` (of a comma-separated list). With
+    ``neural_only`` the flag is refused for ``--architecture features``, with ``lora_only`` without ``--lora-rank``.
+    """
     return field(default=default, metadata={"help": help_text, **limits})
 
 
@@ -72,7 +65,9 @@ class TrainOptions:
         choices=tuple(RECIPE_WORDS),
     )
     text: str | None = option(None, "How the text is treated: nltk, raw or light; by default nltk, for features raw.")
-    encoder: str = option("microsoft/deberta-v3-small", "A folder, a model of the hub (owner/name), or tiny.")
+    encoder: str = option(
+        "microsoft/deberta-v3-small", "A folder, a model of the hub (owner/name), or tiny.", neural_only=True
+    )
     architecture: str = option(
         "siamese",
         "How the two answers meet: each read with the prompt by one encoder, all read together, or no encoder at all: "
@@ -80,40 +75,58 @@ class TrainOptions:
         choices=ARCHITECTURES,
     )
     combine: str = option(
-        "concat", "How the vectors of A and B are joined; interaction adds a - b and a * b.", choices=COMBINATIONS
+        "concat",
+        "How the vectors of A and B are joined; interaction adds a - b and a * b.",
+        choices=COMBINATIONS,
+        neural_only=True,
     )
     pooling: str = option(
         "auto",
         "Which vector stands for a text: its tokens' mean, or the last one's; auto: the last of a language model.",
         choices=POOLINGS,
+        neural_only=True,
     )
     template: str = option(
         "auto",
         "What stands between prompt and answers: the tokenizer's special tokens, or words; auto: words for a language "
         "model.",
         choices=TEMPLATES,
+        neural_only=True,
     )
-    max_length: int = option(512, "Tokens in one sequence, special tokens included.", at_least=8)
+    max_length: int = option(512, "Tokens in one sequence, special tokens included.", at_least=8, neural_only=True)
     truncation: str = option(
         "head",
         "What a field that is too long keeps: its head; or head and tail, and the last turns first, with a mark.",
         choices=TRUNCATIONS,
+        neural_only=True,
     )
-    epochs: int = option(1, "Passes over the training battles.", at_least=1)
-    batch_size: int = option(16, "Battles in one optimizer step.", at_least=1)
-    micro_batch: int = option(0, "Battles in one forward pass at most; 0: as many as fit a token budget.", at_least=0)
+    epochs: int = option(1, "Passes over the training battles.", at_least=1, neural_only=True)
+    batch_size: int = option(16, "Battles in one optimizer step.", at_least=1, neural_only=True)
+    micro_batch: int = option(
+        0, "Battles in one forward pass at most; 0: as many as fit a token budget.", at_least=0, neural_only=True
+    )
     lr: float | None = option(
-        None, "Peak learning rate; by default 2e-5, for tiny 1e-3, for LoRA 2e-4.", above=0.0, at_most=1.0
+        None,
+        "Peak learning rate; by default 2e-5, for tiny 1e-3, for LoRA 2e-4.",
+        above=0.0,
+        at_most=1.0,
+        neural_only=True,
     )
     warmup: float = option(
-        0.0, "Share of the steps in which the rate rises linearly from 0.", at_least=0.0, at_most=1.0
+        0.0, "Share of the steps in which the rate rises linearly from 0.", at_least=0.0, at_most=1.0, neural_only=True
     )
-    weight_decay: float = option(0.01, "AdamW's, not applied to biases and norms.", at_least=0.0)
-    clip: float = option(1.0, "Largest norm of the gradient; 0 does not clip.", at_least=0.0)
-    label_smoothing: float = option(0.0, "Share of the label spread over all outcomes.", at_least=0.0, at_most=0.99)
-    loss_input: str = option("logits", "What the loss is given; all but logits is an ablation.", choices=LOSS_INPUTS)
+    weight_decay: float = option(0.01, "AdamW's, not applied to biases and norms.", at_least=0.0, neural_only=True)
+    clip: float = option(1.0, "Largest norm of the gradient; 0 does not clip.", at_least=0.0, neural_only=True)
+    label_smoothing: float = option(
+        0.0, "Share of the label spread over all outcomes.", at_least=0.0, at_most=0.99, neural_only=True
+    )
+    loss_input: str = option(
+        "logits", "What the loss is given; all but logits is an ablation.", choices=LOSS_INPUTS, neural_only=True
+    )
     swap: bool = option(
-        False, "Show each battle in both orders within the same step; only cross-encoder pays for it in time."
+        False,
+        "Show each battle in both orders within the same step; only cross-encoder pays for it in time.",
+        neural_only=True,
     )
     soft_labels: str | None = option(
         None, "A file of predictions, joined by id, to train on as soft labels; battles without outcome count too."
@@ -123,34 +136,62 @@ class TrainOptions:
         1.0, "Soft labels are taken to the power 1/T: above 1 softens, below 1 sharpens.", above=0.0, at_most=100.0
     )
     lora_rank: int = option(
-        0, "Learn adapters of this rank beside the encoder's frozen weights; 0 trains all weights.", at_least=0
+        0,
+        "Learn adapters of this rank beside the encoder's frozen weights; 0 trains all weights.",
+        at_least=0,
+        neural_only=True,
     )
     lora_alpha: float | None = option(
-        None, "Adapters count alpha / rank times; by default twice the rank.", above=0.0, at_most=1e6
+        None,
+        "Adapters count alpha / rank times; by default twice the rank.",
+        above=0.0,
+        at_most=1e6,
+        neural_only=True,
+        lora_only=True,
     )
-    lora_dropout: float = option(0.0, "Share of the adapters' inputs left out.", at_least=0.0, at_most=0.9)
-    lora_targets: str = option("all", "Layers with adapters: all, attention, or names as in q_proj,v_proj.")
+    lora_dropout: float = option(
+        0.0, "Share of the adapters' inputs left out.", at_least=0.0, at_most=0.9, neural_only=True, lora_only=True
+    )
+    lora_targets: str = option(
+        "all", "Layers with adapters: all, attention, or names as in q_proj,v_proj.", neural_only=True, lora_only=True
+    )
     quantize: str = option(
-        "none", "Keep the frozen weights in 8 or 4 bits; needs --lora-rank and a CUDA GPU.", choices=QUANTIZATIONS
+        "none",
+        "Keep the frozen weights in 8 or 4 bits; needs --lora-rank and a CUDA GPU.",
+        choices=QUANTIZATIONS,
+        neural_only=True,
     )
     shard: bool = option(
-        False, "Under torchrun: spread weights, gradients and optimizer over the processes (FSDP); costs exchanges."
+        False,
+        "Under torchrun: spread weights, gradients and optimizer over the processes (FSDP); costs exchanges.",
+        neural_only=True,
     )
     fast_attention: bool = option(
-        True, "Compute DeBERTa (and on a CPU any encoder's linear layers) faster, with the same results."
+        True,
+        "Compute DeBERTa (and on a CPU any encoder's linear layers) faster, with the same results.",
+        neural_only=True,
     )
-    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, more time.")
-    precision: str = option("auto", "auto picks by what the device is good at, and says why.", choices=PRECISIONS)
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass: less memory, more time.", neural_only=True
+    )
+    precision: str = option(
+        "auto", "auto picks by what the device is good at, and says why.", choices=PRECISIONS, neural_only=True
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.", neural_only=True)
     validation: float = option(0.1, "Share held out, by prompt; 0 trains on every battle.", at_least=0.0, at_most=0.9)
     validation_file: str | None = option(None, "Validate on the battles of this file instead of holding some out.")
     folds: int = option(
         0, "Train this many folds and predict each battle by the model that did not see it.", at_least=0
     )
-    eval_every: int = option(0, "Validate every N optimizer steps; 0: after each epoch.", at_least=0)
-    keep: str = option("best", "Which weights stay: the best by validation, or the last.", choices=("best", "last"))
-    patience: int = option(0, "Stop after N validations without improvement; 0: never.", at_least=0)
-    checkpoint_every: int = option(0, "Checkpoint every N steps; 0: every 5 minutes.", at_least=0)
+    max_steps: int = option(0, "Stop after N optimizer steps; 0: no limit.", at_least=0, neural_only=True)
+    max_time: float = option(0.0, "Stop after this many minutes; 0: no limit.", at_least=0.0, neural_only=True)
+    log_every: int = option(10, "Write metrics every N steps.", at_least=1, neural_only=True)
+    eval_every: int = option(0, "Validate every N optimizer steps; 0: after each epoch.", at_least=0, neural_only=True)
+    keep: str = option(
+        "best", "Which weights stay: the best by validation, or the last.", choices=("best", "last"), neural_only=True
+    )
+    patience: int = option(0, "Stop after N validations without improvement; 0: never.", at_least=0, neural_only=True)
+    checkpoint_every: int = option(0, "Checkpoint every N steps; 0: every 5 minutes.", at_least=0, neural_only=True)
     seed: int = option(0, "Of everything that is random.", at_least=0, at_most=2**63 - 1)
     limit: int | None = option(None, "Train on N battles only, drawn at random by prompt.", at_least=1)
     tracker: str | None = option(
@@ -314,16 +355,19 @@ def resolve(flags: Mapping[str, Any], config: Mapping[str, Any] | None = None) -
         for f in dataclasses.fields(TrainOptions)
     }  # fmt: skip
     options.check()
-    if options.architecture == "features" and (idle := [name for name in NEURAL_ONLY if name in flags]):
+    if options.architecture == "features" and (idle := _given(flags, "neural_only")):
         raise InputError(
-            f"{', '.join(flag_of(name) for name in idle)}: no meaning for --architecture features",
+            f"{', '.join(idle)}: no meaning for --architecture features",
             hint="Leave it out, or choose --architecture siamese or cross-encoder.",
         )
-    if not options.lora_rank and (idle := [name for name in LORA_ONLY if name in flags]):
-        raise InputError(
-            f"{', '.join(flag_of(name) for name in idle)}: no meaning without adapters", hint="Add --lora-rank 16."
-        )
+    if not options.lora_rank and (idle := _given(flags, "lora_only")):
+        raise InputError(f"{', '.join(idle)}: no meaning without adapters", hint="Add --lora-rank 16.")
     return options, origins
+
+
+def _given(flags: Mapping[str, Any], mark: str) -> list[str]:
+    """The given flags whose option has this mark in its metadata."""
+    return [flag_of(f.name) for f in dataclasses.fields(TrainOptions) if f.name in flags and f.metadata.get(mark)]
 
 
 def describe_recipe(options: TrainOptions, origins: Mapping[str, str]) -> str:
