@@ -3,8 +3,8 @@
 Each neural run is exported in float32 and in int8, then the same battles are predicted, tokenising included, by torch
 as prefcli computes it, by torch with transformers' own attention, and by ONNX Runtime in both precisions. The ways take
 turns in one process; the median of the rounds is printed, and by how much a probability differs from torch's at most,
-in both orders of the answers, on more battles. Text is taken raw: the treatment is the same for all. Without a run,
-small ones with the built-in encoder are trained on the file.
+in both orders of the answers, on more battles. Text is taken raw, because normalising it takes the same time
+in all ways. Without a run, small ones with the built-in encoder are trained on the file.
 """
 
 from __future__ import annotations

@@ -73,8 +73,8 @@ def main() -> None:
         commands = {
             "preprocess (nltk), reading included": lambda file, ws: [*prefcli, "--workspace", ws, "preprocess", file],
             "reading and tokenising": lambda file, ws: [sys.executable, "-c", TOKENISE, file, str(root / "tiny"), ws],
-            "predict, tiny siamese, treated before": lambda file, ws: _predict(prefcli, file, ws, "tiny"),
-            "predict, features, treated before": lambda file, ws: _predict(prefcli, file, ws, "features"),
+            "predict, tiny siamese, preprocessed before": lambda file, ws: _predict(prefcli, file, ws, "tiny"),
+            "predict, features, preprocessed before": lambda file, ws: _predict(prefcli, file, ws, "features"),
         }
         print("| work | battles | seconds | seconds a thousand battles | peak MB |\n|---|---|---|---|---|")
         for what, command in commands.items():
@@ -83,7 +83,7 @@ def main() -> None:
             for count, file in files.items():
                 workspace = root / f"ws-{count}-{what[:4]}"
                 if what.startswith("predict"):
-                    # Text treatment has a row of its own.
+                    # Preprocessing has a row of its own.
                     measure([*prefcli, "--workspace", str(workspace), "preprocess", str(file), "--text", "raw"], root)
                 seconds, memory = measure(command(str(file), str(workspace)), root)
                 print(

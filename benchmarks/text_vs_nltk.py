@@ -1,4 +1,4 @@
-"""The ``nltk`` treatment against a plain NLTK program: the same tokens? the same lemmas? how much faster?
+"""The ``nltk`` normalisation against a plain NLTK program: the same tokens? the same lemmas? how much faster?
 
 ::
 
@@ -82,39 +82,39 @@ def plain_rest(tokens: Iterable[str], stop_words: frozenset[str], lemmatizer) ->
 # Fidelity
 
 
-def differences(plain: list[str], treated: list[str]) -> Iterator[tuple[list[str], list[str]]]:
-    """The runs of tokens that differ, as the plain program has them and as the treatment has them."""
-    matcher = difflib.SequenceMatcher(None, plain, treated, autojunk=False)
+def differences(plain: list[str], normalised: list[str]) -> Iterator[tuple[list[str], list[str]]]:
+    """The runs of tokens that differ, as the plain program has them and as the normalisation has them."""
+    matcher = difflib.SequenceMatcher(None, plain, normalised, autojunk=False)
     for what, a, b, c, d in matcher.get_opcodes():
         if what != "equal":
-            yield plain[a:b], treated[c:d]
+            yield plain[a:b], normalised[c:d]
 
 
-def raw_class(plain: list[str], treated: list[str]) -> str:
+def raw_class(plain: list[str], normalised: list[str]) -> str:
     """What kind of difference between NLTK's tokens and ours, before anything is taken out."""
     quotes = {"''", "``", '"', "'"}
-    if set(plain) | set(treated) <= quotes:
+    if set(plain) | set(normalised) <= quotes:
         return "opening or closing quote (taken out afterwards)"
-    if "".join(plain).rstrip(".'`") == "".join(treated).rstrip(".'`"):
+    if "".join(plain).rstrip(".'`") == "".join(normalised).rstrip(".'`"):
         return "period of an abbreviation, split or not (taken out afterwards)"
-    if [token for token in plain if token.strip(".'`\"")] == [token for token in treated if token.strip(".'`\"")]:
+    if [token for token in plain if token.strip(".'`\"")] == [token for token in normalised if token.strip(".'`\"")]:
         return "period or quote alone (taken out afterwards)"
     return "several of these side by side, or other"
 
 
-def treated_class(plain: list[str], treated: list[str], stop_words: frozenset[str]) -> str:
-    """What kind of difference between the plain program's result and the treatment's."""
-    if not treated and all(len(token) == 1 and token in stop_words for token in plain):
+def final_class(plain: list[str], normalised: list[str], stop_words: frozenset[str]) -> str:
+    """What kind of difference between the plain program's result and the normalisation's."""
+    if not normalised and all(len(token) == 1 and token in stop_words for token in plain):
         return "initial or list letter with a period that NLTK's sentence splitter left on ('A. Smith')"
-    if not plain and all(len(token) == 1 and token in stop_words for token in treated):
+    if not plain and all(len(token) == 1 and token in stop_words for token in normalised):
         return "letter with a period that NLTK's sentence splitter took off ('serum T.')"
-    if not treated and all(token in stop_words for token in plain):
+    if not normalised and all(token in stop_words for token in plain):
         return "stop word with a period that NLTK's sentence splitter left on"
     return "other"
 
 
 def compare(texts: Counter[str]) -> None:
-    """Print the share of the plain program's tokens that the treatment has too (an extra token counts as one less)."""
+    """Print the share of the plain program's tokens that ours has too (an extra token counts as one less)."""
     word_tokenize, stop_words, lemmatizer = nltk_parts()
     sums: Counter[str] = Counter()
     raw_kinds: Counter[str] = Counter()
@@ -126,31 +126,31 @@ def compare(texts: Counter[str]) -> None:
         raw_plain = word_tokenize(text)
         raw_ours = [token for tokens in ours.tokenize_chunks(text.split()) for token in tokens]
         plain = plain_rest(raw_plain, stop_words, lemmatizer)
-        treated = ours.normalise_text(text, "nltk").split()
+        normalised = ours.normalise_text(text, "nltk").split()
         distinct.update(token.lower() for token in raw_plain)
         distinct.update(raw_plain)
-        distinct.update(treated)
+        distinct.update(normalised)
         sums["raw"] += times * len(raw_plain)
-        sums["treated"] += times * len(plain)
+        sums["normalised"] += times * len(plain)
         if raw_plain != raw_ours:
             for left, right in differences(raw_plain, raw_ours):
                 sums["raw different"] += times * max(1, len(left))
                 raw_kinds[raw_class(left, right)] += times
-        if plain != treated:
-            for left, right in differences(plain, treated):
-                sums["treated different"] += times * max(1, len(left))
-                kind = treated_class(left, right, stop_words)
+        if plain != normalised:
+            for left, right in differences(plain, normalised):
+                sums["normalised different"] += times * max(1, len(left))
+                kind = final_class(left, right, stop_words)
                 kinds[kind] += times
                 examples.setdefault(kind, Counter())[f"{' '.join(left)!r} -> {' '.join(right)!r}"] += times
     for name, title, found in (
-        ("treated", "tokens of the whole treatment", kinds),
+        ("normalised", "tokens of the whole normalisation", kinds),
         ("raw", "tokens as the tokenizer gives them", raw_kinds),
     ):
         share = 1 - sums[f"{name} different"] / max(1, sums[name])
         print(f"  {title}: {sums[name]:,}, identical {share:.4%}; differing places by class:")
         for kind, number in found.most_common():
             print(f"    {number:>8,}  {kind}")
-            if name == "treated":
+            if name == "normalised":
                 print(f"              {', '.join(f'{e} x{n}' for e, n in examples[kind].most_common(4))}")
     for pos, title in (("n", "noun"), ("v", "verb"), ("a", "adjective"), ("r", "adverb")):
         wrong = [word for word in distinct if lemmatize(word, pos) != lemmatizer.lemmatize(word, pos)]
@@ -180,7 +180,7 @@ def measure(battles: pa.Table, plain_megabytes: float) -> None:
         rates["plain"].append(size[half] / (time.perf_counter() - start))
         ours._remembered.clear()
         start = time.perf_counter()
-        ours._treat_nltk(sample[half])
+        ours._normalise_nltk(sample[half])
         rates["same"].append(size[half] / (time.perf_counter() - start))
         for name, workers in (("one", 1), ("two", 2)):
             ours._remembered.clear()

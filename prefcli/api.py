@@ -146,7 +146,7 @@ def preprocess(
     workspace: PathLike = WORKSPACE,
     reporter: Reporter = SILENT,
 ) -> Preprocessed:
-    """Treat the text of every battle and cache the result; see :func:`prefcli.pipeline.preprocess`."""
+    """Normalise the text of every battle and cache the result; see :func:`prefcli.pipeline.preprocess`."""
     from prefcli import pipeline
     from prefcli.storage.workspace import Workspace
 

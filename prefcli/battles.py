@@ -1,7 +1,7 @@
 """What a battle is: the canonical Arrow table every room below the readers works on, and its checks.
 
 A battle is a prompt, two answers and perhaps an outcome. Texts are lists of turns; a turn may be null. This room
-knows nothing about file formats (see :mod:`prefcli.readers`) and nothing about how text is treated
+knows nothing about file formats (see :mod:`prefcli.readers`) and nothing about how text is normalised
 (see :mod:`prefcli.text`).
 """
 

@@ -22,7 +22,7 @@ QUANTIZATIONS = ("none", "8bit", "4bit")
 TRACKERS = ("tensorboard", "wandb")
 
 RECIPE_WORDS = {
-    "seed": "the classical method, siamese on NLTK-treated text",
+    "seed": "the classical method, siamese on NLTK-normalised text",
     "fast": "boosted text statistics, minutes on a laptop",
     "strong": "siamese with interaction on longer raw text in both orders, for a GPU",
 }
@@ -64,7 +64,7 @@ class TrainOptions:
         + ".",
         choices=tuple(RECIPE_WORDS),
     )
-    text: str | None = option(None, "How the text is treated: nltk, raw or light; by default nltk, for features raw.")
+    text: str | None = option(None, "Text normalisation: nltk, raw or light; by default nltk, for features raw.")
     encoder: str = option(
         "microsoft/deberta-v3-small", "A folder, a model of the hub (owner/name), or tiny.", neural_only=True
     )
@@ -208,7 +208,7 @@ class TrainOptions:
 
     @property
     def normalisation(self) -> str:
-        """The text treatment: the given one, or what suits the architecture."""
+        """The text normalisation: the given one, or what suits the architecture."""
         return self.text or ("raw" if self.architecture == "features" else "nltk")
 
     @property

@@ -166,7 +166,7 @@ def test_quiet_says_nothing_but_warnings(cli: CLI, tmp_path: Path) -> None:
     done = cli("preprocess", path, "--quiet")
     assert (
         done.err
-        == "warning: 1 answers have no text left after the treatment nltk (1 turns): only stop words, symbols or code\n"
+        == "warning: 1 answers have no text left after nltk normalisation (1 turns): only stop words, symbols or code\n"
     )
     assert cli("--quiet", "preprocess", path).err == done.err
 

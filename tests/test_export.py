@@ -118,7 +118,7 @@ def test_an_exported_run_predicts_what_torch_predicts(twins: Callable[..., Twins
             assert np.abs(np.array(alone) - wanted[row]).max() < ROUNDING
 
 
-def test_text_treatment_calibration_and_blending_are_those_of_the_run(
+def test_text_normalisation_calibration_and_blending_are_those_of_the_run(
     twins: Callable[..., Twins], cli: CLI, demo_files: Demo
 ) -> None:
     pair, other = twins("siamese-bert"), twins("cross-encoder-bert")

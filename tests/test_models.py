@@ -268,9 +268,9 @@ def test_features_read_raw_text_whatever_preprocess_left(cli: CLI, demo_files: D
     assert done.code == 0, done.err
     assert "training on the battles preprocess last read" in done.err
     assert runs.read_config(Path("run"))["options"]["text"] == "raw"
-    done = cli("train", "--recipe", "fast", "--text", "nltk", "--output", "treated")
+    done = cli("train", "--recipe", "fast", "--text", "nltk", "--output", "normalised")
     assert done.code == 0, done.err
-    assert runs.read_config(Path("treated"))["options"]["text"] == "nltk"
+    assert runs.read_config(Path("normalised"))["options"]["text"] == "nltk"
 
 
 def test_a_damaged_features_run_is_refused(cli: CLI, demo_files: Demo) -> None:
@@ -286,7 +286,7 @@ def test_a_damaged_features_run_is_refused(cli: CLI, demo_files: Demo) -> None:
 
 
 def test_features_and_neural_runs_blend(cli: CLI, two_runs: tuple[Path, Path, Path], demo_files: Demo) -> None:
-    """They want their text treated differently; both were split by prompt with the same seed."""
+    """They need their text normalised differently; both were split by prompt with the same seed."""
     flags = ["--recipe", "fast", "--validation", 0.5, "--output", "fast"]
     assert cli("train", demo_files.train, *flags).code == 0
     made = blended(cli, demo_files.test, [Path("fast"), two_runs[1]], "--swap-average")

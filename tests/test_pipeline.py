@@ -75,7 +75,7 @@ def test_changed_input_never_finds_the_old_cache(cli: CLI, tmp_path: Path) -> No
     assert cli("eda", path, "--json").json()["battles"] == 3
 
 
-def test_the_preprocess_stage_keeps_the_battles_and_treats_their_text(cli: CLI, tmp_path: Path) -> None:
+def test_the_preprocess_stage_keeps_the_battles_and_normalises_their_text(cli: CLI, tmp_path: Path) -> None:
     rows = [
         battle(7, 1, prompt=["What are the rivers?", None], response_a=[""], response_b=["The rivers were flooding."])
     ]
@@ -381,7 +381,7 @@ def test_resuming_a_run_whose_battles_have_changed_is_refused(cli: CLI, tmp_path
     assert cli("train", path, "--encoder", "tiny", "--output", "run").code == 0
     for stage in (tmp_path / ".prefcli" / "stages").iterdir():
         stage.unlink()
-    assert cli("train", "--resume", "run").code == 0  # treated again from the same file
+    assert cli("train", "--resume", "run").code == 0  # preprocessed again from the same file
     for stage in (tmp_path / ".prefcli" / "stages").iterdir():
         stage.unlink()
     write_csv(path, [battle(i, i % 3) for i in range(21)])

@@ -1,4 +1,4 @@
-"""What the text treatments keep, lose and count, in one process and in several."""
+"""What the text normalisations keep, lose and count, in one process and in several."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def many_batches(number: int, rows: int = 20) -> list[pa.RecordBatch]:
     ]
 
 
-def treated_rows(batches: list[pa.RecordBatch], **options: int) -> tuple[list[dict], TextCounts]:
+def normalised_rows(batches: list[pa.RecordBatch], **options: int) -> tuple[list[dict], TextCounts]:
     rows: list[dict] = []
     counts = TextCounts()
     for batch, found in normalise_stream(iter(batches), "nltk", **options):
@@ -149,13 +149,13 @@ def test_the_table_of_character_classes_is_printed_by_the_documented_command():
     assert (done.returncode, done.stdout, done.stderr) == (0, text.character_class_table(), "")
 
 
-# The other treatments
+# The other normalisations
 
 
 def test_raw_changes_nothing():
     batch = battles((["A  b\r\n"], ["* c\x00"], [None]))
-    treated, counts = normalise_batch(batch, "raw")
-    assert treated is batch
+    normalised, counts = normalise_batch(batch, "raw")
+    assert normalised is batch
     assert counts == TextCounts(turns=2, bytes_in=10, bytes_out=10)
 
 
@@ -177,23 +177,23 @@ def test_light_tidies_and_keeps_the_words(before, after):
 
 
 @pytest.mark.parametrize("name", ["nltk", "raw", "light"])
-def test_every_treatment_says_what_it_keeps_and_loses(name):
-    treatment = NORMALISATIONS[name]
-    assert treatment.name == name
-    assert treatment.version >= 1
-    assert treatment.summary
-    assert treatment.keeps
-    assert treatment.loses
-    assert "\n" not in treatment.summary
+def test_every_normalisation_says_what_it_keeps_and_loses(name):
+    normalisation = NORMALISATIONS[name]
+    assert normalisation.name == name
+    assert normalisation.version >= 1
+    assert normalisation.summary
+    assert normalisation.keeps
+    assert normalisation.loses
+    assert "\n" not in normalisation.summary
 
 
-def test_an_unknown_treatment_names_the_known_ones():
+def test_an_unknown_normalisation_names_the_known_ones():
     for call in (
         lambda: normalise_text("a", "stem"),
         lambda: normalise_batch(battles(), "stem"),
         lambda: normalise_stream([], "stem"),
     ):
-        with pytest.raises(InputError, match="no text treatment 'stem'") as caught:
+        with pytest.raises(InputError, match="no text normalisation 'stem'") as caught:
             call()
         assert caught.value.hint == "Choose one of nltk, raw, light."
 
@@ -204,14 +204,14 @@ def test_an_unknown_treatment_names_the_known_ones():
 @unhurried
 @given(ANY_TEXT)
 def test_nltk_never_raises_and_leaves_no_special_character(anything):
-    treated = normalise_text(anything, "nltk")
+    normalised = normalise_text(anything, "nltk")
     classes = text._character_classes()
-    for token in treated.split(" ") if treated else []:
+    for token in normalised.split(" ") if normalised else []:
         assert any(classes[character] == "word" for character in token)
         for before, character, after in zip(" " + token, token, token[1:] + " ", strict=False):
             assert classes[character] != "special" or (before.isdecimal() and after.isdecimal())
-    assert treated == " ".join(treated.split())
-    treated.encode("utf-8")
+    assert normalised == " ".join(normalised.split())
+    normalised.encode("utf-8")
 
 
 @unhurried
@@ -242,11 +242,11 @@ def test_nltk_is_idempotent_where_no_new_stop_word_or_plural_appears_and_only_th
 @given(st.lists(st.tuples(TURNS, TURNS, TURNS), max_size=4), st.sampled_from(sorted(NORMALISATIONS)))
 def test_rows_turns_and_nulls_keep_their_places(rows, name):
     batch = battles(*rows)
-    treated, counts = normalise_batch(batch, name)
-    treated.validate(full=True)
-    assert treated.schema == batch.schema
+    normalised, counts = normalise_batch(batch, name)
+    normalised.validate(full=True)
+    assert normalised.schema == batch.schema
     expected = [[[None if t is None else normalise_text(t, name) for t in turns] for turns in row] for row in rows]
-    assert [[row[column] for column in text.TEXT_COLUMNS] for row in treated.to_pylist()] == expected
+    assert [[row[column] for column in text.TEXT_COLUMNS] for row in normalised.to_pylist()] == expected
     assert counts.turns == sum(turn is not None for row in rows for turns in row for turn in turns)
 
 
@@ -255,34 +255,34 @@ def test_rows_turns_and_nulls_keep_their_places(rows, name):
 
 def test_other_columns_and_metadata_pass_through():
     batch = battles((["Dogs"], ["Cats"], ["Mice"]), metadata={b"origin": b"somewhere"})
-    treated, _ = normalise_batch(batch, "nltk")
-    assert treated.to_pylist() == [
+    normalised, _ = normalise_batch(batch, "nltk")
+    assert normalised.to_pylist() == [
         {"id": "0", "prompt": ["dog"], "response_a": ["cat"], "response_b": ["mouse"], "label": 2}
     ]
-    assert treated.schema.equals(batch.schema, check_metadata=True)
+    assert normalised.schema.equals(batch.schema, check_metadata=True)
 
 
-def test_empty_lists_null_lists_and_slices_are_treated():
+def test_empty_lists_null_lists_and_slices_are_normalised():
     batch = battles(
         (["gone"], ["gone"], ["gone"]),
         ([], None, ["Dogs", None, "Cats"]),
         (None, [], [None]),
         (["Foxes"], ["Birds"], ["Trees"]),
     ).slice(1, 3)
-    treated, counts = normalise_batch(batch, "nltk")
-    treated.validate(full=True)
-    assert treated.column("prompt").to_pylist() == [[], None, ["fox"]]
-    assert treated.column("response_a").to_pylist() == [None, [], ["bird"]]
-    assert treated.column("response_b").to_pylist() == [["dog", None, "cat"], [None], ["tree"]]
+    normalised, counts = normalise_batch(batch, "nltk")
+    normalised.validate(full=True)
+    assert normalised.column("prompt").to_pylist() == [[], None, ["fox"]]
+    assert normalised.column("response_a").to_pylist() == [None, [], ["bird"]]
+    assert normalised.column("response_b").to_pylist() == [["dog", None, "cat"], [None], ["tree"]]
     assert counts.turns == 5
 
 
 def test_large_lists_keep_their_type():
     lists = pa.large_list(pa.large_string())
     columns = {name: pa.array([["Dogs"], None], type=lists) for name in text.TEXT_COLUMNS}
-    treated, _ = normalise_batch(pa.RecordBatch.from_pydict(columns), "nltk")
-    assert treated.column("prompt").type == lists
-    assert treated.column("prompt").to_pylist() == [["dog"], None]
+    normalised, _ = normalise_batch(pa.RecordBatch.from_pydict(columns), "nltk")
+    assert normalised.column("prompt").type == lists
+    assert normalised.column("prompt").to_pylist() == [["dog"], None]
 
 
 def test_what_became_empty_is_counted():
@@ -313,11 +313,11 @@ def test_a_missing_column_is_named():
 def test_the_memory_of_chunks_is_bounded_and_changes_nothing(monkeypatch):
     texts = [f"words{n} dogs{n}. the cats" for n in range(200)]
     text._remembered.clear()
-    expected = text._treat_nltk(texts)
+    expected = text._normalise_nltk(texts)
     monkeypatch.setattr(text, "_REMEMBERED_CHUNKS", 10)
     monkeypatch.setattr(text, "_BLOCK_CHARACTERS", 100)
     text._remembered.clear()
-    assert text._treat_nltk(texts) == expected
+    assert text._normalise_nltk(texts) == expected
     assert len(text._remembered) < 40
 
 
@@ -334,7 +334,7 @@ def run_python(code: str, **options: object) -> subprocess.CompletedProcess[str]
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, **options)
 
 
-def test_treating_text_imports_nothing_heavy():
+def test_normalising_text_imports_nothing_heavy():
     done = run_python(
         "import sys; from prefcli.text import normalise_text; assert normalise_text('The dogs.') == 'dog';"
         "print(sorted({name.partition('.')[0] for name in sys.modules}))"
@@ -380,7 +380,7 @@ def test_an_nltk_that_cannot_be_taken_apart_is_imported_whole(monkeypatch):
 
 def test_two_processes_give_what_one_gives_in_order():
     batches = many_batches(12)
-    alone, together = treated_rows(batches, workers=1), treated_rows(batches, workers=2)
+    alone, together = normalised_rows(batches, workers=1), normalised_rows(batches, workers=2)
     assert alone == together
     assert [row["prompt"][0] for row in alone[0][::20]] == [f"question {n} 0" for n in range(12)]
 
@@ -390,15 +390,15 @@ def test_a_large_batch_is_cut_and_keeps_its_rows(monkeypatch):
     batch = pa.Table.from_batches(many_batches(5)).combine_chunks().to_batches()[0]
     pieces = [piece for piece, _ in normalise_stream([batch], "nltk", workers=1)]
     assert len(pieces) > 10
-    assert pa.Table.from_batches(pieces).to_pylist() == treated_rows(many_batches(5), workers=1)[0]
-    assert treated_rows([batch], workers=2)[0] == treated_rows([batch], workers=1)[0]
+    assert pa.Table.from_batches(pieces).to_pylist() == normalised_rows(many_batches(5), workers=1)[0]
+    assert normalised_rows([batch], workers=2)[0] == normalised_rows([batch], workers=1)[0]
 
 
 def test_one_small_batch_starts_no_process(monkeypatch):
     monkeypatch.setattr(parallel.subprocess, "Popen", lambda *_, **__: pytest.fail("started a process"))
-    assert len(treated_rows(many_batches(1), workers=8)[0]) == 20
-    assert treated_rows([], workers=8) == ([], TextCounts())
-    assert len(treated_rows(many_batches(3), workers=1)[0]) == 60
+    assert len(normalised_rows(many_batches(1), workers=8)[0]) == 20
+    assert normalised_rows([], workers=8) == ([], TextCounts())
+    assert len(normalised_rows(many_batches(3), workers=1)[0]) == 60
     assert len(list(normalise_stream(many_batches(3), "raw", workers=8))) == 3
 
 
@@ -444,13 +444,13 @@ def test_leaving_early_ends_the_processes(monkeypatch):
 
 
 def test_a_process_that_dies_is_reported(monkeypatch):
-    monkeypatch.setattr(parallel, "_WORKER", "import os; os._exit(3)  # {path!r} {treatment!r}")
+    monkeypatch.setattr(parallel, "_WORKER", "import os; os._exit(3)  # {path!r} {normalisation!r}")
     with pytest.raises(PrefcliError, match=r"ended unexpectedly \(exit code 3\)"):
         list(normalise_stream(many_batches(4), "nltk", workers=2))
 
 
 def test_a_process_that_fails_says_why():
-    with parallel._Workers("stem", 1) as crew, pytest.raises(PrefcliError, match="There is no text treatment 'stem'"):
+    with parallel._Workers("stem", 1) as crew, pytest.raises(PrefcliError, match="no text normalisation 'stem'"):
         crew.submit(many_batches(1)[0]).result()
 
 
@@ -466,7 +466,7 @@ def spy_on_processes(monkeypatch) -> list[subprocess.Popen]:
     return started
 
 
-#: A program that treats battles without end and says which processes it started.
+#: A program that normalises battles without end and says which processes it started.
 ENDLESS = """
 import itertools, subprocess, sys
 sys.path.insert(0, "tests")

@@ -59,7 +59,8 @@ EncoderOption = Annotated[
     ),
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, metavar="N", help="Processes for text treatment. [default: all cores]")
+    int | None,
+    typer.Option("--workers", min=1, metavar="N", help="Processes for text normalisation. [default: all cores]"),
 ]
 
 PIPED_WIDTH = 500

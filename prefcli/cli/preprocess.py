@@ -1,4 +1,4 @@
-"""``prefcli preprocess``: treat the text once, cached for training and prediction."""
+"""``prefcli preprocess``: normalise the text once, cached for training and prediction."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(
     quiet: common.QuietOption = False,
     debug: common.DebugOption = False,
 ) -> None:
-    """Treat the text of every battle and cache the result as Parquet; `prefcli train` takes it from there."""
+    """Normalise the text of every battle and cache the result as Parquet; `prefcli train` takes it from there."""
     from prefcli import pipeline
 
     session = common.session(ctx, workspace, quiet)

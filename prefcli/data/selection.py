@@ -38,7 +38,7 @@ class RunData:
     source, source_sha256:
         The files they came from, and the digest of their content.
     text:
-        The treatment.
+        The text normalisation.
     validation:
         Preprocessed battles of a validation file, if one was given.
     soft_labels_sha256:

@@ -49,7 +49,7 @@ COPIED = (runs.VALIDATION, runs.CARD, runs.CURVES)
 
 @dataclass(frozen=True)
 class Sample:
-    """Battles to compare on, their text treated as the run wants it.
+    """Battles to compare on, their text normalised as the run needs it.
 
     Attributes
     ----------

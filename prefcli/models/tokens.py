@@ -1,6 +1,6 @@
 """Token ids of a pool of battles as a cached stage: a second training on the same battles does not tokenise again.
 
-The stage ``tokens`` is named by what determines it: the treated battles and which of them are used, the tokenizer's
+The stage ``tokens`` is named by what determines it: the preprocessed battles, which of them are used, the tokenizer's
 whole definition, and whether turns are kept apart. Read back, the ids are views of the file's columns.
 """
 

@@ -15,7 +15,7 @@ from prefcli.pipeline.predict import Answered, Predicted, latest_run, predict, p
 from prefcli.pipeline.preprocess import Preprocessed, Preview, preprocess, preview
 from prefcli.pipeline.push import push
 from prefcli.pipeline.score import score
-from prefcli.pipeline.stages import read, treat
+from prefcli.pipeline.stages import read
 from prefcli.pipeline.train import Trained, train
 from prefcli.storage.hub import check_push
 
@@ -45,5 +45,4 @@ __all__ = [
     "read",
     "score",
     "train",
-    "treat",
 ]

@@ -15,7 +15,7 @@ from prefcli.data.selection import Fold
 from prefcli.errors import Interrupted
 from prefcli.estimating import Estimate, Part
 from prefcli.options import TrainOptions
-from prefcli.pipeline.predict import ids_of, latest_run, text_of, treated
+from prefcli.pipeline.predict import ids_of, latest_run, preprocess_stages, text_of
 from prefcli.pipeline.stages import read
 from prefcli.pipeline.train import find_data, with_absolute_paths
 from prefcli.prediction import blending
@@ -30,7 +30,7 @@ def estimate_training(
 ) -> Estimate:
     """How long :func:`~prefcli.pipeline.train` would take with the same arguments, and how much memory.
 
-    Reads, treats and tokenises for real, into caches that stay; trains a few steps in a folder that does not.
+    Reads, preprocesses and tokenises for real, into caches that stay; trains a few steps in a folder that does not.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def estimate_prediction(
 ) -> Estimate:
     """How long :func:`~prefcli.pipeline.predict` would take with the same arguments, and how much memory.
 
-    Reads and treats for real, into caches that stay; predicts a sample and keeps nothing of it.
+    Reads and preprocesses for real, into caches that stay; predicts a sample and keeps nothing of it.
 
     Raises
     ------
@@ -134,10 +134,10 @@ def estimate_prediction(
         with world.main_process_first():
             battles = read(source, watched, speaker)
             check_unique_ids(ids_of(battles), str(Source.of(source)))
-            stages = treated(battles, texts, watched, workers, speaker)
+            stages = preprocess_stages(battles, texts, watched, workers, speaker)
             sample = read(calibrate, watched, speaker) if calibrate is not None else None
             if sample is not None:
-                treated(sample, texts, watched, workers, speaker)
+                preprocess_stages(sample, texts, watched, workers, speaker)
 
         from prefcli.compute import devices
         from prefcli.prediction import inference

@@ -17,7 +17,7 @@ from prefcli.compute.distributed import from_environment, process_group
 from prefcli.data import tables
 from prefcli.errors import InputError
 from prefcli.options import ACTIVATIONS, TrainOptions
-from prefcli.pipeline.stages import read, treat
+from prefcli.pipeline.stages import preprocess_stage, read
 from prefcli.prediction import blending
 from prefcli.prediction.calibration import Calibration
 from prefcli.reporting import SILENT, Reporter
@@ -95,7 +95,7 @@ def predict(
     encoder:
         Where the encoder lies to which a run's adapters belong, if it is no longer where it was.
     workers:
-        Processes for the text treatment; by default one per core.
+        Processes for text normalisation; by default one per core.
     limit:
         Predict the first N battles only.
     force:
@@ -116,9 +116,9 @@ def predict(
         with world.main_process_first():
             battles = read(source, workspace, speaker)
             check_unique_ids(ids_of(battles), str(Source.of(source)))
-            stages = treated(battles, texts, workspace, workers, speaker)
+            stages = preprocess_stages(battles, texts, workspace, workers, speaker)
             sample = read(calibrate, workspace, speaker) if calibrate is not None else None
-            sample_stages = treated(sample, texts, workspace, workers, speaker) if sample is not None else []
+            sample_stages = preprocess_stages(sample, texts, workspace, workers, speaker) if sample is not None else []
 
         from prefcli.compute import devices
         from prefcli.prediction import inference
@@ -245,16 +245,19 @@ def _called(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
 
 
 def text_of(folder: Path) -> str:
-    """The text treatment that a run wants."""
+    """The text normalisation of a run."""
     return TrainOptions(**runs.read_config(folder)["options"]).normalisation
 
 
-def treated(
+def preprocess_stages(
     battles: Stage, texts: Sequence[str], workspace: Workspace, workers: int | None, reporter: Reporter
 ) -> list[Stage]:
-    """For each of the treatments the battles so treated; each is made once."""
-    made = {text: treat(battles, workspace, text, workers=workers, reporter=reporter) for text in dict.fromkeys(texts)}
-    return [made[text] for text in texts]
+    """The battles preprocessed by each of the normalisations; each distinct one is computed once."""
+    stages = {
+        text: preprocess_stage(battles, workspace, text, workers=workers, reporter=reporter)
+        for text in dict.fromkeys(texts)
+    }
+    return [stages[text] for text in texts]
 
 
 def _on(folders: Sequence[Path], request: DeviceRequest) -> str:

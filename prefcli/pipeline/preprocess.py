@@ -9,14 +9,14 @@ from typing import Any
 
 from prefcli import readers
 from prefcli.battles import TEXT_FIELDS, Source, joined
-from prefcli.pipeline.stages import read, treat
+from prefcli.pipeline.stages import preprocess_stage, read
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage.workspace import Stage, Workspace
 
 
 @dataclass(frozen=True)
 class Preprocessed:
-    """What ``preprocess`` made: the stage, and what the treatment did."""
+    """What ``preprocess`` made: the stage, and what the normalisation did."""
 
     stage: Stage
     text: str
@@ -32,7 +32,7 @@ def preprocess(
     workers: int | None = None,
     reporter: Reporter = SILENT,
 ) -> Preprocessed:
-    """Treat the text of every battle; cached as the stage ``preprocess``, and remembered for ``train``.
+    """Normalise the text of every battle; cached as the stage ``preprocess``, and remembered for ``train``.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def preprocess(
     workspace:
         Where caches live.
     text:
-        Name of a treatment, see :data:`prefcli.text.NORMALISATIONS`.
+        Name of a normalisation, see :data:`prefcli.text.NORMALISATIONS`.
     workers:
         Processes; by default one per core.
     """
@@ -50,7 +50,7 @@ def preprocess(
     text_room.check(text)
     source = Source.of(source)
     battles = read(source, workspace, reporter)
-    stage = treat(battles, workspace, text, workers=workers, reporter=reporter)
+    stage = preprocess_stage(battles, workspace, text, workers=workers, reporter=reporter)
     digest = str(battles.metadata["input"])
     workspace.remember(
         "preprocess",
@@ -61,14 +61,14 @@ def preprocess(
 
 @dataclass(frozen=True)
 class Preview:
-    """A battle's fields before and after the treatment, turns joined."""
+    """A battle's fields before and after normalisation, turns joined."""
 
     id: str
     fields: Mapping[str, tuple[str, str]]
 
 
 def preview(source: Path | Source, *, text: str = "nltk", battles: int = 3) -> list[Preview]:
-    """What a treatment does to the first battles; nothing is cached."""
+    """What a normalisation does to the first battles; nothing is cached."""
     from prefcli import text as text_room
 
     text_room.check(text)

@@ -1,4 +1,4 @@
-"""What every verb begins with: battles read, text treated, each a cached stage."""
+"""What every verb begins with: battles read, text normalised, each a cached stage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prefcli.storage.workspace import Stage, StageWriter, Workspace
 READ_VERSION = 1
 """Raise when the same file would be read into other battles."""
 PREPROCESS_VERSION = 1
-"""Raise when the preprocess stage's columns change; changed text raises its treatment's own version."""
+"""Raise when the preprocess stage's columns change; changed text raises its normalisation's own version."""
 
 
 def read(source: Path | Source, workspace: Workspace, reporter: Reporter = SILENT) -> Stage:
@@ -55,16 +55,16 @@ def read(source: Path | Source, workspace: Workspace, reporter: Reporter = SILEN
     return stage
 
 
-def treat(
+def preprocess_stage(
     battles: Stage, workspace: Workspace, text: str, *, workers: int | None = None, reporter: Reporter = SILENT
 ) -> Stage:
-    """The battles with their text treated: the cached stage ``preprocess``."""
+    """The battles with their text normalised: the cached stage ``preprocess``."""
     from prefcli import text as text_room
     from prefcli.text import parallel
 
     def produce(writer: StageWriter) -> Mapping[str, Any]:
         total = text_room.TextCounts()
-        with reporter.track(f"treating text ({text})", battles.rows) as progress:
+        with reporter.track(f"normalising text ({text})", battles.rows) as progress:
             started = time.monotonic()
             for batch, counts in parallel.normalise_stream(battles.batches(), text, workers=workers):
                 writer.write(batch)
@@ -84,11 +84,11 @@ def treat(
     counts = stage.metadata["counts"]
     how = "reused from the cache" if stage.reused else "done"
     reporter.note(
-        f"text treated as {text}: {counts['bytes_in'] / 1e6:.1f} -> {counts['bytes_out'] / 1e6:.1f} MB ({how})"
+        f"text normalised as {text}: {counts['bytes_in'] / 1e6:.1f} -> {counts['bytes_out'] / 1e6:.1f} MB ({how})"
     )
     if counts["emptied_answers"]:
         reporter.warn(
-            f"{counts['emptied_answers']:,} answers have no text left after the treatment {text} "
+            f"{counts['emptied_answers']:,} answers have no text left after {text} normalisation "
             f"({counts['emptied']:,} turns): only stop words, symbols or code"
         )
     return stage

@@ -15,7 +15,7 @@ from prefcli.compute.distributed import from_environment, process_group
 from prefcli.data.selection import RunData
 from prefcli.errors import InputError, PrefcliError
 from prefcli.options import TrainOptions
-from prefcli.pipeline.stages import read, treat
+from prefcli.pipeline.stages import preprocess_stage, read
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, hub, runs
 from prefcli.storage.workspace import Stage, Workspace
@@ -214,7 +214,7 @@ def find_data(source: Path | Source | None, workspace: Workspace, options: Train
             reporter.note("training on train.csv in this folder")
         found = Source.of(source)
         battles = read(found, workspace, reporter)
-        training = treat(battles, workspace, options.normalisation, reporter=reporter)
+        training = preprocess_stage(battles, workspace, options.normalisation, reporter=reporter)
         digest, text = str(battles.metadata["input"]), options.normalisation
     return RunData(
         training, found, digest, text, _validation_data(options, text, workspace, reporter), _soft_digest(options)
@@ -232,7 +232,7 @@ def _soft_digest(options: TrainOptions) -> str | None:
 
 
 def data_again(known: Mapping[str, Any], options: TrainOptions, workspace: Workspace, reporter: Reporter) -> RunData:
-    """The data of a run that is continued: its cached stage, or the same source treated again."""
+    """The data of a run that is continued: its cached stage, or the same source preprocessed again."""
     source, digest, text = Source.from_json(known["source"]), known["source_sha256"], known["text"]
     try:
         training = workspace.open_stage(known["stage"])
@@ -244,7 +244,7 @@ def data_again(known: Mapping[str, Any], options: TrainOptions, workspace: Works
                 where=str(source),
                 hint="Put the same file back to continue, or train anew.",
             ) from None
-        training = treat(battles, workspace, text, reporter=reporter)
+        training = preprocess_stage(battles, workspace, text, reporter=reporter)
     validation = _validation_data(options, text, workspace, reporter)
     data = RunData(training, source, digest, text, validation, _soft_digest(options))
     for name, what, file in (
@@ -263,4 +263,6 @@ def data_again(known: Mapping[str, Any], options: TrainOptions, workspace: Works
 def _validation_data(options: TrainOptions, text: str, workspace: Workspace, reporter: Reporter) -> Stage | None:
     if options.validation_file is None:
         return None
-    return treat(read(Path(options.validation_file), workspace, reporter), workspace, text, reporter=reporter)
+    return preprocess_stage(
+        read(Path(options.validation_file), workspace, reporter), workspace, text, reporter=reporter
+    )

@@ -41,7 +41,7 @@ class Member:
     models:
         Its model, or one for each of its folds.
     text:
-        The text treatment they want.
+        The text normalisation they need.
     """
 
     models: tuple[Model, ...]
@@ -104,7 +104,7 @@ def predict_batch(
     member:
         The run.
     batch:
-        Battles, their text treated as the run wants it.
+        Battles, their text normalised as the run needs it.
     swap_average:
         Average each model's prediction with the one for the exchanged answers, exchanged back. Swapping A and B then
         swaps the first two probabilities exactly.
@@ -145,7 +145,7 @@ def stream(
     members:
         The runs.
     stages:
-        For each run the same battles, their text treated as it wants it.
+        For each run the same battles, their text normalised as it needs it.
     total:
         How many battles to predict.
     world:

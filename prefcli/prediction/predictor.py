@@ -1,7 +1,7 @@
 """Trained runs in memory: battles in, probabilities out, as often as wanted. What :func:`prefcli.load` gives.
 
-The same models, treatments and calibration as ``prefcli predict``, without files: one battle, a table of battles, or
-JSON lines answered one by one.
+The same models, normalisations and calibration as ``prefcli predict``, without files: one battle, a table of battles,
+or JSON lines answered one by one.
 """
 
 from __future__ import annotations
@@ -153,9 +153,9 @@ class Predictor:
             line.answer = Answer({"id": line.name, **dict(zip(WINNER_COLUMNS, values, strict=True))}, False)
 
     def _predictions(self, batch: pa.RecordBatch) -> list[NDArray[np.float64]]:
-        treated = {text: normalise_batch(batch, text)[0] for text in {member.text for member in self._members}}
+        normalised = {text: normalise_batch(batch, text)[0] for text in {member.text for member in self._members}}
         return [
-            inference.predict_batch(member, treated[member.text], swap_average=self._swap_average)
+            inference.predict_batch(member, normalised[member.text], swap_average=self._swap_average)
             for member in self._members
         ]
 

@@ -1,4 +1,4 @@
-"""What is done to the text of a battle before a model sees it: three named treatments.
+"""What is done to the text of a battle before a model sees it: three named normalisations.
 
 ``nltk`` is the classical notebook's preprocessing: word tokens, no stop words, no special characters, lemmas. The
 tokens come from NLTK's own tokenizer and the lemmas are NLTK's, but nothing is downloaded (:mod:`prefcli.text.wordnet`
@@ -43,7 +43,7 @@ ANSWER_COLUMNS = ("response_a", "response_b")
 
 @dataclass(frozen=True)
 class Normalisation:
-    """One named way to treat text.
+    """One named way to normalise text.
 
     Attributes
     ----------
@@ -66,8 +66,8 @@ class Normalisation:
 
 NORMALISATIONS: Mapping[str, Normalisation] = types.MappingProxyType(
     {
-        treatment.name: treatment
-        for treatment in (
+        normalisation.name: normalisation
+        for normalisation in (
             Normalisation(
                 name="nltk",
                 version=2,
@@ -98,7 +98,7 @@ NORMALISATIONS: Mapping[str, Normalisation] = types.MappingProxyType(
 
 @dataclass(frozen=True)
 class TextCounts:
-    """What a treatment did, in numbers; adds up with ``+``.
+    """What a normalisation did, in numbers; adds up with ``+``.
 
     Attributes
     ----------
@@ -128,57 +128,57 @@ class TextCounts:
         )
 
 
-def check(treatment: str) -> Normalisation:
-    """The treatment of this name.
+def check(normalisation: str) -> Normalisation:
+    """The normalisation of this name.
 
     Raises
     ------
     InputError
         If there is none.
     """
-    if treatment not in NORMALISATIONS:
+    if normalisation not in NORMALISATIONS:
         raise InputError(
-            f"there is no text treatment {treatment!r}", hint=f"Choose one of {', '.join(NORMALISATIONS)}."
+            f"there is no text normalisation {normalisation!r}", hint=f"Choose one of {', '.join(NORMALISATIONS)}."
         )
-    return NORMALISATIONS[treatment]
+    return NORMALISATIONS[normalisation]
 
 
-def identity(treatment: str) -> dict[str, str | int]:
-    """Everything that decides what a treatment makes of a text: part of a cache's fingerprint.
+def identity(normalisation: str) -> dict[str, str | int]:
+    """Everything that decides what a normalisation makes of a text: part of a cache's fingerprint.
 
     NLTK's tokenizer differs a little between its releases, so its version belongs to it where it is used.
     """
-    known: dict[str, str | int] = {"text": treatment, "text_version": check(treatment).version}
-    if treatment == "nltk":
+    known: dict[str, str | int] = {"text": normalisation, "text_version": check(normalisation).version}
+    if normalisation == "nltk":
         known["nltk"] = importlib.metadata.version("nltk")
     return known
 
 
-def normalise_text(text: str, treatment: str = "nltk") -> str:
-    """Treat one text.
+def normalise_text(text: str, normalisation: str = "nltk") -> str:
+    """Normalise one text.
 
     Parameters
     ----------
     text:
-        Any string. Lone surrogates, which no file can hold, become U+FFFD first, in every treatment.
-    treatment:
+        Any string. Lone surrogates, which no file can hold, become U+FFFD first, in every normalisation.
+    normalisation:
         A name in :data:`NORMALISATIONS`.
 
     Returns
     -------
     str
-        The treated text; for ``nltk`` the tokens joined by single spaces.
+        The normalised text; for ``nltk`` the tokens joined by single spaces.
 
     Raises
     ------
     InputError
-        There is no such treatment.
+        There is no such normalisation.
     """
-    return _treater(treatment)([_well_formed(text)])[0]
+    return _normaliser(normalisation)([_well_formed(text)])[0]
 
 
-def normalise_batch(battles: pa.RecordBatch, treatment: str) -> tuple[pa.RecordBatch, TextCounts]:
-    """Treat the text columns of one batch of battles in this process.
+def normalise_batch(battles: pa.RecordBatch, normalisation: str) -> tuple[pa.RecordBatch, TextCounts]:
+    """Normalise the text columns of one batch of battles in this process.
 
     Every turn keeps its place, null stays null, other columns and the schema's metadata pass through untouched.
 
@@ -186,7 +186,7 @@ def normalise_batch(battles: pa.RecordBatch, treatment: str) -> tuple[pa.RecordB
     ----------
     battles:
         Has the columns of :data:`TEXT_COLUMNS`, each ``list<string>``.
-    treatment:
+    normalisation:
         A name in :data:`NORMALISATIONS`.
 
     Returns
@@ -197,12 +197,12 @@ def normalise_batch(battles: pa.RecordBatch, treatment: str) -> tuple[pa.RecordB
     Raises
     ------
     InputError
-        There is no such treatment, or a text column is missing.
+        There is no such normalisation, or a text column is missing.
     """
     import numpy as np
     import pyarrow as pa
 
-    treat = _treater(treatment)
+    normalise = _normaliser(normalisation)
     check_columns(battles)
     counts = TextCounts()
     columns = list(battles.columns)
@@ -212,19 +212,19 @@ def normalise_batch(battles: pa.RecordBatch, treatment: str) -> tuple[pa.RecordB
         turns = lists.flatten()  # without the turns of null lists
         before = turns.to_pylist()
         size = utf8_bytes(turns)
-        if treatment == "raw":
+        if normalisation == "raw":
             counts += TextCounts(turns=len(turns) - turns.null_count, bytes_in=size, bytes_out=size)
             continue
         places = [place for place, turn in enumerate(before) if turn is not None]
         after: list[str | None] = [None] * len(before)
-        for place, turn in zip(places, treat([before[place] for place in places]), strict=True):
+        for place, turn in zip(places, normalise([before[place] for place in places]), strict=True):
             after[place] = turn
-        treated = pa.array(after, type=turns.type)
+        normalised = pa.array(after, type=turns.type)
         ends = np.cumsum(lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
         starts = np.concatenate([np.zeros(1, dtype=np.int64), ends])
         columns[position] = type(lists).from_arrays(
             pa.array(starts, type=pa.int64() if pa.types.is_large_list(lists.type) else pa.int32()),
-            treated,
+            normalised,
             type=lists.type,
             mask=lists.is_null() if lists.null_count else None,
         )
@@ -238,9 +238,9 @@ def normalise_batch(battles: pa.RecordBatch, treatment: str) -> tuple[pa.RecordB
             emptied=int(np.sum(had & ~has)),
             emptied_answers=emptied_answers,
             bytes_in=size,
-            bytes_out=utf8_bytes(treated),
+            bytes_out=utf8_bytes(normalised),
         )
-    if treatment == "raw":
+    if normalisation == "raw":
         return battles, counts
     return pa.RecordBatch.from_arrays(columns, schema=battles.schema), counts
 
@@ -277,20 +277,20 @@ def _well_formed(text: str) -> str:
     return text
 
 
-# The treatments: each takes many well-formed texts and gives as many back, in the same order.
+# The normalisations: each takes many well-formed texts and gives as many back, in the same order.
 
 
-def _treater(treatment: str) -> Callable[[Sequence[str]], list[str]]:
-    treaters: dict[str, Callable[[Sequence[str]], list[str]]] = {
-        "nltk": _treat_nltk,
+def _normaliser(normalisation: str) -> Callable[[Sequence[str]], list[str]]:
+    normalisers: dict[str, Callable[[Sequence[str]], list[str]]] = {
+        "nltk": _normalise_nltk,
         "raw": list,
-        "light": _treat_light,
+        "light": _normalise_light,
     }
-    if treatment not in treaters:
+    if normalisation not in normalisers:
         raise InputError(
-            f"There is no text treatment '{treatment}'.", hint=f"Choose one of {', '.join(NORMALISATIONS)}."
+            f"There is no text normalisation '{normalisation}'.", hint=f"Choose one of {', '.join(NORMALISATIONS)}."
         )
-    return treaters[treatment]
+    return normalisers[normalisation]
 
 
 #: Control characters other than tab and line feed, and characters that are invisible and part of no word: soft hyphen,
@@ -303,7 +303,7 @@ _SPACES_IN_LINE = re.compile("(?<=\\S)[\t ]{2,}")
 _BLANK_LINES = re.compile("\n{3,}")
 
 
-def _treat_light(texts: Sequence[str]) -> list[str]:
+def _normalise_light(texts: Sequence[str]) -> list[str]:
     return [_tidy(text) for text in texts]
 
 
@@ -327,13 +327,13 @@ _remembered: dict[str, str] = {}
 _remembering = threading.Lock()
 
 
-def _treat_nltk(texts: Sequence[str]) -> list[str]:
+def _normalise_nltk(texts: Sequence[str]) -> list[str]:
     """Tokens without stop words and special characters, as lemmas, joined by spaces.
 
     Text is cut at whitespace into chunks. What becomes of a chunk does not depend on its neighbours (a period at its
     end counts as the end of a sentence), so each distinct chunk is worked out once and remembered.
     """
-    treated: list[str] = []
+    normalised: list[str] = []
     start = 0
     while start < len(texts):
         stop, size = start, 0
@@ -341,9 +341,9 @@ def _treat_nltk(texts: Sequence[str]) -> list[str]:
             size += len(texts[stop])
             stop += 1
         with _remembering:
-            treated += _treat_block([_chunks(text) for text in texts[start:stop]])
+            normalised += _normalise_block([_chunks(text) for text in texts[start:stop]])
         start = stop
-    return treated
+    return normalised
 
 
 def _chunks(text: str) -> list[str]:
@@ -359,7 +359,7 @@ def _chunks(text: str) -> list[str]:
     return [chunk[start : start + size] for chunk in chunks for start in range(0, len(chunk), size)]
 
 
-def _treat_block(chunked: list[list[str]]) -> list[str]:
+def _normalise_block(chunked: list[list[str]]) -> list[str]:
     new: set[str] = set()
     for chunks in chunked:
         new |= set(chunks).difference(_remembered)
@@ -367,11 +367,11 @@ def _treat_block(chunked: list[list[str]]) -> list[str]:
         _remembered.clear()
         new = {chunk for chunks in chunked for chunk in chunks}
     _remembered.update(_normalise(sorted(new)))
-    treated = [" ".join(filter(None, [_remembered[chunk] for chunk in chunks])) for chunks in chunked]
+    normalised = [" ".join(filter(None, [_remembered[chunk] for chunk in chunks])) for chunks in chunked]
     for chunk in new:
         if len(chunk) > _REMEMBERED_LENGTH:
             del _remembered[chunk]
-    return treated
+    return normalised
 
 
 #: Stands between two chunks in front of the tokenizer: a private-use character, which no regular expression of NLTK's

@@ -1,4 +1,4 @@
-"""Treating the text of many battles in several processes, in order, with memory that does not grow with their number.
+"""Text normalisation in several processes: batches stay in order, and memory does not grow with their number.
 
 Each worker is a plain child process that reads batches from its standard input and answers on its standard output.
 Compared with multiprocessing: nothing is forked (the parent holds threads), the caller's main module is not imported
@@ -34,20 +34,20 @@ _PIECE_BYTES = 4_000_000
 #: A request is its length; an answer is whether it worked, the five counts, its length; then the bytes.
 _REQUEST = struct.Struct("<Q")
 _ANSWER = struct.Struct("<?5QQ")
-_WORKER = "import sys; sys.path[:] = {path!r}; from prefcli.text.parallel import work; work({treatment!r})"
+_WORKER = "import sys; sys.path[:] = {path!r}; from prefcli.text.parallel import work; work({normalisation!r})"
 
 
 def normalise_stream(
-    batches: Iterable[pa.RecordBatch], treatment: str, *, workers: int | None = None
+    batches: Iterable[pa.RecordBatch], normalisation: str, *, workers: int | None = None
 ) -> Iterator[tuple[pa.RecordBatch, TextCounts]]:
-    """Treat battles batch by batch, in several processes.
+    """Normalise battles batch by batch, in several processes.
 
     Parameters
     ----------
     batches:
         As :func:`normalise_batch` takes them. Read only as far ahead as there is work for the processes (two pieces of
         at most 4 MB of text for each), so memory does not grow with the input.
-    treatment:
+    normalisation:
         A name in :data:`NORMALISATIONS`.
     workers:
         Processes; None for one per usable core. With 1, for ``raw``, and for input of one small batch no process is
@@ -56,22 +56,22 @@ def normalise_stream(
     Yields
     ------
     battles, counts:
-        The treated rows in their order, with what happened to them. A batch of more than 4 MB of text comes out in
+        The normalised rows in their order, with what happened to them. A batch of more than 4 MB of text comes out in
         pieces.
 
     Raises
     ------
     InputError
-        There is no such treatment, a text column is missing, or ``workers`` is below 1.
+        There is no such normalisation, a text column is missing, or ``workers`` is below 1.
     PrefcliError
         A process died, for instance because memory ran out.
     """
-    check(treatment)
+    check(normalisation)
     if workers is None:
         workers = usable_cores()
     if workers < 1:
         raise InputError(f"{workers} workers cannot work.", hint="Use --workers 1 or more.")
-    return _normalise_stream(batches, treatment, workers)
+    return _normalise_stream(batches, normalisation, workers)
 
 
 def usable_cores() -> int:
@@ -84,19 +84,19 @@ def usable_cores() -> int:
 
 
 def _normalise_stream(
-    batches: Iterable[pa.RecordBatch], treatment: str, workers: int
+    batches: Iterable[pa.RecordBatch], normalisation: str, workers: int
 ) -> Iterator[tuple[pa.RecordBatch, TextCounts]]:
     pieces = (piece for batch in batches for piece in _cut(batch))
-    if treatment == "raw" or workers == 1 or not sys.executable:
+    if normalisation == "raw" or workers == 1 or not sys.executable:
         for piece in pieces:
-            yield normalise_batch(piece, treatment)
+            yield normalise_batch(piece, normalisation)
         return
     first = list(islice(pieces, 2))
     if len(first) < 2:
         for piece in first:
-            yield normalise_batch(piece, treatment)
+            yield normalise_batch(piece, normalisation)
         return
-    with _Workers(treatment, workers) as crew:
+    with _Workers(normalisation, workers) as crew:
         waiting: deque[tuple[pa.RecordBatch, Future[tuple[pa.RecordBatch, TextCounts]]]] = deque()
         for piece in chain(first, pieces):
             waiting.append((piece, crew.submit(piece)))
@@ -124,9 +124,9 @@ def _join(
     """The columns that went to a worker, back among those that did not."""
     import pyarrow as pa
 
-    treated, counts = future.result()
+    normalised, counts = future.result()
     columns = [
-        treated.column(name) if name in TEXT_COLUMNS else column
+        normalised.column(name) if name in TEXT_COLUMNS else column
         for name, column in zip(piece.schema.names, piece.columns, strict=True)
     ]
     return pa.RecordBatch.from_arrays(columns, schema=piece.schema), counts
@@ -138,8 +138,8 @@ class _Workers:
     Leaving the ``with`` block kills the processes, whatever they are doing.
     """
 
-    def __init__(self, treatment: str, count: int) -> None:
-        self._treatment = treatment
+    def __init__(self, normalisation: str, count: int) -> None:
+        self._normalisation = normalisation
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="prefcli-text")
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -190,7 +190,7 @@ class _Workers:
         return _from_ipc(answer), TextCounts(*counts)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        code = _WORKER.format(path=[entry or os.getcwd() for entry in sys.path], treatment=self._treatment)
+        code = _WORKER.format(path=[entry or os.getcwd() for entry in sys.path], normalisation=self._normalisation)
         with self._lock:
             if self._closing:
                 raise PrefcliError("The text processes are being stopped.")
@@ -204,8 +204,8 @@ class _Workers:
         return process
 
 
-def work(treatment: str) -> None:
-    """A worker's life: read a batch, treat it, answer, until the input ends."""
+def work(normalisation: str) -> None:
+    """A worker's life: read a batch, normalise it, answer, until the input ends."""
     requests = sys.stdin.buffer
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what a library prints is no answer
@@ -214,8 +214,8 @@ def work(treatment: str) -> None:
             (length,) = _REQUEST.unpack(_read_exactly(requests, _REQUEST.size))
             request = _read_exactly(requests, length)
             try:
-                treated, counts = normalise_batch(_from_ipc(request), treatment)
-                answer = _to_ipc(treated)
+                normalised, counts = normalise_batch(_from_ipc(request), normalisation)
+                answer = _to_ipc(normalised)
                 answers.write(_ANSWER.pack(True, *astuple(counts), len(answer)))
             except Exception:
                 answer = memoryview(traceback.format_exc().encode())
