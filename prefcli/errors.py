@@ -7,6 +7,14 @@ The command line prints it in one to three lines and exits with its ``exit_code`
 from __future__ import annotations
 
 
+def one_line(value: object, limit: int = 200) -> str:
+    """A value's text on one line of at most ``limit`` characters; an error without a text gives its type's name."""
+    text = " ".join(str(value).split())
+    if not text and isinstance(value, BaseException):
+        text = type(value).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 class PrefcliError(Exception):
     """Something could not be done (no network, disk full, a run that does not exist).
 

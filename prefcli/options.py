@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from prefcli.errors import InputError
+from prefcli.errors import InputError, one_line
 
 ARCHITECTURES = ("siamese", "cross-encoder", "features")
 COMBINATIONS = ("concat", "interaction")
@@ -298,7 +298,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot read the configuration: {error.strerror}", where=str(path)) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"not a configuration: {' '.join(str(error).split())}", where=str(path)) from None
+        raise InputError(f"not a configuration: {one_line(error)}", where=str(path)) from None
     types = get_type_hints(TrainOptions)
     options: dict[str, Any] = {}
     problems = []

@@ -14,7 +14,7 @@ import typer
 
 from prefcli._version import __version__
 from prefcli.cli import ablate, common, demo, eda, export, predict, preprocess, push, score, train
-from prefcli.errors import PrefcliError
+from prefcli.errors import PrefcliError, one_line
 
 app = typer.Typer(
     name="prefcli",
@@ -148,7 +148,7 @@ def _explain(error: Any, arguments: list[str]) -> int:
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # the usage errors of Typer's parser
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "prefcli"
-        message = " ".join(error.format_message().split())
+        message = one_line(error.format_message(), 1000)
         return _fail(error.exit_code, message, f"Try: {path} --help") if message else int(error.exit_code)
     if type(error).__name__ == "Abort":
         return _fail(130, "interrupted")
@@ -162,10 +162,9 @@ def _explain(error: Any, arguments: list[str]) -> int:
             _drop_output()
             return _fail(1, f"cannot write to standard output: {os.strerror(error.errno)}")
         return _fail(1, *write_error(Path(error.filename or "."), error).lines())
-    summary = " ".join(str(error).split())[:300]
     return _fail(
         1,
-        f"unexpected {type(error).__name__}: {summary}",
+        f"unexpected {type(error).__name__}: {one_line(error, 300)}",
         "This is a defect of prefcli; the same command with --debug shows where it happened.",
     )
 

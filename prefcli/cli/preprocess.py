@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from prefcli.cli import common
+from prefcli.errors import one_line
 
 EXAMPLES = common.examples(
     "prefcli preprocess train.csv",
@@ -40,7 +41,9 @@ def run(
         for shown in pipeline.preview(common.source(file, format, columns), text=text, battles=preview):
             common.say(f"battle {shown.id}")
             for field, (before, after) in shown.fields.items():
-                print(f"  {field}\n    before: {_short(before)}\n    after:  {_short(after)}")
+                print(f"  {field}")
+                for when, version in (("before: ", before), ("after:  ", after)):
+                    print(f"    {when}{common.visible(one_line(version, 300))}")
         return
     made = pipeline.preprocess(
         common.source(file, format, columns), session.workspace, text=text, workers=workers, reporter=session.reporter
@@ -52,8 +55,3 @@ def run(
         )
     else:
         common.say(str(made.stage.path))
-
-
-def _short(text: str, limit: int = 300) -> str:
-    line = common.visible(" ".join(text.split()))
-    return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefcli.errors import InputError
+from prefcli.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ def place(device: str = "auto", precision: str = "auto", local_rank: int = 0) ->
         torch.empty(0, device=where)
     except Exception as error:
         raise InputError(
-            f"no device {device!r} here: {str(error).splitlines()[0]}", hint="Use --device auto, cpu or cuda."
+            f"no device {device!r} here: {one_line(error)}", hint="Use --device auto, cpu or cuda."
         ) from None
     if where.type == "cuda":
         torch.cuda.set_device(where)

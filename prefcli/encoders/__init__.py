@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefcli.errors import InputError, ModelError, PrefcliError
+from prefcli.errors import InputError, ModelError, PrefcliError, one_line
 from prefcli.storage import hub
-from prefcli.storage.hub import one_line
 
 if TYPE_CHECKING:
     import torch

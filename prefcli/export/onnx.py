@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from prefcli import metrics
 from prefcli.battles import TEXT_FIELDS, joined
 from prefcli.compute import devices
-from prefcli.errors import InputError, ModelError, PrefcliError
+from prefcli.errors import InputError, ModelError, PrefcliError, one_line
 from prefcli.models import exported, neural
 from prefcli.models.exported import GRAPH, OUTPUT, TOKENIZER
 from prefcli.storage import card, files, runs
@@ -299,7 +299,7 @@ def _write_graph(model: neural.NeuralModel, path: Path, *, apart: bool) -> None:
         raise
     except Exception as error:
         raise ModelError(
-            f"the encoder cannot be exported to ONNX: {' '.join(str(error.__cause__ or error).split())[:200]}",
+            f"the encoder cannot be exported to ONNX: {one_line(error.__cause__ or error)}",
             hint="Predict with the run itself.",
         ) from error
 
@@ -371,7 +371,7 @@ def _quantise(target: Path, *, apart: bool) -> None:
         raise
     except Exception as error:
         raise ModelError(
-            f"ONNX Runtime cannot quantise the model: {' '.join(str(error).split())[:200]}",
+            f"ONNX Runtime cannot quantise the model: {one_line(error)}",
             hint="Export it without --int8.",
         ) from error
 

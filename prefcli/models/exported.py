@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcli.errors import InputError, ModelError, PrefcliError
+from prefcli.errors import InputError, ModelError, PrefcliError, one_line
 from prefcli.models.batches import CPU_TOKENS, BatchedModel, Pass
 from prefcli.models.input_format import INPUT_FORMATS
 from prefcli.models.packing import Frame, Packing, Template, TokenisedBattles
@@ -81,7 +81,7 @@ class ExportedModel(BatchedModel):
         except Exception as error:
             if isinstance(error, MemoryError) or "alloc" in str(error).lower():
                 raise MemoryError(str(error)) from None
-            raise ModelError(f"ONNX Runtime cannot compute the model: {_one_line(error)}", hint=DAMAGED) from None
+            raise ModelError(f"ONNX Runtime cannot compute the model: {one_line(error)}", hint=DAMAGED) from None
         wanted = len(prepared.orders)
         if found.ndim != 3 or len(found) < wanted or found.shape[1:] != (len(prepared.rows), len(OUTCOMES)):
             raise ModelError(f"the exported model gives numbers of shape {list(found.shape)}, no logits", hint=DAMAGED)
@@ -161,7 +161,7 @@ def load(folder: Path, *, device: str = "auto", precision: str = "auto") -> Expo
     except (MemoryError, PrefcliError):
         raise
     except Exception as error:  # whatever a folder that somebody else wrote makes of it
-        raise ModelError(f"the export cannot be loaded: {_one_line(error)}", where=str(folder), hint=DAMAGED) from None
+        raise ModelError(f"the export cannot be loaded: {one_line(error)}", where=str(folder), hint=DAMAGED) from None
 
 
 def open_session(folder: Path) -> Any:
@@ -194,7 +194,7 @@ def open_session(folder: Path) -> Any:
         raise
     except Exception as error:
         raise ModelError(
-            f"{GRAPH} is damaged, or no model that ONNX Runtime computes: {_one_line(error)}",
+            f"{GRAPH} is damaged, or no model that ONNX Runtime computes: {one_line(error)}",
             where=str(folder),
             hint=DAMAGED,
         ) from None
@@ -254,7 +254,3 @@ def _threads() -> int:
     """As torch has it: what ``OMP_NUM_THREADS`` says; 0, which is left to ONNX Runtime, without it."""
     told = os.environ.get("OMP_NUM_THREADS", "")
     return int(told) if told.isdecimal() else 0
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

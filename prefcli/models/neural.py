@@ -22,7 +22,7 @@ from prefcli import encoders
 from prefcli.compute import devices
 from prefcli.compute.devices import Placement
 from prefcli.encoders import adapters
-from prefcli.errors import InputError, ModelError, PrefcliError
+from prefcli.errors import InputError, ModelError, PrefcliError, one_line
 from prefcli.models import weights
 from prefcli.models.batches import CPU_TOKENS, GPU_TOKENS, BatchedModel, Pass
 from prefcli.models.cross_encoder import CrossEncoder
@@ -273,7 +273,7 @@ def load(folder: Path, placement: Placement, *, fast_attention: bool = True, enc
         raise
     except Exception as error:  # whatever the libraries make of a folder that somebody else wrote
         raise ModelError(
-            f"the run cannot be loaded: {' '.join(str(error).split())[:200]}",
+            f"the run cannot be loaded: {one_line(error)}",
             where=str(folder),
             hint="Train it again.",
         ) from None

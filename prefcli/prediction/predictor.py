@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from prefcli import readers
 from prefcli.battles import BATTLE_SCHEMA
 from prefcli.compute import devices
-from prefcli.errors import InputError, ModelError
+from prefcli.errors import InputError, ModelError, one_line
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.prediction import blending, inference
 from prefcli.prediction.calibration import Calibration
@@ -202,7 +202,7 @@ class _Line:
             try:
                 value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except (ValueError, RecursionError) as error:
-                raise InputError(f"broken JSON: {' '.join(str(error).split())[:160]}") from None
+                raise InputError(f"broken JSON: {one_line(error)}") from None
             if not isinstance(value, dict):
                 raise InputError("expected a JSON object")
             told = value.get("id")

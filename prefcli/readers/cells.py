@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from prefcli.battles import TURNS
-from prefcli.errors import InputError
+from prefcli.errors import InputError, one_line
 
 TURNS_HINT = 'Expected a JSON list of turns, each text or null, such as ["Hello", null].'
 
@@ -239,12 +239,6 @@ def soft_labels(raw: RawBatch, names: Sequence[str], place: Place) -> dict[str, 
 
 
 # Words for messages
-
-
-def one_line(error: object, limit: int = 160) -> str:
-    """An error's text on one line, cut."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def excerpt(cell: object, limit: int = 40) -> str:

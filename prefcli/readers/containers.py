@@ -28,8 +28,8 @@ from typing import IO, Any, cast
 import pyarrow as pa
 
 from prefcli.battles import STANDARD_INPUT
-from prefcli.errors import InputError
-from prefcli.readers.cells import Place, RawBatch, excerpt, one_line, shorten
+from prefcli.errors import InputError, one_line
+from prefcli.readers.cells import Place, RawBatch, excerpt, shorten
 from prefcli.readers.json_rows import json_rows
 from prefcli.storage import files
 

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefcli.readers.cells import Place, RawBatch, excerpt, first_null, one_line, shown, strings
+from prefcli.errors import one_line
+from prefcli.readers.cells import Place, RawBatch, excerpt, first_null, shown, strings
 
 Message = tuple[Any, str | None]
 """Role as it stands in the file, and text; None where the message holds none."""

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
-from prefcli.errors import InputError
-from prefcli.readers.cells import Place, one_line, shown
+from prefcli.errors import InputError, one_line
+from prefcli.readers.cells import Place, shown
 
 BLOCK_CHARACTERS = 8 << 20
 """Of an array, read at a time."""

@@ -13,7 +13,6 @@ from prefcli.readers.cells import (
     RawBatch,
     excerpt,
     lists_of_turns,
-    one_line,
     soft_labels,
     strings,
     texts,
@@ -168,7 +167,7 @@ def looks_like_turns(raw: RawBatch, place: Place) -> bool:
     if raw.is_nested("prompt"):
         return True
     cell = strings(raw.slice_first(), "prompt", place).to_pylist()[0] or ""
-    return one_line(cell, 8).startswith("[")
+    return cell.lstrip().startswith("[")
 
 
 _OUTCOME_COLUMNS = ("model_a", "model_b", *WINNER_COLUMNS, "label", *SOFT_LABEL_COLUMNS, "both_bad")

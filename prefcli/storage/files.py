@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from prefcli.errors import InputError, PrefcliError
+from prefcli.errors import InputError, PrefcliError, one_line
 
 CHECKSUMS = "SHA256SUMS"
 """Checksums of a folder's files, as ``sha256sum --check`` reads them."""
@@ -332,7 +332,7 @@ def write_error(path: Path, error: BaseException, *, needs: int | None = None, w
             where=str(path),
             hint="Choose another place (--workspace DIR moves caches and runs).",
         )
-    words = (os.strerror(number) if number else "") or " ".join(str(error).split())[:200]
+    words = (os.strerror(number) if number else "") or one_line(error)
     return PrefcliError(f"cannot write: {words}", where=str(path))
 
 

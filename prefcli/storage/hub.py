@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prefcli.errors import InputError, ModelError, NetworkError, PrefcliError
+from prefcli.errors import InputError, ModelError, NetworkError, PrefcliError, one_line
 from prefcli.storage import files
 
 PREFIX = "hf://"
@@ -302,12 +302,6 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def one_line(error: object, limit: int = 200) -> str:
-    """What an error says, on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 @contextmanager

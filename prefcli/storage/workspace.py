@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from prefcli.errors import InputError, PrefcliError
+from prefcli.errors import InputError, PrefcliError, one_line
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, hub
 
@@ -244,7 +244,7 @@ class Workspace:
             with pq.ParquetFile(path) as parquet:
                 metadata = json.loads((parquet.metadata.metadata or {})[METADATA_KEY.encode()])
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-            raise ValueError(f"it cannot be read: {' '.join(str(error).split())[:100]}") from None
+            raise ValueError(f"it cannot be read: {one_line(error)}") from None
         if expected is not None and any(metadata.get(key) != value for key, value in expected.items()):
             raise ValueError("it was made from other input or options")
         return dict(metadata)

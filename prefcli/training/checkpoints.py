@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefcli.errors import ModelError
+from prefcli.errors import ModelError, one_line
 from prefcli.models import weights
 from prefcli.storage import files
 
@@ -103,7 +103,7 @@ def _load(path: Path) -> Checkpoint:
             load_file(path / "model.safetensors"), optimizer, load_file(path / "random.safetensors"), state
         )
     except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(" ".join(str(error).split())[:120]) from None
+        raise ValueError(one_line(error)) from None
 
 
 def _flatten(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], list[Any]]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from prefcli.errors import NetworkError, PrefcliError
+from prefcli.errors import NetworkError, PrefcliError, one_line
 from prefcli.options import TrainOptions
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files
@@ -127,12 +127,12 @@ class WandB:
             )
         except wandb.errors.CommError as error:
             raise NetworkError(
-                f"Weights & Biases cannot be reached: {_first_line(error)}",
+                f"Weights & Biases cannot be reached: {one_line(error)}",
                 hint="Set WANDB_MODE=offline and send the run later with wandb sync, or leave --tracker wandb out.",
             ) from None
         except Exception as error:  # no key, a full disk, a setting it refuses: they differ from release to release
             raise PrefcliError(
-                f"Weights & Biases cannot be used: {_first_line(error)}",
+                f"Weights & Biases cannot be used: {one_line(error)}",
                 hint="Log in with wandb login, set WANDB_MODE=offline, or leave --tracker wandb out.",
             ) from None
         # The service keeps what it was sent before, and a continued training repeats it exactly.
@@ -209,7 +209,7 @@ class Trackers:
             except Exception as error:
                 # Hours of training are worth more than their picture.
                 del self._trackers[name]
-                self._reporter.warn(f"{name} is told no more, the training goes on: {_first_line(error)}")
+                self._reporter.warn(f"{name} is told no more, the training goes on: {one_line(error)}")
 
 
 NOTHING = Trackers({}, TrainOptions())
@@ -261,7 +261,3 @@ def following(folder: Path, options: TrainOptions, title: str, reporter: Reporte
 def _tracked(line: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a line; what damage has made of them otherwise is left out."""
     return {told: float(line[name]) for name, told in NAMES.items() if type(line.get(name)) in (int, float)}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

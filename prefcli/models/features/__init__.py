@@ -29,7 +29,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefcli.data.splits import split_folds
-from prefcli.errors import ModelError, PrefcliError
+from prefcli.errors import ModelError, PrefcliError, one_line
 from prefcli.models.features import statistics
 from prefcli.models.features.statistics import ANSWER_STATISTICS, BUCKETS, PAIR_STATISTICS, TEXT_STATISTICS, Features
 from prefcli.outcomes import OUTCOMES, SWAPPED
@@ -210,7 +210,7 @@ def load(folder: Path, *, threads: int = 0) -> FeaturesModel:
     except FileNotFoundError as error:
         raise _unusable(f"{Path(error.filename or folder).name} is missing", folder) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise _unusable(f"the model cannot be loaded: {' '.join(str(error).split())[:200]}", folder) from None
+        raise _unusable(f"the model cannot be loaded: {one_line(error)}", folder) from None
     return FeaturesModel(weights, prior, booster, threads)
 
 
@@ -260,7 +260,7 @@ def _booster(text: str, folder: Path) -> Booster:
     except KeyError as error:
         raise _unusable(f"{BOOSTER} is damaged: it has no {error}", folder) from None
     except ValueError as error:
-        raise _unusable(f"{BOOSTER} {' '.join(str(error).split())[:150]}", folder) from None
+        raise _unusable(f"{BOOSTER} {one_line(error)}", folder) from None
     try:
         # With sizes, trees are read by several threads, and an error in one of them ends the process.
         booster: Booster = lightgbm.Booster(model_str=re.sub(r"(?m)^tree_sizes=.*\n", "", text))
