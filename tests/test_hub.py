@@ -78,15 +78,17 @@ def test_a_pushed_run_predicts_from_the_hub_as_it_does_from_its_folder(
 
 def test_only_what_prediction_needs_is_downloaded_and_only_once(server: Hub, fast_run: Path) -> None:
     server.repos["a/b"] = Repo(held(fast_run) | {"evil.py": b"1/0", "big.bin": b"0"})
-    first = hub.find_run("hf://a/b")
-    assert first.source == "downloaded from the hub"
+    folder = hub.find_run("hf://a/b")
     loaded = {line.rsplit("/", 1)[1] for line in server.downloads()}
     assert "booster.txt" in loaded
     assert not loaded & {"evil.py", "big.bin", "README.md", "metrics.jsonl", "curves.svg"}
     server.asked.clear()
-    again = hub.find_run("hf://a/b")
-    assert (again.folder, again.source) == (first.folder, "the hub's local cache")
+    assert hub.find_run("hf://a/b") == folder
+    as_run = {"what": "run", "whole": Path.exists, "patterns": hub.RUN_PATTERNS, "instead": ""}
+    assert hub.find("a/b", **as_run) == (folder, "the hub's local cache")
     assert server.asked == []
+    server.repos["a/c"] = server.repos["a/b"]
+    assert hub.find("a/c", **as_run)[1] == "downloaded from the hub"
 
 
 def test_a_neural_run_with_folds_goes_there_and_back_without_checkpoints(

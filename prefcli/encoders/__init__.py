@@ -143,7 +143,7 @@ def locate(name: str, *, network: bool = True) -> ResolvedModel:
 
 def from_hub(name: str, *, network: bool = True) -> ResolvedModel:
     """:func:`locate` for what can only be a name of the hub."""
-    found = hub.find(
+    folder, source = hub.find(
         name,
         "encoder",
         whole=lambda folder: (folder / "config.json").is_file() and bool(_weight_files(folder)),
@@ -151,7 +151,7 @@ def from_hub(name: str, *, network: bool = True) -> ResolvedModel:
         instead="Use a folder (--encoder DIR), or --encoder tiny, which needs nothing.",
         network=network,
     )
-    return ResolvedModel(found.folder, found.source)
+    return ResolvedModel(folder, source)
 
 
 def make_tokenizer(located: ResolvedModel, texts: Iterable[str]) -> Any:

@@ -39,14 +39,6 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class ResolvedModel:
-    """A folder with the files of a name, and how it was found."""
-
-    folder: Path
-    source: str
-
-
-@dataclass(frozen=True)
 class PushResult:
     """Where a run was brought to."""
 
@@ -64,7 +56,7 @@ def find(
     revision: str | None = None,
     without: Sequence[str] = (),
     network: bool = True,
-) -> ResolvedModel:
+) -> tuple[Path, str]:
     """The files of a model of the hub: those in the local cache, else downloaded.
 
     Parameters
@@ -82,7 +74,11 @@ def find(
     revision:
         Branch, tag or commit; by default the main branch.
     network:
-        Whether the hub may be asked: only for a name that the user gave, not for one that a file tells.
+        Whether the hub may be asked: only for a name that the user gave, not for one read from a file.
+
+    Returns
+    -------
+    The folder with the files, and how it was found, one of :data:`SOURCES`.
 
     Raises
     ------
@@ -120,7 +116,7 @@ def find(
             ) from None
         with suppress(OSError, ValueError):
             if cached is not None and whole(cached):
-                return ResolvedModel(cached, CACHED)
+                return cached, CACHED
         if not network:
             raise NetworkError(f"the {what} {name} is not in the hub's local cache", hint=instead)
         if constants.HF_HUB_OFFLINE:
@@ -131,10 +127,10 @@ def find(
         with _explained(name, what, instead, f"and the {what} {name} is not on this machine"):
             hub.HfApi().model_info(name, revision=revision, timeout=CHECK_SECONDS)
             folder = hub.snapshot_download(name, **needed)
-    return ResolvedModel(Path(folder), DOWNLOADED)
+    return Path(folder), DOWNLOADED
 
 
-def find_run(name: str) -> ResolvedModel:
+def find_run(name: str) -> Path:
     """A run of the hub, ``hf://owner/name`` or ``hf://owner/name@revision``, with its files as they were sealed.
 
     Raises
@@ -145,7 +141,7 @@ def find_run(name: str) -> ResolvedModel:
     match = re.fullmatch(r"([^/@]+/[^/@]+)(?:@([^@]+))?", name.removeprefix(PREFIX))
     if match is None:
         raise InputError(f"{name!r} is no run of the hub", hint=f"Name it {PREFIX}owner/name.")
-    found = find(
+    folder, _ = find(
         match[1],
         "run",
         whole=lambda folder: not _faults(folder),
@@ -155,16 +151,16 @@ def find_run(name: str) -> ResolvedModel:
         revision=match[2],
     )
     try:
-        faults = _faults(found.folder)
+        faults = _faults(folder)
     except (OSError, ValueError) as error:
         faults = [str(error)]
     if faults:
         raise ModelError(
             f"what the hub has as {match[1]} is no whole run of prefcli: {', '.join(faults[:3])}",
-            where=str(found.folder),
+            where=str(folder),
             hint="Ask its owner to push the run again (prefcli push RUN owner/name).",
         )
-    return found
+    return folder
 
 
 def _faults(folder: Path) -> list[str]:

@@ -283,7 +283,7 @@ class Workspace:
             if (candidate / "config.json").is_file():
                 return candidate
         if name.startswith(hub.PREFIX):
-            return hub.find_run(name).folder
+            return hub.find_run(name)
         known = sorted(p.name for p in self.runs.iterdir() if not p.name.startswith(".")) if self.runs.is_dir() else []
         raise InputError(
             f"no run at {name!r}",
