@@ -51,7 +51,7 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     import torch
 
     from prefcli import encoders
-    from prefcli.battles import TEXT_FIELDS, joined
+    from prefcli.battles import TEXT_FIELDS, texts_of
     from prefcli.compute import devices
     from prefcli.models import neural
     from prefcli.models.packing import tokenise
@@ -60,7 +60,7 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
 
     place = devices.for_language_models(devices.place(options.device))
     batch = next(b for b, _ in open_battles(options.file).batches()).slice(0, options.limit)
-    texts = (text for name in TEXT_FIELDS for text in joined(batch.column(name)))
+    texts = (text for name in TEXT_FIELDS for text in texts_of(batch.column(name)))
     tokenizer = encoders.train_tokenizer(texts, 30_000)
     tokenizer.add_special_tokens({"eos_token": "[SEP]"})
     chosen = TrainOptions(

@@ -25,7 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pyarrow as pa
 from training_speed import SHAPE
 
-from prefcli.battles import TEXT_FIELDS, joined
+from prefcli.battles import TEXT_FIELDS, texts_of
 from prefcli.readers import open_battles
 
 
@@ -61,7 +61,7 @@ def main() -> None:
 def tokenizer_of(batch: pa.RecordBatch) -> Any:
     from prefcli import encoders
 
-    return encoders.train_tokenizer((text for name in TEXT_FIELDS for text in joined(batch.column(name))), 30_000)
+    return encoders.train_tokenizer((text for name in TEXT_FIELDS for text in texts_of(batch.column(name))), 30_000)
 
 
 def classifier(given: argparse.Namespace) -> Any:
@@ -81,7 +81,7 @@ def cross_encoder(given: argparse.Namespace, batch: pa.RecordBatch) -> Callable[
     classifier(given).save_pretrained(folder)
     tokenizer_of(batch).save_pretrained(folder)
     model = CrossEncoder(folder, num_labels=3, max_length=512, device="cpu", local_files_only=True)
-    prompts, a, b = (joined(batch.column(name)) for name in TEXT_FIELDS)
+    prompts, a, b = (texts_of(batch.column(name)) for name in TEXT_FIELDS)
     pairs = [(prompt, f"{one}\n{other}") for prompt, one, other in zip(prompts, a, b, strict=True)]
     return lambda: model.predict(pairs, batch_size=16, show_progress_bar=False, apply_softmax=True)
 

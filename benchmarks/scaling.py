@@ -27,14 +27,13 @@ from pathlib import Path
 import numpy as np
 from prefcli import encoders, pipeline, tokens
 from prefcli.reporting import SILENT
-from prefcli.selection import TrainingData
-from prefcli.data.selection import no_soft
+from prefcli.data.selection import TrainingData, no_soft_labels
 from prefcli.workspace import Workspace
 file, folder, root = map(Path, sys.argv[1:])
 workspace = Workspace(root)
 stage = pipeline.preprocess(file, workspace, text="raw").stage
 rows = np.arange(stage.rows)
-pool = TrainingData(((stage, rows),), [""] * len(rows), rows * 0, rows, no_soft(len(rows)))
+pool = TrainingData(((stage, rows),), [""] * len(rows), rows * 0, rows, no_soft_labels(len(rows)))
 tokens.tokenised(pool, encoders.load_tokenizer(folder), workspace, SILENT, by_turn=False)
 """
 

@@ -52,7 +52,7 @@ PRODUCT = (2048, 768, 3072)
 def prepare(options: argparse.Namespace) -> tuple[Any, TokenisedBattles, Any]:
     """Tokenizer, battles and encoder, the same in every process."""
     from prefcli import encoders
-    from prefcli.battles import TEXT_FIELDS, joined
+    from prefcli.battles import TEXT_FIELDS, texts_of
     from prefcli.models.packing import tokenise
     from prefcli.readers import open_battles
 
@@ -67,7 +67,7 @@ def prepare(options: argparse.Namespace) -> tuple[Any, TokenisedBattles, Any]:
         tokenizer = encoders.load_tokenizer(located.folder)
         encoder = encoders.make_encoder(located, len(tokenizer), seed=0)
     else:
-        texts = (text for batch in batches for name in TEXT_FIELDS for text in joined(batch.column(name)))
+        texts = (text for batch in batches for name in TEXT_FIELDS for text in texts_of(batch.column(name)))
         tokenizer = encoders.train_tokenizer(texts, options.merges)
         encoder = encoders.from_config({**SHAPE, "vocab_size": options.vocabulary}, seed=0)
     return tokenizer, tokenise(tokenizer, iter(batches)), encoder

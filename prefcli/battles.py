@@ -130,7 +130,7 @@ def join_turns(turns: Sequence[str | None]) -> str:
     return TURN_SEPARATOR.join(turn for turn in turns if turn)
 
 
-def joined(column: pa.Array | pa.ChunkedArray) -> list[str]:
+def texts_of(column: pa.Array | pa.ChunkedArray) -> list[str]:
     """:func:`join_turns` of every row of a ``list<string>`` column."""
     return [join_turns(turns) if turns else "" for turns in column.to_pylist()]
 
@@ -200,10 +200,10 @@ def check_unique_ids(ids: Iterable[str], where: str) -> None:
     first: dict[str, int] = {}
     for row, name in enumerate(ids, start=1):
         if (earlier := first.setdefault(name, row)) != row:
-            raise id_occurs_twice(name, earlier, row, where)
+            raise duplicate_id_error(name, earlier, row, where)
 
 
-def id_occurs_twice(name: str, earlier: int, later: int, where: str) -> InputError:
+def duplicate_id_error(name: str, earlier: int, later: int, where: str) -> InputError:
     """The error for two rows with the same id."""
     return InputError(
         f"id {name[:40]!r} occurs twice, in rows {earlier} and {later}",

@@ -1,7 +1,6 @@
-"""What can go wrong, in words a user can act on.
+"""The errors that prefcli raises, each with a message, a place and a hint.
 
-Every error that prefcli foresees is a :class:`PrefcliError`: it says what happened, where, and what to do.
-The command line prints it in one to three lines and exits with its ``exit_code``; a Python caller catches it.
+The command line prints an error in one to three lines and exits with its ``exit_code``; a Python caller catches it.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ class PrefcliError(Exception):
     Parameters
     ----------
     what:
-        One sentence: what went wrong.
+        What went wrong: lower case, no full stop.
     where:
         File, row, column; empty where it does not apply.
     hint:
-        One sentence: what to do about it.
+        What to do about it: one sentence.
     """
 
     exit_code = 1
@@ -37,7 +36,7 @@ class PrefcliError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return "\n".join(part for part in (self.what, self.where and f"in {self.where}", self.hint) if part)
+        return "\n".join(self.lines())
 
     def lines(self) -> list[str]:
         """The error as one to three lines of text: what, where, what to do."""
@@ -51,17 +50,17 @@ class InputError(PrefcliError):
 
 
 class NetworkError(PrefcliError):
-    """Something had to come from the network, and the network did not answer."""
+    """The network was needed and could not be used."""
 
 
 class ModelError(PrefcliError):
     """An encoder or a run could not be found or loaded."""
 
 
-class Interrupted(PrefcliError):  # noqa: N818  (it is no failure)
-    """A signal stopped the work; what was done so far is saved.
+class Interrupted(PrefcliError):  # noqa: N818  (not a failure)
+    """A signal stopped the work; what was done is saved.
 
-    ``exit_code`` is 128 plus the signal's number, as shells have it: 130 for SIGINT, 143 for SIGTERM.
+    ``exit_code`` is 128 plus the signal's number, as in shells: 130 for SIGINT, 143 for SIGTERM.
     """
 
     def __init__(self, signal_number: int, what: str, *, hint: str = "") -> None:

@@ -617,11 +617,11 @@ def test_progress_goes_up_to_its_end(learnt, monkeypatch):
 
 
 def test_certain_soft_labels_are_labels(learnt):
-    from prefcli.data.selection import no_soft, training_targets
+    from prefcli.data.selection import no_soft_labels, training_targets
 
     battles, targets, keys = learnt.few(200)
     labels = learnt.labels[:200].astype(np.int64)
-    hard = training_targets(labels, no_soft(200))
+    hard = training_targets(labels, no_soft_labels(200))
     soft = training_targets(np.full(200, -1), targets)
     one, other = (models.fit(battles, t, keys, threads=1) for t in (hard, soft))
     assert one.booster_text() == other.booster_text()

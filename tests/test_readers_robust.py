@@ -154,7 +154,7 @@ def test_what_a_file_is_does_not_hang_on_its_name(tmp_path: Path) -> None:
 
 
 def test_a_decompression_bomb_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers, "LARGEST_INPUT_BYTES", 1 << 20)
+    monkeypatch.setattr(containers, "MAX_INPUT_BYTES", 1 << 20)
     data = table(*(row(i) for i in range(40_000)))
     packed = tmp_path / "bomb.csv.gz"
     packed.write_bytes(gzip.compress(data))
@@ -278,7 +278,7 @@ class Endless(io.RawIOBase):
 
 
 def test_a_line_of_json_longer_than_a_row_may_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers, "LARGEST_ROW_BYTES", 1000)
+    monkeypatch.setattr(containers, "MAX_ROW_BYTES", 1000)
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"prompt": "' + b"x" * 2000 + b'"}\n')
     assert "the row is longer than" in refused(path).what
@@ -325,7 +325,7 @@ def test_places_where_no_file_can_be_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no endless device")
 def test_what_never_ends_is_not_copied_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers, "LARGEST_INPUT_BYTES", 1 << 20)
+    monkeypatch.setattr(containers, "MAX_INPUT_BYTES", 1 << 20)
     assert "goes on after" in refused(Path("/dev/zero")).what
 
 
@@ -410,7 +410,7 @@ def test_what_is_called_parquet_and_is_not_is_not_unpacked(tmp_path: Path, monke
 
 def test_blocks_grow_up_to_the_longest_row_and_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containers, "BLOCK_BYTES", 1 << 14)
-    monkeypatch.setattr(containers, "LARGEST_ROW_BYTES", 3 << 17)
+    monkeypatch.setattr(containers, "MAX_ROW_BYTES", 3 << 17)
     blocks = []
     options = pyarrow.csv.ReadOptions
 
@@ -431,14 +431,14 @@ def test_blocks_grow_up_to_the_longest_row_and_no_further(tmp_path: Path, monkey
 def test_a_header_without_an_end_is_not_read_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str
 ) -> None:
-    monkeypatch.setattr(containers, "LARGEST_HEADER", 1 << 10)
+    monkeypatch.setattr(containers, "MAX_HEADER_CHARS", 1 << 10)
     path = tmp_path / "train.csv"
     path.write_text(header)
     assert "the header is longer than" in refused(path).what
 
 
 def test_why_a_row_without_an_end_is_wrong_is_not_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers, "LARGEST_EXPLAINED_ROW", 1 << 10)
+    monkeypatch.setattr(containers, "MAX_EXPLAINED_CHARS", 1 << 10)
     path = tmp_path / "train.csv"
     path.write_bytes(table(row(1), row(2, "x" * 5000), row(3) + ",extra"))
     error = refused(path)

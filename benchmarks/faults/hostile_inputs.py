@@ -512,7 +512,7 @@ def place(random: Random) -> Hostile:
         case 5:
             return Hostile("pipe", "pipe.parquet", as_parquet(kaggle(random, 5), random), "fifo")
         case 6:
-            limits = {"containers.LARGEST_INPUT_BYTES": 20 << 20}
+            limits = {"containers.MAX_INPUT_BYTES": 20 << 20}
             return Hostile("device", "zero", b"", "zero", limits)
         case 7:
             return Hostile("device", "null", b"", "null")
@@ -523,7 +523,7 @@ def place(random: Random) -> Hostile:
 
 def bomb(random: Random) -> Hostile:
     """Compressed data that unpacks to more than the limit, which is lowered for it; and archives full of files."""
-    limits = {"containers.LARGEST_INPUT_BYTES": 6 << 20, "containers.LARGEST_ROW_BYTES": 2 << 20}
+    limits = {"containers.MAX_INPUT_BYTES": 6 << 20, "containers.MAX_ROW_BYTES": 2 << 20}
     limits["containers.BLOCK_BYTES"] = random.choice((1 << 16, 1 << 20))
     limits["json_rows.BLOCK_CHARACTERS"] = 1 << 16
     format = random.choice(("csv", "tsv", "jsonl", "json", "parquet"))

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from prefcli.battles import joined
+from prefcli.battles import texts_of
 from prefcli.data import synthetic
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.readers import open_battles
@@ -42,7 +42,7 @@ def repeated(file: Path, target: Path, battles: int) -> None:
         written = 0
         while written < battles:
             for batch, _ in open_battles(file).batches():
-                columns = [joined(batch.column(name)) for name in ("prompt", "response_a", "response_b")]
+                columns = [texts_of(batch.column(name)) for name in ("prompt", "response_a", "response_b")]
                 labels = batch.column("label").to_pylist()
                 for label, *texts in zip(labels, *columns, strict=True):
                     if written == battles:

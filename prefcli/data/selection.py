@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefcli.battles import TEXT_FIELDS, Source, joined, labels_of
+from prefcli.battles import TEXT_FIELDS, Source, labels_of, texts_of
 from prefcli.data import splits, tables
 from prefcli.errors import InputError
 from prefcli.options import TrainOptions
@@ -115,7 +115,7 @@ class TrainingData:
             chosen = batch.filter(pa.array(wanted[start : start + batch.num_rows]))
             start += batch.num_rows
             for name in TEXT_FIELDS:
-                yield from joined(chosen.column(name))
+                yield from texts_of(chosen.column(name))
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def select(folder: Path, data: RunData, options: TrainOptions, reporter: Reporte
     columns = _Columns.of(data.training)
     if options.soft_labels is not None:
         columns = _with_soft_file(columns, Path(options.soft_labels), reporter)
-    taught = has_soft(columns.soft)
+    taught = has_soft_label(columns.soft)
     used = np.flatnonzero((columns.labels >= 0) | taught)
     if not len(used):
         raise InputError(
@@ -242,7 +242,7 @@ def _limited(
 
 def _soft_columns(stage: Stage) -> NDArray[np.float32]:
     if not set(SOFT_LABEL_COLUMNS) <= set(stage.columns):
-        return no_soft(stage.rows)
+        return no_soft_labels(stage.rows)
     table = stage.table(list(SOFT_LABEL_COLUMNS))
     columns = [table[name].cast(pa.float32()).to_numpy(zero_copy_only=False) for name in SOFT_LABEL_COLUMNS]
     return np.stack(columns, axis=1).astype(np.float32)
@@ -290,7 +290,7 @@ def training_targets(
     known = labels >= 0
     targets = np.zeros((len(labels), len(OUTCOMES)), dtype=np.float64)
     targets[known, labels[known]] = 1
-    given = has_soft(soft)
+    given = has_soft_label(soft)
     sharpened = np.asarray(soft[given], dtype=np.float64) ** (1 / temperature)
     sharpened /= sharpened.sum(axis=1, keepdims=True)
     share = np.where(known[given], weight, 1.0)[:, None]
@@ -298,11 +298,11 @@ def training_targets(
     return targets.astype(np.float32)
 
 
-def has_soft(soft: NDArray[np.floating]) -> NDArray[np.bool_]:
+def has_soft_label(soft: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Which rows have a soft label, shape ``[n]``."""
     return ~np.isnan(soft).any(axis=1)
 
 
-def no_soft(n: int) -> NDArray[np.float32]:
+def no_soft_labels(n: int) -> NDArray[np.float32]:
     """The soft labels of ``n`` battles that have none."""
     return np.full((n, len(OUTCOMES)), np.nan, dtype=np.float32)

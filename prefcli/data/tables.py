@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefcli import metrics, readers
-from prefcli.battles import check_unique_ids, id_occurs_twice
+from prefcli.battles import check_unique_ids, duplicate_id_error
 from prefcli.data.joining import Join, Named, Rows
 from prefcli.errors import InputError
 from prefcli.outcomes import WINNER_COLUMNS
@@ -168,14 +168,14 @@ def probabilities(path: Path, *, renormalize: bool = False) -> Iterator[Rows]:
     for rows in _rows(path, "predictions"):
         if renormalize:
             wrong.note(rows, np.flatnonzero(~np.isfinite(rows.values).all(axis=1)))
-            yield Rows(rows.ids, graders_rule(rows.values), rows.first)
+            yield Rows(rows.ids, clip_and_renormalize(rows.values), rows.first)
         else:
             wrong.note(rows, metrics.find_improper(rows.values))
             yield rows
     wrong.raise_if_any()
 
 
-def graders_rule(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+def clip_and_renormalize(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """Probabilities from any finite scores ``[n, 3]``: clipped to [1e-15, 1], then divided by the row's sum."""
     clipped = np.clip(scores, GRADER_CLIP, 1)
     return clipped / clipped.sum(axis=1, keepdims=True)
@@ -215,7 +215,7 @@ def matched(
     for twice, file in ((found.left_twice, guess_file), (found.right_twice, true_file)):
         if twice.count:
             row, name, earlier = twice.first[0]
-            raise id_occurs_twice(name, earlier, row, str(file))
+            raise duplicate_id_error(name, earlier, row, str(file))
     if found.right_alone.count:
         raise InputError(
             f"{found.right_alone.count:,} of {battles:,} battles have no prediction: id {_listed(found.right_alone)}",

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prefcli import metrics
-from prefcli.battles import TEXT_FIELDS, joined
+from prefcli.battles import TEXT_FIELDS, texts_of
 from prefcli.compute import devices
 from prefcli.errors import InputError, ModelError, PrefcliError, one_line
 from prefcli.models import exported, neural
@@ -335,7 +335,7 @@ def _probabilities(model: Any, battles: pa.RecordBatch) -> NDArray[np.float64]:
 
 def _of_all_lengths(battles: pa.RecordBatch, count: int) -> pa.RecordBatch:
     """At most ``count`` battles, from the shortest to the longest."""
-    lengths = np.sum([[len(text) for text in joined(battles.column(name))] for name in TEXT_FIELDS], axis=0)
+    lengths = np.sum([[len(text) for text in texts_of(battles.column(name))] for name in TEXT_FIELDS], axis=0)
     chosen = np.linspace(0, len(lengths) - 1, min(count, len(lengths))).round().astype(np.int64)
     return battles.take(pa.array(np.argsort(lengths, kind="stable")[chosen]))
 

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefcli.battles import TEXT_FIELDS, TURN_SEPARATOR, joined, labels_of
+from prefcli.battles import TEXT_FIELDS, TURN_SEPARATOR, labels_of, texts_of
 
 if TYPE_CHECKING:
     from prefcli.reporting import Progress
@@ -164,7 +164,7 @@ def tokenise(
                 ragged[name].append(each.summed(counts))
                 turns[name].append(Ragged(each.lengths.astype(np.int32), _ends(counts)))
             else:
-                ragged[name].append(Ragged.of(_token_ids(tokenizer, joined(table[name]))))
+                ragged[name].append(Ragged.of(_token_ids(tokenizer, texts_of(table[name]))))
         labels.append(labels_of(table))
         if progress is not None:
             progress.advance(batch.num_rows)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from prefcli import metrics
 from prefcli.battles import Source
-from prefcli.data.tables import graders_rule
+from prefcli.data.tables import clip_and_renormalize
 from prefcli.errors import InputError, ModelError
 from prefcli.options import TrainOptions
 from prefcli.pipeline.stages import read
@@ -195,7 +195,7 @@ def evaluate(folder: Path, first_seed: int, seeds: int) -> Ablation:
             logits, labels = held_out.logits, held_out.labels
             if not np.isfinite(logits).all():
                 raise ModelError("a training left scores that are no numbers", where=str(run))
-            scores = metrics.softmax(logits) if setting.activation == "softmax" else graders_rule(logits)
+            scores = metrics.softmax(logits) if setting.activation == "softmax" else clip_and_renormalize(logits)
             losses.append(metrics.losses(scores, labels))
             if setting is SETTINGS[0]:
                 priors.append(metrics.prior_log_loss(labels))

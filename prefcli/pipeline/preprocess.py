@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prefcli import readers
-from prefcli.battles import TEXT_FIELDS, Source, joined
+from prefcli.battles import TEXT_FIELDS, Source, texts_of
 from prefcli.pipeline.stages import preprocess_stage, read
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage.workspace import Stage, Workspace
@@ -76,7 +76,7 @@ def preview(source: Path | Source, *, text: str = "nltk", battles: int = 3) -> l
     for batch, _ in readers.open_battles(Source.of(source)).batches():
         before = batch.slice(0, battles - len(shown))
         after, _ = text_room.normalise_batch(before, text)
-        columns = {name: (joined(before.column(name)), joined(after.column(name))) for name in TEXT_FIELDS}
+        columns = {name: (texts_of(before.column(name)), texts_of(after.column(name))) for name in TEXT_FIELDS}
         for row, name in enumerate(before.column("id").to_pylist()):
             shown.append(Preview(name, {field: (old[row], new[row]) for field, (old, new) in columns.items()}))
         if len(shown) == battles:

@@ -24,7 +24,7 @@ from prefcli.errors import InputError, ModelError, one_line
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.prediction import blending, inference
 from prefcli.prediction.calibration import Calibration
-from prefcli.readers.containers import LARGEST_ROW_BYTES
+from prefcli.readers.containers import MAX_ROW_BYTES
 from prefcli.reporting import SILENT
 from prefcli.storage import runs
 from prefcli.text import normalise_batch
@@ -227,7 +227,7 @@ def _arriving(lines: IO[bytes]) -> Iterator[list[tuple[int, bytes]]]:
 
     def read() -> None:
         try:
-            for number, line in enumerate(iter(lambda: lines.readline(LARGEST_ROW_BYTES), b""), start=1):
+            for number, line in enumerate(iter(lambda: lines.readline(MAX_ROW_BYTES), b""), start=1):
                 if line.strip():
                     arrived.put((number, line))
             arrived.put(None)

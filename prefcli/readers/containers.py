@@ -2,7 +2,7 @@
 
 What a file is, is read off its first bytes, with its name as a help: a compressed file is recognised whatever it is
 called. What cannot be read twice (standard input, a pipe) is spooled into a temporary file first. What is unpacked or
-spooled is bounded by :data:`LARGEST_INPUT_BYTES`, one row by :data:`LARGEST_ROW_BYTES`.
+spooled is bounded by :data:`MAX_INPUT_BYTES`, one row by :data:`MAX_ROW_BYTES`.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ BLOCK_BYTES = 8 << 20
 """Bytes read at a time, and so roughly the text in one batch."""
 BATCH_ROWS = 4096
 """Upper bound of rows in one batch."""
-LARGEST_ROW_BYTES = 1 << 30
+MAX_ROW_BYTES = 1 << 30
 """A single row longer than this is refused."""
-LARGEST_INPUT_BYTES = 16 << 30
+MAX_INPUT_BYTES = 16 << 30
 """Compressed input that unpacks to more than this is refused, and a stream that goes on longer."""
-LARGEST_HEADER = 16 << 20
+MAX_HEADER_CHARS = 16 << 20
 """Characters; a table's header longer than this is refused."""
-LARGEST_EXPLAINED_ROW = 64 << 20
+MAX_EXPLAINED_CHARS = 64 << 20
 """Characters; why Arrow refused a row longer than this is not looked into."""
 PEEKED_BYTES = 1 << 16
 """Of unpacked JSON, held to look ahead."""
@@ -170,7 +170,7 @@ def open_container(path: Path) -> Container:
 def _spooled(name: str, stream: IO[bytes]) -> Container:
     """A temporary copy of what can be read only once; it goes away with the container."""
     spool, path = _temporary_file()
-    _copy(_Bounded(stream, name, f"the input goes on after {LARGEST_INPUT_BYTES / 2**30:g} GiB"), spool)
+    _copy(_Bounded(stream, name, f"the input goes on after {MAX_INPUT_BYTES / 2**30:g} GiB"), spool)
     return _recognised(name, path, "", "", spool)
 
 
@@ -257,8 +257,8 @@ class _Bounded(io.RawIOBase):
     """A stream that ends in an error before it fills the machine."""
 
     def __init__(self, stream: Any, name: str, problem: str = "") -> None:
-        self._stream, self._name, self._left = stream, name, LARGEST_INPUT_BYTES
-        self._problem = problem or f"the file unpacks to more than {LARGEST_INPUT_BYTES / 2**30:g} GiB"
+        self._stream, self._name, self._left = stream, name, MAX_INPUT_BYTES
+        self._problem = problem or f"the file unpacks to more than {MAX_INPUT_BYTES / 2**30:g} GiB"
 
     def readable(self) -> bool:
         return True
@@ -350,9 +350,9 @@ class _Lines:
 
 
 def _csv_header(container: Container) -> list[str]:
-    csv.field_size_limit(LARGEST_ROW_BYTES)
+    csv.field_size_limit(MAX_ROW_BYTES)
     with container.open() as stream:
-        lines = _Lines(stream, LARGEST_HEADER, "surrogateescape")
+        lines = _Lines(stream, MAX_HEADER_CHARS, "surrogateescape")
         try:
             header = next(csv.reader(lines, delimiter=_delimiter(container)), None)
             "".join(header or ()).encode("utf-8")
@@ -360,7 +360,9 @@ def _csv_header(container: Container) -> list[str]:
             raise InputError("not a table in UTF-8", where=container.name, hint=EXPECTED_KINDS) from None
         except _TooLongError:
             raise InputError(
-                f"the header is longer than {LARGEST_HEADER >> 20} MiB", where=container.name, hint=EXPECTED_KINDS
+                f"the header is longer than {MAX_HEADER_CHARS >> 20} MiB",
+                where=container.name,
+                hint=EXPECTED_KINDS,
             ) from None
         finally:
             lines.detach()
@@ -451,23 +453,23 @@ def _csv_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBa
         except pa.ArrowException as error:
             # A row longer than the block: go on behind the rows already delivered, with larger blocks.
             if "straddl" in str(error):
-                if block >= LARGEST_ROW_BYTES:
+                if block >= MAX_ROW_BYTES:
                     raise InputError(
-                        f"a row is longer than {LARGEST_ROW_BYTES / 2**20:g} MiB",
+                        f"a row is longer than {MAX_ROW_BYTES / 2**20:g} MiB",
                         where=f"{container.name}, after row {done}",
                         hint="Was a quote opened and never closed?",
                     ) from None
-                block = min(block * 8, LARGEST_ROW_BYTES)
+                block = min(block * 8, MAX_ROW_BYTES)
                 continue
             raise _explain_csv_error(container, error) from None
 
 
 def _explain_csv_error(container: Container, error: Exception) -> InputError:
     """Arrow knows what is wrong, not always where: read the file again slowly and find the row."""
-    csv.field_size_limit(LARGEST_ROW_BYTES)
+    csv.field_size_limit(MAX_ROW_BYTES)
     place = Place(container.name, 1)
     with container.open() as stream:
-        lines = _Lines(stream, LARGEST_EXPLAINED_ROW, "replace")
+        lines = _Lines(stream, MAX_EXPLAINED_CHARS, "replace")
         reader = csv.reader(lines, strict=True, delimiter=_delimiter(container))
         row = 0
         try:
@@ -487,7 +489,7 @@ def _explain_csv_error(container: Container, error: Exception) -> InputError:
             )
         except _TooLongError:
             return place.error(
-                f"the row is longer than {LARGEST_EXPLAINED_ROW >> 20} MiB, and not valid CSV",
+                f"the row is longer than {MAX_EXPLAINED_CHARS >> 20} MiB, and not valid CSV",
                 row=row,
                 hint="Was a quote opened and never closed?",
             )
@@ -499,7 +501,7 @@ def _explain_csv_error(container: Container, error: Exception) -> InputError:
 def _json_rows(container: Container) -> Iterator[tuple[dict[str, Any], int]]:
     with container.open() as raw:
         stream = io.BufferedReader(cast(Any, raw), PEEKED_BYTES) if container.packing else raw
-        yield from json_rows(stream, Place(container.name, 1), LARGEST_ROW_BYTES)
+        yield from json_rows(stream, Place(container.name, 1), MAX_ROW_BYTES)
 
 
 def _json_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBatch]:
