@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from prefcli.eda import Eda
     from prefcli.estimating import Estimate
-    from prefcli.export.merge import Merged
-    from prefcli.export.onnx import Exported
+    from prefcli.exporting.merge import Merged
+    from prefcli.exporting.onnx import Exported
     from prefcli.metrics import Score
     from prefcli.options import TrainOptions
     from prefcli.pipeline import Predicted, Preprocessed, Trained

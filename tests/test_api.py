@@ -62,7 +62,7 @@ def test_importing_the_package_loads_nothing_and_does_nothing(tmp_path: Path) ->
         "print(sorted(m for m in after if m.split('.')[0] not in sys.stdlib_module_names))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.strip() == "['prefcli']", done.stdout + done.stderr
+    assert done.stdout.strip() == "['prefcli', 'prefcli._version']", done.stdout + done.stderr
     assert list(tmp_path.iterdir()) == []
     assert {"load", "predict", "preprocess", "score", "train"} <= set(dir(prefcli))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -83,7 +83,7 @@ def twins(
 
 def graph_again(monkeypatch: pytest.MonkeyPatch, pair: Twins) -> None:
     """Exporting once more takes the graph that was made before: making it is what takes time."""
-    from prefcli.export import onnx
+    from prefcli.exporting import onnx
 
     monkeypatch.setattr(onnx, "_write_graph", lambda _, path, **__: shutil.copyfile(pair.onnx / path.name, path))
 
@@ -218,7 +218,7 @@ def test_what_int8_costs_is_measured_said_and_written_into_the_card(
 def test_large_weights_lie_beside_the_graph_and_made_up_battles_serve_where_none_were_held_out(
     twins: Callable[..., Twins], cli: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefcli.export import onnx
+    from prefcli.exporting import onnx
 
     pair = twins("no-validation", export=False)
     monkeypatch.setattr(onnx, "ONE_FILE_BYTES", 0)
@@ -295,7 +295,7 @@ def test_missing_packages_and_tokenizers_in_python_are_said(
     twins: Callable[..., Twins], cli: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefcli import encoders
-    from prefcli.export import onnx
+    from prefcli.exporting import onnx
 
     pair = twins("siamese-bert")
     export = ["export", pair.run, "--onnx", "o", "--workspace", pair.workspace.root]

@@ -1,7 +1,7 @@
 """A model exported to ONNX, computed by ONNX Runtime: neither torch nor transformers is imported.
 
 A folder holds ``model.onnx``, ``tokenizer.json`` and a run's ``config.json`` whose entry ``export`` says what the graph
-cannot: the special tokens and the budget that sequences are made with. :mod:`prefcli.export.onnx` writes it.
+cannot: the special tokens and the budget that sequences are made with. :mod:`prefcli.exporting.onnx` writes it.
 
 The graph is somebody else's data like any other: operators are ONNX Runtime's own (no library of custom ones is ever
 registered), and weights beside the graph lie in one file of a fixed name in the same folder.

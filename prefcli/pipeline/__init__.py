@@ -5,7 +5,7 @@ returns plain data. Nothing here prints. Data flows ``read -> (preprocess) -> tr
 and what is preprocessed is cached in the workspace (``stages.py``). Each verb has the file of its name.
 """
 
-from prefcli.export.merge import Merged, merge
+from prefcli.exporting.merge import Merged, merge
 from prefcli.pipeline.ablate import Ablation, ablate
 from prefcli.pipeline.demo import Demonstrated, demo
 from prefcli.pipeline.eda import eda

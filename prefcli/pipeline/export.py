@@ -20,7 +20,7 @@ from prefcli.storage.workspace import Stage, Workspace
 from prefcli.text import normalise_batch
 
 if TYPE_CHECKING:
-    from prefcli.export.onnx import Exported, Sample
+    from prefcli.exporting.onnx import Exported, Sample
 
 MOST_BATTLES = 500
 """Held-out battles that the loss of int8 is measured on."""
@@ -64,7 +64,7 @@ def export(
     """
     source = workspace.find_run(run)
     runs.verify_all(source)
-    from prefcli.export import onnx
+    from prefcli.exporting import onnx
 
     onnx.refuse(source, folder, force)
     samples = _samples(source, workspace, reporter)
@@ -78,7 +78,7 @@ def export(
 
 def _samples(run: Path, workspace: Workspace, reporter: Reporter) -> list[Sample]:
     """For each of the run's models battles that it has not learnt from."""
-    from prefcli.export.onnx import Sample
+    from prefcli.exporting.onnx import Sample
 
     config = runs.read_config(run)
     options = TrainOptions(**config["options"])
