@@ -25,7 +25,7 @@ VALIDATION = {
 }  # fmt: skip
 
 
-def made(tmp_path: Path, options: TrainOptions | None = None, validation: Any = VALIDATION, **changed: Any) -> str:
+def make_card(tmp_path: Path, options: TrainOptions | None = None, validation: Any = VALIDATION, **changed: Any) -> str:
     """A card; ``changed`` goes into the run's data, except for ``name``, ``encoder_source`` and ``command``."""
     name = changed.pop("name", "my-run")
     folder = tmp_path / name
@@ -43,18 +43,18 @@ def made(tmp_path: Path, options: TrainOptions | None = None, validation: Any = 
     return (folder / runs.CARD).read_text(encoding="utf-8")
 
 
-def front(text: str) -> Any:
+def metadata(text: str) -> Any:
     return yaml.safe_load(text.removeprefix("---\n").split("\n---\n")[0])
 
 
-def test_the_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
-    text = made(tmp_path)
-    told = front(text)
-    assert told["library_name"] == "prefcli"
-    assert told["pipeline_tag"] == "text-classification"
-    assert told["tags"] == ["preference-prediction", "reward-model", "siamese"]
-    assert told["base_model"] == "microsoft/deberta-v3-small"
-    assert "license" not in told
+def test_the_metadata_is_what_the_hub_reads(tmp_path: Path) -> None:
+    text = make_card(tmp_path)
+    fields = metadata(text)
+    assert fields["library_name"] == "prefcli"
+    assert fields["pipeline_tag"] == "text-classification"
+    assert fields["tags"] == ["preference-prediction", "reward-model", "siamese"]
+    assert fields["base_model"] == "microsoft/deberta-v3-small"
+    assert "license" not in fields
     read = ModelCard(text)
     assert read.data.model_name == "my-run"
     results = {result.metric_type: result for result in read.data.eval_results}
@@ -76,39 +76,39 @@ def test_the_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
     ],
 )
 def test_only_a_name_of_the_hub_is_a_base_model(tmp_path: Path, options: TrainOptions, source: str) -> None:
-    told = front(made(tmp_path, options, encoder_source=source))
-    assert "base_model" not in told
-    assert "license" not in told
+    fields = metadata(make_card(tmp_path, options, encoder_source=source))
+    assert "base_model" not in fields
+    assert "license" not in fields
 
 
 def test_without_held_out_battles_there_is_no_figure_anywhere(tmp_path: Path) -> None:
-    text = made(tmp_path, TrainOptions(validation=0.0), None, held_out_battles=0)
-    assert not {"model-index", "metrics"} & set(front(text))
+    text = make_card(tmp_path, TrainOptions(validation=0.0), None, held_out_battles=0)
+    assert not {"model-index", "metrics"} & set(metadata(text))
     assert "there is no honest figure" in text
     assert "No battle was held out." in text
     assert "It was not tested on any battle." in text
 
 
-def test_the_metrics_stand_beside_prior_and_uniform(tmp_path: Path) -> None:
-    text = made(tmp_path)
+def test_the_metrics_are_compared_with_prior_and_uniform_guess(tmp_path: Path) -> None:
+    text = make_card(tmp_path)
     for line in (
         "| held-out battles | 1,234 |", "| log loss | 0.9877 (95 % interval 0.9123 to 1.0543) |",
         "| of the class prior | 1.0876 |", "| of a uniform guess | 1.0986 |", "| accuracy | 0.543 |",
         "| Brier score | 0.6123 |", "| expected calibration error | 0.0345 |",
     ):  # fmt: skip
         assert line in text
-    assert "`predict` calibrates it: temperature 0.93." in text
+    assert "`predict` calibrates the model: temperature 0.93." in text
 
 
-def test_the_data_is_named_counted_and_its_digest_told(tmp_path: Path) -> None:
-    text = made(tmp_path)
+def test_the_data_is_named_and_counted_with_its_digest(tmp_path: Path) -> None:
+    text = make_card(tmp_path)
     assert "11,000 battles of `votes.csv`: A 35.0%,\nB 25.0%, ties 40.0%." in text
     assert "SHA-256 is `" + "ab" * 32 + "`" in text
     assert "/home/me" not in text
-    several = made(tmp_path, paths=["x/one.csv", "y/two.csv"])
+    several = make_card(tmp_path, paths=["x/one.csv", "y/two.csv"])
     assert "\n- `one.csv`\n- `two.csv`\n" in several
-    many = made(tmp_path, paths=[f"{number}.csv" for number in range(23)])
-    assert many.count(".csv`\n") == card.LISTED_FILES
+    many = make_card(tmp_path, paths=[f"{number}.csv" for number in range(23)])
+    assert many.count(".csv`\n") == card.MAX_LISTED_FILES
     assert "\n- 3 more\n" in many
 
 
@@ -120,31 +120,31 @@ def test_the_data_is_named_counted_and_its_digest_told(tmp_path: Path) -> None:
         (TrainOptions(validation_file="v.csv"), {"validation_file": "/x/v.csv"}, "1,234 battles of `v.csv`;"),
     ],
 )
-def test_how_the_battles_were_split_is_told(tmp_path: Path, options: TrainOptions, data: Any, words: str) -> None:
-    assert words in made(tmp_path, options, **data)
+def test_the_card_says_how_the_battles_were_split(tmp_path: Path, options: TrainOptions, data: Any, words: str) -> None:
+    assert words in make_card(tmp_path, options, **data)
 
 
 def test_the_limits_say_what_was_not_tested(tmp_path: Path) -> None:
-    text = made(tmp_path)
+    text = make_card(tmp_path)
     limits = text[text.index("## Limits") : text.index("## Use")]
-    assert "tested on 1,234 battles of the source it learnt from, and on nothing else" in limits
+    assert "tested on 1,234 battles of the source it was trained on, and on nothing else" in limits
     for words in ("other voters", "other languages", "position bias: it was shown one order", "`--swap-average`"):
         assert words in limits
-    assert "shown both orders" in made(tmp_path, TrainOptions(swap=True))
-    assert "answers both orders alike" in made(tmp_path, TrainOptions(architecture="features"))
+    assert "shown both orders" in make_card(tmp_path, TrainOptions(swap=True))
+    assert "order-invariant by construction" in make_card(tmp_path, TrainOptions(architecture="features"))
 
 
-def test_how_it_was_made_and_how_to_use_it_is_told(tmp_path: Path) -> None:
-    text = made(tmp_path)
+def test_the_card_says_how_the_run_was_made_and_how_to_use_it(tmp_path: Path) -> None:
+    text = make_card(tmp_path)
     assert "prefcli predict battles.csv --model my-run" in text
-    assert 'judge = prefcli.load("my-run")' in text
+    assert 'import prefcli\n\njudge = prefcli.load("my-run")\n' in text
     assert "`hf://owner/name`" in text
     assert "`prefcli train votes.csv --epochs 1`" in text
 
 
 @pytest.mark.parametrize("at", ["name", "paths", "command", "encoder"])
-def test_names_from_outside_stay_letters_in_the_yaml(tmp_path: Path, at: str) -> None:
-    expected = front(made(tmp_path, TrainOptions(encoder="tiny"), encoder_source="built in"))
+def test_names_from_outside_stay_plain_text_in_the_yaml(tmp_path: Path, at: str) -> None:
+    expected = metadata(make_card(tmp_path, TrainOptions(encoder="tiny"), encoder_source="built in"))
     plain = (
         "a: b", "'", '"', '\\"', "x\n---\nlicense: mit", "- [", "{a}", "\U0001f600\u00e9", "&x", "*x",
         "!!python/name:os.system", "#x", "%", "\ud800", "\x85\u2028x", "null",
@@ -154,28 +154,36 @@ def test_names_from_outside_stay_letters_in_the_yaml(tmp_path: Path, at: str) ->
         changed: dict[str, Any] = {"encoder_source": "built in"}
         if at != "encoder":
             changed[at] = {"name": name, "paths": [text], "command": text}[at]
-        told = front(made(tmp_path, TrainOptions(encoder=text if at == "encoder" else "tiny"), **changed))
-        result, wanted = told["model-index"][0], expected["model-index"][0]
+        fields = metadata(make_card(tmp_path, TrainOptions(encoder=text if at == "encoder" else "tiny"), **changed))
+        result, wanted = fields["model-index"][0], expected["model-index"][0]
         if at == "name":
             assert result.pop("name") == visible(name)
             result["name"] = wanted["name"]
         if at == "paths":
             assert result["results"][0]["dataset"].pop("name").startswith("1,234 held-out battles of ")
             result["results"][0]["dataset"]["name"] = wanted["results"][0]["dataset"]["name"]
-        assert told == expected, text
+        assert fields == expected, text
 
 
-def test_a_license_is_said_only_when_told_and_only_once(tmp_path: Path) -> None:
-    before = made(tmp_path)
+def test_a_license_is_set_only_on_request_and_replaces_the_last_one(tmp_path: Path) -> None:
+    before = make_card(tmp_path)
     folder = tmp_path / "my-run"
-    card.state_license(folder, "cc-by-4.0")
-    card.state_license(folder, "apache-2.0")
+    card.set_license(folder, "cc-by-4.0")
+    card.set_license(folder, "apache-2.0")
     after = (folder / runs.CARD).read_text()
-    assert front(after) == front(before) | {"license": "apache-2.0"}
+    assert metadata(after) == metadata(before) | {"license": "apache-2.0"}
     assert after.split("\n---\n", 1)[1] == before.split("\n---\n", 1)[1]
     for wrong in ("", "a\nb: c", "MIT License", "[x]", "x" * 100):
-        with pytest.raises(InputError, match="no license"):
-            card.state_license(folder, wrong)
+        with pytest.raises(InputError, match="not a license"):
+            card.set_license(folder, wrong)
+
+
+@pytest.mark.parametrize("content", ["---\na: [\n---\n", "---\n- a\n---\n", "---\nmodel-index: [1]\n---\n", None])
+def test_a_card_that_cannot_be_read_gets_no_license(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / runs.CARD).write_text(content)
+    with pytest.raises(InputError, match="cannot read the run's card"):
+        card.set_license(tmp_path, "mit")
 
 
 def test_a_trained_runs_card_has_the_runs_own_figures(cli: Callable[..., Result], demo_files: Demo) -> None:

@@ -338,7 +338,7 @@ def test_the_pages_policy_allows_nothing_but_its_own_style() -> None:
 @pytest.mark.parametrize(
     "place", ["source", "sha", "command", "placement", "source_of_encoder", "cut", "encoder", "folder"]
 )
-def test_what_a_card_names_stays_letters(tmp_path: Path, place: str) -> None:
+def test_what_a_card_names_stays_plain_text(tmp_path: Path, place: str) -> None:
     data = {"train_battles": 10, "shares": [0.3, 0.3, 0.4], "source_sha256": "0" * 64, "text": "raw"}
     known = {"encoder_source": "built in", "max_length": 64, "cut": "nothing", "lr": 0.1, "placement": "cpu, fp32"}
 

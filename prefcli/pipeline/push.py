@@ -39,6 +39,6 @@ def push(
     hub.check_push(name)
     if license is not None:
         for member in dict.fromkeys((folder, *runs.members(folder))):
-            card.state_license(member, license)
+            card.set_license(member, license)
     reporter.note(f"pushing {len(names)} files of {folder} to {name} ({'private' if private else 'public'})")
     return hub.push(folder, names, name, private=private)
