@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,7 +114,7 @@ def test_a_full_temporary_folder_is_named_when_scoring_spills(tmp_path: Path, mo
     with pytest.raises(PrefcliError) as caught:
         joining.Join([rows], [rows])
     assert "no space left on the disk" in caught.value.what
-    assert caught.value.where == str(files.temporary_folder())
+    assert caught.value.where == str(tempfile.gettempdir())
     assert "TMPDIR" in caught.value.hint
 
 
@@ -193,7 +194,7 @@ import sys
 from pathlib import Path
 from prefcli.storage import files
 for _ in range(25):
-    with files.locked(Path("a.lock"), waiting=lambda: None):
+    with files.locked(Path("a.lock"), on_wait=lambda: None):
         Path("inside").open("x").close()
         value = int(Path("counter").read_text())
         Path("counter").write_text(str(value + 1))

@@ -28,7 +28,7 @@ from pathlib import Path
 from prefcli.storage import files
 counter, inside = Path("counter"), Path("inside")
 for _ in range(int(sys.argv[1])):
-    with files.locked(Path("a.lock"), waiting=lambda: None):
+    with files.locked(Path("a.lock"), on_wait=lambda: None):
         inside.open("x").close()
         value = int(counter.read_text())
         counter.write_text(str(value + 1))

@@ -96,7 +96,7 @@ class Join:
         self.mismatches = Mismatches()
         """Complete when :meth:`pairs` has come to its end."""
         self._left, self._right = _Spool(), _Spool()
-        with files.spooling():
+        with files.temporary_file_errors():
             for spool, rows in ((self._left, left), (self._right, right)):
                 for some in rows:
                     spool.add(some)
@@ -188,7 +188,7 @@ class _Spool:
             yield pa.Table.from_batches(self._batches)
             return
         for file, writer in zip(self._files, self._writers, strict=True):
-            with files.spooling():
+            with files.temporary_file_errors():
                 writer.close()
                 file.seek(0)
             with pa.ipc.open_stream(file) as reader:

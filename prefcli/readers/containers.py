@@ -178,7 +178,7 @@ def _temporary_file() -> tuple[IO[bytes], Path]:
     """A temporary file, and a path to it. Where the system allows it has no name, so that nothing is left of it
     however the process ends.
     """
-    with files.spooling():
+    with files.temporary_file_errors():
         nameless = tempfile.TemporaryFile(prefix="prefcli-")  # noqa: SIM115  (lives as long as the container)
         path = Path(f"/proc/self/fd/{nameless.fileno()}")
         if path.exists():
@@ -191,7 +191,7 @@ def _temporary_file() -> tuple[IO[bytes], Path]:
 def _copy(source: Any, spool: IO[bytes]) -> None:
     """Fill a temporary file. What goes wrong with reading is not told as if it went wrong with writing."""
     while block := source.read(BLOCK_BYTES):
-        with files.spooling():
+        with files.temporary_file_errors():
             spool.write(block)
             spool.flush()
 

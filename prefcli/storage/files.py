@@ -1,8 +1,8 @@
-"""Files that are whole or absent: atomic writes, checksums, locks, and the clean-up after a crash.
+"""Files that are complete or absent: atomic writes, checksums, locks, and cleaning up after a crash.
 
-Every output of prefcli is written under a temporary name beside its place, flushed to disk, and renamed. Temporary
-names begin with ``.prefcli-`` and say which process made them, so that whoever comes next can sweep up after one that
-was killed.
+Every output of prefcli is written under a temporary name beside its final path, flushed to disk, and renamed.
+Temporary names begin with ``.prefcli-`` and name the process that made them, so that the next process can remove what
+a killed one left.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ _TEMPORARY = re.compile(r"^\.prefcli-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp$")
 
 @contextlib.contextmanager
 def atomic(path: Path, *, durable: bool = True, needs: int | None = None) -> Iterator[Path]:
-    """A temporary path beside ``path`` that becomes ``path`` when the block ends without an error.
+    """A temporary path beside ``path`` that is renamed to ``path`` when the block ends without an error.
 
-    The block may create a file or a folder there. On any error what it made is removed and ``path`` stays as
-    it was. A folder that already stands at ``path`` is replaced by a new folder.
+    The block creates a file or a folder there. On any error it is removed and ``path`` stays as it was. A new folder
+    replaces an existing one.
 
     Parameters
     ----------
     path:
-        The final place; its folder is made when missing. What killed processes left beside it is swept up.
+        The final path; its parent folder is made when missing. Files that killed processes left there are removed.
     durable:
         Flush to the disk before renaming, so that a power failure leaves the old file or the new one.
     needs:
-        About how many bytes will be written, where that is known: said when the disk is full.
+        About how many bytes will be written, if known: reported when the disk is full.
 
     Raises
     ------
     PrefcliError
         If the disk is full or the folder cannot be written.
     """
-    with _explained(path, needs), _temporary(path.parent) as temporary:
+    with _as_write_errors(path, needs), _temporary(path.parent) as temporary:
         yield temporary
-        for file in [temporary] if temporary.is_file() else [p for p in temporary.rglob("*") if p.is_file()]:
+        for file in _files_in(temporary):
             file.chmod(0o666 & ~_umask())  # some writers make their files private
             if durable:
                 _flush(file)
@@ -67,21 +67,21 @@ def atomic(path: Path, *, durable: bool = True, needs: int | None = None) -> Ite
 
 @contextlib.contextmanager
 def temporary_directory(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside ``folder``, gone when the block ends.
+    """A temporary folder inside ``folder``, removed when the block ends.
 
     Raises
     ------
     PrefcliError
         If the disk is full or the folder cannot be written.
     """
-    with _explained(folder, None), _temporary(folder) as temporary:
+    with _as_write_errors(folder, None), _temporary(folder) as temporary:
         temporary.mkdir()
         yield temporary
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically."""
-    data = text.encode("utf-8", "backslashreplace")  # a file's name, told in a text, may hold bytes that are no letters
+    data = text.encode("utf-8", "backslashreplace")  # a file name in the text may hold bytes that are not characters
     with atomic(path, needs=len(data)) as temporary:
         temporary.write_bytes(data)
 
@@ -94,14 +94,14 @@ def append_line(path: Path, line: str) -> None:
     PrefcliError
         If the disk is full or the file cannot be written.
     """
-    with _explained(path, None), path.open("a", encoding="utf-8") as stream:
+    with _as_write_errors(path, None), path.open("a", encoding="utf-8") as stream:
         stream.write(line + "\n")
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder; a crash on the way leaves nothing that looks like it, for it is renamed first.
+    """Remove a file or folder, or a symbolic link but not its target.
 
-    A symbolic link is removed, what it points to is not.
+    It is renamed first, so that a crash does not leave part of it under its name.
     """
     temporary = _temporary_name(path.parent)
     os.replace(path, temporary)
@@ -109,7 +109,7 @@ def remove(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary files that a killed process of this machine left in ``folder``."""
+    """Remove temporary files that killed processes of this machine left in ``folder``."""
     try:
         names = os.listdir(folder)
     except OSError:
@@ -121,87 +121,81 @@ def sweep(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Let only one process at a time into the block; the lock is a file at ``path``, gone afterwards.
+def locked(path: Path, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Let only one process at a time into the block; the lock is a file at ``path``, removed afterwards.
 
-    A process that is killed holds nothing. On file systems that know no locks the block runs unguarded.
+    The lock of a killed process is free. On file systems without locks the block runs unguarded.
 
     Parameters
     ----------
     path:
         Of the lock.
-    waiting:
-        Called when another process is in the block, which is then waited for. Without it nobody waits.
+    on_wait:
+        Called before waiting for another process in the block. Without it, nothing waits.
 
     Raises
     ------
     BlockingIOError
-        If another process is in the block, and ``waiting`` was not given.
+        If another process is in the block and ``on_wait`` is not given.
     PrefcliError
         If the lock cannot be made.
     """
     import filelock
 
     lock = filelock.FileLock(path)
-    with _explained(path, None):
+    with _as_write_errors(path, None):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            if waiting is None:
+            if on_wait is None:
                 raise BlockingIOError(f"another process holds {path}") from None
-            waiting()
+            on_wait()
             lock.acquire()
         except NotImplementedError:
             pass
     try:
         yield
     finally:
-        # While it is still held: whoever waits for it notices that it is gone, and makes a new one.
+        # Removed while it is held: a process that waits for it notices that it is gone and makes a new one.
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
         lock.release()
 
 
 def remove_stale_lock(path: Path) -> None:
-    """Remove a lock that nobody holds: one of a process that was killed."""
+    """Remove the lock of a killed process."""
     if path.exists():
         with contextlib.suppress(BlockingIOError, PrefcliError), locked(path):
             pass
 
 
 @contextlib.contextmanager
-def spooling() -> Iterator[None]:
-    """Failures of the system in the block are those of temporary files, unless they name another file.
+def temporary_file_errors() -> Iterator[None]:
+    """Turn the system's errors in the block into errors about temporary files, unless they name another file.
 
     Raises
     ------
     PrefcliError
-        If there is no folder for them, or no room in it.
+        If there is no folder for temporary files, or the disk is full.
     """
     try:
         yield
     except OSError as error:
-        folder = temporary_folder()
+        try:
+            folder = Path(tempfile.gettempdir())
+        except OSError:
+            folder = None
         if error.filename is not None and Path(os.fsdecode(error.filename)).parent != folder:
             raise
         if folder is None:
             raise PrefcliError(
-                "no folder for temporary files: none of the usual ones can be written",
+                "no folder for temporary files: none of the usual ones is writable",
                 hint="TMPDIR can name another folder.",
             ) from None
         problem = write_error(folder, error)
-        raise PrefcliError(
-            problem.what, where=problem.where, hint="It holds temporary files; TMPDIR can name another folder."
-        ) from None
-
-
-def temporary_folder() -> Path | None:
-    """Where temporary files of this machine go; None where none of the usual places can be written."""
-    try:
-        return Path(tempfile.gettempdir())
-    except OSError:
-        return None
+        problem.hint = "It holds temporary files; TMPDIR can name another folder."
+        raise problem from None
 
 
 def sha256(path: Path) -> str:
@@ -214,31 +208,30 @@ def sha256(path: Path) -> str:
 
 
 def write_checksums(folder: Path, names: Iterable[str]) -> None:
-    """Keep the checksums of some files of a folder in :data:`CHECKSUMS`; those that are not there are left out."""
-    there = sorted(name for name in names if (folder / name).is_file())
-    lines = [f"{sha256(folder / name)}  {name}" for name in there]
+    """Write the checksums of some files of a folder into :data:`CHECKSUMS`; missing files are left out."""
+    lines = [f"{sha256(folder / name)}  {name}" for name in sorted(names) if (folder / name).is_file()]
     write_text(folder / CHECKSUMS, "\n".join([*lines, f"# {len(lines)} files", ""]))
 
 
 def checksum_mismatches(folder: Path) -> dict[str, str]:
-    """Files that are not what :data:`CHECKSUMS` says they were: name -> ``changed`` or ``gone``.
+    """Files that do not match :data:`CHECKSUMS`: name -> ``changed`` or ``gone``.
 
     Raises
     ------
     ValueError
         If the checksums themselves cannot be read.
     """
-    found = {}
+    mismatches = {}
     for name, digest in read_checksums(folder).items():
         if not (folder / name).is_file():
-            found[name] = "gone"
+            mismatches[name] = "gone"
         elif sha256(folder / name) != digest:
-            found[name] = "changed"
-    return found
+            mismatches[name] = "changed"
+    return mismatches
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """Names and digests that :data:`CHECKSUMS` tells; none where there are no checksums.
+    """The file names and digests in :data:`CHECKSUMS`; empty if the folder has no checksums.
 
     Raises
     ------
@@ -249,45 +242,45 @@ def read_checksums(folder: Path) -> dict[str, str]:
         lines = (folder / CHECKSUMS).read_bytes().decode("utf-8").split("\n")
     except FileNotFoundError:
         return {}
-    *lines, end, nothing = lines if len(lines) > 1 else ["", ""]
-    if nothing or end != f"# {len(lines)} files":
-        raise ValueError(f"{CHECKSUMS} is not whole")
-    told = {}
+    *lines, last_line, rest = lines if len(lines) > 1 else ["", ""]
+    if rest or last_line != f"# {len(lines)} files":
+        raise ValueError(f"{CHECKSUMS} is incomplete")
+    digests = {}
     for line in lines:
         digest, _, name = line.partition("  ")
         if not re.fullmatch("[0-9a-f]{64}", digest) or not name or Path(name).name != name:
             raise ValueError(f"{CHECKSUMS} is damaged")
-        told[name] = digest
-    return told
+        digests[name] = digest
+    return digests
 
 
 def with_checksum(value: dict[str, Any]) -> str:
-    """JSON that says by itself whether it is whole, for :func:`verify_checksum`."""
+    """JSON that contains its own checksum, for :func:`verify_checksum`."""
     body = json.dumps(value, sort_keys=True)
     return json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "body": body})
 
 
 def verify_checksum(text: str) -> dict[str, Any]:
-    """What was given to :func:`with_checksum`.
+    """The value given to :func:`with_checksum`.
 
     Raises
     ------
     ValueError
-        If it is not whole.
+        If the text is incomplete or does not match its checksum.
     """
     try:
         outer = json.loads(text)
-        whole = hashlib.sha256(outer["body"].encode()).hexdigest() == outer["sha256"]
+        matches = hashlib.sha256(outer["body"].encode()).hexdigest() == outer["sha256"]
         value = json.loads(outer["body"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"it is not whole: {error}") from None
-    if not whole or not isinstance(value, dict):
+        raise ValueError(f"it is incomplete: {error}") from None
+    if not matches or not isinstance(value, dict):
         raise ValueError("it does not match its checksum")
     return value
 
 
 def refuse_to_overwrite(path: Path, force: bool) -> None:
-    """An existing output is never overwritten unless the user said so.
+    """Check that an output may be written: an existing one needs ``--force``.
 
     Raises
     ------
@@ -299,28 +292,28 @@ def refuse_to_overwrite(path: Path, force: bool) -> None:
 
 
 def write_error(path: Path, error: BaseException, *, needs: int | None = None, written: int = 0) -> PrefcliError:
-    """The error for a write that failed: what, where, and what to do about this cause.
+    """The error for a failed write: what, where, and what to do about it.
 
     Parameters
     ----------
     path:
         What was to be written.
     error:
-        The failure; the system's number is also understood in the text of a library's own error.
+        The failure. The system's error number is also found in the text of a library's own error.
     needs, written:
-        Bytes it would have taken, where known, and those that were written before it failed and are gone again.
+        Bytes of the complete file, if known, and those written before the failure.
     """
     number = _error_number(error)
     if number in (errno.ENOSPC, errno.EDQUOT):
-        room = _room(path)
-        free = 0 if room is None else room.f_bavail * room.f_frsize
-        size = f"about {_amount(needs)}" if needs is not None else f"more than {_amount(max(written, free))}"
+        disk = _disk_usage(path)
+        free = 0 if disk is None else disk.f_bavail * disk.f_frsize
         if number == errno.EDQUOT:
-            what = f"your quota on the disk is used up{'' if needs is None else f': about {_amount(needs)} are needed'}"
-        elif room is not None and room.f_files and not room.f_favail:
-            what = "no room for another file on the disk, however small: the file system is out of inodes"
+            what = f"your disk quota is used up{'' if needs is None else f': about {_amount(needs)} are needed'}"
+        elif disk is not None and disk.f_files and not disk.f_favail:
+            what = "the disk cannot hold another file, however small: the file system is out of inodes"
         else:
-            what = f"no space left on the disk: {size} are needed" + (f", {_amount(free)} are free" if room else "")
+            size = f"about {_amount(needs)}" if needs is not None else f"more than {_amount(max(written, free))}"
+            what = f"no space left on the disk: {size} are needed" + (f", {_amount(free)} are free" if disk else "")
         return PrefcliError(
             what,
             where=str(path),
@@ -332,13 +325,13 @@ def write_error(path: Path, error: BaseException, *, needs: int | None = None, w
             where=str(path),
             hint="Choose another place (--workspace DIR moves caches and runs).",
         )
-    words = (os.strerror(number) if number else "") or one_line(error)
-    return PrefcliError(f"cannot write: {words}", where=str(path))
+    reason = (os.strerror(number) if number else "") or one_line(error)
+    return PrefcliError(f"cannot write: {reason}", where=str(path))
 
 
 @contextlib.contextmanager
-def _explained(path: Path, needs: int | None) -> Iterator[None]:
-    """Failures of the system, in whatever error a library wraps them, as errors of writing ``path``."""
+def _as_write_errors(path: Path, needs: int | None) -> Iterator[None]:
+    """Turn the system's errors, also those wrapped by a library, into errors of writing ``path``."""
     try:
         yield
     except (PrefcliError, BlockingIOError):
@@ -351,7 +344,7 @@ def _explained(path: Path, needs: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _temporary(folder: Path) -> Iterator[Path]:
-    """A temporary name in a folder, which is made when missing; whatever is made there is gone afterwards."""
+    """An unused path in a folder, which is made when missing; what the block makes at this path is removed."""
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     temporary = _temporary_name(folder)
@@ -359,14 +352,14 @@ def _temporary(folder: Path) -> Iterator[Path]:
         yield temporary
     except Exception as error:
         with contextlib.suppress(OSError, AttributeError):
-            error.written = _size(temporary)  # type: ignore[attr-defined]
+            error.written = sum(file.stat().st_size for file in _files_in(temporary))  # type: ignore[attr-defined]
         raise
     finally:
         _remove(temporary)
 
 
 def _temporary_name(folder: Path) -> Path:
-    # Not to be guessed: in a folder that others may write to, a link could lie in wait there.
+    # Not predictable: in a folder that others can write to, somebody could put a link at this path.
     return folder / f".prefcli-{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
 
 
@@ -378,29 +371,30 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+def _files_in(path: Path) -> list[Path]:
+    """A file itself, or the files of a folder and its subfolders."""
+    return [file for file in (path, *path.rglob("*")) if file.is_file()]
 
 
 def _error_number(error: BaseException) -> int | None:
-    """The system's error number; libraries written in other languages have it in their text only."""
+    """The system's error number; libraries written in other languages mention it only in their text."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    if found := re.search(r"\b(?:os error|errno) (\d+)\b", str(error), re.IGNORECASE):
-        return int(found[1])
+    if match := re.search(r"\b(?:os error|errno) (\d+)\b", str(error), re.IGNORECASE):
+        return int(match[1])
     return errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else None
 
 
-def _room(path: Path) -> os.statvfs_result | None:
-    """What the file system says of itself; None where there are no such words."""
-    for place in (path.absolute(), *path.absolute().parents):
+def _disk_usage(path: Path) -> os.statvfs_result | None:
+    """Free space and inodes where ``path`` is or would be; None where the system does not report them."""
+    for existing in (path.absolute(), *path.absolute().parents):
         with contextlib.suppress(OSError, AttributeError):
-            return os.statvfs(place)
+            return os.statvfs(existing)
     return None
 
 
 def _amount(size: int) -> str:
-    """Bytes in words, rounded up: what is needed is never said to be nothing."""
+    """Bytes in words, rounded up: what is needed is never 0.0."""
     return f"{math.ceil(size / 1e5) / 10:.1f} MB" if size >= 1e5 else f"{math.ceil(size / 100) / 10:.1f} kB"
 
 
@@ -421,7 +415,7 @@ def _umask() -> int:
 
 @functools.cache
 def _machine() -> str:
-    """This machine, or this container, in a folder that several share."""
+    """Identifies this machine or container in a folder that several share."""
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 

@@ -183,10 +183,10 @@ class Workspace:
             files.remove_stale_lock(lock)
             return cached
 
-        def waiting() -> None:
+        def report_waiting() -> None:
             reporter.note(f"another prefcli is making {path.name}: waiting for it")
 
-        with files.locked(lock, waiting=waiting):
+        with files.locked(lock, on_wait=report_waiting):
             if cached := self._cached(path, metadata, SILENT):
                 return cached
             with files.atomic(path, needs=needs) as temporary:
