@@ -1,0 +1,66 @@
+"""What an earlier release left in a folder works with this one: see tests/data/before/README.md."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Result
+
+Cli = Callable[..., Result]
+ARCHIVE = Path(__file__).parent / "data" / "before" / "before.tar.gz"
+NEURAL = ("--encoder", "encoder", "--max-length", 48, "--epochs", 2, "--batch-size", 8, "--lr", 1e-2,
+          "--validation", 0.25, "--precision", "fp32")  # fmt: skip
+RUNS = ("features", "siamese", "cross-encoder", "adapters", "folds", "exported")
+
+
+@pytest.fixture(autouse=True)
+def _working_folder(tmp_path: Path) -> None:
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+
+
+def probabilities(file: str) -> np.ndarray:
+    return np.loadtxt(file, delimiter=",", skiprows=1, usecols=(1, 2, 3))
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_run_predicts_what_it_predicted_when_it_was_made(run: str, cli: Cli) -> None:
+    moved = ("--encoder", "encoder") if run == "adapters" else ()
+    done = cli("predict", "test.csv", "--model", f"runs/{run}", "--precision", "fp32", *moved, "--output", "now.csv")
+    assert done.code == 0, done.err
+    assert probabilities("now.csv") == pytest.approx(probabilities(f"predictions/{run}.csv"), abs=1e-6)
+
+
+def test_cached_stages_are_reused(cli: Cli) -> None:
+    stages = Path(".prefcli/stages")
+    before = {path.name: path.stat().st_mtime_ns for path in stages.iterdir()}
+    assert cli("preprocess", "train.csv", "--text", "raw").code == 0
+    if version("nltk") == "3.10.4" and version("tokenizers") == "0.23.3":  # both are part of a stage's identity
+        done = cli("train", "train.csv", *NEURAL, "--output", "again")
+        assert done.code == 0, done.err
+    assert {path.name: path.stat().st_mtime_ns for path in stages.iterdir()} == before
+
+
+@pytest.mark.parametrize("way", ["--resume", "the same command"])
+def test_an_interrupted_training_continues_to_the_weights_of_the_uninterrupted_one(way: str, cli: Cli) -> None:
+    command = ("--resume", "runs/unfinished") if way == "--resume" else ("train.csv", *NEURAL, "--output",
+                                                                         "runs/unfinished")  # fmt: skip
+    done = cli("train", *command)
+    assert done.code == 0, done.err
+    assert "resumed at step 5" in done.err
+    assert cli("predict", "test.csv", "--model", "runs/unfinished", "--output", "now.csv").code == 0
+    assert probabilities("now.csv") == pytest.approx(probabilities("predictions/siamese.csv"), abs=1e-4)
+
+
+def test_a_runs_config_trains_another_one(cli: Cli) -> None:
+    done = cli("train", "train.csv", "--config", "runs/features/config.json", "--output", "again")
+    assert done.code == 0, done.err
+    before, now = (json.loads(Path(run, "config.json").read_text()) for run in ("runs/features", "again"))
+    renamed = {"recipe": now["options"]["recipe"]}
+    assert before["options"] | renamed == {name: now["options"][name] for name in before["options"]}
