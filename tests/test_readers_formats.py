@@ -488,7 +488,7 @@ def test_the_format_can_be_forced(tmp_path: Path) -> None:
     rows, _, name = read(path, format="generic")
     assert name == "generic"
     assert rows[0]["prompt"] == ['["Hi?"]']
-    assert "no format 'kagle'" in refused(path, format="kagle").what
+    assert "unknown format 'kagle'" in refused(path, format="kagle").what
     assert "missing columns conversation_a" in refused(path, format="arena").what
 
 

@@ -21,10 +21,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from prefcli import readers
 from prefcli.errors import InputError, PrefcliError
 from prefcli.readers import containers, json_rows, open_battles
-from prefcli.readers.cells import Place
+from prefcli.readers.battle_file import unique_id
+from prefcli.readers.cells import Location
 
 HEADER = "id,prompt,response_a,response_b,winner_model_a,winner_model_b,winner_tie"
 ROW = '{id},"[""Hi?""]","[""{a}""]","[""b""]",0,0,1'
@@ -244,7 +244,7 @@ def test_broken_json_is_refused(tmp_path: Path, name: str, data: bytes, what: st
 
 
 def test_a_json_array_longer_than_a_block_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_rows, "BLOCK_CHARACTERS", 100)
+    monkeypatch.setattr(json_rows, "BLOCK_CHARS", 100)
     rows = [{"prompt": "é" * i, "response_a": "a", "response_b": "b", "winner": "a"} for i in range(300)]
     path = tmp_path / "rows.json"
     for text in (json.dumps(rows), json.dumps(rows, indent=2, ensure_ascii=False)):
@@ -253,10 +253,10 @@ def test_a_json_array_longer_than_a_block_is_streamed(tmp_path: Path, monkeypatc
 
 
 def test_an_array_is_not_read_further_than_its_longest_row_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_rows, "BLOCK_CHARACTERS", 100)
+    monkeypatch.setattr(json_rows, "BLOCK_CHARS", 100)
     stream = io.BufferedReader(Endless(b'[{"a": "'))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="the row is longer than"):
-        list(json_rows.json_rows(stream, Place("rows.json", 1), 10_000))
+        list(json_rows.json_rows(stream, Location("rows.json", 1), 10_000))
 
 
 class Endless(io.RawIOBase):
@@ -326,7 +326,7 @@ def test_places_where_no_file_can_be_are_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no endless device")
 def test_what_never_ends_is_not_copied_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containers, "MAX_INPUT_BYTES", 1 << 20)
-    assert "goes on after" in refused(Path("/dev/zero")).what
+    assert "the input is longer than" in refused(Path("/dev/zero")).what
 
 
 def piped(path: Path, data: bytes) -> None:
@@ -462,7 +462,7 @@ def test_text_without_white_space_is_cut_in_linear_time(tmp_path: Path) -> None:
 
 def test_fifty_thousand_equal_ids_are_numbered_in_linear_time() -> None:
     seen: dict[str, int] = {}
-    ids = [readers._unused(name, seen) for name in ["q", "q-2", *["q"] * 50_000, "q-2"]]
+    ids = [unique_id(name, seen) for name in ["q", "q-2", *["q"] * 50_000, "q-2"]]
     assert ids == ["q", "q-2", *(f"q-{number}" for number in range(3, 50_003)), "q-2-2"]
 
 
@@ -542,7 +542,7 @@ def test_a_parquet_file_that_asks_for_more_memory_than_there_is_is_refused(
     path = tmp_path / "battles.parquet"
     pq.write_table(pa.table({"prompt": ["Hi?"], "response_a": ["a"], "response_b": ["b"]}), path)
     monkeypatch.setattr(pq.ParquetFile, where, fails(error))
-    assert "more memory than there is" in refused(path).what
+    assert "more memory than is available" in refused(path).what
 
 
 def test_battles_that_ask_for_more_memory_than_there_is_are_refused(
@@ -550,8 +550,8 @@ def test_battles_that_ask_for_more_memory_than_there_is_are_refused(
 ) -> None:
     path = tmp_path / "train.csv"
     path.write_bytes(table(row()))
-    monkeypatch.setattr("prefcli.readers.rows.converted", fails(MemoryError()))
-    assert "more memory than there is" in refused(path).what
+    monkeypatch.setattr("prefcli.readers.rows.build_batch", fails(MemoryError()))
+    assert "more memory than is available" in refused(path).what
 
 
 def fails(error: Exception) -> Callable[..., Any]:

@@ -315,7 +315,7 @@ def test_the_memory_of_chunks_is_bounded_and_changes_nothing(monkeypatch):
     text._remembered.clear()
     expected = text._normalise_nltk(texts)
     monkeypatch.setattr(text, "_REMEMBERED_CHUNKS", 10)
-    monkeypatch.setattr(text, "_BLOCK_CHARACTERS", 100)
+    monkeypatch.setattr(text, "_BLOCK_CHARS", 100)
     text._remembered.clear()
     assert text._normalise_nltk(texts) == expected
     assert len(text._remembered) < 40

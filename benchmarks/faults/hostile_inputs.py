@@ -525,7 +525,7 @@ def bomb(random: Random) -> Hostile:
     """Compressed data that unpacks to more than the limit, which is lowered for it; and archives full of files."""
     limits = {"containers.MAX_INPUT_BYTES": 6 << 20, "containers.MAX_ROW_BYTES": 2 << 20}
     limits["containers.BLOCK_BYTES"] = random.choice((1 << 16, 1 << 20))
-    limits["json_rows.BLOCK_CHARACTERS"] = 1 << 16
+    limits["json_rows.BLOCK_CHARS"] = 1 << 16
     format = random.choice(("csv", "tsv", "jsonl", "json", "parquet"))
     whole = encoded(generic(random, 1), format, random)
     header, _, row = whole.partition(b"\n")
@@ -561,7 +561,7 @@ def battles(random: Random) -> Hostile:
     layout = random.choice(list(LAYOUTS))
     format = random.choice(FORMATS)
     rows = LAYOUTS[layout](random, random.choice((3, 6, 12, 40)))
-    limits = {"containers.BLOCK_BYTES": 1 << 12, "json_rows.BLOCK_CHARACTERS": 256} if random.random() < 0.2 else {}
+    limits = {"containers.BLOCK_BYTES": 1 << 12, "json_rows.BLOCK_CHARS": 256} if random.random() < 0.2 else {}
     name = f"{layout}.{format}"
 
     def made(kind: str, data: bytes, name: str = name) -> Hostile:

@@ -1,14 +1,15 @@
 """Containers: CSV, TSV, JSON, JSONL and Parquet, plain, ``.gz`` or ``.zip``, or standard input -> raw batches.
 
-What a file is, is read off its first bytes, with its name as a help: a compressed file is recognised whatever it is
-called. What cannot be read twice (standard input, a pipe) is spooled into a temporary file first. What is unpacked or
-spooled is bounded by :data:`MAX_INPUT_BYTES`, one row by :data:`MAX_ROW_BYTES`.
+The first bytes of a file say what it is; its name decides only what they leave open. What cannot be read twice
+(standard input, a pipe) is copied into a temporary file first. :data:`MAX_INPUT_BYTES` bounds what is unpacked or
+copied, :data:`MAX_ROW_BYTES` one row.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import errno
 import gzip
 import io
@@ -29,7 +30,7 @@ import pyarrow as pa
 
 from prefcli.battles import STANDARD_INPUT
 from prefcli.errors import InputError, one_line
-from prefcli.readers.cells import Place, RawBatch, excerpt, shorten
+from prefcli.readers.cells import Location, RawBatch, excerpt, list_names
 from prefcli.readers.json_rows import json_rows
 from prefcli.storage import files
 
@@ -38,19 +39,18 @@ BLOCK_BYTES = 8 << 20
 BATCH_ROWS = 4096
 """Upper bound of rows in one batch."""
 MAX_ROW_BYTES = 1 << 30
-"""A single row longer than this is refused."""
 MAX_INPUT_BYTES = 16 << 30
-"""Compressed input that unpacks to more than this is refused, and a stream that goes on longer."""
+"""Of what compressed input unpacks to, and of a stream."""
 MAX_HEADER_CHARS = 16 << 20
-"""Characters; a table's header longer than this is refused."""
+"""Of a table's header."""
 MAX_EXPLAINED_CHARS = 64 << 20
-"""Characters; why Arrow refused a row longer than this is not looked into."""
-PEEKED_BYTES = 1 << 16
-"""Of unpacked JSON, held to look ahead."""
-PEEKED_PARQUET_ROWS = 16
-"""How many rows tell how much text the others hold."""
-PEEKED_JSON_ROWS = 100
-"""A JSON file has the columns that its first rows have."""
+"""Of a row that Arrow refuses: why is not investigated in a longer one."""
+PEEK_BYTES = 1 << 16
+"""Buffer for looking ahead in compressed JSON."""
+PEEK_PARQUET_ROWS = 16
+"""Rows from which the size of the others is estimated."""
+PEEK_JSON_ROWS = 100
+"""Rows whose keys are the columns of a JSON file."""
 
 EXPECTED_KINDS = "Expected CSV, TSV, JSON, JSONL or Parquet, plain, .gz or .zip."
 
@@ -64,7 +64,6 @@ _KINDS = {
     ".pq": "parquet",
 }
 _AGAIN = "Download or copy it again."
-_ARCHIVE_LIES = "the compressed file is damaged: its directory points outside of it"
 _DAMAGED = (gzip.BadGzipFile, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError)
 
 
@@ -75,42 +74,48 @@ class Container:
     Attributes
     ----------
     name:
-        What to call it in messages.
+        Its name in messages.
     path:
-        Where its bytes lie: the file itself, or a temporary copy of a stream.
-    packing:
+        The file itself, or a temporary copy of a stream.
+    compression:
         ``gz``, ``zip``, or nothing.
     member:
         The file inside a ``.zip``.
     kind:
         ``csv``, ``tsv``, ``json`` or ``parquet``.
+    spool:
+        Keeps the temporary copy: it is deleted when this is closed.
     """
 
     name: str
     path: Path
-    packing: str
-    member: str
-    kind: str
-    _spool: Any = field(default=None, repr=False, compare=False)
+    compression: str = ""
+    member: str = ""
+    kind: str = ""
+    spool: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def delimiter(self) -> str:
+        return "\t" if self.kind == "tsv" else ","
 
     @contextlib.contextmanager
     def open(self) -> Iterator[IO[bytes]]:
         """The table's bytes, unpacked."""
         with readable(self.name):
-            if self.packing == "gz":
-                with gzip.open(self.path, "rb") as packed:
-                    yield cast(Any, _Bounded(packed, self.name))
-            elif self.packing == "zip":
-                with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as packed:
-                    yield cast(Any, _Bounded(packed, self.name))
+            if self.compression == "gz":
+                with gzip.open(self.path, "rb") as stream:
+                    yield cast(Any, _Bounded(stream, self.name))
+            elif self.compression == "zip":
+                with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
+                    yield cast(Any, _Bounded(stream, self.name))
             else:
-                with self.path.open("rb") as stream:
-                    yield stream
+                with self.path.open("rb") as file:
+                    yield file
 
 
 @contextlib.contextmanager
 def readable(name: str) -> Iterator[None]:
-    """What can go wrong with opening and unpacking, as input errors."""
+    """Errors of opening and unpacking a file become input errors."""
     try:
         yield
     except FileNotFoundError:
@@ -121,27 +126,26 @@ def readable(name: str) -> Iterator[None]:
         raise InputError(f"the compressed file is damaged: {one_line(error)}", where=name, hint=_AGAIN) from None
     except MemoryError:
         raise InputError(
-            "reading the file asks for more memory than there is", where=name, hint="Is it damaged? Copy it again."
+            "reading the file needs more memory than is available", where=name, hint="Is it damaged? Copy it again."
         ) from None
     except OSError as error:
-        what = f"cannot read the file: {error.strerror or one_line(error)}"
-        hint = ""
         if error.errno in (None, errno.EINVAL):  # bz2 gives its errors no number
-            what, hint = _ARCHIVE_LIES if error.errno else f"the compressed file is damaged: {one_line(error)}", _AGAIN
-        raise InputError(what, where=name, hint=hint) from None
+            reason = "its directory points outside of it" if error.errno else one_line(error)
+            raise InputError(f"the compressed file is damaged: {reason}", where=name, hint=_AGAIN) from None
+        raise InputError(f"cannot read the file: {error.strerror or one_line(error)}", where=name) from None
     except RuntimeError as error:
         if "password" not in str(error):
             raise
-        raise InputError("the archive is encrypted", where=name, hint="Unpack it and name the file.") from None
+        raise InputError("the archive is encrypted", where=name, hint="Unpack it first.") from None
 
 
 def open_container(path: Path) -> Container:
-    """Find out what a file is: packed or not, which member of an archive, which kind of table.
+    """Find out what a file is: compressed or not, which member of an archive, which kind of table.
 
     Parameters
     ----------
     path:
-        A file; ``-`` for standard input; ``archive.zip/member.csv`` for a certain file of an archive.
+        A file; ``-`` for standard input; ``archive.zip/member.csv`` for one file of an archive.
 
     Raises
     ------
@@ -149,7 +153,7 @@ def open_container(path: Path) -> Container:
         If there is no such file, it is empty or a folder, or an archive holds no table or several.
     """
     if path == STANDARD_INPUT:
-        return _spooled("standard input", sys.stdin.buffer)
+        return _spool(sys.stdin.buffer, "standard input")
     name, wanted = str(path), ""
     with readable(name):
         if not path.exists():
@@ -163,20 +167,21 @@ def open_container(path: Path) -> Container:
             raise InputError("expected a file, found a folder", where=name)
         if not stat.S_ISREG(mode):
             with path.open("rb") as stream:
-                return _spooled(name, stream)
-        return _recognised(name, path, path.name, wanted)
+                return _spool(stream, name)
+        return _recognise(Container(name, path), path.name, wanted)
 
 
-def _spooled(name: str, stream: IO[bytes]) -> Container:
-    """A temporary copy of what can be read only once; it goes away with the container."""
+def _spool(stream: IO[bytes], name: str) -> Container:
+    """A temporary copy of a stream that can be read only once."""
     spool, path = _temporary_file()
-    _copy(_Bounded(stream, name, f"the input goes on after {MAX_INPUT_BYTES / 2**30:g} GiB"), spool)
-    return _recognised(name, path, "", "", spool)
+    _copy(_Bounded(stream, name, f"the input is longer than {MAX_INPUT_BYTES / 2**30:g} GiB"), spool)
+    return _recognise(Container(name, path, spool=spool), "", "")
 
 
 def _temporary_file() -> tuple[IO[bytes], Path]:
-    """A temporary file, and a path to it. Where the system allows it has no name, so that nothing is left of it
-    however the process ends.
+    """A temporary file and a path to it.
+
+    Where the system allows it the file has no name, so that nothing is left of it however the process ends.
     """
     with files.temporary_file_errors():
         nameless = tempfile.TemporaryFile(prefix="prefcli-")  # noqa: SIM115  (lives as long as the container)
@@ -189,32 +194,31 @@ def _temporary_file() -> tuple[IO[bytes], Path]:
 
 
 def _copy(source: Any, spool: IO[bytes]) -> None:
-    """Fill a temporary file. What goes wrong with reading is not told as if it went wrong with writing."""
     while block := source.read(BLOCK_BYTES):
-        with files.temporary_file_errors():
+        with files.temporary_file_errors():  # only around writing: errors of the source are not the temporary file's
             spool.write(block)
             spool.flush()
 
 
-def _recognised(name: str, path: Path, file_name: str, wanted: str, spool: Any = None) -> Container:
-    with path.open("rb") as stream:
+def _recognise(container: Container, file_name: str, wanted: str) -> Container:
+    """The container with its compression, member and kind."""
+    with container.path.open("rb") as stream:
         head = stream.read(4)
     if not head:
-        raise InputError("the file is empty", where=name, hint=EXPECTED_KINDS)
-    packing = member = ""
-    inner = file_name
-    if head[:2] == b"\x1f\x8b" or inner.lower().endswith(".gz"):
-        packing, inner = "gz", inner[:-3] if inner.lower().endswith(".gz") else inner
-    elif head == b"PK\x03\x04" or head == b"PK\x05\x06" or inner.lower().endswith(".zip"):
-        packing = "zip"
-        with zipfile.ZipFile(path) as archive:
-            member = inner = _member(archive, wanted, name)
-    container = Container(name, path, packing, member, "", spool)
-    return Container(name, path, packing, member, _kind(container, inner), spool)
+        raise InputError("the file is empty", where=container.name, hint=EXPECTED_KINDS)
+    suffix = Path(file_name).suffix.lower()
+    if head[:2] == b"\x1f\x8b" or suffix == ".gz":
+        file_name = file_name[:-3] if suffix == ".gz" else file_name
+        container = dataclasses.replace(container, compression="gz")
+    elif head in (b"PK\x03\x04", b"PK\x05\x06") or suffix == ".zip":
+        with zipfile.ZipFile(container.path) as archive:
+            file_name = _member(archive, wanted, container.name)
+        container = dataclasses.replace(container, compression="zip", member=file_name)
+    return dataclasses.replace(container, kind=_kind(container, file_name))
 
 
 def _member(archive: zipfile.ZipFile, wanted: str, name: str) -> str:
-    """The table inside an archive: the one asked for, the only one, or ``train`` of the competition's download."""
+    """The table inside an archive: the wanted one, the only one, or ``train`` of the competition's download."""
     tables = [
         member
         for member in archive.namelist()
@@ -223,22 +227,19 @@ def _member(archive: zipfile.ZipFile, wanted: str, name: str) -> str:
     if wanted:
         if wanted in tables:
             return wanted
-        raise InputError(f"no {wanted} inside; found {shorten(tables) or 'no table'}", where=name)
-    if len(tables) == 1:
-        return tables[0]
-    train = [member for member in tables if Path(member).stem.lower() == "train"]
-    if len(train) == 1:
-        return train[0]
-    example = tables[0] if tables else "train.csv"
+        raise InputError(f"no {wanted} inside; found {list_names(tables) or 'no table'}", where=name)
+    for candidates in (tables, [member for member in tables if Path(member).stem.lower() == "train"]):
+        if len(candidates) == 1:
+            return candidates[0]
     raise InputError(
-        f"expected one table inside, or one called train; found {shorten(tables) if tables else 'none'}",
+        f"expected one table inside, or one called train; found {list_names(tables) or 'none'}",
         where=name,
-        hint=f"Name the file inside as {name}/{example}, or unpack the archive.",
+        hint=f"Name the file inside as {name}/{tables[0] if tables else 'train.csv'}, or unpack the archive.",
     )
 
 
-def _kind(container: Container, inner: str) -> str:
-    """By the first bytes where they are unmistakable, else by the name, else by the first character."""
+def _kind(container: Container, file_name: str) -> str:
+    """By the first bytes if they are unmistakable, else by the name, else by the first character."""
     with container.open() as stream:
         head = stream.read(4096)
     if not head:
@@ -247,14 +248,12 @@ def _kind(container: Container, inner: str) -> str:
         return "parquet"
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise InputError("the text is UTF-16", where=container.name, hint="Save the file as UTF-8.")
-    named = _KINDS.get(Path(inner).suffix.lower())
-    if named:
-        return named
-    return "json" if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[") else "csv"
+    begins_like_json = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+    return _KINDS.get(Path(file_name).suffix.lower()) or ("json" if begins_like_json else "csv")
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that ends in an error before it fills the machine."""
+    """A stream that raises an error when it is longer than :data:`MAX_INPUT_BYTES`."""
 
     def __init__(self, stream: Any, name: str, problem: str = "") -> None:
         self._stream, self._name, self._left = stream, name, MAX_INPUT_BYTES
@@ -270,7 +269,7 @@ class _Bounded(io.RawIOBase):
             raise InputError(
                 self._problem,
                 where=self._name,
-                hint="Is it damaged, or made to do harm? If not, make a plain file of it and name that.",
+                hint="Is it damaged or malicious? If not, save it as a plain file and use that.",
             )
         return data
 
@@ -295,7 +294,7 @@ def column_names(container: Container) -> list[str]:
         with _open_parquet(container) as parquet:
             names = list(parquet.schema_arrow.names)
     elif container.kind == "json":
-        rows = [row for row, _ in itertools.islice(_json_rows(container), PEEKED_JSON_ROWS)]
+        rows = [row for row, _ in itertools.islice(_json_rows(container), PEEK_JSON_ROWS)]
         names = list(dict.fromkeys(name for row in rows for name in row))
         if not names:
             raise InputError("the file holds no rows", where=container.name)
@@ -307,7 +306,7 @@ def column_names(container: Container) -> list[str]:
 
 
 def raw_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBatch]:
-    """Some columns of a table as they stand there, a batch at a time."""
+    """Some columns of a table as the file stores them, a batch at a time."""
     if container.kind == "parquet":
         return _parquet_batches(container, columns)
     if container.kind == "json":
@@ -316,11 +315,11 @@ def raw_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBat
 
 
 class _TooLongError(Exception):
-    """A row is longer than it may be."""
+    """A row is longer than the limit."""
 
 
 class _Lines:
-    """Lines of a table for :mod:`csv`, which would put together a row of any length."""
+    """Lines of a table for :mod:`csv`, which sets no limit to the length of a row itself."""
 
     def __init__(self, stream: IO[bytes], limit: int, errors: str) -> None:
         buffered = io.BufferedReader(cast(Any, stream))
@@ -340,11 +339,11 @@ class _Lines:
         return line
 
     def next_row(self) -> None:
-        """A row is complete, the next one may be as long again."""
+        """Start counting again: a row is complete."""
         self._left = self._limit
 
     def detach(self) -> None:
-        """Leave the stream open."""
+        """Leave the stream open when this is collected."""
         with contextlib.suppress(ValueError):
             self._text.detach()
 
@@ -354,7 +353,7 @@ def _csv_header(container: Container) -> list[str]:
     with container.open() as stream:
         lines = _Lines(stream, MAX_HEADER_CHARS, "surrogateescape")
         try:
-            header = next(csv.reader(lines, delimiter=_delimiter(container)), None)
+            header = next(csv.reader(lines, delimiter=container.delimiter), None)
             "".join(header or ()).encode("utf-8")
         except (UnicodeError, csv.Error):
             raise InputError("not a table in UTF-8", where=container.name, hint=EXPECTED_KINDS) from None
@@ -371,28 +370,24 @@ def _csv_header(container: Container) -> list[str]:
     return header
 
 
-def _delimiter(container: Container) -> str:
-    return "\t" if container.kind == "tsv" else ","
-
-
 @contextlib.contextmanager
 def _open_parquet(container: Container) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     with contextlib.ExitStack() as stack:
-        place: Any = container.path
-        if container.packing:
-            spool, place = _temporary_file()
+        path = container.path
+        if container.compression:
+            spool, path = _temporary_file()
             stack.enter_context(spool)
             with container.open() as stream:
                 head = stream.read(4)
-                if head != b"PAR1":  # not worth unpacking
+                if head != b"PAR1":  # refused before it is unpacked
                     raise InputError("not a Parquet file", where=container.name, hint=_AGAIN)
                 spool.write(head)
                 _copy(stream, spool)
         with readable(container.name):
             try:
-                with pq.ParquetFile(place) as parquet:
+                with pq.ParquetFile(path) as parquet:
                     yield parquet
             except MemoryError:
                 raise
@@ -406,27 +401,22 @@ def _open_parquet(container: Container) -> Iterator[Any]:
 
 def _parquet_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBatch]:
     with _open_parquet(container) as parquet:
-        peeked = next(_checked_batches(parquet, columns, PEEKED_PARQUET_ROWS), None)
-        if peeked is not None:
-            yield from _checked_batches(parquet, columns, _rows_of_a_block(peeked))
+        first = next(_checked_batches(parquet, columns, PEEK_PARQUET_ROWS), None)
+        if first is not None:
+            # Judged by the rows, not by the file's size: Parquet stores a long text that is repeated only once.
+            size = sum(column.nbytes for column in first.columns.values())
+            rows = min(max(BLOCK_BYTES * first.num_rows // max(size, 1), 1), BATCH_ROWS)
+            yield from _checked_batches(parquet, columns, rows)
 
 
 def _checked_batches(parquet: Any, columns: Sequence[str], rows: int) -> Iterator[RawBatch]:
     for batch in parquet.iter_batches(batch_size=rows, columns=list(columns)):
-        batch.validate(full=True)  # text that is not UTF-8, lists that end before they begin
-        yield RawBatch.of(batch)
-
-
-def _rows_of_a_block(peeked: RawBatch) -> int:
-    """As many rows as make a block, judged by the first ones. The file's size does not tell: Parquet writes a long
-    text that is repeated a million times once.
-    """
-    size = sum(column.nbytes for column in peeked.columns.values())
-    return min(max(BLOCK_BYTES * peeked.num_rows // max(size, 1), 1), BATCH_ROWS)
+        batch.validate(full=True)  # finds text that is not UTF-8, and lists that end before they begin
+        yield RawBatch.from_arrow(batch)
 
 
 def _csv_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBatch]:
-    """CSV through Arrow's reader; every cell stays bytes, so that nothing is guessed about numbers or nulls."""
+    """CSV by Arrow's reader; every cell stays bytes, so that no numbers or nulls are inferred."""
     import pyarrow.csv
 
     convert = pyarrow.csv.ConvertOptions(
@@ -434,10 +424,10 @@ def _csv_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBa
         include_columns=list(columns),
         strings_can_be_null=False,
     )
-    parse = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=_delimiter(container))
-    block, done = BLOCK_BYTES, 0
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=container.delimiter)
+    block_bytes, rows_done = BLOCK_BYTES, 0
     while True:
-        read = pyarrow.csv.ReadOptions(block_size=block, skip_rows_after_names=done, use_threads=False)
+        read = pyarrow.csv.ReadOptions(block_size=block_bytes, skip_rows_after_names=rows_done, use_threads=False)
         try:
             with (
                 container.open() as stream,
@@ -445,32 +435,32 @@ def _csv_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBa
             ):
                 for batch in reader:
                     for start in range(0, batch.num_rows, BATCH_ROWS):
-                        yield RawBatch.of(batch.slice(start, BATCH_ROWS))
-                    done += batch.num_rows
+                        yield RawBatch.from_arrow(batch.slice(start, BATCH_ROWS))
+                    rows_done += batch.num_rows
             return
         except MemoryError:
             raise
         except pa.ArrowException as error:
-            # A row longer than the block: go on behind the rows already delivered, with larger blocks.
+            # A row is longer than the block: continue after the rows already yielded, with larger blocks.
             if "straddl" in str(error):
-                if block >= MAX_ROW_BYTES:
+                if block_bytes >= MAX_ROW_BYTES:
                     raise InputError(
                         f"a row is longer than {MAX_ROW_BYTES / 2**20:g} MiB",
-                        where=f"{container.name}, after row {done}",
+                        where=f"{container.name}, after row {rows_done}",
                         hint="Was a quote opened and never closed?",
                     ) from None
-                block = min(block * 8, MAX_ROW_BYTES)
+                block_bytes = min(block_bytes * 8, MAX_ROW_BYTES)
                 continue
             raise _explain_csv_error(container, error) from None
 
 
 def _explain_csv_error(container: Container, error: Exception) -> InputError:
-    """Arrow knows what is wrong, not always where: read the file again slowly and find the row."""
+    """Arrow does not always say which row is wrong: find it by reading the file again with :mod:`csv`."""
     csv.field_size_limit(MAX_ROW_BYTES)
-    place = Place(container.name, 1)
+    location = Location(container.name, 1)
     with container.open() as stream:
         lines = _Lines(stream, MAX_EXPLAINED_CHARS, "replace")
-        reader = csv.reader(lines, strict=True, delimiter=_delimiter(container))
+        reader = csv.reader(lines, strict=True, delimiter=container.delimiter)
         row = 0
         try:
             width = len(next(reader, []))
@@ -478,17 +468,17 @@ def _explain_csv_error(container: Container, error: Exception) -> InputError:
             for row, cells in enumerate(reader, start=1):
                 lines.next_row()
                 if len(cells) not in (0, width):
-                    return place.error(
+                    return location.error(
                         f"expected {width} cells, found {len(cells)} (line {reader.line_num})",
                         row=row - 1,
                         hint="A cell with commas, quotes or line breaks must be quoted, its quotes doubled.",
                     )
         except csv.Error as slow_error:
-            return place.error(
+            return location.error(
                 f"not valid CSV: {slow_error}", row=row, hint="A quote was opened and never closed, or not doubled."
             )
         except _TooLongError:
-            return place.error(
+            return location.error(
                 f"the row is longer than {MAX_EXPLAINED_CHARS >> 20} MiB, and not valid CSV",
                 row=row,
                 hint="Was a quote opened and never closed?",
@@ -500,8 +490,8 @@ def _explain_csv_error(container: Container, error: Exception) -> InputError:
 
 def _json_rows(container: Container) -> Iterator[tuple[dict[str, Any], int]]:
     with container.open() as raw:
-        stream = io.BufferedReader(cast(Any, raw), PEEKED_BYTES) if container.packing else raw
-        yield from json_rows(stream, Place(container.name, 1), MAX_ROW_BYTES)
+        stream = io.BufferedReader(cast(Any, raw), PEEK_BYTES) if container.compression else raw
+        yield from json_rows(stream, Location(container.name, 1), MAX_ROW_BYTES)
 
 
 def _json_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBatch]:
@@ -511,11 +501,11 @@ def _json_batches(container: Container, columns: Sequence[str]) -> Iterator[RawB
         rows.append(row)
         size += length
         if len(rows) == BATCH_ROWS // 4 or size >= BLOCK_BYTES:
-            yield _columns_of(rows, columns)
+            yield _to_batch(rows, columns)
             rows, size = [], 0
     if rows:
-        yield _columns_of(rows, columns)
+        yield _to_batch(rows, columns)
 
 
-def _columns_of(rows: list[dict[str, Any]], columns: Sequence[str]) -> RawBatch:
+def _to_batch(rows: list[dict[str, Any]], columns: Sequence[str]) -> RawBatch:
     return RawBatch({name: [row.get(name) for row in rows] for name in columns}, len(rows))

@@ -1,4 +1,4 @@
-"""What a layout is: which columns it needs, and how a raw batch becomes battles."""
+"""What a layout is: the columns it needs, and how a batch of raw columns becomes battles."""
 
 from __future__ import annotations
 
@@ -8,74 +8,90 @@ from typing import Any
 
 import pyarrow as pa
 
-from prefcli.battles import TEXT_FIELDS, ReadCounts, make_batch
-from prefcli.readers.cells import Place, RawBatch, first_null, strings
+from prefcli.battles import ReadCounts, make_batch
+from prefcli.readers.cells import Location, RawBatch, first_null_row, string_column
 
-Converted = tuple[pa.RecordBatch, ReadCounts]
+CountedBatch = tuple[pa.RecordBatch, ReadCounts]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way the field writes battles down.
+    """One format that battles are published in.
 
     Attributes
     ----------
     name:
         As ``--format`` takes it.
     family:
-        What a battle is told by: ``rows``, ``conversations`` or ``pairs``; a file is of one family.
+        What one battle is made of: ``rows``, ``conversations`` or ``pairs``. Columns of two families are ambiguous.
     summary:
-        One line for people.
-    needs:
-        Columns without which a file is not of this layout.
-    may_have:
-        Columns that are read when they are there.
-    without:
-        Columns whose presence says that it is another layout.
+        One line for users.
+    required:
+        Columns that a file of this layout must have.
+    optional:
+        Columns that are read if present.
+    excluded:
+        Columns that show that the file has another layout.
     convert:
         Raw columns -> canonical batch.
-    own_ids:
-        Whether ids are used as they stand; if not, repeated ones get a number behind them.
+    keeps_ids:
+        Whether ids are used unchanged; if not, repeated ones get a numbered suffix.
     """
 
     name: str
     family: str
     summary: str
-    needs: tuple[str, ...]
-    may_have: tuple[str, ...]
-    convert: Callable[[RawBatch, Place], Converted]
-    without: tuple[str, ...] = ()
-    own_ids: bool = False
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    convert: Callable[[RawBatch, Location], CountedBatch]
+    excluded: tuple[str, ...] = ()
+    keeps_ids: bool = False
 
-    def fits(self, columns: set[str]) -> bool:
-        """Whether a file with these columns may be of this layout."""
-        return set(self.needs) <= columns and not set(self.without) & columns
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that is read."""
+        return (*self.required, *self.optional)
+
+    def matches(self, columns: set[str]) -> bool:
+        """Whether a file with these columns may have this layout."""
+        return set(self.required) <= columns and not set(self.excluded) & columns
 
 
-def identifiers(raw: RawBatch, place: Place, *names: str) -> pa.Array:
-    """The first of the columns that is there, as ids; the row's number in the input where none is."""
+def id_column(raw: RawBatch, location: Location, *names: str) -> pa.Array:
+    """The first of the named columns that exists, as ids; without one, row numbers of the whole input."""
     for name in names:
         if name in raw:
-            ids = strings(raw, name, place)
+            ids = string_column(raw, name, location)
             if ids.null_count:
-                raise place.error("no id", row=first_null(ids), column=name)
+                raise location.error("no id", row=first_null_row(ids), column=name)
             return ids
-    return pa.array([str(place.rows_before + place.first_row + row) for row in range(raw.num_rows)], pa.string())
+    first = location.rows_before + location.first_row
+    return pa.array([str(number) for number in range(first, first + raw.num_rows)], pa.string())
 
 
-def models(raw: RawBatch, place: Place) -> dict[str, pa.Array]:
-    """The columns ``model_a`` and ``model_b`` where the file has them."""
-    return {name: strings(raw, name, place) for name in ("model_a", "model_b") if name in raw}
+def model_columns(raw: RawBatch, location: Location) -> dict[str, pa.Array]:
+    """The columns ``model_a`` and ``model_b``, if the file has them."""
+    return {name: string_column(raw, name, location) for name in ("model_a", "model_b") if name in raw}
 
 
-def converted(columns: Mapping[str, Any], surrogates: int = 0, **counted: int) -> Converted:
-    """Canonical columns as a batch, with what was repaired."""
-    batch = make_batch(columns)
+def build_batch(columns: Mapping[str, Any], fields: Mapping[str, tuple[pa.Array, int]], **counts: int) -> CountedBatch:
+    """A canonical batch with what was repaired.
+
+    Parameters
+    ----------
+    columns:
+        The columns that are not text.
+    fields:
+        For each text field its turns, and how many of them held lone surrogates.
+    counts:
+        What else of :class:`ReadCounts` the layout counted.
+    """
+    batch = make_batch({**columns, **{name: turns for name, (turns, _) in fields.items()}})
     label = batch.column(batch.schema.get_field_index("label"))
     return batch, ReadCounts(
         battles=batch.num_rows,
         labelled=batch.num_rows - label.null_count,
-        surrogates=surrogates,
-        null_turns=sum(columns[name].flatten().null_count for name in TEXT_FIELDS),
-        **counted,
+        surrogates=sum(surrogates for _, surrogates in fields.values()),
+        null_turns=sum(turns.flatten().null_count for turns, _ in fields.values()),
+        **counts,
     )

@@ -1,24 +1,28 @@
-"""Rows with a prompt and two answers: Kaggle's two layouts, prefcli's own Parquet, and plain tables of any names."""
+"""Rows with a prompt and two answers: Kaggle's two layouts, prefcli's own Parquet, and generic tables."""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import math
+from collections.abc import Callable
 
 import pyarrow as pa
 
 from prefcli.battles import TEXT_FIELDS
 from prefcli.outcomes import OUTCOMES, SOFT_LABEL_COLUMNS, TIE, WINNER_COLUMNS, A, B
 from prefcli.readers.cells import (
-    Place,
+    Location,
     RawBatch,
     excerpt,
-    lists_of_turns,
-    soft_labels,
-    strings,
-    texts,
-    turn_lists,
+    missing_columns,
+    string_column,
+    string_list,
+    turns_array,
+    turns_column,
 )
-from prefcli.readers.layouts import Converted, Layout, converted, identifiers, models
+from prefcli.readers.layouts import CountedBatch, Layout, build_batch, id_column, model_columns
+
+_MODEL_COLUMNS = ("model_a", "model_b")
 
 WINNERS: dict[str, tuple[int, bool]] = {
     **dict.fromkeys(("model_a", "response_a", "a"), (A, False)),
@@ -29,95 +33,124 @@ WINNERS: dict[str, tuple[int, bool]] = {
 """Spellings of a winner (lower case) -> label, and whether the voter found both answers bad."""
 
 
-def named_winners(raw: RawBatch, place: Place) -> dict[str, pa.Array]:
+def winner_column(raw: RawBatch, location: Location) -> dict[str, pa.Array]:
     """A ``winner`` column in words -> ``label`` and ``both_bad``; empty means unknown.
 
-    The name of one of the two models is understood as well.
+    The name of one of the two models is also accepted.
     """
-    cells = texts(raw, "winner", place)
-    names = [texts(raw, name, place) if name in raw else [None] * len(cells) for name in ("model_a", "model_b")]
+    cells = string_list(raw, "winner", location)
+    models = [string_list(raw, name, location) if name in raw else [None] * len(cells) for name in _MODEL_COLUMNS]
     labels: list[int | None] = []
-    bad: list[bool | None] = []
-    for row, (cell, model_a, model_b) in enumerate(zip(cells, *names, strict=True)):
+    both_bad: list[bool | None] = []
+    for row, (cell, model_a, model_b) in enumerate(zip(cells, *models, strict=True)):
         if cell is None:
             labels.append(None)
-            bad.append(None)
+            both_bad.append(None)
             continue
-        found = WINNERS.get(cell.strip().lower())
-        if found is None and model_a != model_b and cell in (model_a, model_b):
-            found = (A if cell == model_a else B, False)
-        if found is None:
-            raise place.error(
+        winner = WINNERS.get(cell.strip().lower())
+        if winner is None and model_a != model_b and cell in (model_a, model_b):
+            winner = (A if cell == model_a else B, False)
+        if winner is None:
+            raise location.error(
                 f"unknown winner {excerpt(cell)}",
                 row=row,
                 column="winner",
                 hint="Expected model_a, model_b, tie, both_bad (or a, b, draw), a model's name, or nothing.",
             )
-        labels.append(found[0])
-        bad.append(found[1])
-    return {"label": pa.array(labels, pa.int8()), "both_bad": pa.array(bad, pa.bool_())}
+        labels.append(winner[0])
+        both_bad.append(winner[1])
+    return {"label": pa.array(labels, pa.int8()), "both_bad": pa.array(both_bad, pa.bool_())}
 
 
-_ZERO_ONE = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "False": 0, "True": 1}
+_FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "False": 0, "True": 1}
 
 
-def _one_hot_winners(raw: RawBatch, place: Place) -> pa.Array:
+def _one_hot_labels(raw: RawBatch, location: Location) -> pa.Array:
     """Kaggle's three winner columns -> label; all three empty means unknown."""
     if missing := [name for name in WINNER_COLUMNS if name not in raw]:
-        raise place.error(
-            f"missing column{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
-            hint="A labelled file has all three winner columns, an unlabelled one has none.",
+        raise location.error(
+            missing_columns(missing), hint="A labelled file has all three winner columns, an unlabelled one has none."
         )
-    cells = [strings(raw, name, place).to_pylist() for name in WINNER_COLUMNS]
+    columns = [string_column(raw, name, location).to_pylist() for name in WINNER_COLUMNS]
     labels: list[int | None] = []
-    for row, triple in enumerate(zip(*cells, strict=True)):
-        if not any(triple):
+    for row, cells in enumerate(zip(*columns, strict=True)):
+        if not any(cells):
             labels.append(None)
             continue
-        values = [_ZERO_ONE.get(cell or "") for cell in triple]
-        if None in values:
-            column = values.index(None)
-            raise place.error(
-                f"expected 0 or 1, found {excerpt(triple[column] or '')}",
-                row=row,
-                column=WINNER_COLUMNS[column],
-                hint=f"For probabilities as labels name the columns {', '.join(SOFT_LABEL_COLUMNS)}.",
-            )
-        if sum(values) != 1:  # type: ignore[arg-type]
-            found = "no winner" if not any(values) else f"{sum(values)} winners"  # type: ignore[arg-type]
-            raise place.error(
-                f"{found}: {', '.join(f'{n}={c}' for n, c in zip(WINNER_COLUMNS, triple, strict=True))}",
+        flags = []
+        for name, cell in zip(WINNER_COLUMNS, cells, strict=True):
+            if (flag := _FLAGS.get(cell or "")) is None:
+                raise location.error(
+                    f"expected 0 or 1, found {excerpt(cell or '')}",
+                    row=row,
+                    column=name,
+                    hint=f"For probabilities as labels name the columns {', '.join(SOFT_LABEL_COLUMNS)}.",
+                )
+            flags.append(flag)
+        if sum(flags) != 1:
+            count = f"{sum(flags)} winners" if any(flags) else "no winner"
+            raise location.error(
+                f"{count}: {', '.join(f'{n}={c}' for n, c in zip(WINNER_COLUMNS, cells, strict=True))}",
                 row=row,
                 hint="Exactly one of the three winner columns must be 1.",
             )
-        labels.append(values.index(1))
+        labels.append(flags.index(1))
     return pa.array(labels, pa.int8())
 
 
-def _label_numbers(raw: RawBatch, place: Place) -> pa.Array:
+def _integer_labels(raw: RawBatch, location: Location) -> pa.Array:
     """A ``label`` column: 0, 1, 2 or nothing."""
-    cells = texts(raw, "label", place)
-    known = {str(i): i for i in range(len(OUTCOMES))}
+    cells = string_list(raw, "label", location)
+    labels = {str(i): i for i in range(len(OUTCOMES))}
     for row, cell in enumerate(cells):
-        if cell is not None and cell not in known:
-            raise place.error(f"expected 0, 1 or 2, found {excerpt(cell)}", row=row, column="label")
-    return pa.array([None if cell is None else known[cell] for cell in cells], pa.int8())
+        if cell is not None and cell not in labels:
+            raise location.error(f"expected 0, 1 or 2, found {excerpt(cell)}", row=row, column="label")
+    return pa.array([None if cell is None else labels[cell] for cell in cells], pa.int8())
 
 
-def _outcomes(raw: RawBatch, place: Place) -> dict[str, pa.Array]:
-    """Labels, soft labels and ``both_bad`` from whichever columns tell them.
+def _soft_labels(raw: RawBatch, location: Location) -> dict[str, pa.Array]:
+    """Three columns of probabilities as float32; a row has all of them, summing to 1 within 1e-3, or none."""
+    columns = [string_list(raw, name, location) for name in SOFT_LABEL_COLUMNS]
+    for row, cells in enumerate(zip(*columns, strict=True)):
+        if not any(cells):
+            continue
+        total = 0.0
+        for name, cell in zip(SOFT_LABEL_COLUMNS, cells, strict=True):
+            try:
+                value = float(cell or "nan")
+            except ValueError:
+                value = math.nan
+            if not 0 <= value <= 1:
+                raise location.error(
+                    f"expected a probability, found {excerpt(cell) if cell else 'nothing'}", row=row, column=name
+                )
+            total += value
+        if abs(total - 1) > 1e-3:
+            raise location.error(
+                f"{' + '.join(SOFT_LABEL_COLUMNS)} is {total:g}, not 1",
+                row=row,
+                hint="A row's soft labels are probabilities.",
+            )
+    return {
+        name: pa.array([None if cell is None else float(cell) for cell in column], pa.float32())
+        for name, column in zip(SOFT_LABEL_COLUMNS, columns, strict=True)
+    }
 
-    Where only soft labels are given, the label is the most probable outcome, unknown where two are equally so.
+
+def _outcome_columns(raw: RawBatch, location: Location) -> dict[str, pa.Array]:
+    """Labels, soft labels and ``both_bad`` from whichever columns hold them.
+
+    With soft labels alone, the label is the most probable outcome, or unknown if two are equally probable.
     """
     columns: dict[str, pa.Array] = {}
     if "winner" in raw:
-        columns |= named_winners(raw, place)
+        columns |= winner_column(raw, location)
     elif any(name in raw for name in WINNER_COLUMNS):
-        columns["label"] = _one_hot_winners(raw, place)
+        columns["label"] = _one_hot_labels(raw, location)
     elif "label" in raw:
-        columns["label"] = _label_numbers(raw, place)
+        columns["label"] = _integer_labels(raw, location)
     if all(name in raw for name in SOFT_LABEL_COLUMNS):
-        soft = soft_labels(raw, SOFT_LABEL_COLUMNS, place)
+        soft = _soft_labels(raw, location)
         columns |= soft
         if "label" not in columns:
             rows = zip(*(column.to_pylist() for column in soft.values()), strict=True)
@@ -132,63 +165,53 @@ def _most_probable(row: tuple[float | None, ...]) -> int | None:
     return row.index(max(values)) if values and values.count(max(values)) == 1 else None
 
 
-def _convert_kaggle(raw: RawBatch, place: Place) -> Converted:
-    columns: dict[str, Any] = {"id": identifiers(raw, place, "id")}
-    surrogates = 0
-    for name in TEXT_FIELDS:
-        columns[name], repaired = turn_lists(raw, name, place)
-        surrogates += repaired
-    return converted({**columns, **models(raw, place), **_outcomes(raw, place)}, surrogates)
+ReadTurns = Callable[[RawBatch, str, Location], tuple[pa.Array, int]]
 
 
-def _convert_generic(raw: RawBatch, place: Place) -> Converted:
-    columns: dict[str, Any] = {"id": identifiers(raw, place, "id")}
-    surrogates = 0
-    for name in TEXT_FIELDS:
-        columns[name], repaired = _plain_turns(raw, name, place)
-        surrogates += repaired
-    return converted({**columns, **models(raw, place), **_outcomes(raw, place)}, surrogates)
+def _convert(raw: RawBatch, location: Location, read_turns: ReadTurns) -> CountedBatch:
+    columns = {"id": id_column(raw, location, "id")}
+    fields = {name: read_turns(raw, name, location) for name in TEXT_FIELDS}
+    return build_batch({**columns, **model_columns(raw, location), **_outcome_columns(raw, location)}, fields)
 
 
-def _plain_turns(raw: RawBatch, name: str, place: Place) -> tuple[pa.Array, int]:
-    """Plain text as a single turn; lists of turns as they are."""
-    if not raw.is_nested(name):
-        column = raw.columns[name]
-        cells = column if isinstance(column, list) else strings(raw, name, place).to_pylist()
-        return lists_of_turns([[cell] for cell in cells], name, place)
-    if isinstance(raw.columns[name], list):
-        rows = [cell if isinstance(cell, list) else [cell] for cell in raw.columns[name]]
-        return lists_of_turns(rows, name, place)
-    return turn_lists(raw, name, place)
+def _plain_turns(raw: RawBatch, name: str, location: Location) -> tuple[pa.Array, int]:
+    """Plain text as a single turn; lists of turns unchanged."""
+    column = raw.columns[name]
+    if isinstance(column, list):
+        return turns_array([cell if isinstance(cell, list) else [cell] for cell in column], name, location)
+    if raw.is_nested(name):
+        return turns_column(raw, name, location)
+    return turns_array([[cell] for cell in string_column(raw, name, location).to_pylist()], name, location)
 
 
-def looks_like_turns(raw: RawBatch, place: Place) -> bool:
-    """Whether the first prompt is written as a list of turns (Kaggle's layout) rather than as plain text."""
+def looks_like_turns(raw: RawBatch, location: Location) -> bool:
+    """Whether the first prompt is a list of turns (Kaggle's layout) rather than plain text."""
     if raw.is_nested("prompt"):
         return True
-    cell = strings(raw.slice_first(), "prompt", place).to_pylist()[0] or ""
+    first = RawBatch({"prompt": raw.columns["prompt"][:1]}, 1)
+    cell = string_column(first, "prompt", location).to_pylist()[0] or ""
     return cell.lstrip().startswith("[")
 
 
-_OUTCOME_COLUMNS = ("model_a", "model_b", *WINNER_COLUMNS, "label", *SOFT_LABEL_COLUMNS, "both_bad")
+_OUTCOME_COLUMNS = (*_MODEL_COLUMNS, *WINNER_COLUMNS, "label", *SOFT_LABEL_COLUMNS, "both_bad")
 
 KAGGLE = Layout(
     name="kaggle",
     family="rows",
     summary="Kaggle's train.csv and test.csv: turns as JSON lists, winners one-hot",
-    needs=("id", *TEXT_FIELDS),
-    may_have=_OUTCOME_COLUMNS,
-    convert=_convert_kaggle,
-    without=("winner",),
-    own_ids=True,
+    required=("id", *TEXT_FIELDS),
+    optional=_OUTCOME_COLUMNS,
+    convert=functools.partial(_convert, read_turns=turns_column),
+    excluded=("winner",),
+    keeps_ids=True,
 )
 
 GENERIC = Layout(
     name="generic",
     family="rows",
     summary="prompt, response_a, response_b as plain text; outcome as winner, one-hot, label, or p_a, p_b, p_tie",
-    needs=TEXT_FIELDS,
-    may_have=("id", "winner", *_OUTCOME_COLUMNS),
-    convert=_convert_generic,
-    own_ids=True,
+    required=TEXT_FIELDS,
+    optional=("id", "winner", *_OUTCOME_COLUMNS),
+    convert=functools.partial(_convert, read_turns=_plain_turns),
+    keeps_ids=True,
 )

@@ -319,7 +319,7 @@ _REMEMBERED_CHUNKS = 400_000
 #: Longer chunks (URLs, encoded data, text without spaces) hardly recur and are not remembered.
 _REMEMBERED_LENGTH = 64
 #: Characters of text whose chunks are looked up together; the tokenizer has a high price per call.
-_BLOCK_CHARACTERS = 500_000
+_BLOCK_CHARS = 500_000
 #: Characters given to the tokenizer at once.
 _TOKENIZER_CHARACTERS = 100_000
 
@@ -337,7 +337,7 @@ def _normalise_nltk(texts: Sequence[str]) -> list[str]:
     start = 0
     while start < len(texts):
         stop, size = start, 0
-        while stop < len(texts) and (size < _BLOCK_CHARACTERS or stop == start):
+        while stop < len(texts) and (size < _BLOCK_CHARS or stop == start):
             size += len(texts[stop])
             stop += 1
         with _remembering:

@@ -1,0 +1,293 @@
+"""Recognise the layout of files of battles, and stream their battles in memory that does not grow with the files."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from prefcli.battles import ReadCounts, Source
+from prefcli.errors import InputError
+from prefcli.readers.arena import ARENA, MT_BENCH
+from prefcli.readers.cells import Location, RawBatch, missing_columns, string_column
+from prefcli.readers.containers import Container, column_names, open_container, raw_batches, readable
+from prefcli.readers.layouts import Layout
+from prefcli.readers.preferences import PREFERENCES
+from prefcli.readers.rows import GENERIC, KAGGLE, looks_like_turns
+from prefcli.storage import files
+
+LAYOUTS: tuple[Layout, ...] = (KAGGLE, GENERIC, MT_BENCH, ARENA, PREFERENCES)
+"""Every layout; the first that matches a file's columns is used, with the exceptions in :func:`_recognise`."""
+
+_EXPECTED = (
+    "Expected id, prompt, response_a, response_b (Kaggle), the same with winner, conversation_a and "
+    "conversation_b, or chosen and rejected; other names with --columns prompt=NAME,..."
+)
+
+
+@dataclass(frozen=True)
+class BattleFile:
+    """One or more files of battles with a recognised layout.
+
+    Attributes
+    ----------
+    source:
+        The files as the user named them.
+    layout:
+        The recognised layout.
+    containers:
+        The files' containers.
+    columns:
+        The columns to read: name in the layout -> name in the files.
+    """
+
+    source: Source
+    layout: Layout
+    containers: tuple[Container, ...]
+    columns: Mapping[str, str]
+
+    @property
+    def description(self) -> str:
+        """How the files are read, for the user to check."""
+        members = [container.member for container in self.containers if container.member]
+        return "; ".join(
+            [*([", ".join(members)] if members else []), f"format {self.layout.name}: {self.layout.summary}"]
+        )
+
+    def digest(self) -> str:
+        """SHA-256 of the content: of the file, or of the files' digests if there are several."""
+        digests = [files.sha256(container.path) for container in self.containers]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def options(self) -> dict[str, object]:
+        """What else determines the battles, for the cache's fingerprint."""
+        options: dict[str, object] = {"layout": self.layout.name}
+        if self.source.columns:
+            options["columns"] = dict(self.source.columns)
+        if members := [container.member for container in self.containers if container.member]:
+            options["members"] = members
+        return options
+
+    def batches(self) -> Iterator[tuple[pa.RecordBatch, ReadCounts]]:
+        """The battles in the files' order, a batch at a time, with what was repaired in each.
+
+        Raises
+        ------
+        InputError
+            On the first row that is not a battle, or if a file holds none.
+        """
+        layout_names = {file_name: name for name, file_name in self.columns.items()}
+        last_numbers: dict[str, int] = {}
+        rows_before = 0
+        for container in self.containers:
+            rows = 0
+            for raw in raw_batches(container, list(layout_names)):
+                if raw.num_rows:
+                    with readable(container.name):
+                        location = Location(container.name, rows + 1, rows_before)
+                        batch, counts = self.layout.convert(raw.rename(layout_names), location)
+                    if not self.layout.keeps_ids:
+                        ids = [unique_id(name, last_numbers) for name in batch.column("id").to_pylist()]
+                        batch = batch.set_column(0, batch.schema.field("id"), pa.array(ids, pa.string()))
+                    yield batch, counts
+                    rows += raw.num_rows
+            if not rows:
+                raise InputError("the file holds no battles", where=container.name, hint=_EXPECTED)
+            rows_before += rows
+
+
+def unique_id(name: str, last_numbers: dict[str, int]) -> str:
+    """The id, with a numbered suffix if it was used before; ``last_numbers`` holds used ids and their last number."""
+    free, number = name, last_numbers.get(name, 1)
+    while free in last_numbers:
+        number += 1
+        free = f"{name}-{number}"
+    last_numbers[name] = number
+    last_numbers.setdefault(free, 1)
+    return free
+
+
+def open_battles(
+    path: Path | Source, format: str | None = None, columns: Mapping[str, str] | None = None
+) -> BattleFile:
+    """Recognise the layout of one or more files of battles.
+
+    Parameters
+    ----------
+    path:
+        A file, or a :class:`Source`.
+    format, columns:
+        For a path, as in :class:`Source`.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read, its columns match no layout, or the files do not fit together.
+    """
+    source = path if isinstance(path, Source) else Source((path,), format, columns)
+    if not source.paths:
+        raise InputError("no file to read")
+    containers = tuple(open_container(path) for path in source.paths)
+    available = [_available_columns(container, source.columns or {}) for container in containers]
+    layouts = [
+        _recognise(container.name, names, source.format, functools.partial(raw_batches, container))
+        for container, names in zip(containers, available, strict=True)
+    ]
+    layout = layouts[0]
+    used = [{name: names[name] for name in layout.columns if name in names} for names in available]
+    for container, other, names in zip(containers, layouts, used, strict=True):
+        if other is not layout:
+            raise InputError(
+                f"{container.name} is {other.name}, {containers[0].name} is {layout.name}",
+                hint="Files that are read together must have the same layout.",
+            )
+        if differing := sorted(set(names) ^ set(used[0])):
+            raise InputError(
+                f"column {differing[0]} is in one file and not in the other",
+                where=f"{containers[0].name}, {container.name}",
+                hint="Files that are read together must have the same columns.",
+            )
+    return BattleFile(source, layout, containers, used[0])
+
+
+def _available_columns(container: Container, mapping: Mapping[str, str]) -> dict[str, str]:
+    """The file's columns, renamed by ``--columns``: name for the layouts -> name in the file."""
+    names = column_names(container)
+    if missing := [file_name for file_name in mapping.values() if file_name not in names]:
+        raise InputError(
+            missing_columns(missing, names),
+            where=container.name,
+            hint="--columns takes KNOWN=NAME, NAME being a column of the file.",
+        )
+    renamed = set(mapping.values())
+    return {**{name: name for name in names if name not in renamed}, **mapping}
+
+
+def battles_from(table: Any, *, format: str | None = None, name: str = "the table") -> pa.RecordBatch:
+    """Battles that are in memory already, in any layout that files may have.
+
+    Parameters
+    ----------
+    table:
+        A pandas DataFrame, a pyarrow Table, or a list of dictionaries.
+    format:
+        A layout's name; None recognises it.
+    name:
+        The table's name in error messages.
+
+    Raises
+    ------
+    InputError
+        If it is not a table, or its rows are not battles.
+    """
+    raw = _raw_table(table, name)
+    if not raw.num_rows:
+        raise InputError("there are no battles", where=name, hint=_EXPECTED)
+    columns = {column: column for column in raw.columns}
+    layout = _recognise(name, columns, format, lambda names: iter([raw.select(names)]))
+    used = [column for column in layout.columns if column in raw]
+    return layout.convert(raw.select(used), Location(name, 1))[0]
+
+
+def _raw_table(table: Any, name: str) -> RawBatch:
+    if isinstance(table, pa.Table):
+        columns = {column: table[column].combine_chunks() for column in table.column_names}
+        return RawBatch.from_arrow(pa.RecordBatch.from_pydict(columns))
+    if hasattr(table, "to_dict") and hasattr(table, "columns"):  # a DataFrame, recognised without importing pandas
+        objects = table.astype(object).where(table.notna(), None)
+        return RawBatch({str(column): objects[column].tolist() for column in objects.columns}, len(table))
+    if isinstance(table, Sequence) and all(isinstance(row, Mapping) for row in table):
+        names = dict.fromkeys(key for row in table for key in row)
+        return RawBatch({key: [row.get(key) for row in table] for key in names}, len(table))
+    raise InputError(
+        f"{name} is {type(table).__name__}", hint="Expected a DataFrame, a pyarrow Table, or a list of dictionaries."
+    )
+
+
+def _recognise(
+    where: str, columns: Mapping[str, str], wanted: str | None, read: Callable[[list[str]], Iterator[RawBatch]]
+) -> Layout:
+    """The layout that matches the columns, or the wanted one if the columns allow it.
+
+    ``read`` gives batches of some columns: a file with Kaggle's columns but no winners may also be a generic one,
+    which its first prompt decides.
+    """
+    names = set(columns)
+    if wanted is not None:
+        layout = next((layout for layout in LAYOUTS if layout.name == wanted), None)
+        if layout is None:
+            raise InputError(
+                f"unknown format {wanted!r}", hint=f"Choose one of {', '.join(layout.name for layout in LAYOUTS)}."
+            )
+        if missing := [name for name in layout.required if name not in names]:
+            hint = f"The format {layout.name} is {layout.summary}."
+            raise InputError(missing_columns(missing, list(columns)), where=where, hint=hint)
+        return layout
+    matching = [layout for layout in LAYOUTS if layout.matches(names)]
+    if not matching:
+        nearest = min(LAYOUTS, key=lambda layout: len(set(layout.required) - names))
+        missing = [name for name in nearest.required if name not in names]
+        raise InputError(missing_columns(missing, list(columns)), where=where, hint=_EXPECTED)
+    if len({layout.family for layout in matching}) > 1:
+        raise InputError(
+            f"the columns fit several formats: {', '.join(layout.name for layout in matching)}",
+            where=where,
+            hint="Choose one with --format.",
+        )
+    if matching[0] is KAGGLE and not names & {"winner_model_a", "prompt_key"}:
+        first = next(read([columns["prompt"]]), None)
+        if first is not None and first.num_rows:
+            raw = first.rename({columns["prompt"]: "prompt"})
+            return KAGGLE if looks_like_turns(raw, Location(where, 1)) else GENERIC
+    return matching[0]
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """``prompt=question,response_a=left`` as a mapping from layouts' names to the file's.
+
+    Raises
+    ------
+    InputError
+        If it is not written so, or no layout has a column of that name.
+    """
+    known = list(dict.fromkeys(name for layout in LAYOUTS for name in layout.columns))
+    mapping: dict[str, str] = {}
+    for item in text.split(","):
+        name, equals, file_name = (part.strip() for part in item.partition("="))
+        if not (name and equals and file_name):
+            raise InputError(
+                f"--columns: cannot read {item.strip()!r}", hint="Write --columns prompt=question,response_a=left,..."
+            )
+        if name not in known:
+            raise InputError(f"--columns: unknown column {name}", hint=f"Known are {', '.join(known)}.")
+        if name in mapping or file_name in mapping.values():
+            raise InputError(f"--columns: {item.strip()} names a column for the second time")
+        mapping[name] = file_name
+    return mapping
+
+
+def column_batches(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of a table as strings, spelled as in the file, a batch at a time.
+
+    For files that are not battles (predictions, labels). Numbers in Parquet become their shortest decimal form.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or a column is missing.
+    """
+    container = open_container(path)
+    present = column_names(container)
+    if missing := [name for name in names if name not in present]:
+        hint = f"Expected the columns {', '.join(names)}."
+        raise InputError(missing_columns(missing, present), where=container.name, hint=hint)
+    row = 1
+    for raw in raw_batches(container, names):
+        location = Location(container.name, row)
+        yield pa.record_batch([string_column(raw, name, location) for name in names], names=list(names))
+        row += raw.num_rows
