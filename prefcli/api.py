@@ -18,12 +18,13 @@ from prefcli.reporting import SILENT, Reporter
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from prefcli.battles import Source
     from prefcli.eda import Eda
     from prefcli.estimating import Estimate
     from prefcli.exporting.merge import Merged
     from prefcli.exporting.onnx import Exported
     from prefcli.metrics import Score
-    from prefcli.options import TrainOptions
+    from prefcli.options import PredictOptions, TrainOptions
     from prefcli.pipeline import Predicted, Preprocessed, Trained
     from prefcli.prediction.predictor import Predictor
     from prefcli.storage.hub import PushResult
@@ -68,21 +69,22 @@ def load(
     NetworkError
         If the hub does not answer.
     """
-    from prefcli.pipeline import latest_run
+    from prefcli.options import PredictOptions
+    from prefcli.pipeline import find_runs
     from prefcli.prediction.predictor import Predictor
     from prefcli.storage.workspace import Workspace
 
-    place = Workspace(Path(workspace))
-    folders = [place.find_run(str(run)) for run in runs] or [latest_run(place)]
-    return Predictor(
-        folders,
-        device=device,
-        precision=precision,
-        fast_attention=fast_attention,
-        encoder=None if encoder is None else str(encoder),
+    options = PredictOptions(
+        models=tuple(map(str, runs)),
         swap_average=swap_average,
         calibrated=calibrated,
+        precision=precision,
+        device=device,
+        fast_attention=fast_attention,
+        encoder=None if encoder is None else str(encoder),
     )
+    options.check()
+    return Predictor(find_runs(Workspace(Path(workspace)), options.models), options)
 
 
 def score(probabilities: ArrayLike, labels: ArrayLike, *, groups: ArrayLike | None = None, seed: int = 0) -> Score:
@@ -186,7 +188,7 @@ def train(
     from prefcli import pipeline
     from prefcli.storage.workspace import Workspace
 
-    chosen, origins = _options(options)
+    chosen, origins = _train_options(options)
     return pipeline.train(
         None if source is None else _source(source),
         Workspace(Path(workspace)),
@@ -204,18 +206,33 @@ def predict(
     source: PathLike | Sequence[PathLike],
     output: PathLike,
     *,
-    models: Sequence[PathLike] = (),
+    calibrate: PathLike | Sequence[PathLike] | None = None,
+    force: bool = False,
     workspace: PathLike = WORKSPACE,
     reporter: Reporter = SILENT,
     **options: Any,
 ) -> Predicted:
-    """Probabilities for every battle of a file, into a file; ``options`` as in :func:`prefcli.pipeline.predict`."""
+    """Write probabilities for every battle of a file into a file; see :func:`prefcli.pipeline.predict`.
+
+    Parameters
+    ----------
+    options:
+        The fields of :class:`prefcli.options.PredictOptions`: ``models=["my-run"]``, ``swap_average=True``, ...
+    """
     from prefcli import pipeline
+    from prefcli.options import PredictOptions
     from prefcli.storage.workspace import Workspace
 
-    names = [str(model) for model in models]
+    _check_names(options, PredictOptions)
+    options["models"] = tuple(map(str, options.get("models", ())))
     return pipeline.predict(
-        _source(source), Workspace(Path(workspace)), Path(output), models=names, reporter=reporter, **options
+        _source(source),
+        Workspace(Path(workspace)),
+        Path(output),
+        PredictOptions(**options),
+        calibrate=None if calibrate is None else _source(calibrate),
+        force=force,
+        reporter=reporter,
     )
 
 
@@ -283,7 +300,9 @@ def estimate(
     from prefcli.storage.workspace import Workspace
 
     battles = None if source is None else _source(source)
-    return pipeline.estimate_training(battles, Workspace(Path(workspace)), _options(options)[0], reporter=reporter)
+    return pipeline.estimate_training(
+        battles, Workspace(Path(workspace)), _train_options(options)[0], reporter=reporter
+    )
 
 
 def push(
@@ -304,15 +323,21 @@ def push(
     )
 
 
-def _options(options: dict[str, Any]) -> tuple[TrainOptions, dict[str, str]]:
+def _train_options(options: dict[str, Any]) -> tuple[TrainOptions, dict[str, str]]:
     from prefcli.options import TrainOptions, resolve
 
-    if unknown := sorted(set(options) - {field.name for field in fields(TrainOptions)}):
-        raise InputError(f"there is no option {unknown[0]!r}", hint="Options are the flags of prefcli train.")
+    _check_names(options, TrainOptions)
     return resolve(options)
 
 
-def _source(source: PathLike | Sequence[PathLike]) -> Any:
+def _check_names(options: dict[str, Any], kind: type[TrainOptions | PredictOptions]) -> None:
+    if unknown := sorted(set(options) - {field.name for field in fields(kind)}):
+        raise InputError(
+            f"there is no option {unknown[0]!r}", hint=f"Options are the fields of prefcli.options.{kind.__name__}."
+        )
+
+
+def _source(source: PathLike | Sequence[PathLike]) -> Source:
     from prefcli.battles import Source
 
     paths = [source] if isinstance(source, (str, Path)) else source

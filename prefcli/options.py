@@ -1,8 +1,9 @@
-"""Every choice of a training run in one place: names, defaults, limits, and where each value came from."""
+"""Options of training and of prediction: names, defaults, limits and help, shared by flags, config files and runs."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +22,8 @@ TEMPLATES = ("auto", "tokens", "words")
 QUANTIZATIONS = ("none", "8bit", "4bit")
 TRACKERS = ("tensorboard", "wandb")
 
-RECIPE_WORDS = {
-    "seed": "the classical method, siamese on NLTK-normalised text",
-    "fast": "boosted text statistics, minutes on a laptop",
-    "strong": "siamese with interaction on longer raw text in both orders, for a GPU",
-}
 RECIPES: dict[str, dict[str, Any]] = {
-    "seed": {},
+    "baseline": {},
     "fast": {"architecture": "features"},
     "strong": {
         "text": "raw",
@@ -38,182 +34,164 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 """What each recipe sets in place of the defaults. Flags and a configuration file win over it."""
+RECIPE_SUMMARIES = {
+    "baseline": "the original notebook's method, siamese on NLTK-normalised text",
+    "fast": "boosted text statistics, minutes on a laptop",
+    "strong": "siamese with interaction on longer raw text in both orders, for a GPU",
+}
+RENAMED_RECIPES = {"seed": "baseline"}
+"""Former names; flags, configuration files and existing runs may still use them."""
 
 PRETRAINED_LR = 2e-5
 SCRATCH_LR = 1e-3
 LORA_LR = 2e-4
 
+PRECISION_HELP = "auto picks what the device is good at, and says why."
+DEVICE_HELP = "auto, cpu, cuda, cuda:1 or mps."
 
-def option(default: Any, help_text: str, **limits: Any) -> Any:
-    """A field of :class:`TrainOptions` with its one line of help, its limits and what it applies to.
+
+def option(default: Any, help_text: str, **metadata: Any) -> Any:
+    """A dataclass field with its one line of help, its limits and what it applies to.
 
     Limits are ``at_least``, ``above``, ``at_most``, ``choices`` and ``each_of`` (of a comma-separated list). With
     ``neural_only`` the flag is refused for ``--architecture features``, with ``lora_only`` without ``--lora-rank``.
     """
-    return field(default=default, metadata={"help": help_text, **limits})
+    return field(default=default, metadata={"help": help_text, **metadata})
+
+
+neural_option = functools.partial(option, neural_only=True)
+lora_option = functools.partial(neural_option, lora_only=True)
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How to train. The defaults are the seed document's; every field is also a flag and a key of ``--config``."""
+    """How to train. The defaults are the original notebook's; every field is also a flag and a key of ``--config``."""
 
     recipe: str = option(
-        "seed",
-        "Defaults for all other options: "
-        + "; ".join(f"{name}: {about}" for name, about in RECIPE_WORDS.items())
-        + ".",
-        choices=tuple(RECIPE_WORDS),
+        "baseline",
+        f"Defaults for all other options: {'; '.join(f'{name}: {what}' for name, what in RECIPE_SUMMARIES.items())}.",
+        choices=tuple(RECIPES),
     )
-    text: str | None = option(None, "Text normalisation: nltk, raw or light; by default nltk, for features raw.")
-    encoder: str = option(
-        "microsoft/deberta-v3-small", "A folder, a model of the hub (owner/name), or tiny.", neural_only=True
+    text: str | None = option(None, "Text normalisation: nltk, raw or light. [default: nltk; for features raw]")
+    encoder: str = neural_option(
+        "microsoft/deberta-v3-small", "A folder, a model on the hub (owner/name), or tiny, the built-in one."
     )
     architecture: str = option(
         "siamese",
-        "How the two answers meet: each read with the prompt by one encoder, all read together, or no encoder at all: "
-        "boosted text statistics.",
+        "siamese: one encoder reads the prompt with each answer; cross-encoder: it reads both answers at once; "
+        "features: boosted text statistics, no encoder.",
         choices=ARCHITECTURES,
     )
-    combine: str = option(
-        "concat",
-        "How the vectors of A and B are joined; interaction adds a - b and a * b.",
-        choices=COMBINATIONS,
-        neural_only=True,
+    combine: str = neural_option(
+        "concat", "How the vectors of A and B are joined; interaction adds a - b and a * b.", choices=COMBINATIONS
     )
-    pooling: str = option(
+    pooling: str = neural_option(
         "auto",
-        "Which vector stands for a text: its tokens' mean, or the last one's; auto: the last of a language model.",
+        "The vector of a text: its tokens' mean, or its last token; auto: last for a language model, else mean.",
         choices=POOLINGS,
-        neural_only=True,
     )
-    template: str = option(
+    template: str = neural_option(
         "auto",
-        "What stands between prompt and answers: the tokenizer's special tokens, or words; auto: words for a language "
-        "model.",
+        "What separates prompt and answers: special tokens, or words; auto: words for a language model.",
         choices=TEMPLATES,
-        neural_only=True,
     )
-    max_length: int = option(512, "Tokens in one sequence, special tokens included.", at_least=8, neural_only=True)
-    truncation: str = option(
+    max_length: int = neural_option(512, "Tokens per sequence, special tokens included.", at_least=8)
+    truncation: str = neural_option(
         "head",
-        "What a field that is too long keeps: its head; or head and tail, and the last turns first, with a mark.",
+        "What is kept of a field that is too long: its head; or head and tail, last turns first, with a mark at the "
+        "cut.",
         choices=TRUNCATIONS,
-        neural_only=True,
     )
-    epochs: int = option(1, "Passes over the training battles.", at_least=1, neural_only=True)
-    batch_size: int = option(16, "Battles in one optimizer step.", at_least=1, neural_only=True)
-    micro_batch: int = option(
-        0, "Battles in one forward pass at most; 0: as many as fit a token budget.", at_least=0, neural_only=True
+    epochs: int = neural_option(1, "Passes over the training battles.", at_least=1)
+    batch_size: int = neural_option(16, "Battles per optimizer step.", at_least=1)
+    micro_batch: int = neural_option(
+        0, "Maximum battles per forward pass; 0: as many as fit a token budget.", at_least=0
     )
-    lr: float | None = option(
-        None,
-        "Peak learning rate; by default 2e-5, for tiny 1e-3, for LoRA 2e-4.",
-        above=0.0,
-        at_most=1.0,
-        neural_only=True,
+    lr: float | None = neural_option(
+        None, "Peak learning rate. [default: 2e-5; for tiny 1e-3; for LoRA 2e-4]", above=0.0, at_most=1.0
     )
-    warmup: float = option(
-        0.0, "Share of the steps in which the rate rises linearly from 0.", at_least=0.0, at_most=1.0, neural_only=True
+    warmup: float = neural_option(
+        0.0, "Share of the steps in which the learning rate rises linearly from 0.", at_least=0.0, at_most=1.0
     )
-    weight_decay: float = option(0.01, "AdamW's, not applied to biases and norms.", at_least=0.0, neural_only=True)
-    clip: float = option(1.0, "Largest norm of the gradient; 0 does not clip.", at_least=0.0, neural_only=True)
-    label_smoothing: float = option(
-        0.0, "Share of the label spread over all outcomes.", at_least=0.0, at_most=0.99, neural_only=True
+    weight_decay: float = neural_option(0.01, "AdamW's weight decay, not applied to biases and norms.", at_least=0.0)
+    clip: float = neural_option(1.0, "Maximum norm of the gradient; 0: no clipping.", at_least=0.0)
+    label_smoothing: float = neural_option(
+        0.0, "Share of each label that is spread over all outcomes.", at_least=0.0, at_most=0.99
     )
-    loss_input: str = option(
-        "logits", "What the loss is given; all but logits is an ablation.", choices=LOSS_INPUTS, neural_only=True
+    loss_input: str = neural_option(
+        "logits", "What the loss is computed on; anything but logits is an ablation.", choices=LOSS_INPUTS
     )
-    swap: bool = option(
-        False,
-        "Show each battle in both orders within the same step; only cross-encoder pays for it in time.",
-        neural_only=True,
+    swap: bool = neural_option(
+        False, "Train on both orders of each battle within the same step; only cross-encoder takes longer."
     )
     soft_labels: str | None = option(
-        None, "A file of predictions, joined by id, to train on as soft labels; battles without outcome count too."
+        None, "A file of predictions to train on as soft labels, joined by id; battles without outcome count too."
     )
     soft_weight: float = option(1.0, "Weight of a battle's soft label against its outcome.", at_least=0.0, at_most=1.0)
     soft_temperature: float = option(
-        1.0, "Soft labels are taken to the power 1/T: above 1 softens, below 1 sharpens.", above=0.0, at_most=100.0
+        1.0, "Soft labels are raised to the power 1/T: above 1 softens, below 1 sharpens.", above=0.0, at_most=100.0
     )
-    lora_rank: int = option(
-        0,
-        "Learn adapters of this rank beside the encoder's frozen weights; 0 trains all weights.",
-        at_least=0,
-        neural_only=True,
+    lora_rank: int = neural_option(
+        0, "Train LoRA adapters of this rank and freeze the encoder; 0: train all weights.", at_least=0
     )
-    lora_alpha: float | None = option(
-        None,
-        "Adapters count alpha / rank times; by default twice the rank.",
-        above=0.0,
-        at_most=1e6,
-        neural_only=True,
-        lora_only=True,
+    lora_alpha: float | None = lora_option(
+        None, "Adapters are scaled by alpha / rank. [default: twice the rank]", above=0.0, at_most=1e6
     )
-    lora_dropout: float = option(
-        0.0, "Share of the adapters' inputs left out.", at_least=0.0, at_most=0.9, neural_only=True, lora_only=True
+    lora_dropout: float = lora_option(0.0, "Dropout on the adapters' inputs.", at_least=0.0, at_most=0.9)
+    lora_targets: str = lora_option("all", "Layers with adapters: all, attention, or names such as q_proj,v_proj.")
+    quantize: str = neural_option(
+        "none", "Load the frozen weights in 8 or 4 bits; needs --lora-rank and a CUDA GPU.", choices=QUANTIZATIONS
     )
-    lora_targets: str = option(
-        "all", "Layers with adapters: all, attention, or names as in q_proj,v_proj.", neural_only=True, lora_only=True
+    shard: bool = neural_option(
+        False, "Under torchrun: shard weights, gradients and optimizer state (FSDP); less memory, more communication."
     )
-    quantize: str = option(
-        "none",
-        "Keep the frozen weights in 8 or 4 bits; needs --lora-rank and a CUDA GPU.",
-        choices=QUANTIZATIONS,
-        neural_only=True,
+    fast_attention: bool = neural_option(
+        True, "Compute DeBERTa (and on a CPU any encoder's linear layers) faster, with the same results."
     )
-    shard: bool = option(
-        False,
-        "Under torchrun: spread weights, gradients and optimizer over the processes (FSDP); costs exchanges.",
-        neural_only=True,
+    gradient_checkpointing: bool = neural_option(
+        False, "Recompute activations in the backward pass: less memory, more time."
     )
-    fast_attention: bool = option(
-        True,
-        "Compute DeBERTa (and on a CPU any encoder's linear layers) faster, with the same results.",
-        neural_only=True,
+    precision: str = neural_option("auto", PRECISION_HELP, choices=PRECISIONS)
+    device: str = neural_option("auto", DEVICE_HELP)
+    validation: float = option(
+        0.1, "Share of the battles held out, by prompt; 0: train on all.", at_least=0.0, at_most=0.9
     )
-    gradient_checkpointing: bool = option(
-        False, "Recompute activations in the backward pass: less memory, more time.", neural_only=True
-    )
-    precision: str = option(
-        "auto", "auto picks by what the device is good at, and says why.", choices=PRECISIONS, neural_only=True
-    )
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.", neural_only=True)
-    validation: float = option(0.1, "Share held out, by prompt; 0 trains on every battle.", at_least=0.0, at_most=0.9)
     validation_file: str | None = option(None, "Validate on the battles of this file instead of holding some out.")
-    folds: int = option(
-        0, "Train this many folds and predict each battle by the model that did not see it.", at_least=0
+    folds: int = option(0, "Train N folds and predict each battle by the model that did not see it.", at_least=0)
+    max_steps: int = neural_option(0, "Stop after N optimizer steps; 0: no limit.", at_least=0)
+    max_time: float = neural_option(0.0, "Stop after this many minutes; 0: no limit.", at_least=0.0)
+    log_every: int = neural_option(10, "Write metrics every N steps.", at_least=1)
+    eval_every: int = neural_option(0, "Validate every N optimizer steps; 0: after each epoch.", at_least=0)
+    keep: str = neural_option(
+        "best", "Which weights to keep: the best by validation, or the last.", choices=("best", "last")
     )
-    max_steps: int = option(0, "Stop after N optimizer steps; 0: no limit.", at_least=0, neural_only=True)
-    max_time: float = option(0.0, "Stop after this many minutes; 0: no limit.", at_least=0.0, neural_only=True)
-    log_every: int = option(10, "Write metrics every N steps.", at_least=1, neural_only=True)
-    eval_every: int = option(0, "Validate every N optimizer steps; 0: after each epoch.", at_least=0, neural_only=True)
-    keep: str = option(
-        "best", "Which weights stay: the best by validation, or the last.", choices=("best", "last"), neural_only=True
-    )
-    patience: int = option(0, "Stop after N validations without improvement; 0: never.", at_least=0, neural_only=True)
-    checkpoint_every: int = option(0, "Checkpoint every N steps; 0: every 5 minutes.", at_least=0, neural_only=True)
-    seed: int = option(0, "Of everything that is random.", at_least=0, at_most=2**63 - 1)
+    patience: int = neural_option(0, "Stop after N validations without improvement; 0: never.", at_least=0)
+    checkpoint_every: int = neural_option(0, "Checkpoint every N steps; 0: every 5 minutes.", at_least=0)
+    seed: int = option(0, "Seed of everything that is random.", at_least=0, at_most=2**63 - 1)
     limit: int | None = option(None, "Train on N battles only, drawn at random by prompt.", at_least=1)
     tracker: str | None = option(
         None,
-        "Also send metrics and options there; several with commas, or the flag again. wandb uses the network, "
-        "but for WANDB_MODE=offline.",
+        "Also send metrics and options there: comma-separated, or repeat the flag; wandb needs a network unless "
+        "WANDB_MODE=offline.",
         each_of=TRACKERS,
     )
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "recipe", RENAMED_RECIPES.get(self.recipe, self.recipe))
+
     @property
     def trackers(self) -> tuple[str, ...]:
-        """The trackers that were asked for, each once."""
+        """The requested trackers, each once."""
         return () if self.tracker is None else tuple(dict.fromkeys(self.tracker.replace(" ", "").split(",")))
 
     @property
     def normalisation(self) -> str:
-        """The text normalisation: the given one, or what suits the architecture."""
+        """The text normalisation: as given, or the architecture's default."""
         return self.text or ("raw" if self.architecture == "features" else "nltk")
 
     @property
     def learning_rate(self) -> float:
-        """The peak learning rate: the given one, or what suits the encoder."""
+        """The peak learning rate: as given, or the encoder's default."""
         if self.lr is not None:
             return self.lr
         if self.lora_rank:
@@ -228,23 +206,55 @@ class TrainOptions:
         InputError
             Naming every option that is wrong and what it may be.
         """
-        problems = [problem for f in dataclasses.fields(self) if (problem := _problem(f, getattr(self, f.name)))]
+        problems = _problems(self)
         if self.folds == 1:
             problems.append("--folds 1 holds nothing out: use 2 or more")
         if self.folds and self.validation_file:
             problems.append("--folds and --validation-file exclude each other")
         if self.lora_rank and self.encoder == "tiny":
-            problems.append("--lora-rank: the encoder tiny is random, there is nothing to adapt")
+            problems.append("--lora-rank: the encoder tiny has random weights, there is nothing to adapt")
         if not self.lora_targets.strip(" ,"):
             problems.append("--lora-targets is empty: all, attention, or names of layers")
         if self.quantize != "none" and not self.lora_rank:
-            problems.append(
-                "--quantize: weights of few bits cannot be trained, only adapters beside them: --lora-rank 16"
-            )
+            problems.append("--quantize: quantized weights cannot be trained: add --lora-rank 16")
         if self.quantize != "none" and self.shard:
-            problems.append("--quantize and --shard exclude each other: weights of few bits are not spread")
+            problems.append("--quantize and --shard exclude each other: quantized weights cannot be sharded")
         if problems:
             raise InputError("; ".join(problems), hint="See prefcli train --help.")
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How to predict. Every field but ``models`` and ``calibrated`` is also a flag of ``prefcli predict``."""
+
+    models: tuple[str, ...] = option((), "Runs, by folder, name or hf://owner/name; none: the latest run.")
+    swap_average: bool = option(False, "Average over both orders of the answers: twice the time for cross-encoder.")
+    activation: str = option("softmax", "softmax, or none for raw scores (an ablation).", choices=ACTIVATIONS)
+    calibrated: bool = option(
+        True, "Fit a temperature (of several runs, weights) on held-out battles and keep it if that helps."
+    )
+    precision: str = option("auto", PRECISION_HELP, choices=PRECISIONS)
+    device: str = option("auto", DEVICE_HELP)
+    fast_attention: bool = option(True, "Compute encoders faster, with the same results.")
+    encoder: str | None = option(None, "Where the encoder of a LoRA run is now, if it has moved.")
+    limit: int | None = option(None, "Only the first N battles.", at_least=1)
+    workers: int | None = option(None, "Processes for text normalisation. [default: all cores]", at_least=1)
+
+    def check(self) -> None:
+        """Refuse impossible values, all of them at once.
+
+        Raises
+        ------
+        InputError
+            Naming every option that is wrong and what it may be.
+        """
+        if problems := _problems(self):
+            raise InputError("; ".join(problems), hint="See prefcli predict --help.")
+
+
+def _problems(options: TrainOptions | PredictOptions) -> list[str]:
+    """What is wrong with single values."""
+    return [problem for f in dataclasses.fields(options) if (problem := _problem(f, getattr(options, f.name)))]
 
 
 def _problem(f: dataclasses.Field[Any], value: Any) -> str:
@@ -274,9 +284,9 @@ def flag_of(name: str) -> str:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Options from a TOML file, or from a run's ``config.json``, so that a run's own config reproduces it.
+    """Training options from a TOML file or from a run's ``config.json``, of which only ``options`` are read.
 
-    Keys are the names of :class:`TrainOptions`, with ``-`` or ``_``. What a run's config holds besides is skipped.
+    Keys are the names of :class:`TrainOptions`, with ``-`` or ``_``.
 
     Raises
     ------
@@ -293,8 +303,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
     try:
         text = path.read_text(encoding="utf-8")
-        of_a_run = path.suffix == ".json"
-        given: dict[str, Any] = json.loads(text)["options"] if of_a_run else tomllib.loads(text)
+        given: dict[str, Any] = json.loads(text)["options"] if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise InputError(f"cannot read the configuration: {error.strerror}", where=str(path)) from None
     except (ValueError, KeyError, TypeError) as error:
@@ -328,11 +337,11 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _type_name(kind: Any) -> str:
     names = [k.__name__ for k in getattr(kind, "__args__", (kind,)) if k is not type(None)]
-    return {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}[names[0]]
+    return {"str": "a string", "int": "an integer", "float": "a number", "bool": "true or false"}[names[0]]
 
 
 def resolve(flags: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> tuple[TrainOptions, dict[str, str]]:
-    """Options from flags over a configuration file over a recipe over defaults, and where each came from.
+    """Merge flags, a configuration file, a recipe and the defaults, in this order of precedence.
 
     Returns
     -------
@@ -341,11 +350,12 @@ def resolve(flags: Mapping[str, Any], config: Mapping[str, Any] | None = None) -
     Raises
     ------
     InputError
-        If an option is impossible, or means nothing to the architecture that a flag or file asks for.
+        If a value is impossible, or a flag is given that the chosen architecture does not use.
     """
     config = config or {}
     given = {**config, **flags}
-    recipe = RECIPES.get(given.get("recipe", "seed"), {})
+    name = given.get("recipe", "baseline")
+    recipe = RECIPES.get(RENAMED_RECIPES.get(name, name), {})
     options = TrainOptions(**{**recipe, **given})
     origins = {
         f.name: "flag" if f.name in flags
@@ -355,26 +365,26 @@ def resolve(flags: Mapping[str, Any], config: Mapping[str, Any] | None = None) -
         for f in dataclasses.fields(TrainOptions)
     }  # fmt: skip
     options.check()
-    if options.architecture == "features" and (idle := _given(flags, "neural_only")):
+    if options.architecture == "features" and (unused := _marked(flags, "neural_only")):
         raise InputError(
-            f"{', '.join(idle)}: no meaning for --architecture features",
+            f"{', '.join(unused)}: not used by --architecture features",
             hint="Leave it out, or choose --architecture siamese or cross-encoder.",
         )
-    if not options.lora_rank and (idle := _given(flags, "lora_only")):
-        raise InputError(f"{', '.join(idle)}: no meaning without adapters", hint="Add --lora-rank 16.")
+    if not options.lora_rank and (unused := _marked(flags, "lora_only")):
+        raise InputError(f"{', '.join(unused)}: not used without LoRA", hint="Add --lora-rank 16.")
     return options, origins
 
 
-def _given(flags: Mapping[str, Any], mark: str) -> list[str]:
+def _marked(flags: Mapping[str, Any], mark: str) -> list[str]:
     """The given flags whose option has this mark in its metadata."""
     return [flag_of(f.name) for f in dataclasses.fields(TrainOptions) if f.name in flags and f.metadata.get(mark)]
 
 
 def describe_recipe(options: TrainOptions, origins: Mapping[str, str]) -> str:
-    """What a recipe stands for, option by option, those left out that flags or a file set otherwise."""
+    """A recipe's options as flags, without those that flags or a file override."""
     chosen = [
         f"{flag_of(name)} {value}" if not isinstance(value, bool) else flag_of(name)
         for name, value in RECIPES[options.recipe].items()
         if origins.get(name) == "recipe"
     ]
-    return f"recipe {options.recipe} ({RECIPE_WORDS[options.recipe]}): {' '.join(chosen)}"
+    return f"recipe {options.recipe} ({RECIPE_SUMMARIES[options.recipe]}): {' '.join(chosen)}"

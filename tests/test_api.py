@@ -183,7 +183,7 @@ def test_bad_lines_are_answered_in_their_place_and_counted(run: Path, demo_files
     done = subprocess.run(command, capture_output=True, text=True)
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 2
-    assert "5 of 8 lines are no battles" in done.stderr
+    assert "5 of 8 lines are not valid battles" in done.stderr
     assert ["error" in answer for answer in answers] == [False, True, True, False, True, True, True, False]
     assert answers[4] == {"id": "7", "line": 6, "error": "missing columns response_a, response_b; found id, prompt"}
     assert cli("predict", demo_files.test, "--model", run, "-o", "p.csv").code == 0

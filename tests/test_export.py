@@ -25,7 +25,7 @@ from prefcli.data import tables
 from prefcli.data.synthetic import Demo
 from prefcli.errors import ModelError
 from prefcli.models import exported
-from prefcli.options import TrainOptions
+from prefcli.options import PredictOptions, TrainOptions
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.storage import files, runs
 from prefcli.storage.workspace import Workspace
@@ -165,7 +165,9 @@ def test_an_export_predicts_without_torch_or_transformers(
     found = json.loads(answer)
     wanted = prefcli.load(pair.run).predict(row["prompt"], row["response_a"], row["response_b"])
     assert np.abs(np.array([found[name] for name in WINNER_COLUMNS]) - wanted).max() < ROUNDING
-    pipeline.predict(demo_files.test, pair.workspace, Path("torch.csv"), models=[str(pair.run)], swap_average=True)
+    pipeline.predict(
+        demo_files.test, pair.workspace, Path("torch.csv"), PredictOptions((str(pair.run),), swap_average=True)
+    )
     torch_, onnx = (tables.read_probabilities(Path(name))[1] for name in ("torch.csv", "p.csv"))
     assert np.abs(torch_ - onnx).max() < ROUNDING
 

@@ -20,7 +20,7 @@ from conftest import Result
 from prefcli import pipeline
 from prefcli.data import joining, synthetic
 from prefcli.errors import ModelError, PrefcliError
-from prefcli.options import TrainOptions
+from prefcli.options import PredictOptions, TrainOptions
 from prefcli.storage import files, runs
 from prefcli.storage.workspace import Workspace
 
@@ -177,7 +177,7 @@ def test_a_run_may_have_a_name_that_is_no_text(tmp_path: Path, workspace: Worksp
     run = tmp_path / os.fsdecode(b"\xff run")
     pipeline.train(train, workspace, TrainOptions(architecture="features"), output=run)
     assert "\\udcff run" in (run / runs.CARD).read_text(encoding="utf-8")
-    assert pipeline.predict(train, workspace, tmp_path / "preds.csv", models=[str(run)]).battles == 60
+    assert pipeline.predict(train, workspace, tmp_path / "preds.csv", PredictOptions((str(run),))).battles == 60
 
 
 def test_a_run_under_way_is_not_predicted_with(workspace: Workspace, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_run_under_way_is_not_predicted_with(workspace: Workspace, tmp_path: P
     trained = pipeline.train(made.train, workspace, TrainOptions(architecture="features"))
     (trained.run / runs.UNFINISHED).touch()
     with pytest.raises(ModelError, match="did not finish"):
-        pipeline.predict(made.test, workspace, tmp_path / "preds.csv")
+        pipeline.predict(made.test, workspace, tmp_path / "preds.csv", PredictOptions())
     assert not (tmp_path / "preds.csv").exists()
 
 

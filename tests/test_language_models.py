@@ -478,11 +478,11 @@ def test_impossible_combinations_are_refused(llama: Path, demo_files: Demo, cli:
     train = ("train", demo_files.train, "--text", "raw", "--max-length", 96)
     for flags, words in (
         (("--encoder", "tiny", "--lora-rank", 4), "nothing to adapt"),
-        (("--encoder", llama, "--quantize", "4bit"), "only adapters beside them"),
+        (("--encoder", llama, "--quantize", "4bit"), "quantized weights cannot be trained"),
         (("--encoder", llama, "--quantize", "8bit", "--lora-rank", 4), "needs a CUDA GPU"),
         (("--encoder", llama, "--shard"), "torchrun"),
-        (("--architecture", "features", "--lora-rank", 4), "no meaning for --architecture features"),
-        (("--encoder", llama, "--lora-alpha", 8, "--lora-targets", "all"), "--lora-alpha, --lora-targets: no meaning"),
+        (("--architecture", "features", "--lora-rank", 4), "not used by --architecture features"),
+        (("--encoder", llama, "--lora-alpha", 8, "--lora-targets", "all"), "--lora-alpha, --lora-targets: not used"),
         (("--encoder", llama, "--quantize", "8bit", "--lora-rank", 4, "--shard"), "exclude each other"),
     ):
         done = cli(*train, *flags)

@@ -191,7 +191,7 @@ def test_fast_attention_is_said_can_be_left_out_and_changes_no_prediction(
 
 
 def test_options_that_do_not_fit_the_architecture_are_refused() -> None:
-    with pytest.raises(InputError, match=r"--epochs, --swap: no meaning for --architecture features"):
+    with pytest.raises(InputError, match=r"--epochs, --swap: not used by --architecture features"):
         resolve({"architecture": "features", "epochs": 2, "swap": True})
     with pytest.raises(InputError, match="--combine is 'magic'"):
         resolve({"combine": "magic"})
@@ -202,7 +202,7 @@ def test_a_recipe_is_a_set_of_defaults_that_flags_and_files_win_over(cli: CLI, d
     expected = replace(TrainOptions(), **{**RECIPES["strong"], "recipe": "strong", "swap": False, "max_length": 700})
     assert options == expected
     assert (origins["combine"], origins["max_length"], origins["swap"]) == ("recipe", "file", "flag")
-    assert resolve({})[0] == TrainOptions(), "the seed's recipe is the defaults"
+    assert resolve({})[0] == TrainOptions(), "the baseline recipe is the defaults"
     for name in RECIPES:
         resolve({"recipe": name})
     done = cli("train", demo_files.train, "--recipe", "strong", "--encoder", "tiny", "--limit", 40, "--output", "r")

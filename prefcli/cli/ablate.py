@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from prefcli.cli import common
-from prefcli.cli import train as train_verb
-from prefcli.options import resolve
+from prefcli.cli.flags import add_option_flags, given_options
+from prefcli.options import TrainOptions, resolve
 
 EXAMPLES = common.examples(
     "prefcli ablate train.csv --encoder tiny --seeds 3",
@@ -43,7 +43,7 @@ def run(
 
     memory.keep_freed_memory()
     session = common.session(ctx, workspace, quiet)
-    options, _ = resolve(train_verb.given_options(flags))
+    options, _ = resolve(given_options(flags))
     found = pipeline.ablate(
         common.source(file, format, columns),
         session.workspace,
@@ -75,4 +75,4 @@ def run(
     common.say(f"{found.folder}: the runs and the table (ablation.md, ablation.json)")
 
 
-train_verb.with_option_flags(run, without=DECIDED_HERE)
+add_option_flags(run, TrainOptions, without=DECIDED_HERE)

@@ -6,18 +6,16 @@ kept in a run are the same thing under the same name.
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import shlex
 import sys
-from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prefcli.cli import common
-from prefcli.options import TrainOptions, describe_recipe, flag_of, read_config, resolve
+from prefcli.cli.flags import add_option_flags, given_options
+from prefcli.options import RECIPES, TrainOptions, describe_recipe, flag_of, read_config, resolve
 
 if TYPE_CHECKING:
     from prefcli.pipeline import Trained
@@ -79,7 +77,7 @@ def run(
         named += ["FILE"] if file else []
         raise InputError(f"--resume continues a run as it was: it cannot be combined with {', '.join(named)}")
     options, origins = resolve(given, read_config(config) if config else None)
-    if options.recipe != "seed" and resume is None:
+    if RECIPES[options.recipe] and resume is None:
         session.reporter.note(describe_recipe(options, origins))
     if estimate:
         if resume is not None:
@@ -148,44 +146,4 @@ def _print(made: Trained, json: bool, more: dict[str, Any]) -> None:
     common.say(f"{made.run}: trained at {made.battles_per_second:,.1f} battles/s, {made.seconds:,.0f} s in all")
 
 
-def option_parameters() -> list[inspect.Parameter]:
-    """One flag for every field of the options; None means "not given", so that origins can be told apart."""
-    hints = get_type_hints(TrainOptions)
-    parameters = []
-    for f in dataclasses.fields(TrainOptions):
-        kinds = [kind for kind in getattr(hints[f.name], "__args__", (hints[f.name],)) if kind is not type(None)]
-        flag = flag_of(f.name)
-        names = [f"{flag}/--no-{flag[2:]}"] if kinds[0] is bool else [flag]
-        several = "each_of" in f.metadata
-        choices = f.metadata.get("choices") or f.metadata.get("each_of")
-        metavar = "|".join(choices) if choices else {int: "N", float: "X", str: "NAME"}.get(kinds[0])
-        default = "" if f.default is None or f.default is False else f" [default: {f.default}]"
-        option = typer.Option(
-            *names, metavar=None if kinds[0] is bool else metavar, help=f.metadata["help"] + default, show_default=False
-        )
-        kind = list[str] if several else kinds[0]
-        parameters.append(
-            inspect.Parameter(
-                f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-            )
-        )
-    return parameters
-
-
-def given_options(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given as flags; one that was given several times is a list with commas."""
-    given = {name: value for name, value in flags.items() if value is not None and value != []}
-    return {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
-
-
-def with_option_flags(verb: Callable[..., None], without: Collection[str] = ()) -> None:
-    """Give a verb that ends in ``**flags`` the flags of training, but for some that it decides itself."""
-    signature = inspect.signature(verb, eval_str=True)
-    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    parameters += [p for p in option_parameters() if p.name not in without]
-    verb.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    verb.__annotations__ = {p.name: p.annotation for p in parameters}
-
-
-with_option_flags(run)
+add_option_flags(run, TrainOptions)

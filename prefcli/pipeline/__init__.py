@@ -11,7 +11,7 @@ from prefcli.pipeline.demo import Demonstrated, demo
 from prefcli.pipeline.eda import eda
 from prefcli.pipeline.estimate import estimate_prediction, estimate_training
 from prefcli.pipeline.export import export
-from prefcli.pipeline.predict import Answered, Predicted, latest_run, predict, predict_lines
+from prefcli.pipeline.predict import Answered, Predicted, find_runs, predict, predict_lines
 from prefcli.pipeline.preprocess import Preprocessed, Preview, preprocess, preview
 from prefcli.pipeline.push import push
 from prefcli.pipeline.score import score
@@ -35,7 +35,7 @@ __all__ = [
     "estimate_prediction",
     "estimate_training",
     "export",
-    "latest_run",
+    "find_runs",
     "merge",
     "predict",
     "predict_lines",

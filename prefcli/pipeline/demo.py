@@ -8,7 +8,7 @@ from pathlib import Path
 from prefcli import eda as eda_room
 from prefcli import metrics
 from prefcli.errors import InputError
-from prefcli.options import TrainOptions
+from prefcli.options import PredictOptions, TrainOptions
 from prefcli.pipeline.eda import eda
 from prefcli.pipeline.predict import predict
 from prefcli.pipeline.preprocess import preprocess
@@ -44,7 +44,9 @@ def demo(folder: Path, workspace: Workspace, *, force: bool = False, reporter: R
     reporter.note(f"wrote {made.train}, {made.test} and {made.truth}")
     found = eda(made.train, workspace, reporter=reporter)
     preprocess(made.train, workspace, reporter=reporter)
-    trained = train(None, workspace, TrainOptions(encoder="tiny"), command="prefcli demo", reporter=reporter)
+    trained = train(
+        None, workspace, TrainOptions(encoder="tiny", precision="fp32"), command="prefcli demo", reporter=reporter
+    )
     predictions = folder / "preds.csv"
-    predict(made.test, workspace, predictions, force=True, reporter=reporter)
+    predict(made.test, workspace, predictions, PredictOptions(precision="fp32"), force=True, reporter=reporter)
     return Demonstrated(found, trained.run, score(predictions, made.truth), made.best_log_loss)

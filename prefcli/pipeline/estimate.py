@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefcli import estimating
-from prefcli.battles import Source, check_unique_ids
+from prefcli.battles import Source
 from prefcli.compute.distributed import from_environment, process_group
 from prefcli.data.selection import Fold
 from prefcli.errors import Interrupted
 from prefcli.estimating import Estimate, Part
-from prefcli.options import TrainOptions
-from prefcli.pipeline.predict import ids_of, latest_run, preprocess_stages, text_of
-from prefcli.pipeline.stages import read
+from prefcli.options import PredictOptions, TrainOptions
+from prefcli.pipeline.predict import find_runs, read_data
 from prefcli.pipeline.train import find_data, with_absolute_paths
 from prefcli.prediction import blending
 from prefcli.reporting import SILENT, Reporter
@@ -102,17 +101,9 @@ def estimate_training(
 def estimate_prediction(
     source: Path | Source,
     workspace: Workspace,
+    options: PredictOptions,
     *,
-    models: Sequence[str] = (),
-    swap_average: bool = False,
-    calibrated: bool = True,
     calibrate: Path | Source | None = None,
-    precision: str = "auto",
-    device: str = "auto",
-    fast_attention: bool = True,
-    encoder: str | None = None,
-    workers: int | None = None,
-    limit: int | None = None,
     reporter: Reporter = SILENT,
 ) -> Estimate:
     """How long :func:`~prefcli.pipeline.predict` would take with the same arguments, and how much memory.
@@ -124,34 +115,32 @@ def estimate_prediction(
     InputError, ModelError
         Where prediction would.
     """
+    options.check()
     world = from_environment()
     speaker: Reporter = reporter if world.is_main_process else SILENT
     watched = estimating.Watched(workspace.root)
-    folders = [workspace.find_run(name) for name in models] or [latest_run(workspace, speaker)]
+    folders = find_runs(workspace, options.models, speaker)
     started = time.monotonic()  # what was downloaded above is kept
-    texts = tuple(text_of(folder) for folder in folders)
     with process_group(world):
         with world.main_process_first():
-            battles = read(source, watched, speaker)
-            check_unique_ids(ids_of(battles), str(Source.of(source)))
-            stages = preprocess_stages(battles, texts, watched, workers, speaker)
-            sample = read(calibrate, watched, speaker) if calibrate is not None else None
-            if sample is not None:
-                preprocess_stages(sample, texts, watched, workers, speaker)
+            data = read_data(source, calibrate, folders, watched, options, speaker)
 
         from prefcli.compute import devices
         from prefcli.prediction import inference
 
-        request = devices.DeviceRequest(device, precision, world.local_rank)
-        members = inference.open_runs(folders, request, fast_attention=fast_attention, encoder=encoder)
-        if calibrated:
+        request = devices.DeviceRequest(options.device, options.precision, world.local_rank)
+        members = inference.open_runs(folders, request, fast_attention=options.fast_attention, encoder=options.encoder)
+        battles = data.battles
+        if options.calibrated:
             blending.from_validation(folders, battles.table(["prompt_key"])["prompt_key"].to_numpy(), SILENT)
         around = time.monotonic() - started - watched.kept_seconds
-        total = min(battles.rows, limit or battles.rows)
-        found = estimating.predicting(members, stages, total, swap_average=swap_average, world=world, reporter=speaker)
+        total = min(battles.rows, options.limit or battles.rows)
+        found = estimating.predicting(
+            members, data.stages, total, swap_average=options.swap_average, world=world, reporter=speaker
+        )
         parts = {"around": Part(max(around, 0.0)), **found.parts}
-        if sample is not None and total:
-            parts["calibrating"] = parts["predicting"].times(sample.rows / total)
+        if data.sample is not None and total:
+            parts["calibrating"] = parts["predicting"].times(data.sample.rows / total)
         return estimating.together(
             parts,
             kept_seconds=watched.kept_seconds,

@@ -1,22 +1,24 @@
-"""``predict``: from files of battles, or from lines as they come, to probabilities."""
+"""``predict``: from files of battles, or from lines as they arrive, to probabilities."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prefcli.battles import Source, check_unique_ids
 from prefcli.compute.distributed import from_environment, process_group
 from prefcli.data import tables
 from prefcli.errors import InputError
-from prefcli.options import ACTIVATIONS, TrainOptions
+from prefcli.options import PredictOptions, TrainOptions
 from prefcli.pipeline.stages import preprocess_stage, read
 from prefcli.prediction import blending
 from prefcli.prediction.calibration import Calibration
@@ -25,7 +27,11 @@ from prefcli.storage import files, hub, runs
 from prefcli.storage.workspace import Stage, Workspace
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from prefcli.compute.devices import DeviceRequest
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -46,141 +52,200 @@ class Predicted:
     """Whether this process is the one that reports (of several under ``torchrun``)."""
 
 
+@dataclass(frozen=True)
+class PredictionData:
+    """The battles to predict and those to calibrate on, preprocessed for each run.
+
+    Attributes
+    ----------
+    battles:
+        The battles to predict, as they were read.
+    stages:
+        For each run these battles with the run's text normalisation.
+    sample, sample_stages:
+        The same for the labelled battles to calibrate on; None and empty without any.
+    sample_name:
+        The sample's files, for messages.
+    """
+
+    battles: Stage
+    stages: list[Stage]
+    sample: Stage | None
+    sample_stages: list[Stage]
+    sample_name: str
+
+
 def predict(
     source: Path | Source,
     workspace: Workspace,
     output: Path,
+    options: PredictOptions,
     *,
-    models: Sequence[str] = (),
-    swap_average: bool = False,
-    activation: str = "softmax",
-    calibrated: bool = True,
     calibrate: Path | Source | None = None,
-    precision: str = "auto",
-    device: str = "auto",
-    fast_attention: bool = True,
-    encoder: str | None = None,
-    workers: int | None = None,
-    limit: int | None = None,
     force: bool = False,
     reporter: Reporter = SILENT,
 ) -> Predicted:
-    """Probabilities for every battle of a file, in its order, ids as they were spelled.
+    """Write probabilities for every battle of a file, in its order, with unchanged ids.
 
     Streams: memory does not grow with the file. A run's folds are averaged with equal weights. Several runs are blended
-    with weights, one run is given a temperature, both fitted on their (common) validation battles and kept only if that
-    helps; battles whose prompt stands in ``source`` are left out of the fit.
+    with weights, one run gets a temperature, both fitted on their (common) held-out battles and kept only if that
+    helps; battles whose prompt occurs in ``source`` are left out of the fit.
 
     Parameters
     ----------
     source:
         Files of battles, with or without models and winners.
     workspace:
-        Where caches and runs live.
+        Where caches and runs are.
     output:
         CSV, Parquet or JSON lines, by its name.
-    models:
-        Runs, by folder or name; by default the latest one.
-    swap_average:
-        Average over both orders of the answers.
-    activation:
-        ``softmax``, or ``none`` for raw scores.
-    calibrated:
-        Whether weights and temperature are fitted; otherwise weights are equal.
+    options:
+        How to predict.
     calibrate:
         Labelled battles like those to be predicted: temperature and share of ties are refitted on them. Those that
         share a prompt with ``source`` are left out.
-    precision, device, fast_attention:
-        As for training.
-    encoder:
-        Where the encoder lies to which a run's adapters belong, if it is no longer where it was.
-    workers:
-        Processes for text normalisation; by default one per core.
-    limit:
-        Predict the first N battles only.
     force:
         Overwrite ``output``.
+
+    Raises
+    ------
+    InputError
+        If options, battles or output do not allow it.
+    ModelError
+        If a run cannot be loaded.
     """
-    if activation not in ACTIVATIONS:
-        raise InputError(f"--activation is {activation!r}, not one of {', '.join(ACTIVATIONS)}")
-    writer_of = tables.writer_for(output)
+    options.check()
+    tables.writer_for(output)
     files.refuse_to_overwrite(output, force)
-    if activation == "none" and calibrate is not None:
-        raise InputError("--calibrate makes probabilities, --activation none does not", hint="Leave one of them out.")
+    if options.activation == "none" and calibrate is not None:
+        raise InputError("--calibrate needs probabilities: it cannot be combined with --activation none")
     started = time.monotonic()
     world = from_environment()
-    speaker: Reporter = reporter if world.is_main_process else SILENT
-    folders = [workspace.find_run(name) for name in models] or [latest_run(workspace, speaker)]
-    texts = tuple(text_of(folder) for folder in folders)
+    if not world.is_main_process:
+        reporter = SILENT
+    folders = find_runs(workspace, options.models, reporter)
+    names = _run_names(options.models, folders)
     with process_group(world):
         with world.main_process_first():
-            battles = read(source, workspace, speaker)
-            check_unique_ids(ids_of(battles), str(Source.of(source)))
-            stages = preprocess_stages(battles, texts, workspace, workers, speaker)
-            sample = read(calibrate, workspace, speaker) if calibrate is not None else None
-            sample_stages = preprocess_stages(sample, texts, workspace, workers, speaker) if sample is not None else []
+            data = read_data(source, calibrate, folders, workspace, options, reporter)
 
         from prefcli.compute import devices
         from prefcli.prediction import inference
 
-        request = devices.DeviceRequest(device, precision, world.local_rank)
-        members = inference.open_runs(folders, request, fast_attention=fast_attention, encoder=encoder)
-        speaker.note(f"predicting with {', '.join(_called(models, folders))}{_on(folders, request)}")
-        keys = battles.table(["prompt_key"])["prompt_key"].to_numpy()
-        mixing = blending.from_validation(folders, keys, speaker) if calibrated else Calibration.equal(len(folders))
-        mixings = [mixing]
-        if sample is not None:
-            with speaker.track("calibrating", sample.rows * len(members)) as progress:
-                guesses = (
-                    mixing.apply(predictions)
-                    for _, predictions in inference.stream(
-                        members, sample_stages, sample.rows, swap_average=swap_average, world=world,
-                        done=progress.advance,
-                    )
-                )  # fmt: skip
-                name = str(Source.of(calibrate or source))
-                mixings.append(blending.from_sample(sample, guesses, keys, name, speaker))
-
-        total = min(battles.rows, limit or battles.rows)
-        with contextlib.ExitStack() as stack:
-            writer = None
-            if world.is_main_process:
-                writer = stack.enter_context(
-                    writer_of(stack.enter_context(files.atomic(output, needs=tables.BYTES_PER_ROW * total)))
-                )
-            progress = stack.enter_context(speaker.track("predicting", total * len(members)))
-            begun = time.monotonic()
-            for ids, predictions in inference.stream(
-                members,
-                stages,
-                total,
-                swap_average=swap_average,
-                activation=activation,
-                world=world,
-                done=progress.advance,
-            ):
-                if writer is not None:
-                    if activation == "none":
-                        writer.write(ids, np.mean(predictions, axis=0))
-                        continue
-                    for mixing in mixings:
-                        predictions = [mixing.apply(predictions)]
-                    writer.write(ids, predictions[0])
-            rate = total / max(time.monotonic() - begun, 1e-9)
-    if activation == "none":
-        speaker.warn("raw scores, not probabilities, were written: score them with --renormalize")
-    scale = mixings[1].weights[0] if len(mixings) > 1 else 1.0
+        request = devices.DeviceRequest(options.device, options.precision, world.local_rank)
+        members = inference.open_runs(folders, request, fast_attention=options.fast_attention, encoder=options.encoder)
+        reporter.note(f"predicting with {', '.join(names)}{_placement(folders, request)}")
+        stream = functools.partial(inference.stream, members, world=world, swap_average=options.swap_average)
+        calibrations = _calibrate(data, folders, stream, options, reporter)
+        total = min(data.battles.rows, options.limit or data.battles.rows)
+        begun = time.monotonic()
+        with reporter.track("predicting", total * len(members)) as progress:
+            predictions = stream(data.stages, total, activation=options.activation, done=progress.advance)
+            if options.activation == "none":
+                batches = ((ids, np.asarray(np.mean(scores, axis=0))) for ids, scores in predictions)
+            else:
+                batches = ((ids, _apply(calibrations, each)) for ids, each in predictions)
+            _write(batches, output if world.is_main_process else None, total)
+        seconds = time.monotonic() - begun
+    if options.activation == "none":
+        reporter.warn("raw scores, not probabilities, were written: score them with --renormalize")
+    blend, *refit = calibrations
+    scale = refit[0].weights[0] if refit else 1.0
     return Predicted(
         output=output,
         battles=total,
-        models=tuple(_called(models, folders)),
-        weights=tuple(weight * scale for weight in mixings[0].weights),
-        tie_shift=mixings[-1].tie_shift,
-        calibration="; ".join(str(mixing) for mixing in mixings) if activation == "softmax" else "none",
+        models=tuple(names),
+        weights=tuple(weight * scale for weight in blend.weights),
+        tie_shift=calibrations[-1].tie_shift,
+        calibration="; ".join(map(str, calibrations)) if options.activation == "softmax" else "none",
         seconds=time.monotonic() - started,
-        battles_per_second=rate,
+        battles_per_second=total / max(seconds, 1e-9),
         is_main_process=world.is_main_process,
     )
+
+
+def find_runs(workspace: Workspace, models: Sequence[str], reporter: Reporter = SILENT) -> list[Path]:
+    """The folders of the named runs, or of the one that ``train`` made last in this workspace.
+
+    Raises
+    ------
+    InputError
+        If there is no such run.
+    """
+    if models:
+        return [workspace.find_run(name) for name in models]
+    latest = workspace.latest("train")
+    if latest is None:
+        raise InputError(
+            f"no run in {workspace.root} yet",
+            hint="Train one first (prefcli train FILE), or name one with --model.",
+        )
+    reporter.note(f"using the latest run: {latest['run']}")
+    return [workspace.find_run(latest["run"])]
+
+
+def read_data(
+    source: Path | Source,
+    calibrate: Path | Source | None,
+    folders: Sequence[Path],
+    workspace: Workspace,
+    options: PredictOptions,
+    reporter: Reporter,
+) -> PredictionData:
+    """Read and preprocess all battles that a prediction needs, each text normalisation once."""
+    texts = [TrainOptions(**runs.read_config(folder)["options"]).normalisation for folder in folders]
+
+    def preprocess(battles: Stage) -> list[Stage]:
+        stages = {
+            text: preprocess_stage(battles, workspace, text, workers=options.workers, reporter=reporter)
+            for text in dict.fromkeys(texts)
+        }
+        return [stages[text] for text in texts]
+
+    battles = read(source, workspace, reporter)
+    ids = (name for batch in battles.batches(["id"]) for name in batch.column("id").to_pylist())
+    check_unique_ids(ids, str(Source.of(source)))
+    stages = preprocess(battles)
+    if calibrate is None:
+        return PredictionData(battles, stages, None, [], "")
+    sample = read(calibrate, workspace, reporter)
+    return PredictionData(battles, stages, sample, preprocess(sample), str(Source.of(calibrate)))
+
+
+def _calibrate(
+    data: PredictionData,
+    folders: Sequence[Path],
+    stream: Callable[..., Iterator[tuple[pa.Array, list[Array]]]],
+    options: PredictOptions,
+    reporter: Reporter,
+) -> list[Calibration]:
+    """Blending weights or a temperature from held-out battles; then, from the sample, a refit of the result."""
+    keys = data.battles.table(["prompt_key"])["prompt_key"].to_numpy()
+    blend = blending.from_validation(folders, keys, reporter) if options.calibrated else Calibration.equal(len(folders))
+    if data.sample is None:
+        return [blend]
+    with reporter.track("calibrating", data.sample.rows * len(folders)) as progress:
+        predictions = stream(data.sample_stages, data.sample.rows, done=progress.advance)
+        blended = (blend.apply(each) for _, each in predictions)
+        return [blend, blending.from_sample(data.sample, blended, keys, data.sample_name, reporter)]
+
+
+def _apply(calibrations: Sequence[Calibration], probabilities: list[Array]) -> Array:
+    for calibration in calibrations:
+        probabilities = [calibration.apply(probabilities)]
+    return probabilities[0]
+
+
+def _write(batches: Iterator[tuple[pa.Array, Array]], output: Path | None, total: int) -> None:
+    """Compute all batches, on every rank; the one with an ``output`` writes them."""
+    with contextlib.ExitStack() as stack:
+        writer = None
+        if output is not None:
+            path = stack.enter_context(files.atomic(output, needs=tables.BYTES_PER_ROW * total))
+            writer = stack.enter_context(tables.writer_for(output)(path))
+        for ids, probabilities in batches:
+            if writer is not None:
+                writer.write(ids, probabilities)
 
 
 @dataclass(frozen=True)
@@ -195,98 +260,46 @@ def predict_lines(
     lines: IO[bytes],
     answers: IO[bytes],
     workspace: Workspace,
+    options: PredictOptions,
     *,
-    models: Sequence[str] = (),
-    swap_average: bool = False,
-    calibrated: bool = True,
-    precision: str = "auto",
-    device: str = "auto",
-    fast_attention: bool = True,
-    encoder: str | None = None,
     reporter: Reporter = SILENT,
 ) -> Answered:
-    """Answer battles written as JSON lines, each as soon as it has come; nothing is cached.
+    """Answer battles written as JSON lines, each as soon as it arrives; nothing is cached.
 
     Parameters
     ----------
     lines:
-        One battle a line, a JSON object in any layout that prefcli reads.
+        One battle per line, a JSON object in any layout that prefcli reads.
     answers:
         Gets a line for each: ``id`` and the three probabilities, or ``id``, ``line`` and ``error``; flushed at once.
-    models, swap_average, calibrated, precision, device, fast_attention, encoder:
-        As for :func:`predict`. The temperature is fitted without the prompt of the battle at hand.
+    options:
+        How to predict; ``activation``, ``limit`` and ``workers`` are not used. The temperature is fitted without the
+        prompt of the current battle.
     """
     from prefcli.prediction.predictor import Predictor
 
-    folders = [workspace.find_run(name) for name in models] or [latest_run(workspace, reporter)]
-    predictor = Predictor(
-        folders,
-        device=device,
-        precision=precision,
-        fast_attention=fast_attention,
-        encoder=encoder,
-        swap_average=swap_average,
-        calibrated=calibrated,
-    )
-    reporter.note(f"answering with {', '.join(_called(models, folders))}")
-    count = failed = 0
-    for some in predictor.answers(lines):
-        answers.write(b"".join(json.dumps(answer.value).encode() + b"\n" for answer in some))
+    options.check()
+    folders = find_runs(workspace, options.models, reporter)
+    predictor = Predictor(folders, options)
+    reporter.note(f"answering with {', '.join(_run_names(options.models, folders))}")
+    total = failed = 0
+    for batch in predictor.answers(lines):
+        answers.write(b"".join(json.dumps(answer.value).encode() + b"\n" for answer in batch))
         answers.flush()
-        count += len(some)
-        failed += sum(answer.failed for answer in some)
-    return Answered(count, failed)
+        total += len(batch)
+        failed += sum(answer.failed for answer in batch)
+    return Answered(total, failed)
 
 
-def _called(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """What runs are called: by their folder, those of the hub by their name there."""
-    given = names or [""] * len(folders)
-    return [name if name.startswith(hub.PREFIX) else folder.name for name, folder in zip(given, folders, strict=True)]
+def _run_names(models: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Runs of the hub by their name there, others by their folder."""
+    models = models or [""] * len(folders)
+    return [name if name.startswith(hub.PREFIX) else folder.name for name, folder in zip(models, folders, strict=True)]
 
 
-def text_of(folder: Path) -> str:
-    """The text normalisation of a run."""
-    return TrainOptions(**runs.read_config(folder)["options"]).normalisation
-
-
-def preprocess_stages(
-    battles: Stage, texts: Sequence[str], workspace: Workspace, workers: int | None, reporter: Reporter
-) -> list[Stage]:
-    """The battles preprocessed by each of the normalisations; each distinct one is computed once."""
-    stages = {
-        text: preprocess_stage(battles, workspace, text, workers=workers, reporter=reporter)
-        for text in dict.fromkeys(texts)
-    }
-    return [stages[text] for text in texts]
-
-
-def _on(folders: Sequence[Path], request: DeviceRequest) -> str:
-    """Where neural runs compute; nothing to say of others."""
+def _placement(folders: Sequence[Path], request: DeviceRequest) -> str:
+    """Where neural runs compute, as `` on ...``; empty for others."""
     runtimes = {runs.runtime_of(runs.read_config(folder)) for folder in folders}
     places = ["ONNX Runtime"] if "onnx" in runtimes else []
     places += [str(request.placement)] if "torch" in runtimes else []
     return f" on {' and '.join(places)}" if places else ""
-
-
-def ids_of(stage: Stage) -> Iterator[str]:
-    """The ids of all battles of a stage, in their order."""
-    for batch in stage.batches(["id"]):
-        yield from batch.column("id").to_pylist()
-
-
-def latest_run(workspace: Workspace, reporter: Reporter = SILENT) -> Path:
-    """The run that ``train`` made last in this workspace.
-
-    Raises
-    ------
-    InputError
-        If there is none.
-    """
-    latest = workspace.latest("train")
-    if latest is None:
-        raise InputError(
-            f"no run in {workspace.root} yet",
-            hint="Train one first (prefcli train FILE), or name one with --model.",
-        )
-    reporter.note(f"using the latest run: {latest['run']}")
-    return workspace.find_run(latest["run"])

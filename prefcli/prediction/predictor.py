@@ -21,6 +21,7 @@ from prefcli import readers
 from prefcli.battles import BATTLE_SCHEMA
 from prefcli.compute import devices
 from prefcli.errors import InputError, ModelError, one_line
+from prefcli.options import PredictOptions
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.prediction import blending, inference
 from prefcli.prediction.calibration import Calibration
@@ -56,34 +57,28 @@ class Predictor:
     ----------
     folders:
         Of the runs.
-    device, precision, fast_attention, encoder, swap_average, calibrated:
-        As in :func:`prefcli.pipeline.predict`.
+    options:
+        How to predict; ``models``, ``activation``, ``limit`` and ``workers`` are not used.
 
     Raises
     ------
+    InputError
+        If an option does not fit the runs.
     ModelError
         If a run cannot be loaded.
     """
 
-    def __init__(
-        self,
-        folders: Sequence[Path],
-        *,
-        device: str = "auto",
-        precision: str = "auto",
-        fast_attention: bool = True,
-        encoder: str | None = None,
-        swap_average: bool = False,
-        calibrated: bool = True,
-    ) -> None:
+    def __init__(self, folders: Sequence[Path], options: PredictOptions) -> None:
         self.folders = tuple(folders)
-        self._swap_average = swap_average
-        self._calibrated = calibrated
-        request = devices.DeviceRequest(device, precision)
-        self._members = inference.open_runs(self.folders, request, fast_attention=fast_attention, encoder=encoder)
+        self._swap_average = options.swap_average
+        self._calibrated = options.calibrated
+        request = devices.DeviceRequest(options.device, options.precision)
+        self._members = inference.open_runs(
+            self.folders, request, fast_attention=options.fast_attention, encoder=options.encoder
+        )
         self._fits: dict[frozenset[int], Calibration] = {}
         self._held_out: frozenset[int] = frozenset()
-        if calibrated:
+        if self._calibrated:
             try:
                 held_out = [runs.read_validation(folder).keys.tolist() for folder in self.folders]
                 self._held_out = frozenset(key for keys in held_out for key in keys)
