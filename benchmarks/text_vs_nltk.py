@@ -29,11 +29,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from prefcli import text as ours
+from prefcli.battles import TEXT_FIELDS
+from prefcli.text import nltk_tokens
 from prefcli.text.parallel import normalise_stream
 from prefcli.text.wordnet import lemmatize
-
-COLUMNS = ("prompt", "response_a", "response_b")
-
 
 # The plain program
 
@@ -124,7 +123,7 @@ def compare(texts: Counter[str]) -> None:
     print(f"fidelity, on {len(texts):,} distinct answers' turns (each counted as often as it occurs):", flush=True)
     for text, times in texts.items():
         raw_plain = word_tokenize(text)
-        raw_ours = [token for tokens in ours.tokenize_chunks(text.split()) for token in tokens]
+        raw_ours = [token for tokens in nltk_tokens.tokenize_chunks(text.split()) for token in tokens]
         plain = plain_rest(raw_plain, stop_words, lemmatizer)
         normalised = ours.normalise_text(text, "nltk").split()
         distinct.update(token.lower() for token in raw_plain)
@@ -161,7 +160,7 @@ def compare(texts: Counter[str]) -> None:
 
 
 def measure(battles: pa.Table, plain_megabytes: float) -> None:
-    texts = [turn for name in COLUMNS for turns in battles[name].to_pylist() for turn in turns if turn]
+    texts = [turn for name in TEXT_FIELDS for turns in battles[name].to_pylist() for turn in turns if turn]
     random.Random(0).shuffle(texts)
     sample: list[list[str]] = [[], []]
     size = [0.0, 0.0]
@@ -178,12 +177,12 @@ def measure(battles: pa.Table, plain_megabytes: float) -> None:
         for text in sample[half]:
             " ".join(plain_tokens(text))
         rates["plain"].append(size[half] / (time.perf_counter() - start))
-        ours._remembered.clear()
+        nltk_tokens._cache.clear()
         start = time.perf_counter()
-        ours._normalise_nltk(sample[half])
+        nltk_tokens.normalise_nltk(sample[half])
         rates["same"].append(size[half] / (time.perf_counter() - start))
         for name, workers in (("one", 1), ("two", 2)):
-            ours._remembered.clear()
+            nltk_tokens._cache.clear()
             counts = ours.TextCounts()
             start = time.perf_counter()
             for _, found in normalise_stream(battles.to_batches(2000), "nltk", workers=workers):
@@ -210,9 +209,9 @@ def read_battles(path: Path) -> pa.Table:
     """The text columns of a file in Kaggle's layout, as lists of turns."""
     import pandas as pd
 
-    frame = pd.read_parquet(path, columns=list(COLUMNS)) if path.suffix == ".parquet" else pd.read_csv(path)
+    frame = pd.read_parquet(path, columns=list(TEXT_FIELDS)) if path.suffix == ".parquet" else pd.read_csv(path)
     columns = {}
-    for name in COLUMNS:
+    for name in TEXT_FIELDS:
         lists = [json.loads(cell) for cell in frame[name]]
         lists = [[None if turn is None else ours.normalise_text(turn, "raw") for turn in turns] for turns in lists]
         columns[name] = pa.array(lists, type=pa.list_(pa.string()))
@@ -251,9 +250,8 @@ def main() -> None:
     if options.skip != "speed":
         measure(battles, options.plain_mb)
     if options.skip != "fidelity":
-        answers = Counter(
-            turn for name in COLUMNS[1:] for turns in battles[name].to_pylist() for turn in turns if turn is not None
-        )
+        answers = Counter(turn for name in TEXT_FIELDS[1:] for turns in battles[name].to_pylist() for turn in turns)
+        del answers[None]
         compare(Counter(dict(list(answers.items())[: options.limit])))
 
 

@@ -9,16 +9,19 @@ import subprocess
 import sys
 import time
 import unicodedata
+from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefcli import text
+from prefcli.battles import TEXT_FIELDS
 from prefcli.errors import InputError, PrefcliError
-from prefcli.text import NORMALISATIONS, TextCounts, normalise_batch, normalise_text, parallel
+from prefcli.text import NORMALISATIONS, TextCounts, identity, nltk_tokens, normalise_batch, normalise_text, parallel
+from prefcli.text.normalise import replace_surrogates
 from prefcli.text.parallel import normalise_stream
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +32,7 @@ ANY_TEXT = st.one_of(
     st.text(st.characters(exclude_categories=())),
     st.text(st.sampled_from("aA.sS'tnI \n\t\u00a0é!?,:;\"`-*()[]3.5\ue000中。ก\u0301\u200d😀\ud83d"), max_size=40),
 )
-TURNS = st.lists(st.none() | ANY_TEXT.map(text._well_formed), max_size=3)
+TURNS = st.lists(st.none() | ANY_TEXT.map(replace_surrogates), max_size=3)
 
 #: A machine that is busy with other things is not a failure.
 unhurried = settings(deadline=None, max_examples=60)
@@ -100,7 +103,7 @@ def test_tokens_are_those_of_a_plain_nltk_program(entry):
     ],
 )
 def test_special_characters_leave_a_token_by_one_rule(token, kept):
-    assert text.strip_special(token) == kept
+    assert nltk_tokens.strip_special(token) == kept
 
 
 def test_stop_words_go_in_any_case_and_only_whole():
@@ -129,24 +132,27 @@ def test_lone_surrogates_never_raise():
 
 
 def test_the_stop_list_is_nltks():
-    assert len(text._stop_words()) == 198
-    assert {"the", "not", "wouldn't", "yourselves"} <= text._stop_words()
+    assert len(nltk_tokens._stop_words()) == 198
+    assert {"the", "not", "wouldn't", "yourselves"} <= nltk_tokens._stop_words()
 
 
-def test_character_classes_are_those_of_unicode():
-    table = text.character_class_table()
-    if unicodedata.unidata_version == "14.0.0":
-        assert text._asset("character-classes.txt") == table
-        return
-    here, shipped = text._CharacterClasses(table), text._CharacterClasses(text._asset("character-classes.txt"))
-    changed = [chr(code) for code in range(0x110000) if here[chr(code)] != shipped[chr(code)]]
-    assert len(changed) < 2000  # what another version of Unicode has that this table's has not, or the reverse
+def test_special_characters_and_marks_are_those_of_unicode():
+    special, mark = regex.compile(nltk_tokens.SPECIAL, regex.V1), regex.compile(nltk_tokens.MARK)
+    for character in map(chr, range(sys.maxunicode + 1)):
+        category = unicodedata.category(character)
+        if category != "Cn":  # the library may know of a later Unicode than this Python
+            is_joiner = character in "\u200c\u200d"
+            assert bool(mark.match(character)) == (category[0] == "M" or is_joiner), hex(ord(character))
+            assert bool(special.match(character)) == (category[0] in "PSC" and not is_joiner), hex(ord(character))
 
 
-def test_the_table_of_character_classes_is_printed_by_the_documented_command():
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "prefcli.text"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, text.character_class_table(), "")
+def test_unassigned_code_points_are_letters_but_symbols_among_the_pictographs():
+    assert nltk_tokens.strip_special("a\U000e0fff\ufdd0b\U0001fafe") == "a\U000e0fff\ufdd0b"
+
+
+def test_the_libraries_that_decide_are_part_of_the_identity():
+    assert identity("nltk") == {"text": "nltk", "text_version": 2, "nltk": version("nltk"), "regex": version("regex")}
+    assert identity("raw") == {"text": "raw", "text_version": 1}
 
 
 # The other normalisations
@@ -155,7 +161,7 @@ def test_the_table_of_character_classes_is_printed_by_the_documented_command():
 def test_raw_changes_nothing():
     batch = battles((["A  b\r\n"], ["* c\x00"], [None]))
     normalised, counts = normalise_batch(batch, "raw")
-    assert normalised is batch
+    assert normalised.equals(batch, check_metadata=True)
     assert counts == TextCounts(turns=2, bytes_in=10, bytes_out=10)
 
 
@@ -176,17 +182,6 @@ def test_light_tidies_and_keeps_the_words(before, after):
     assert normalise_text(before, "light") == after
 
 
-@pytest.mark.parametrize("name", ["nltk", "raw", "light"])
-def test_every_normalisation_says_what_it_keeps_and_loses(name):
-    normalisation = NORMALISATIONS[name]
-    assert normalisation.name == name
-    assert normalisation.version >= 1
-    assert normalisation.summary
-    assert normalisation.keeps
-    assert normalisation.loses
-    assert "\n" not in normalisation.summary
-
-
 def test_an_unknown_normalisation_names_the_known_ones():
     for call in (
         lambda: normalise_text("a", "stem"),
@@ -205,21 +200,20 @@ def test_an_unknown_normalisation_names_the_known_ones():
 @given(ANY_TEXT)
 def test_nltk_never_raises_and_leaves_no_special_character(anything):
     normalised = normalise_text(anything, "nltk")
-    classes = text._character_classes()
     for token in normalised.split(" ") if normalised else []:
-        assert any(classes[character] == "word" for character in token)
-        for before, character, after in zip(" " + token, token, token[1:] + " ", strict=False):
-            assert classes[character] != "special" or (before.isdecimal() and after.isdecimal())
+        assert regex.search(rf"[^{nltk_tokens.SPECIAL}{nltk_tokens.MARK}]", token, regex.V1)
+        without_numbers = regex.sub(r"(?<=\p{Nd}).(?=\p{Nd})", "", token)
+        assert not regex.search(nltk_tokens.SPECIAL, without_numbers, regex.V1)
     assert normalised == " ".join(normalised.split())
     normalised.encode("utf-8")
 
 
 @unhurried
 @given(ANY_TEXT, ANY_TEXT)
-def test_what_becomes_of_a_word_does_not_depend_on_its_neighbours_or_on_memory(left, right):
-    left, right = text._well_formed(left), text._well_formed(right)
+def test_what_becomes_of_a_word_does_not_depend_on_its_neighbours_or_on_the_cache(left, right):
+    left, right = replace_surrogates(left), replace_surrogates(right)
     alone = [normalise_text(left), normalise_text(right)]
-    text._remembered.clear()
+    nltk_tokens._cache.clear()
     assert normalise_text(f"{left} {right}") == " ".join(filter(None, alone))
 
 
@@ -246,7 +240,7 @@ def test_rows_turns_and_nulls_keep_their_places(rows, name):
     normalised.validate(full=True)
     assert normalised.schema == batch.schema
     expected = [[[None if t is None else normalise_text(t, name) for t in turns] for turns in row] for row in rows]
-    assert [[row[column] for column in text.TEXT_COLUMNS] for row in normalised.to_pylist()] == expected
+    assert [[row[column] for column in TEXT_FIELDS] for row in normalised.to_pylist()] == expected
     assert counts.turns == sum(turn is not None for row in rows for turns in row for turn in turns)
 
 
@@ -279,7 +273,7 @@ def test_empty_lists_null_lists_and_slices_are_normalised():
 
 def test_large_lists_keep_their_type():
     lists = pa.large_list(pa.large_string())
-    columns = {name: pa.array([["Dogs"], None], type=lists) for name in text.TEXT_COLUMNS}
+    columns = {name: pa.array([["Dogs"], None], type=lists) for name in TEXT_FIELDS}
     normalised, _ = normalise_batch(pa.RecordBatch.from_pydict(columns), "nltk")
     assert normalised.column("prompt").type == lists
     assert normalised.column("prompt").to_pylist() == [["dog"], None]
@@ -307,24 +301,24 @@ def test_a_missing_column_is_named():
         list(normalise_stream([batch, batch], "nltk", workers=2))
 
 
-# Memory
+# The cache
 
 
-def test_the_memory_of_chunks_is_bounded_and_changes_nothing(monkeypatch):
+def test_the_cache_of_chunks_is_bounded_and_changes_nothing(monkeypatch):
     texts = [f"words{n} dogs{n}. the cats" for n in range(200)]
-    text._remembered.clear()
-    expected = text._normalise_nltk(texts)
-    monkeypatch.setattr(text, "_REMEMBERED_CHUNKS", 10)
-    monkeypatch.setattr(text, "_BLOCK_CHARS", 100)
-    text._remembered.clear()
-    assert text._normalise_nltk(texts) == expected
-    assert len(text._remembered) < 40
+    nltk_tokens._cache.clear()
+    expected = nltk_tokens.normalise_nltk(texts)
+    monkeypatch.setattr(nltk_tokens, "_MAX_CACHED_CHUNKS", 10)
+    monkeypatch.setattr(nltk_tokens, "_MAX_BLOCK_CHARACTERS", 100)
+    nltk_tokens._cache.clear()
+    assert nltk_tokens.normalise_nltk(texts) == expected
+    assert len(nltk_tokens._cache) < 40
 
 
-def test_long_chunks_are_not_remembered():
-    text._remembered.clear()
+def test_long_chunks_are_not_cached():
+    nltk_tokens._cache.clear()
     assert normalise_text("short " + "x" * 1000 + ".") == "short " + "x" * 1000
-    assert list(text._remembered) == ["short"]
+    assert list(nltk_tokens._cache) == ["short"]
 
 
 # NLTK without the rest of NLTK
@@ -340,7 +334,7 @@ def test_normalising_text_imports_nothing_heavy():
         "print(sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     assert done.returncode == 0, done.stderr
-    heavy = {"nltk", "scipy", "sklearn", "numpy", "pandas", "torch", "transformers", "multiprocessing"}
+    heavy = {"nltk", "scipy", "sklearn", "pandas", "torch", "transformers", "multiprocessing"}
     assert not heavy & set(json.loads(done.stdout.replace("'", '"')))
 
 
@@ -351,27 +345,26 @@ def test_the_tokenizer_alone_gives_the_tokens_of_the_plain_import():
 
 COMPARE_IMPORTS = """
 import json, sys
-from prefcli import text
-from prefcli.text import parallel
+from prefcli.text import nltk_tokens
 
 with open("tests/data/nltk_tokens.json", encoding="utf-8") as file:
     chunks = sorted({chunk for entry in json.load(file)["texts"] for chunk in entry["text"].split()})
-alone = text._tokenizer_alone()
+alone = nltk_tokens._tokenizer_alone()
 assert alone is not None and "nltk" not in sys.modules
-found = text.tokenize_chunks(chunks)
-plain = text._tokenizer_by_import()
+tokens = nltk_tokens.tokenize_chunks(chunks)
+plain = nltk_tokens._tokenizer_by_import()
 assert type(plain) is not type(alone) and sys.modules["nltk"].__version__
-assert text._tokenizer_alone() is None, "an imported NLTK is left alone"
-text._tokenizer.cache_clear()
-assert text.tokenize_chunks(chunks) == found
+assert nltk_tokens._tokenizer_alone() is None, "an imported NLTK is left alone"
+nltk_tokens._tokenizer.cache_clear()
+assert nltk_tokens.tokenize_chunks(chunks) == tokens
 """
 
 
 def test_an_nltk_that_cannot_be_taken_apart_is_imported_whole(monkeypatch):
-    monkeypatch.setattr(text.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(nltk_tokens.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "nltk", None)
     monkeypatch.delitem(sys.modules, "nltk")
-    assert text._tokenizer_alone() is None
+    assert nltk_tokens._tokenizer_alone() is None
     assert "nltk" not in sys.modules
 
 
@@ -470,7 +463,6 @@ def spy_on_processes(monkeypatch) -> list[subprocess.Popen]:
 ENDLESS = """
 import itertools, subprocess, sys
 sys.path.insert(0, "tests")
-from prefcli import text
 from prefcli.text import parallel
 from test_text import many_batches
 

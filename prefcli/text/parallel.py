@@ -23,8 +23,9 @@ from dataclasses import astuple
 from itertools import chain, islice
 from typing import IO, TYPE_CHECKING, BinaryIO
 
+from prefcli.battles import TEXT_FIELDS
 from prefcli.errors import InputError, PrefcliError
-from prefcli.text import TEXT_COLUMNS, TextCounts, check, check_columns, normalise_batch, utf8_bytes
+from prefcli.text.normalise import TextCounts, check, check_columns, normalise_batch, utf8_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,7 +109,7 @@ def _normalise_stream(
 
 def _cut(battles: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """A batch in pieces of about :data:`_PIECE_BYTES` of text; a small one as it is."""
-    size = sum(utf8_bytes(battles.column(name).flatten()) for name in TEXT_COLUMNS if name in battles.schema.names)
+    size = sum(utf8_bytes(battles.column(name).flatten()) for name in TEXT_FIELDS if name in battles.schema.names)
     pieces = max(1, min(battles.num_rows, -(-size // _PIECE_BYTES)))
     rows = max(1, -(-battles.num_rows // pieces))
     if rows >= battles.num_rows:
@@ -126,7 +127,7 @@ def _join(
 
     normalised, counts = future.result()
     columns = [
-        normalised.column(name) if name in TEXT_COLUMNS else column
+        normalised.column(name) if name in TEXT_FIELDS else column
         for name, column in zip(piece.schema.names, piece.columns, strict=True)
     ]
     return pa.RecordBatch.from_arrays(columns, schema=piece.schema), counts
@@ -163,7 +164,7 @@ class _Workers:
 
     def submit(self, piece: pa.RecordBatch) -> Future[tuple[pa.RecordBatch, TextCounts]]:
         check_columns(piece)
-        return self._threads.submit(self._ask, _to_ipc(piece.select(list(TEXT_COLUMNS))))
+        return self._threads.submit(self._ask, _to_ipc(piece.select(list(TEXT_FIELDS))))
 
     def _ask(self, request: memoryview) -> tuple[pa.RecordBatch, TextCounts]:
         try:
