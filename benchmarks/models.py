@@ -61,7 +61,7 @@ RUNS = {
 SWAP = ("--swap-average",)
 PLAIN = ("--no-calibration",)
 ROWS = (
-    Row("siamese, nltk (the seed's)", ("siamese-nltk",), PLAIN),
+    Row("siamese, nltk (baseline)", ("siamese-nltk",), PLAIN),
     Row("siamese, raw", ("siamese-raw",), PLAIN),
     Row("siamese, raw, swap-averaged", ("siamese-raw",), PLAIN + SWAP),
     Row("siamese, raw, interaction", ("interaction",), PLAIN),

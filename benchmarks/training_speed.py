@@ -94,7 +94,7 @@ Doing = Callable[[np.ndarray], None]
 
 
 def notebook(model: Any, battles: TokenisedBattles, options: argparse.Namespace) -> tuple[Doing, Doing]:
-    """The seed's way: full padding, one batch after another."""
+    """The original notebook's way: full padding, one batch after another."""
     import torch
 
     optimizer = torch.optim.AdamW(model.module.parameters(), lr=LEARNING_RATE)

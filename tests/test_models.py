@@ -203,6 +203,7 @@ def test_a_recipe_is_a_set_of_defaults_that_flags_and_files_win_over(cli: CLI, d
     assert options == expected
     assert (origins["combine"], origins["max_length"], origins["swap"]) == ("recipe", "file", "flag")
     assert resolve({})[0] == TrainOptions(), "the baseline recipe is the defaults"
+    assert resolve({}, {"recipe": "seed"})[0].recipe == "baseline", "the name it had before"
     for name in RECIPES:
         resolve({"recipe": name})
     done = cli("train", demo_files.train, "--recipe", "strong", "--encoder", "tiny", "--limit", 40, "--output", "r")

@@ -62,5 +62,6 @@ def test_a_runs_config_trains_another_one(cli: Cli) -> None:
     done = cli("train", "train.csv", "--config", "runs/features/config.json", "--output", "again")
     assert done.code == 0, done.err
     before, now = (json.loads(Path(run, "config.json").read_text()) for run in ("runs/features", "again"))
-    renamed = {"recipe": now["options"]["recipe"]}
+    assert before["options"]["recipe"] == "seed"
+    renamed = {"recipe": "baseline"}
     assert before["options"] | renamed == {name: now["options"][name] for name in before["options"]}

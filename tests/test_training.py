@@ -66,7 +66,7 @@ def weights(folder: Path) -> str:
 def test_the_first_losses_equal_a_hand_written_loop(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path, demo_files: Demo
 ) -> None:
-    """The seed's training in plain torch and transformers; of prefcli only the order of the battles."""
+    """The baseline's training in plain torch and transformers; of prefcli only the order of the battles."""
     from transformers import AutoModel, AutoTokenizer, get_linear_schedule_with_warmup
 
     # Faster layers draw other dropout; that they change nothing else has tests of its own.

@@ -1,4 +1,4 @@
-"""``prefcli ablate``: the seed document's experiment, measured."""
+"""``prefcli ablate``: the original notebook's experiment, measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXAMPLES = common.examples(
     "prefcli ablate train.csv --encoder tiny --seeds 3",
     "prefcli ablate train.csv --encoder ./deberta-v3-small --output softmax-ablation",
 )
-DECIDED_HERE = ("epochs", "loss_input", "folds", "keep", "patience")
+SET_BY_ABLATION = ("epochs", "loss_input", "folds", "keep", "patience")
 
 
 def run(
@@ -26,7 +26,8 @@ def run(
     columns: common.ColumnsOption = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Train every model with N seeds.")] = 1,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where its runs go. [default: the workspace]")
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder of the runs. [default: in the workspace]"),
     ] = None,
     json: common.JsonOption = False,
     workspace: common.WorkspaceOption = None,
@@ -34,17 +35,18 @@ def run(
     debug: common.DebugOption = False,
     **flags: Any,
 ) -> None:
-    """Where softmax belongs: train with the loss on logits, softmax and log-softmax, score all six rows.
+    """Where softmax belongs: train with the loss on logits, softmax and log-softmax, and score six settings.
 
-    Interrupted, it goes on where it was when called again. The other flags are those of train.
+    If interrupted, the same command continues. The other flags are those of train.
     """
     from prefcli import pipeline
     from prefcli.compute import memory
+    from prefcli.pipeline.ablate import COLUMNS, cells
 
     memory.keep_freed_memory()
     session = common.session(ctx, workspace, quiet)
     options, _ = resolve(given_options(flags))
-    found = pipeline.ablate(
+    ablation = pipeline.ablate(
         common.source(file, format, columns),
         session.workspace,
         options,
@@ -53,26 +55,15 @@ def run(
         reporter=session.reporter,
     )
     if json:
-        common.print_json(asdict(found))
+        common.print_json(asdict(ablation))
         return
     common.print_table(
-        f"{found.battles:,} held-out battles over {found.seeds} seed(s)",
-        ["loss is given", "at inference", "epochs", "log loss", "95 % interval", "difference to row 1", "document"],
-        [
-            [
-                row.setting.loss_input,
-                "softmax" if row.setting.activation == "softmax" else "raw scores",
-                row.setting.epochs,
-                row.log_loss,
-                f"{row.interval[0]:.4f} to {row.interval[1]:.4f}",
-                f"{row.difference:+.4f} ({row.difference_interval[0]:+.4f} to {row.difference_interval[1]:+.4f})",
-                f"{row.setting.reported:.5f}",
-            ]
-            for row in found.rows
-        ],
+        f"{ablation.battles:,} held-out battles over {ablation.seeds} seed(s)",
+        COLUMNS,
+        [cells(row) for row in ablation.rows],
     )
-    common.say(f"The prior scores {found.prior_log_loss:.4f}. {found.reading}")
-    common.say(f"{found.folder}: the runs and the table (ablation.md, ablation.json)")
+    common.say(f"The prior scores {ablation.prior_log_loss:.4f}. {ablation.reading}")
+    common.say(f"{ablation.folder}: the runs and the table (ablation.md, ablation.json)")
 
 
-add_option_flags(run, TrainOptions, without=DECIDED_HERE)
+add_option_flags(run, TrainOptions, without=SET_BY_ABLATION)

@@ -20,7 +20,8 @@ def run(
     ctx: typer.Context,
     file: common.FilesArgument,
     text: Annotated[
-        str, typer.Option("--text", metavar="NAME", help="nltk (the seed's), light (Unicode, white space) or raw.")
+        str,
+        typer.Option("--text", metavar="NAME", help="nltk (the baseline), light (Unicode, white space) or raw."),
     ] = "nltk",
     preview: Annotated[
         int, typer.Option("--preview", min=0, metavar="N", help="Show N battles before and after; write nothing.")

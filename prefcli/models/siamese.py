@@ -1,4 +1,4 @@
-"""The seed's model: one encoder reads (prompt, A) and (prompt, B); their vectors are joined by one linear layer."""
+"""The baseline: one encoder reads (prompt, A) and (prompt, B); one linear layer reads the joined vectors."""
 
 from __future__ import annotations
 

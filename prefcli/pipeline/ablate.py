@@ -1,8 +1,8 @@
-"""The seed document's experiment as one command: where softmax belongs.
+"""``ablate``: the original notebook's experiment on where softmax belongs.
 
 Six rows, five distinct trainings: cross-entropy on logits, on softmaxed logits, on log-softmaxed logits; one epoch or
 three; softmax at inference or the raw scores, which the competition's grader clips and renormalises. Every model is
-trained once per seed, as a run of its own that is found again (or continued) when the command is repeated.
+trained once per seed, as a run of its own that is reused or continued when the command is repeated.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,13 +36,13 @@ class Setting:
     Attributes
     ----------
     loss_input:
-        What the loss is given.
+        What the loss is computed on.
     activation:
         What is applied to the raw scores at inference: ``softmax`` or ``none``.
     epochs:
-        Passes over the data; three are a schedule of their own, not one continued.
+        Passes over the data; three have a schedule of their own, they do not continue the first.
     reported:
-        The score the seed document reports for it.
+        The score that the original notebook reports.
     """
 
     loss_input: str
@@ -67,18 +67,16 @@ class Row:
 
     Attributes
     ----------
-    setting:
-        What was done.
     log_loss:
         Mean over seeds of the held-out log loss.
     interval:
-        95 % bootstrap interval of it, over the battles of all seeds together.
+        Its 95 % bootstrap interval, over the battles of all seeds together.
     by_seed:
         The log loss of each seed.
     difference:
         Mean difference to the first row on the same battles; 0 for the first row itself.
     difference_interval:
-        95 % paired bootstrap interval of the difference.
+        Its 95 % paired bootstrap interval.
     """
 
     setting: Setting
@@ -91,7 +89,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Ablation:
-    """The table, its baselines, and what it shows."""
+    """The table, the prior's log loss, and what the table shows."""
 
     rows: tuple[Row, ...]
     battles: int
@@ -111,161 +109,140 @@ def ablate(
     output: Path | None = None,
     reporter: Reporter = SILENT,
 ) -> Ablation:
-    """The seed document's experiment: six ways to place softmax, five trainings a seed; resumable run by run.
+    """Train what is not yet trained and score all six rows; the table is also written as JSON and Markdown.
 
     Parameters
     ----------
     source:
         Files of battles with outcomes.
     workspace:
-        Where caches live, and the runs if ``output`` is not given.
+        Where caches are, and the runs if ``output`` is not given.
     options:
-        Of all trainings; epochs and the loss's input are set by the experiment.
+        Of all trainings; epochs, loss input and which weights are kept are set by the experiment.
     seeds:
-        How many seeds.
+        How many times each model is trained: with ``options.seed``, the one after it, and so on.
     output:
         Folder of the runs and the table.
-    """
-    options.check()
-    digest = read(source, workspace, reporter).fingerprint
-    folder = output or folder_for(workspace.root / "ablations", digest, options)
-
-    def train_one(run: Path, chosen: TrainOptions, resume: bool) -> None:
-        reporter.note(f"{run.name}")
-        if resume:
-            train(None, workspace, chosen, resume=str(run), remember=False, reporter=reporter)
-        else:
-            train(source, workspace, chosen, output=run, remember=False, command="prefcli ablate", reporter=reporter)
-
-    return run_ablation(folder, options, seeds, train_one)
-
-
-def folder_for(root: Path, digest: str, options: TrainOptions) -> Path:
-    """Where an ablation of these battles with these options lives, so that repeating it finds what is done."""
-    known = json.dumps([digest, dataclasses.asdict(options)], sort_keys=True)
-    return root / f"ablation-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
-
-
-def run_ablation(
-    folder: Path, options: TrainOptions, seeds: int, train: Callable[[Path, TrainOptions, bool], None]
-) -> Ablation:
-    """Train what is not there yet, score all six rows.
-
-    Parameters
-    ----------
-    folder:
-        Of the ablation; each training is a run below it.
-    options:
-        Everything that is the same for all trainings.
-    seeds:
-        How many times each is trained: with ``options.seed``, the one after it, and so on.
-    train:
-        ``train(folder, options, resume)`` leaves a run in a folder.
 
     Raises
     ------
     InputError
-        If nothing is held out to score on.
+        If nothing is held out to score on, or the architecture has no loss on logits.
     """
+    options.check()
     if not options.validation and not options.validation_file:
         raise InputError("an ablation needs held-out battles", hint="Use --validation 0.1 or --validation-file FILE.")
     if options.architecture == "features":
-        raise InputError("the softmax ablation is about neural architectures", hint="Use siamese or cross-encoder.")
-    trainings = list(dict.fromkeys((s.loss_input, s.epochs) for s in SETTINGS))
+        raise InputError("the ablation is for neural architectures", hint="Use siamese or cross-encoder.")
+    fingerprint = read(source, workspace, reporter).fingerprint
+    folder = output or _default_folder(workspace, fingerprint, options)
     for seed in range(options.seed, options.seed + seeds):
-        for loss_input, epochs in trainings:
-            run = _run_of(folder, seed, loss_input, epochs)
+        for loss_input, epochs in dict.fromkeys((s.loss_input, s.epochs) for s in SETTINGS):
+            run = _run_folder(folder, seed, loss_input, epochs)
+            if (run / runs.VALIDATION).is_file():
+                continue
+            reporter.note(run.name)
+            if (run / runs.CONFIG).is_file():
+                train(None, workspace, options, resume=str(run), remember=False, reporter=reporter)
+                continue
             # The last weights, not the best: what more epochs do is part of the question.
             chosen = dataclasses.replace(options, seed=seed, loss_input=loss_input, epochs=epochs, keep="last")
-            if not (run / runs.VALIDATION).is_file():
-                train(run, chosen, (run / runs.CONFIG).is_file())
+            train(source, workspace, chosen, output=run, remember=False, command="prefcli ablate", reporter=reporter)
     return evaluate(folder, options.seed, seeds)
 
 
+def _default_folder(workspace: Workspace, fingerprint: str, options: TrainOptions) -> Path:
+    """The same folder for the same battles and options, so that a repeated command finds its runs."""
+    identity = json.dumps([fingerprint, dataclasses.asdict(options)], sort_keys=True)
+    return workspace.root / "ablations" / f"ablation-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
 def evaluate(folder: Path, first_seed: int, seeds: int) -> Ablation:
-    """Score the six rows from the runs below ``folder``."""
-    each: list[NDArray[np.float64]] = []
-    by_seed: list[list[float]] = []
+    """Score the six rows from the runs below ``folder``, and write the table beside them."""
+    losses_by_row: list[NDArray[np.float64]] = []
+    rows: list[Row] = []
     priors: list[float] = []
     for setting in SETTINGS:
-        losses = []
+        losses_by_seed = []
         for seed in range(first_seed, first_seed + seeds):
-            run = _run_of(folder, seed, setting.loss_input, setting.epochs)
+            run = _run_folder(folder, seed, setting.loss_input, setting.epochs)
             held_out = runs.read_validation(run)
             logits, labels = held_out.logits, held_out.labels
             if not np.isfinite(logits).all():
-                raise ModelError("a training left scores that are no numbers", where=str(run))
+                raise ModelError("the training diverged: its scores are not finite", where=str(run))
             scores = metrics.softmax(logits) if setting.activation == "softmax" else clip_and_renormalize(logits)
-            losses.append(metrics.losses(scores, labels))
+            losses_by_seed.append(metrics.losses(scores, labels))
             if setting is SETTINGS[0]:
                 priors.append(metrics.prior_log_loss(labels))
-        each.append(np.concatenate(losses))
-        by_seed.append([float(loss.mean()) for loss in losses])
-    rows = []
-    for setting, losses_, means in zip(SETTINGS, each, by_seed, strict=True):
-        difference = losses_ - each[0]
+        losses = np.concatenate(losses_by_seed)
+        losses_by_row.append(losses)
+        difference = losses - losses_by_row[0]
         rows.append(
             Row(
                 setting,
-                float(losses_.mean()),
-                metrics.bootstrap_interval(losses_),
-                tuple(means),
+                float(losses.mean()),
+                metrics.bootstrap_interval(losses),
+                tuple(float(of_seed.mean()) for of_seed in losses_by_seed),
                 float(difference.mean()),
                 metrics.bootstrap_interval(difference),
             )
         )
-    prior = float(np.mean(priors))
-    ablation = Ablation(tuple(rows), len(each[0]), prior, seeds, _reading(rows), folder)
+    ablation = Ablation(tuple(rows), len(losses_by_row[0]), float(np.mean(priors)), seeds, _describe(rows), folder)
     files.write_text(folder / "ablation.json", json.dumps(dataclasses.asdict(ablation), indent=2, default=str) + "\n")
     files.write_text(folder / "ablation.md", as_markdown(ablation))
     return ablation
 
 
-def as_markdown(ablation: Ablation) -> str:
-    """The table for a document."""
-    lines = [
-        "| loss is given | at inference | epochs | log loss | 95 % interval | difference to row 1 | the document's |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in ablation.rows:
-        s = row.setting
-        lines.append(
-            f"| {s.loss_input} | {'softmax' if s.activation == 'softmax' else 'raw scores'} | {s.epochs} "
-            f"| {row.log_loss:.4f} | {row.interval[0]:.4f} to {row.interval[1]:.4f} "
-            f"| {row.difference:+.4f} ({row.difference_interval[0]:+.4f} to {row.difference_interval[1]:+.4f}) "
-            f"| {s.reported:.5f} |"
-        )
-    lines.append("")
-    lines.append(
-        f"{ablation.battles:,} held-out battles over {ablation.seeds} seed(s); prior {ablation.prior_log_loss:.4f}. "
-        f"{ablation.reading}"
+COLUMNS = ("loss input", "at inference", "epochs", "log loss", "95 % interval", "difference to row 1", "reported")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row of the table as text, under :data:`COLUMNS`."""
+    (low, high), (difference_low, difference_high) = row.interval, row.difference_interval
+    return (
+        row.setting.loss_input,
+        "softmax" if row.setting.activation == "softmax" else "raw scores",
+        str(row.setting.epochs),
+        f"{row.log_loss:.4f}",
+        f"{low:.4f} to {high:.4f}",
+        f"{row.difference:+.4f} ({difference_low:+.4f} to {difference_high:+.4f})",
+        f"{row.setting.reported:.5f}",
     )
+
+
+def as_markdown(ablation: Ablation) -> str:
+    """The table and what it shows."""
+    table = [COLUMNS, ("---",) * len(COLUMNS), *map(cells, ablation.rows)]
+    lines = [f"| {' | '.join(line)} |" for line in table]
+    lines += [
+        "",
+        f"{ablation.battles:,} held-out battles over {ablation.seeds} seed(s); prior {ablation.prior_log_loss:.4f}. "
+        f"{ablation.reading}",
+    ]
     return "\n".join(lines) + "\n"
 
 
-def _reading(rows: Sequence[Row]) -> str:
-    """Two sentences that say what the numbers show, computed from them."""
-    best, worst = (pick(rows, key=lambda row: row.log_loss) for pick in (min, max))
-    first = (
-        f"The best row gives the loss {best.setting.loss_input} for {_epochs(best)} ({best.log_loss:.4f}), the worst "
-        f"gives it {worst.setting.loss_input} for {_epochs(worst)} and "
-        f"{'submits raw scores' if worst.setting.activation == 'none' else 'applies softmax'} ({worst.log_loss:.4f})."
+def _describe(rows: Sequence[Row]) -> str:
+    """Two sentences on what the numbers show, computed from them."""
+    best, worst = (
+        f"{row.setting.loss_input} as loss input, {row.setting.epochs} epoch{'s' if row.setting.epochs > 1 else ''}, "
+        f"{'softmax' if row.setting.activation == 'softmax' else 'raw scores'} at inference ({row.log_loss:.4f})"
+        for row in (pick(rows, key=lambda row: row.log_loss) for pick in (min, max))
     )
     claims = []
-    for row, what in (
-        (rows[2], "Softmax before the loss"),
+    for row, change in (
+        (rows[2], "softmax before the loss"),
         (rows[3], "log-softmax before it"),
         (rows[4], "submitting raw scores"),
     ):
         low, high = row.difference_interval
         verdict = "costs" if low > 0 else "gains" if high < 0 else "makes no clear difference:"
-        claims.append(f"{what} {verdict} {abs(row.difference):.4f} ({low:+.4f} to {high:+.4f})")
-    return f"{first} Against plain cross-entropy for one epoch on the same battles: {'; '.join(claims)}."
+        claims.append(f"{change} {verdict} {abs(row.difference):.4f} ({low:+.4f} to {high:+.4f})")
+    return (
+        f"Best: {best}. Worst: {worst}. "
+        f"Against plain cross-entropy for one epoch on the same battles: {'; '.join(claims)}."
+    )
 
 
-def _epochs(row: Row) -> str:
-    return f"{row.setting.epochs} epoch{'s' if row.setting.epochs > 1 else ''}"
-
-
-def _run_of(folder: Path, seed: int, loss_input: str, epochs: int) -> Path:
+def _run_folder(folder: Path, seed: int, loss_input: str, epochs: int) -> Path:
     return folder / f"seed-{seed}-{loss_input}-{epochs}"

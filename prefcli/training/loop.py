@@ -169,8 +169,8 @@ def make_optimizer(module: nn.Module, options: TrainOptions) -> torch.optim.Adam
 def loss_of(logits: Tensor, targets: Tensor, options: TrainOptions) -> Tensor:
     """Cross-entropy summed over battles.
 
-    ``loss_input`` other than ``logits`` is the seed's ablation: CrossEntropyLoss applies log-softmax itself, so
-    ``log-softmax`` before it changes nothing and ``softmax`` squeezes the logits into [0, 1].
+    ``loss_input`` other than ``logits`` is the original notebook's ablation: CrossEntropyLoss applies log-softmax
+    itself, so ``log-softmax`` before it changes nothing and ``softmax`` squeezes the logits into [0, 1].
     """
     if options.loss_input == "softmax":
         logits = logits.softmax(dim=-1)
