@@ -161,13 +161,13 @@ def test_what_is_remembered_already_is_not_written_again(workspace: Workspace, m
 def test_a_run_is_claimed_once_whichever_link_leads_to_it(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to("run")
-    again = runs.claimed(tmp_path / "link")
-    with runs.claimed(tmp_path / "run"), pytest.raises(PrefcliError, match="another prefcli"), again:
+    again = runs.locked(tmp_path / "link")
+    with runs.locked(tmp_path / "run"), pytest.raises(PrefcliError, match="another prefcli"), again:
         pass
 
 
 def test_a_run_may_have_the_longest_name_there_is(tmp_path: Path) -> None:
-    with runs.claimed(tmp_path / ("y" * 255)):
+    with runs.locked(tmp_path / ("y" * 255)):
         pass
     assert os.listdir(tmp_path) == []
 

@@ -84,7 +84,7 @@ def test_only_what_prediction_needs_is_downloaded_and_only_once(server: Hub, fas
     assert not loaded & {"evil.py", "big.bin", "README.md", "metrics.jsonl", "curves.svg"}
     server.asked.clear()
     assert hub.find_run("hf://a/b") == folder
-    as_run = {"what": "run", "whole": Path.exists, "patterns": hub.RUN_PATTERNS, "instead": ""}
+    as_run = {"what": "run", "is_complete": Path.exists, "patterns": hub.RUN_PATTERNS, "hint": ""}
     assert hub.find("a/b", **as_run) == (folder, "the hub's local cache")
     assert server.asked == []
     server.repos["a/c"] = server.repos["a/b"]
@@ -112,7 +112,7 @@ def test_a_neural_run_with_folds_goes_there_and_back_without_checkpoints(
 def test_a_second_push_replaces_the_first_run_whole(server: Hub, fast_run: Path, tmp_path: Path) -> None:
     server.repos["me/judge"] = Repo(held(fast_run) | {"adapter_config.json": b"{}", "fold-9/config.json": b"{}"})
     prefcli.push(fast_run, "me/judge")
-    assert set(server.repos["me/judge"].files) == set(runs.published(fast_run))
+    assert set(server.repos["me/judge"].files) == set(runs.published_files(fast_run))
 
 
 # What is refused
@@ -130,7 +130,7 @@ def test_a_run_changed_on_the_way_is_not_loaded(cli: CLI, server: Hub, fast_run:
         server.repos[f"a/{number}"] = Repo(held_there, private=False)
         done = cli("predict", demo_files.test, "-m", f"hf://a/{number}", "-o", "p.csv")
         assert done.code == 1, words
-        assert "no whole run of prefcli" in done.err
+        assert "not a complete run of prefcli" in done.err
         assert words in done.err
     assert not Path("p.csv").exists()
 
@@ -218,7 +218,7 @@ def test_a_login_that_will_not_do_is_refused_before_any_work(
     server.account = known | {"auth": {"accessToken": {"role": "read"}}}
     refused("can only read")
     server.account = known | {"name": "you", "orgs": [{"name": "ours"}]}
-    refused("cannot write to me/: you, ours")
+    refused("cannot write to me/, only to you, ours")
     server.account = known
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     refused("does not know the token")
@@ -246,7 +246,7 @@ def test_what_is_there_and_no_run_or_public_is_left_alone(cli: CLI, server: Hub,
     server.repos["me/other"] = Repo({"weights.h5": b"0"})
     server.repos["me/public"] = Repo(private=False)
     done = cli("push", fast_run, "me/other")
-    assert (done.code, "no run of prefcli" in done.err) == (2, True)
+    assert (done.code, "not a run of prefcli" in done.err) == (2, True)
     assert set(server.repos["me/other"].files) == {"weights.h5"}
     done = cli("push", fast_run, "me/public")
     assert (done.code, "public already" in done.err) == (2, True)

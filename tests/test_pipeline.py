@@ -329,7 +329,7 @@ def test_the_same_command_continues_what_a_killed_one_left(cli: CLI, demo_files:
 def test_a_folder_that_someone_trains_into_is_refused(cli: CLI, demo_files: Demo) -> None:
     from prefcli.storage import runs
 
-    with runs.claimed(Path("busy")):
+    with runs.locked(Path("busy")):
         done = cli("train", demo_files.train, "--recipe", "fast", "--output", "busy")
     assert done.code == 1
     assert "another prefcli is training into this folder" in done.err

@@ -146,9 +146,9 @@ def from_hub(name: str, *, network: bool = True) -> ResolvedModel:
     folder, source = hub.find(
         name,
         "encoder",
-        whole=lambda folder: (folder / "config.json").is_file() and bool(_weight_files(folder)),
+        is_complete=lambda folder: (folder / "config.json").is_file() and bool(_weight_files(folder)),
         patterns=HUB_PATTERNS,
-        instead="Use a folder (--encoder DIR), or --encoder tiny, which needs nothing.",
+        hint="Use a folder (--encoder DIR), or --encoder tiny, which needs nothing.",
         network=network,
     )
     return ResolvedModel(folder, source)

@@ -71,7 +71,7 @@ def merge(
             where=str(run),
             hint="Predict with it as it is.",
         )
-    runs.verify_all(run)
+    runs.verify(run)
     placement = dataclasses.replace(devices.place("cpu", "fp32"), reason="to merge weights")
     model = neural.load(members[0], placement, fast_attention=False, encoder=encoder)
     module = model.module

@@ -179,7 +179,7 @@ def export(run: Path, folder: Path, samples: Sequence[Sample], *, int8: bool = F
     ModelError
         If the run is damaged, its encoder cannot be exported, or the export predicts something else.
     """
-    runs.verify_all(run)
+    runs.verify(run)
     config = runs.read_config(run)
     with files.atomic(folder) as temporary:
         found = [
@@ -190,7 +190,7 @@ def export(run: Path, folder: Path, samples: Sequence[Sample], *, int8: bool = F
         if made.models > 1 or config["options"]["folds"]:
             _copy_artifacts(run, temporary)
             _write_config(temporary, config, {"format": exported.FORMAT, "precision": made.precision})
-        for member in dict.fromkeys((temporary, *runs.members(temporary))):
+        for member in runs.all_folders(temporary):
             card.add_export(member, _described(made), folder.name)
             runs.seal(member, trained=True)
     return made

@@ -63,7 +63,7 @@ def export(
         If it cannot be exported, or the export predicts something else; then nothing is left.
     """
     source = workspace.find_run(run)
-    runs.verify_all(source)
+    runs.verify(source)
     from prefcli.exporting import onnx
 
     onnx.refuse(source, folder, force)

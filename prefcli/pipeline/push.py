@@ -35,10 +35,10 @@ def push(
         If the run is not whole, nobody is logged in who may write there, or the hub does not take it.
     """
     folder = workspace.find_run(run)
-    names = runs.published(folder)
+    names = runs.published_files(folder)
     hub.check_push(name)
     if license is not None:
-        for member in dict.fromkeys((folder, *runs.members(folder))):
+        for member in runs.all_folders(folder):
             card.set_license(member, license)
     reporter.note(f"pushing {len(names)} files of {folder} to {name} ({'private' if private else 'public'})")
     return hub.push(folder, names, name, private=private)

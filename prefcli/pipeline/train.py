@@ -105,8 +105,8 @@ def train(
                 )
             folder = workspace.find_run(resume)
             if world.is_main_process:
-                claims.enter_context(runs.claimed(folder))
-            runs.verify_all(folder, going_on=True)
+                claims.enter_context(runs.locked(folder))
+            runs.verify(folder, resuming=True)
             config = runs.read_config(folder)
             if runs.runtime_of(config) == "onnx":
                 raise InputError(f"{folder} is an exported run", hint="Continue the run that it was exported from.")
@@ -141,7 +141,7 @@ def train(
             )
         except BaseException:
             if world.is_main_process:
-                runs.forget_if_empty(folder)
+                runs.remove_if_empty(folder)
             raise
         if world.is_main_process:
             if remember:
@@ -173,10 +173,10 @@ def _claim(
         return known == data.identity and TrainOptions(**config["options"]) == options
 
     folder = output or runs.new_folder(workspace.runs, options)
-    claims.enter_context(runs.claimed(folder))
-    under_way = runs.begin(folder, force=force, same=same)
+    claims.enter_context(runs.locked(folder))
+    under_way = runs.start(folder, force=force, is_same=same)
     if under_way:
-        runs.verify_all(folder, going_on=True)
+        runs.verify(folder, resuming=True)
         reporter.note(f"{folder} holds this run, unfinished: continuing it")
     return folder, under_way
 

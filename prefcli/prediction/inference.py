@@ -72,7 +72,7 @@ def open_runs(
     from prefcli import models
 
     for folder in folders:
-        runs.verify_all(folder)
+        runs.verify(folder)
     if encoder is not None and not any(runs.read_config(folder)["options"].get("lora_rank") for folder in folders):
         raise InputError(
             "--encoder says where the encoder of adapters lies, and none of the runs has any", hint="Leave it out."

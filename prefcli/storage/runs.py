@@ -1,9 +1,9 @@
-"""A run's folder: one training and everything it left, able to explain itself.
+"""A run's folder: everything that one training leaves.
 
-``config.json`` holds every option with where it came from, what it was resolved to, the data and the versions;
-``model.safetensors`` and the tokenizer make it load by itself; ``validation.parquet`` holds the probabilities of every
-held-out battle; ``metrics.jsonl`` the course of the training; ``README.md`` the model card. With ``--folds`` the
-folder holds one such run per fold, and ``validation.parquet`` the out-of-fold probabilities of all battles.
+``config.json`` holds every option with its origin and resolved value, the data and the versions;
+``model.safetensors`` and the tokenizer are all that loading needs; ``validation.parquet`` holds the probabilities of
+every held-out battle, ``metrics.jsonl`` the training log, ``README.md`` the model card. With ``--folds`` the folder
+holds one such run per fold, and ``validation.parquet`` the out-of-fold probabilities of all battles.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from prefcli import metrics
 from prefcli._version import __version__
-from prefcli.errors import InputError, ModelError, PrefcliError
+from prefcli.errors import InputError, ModelError, PrefcliError, one_line
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, WINNER_COLUMNS
 from prefcli.storage import files
@@ -38,20 +38,20 @@ METRICS = "metrics.jsonl"
 CURVES = "curves.svg"
 LOGIT_COLUMNS = ("logit_a", "logit_b", "logit_tie")
 UNFINISHED = "unfinished"
-"""A file that stands in a run's folder from its beginning until everything about it is done."""
+"""A file that is in a run's folder until the run is complete."""
 TRAINED = (VALIDATION, "model.safetensors")
-"""Files of a run that a training makes on its way; everything else is there from the beginning."""
+"""Files that training changes; all others are there from the start."""
 OWN_KEYS = (
     "format", "outcomes", "options", "versions", "origins", "resolved", "data", "command", "base", "export",
 )  # fmt: skip
 """Keys of ``config.json`` that are prefcli's; all others are the encoder's, as transformers reads them."""
 UNSEALED = (CARD, METRICS, CURVES, UNFINISHED, files.CHECKSUMS)
-"""Files of a run that no prediction depends on."""
+"""Files that prediction does not depend on."""
 FORMAT = 1
 
 
 def new_folder(root: Path, options: TrainOptions) -> Path:
-    """A new, empty folder for a run, named by when, which architecture, which encoder; numbered where that is taken.
+    """A new, empty folder for a run, named by time, architecture and encoder; numbered if the name is taken.
 
     Raises
     ------
@@ -72,30 +72,30 @@ def new_folder(root: Path, options: TrainOptions) -> Path:
     raise AssertionError("unreachable")
 
 
-def versions() -> dict[str, str]:
-    """Versions of what computes the result."""
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that the results depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"prefcli": __version__, "python": platform.python_version()}
+    versions = {"prefcli": __version__, "python": platform.python_version()}
     for name in ("torch", "transformers", "tokenizers", "numpy", "pyarrow", "nltk", "lightgbm"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+            versions[name] = "unknown"
+    return versions
 
 
 def write_config(folder: Path, options: TrainOptions, more: Mapping[str, Any]) -> None:
-    """Write ``config.json``: the options and everything else that explains the run.
+    """Write ``config.json``: the options, and everything else that describes the run.
 
-    An encoder's own configuration stands beside them, so that transformers finds the encoder in the run.
+    The encoder's own configuration is on the same level, so that transformers can load the encoder from the run.
     """
     config = {
         **more,
         "format": FORMAT,
         "outcomes": list(OUTCOMES),
         "options": asdict(options),
-        "versions": versions(),
+        "versions": package_versions(),
     }
     files.write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
@@ -122,7 +122,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except InputError as error:
         raise ModelError(f"the run's config.json is damaged: {error.what}", where=str(folder)) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"the run's config.json is damaged: {error}", where=str(folder)) from None
+        raise ModelError(f"the run's config.json is damaged: {one_line(error)}", where=str(folder)) from None
     return dict(config)
 
 
@@ -144,21 +144,26 @@ def members(folder: Path) -> list[Path]:
     return [folder / f"fold-{fold}" for fold in range(1, folds + 1)] if folds else [folder]
 
 
-def begin(folder: Path, *, force: bool, same: Callable[[Mapping[str, Any]], bool]) -> bool:
-    """Make room for a run. What a killed call of the same command left in the folder is continued, not thrown away.
+def all_folders(folder: Path) -> list[Path]:
+    """A run's folder and those of its folds."""
+    return list(dict.fromkeys((folder, *members(folder))))
+
+
+def start(folder: Path, *, force: bool, is_same: Callable[[Mapping[str, Any]], bool]) -> bool:
+    """Prepare a run's folder: an interrupted run of the same command is continued.
 
     Parameters
     ----------
     folder:
         Of the run.
     force:
-        Throw away a run that is there.
-    same:
-        Whether a run with this ``config.json`` is what is about to be trained.
+        Delete an existing run.
+    is_same:
+        Whether a run with this ``config.json`` has the battles and options of the run to start.
 
     Returns
     -------
-    Whether the folder holds the beginning of that very run.
+    Whether the folder holds such a run, to be continued.
 
     Raises
     ------
@@ -172,11 +177,11 @@ def begin(folder: Path, *, force: bool, same: Callable[[Mapping[str, Any]], bool
     elif not force and not is_unfinished(folder):
         raise InputError(f"{folder} already exists", hint="Choose another --output, or overwrite it with --force.")
     elif not force and (folder / CONFIG).is_file():
-        if same(read_config(folder)):
+        if is_same(read_config(folder)):
             return True
         raise InputError(
             f"{folder} holds an unfinished run of other battles or options",
-            hint=f"Continue it with --resume {folder}, choose another --output, or throw it away with --force.",
+            hint=f"Continue it with --resume {folder}, choose another --output, or delete it with --force.",
         )
     elif not is_run(folder):
         raise InputError(f"{folder} is not a run, so --force does not remove it", hint="Choose another --output.")
@@ -187,7 +192,7 @@ def begin(folder: Path, *, force: bool, same: Callable[[Mapping[str, Any]], bool
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run of prefcli, whole or not: models of others have a ``config.json`` too."""
+    """Whether a folder holds a run of prefcli, finished or not: other models have a ``config.json`` too."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         return isinstance(config, dict) and "options" in config and "outcomes" in config
@@ -196,33 +201,36 @@ def is_run(folder: Path) -> bool:
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Whether a run was begun here and not brought to its end."""
+    """Whether a run was started here and is not finished."""
     return (folder / UNFINISHED).is_file()
 
 
 def finish(folder: Path) -> None:
-    """Everything about the run is done."""
+    """Mark a run as complete."""
     (folder / UNFINISHED).unlink(missing_ok=True)
 
 
-def forget_if_empty(folder: Path) -> None:
+def remove_if_empty(folder: Path) -> None:
     """Remove the folder of a run that failed before there was anything to continue."""
     if is_unfinished(folder) and not (folder / CONFIG).is_file():
         files.remove(folder)
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from training into the same folder.
 
     Raises
     ------
     PrefcliError
-        If one is at it.
+        If another process does so already.
     """
+    # Beside the folder, which may be deleted; short, whatever its name; the same, whichever link leads there.
+    target = Path(os.path.realpath(folder))
+    lock = target.parent / f".prefcli-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.lock"
     with ExitStack() as stack:
         try:
-            stack.enter_context(files.locked(_lock_of(folder)))
+            stack.enter_context(files.locked(lock))
         except BlockingIOError:
             raise PrefcliError(
                 "another prefcli is training into this folder",
@@ -232,87 +240,84 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
 
 
-def _lock_of(folder: Path) -> Path:
-    """Beside the folder, which may be thrown away; short, whatever its name; one, whichever link leads there."""
-    place = Path(os.path.realpath(folder))
-    return place.parent / f".prefcli-{hashlib.sha256(os.fsencode(place.name)).hexdigest()[:16]}.lock"
-
-
 def seal(folder: Path, *, trained: bool) -> None:
-    """Keep the checksums of the run's files in ``SHA256SUMS``: of all, or of those that training does not change."""
-    left_out = UNSEALED if trained else (*UNSEALED, *TRAINED)
+    """Write ``SHA256SUMS``; before a run is ``trained``, without the files that training changes."""
+    excluded = UNSEALED if trained else (*UNSEALED, *TRAINED)
     names = (path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    files.write_checksums(folder, (name for name in names if name not in left_out))
+    files.write_checksums(folder, (name for name in names if name not in excluded))
 
 
-def published(folder: Path) -> list[str]:
-    """Files of a finished run for others: what is sealed, its checksums, card, curves and log; no checkpoints.
+def published_files(folder: Path) -> list[str]:
+    """Files of a finished run for the hub: what has a checksum, the checksums, card, curves and log; no checkpoints.
 
     Raises
     ------
     ModelError
-        If the run is not whole, or keeps no checksums.
+        If the run is damaged or unfinished, or has no checksums.
     """
-    verify_all(folder)
+    verify(folder)
     names = []
-    for member in dict.fromkeys((folder, *members(folder))):
+    for member in all_folders(folder):
         sealed = list(files.read_checksums(member))
         if not sealed:
-            raise ModelError(f"the run keeps no {files.CHECKSUMS}", where=str(member), hint="Train it again.")
+            raise ModelError(f"the run has no {files.CHECKSUMS}", where=str(member), hint="Train it again.")
         more = [name for name in (files.CHECKSUMS, CARD, CURVES, METRICS) if (member / name).is_file()]
         names += [(member / name).relative_to(folder).as_posix() for name in (*sealed, *more)]
     return names
 
 
-def verify(folder: Path, *, going_on: bool = False) -> None:
-    """Check that the run is whole: finished, its files those of the checksums it keeps; one without any passes.
+def verify(folder: Path, *, resuming: bool = False) -> None:
+    """Check a run and its folds: finished, and every file matches its checksum. A run without checksums passes.
 
     Parameters
     ----------
     folder:
         Of the run.
-    going_on:
-        Its training is about to be continued: what is gone will be made again, and so will the validation file.
+    resuming:
+        Its training is about to continue: it may be unfinished, and missing files and the validation file will be
+        written again.
 
     Raises
     ------
     ModelError
-        If a file is not what it was, or the training is not finished.
+        If a file has changed or is missing, or the training is not finished.
     """
-    if is_unfinished(folder) and not going_on:
-        raise ModelError(
-            "the run's training did not finish, or is still under way",
-            where=str(folder),
-            hint=f"Wait for it, or continue it with prefcli train --resume {folder}.",
-        )
-    try:
-        wrong = files.checksum_mismatches(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the run's checksums cannot be read: {error}", where=str(folder / files.CHECKSUMS)) from None
-    if going_on:
-        wrong = {name: how for name, how in wrong.items() if how == "changed" and name != VALIDATION}
-    if wrong:
-        raise ModelError(
-            f"the run is damaged: {', '.join(f'{name} is {how}' for name, how in wrong.items())}",
-            where=str(folder),
-            hint=f"Copy the run again, or train anew. If you changed it on purpose, delete {files.CHECKSUMS}.",
-        )
-
-
-def verify_all(folder: Path, *, going_on: bool = False) -> None:
-    """:func:`verify` a run and each of its folds."""
-    for member in dict.fromkeys((folder, *members(folder))):
-        verify(member, going_on=going_on)
+    for member in all_folders(folder):
+        if is_unfinished(member) and not resuming:
+            raise ModelError(
+                "the run's training did not finish, or is still under way",
+                where=str(member),
+                hint=f"Wait for it, or continue it with prefcli train --resume {member}.",
+            )
+        try:
+            mismatches = files.checksum_mismatches(member)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"the run's checksums cannot be read: {one_line(error)}", where=str(member / files.CHECKSUMS)
+            ) from None
+        damaged = [
+            f"{name} is {how}"
+            for name, how in mismatches.items()
+            if not resuming or (how == "changed" and name != VALIDATION)
+        ]
+        if damaged:
+            raise ModelError(
+                f"the run is damaged: {', '.join(damaged)}",
+                where=str(member),
+                hint=f"Copy the run again, or train anew. If you changed it on purpose, delete {files.CHECKSUMS}.",
+            )
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a run predicted of battles it did not learn from.
+    """A run's predictions for its held-out battles.
 
     Attributes
     ----------
-    ids, keys, labels:
-        Of the battles; keys of their prompts.
+    ids, labels:
+        Of the battles.
+    keys:
+        Of their prompts.
     logits:
         Shape ``[n, 3]``.
     """
@@ -330,7 +335,7 @@ def write_validation(
     labels: NDArray[np.integer],
     keys: NDArray[np.int64],
 ) -> None:
-    """``validation.parquet``: per held-out battle its id, label, prompt key, three probabilities and three logits."""
+    """Write ``validation.parquet``: id, label, prompt key, probabilities and logits of every held-out battle."""
     import pyarrow.parquet as pq
 
     probabilities = metrics.softmax(logits)
@@ -339,11 +344,11 @@ def write_validation(
     columns |= {name: pa.array(probabilities[:, i]) for i, name in enumerate(WINNER_COLUMNS)}
     columns |= {name: pa.array(logits[:, i]) for i, name in enumerate(LOGIT_COLUMNS)}
     with files.atomic(folder / VALIDATION) as temporary, temporary.open("wb") as stream:
-        pq.write_table(pa.table(columns), stream)  # not by its name, which need not be text
+        pq.write_table(pa.table(columns), stream)  # not the path, which need not be text
 
 
 def read_validation(folder: Path) -> HeldOut:
-    """The held-out battles of a run and what it made of them.
+    """The held-out battles of a run with its predictions.
 
     Raises
     ------
@@ -353,8 +358,8 @@ def read_validation(folder: Path) -> HeldOut:
     import pyarrow.parquet as pq
 
     try:
-        # Into memory of Arrow's own: its threads let go of a Python file's whenever they come to it, which aborts a
-        # process that is ending. And not by its name, which need not be text.
+        # Read into Arrow's own memory: Arrow's threads release that of a Python file at any time, which aborts a
+        # process that is ending. Not opened by its path, which need not be text.
         with (folder / VALIDATION).open("rb") as stream:
             content = pa.allocate_buffer(os.fstat(stream.fileno()).st_size)
             stream.readinto(memoryview(content))
@@ -363,15 +368,15 @@ def read_validation(folder: Path) -> HeldOut:
         labels = table["label"].to_numpy().astype(np.int64)
         return HeldOut(table["id"].to_pylist(), table["prompt_key"].to_numpy(), logits, labels)
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise ModelError(f"the run has no usable {VALIDATION}: {error}", where=str(folder)) from None
+        raise ModelError(f"the run has no usable {VALIDATION}: {one_line(error)}", where=str(folder)) from None
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl`` that are whole: a log, in which a crash or damage may have left half a line."""
-    found = []
+    """The valid lines of ``metrics.jsonl``: a crash may have left part of a line."""
+    records = []
     for line in (folder / METRICS).read_text(encoding="utf-8", errors="replace").splitlines():
         with suppress(ValueError):
             record = json.loads(line)
             if isinstance(record, dict) and isinstance(record.get("step"), int):
-                found.append(record)
-    return found
+                records.append(record)
+    return records
