@@ -8,6 +8,9 @@ import io
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +69,42 @@ def cli() -> Callable[..., Result]:
         return Result(code, out.getvalue(), err.getvalue())
 
     return call
+
+
+RANK = """
+import json, os, sys
+from prefcli.cli.main import run
+
+for port, arguments in json.loads(sys.argv[1]):
+    os.environ["MASTER_PORT"] = port
+    if code := run(arguments):
+        sys.exit(code)
+"""
+
+
+def run_ranks(*commands: Sequence[object], ranks: int = 2) -> list[Result]:
+    """Run commands of ``prefcli`` one after the other in each of some processes, as ``torchrun`` would start them.
+
+    Python and torch start once for all commands, which is most of the time that a small run takes.
+    """
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in commands]
+        ports = [str(server.getsockname()[1]) for server in servers]
+    argument = json.dumps([(port, [*map(str, command)]) for port, command in zip(ports, commands, strict=True)])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, argument], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
+                              "MASTER_ADDR": "127.0.0.1"},
+        )
+        for rank in range(ranks)
+    ]  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [Result(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = KAGGLE_COLUMNS) -> Path:

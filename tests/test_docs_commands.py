@@ -209,14 +209,28 @@ def test_commands_in_the_documents_run(
             assert code == 0, f"{page.name}, line {block.line}: {command}\n{said}"
 
 
+def without_torchrun(words: list[str]) -> list[str]:
+    """The command that ``torchrun`` starts, if it does."""
+    from torch.distributed.run import get_args_parser
+
+    if words[0] != "torchrun":
+        return words
+    launched = get_args_parser().parse_args(words[1:])
+    return [launched.training_script, *launched.training_script_args] if launched.module else words
+
+
 def here(text: str, folder: Path) -> str:
     """Kaggle's folder lies below the test's."""
     return re.sub(r"(?<![\w.])/kaggle/", f"{folder}/kaggle/", text)
 
 
 def execute(command: str, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
-    """Run one command: in this process, which saves seconds of imports, where it is but words; else in a shell."""
-    words = shlex.split(command)
+    """Run one command: in this process, which saves seconds of imports, where it is but words; else in a shell.
+
+    Of ``torchrun`` the flags are checked, and what it would start in several processes is run in this one:
+    test_training.py starts several.
+    """
+    words = without_torchrun(shlex.split(command))
     assigned = [word.partition("=") for word in words if re.match(r"[A-Z_]+=", word)]
     if words[len(assigned)] != "prefcli" or BEYOND_WORDS.search(command):
         done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True, timeout=300)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Result, battle, write_csv
+from conftest import Result, battle, run_ranks, write_csv
 
 import prefcli
 from prefcli import estimating
@@ -181,17 +179,13 @@ def test_python_gives_the_same_estimate(demo_files: Demo) -> None:
     assert left() == set()
 
 
-def test_several_processes_estimate_together(demo_files: Demo, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "-m", "prefcli", "train", str(demo_files.train), *map(str, TINY), "--limit", "80", "--estimate", "--json",
-         "--quiet"],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["estimate"]
+def test_several_processes_estimate_together(demo_files: Demo) -> None:
+    main, other = run_ranks(("train", demo_files.train, *TINY, "--limit", 80, "--estimate", "--json", "--quiet"))
+    assert (main.code, other.code) == (0, 0), main.err + other.err
+    found = main.json()["estimate"]
     assert found["processes"] == 2
     assert found["pieces"] == 9
+    assert other.out == ""
     assert left() == set()
 
 
