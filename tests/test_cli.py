@@ -109,7 +109,7 @@ def test_score_names_wrong_rows(cli: CLI, tmp_path: Path) -> None:
         "word": (good[:2] + ["3,much,0.3,0.7"] + good[3:], "row 3, column winner_model_a"),
         "blank": (good[:2] + ["3,,0.3,0.7"] + good[3:], "row 3, column winner_model_a"),
         "missing": (good[:4], "have no prediction: id '5'"),
-        "extra": ([*good, "6,0.2,0.3,0.5"], "have no truth: id '6'"),
+        "extra": ([*good, "6,0.2,0.3,0.5"], "have no label: id '6'"),
         "twice": ([*good, "3,0.2,0.3,0.5"], "rows 3 and 6"),
         "nothing": ([], "no predictions"),
     }
@@ -135,7 +135,7 @@ def test_a_zero_for_the_truth_is_scored_and_flagged(cli: CLI, tmp_path: Path) ->
     preds.write_text("id,winner_model_a,winner_model_b,winner_tie\n1,0,1,0\n2,0.2,0.3,0.5\n")
     done = cli("score", preds, truth)
     assert done.code == 0
-    assert "1 battles gave their true outcome probability (nearly) 0" in done.err
+    assert "1 battles gave the true outcome a probability of (nearly) 0" in done.err
 
 
 def test_json_is_all_that_stands_on_stdout(cli: CLI, demo_files: Demo) -> None:

@@ -1,4 +1,4 @@
-"""Rows joined by id: the same result in memory and spread over files, and every mismatch with its rows."""
+"""Rows joined by id: the same result in memory and on disk, and every mismatch with its rows."""
 
 from __future__ import annotations
 
@@ -21,55 +21,55 @@ def rows(ids: list[int], values: np.ndarray, size: int = 7) -> Iterator[Rows]:
         yield Rows(part, values[start : start + size], start + 1)
 
 
-@pytest.fixture(params=[1 << 18, 10], ids=["in memory", "spread over files"])
-def _room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=[1 << 18, 10], ids=["in memory", "on disk"])
+def _memory_limit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "IN_MEMORY_ROWS", request.param)
 
 
-@pytest.mark.usefixtures("_room")
-def test_rows_of_the_same_id_meet_whatever_their_order() -> None:
+@pytest.mark.usefixtures("_memory_limit")
+def test_rows_with_equal_ids_are_joined_in_any_order() -> None:
     random = np.random.default_rng(0)
     left, right = random.permutation(500), random.permutation(500)
     with Join(rows(left.tolist(), left[:, None] * 1.0), rows(right.tolist(), right[:, None] * 2.0)) as join:
         pairs = [np.concatenate(part, axis=1) for part in join.pairs()]
-    met = np.concatenate(pairs)
-    assert sorted(met[:, 0]) == list(range(500))
-    assert np.array_equal(met[:, 0] * 2, met[:, 1])
+    joined = np.concatenate(pairs)
+    assert sorted(joined[:, 0]) == list(range(500))
+    assert np.array_equal(joined[:, 0] * 2, joined[:, 1])
     assert join.mismatches == joining.Mismatches()
     assert join.sizes == (500, 500)
 
 
-@pytest.mark.usefixtures("_room")
-def test_what_does_not_fit_is_counted_and_the_first_rows_are_named() -> None:
+@pytest.mark.usefixtures("_memory_limit")
+def test_mismatches_are_counted_and_the_first_rows_named() -> None:
     left, right = [*range(100), 5, 50, 7, 5], range(10, 130)
     with Join(rows(left, np.zeros((104, 3))), rows(list(right), np.zeros((120, 1)))) as join:
         assert sum(len(a) for a, _ in join.pairs()) == 90
-    found = join.mismatches
-    assert (found.left_twice.count, found.left_twice.first) == (4, [(101, "5", 6), (102, "50", 51), (103, "7", 8)])
-    assert found.right_twice.count == 0
-    assert (found.left_alone.count, found.left_alone.first) == (10, [(1, "0"), (2, "1"), (3, "2")])
-    assert (found.right_alone.count, found.right_alone.first) == (30, [(91, "100"), (92, "101"), (93, "102")])
+    expected = joining.Mismatches()
+    expected.left_duplicates.add([(101, "5", 6), (102, "50", 51), (103, "7", 8)], 4)
+    expected.left_only.add([(1, "0"), (2, "1"), (3, "2")], 10)
+    expected.right_only.add([(91, "100"), (92, "101"), (93, "102")], 30)
+    assert join.mismatches == expected
 
 
-def test_a_score_is_the_same_in_memory_and_spread_over_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_score_is_the_same_in_memory_and_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(1)
     n = 3000
     guesses, truth = random.dirichlet([1, 1, 1], size=n), random.integers(0, 3, n)
     head = "id,winner_model_a,winner_model_b,winner_tie\n"
     lines = [f"{i},{a!r},{b!r},{c!r}" for i, (a, b, c) in enumerate(guesses.tolist())]
     (tmp_path / "p.csv").write_text(head + "\n".join(lines) + "\n")
-    told = [f"{i}," + ",".join(str(int(truth[i] == k)) for k in range(3)) for i in random.permutation(n)]
-    (tmp_path / "y.csv").write_text(head + "\n".join(told) + "\n")
-    kept = pipeline.score(tmp_path / "p.csv", tmp_path / "y.csv")
+    label_lines = [f"{i}," + ",".join(str(int(truth[i] == k)) for k in range(3)) for i in random.permutation(n)]
+    (tmp_path / "y.csv").write_text(head + "\n".join(label_lines) + "\n")
+    in_memory = pipeline.score(tmp_path / "p.csv", tmp_path / "y.csv")
     monkeypatch.setattr(joining, "IN_MEMORY_ROWS", 100)
-    spread = pipeline.score(tmp_path / "p.csv", tmp_path / "y.csv")
-    assert kept.log_loss == pytest.approx(metrics.log_loss(guesses, truth), abs=1e-12)
+    on_disk = pipeline.score(tmp_path / "p.csv", tmp_path / "y.csv")
+    assert in_memory.log_loss == pytest.approx(metrics.log_loss(guesses, truth), abs=1e-12)
     for name in ("n", "log_loss", "binary_log_loss", "accuracy", "brier", "ece", "prior_log_loss", "clipped"):
-        assert getattr(spread, name) == pytest.approx(getattr(kept, name), abs=1e-12), name
-    assert spread.log_loss_ci == pytest.approx(kept.log_loss_ci, abs=5e-3)
+        assert getattr(on_disk, name) == pytest.approx(getattr(in_memory, name), abs=1e-12), name
+    assert on_disk.log_loss_ci == pytest.approx(in_memory.log_loss_ci, abs=5e-3)
 
 
-def test_no_room_for_temporary_files_is_said_with_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_with_the_folder_of_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "IN_MEMORY_ROWS", 10)
 
     def full(**_: object) -> None:

@@ -1,9 +1,8 @@
-"""Two streams of rows joined by id, in memory that does not grow with them.
+"""Join two streams of rows by id in memory that does not grow with them.
 
-While there are few rows they are kept in memory. From :data:`IN_MEMORY_ROWS` on, both streams are spread over nameless
-temporary files by the hash of their ids, and rows of the same id meet within a file: the hash join of Kitsuregawa et
-al., "Application of hash to data base machine and its architecture" (1983). Nothing of it is left behind, even by a
-process that is killed.
+Few rows are kept in memory. From :data:`IN_MEMORY_ROWS` on, both streams are spread over nameless temporary files by
+the hash of their ids, and rows with equal ids meet within a file: the hash join of Kitsuregawa et al., "Application of
+hash to data base machine and its architecture" (1983). Nothing of it is left behind, even by a process that is killed.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from prefcli.storage import files
 
 IN_MEMORY_ROWS = 1 << 18
 BUCKETS = 64
-NAMED = 3
-"""How many rows of a kind of mismatch are named."""
+MAX_EXAMPLES = 3
+"""How many rows of each kind of mismatch are named."""
 
 Values = NDArray[np.float64]
 
@@ -36,7 +35,7 @@ class Rows:
     Attributes
     ----------
     ids:
-        As they are spelled.
+        As the file spells them.
     values:
         Numbers of each row, shape ``[n, k]``.
     first:
@@ -49,37 +48,37 @@ class Rows:
 
 
 @dataclass
-class Named:
-    """How often something was found, and the first rows where it was: ``(row, id, more)``."""
+class Mismatch:
+    """How many rows do not fit, and the first of them: ``(row, id, ...)``."""
 
     count: int = 0
-    first: list[tuple[Any, ...]] = field(default_factory=list)
+    examples: list[tuple[Any, ...]] = field(default_factory=list)
 
-    def add(self, found: Iterable[tuple[Any, ...]], count: int) -> None:
+    def add(self, rows: Iterable[tuple[Any, ...]], count: int) -> None:
         self.count += count
-        self.first = heapq.nsmallest(NAMED, [*self.first, *heapq.nsmallest(NAMED, found)])
+        self.examples = heapq.nsmallest(MAX_EXAMPLES, [*self.examples, *heapq.nsmallest(MAX_EXAMPLES, rows)])
 
 
 @dataclass
 class Mismatches:
-    """What of two streams does not fit together.
+    """Rows of two streams that do not fit together.
 
     Attributes
     ----------
-    left_twice, right_twice:
-        Ids that occur a second time in a stream: ``(row, id, earlier row)``.
-    left_alone, right_alone:
-        Ids that the other stream does not have: ``(row, id)``.
+    left_duplicates, right_duplicates:
+        Rows whose id occurred before in their stream: ``(row, id, first row with the id)``.
+    left_only, right_only:
+        Rows whose id is not in the other stream: ``(row, id)``.
     """
 
-    left_twice: Named = field(default_factory=Named)
-    right_twice: Named = field(default_factory=Named)
-    left_alone: Named = field(default_factory=Named)
-    right_alone: Named = field(default_factory=Named)
+    left_duplicates: Mismatch = field(default_factory=Mismatch)
+    right_duplicates: Mismatch = field(default_factory=Mismatch)
+    left_only: Mismatch = field(default_factory=Mismatch)
+    right_only: Mismatch = field(default_factory=Mismatch)
 
 
 class Join:
-    """Left rows and right rows of the same id, side by side; a context manager.
+    """Left and right rows with equal ids, side by side; a context manager.
 
     Parameters
     ----------
@@ -89,18 +88,18 @@ class Join:
     Raises
     ------
     PrefcliError
-        If there is no room for temporary files.
+        If the temporary files do not fit on the disk.
     """
 
     def __init__(self, left: Iterable[Rows], right: Iterable[Rows]) -> None:
         self.mismatches = Mismatches()
-        """Complete when :meth:`pairs` has come to its end."""
+        """Complete after the last of :meth:`pairs`."""
         self._left, self._right = _Spool(), _Spool()
         with files.temporary_file_errors():
-            for spool, rows in ((self._left, left), (self._right, right)):
-                for some in rows:
-                    spool.add(some)
-            if self._left.spread or self._right.spread:
+            for spool, stream in ((self._left, left), (self._right, right)):
+                for rows in stream:
+                    spool.add(rows)
+            if self._left.is_on_disk or self._right.is_on_disk:
                 self._left.spill()
                 self._right.spill()
 
@@ -117,23 +116,22 @@ class Join:
         return self._left.rows, self._right.rows
 
     def pairs(self) -> Iterator[tuple[Values, Values]]:
-        """Values of rows that met, in the order of ``right`` as long as all rows are in memory."""
+        """Values of rows with equal ids, in the order of ``right`` if all rows fit in memory."""
         for left, right in zip(self._left.buckets(), self._right.buckets(), strict=True):
-            yield self._meet(left, right)
+            yield self._join(left, right)
 
-    def _meet(self, left: pa.Table, right: pa.Table) -> tuple[Values, Values]:
+    def _join(self, left: pa.Table, right: pa.Table) -> tuple[Values, Values]:
         import pandas as pd
 
-        found = self.mismatches
-        left = _without_repeated(left, found.left_twice)
-        right = _without_repeated(right, found.right_twice)
-        rows = pd.Index(left["id"].to_numpy()).get_indexer(right["id"].to_numpy())
-        there = rows >= 0
-        _name(found.right_alone, right, np.flatnonzero(~there))
-        unmet = np.ones(left.num_rows, dtype=bool)
-        unmet[rows[there]] = False
-        _name(found.left_alone, left, np.flatnonzero(unmet))
-        return _values(left)[rows[there]], _values(right)[there]
+        left = _drop_duplicates(left, self.mismatches.left_duplicates)
+        right = _drop_duplicates(right, self.mismatches.right_duplicates)
+        left_rows = pd.Index(left["id"].to_numpy()).get_indexer(right["id"].to_numpy())
+        has_left = left_rows >= 0
+        has_right = np.zeros(left.num_rows, dtype=bool)
+        has_right[left_rows[has_left]] = True
+        _add_rows(self.mismatches.right_only, right, ~has_left)
+        _add_rows(self.mismatches.left_only, left, ~has_right)
+        return _values(left)[left_rows[has_left]], _values(right)[has_left]
 
 
 class _Spool:
@@ -142,28 +140,28 @@ class _Spool:
     def __init__(self) -> None:
         self.rows = 0
         self._batches: list[pa.RecordBatch] = []
-        self._waiting = 0
+        self._rows_in_memory = 0
         self._files: list[IO[bytes]] = []
         self._writers: list[Any] = []
         self._schema: Any = None
 
     @property
-    def spread(self) -> bool:
+    def is_on_disk(self) -> bool:
         return bool(self._files)
 
-    def add(self, some: Rows) -> None:
-        numbers = np.arange(some.first, some.first + len(some.ids))
-        columns = {str(i): pa.array(some.values[:, i]) for i in range(some.values.shape[1])}
-        batch = pa.RecordBatch.from_pydict({"id": some.ids, "row": pa.array(numbers), **columns})
+    def add(self, rows: Rows) -> None:
+        numbers = np.arange(rows.first, rows.first + len(rows.ids))
+        columns = {str(i): pa.array(rows.values[:, i]) for i in range(rows.values.shape[1])}
+        batch = pa.RecordBatch.from_pydict({"id": rows.ids, "row": pa.array(numbers), **columns})
         self._schema = batch.schema
         self._batches.append(batch)
-        self._waiting += batch.num_rows
+        self._rows_in_memory += batch.num_rows
         self.rows += batch.num_rows
-        if self._waiting > IN_MEMORY_ROWS:
+        if self._rows_in_memory > IN_MEMORY_ROWS:
             self.spill()
 
     def spill(self) -> None:
-        """Put what is in memory into the files."""
+        """Move the rows in memory to the files."""
         import pandas as pd
 
         if not self._files:
@@ -173,7 +171,7 @@ class _Spool:
         if not self._writers:
             self._writers = [pa.ipc.new_stream(file, self._schema) for file in self._files]
         table = pa.Table.from_batches(self._batches)
-        self._batches, self._waiting = [], 0
+        self._batches, self._rows_in_memory = [], 0
         bucket = pd.util.hash_array(table["id"].to_numpy(), categorize=False) % np.uint64(BUCKETS)
         order = np.argsort(bucket, kind="stable")
         ends = np.cumsum(np.bincount(bucket.astype(np.int64), minlength=BUCKETS))
@@ -200,25 +198,26 @@ class _Spool:
                 file.close()
 
 
-def _without_repeated(table: pa.Table, twice: Named) -> pa.Table:
+def _drop_duplicates(table: pa.Table, duplicates: Mismatch) -> pa.Table:
     import pandas as pd
 
-    repeated = pd.Index(table["id"].to_numpy()).duplicated()
-    if not repeated.any():
+    is_duplicate = pd.Index(table["id"].to_numpy()).duplicated()
+    if not is_duplicate.any():
         return table
     rows, ids = table["row"].to_numpy(), table["id"].to_pylist()
-    first: dict[str, int] = {}
+    first_rows: dict[str, int] = {}
     for row, name in zip(rows.tolist(), ids, strict=True):
-        first.setdefault(name, row)
-    places = np.flatnonzero(repeated)
-    twice.add(((int(rows[i]), ids[i], first[ids[i]]) for i in places), len(places))
-    return table.filter(pa.array(~repeated))
+        first_rows.setdefault(name, row)
+    positions = np.flatnonzero(is_duplicate)
+    duplicates.add(((int(rows[i]), ids[i], first_rows[ids[i]]) for i in positions), len(positions))
+    return table.filter(pa.array(~is_duplicate))
 
 
-def _name(named: Named, table: pa.Table, places: NDArray[np.intp]) -> None:
-    if len(places):
-        few = table.take(pa.array(places[:NAMED]))  # rows of a table are in the order of their file
-        named.add(zip(few["row"].to_pylist(), few["id"].to_pylist(), strict=True), len(places))
+def _add_rows(mismatch: Mismatch, table: pa.Table, mask: NDArray[np.bool_]) -> None:
+    positions = np.flatnonzero(mask)
+    if len(positions):
+        first = table.take(pa.array(positions[:MAX_EXAMPLES]))  # a table's rows are in the order of their file
+        mismatch.add(zip(first["row"].to_pylist(), first["id"].to_pylist(), strict=True), len(positions))
 
 
 def _values(table: pa.Table) -> Values:

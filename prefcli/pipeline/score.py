@@ -1,4 +1,4 @@
-"""``prefcli score``: predictions against the truth, joined by id."""
+"""``prefcli score``: score predictions against labels, joined by id."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from prefcli.reporting import SILENT, Reporter
 def score(
     predictions: Path, labels: Path, *, renormalize: bool = False, seed: int = 0, reporter: Reporter = SILENT
 ) -> metrics.Score:
-    """Score predictions against the truth, joined by id. Memory does not grow with the files.
+    """Score predictions against labels, joined by id, in memory that does not grow with the files.
 
     Parameters
     ----------
     predictions:
         A file with ``id`` and the three winner columns as probabilities.
     labels:
-        A file with ``id`` and the three winner columns as truth: Kaggle's ``train.csv`` will do.
+        A file with ``id`` and the three winner columns one-hot, such as Kaggle's ``train.csv``.
     renormalize:
-        Apply the grader's rule to rows that are not probabilities: clip to [1e-15, 1], divide by the sum.
+        Apply the competition grader's rule: clip to [1e-15, 1], divide by the row's sum.
     seed:
-        Of the bootstrap.
+        Of the bootstrap interval.
 
     Raises
     ------
     InputError
-        If the files do not fit together, or the predictions are not probabilities; the first rows are named.
+        If the files do not fit together, or the predictions are not probabilities; it names the first such rows.
     """
     with reporter.track("scoring", None) as progress:
 
-        def counted() -> Iterator[tuple[metrics.Array, metrics.Labels]]:
-            for guesses, outcomes in tables.matched(predictions, labels, renormalize=renormalize):
-                yield guesses, outcomes
-                progress.advance(len(outcomes))
+        def parts() -> Iterator[tuple[metrics.Array, metrics.Labels]]:
+            for probabilities, true_labels in tables.join_predictions(predictions, labels, renormalize=renormalize):
+                yield probabilities, true_labels
+                progress.advance(len(true_labels))
 
-        return metrics.score_stream(counted(), seed=seed)
+        return metrics.score_stream(parts(), seed=seed)
