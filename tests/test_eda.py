@@ -1,4 +1,4 @@
-"""What `eda` counts is what stands in the file, checked by hand or against an independent source."""
+"""The numbers of `eda` are those of the file, checked by hand or against an independent source."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import pytest
 from prefcli import eda
 from prefcli.battles import make_batch
 from prefcli.data import synthetic
-from prefcli.eda import effects, measures
+from prefcli.eda import measures, quality
+from prefcli.eda.models import PairCount
+from prefcli.eda.shares import share
 from prefcli.outcomes import TIE, A, B
 
 Rows = list[dict[str, Any]]
@@ -28,7 +30,7 @@ def battle(a: Any = "x", b: Any = "y", label: int | None = A, prompt: Any = "Hi?
 
 
 def batches(rows: Rows, size: int = 1000) -> list[pa.RecordBatch]:
-    made = []
+    parts = []
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         columns: dict[str, Any] = {"id": pa.array([str(start + i) for i in range(len(part))])}
@@ -41,8 +43,8 @@ def batches(rows: Rows, size: int = 1000) -> list[pa.RecordBatch]:
             columns[name] = pa.array([row[name] for row in part], kind)
         if "both_bad" in part[0]:
             columns["both_bad"] = pa.array([row["both_bad"] for row in part], pa.bool_())
-        made.append(make_batch(columns))
-    return made
+        parts.append(make_batch(columns))
+    return parts
 
 
 def explore(rows: Rows, **options: Any) -> eda.Eda:
@@ -62,47 +64,45 @@ def test_outcomes_models_pairs_and_winners() -> None:
     assert (found.battles, found.labelled, found.models) == (6, 5, 3)
     assert found.outcomes == (3, 1, 1)
     assert found.tie_share == pytest.approx(0.2)
-    assert found.top_pairs[0] == eda.PairCount("koala", "vole", 5)
-    vole = next(one for one in found.top_winners if one.model == "vole")
+    assert found.top_pairs[0] == PairCount("koala", "vole", 5)
+    vole = next(model for model in found.top_winners if model.model == "vole")
     assert (vole.wins, vole.ties, vole.battles) == (2, 1, 5)
     assert vole.win_rate == pytest.approx(0.4)
 
 
 def test_batches_make_no_difference() -> None:
     rows = [battle(a="a" * i, b="b" * (i % 7), label=i % 3, prompt=f"p{i % 5}") for i in range(1, 60)]
-    whole = eda.explore(batches(rows), rounds=20)
-    parts = eda.explore(batches(rows, size=7), rounds=20)
-    assert whole == parts
+    assert eda.explore(batches(rows), rounds=20) == eda.explore(batches(rows, size=7), rounds=20)
 
 
-def test_unknown_models_and_outcomes_are_no_trouble() -> None:
+def test_models_and_outcomes_may_be_unknown() -> None:
     found = explore([battle(label=None, model_a=None, model_b=None)] * 3)
     assert (found.models, found.labelled, found.ratings, found.position) == (0, 0, None, None)
     assert found.top_pairs == found.top_winners == ()
 
 
 @pytest.mark.parametrize(("hits", "n"), [(7, 10), (0, 10), (10, 10), (49, 5000)])
-def test_wilsons_interval_is_scipys(hits: int, n: int) -> None:
+def test_the_interval_of_a_share_is_wilsons(hits: int, n: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     expected = stats.binomtest(hits, n).proportion_ci(method="wilson")
-    found = effects.share(hits, n)
+    found = share(hits, n)
     assert (found.value, found.n) == (hits / n, n)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_a_share_of_nothing_may_be_anything() -> None:
-    found = effects.share(0, 0)
+def test_a_share_of_no_cases_has_the_widest_interval() -> None:
+    found = share(0, 0)
     assert (found.low, found.high, found.n) == (0, 1, 0)
 
 
-def test_both_bad_is_counted_where_the_source_tells() -> None:
+def test_both_bad_is_counted_where_the_source_has_it() -> None:
     assert explore([battle(label=TIE)]).both_bad is None
     rows = [battle(label=TIE, both_bad=True), battle(label=TIE, both_bad=False), battle(both_bad=None)]
     found = explore(rows)
     assert (found.ties, found.both_bad) == (2, 1)
 
 
-def test_the_longer_answer() -> None:
+def test_the_longer_answers_wins_are_counted() -> None:
     rows = [battle(a="x" * 30, b="y" * 10, label=A)] * 3 + [battle(a="x" * 10, b="y" * 30, label=A)]
     rows += [battle(a="x" * 30, b="y" * 10, label=TIE)]
     found = explore(rows)
@@ -158,12 +158,12 @@ def test_turns_are_measured_together_and_nulls_are_skipped() -> None:
         ("", "no letters"),
     ],
 )
-def test_scripts(prompt: str, script: str) -> None:
+def test_the_script_of_a_prompt_is_that_of_most_letters(prompt: str, script: str) -> None:
     (found,) = explore([battle(prompt=prompt)]).scripts
     assert found.script == script
 
 
-def test_the_regression_agrees_with_scikit_learn() -> None:
+def test_odds_ratios_agree_with_scikit_learn() -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     random = np.random.default_rng(0)
     rows = []
@@ -183,7 +183,7 @@ def test_the_regression_agrees_with_scikit_learn() -> None:
     )
     won = np.array([r["label"] == A for r in rows])
     model = linear_model.LogisticRegression(C=1e8, tol=1e-10, max_iter=1000).fit(x / x.std(axis=0), won)
-    found = {one.what: one for one in explore(rows).rewarded}
+    found = {effect.what: effect for effect in explore(rows).rewarded}
     odds = [found[name].odds for name in ("length", "headings")]
     assert odds == pytest.approx(np.exp(model.coef_[0]), rel=1e-3)
     for name in ("length", "headings"):
@@ -191,19 +191,19 @@ def test_the_regression_agrees_with_scikit_learn() -> None:
         assert 1 < low < (found[name].odds or 0) < high
 
 
-def test_properties_that_tell_perfectly_have_no_odds() -> None:
+def test_a_property_that_decides_every_battle_has_no_odds() -> None:
     rows = [battle(a="x" * (20 + i), b="y", label=A) for i in range(80)]
     (length,) = explore(rows).rewarded
     assert length.wins.value == 1
     assert length.odds is None
 
 
-def test_what_is_wrong_with_the_data() -> None:
+def test_problems_of_the_data_are_counted() -> None:
     rows = [
         battle("same", "same", TIE),
         battle("same", "same", A),
         battle("x", "y", A),
-        battle("y", "x", A),  # the same two answers the other way round, the other one won
+        battle("y", "x", A),  # the same two answers in the other order, the other one won
         battle("x", "y", A),
         battle("x", "y", B, prompt="Other?"),
         battle("", "y", None, prompt=[None]),
@@ -222,31 +222,31 @@ def test_what_is_wrong_with_the_data() -> None:
     assert found.agreement.agree == pytest.approx(1 / 3)
 
 
-def test_krippendorffs_alpha() -> None:
+def test_agreement_is_krippendorffs_alpha() -> None:
     """Krippendorff's nominal alpha computed by hand: units with votes (0 0), (1 1), (0 1)."""
     content, label = np.array([1, 1, 2, 2, 3, 3, 4]), np.array([0, 0, 1, 1, 0, 1, 2])
-    found = eda.agreement(content, label)
+    found = quality.agreement(content, label)
     assert found is not None
     # observed: one of three units disagrees, 2 of 6 ordered pairs; expected: 1 - (3*2 + 3*2) / (6*5)
     assert found.alpha == pytest.approx(1 - (2 / 6) / (1 - 12 / 30))
     assert found.agree == pytest.approx(2 / 3)
-    assert eda.agreement(np.arange(3), np.zeros(3, int)) is None
-    assert eda.agreement(np.empty(0, int), np.empty(0, int)) is None
+    assert quality.agreement(np.arange(3), np.zeros(3, int)) is None
+    assert quality.agreement(np.empty(0, int), np.empty(0, int)) is None
 
 
-def test_prompts_shared_with_a_second_file() -> None:
+def test_prompts_shared_with_a_second_file_are_counted() -> None:
     rows = [battle(prompt=text) for text in ("One?", "Two?", " one? ")]
     keys = np.concatenate(
         [b.column("prompt_key").to_numpy() for b in batches([battle(prompt="ONE?"), battle(prompt="3?")])]
     )
     overlap = explore(rows, test_keys=keys).problems.overlap
-    assert overlap == eda.Overlap(test_battles=2, shared_prompts=1, battles=2, test_battles_known=1)
+    assert overlap == quality.Overlap(test_battles=2, shared_prompts=1, battles=2, test_battles_known=1)
 
 
-def test_what_a_limit_cuts() -> None:
+def test_tokens_beyond_a_length_limit_are_counted() -> None:
     rows = [battle(a="x" * 4500, b="y", prompt="p" * 45), battle(a="x", b="y", prompt="p")]
     found = explore(rows, max_length=1000)
-    cut = next(c for c in found.cuts if c.max_length == 1000)
+    cut = next(cut for cut in found.cuts if cut.max_length == 1000)
     # 10 + 1000 + 3 tokens for the long side: 13 too many, of 1013 + 14 + 5 + 5
     assert cut.sides_cut == pytest.approx(1 / 4)
     assert cut.battles_cut == pytest.approx(1 / 2)

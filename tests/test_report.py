@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from conftest import battle as kaggle_battle
 from conftest import write_csv
+from jinja2 import DictLoader
 from test_eda import batches, battle
 
 from prefcli import eda
 from prefcli.data import synthetic
-from prefcli.report import page
-from prefcli.report.markup import Html, element
+from prefcli.report import page, templating
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -74,18 +74,21 @@ def evil_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_elements_escape_text_and_attributes() -> None:
-    made = element("p", "<b>", element("i", "&"), title='"', class_="x", y=1.5, hidden=None)
-    assert made == '<p title="&quot;" class="x" y="1.5">&lt;b&gt;<i>&amp;</i></p>'
-    assert element("p", "a\x00b\u202ec\ud800") == "<p>a\ufffdb\ufffdc\ufffd</p>"
-    assert isinstance(made, Html)
+def test_templates_escape_text_and_attributes_and_replace_unprintable_characters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = '{% macro i(x) %}<i>{{ x }}</i>{% endmacro %}<p title="{{ quote }}">{{ "<b>" ~ text }}{{ i(text) }}</p>'
+    monkeypatch.setattr(templating._ENVIRONMENT, "loader", DictLoader({"hostile.html": source}))
+    shown = templating.render("hostile.html", quote="\"'", text="a\x00b\u202ec\ud800&\n\u3000")
+    text = "a\ufffdb\ufffdc\ufffd&amp;\n\u3000"
+    assert shown == f'<p title="&#34;&#39;">&lt;b&gt;{text}<i>{text}</i></p>'
 
 
-def test_the_page_is_well_formed_and_asks_nobody(evil_page: Path) -> None:
+def test_the_page_is_well_formed_and_requests_nothing(evil_page: Path) -> None:
     text = evil_page.read_text(encoding="utf-8")
-    checked = Checker(text)
-    assert not {"script", "img", "link", "iframe", "object", "form"} & set(checked.tags)
-    assert not any(name.startswith("on") or name in ("src", "href", "style") for name, _ in checked.attributes)
+    parsed = Checker(text)
+    assert not {"script", "img", "link", "iframe", "object", "form"} & set(parsed.tags)
+    assert not any(name.startswith("on") or name in ("src", "href", "style") for name, _ in parsed.attributes)
     assert not re.search(r"url\(|@import|https?:", text)
     assert "default-src 'none'" in text
     assert "prefers-color-scheme: dark" in text
@@ -93,22 +96,22 @@ def test_the_page_is_well_formed_and_asks_nobody(evil_page: Path) -> None:
 
 
 def test_hostile_names_show_as_text(evil_page: Path) -> None:
-    checked = Checker(evil_page.read_text(encoding="utf-8"))
-    assert any(EVIL in text for text in checked.texts)
-    assert "onerror" not in {name for name, _ in checked.attributes}
+    parsed = Checker(evil_page.read_text(encoding="utf-8"))
+    assert any(EVIL in text for text in parsed.texts)
+    assert "onerror" not in {name for name, _ in parsed.attributes}
 
 
-def test_every_plot_has_words_for_those_who_cannot_see_it(evil_page: Path) -> None:
+def test_every_plot_has_a_title_and_a_description(evil_page: Path) -> None:
     text = evil_page.read_text(encoding="utf-8")
     plots = re.findall(
-        r'<figure><svg role="img" aria-label="([^"]+)"[^>]*><title>([^<]+)</title><desc>([^<]+)</desc>', text
+        r'<figure><svg role="img" aria-label="([^"]+)"[^>]*>\s*<title>([^<]+)</title><desc>([^<]+)</desc>', text
     )
     assert len(plots) == text.count("<figure>") >= 5
-    for svg in re.findall(r"<figure>(<svg.*?</svg>)<figcaption>", text, re.DOTALL):
+    for svg in re.findall(r"<figure>(<svg.*?</svg>)\s*<figcaption>", text, re.DOTALL):
         ElementTree.fromstring(svg)
 
 
-def test_the_page_tells_the_numbers(tmp_path: Path) -> None:
+def test_the_page_shows_the_numbers() -> None:
     rows = [battle("x" * 20, "y" * (i % 30 + 1), i % 3, prompt=f"p{i}") for i in range(120)]
     found = eda.explore(batches(rows), rounds=20)
     text = page.render(found, "votes.csv")
@@ -116,11 +119,11 @@ def test_the_page_tells_the_numbers(tmp_path: Path) -> None:
         assert shown in text
 
 
-def test_a_file_without_outcomes_or_models_has_a_page_too() -> None:
+def test_a_file_without_outcomes_and_models_has_a_page() -> None:
     rows = [battle(label=None, model_a=None, model_b=None)] * 3
-    checked = Checker(page.render(eda.explore(batches(rows)), "test.csv"))
-    assert "Outcomes" not in checked.texts
-    assert "What to look out for" in checked.texts
+    parsed = Checker(page.render(eda.explore(batches(rows)), "test.csv"))
+    assert "Outcomes" not in parsed.texts
+    assert "What to look out for" in parsed.texts
 
 
 def test_the_page_stays_small_however_many_models_there_are() -> None:
@@ -131,16 +134,16 @@ def test_the_page_stays_small_however_many_models_there_are() -> None:
     assert len(page.render(eda.explore(batches(rows), rounds=2), "many.csv").encode()) < 2_000_000
 
 
-def test_the_command_writes_the_page_and_never_over_another(cli: Callable[..., Any], tmp_path: Path) -> None:
-    made = synthetic.write(tmp_path / "demo", train=120, test=10)
+def test_the_command_overwrites_a_page_only_when_forced(cli: Callable[..., Any], tmp_path: Path) -> None:
+    demo = synthetic.write(tmp_path / "demo", train=120, test=10)
     report = tmp_path / "page.html"
-    assert cli("eda", made.train, "--report", report).code == 0
+    assert cli("eda", demo.train, "--report", report).code == 0
     first = report.read_text(encoding="utf-8")
     assert "Battles in train.csv" in first
-    again = cli("eda", made.train, "--report", report)
+    again = cli("eda", demo.train, "--report", report)
     assert again.code == 2
     assert "--force" in again.err
-    assert cli("eda", made.test, "--report", report, "--force").code == 0
+    assert cli("eda", demo.test, "--report", report, "--force").code == 0
     assert report.read_text(encoding="utf-8") != first
 
 
@@ -161,7 +164,7 @@ PROBE = """<script>document.addEventListener("DOMContentLoaded", () => {
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_hostile_names_do_nothing_in_a_real_browser(evil_page: Path, tmp_path: Path, width: int) -> None:
-    """The policy that forbids scripts is taken off, so that only the escaping protects."""
+    """Without the policy that forbids scripts, so that only the escaping protects."""
     text = evil_page.read_text(encoding="utf-8")
     probed = tmp_path / "probed.html"
     probed.write_text(re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', PROBE, text), encoding="utf-8")
@@ -176,7 +179,7 @@ def test_hostile_names_do_nothing_in_a_real_browser(evil_page: Path, tmp_path: P
     assert probe.replace("&lt;", "<") == '{"ran":0,"images":0,"scripts":0,"shows":true,"wide":false}'
 
 
-def test_models_that_are_all_the_same_make_a_page(tmp_path: Path, cli: Any) -> None:
+def test_a_file_with_equally_good_models_has_a_page(tmp_path: Path, cli: Any) -> None:
     path = write_csv(tmp_path / "a.csv", [kaggle_battle(i, 2) for i in range(4)])
     done = cli("eda", path, "--report", "page.html")
     assert done.code == 0, done.err

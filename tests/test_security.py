@@ -21,8 +21,10 @@ import pytest
 import torch
 from conftest import Result, battle, write_csv
 from markdown_it import MarkdownIt
+from test_eda import batches
+from test_eda import battle as votes
 
-from prefcli import encoders, reporting
+from prefcli import eda, encoders, reporting
 from prefcli.data.synthetic import Demo
 from prefcli.errors import InputError, ModelError
 from prefcli.models import features
@@ -329,10 +331,9 @@ def test_visible_leaves_nothing_a_terminal_obeys() -> None:
 
 
 def test_the_pages_policy_allows_nothing_but_its_own_style() -> None:
-    assert "default-src 'none'" in page._POLICY
-    assert "base-uri 'none'" in page._POLICY
-    assert "form-action 'none'" in page._POLICY
-    assert "script-src" not in page._POLICY
+    text = page.render(eda.explore(batches([votes()])), "votes.csv")
+    (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]+)">', text)
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 @pytest.mark.parametrize(

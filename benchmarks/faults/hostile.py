@@ -689,9 +689,11 @@ def pages(at: Path) -> Iterator[Part]:
 
 
 def escaped(text: str) -> str:
-    from prefcli.report.markup import element
+    from markupsafe import escape
 
-    return element("i", text)[3:-4]
+    from prefcli.report.templating import printable
+
+    return str(escape(printable(text)))
 
 
 def cards(at: Path) -> Iterator[Part]:

@@ -1,4 +1,4 @@
-"""What people reward: how outcomes go with length, markup, position and turns; every share with its interval."""
+"""What people reward: how outcomes depend on length, markup and the number of turns."""
 
 from __future__ import annotations
 
@@ -9,24 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli.battles import outcome_counts
-from prefcli.eda.measures import MARKUP, Measured
+from prefcli.eda.measures import MARKUP, BattleStats
+from prefcli.eda.shares import Z95, Share, share
 from prefcli.outcomes import TIE, A, B
 
-Z95 = 1.959963984540054
-"""The 97.5 % quantile of the standard normal distribution."""
 LENGTH_RATIOS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, np.inf)
 """Bins of how many times longer the longer answer is."""
-MOST_TURNS = 5
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of n cases with its 95 % interval; see :func:`share`."""
-
-    value: float
-    low: float
-    high: float
-    n: int
+MAX_TURNS = 5
 
 
 @dataclass(frozen=True)
@@ -42,8 +31,8 @@ class LengthBin:
 
 
 @dataclass(frozen=True)
-class Rewarded:
-    """What a difference in one property does.
+class Effect:
+    """How a difference in one property goes with winning.
 
     Attributes
     ----------
@@ -52,8 +41,8 @@ class Rewarded:
     wins:
         How often the answer with more of it won, of the decided battles in which the two differ.
     odds:
-        Odds ratio of winning for one standard deviation more of it, the other properties (length among them) held
-        equal; with its interval ``odds_ci``. None where it cannot be told.
+        Odds ratio of winning for one standard deviation more of it, the other properties held equal; with its
+        interval ``odds_ci``. None where it cannot be estimated.
     """
 
     what: str
@@ -63,8 +52,8 @@ class Rewarded:
 
 
 @dataclass(frozen=True)
-class TurnsRow:
-    """Battles with that many turns (the last row: that many or more)."""
+class TurnsBin:
+    """Battles with that many turns (the last bin: that many or more)."""
 
     turns: int
     battles: int
@@ -73,64 +62,48 @@ class TurnsRow:
     tied: float
 
 
-def share(hits: int, n: int) -> Share:
-    """A share with Wilson's score interval at 95 %.
-
-    ``(p + z^2/2n +- z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n)``; E. B. Wilson, "Probable inference, the law of
-    succession, and statistical inference", Journal of the American Statistical Association 22 (1927).
-    """
-    if not n:
-        return Share(float("nan"), 0.0, 1.0, 0)
-    p = hits / n
-    centre = p + Z95**2 / (2 * n)
-    spread = Z95 * float(np.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2)))
-    scale = 1 + Z95**2 / n
-    return Share(p, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale), n)
-
-
-def length_curve(m: Measured) -> tuple[LengthBin, ...]:
+def outcomes_by_length(stats: BattleStats) -> tuple[LengthBin, ...]:
     """How often the longer answer won, by how many times longer it is (characters; an empty answer counts as one)."""
-    lengths = np.maximum(m.characters[:, 1:], 1)
+    lengths = np.maximum(stats.characters[:, 1:], 1)
     ratio = lengths.max(axis=1) / lengths.min(axis=1)
     longer = np.where(lengths[:, 0] > lengths[:, 1], A, B)
-    rows = []
+    bins = []
     for low, high in itertools.pairwise(LENGTH_RATIOS):
-        here = (m.label >= 0) & (ratio >= low) & (ratio < high) & (ratio > 1)
-        n = int(here.sum())
+        inside = (stats.label >= 0) & (ratio >= low) & (ratio < high) & (ratio > 1)
+        n = int(inside.sum())
         if n:
-            won = int((m.label[here] == longer[here]).sum())
-            tied = int((m.label[here] == TIE).sum())
-            rows.append(LengthBin(low, float(high), n, won / n, tied / n, (n - won - tied) / n))
-    return tuple(rows)
+            won = int((stats.label[inside] == longer[inside]).sum())
+            tied = int((stats.label[inside] == TIE).sum())
+            bins.append(LengthBin(low, float(high), n, won / n, tied / n, (n - won - tied) / n))
+    return tuple(bins)
 
 
-def rewarded(m: Measured) -> tuple[Rewarded, ...]:
-    """Win rates of the answer with more length, lists, headings, code, bold, tables; and the same side by side.
+def property_effects(stats: BattleStats) -> tuple[Effect, ...]:
+    """Win rates and odds ratios of the answer with more length, lists, headings, code, bold or tables.
 
     The odds come from one logistic regression of "A won" on the standardised differences A - B of all properties
     (of logarithms: ``log(1 + count)``), on decided battles, with an intercept for the position; intervals are Wald's,
-    ``exp(b +- 1.96 se)``. It is how Chatbot Arena controls its ratings for style (Li, Angelopoulos and Chiang,
+    ``exp(b +- 1.96 se)``. Chatbot Arena controls its ratings for style in this way (Li, Angelopoulos and Chiang,
     "Does style matter?", LMSYS blog 2024).
     """
-    decided = (m.label == A) | (m.label == B)
-    a_won = m.label[decided] == A
-    measures = {"length": m.characters[decided, 1:]}
-    measures |= {name: m.markup[decided, i] for i, name in enumerate(MARKUP)}
-    differences = {name: np.log1p(pair[:, 0]) - np.log1p(pair[:, 1]) for name, pair in measures.items()}
+    decided = (stats.label == A) | (stats.label == B)
+    a_won = stats.label[decided] == A
+    counts = {"length": stats.characters[decided, 1:]}
+    counts |= {name: stats.markup[decided, i] for i, name in enumerate(MARKUP)}
+    differences = {name: np.log1p(pair[:, 0]) - np.log1p(pair[:, 1]) for name, pair in counts.items()}
     varying = [name for name, values in differences.items() if len(values) and values.std() > 0]
-    odds = _odds_ratios(np.stack([differences[name] for name in varying], axis=1), a_won) if varying else None
-    rows = []
+    ratios = _odds_ratios(np.stack([differences[name] for name in varying], axis=1), a_won) if varying else None
+    odds_of = dict(zip(varying, ratios, strict=True)) if ratios else {}
+    effects = []
     for name, values in differences.items():
         differs = values != 0
-        if not differs.any():
-            continue
-        wins = share(int((a_won[differs] == (values[differs] > 0)).sum()), int(differs.sum()))
-        told = odds[varying.index(name)] if odds is not None else None
-        rows.append(Rewarded(name, wins, told[0] if told else None, told[1:] if told else None))
-    return tuple(rows)
+        if differs.any():
+            wins = share(int((a_won[differs] == (values[differs] > 0)).sum()), int(differs.sum()))
+            effects.append(Effect(name, wins, *odds_of.get(name, (None, None))))
+    return tuple(effects)
 
 
-def _odds_ratios(x: NDArray[np.float64], won: NDArray[np.bool_]) -> list[tuple[float, float, float]] | None:
+def _odds_ratios(x: NDArray[np.float64], won: NDArray[np.bool_]) -> list[tuple[float, tuple[float, float]]] | None:
     """Odds ratios per standard deviation with Wald intervals, by Newton's method; None if they are not finite.
 
     A. Agresti, "Categorical Data Analysis" (2013), section 5.5.
@@ -151,19 +124,17 @@ def _odds_ratios(x: NDArray[np.float64], won: NDArray[np.bool_]) -> list[tuple[f
     else:
         return None
     error = np.sqrt(np.diag(np.linalg.inv(information)))
-    return [
-        (float(np.exp(b)), float(np.exp(b - Z95 * e)), float(np.exp(b + Z95 * e)))
-        for b, e in zip(beta[1:], error[1:], strict=True)
-    ]
+    low, odds, high = (np.exp(beta + z * error)[1:].tolist() for z in (-Z95, 0, Z95))
+    return [(ratio, interval) for ratio, interval in zip(odds, zip(low, high, strict=True), strict=True)]
 
 
-def by_turns(m: Measured) -> tuple[TurnsRow, ...]:
-    known = m.label >= 0
-    turns = np.clip(m.turns, 1, MOST_TURNS)
-    rows = []
-    for number in range(1, MOST_TURNS + 1):
-        labels = m.label[known & (turns == number)]
+def outcomes_by_turns(stats: BattleStats) -> tuple[TurnsBin, ...]:
+    """Shares of the outcomes by the number of turns."""
+    turns = np.clip(stats.turns, 1, MAX_TURNS)
+    bins = []
+    for number in range(1, MAX_TURNS + 1):
+        labels = stats.label[(stats.label >= 0) & (turns == number)]
         if len(labels):
-            a, b, tied = (outcome_counts(labels) / len(labels)).tolist()
-            rows.append(TurnsRow(number, len(labels), a, b, tied))
-    return tuple(rows)
+            a_won, b_won, tied = (outcome_counts(labels) / len(labels)).tolist()
+            bins.append(TurnsBin(number, len(labels), a_won, b_won, tied))
+    return tuple(bins)

@@ -1,11 +1,11 @@
-"""``prefcli eda``: numbers about battles, and the page that shows them."""
+"""``prefcli eda``: statistics of battles, and the page that shows them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from prefcli import eda as eda_room
 from prefcli.battles import Source
+from prefcli.eda import Eda, explore
 from prefcli.errors import InputError
 from prefcli.pipeline.stages import read
 from prefcli.reporting import SILENT, Reporter
@@ -23,23 +23,23 @@ def eda(
     report: Path | None = None,
     force: bool = False,
     reporter: Reporter = SILENT,
-) -> eda_room.Eda:
-    """Numbers about battles, through the stage ``battles``.
+) -> Eda:
+    """Statistics of battles, through the stage ``battles``.
 
     Parameters
     ----------
     source:
         One file or several.
     workspace:
-        Where caches live.
+        Where caches are.
     top:
         How many pairs and models to list.
     test:
-        A second file, to look for prompts that stand in both.
+        A second file; prompts that are in both are counted.
     max_length:
-        A token limit to tell about.
+        A token limit to report about.
     report:
-        Write the numbers there as an HTML page.
+        HTML page to write.
     force:
         Overwrite ``report``.
     """
@@ -50,11 +50,11 @@ def eda(
     if report is not None:
         files.refuse_to_overwrite(report, force)
     battles = read(source, workspace, reporter)
-    keys = read(test, workspace, reporter).table(["prompt_key"])["prompt_key"].to_numpy() if test else None
-    found = eda_room.explore(battles.batches(), top, max_length=max_length, test_keys=keys)
+    test_keys = read(test, workspace, reporter).table(["prompt_key"])["prompt_key"].to_numpy() if test else None
+    statistics = explore(battles.batches(), top, max_length=max_length, test_keys=test_keys)
     if report is not None:
         from prefcli.report import page
 
-        files.write_text(report, page.render(found, Source.of(source).title))
+        files.write_text(report, page.render(statistics, Source.of(source).title))
         reporter.note(f"wrote {report}")
-    return found
+    return statistics

@@ -1,0 +1,103 @@
+"""The statistics as tables of text, for the terminal and the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from prefcli.eda import Eda
+from prefcli.eda.models import ModelWins
+from prefcli.eda.quality import Agreement
+from prefcli.eda.ratings import ModelRating, Ratings
+
+Table = tuple[list[str], list[list[str]]]
+"""Column names, and rows of as many cells."""
+
+
+def interval(low: float, high: float, spec: str = ".1%") -> str:
+    """Both ends of an interval, written by a format specification."""
+    return f"{low:{spec}} – {high:{spec}}"
+
+
+def bin_label(low: float, high: float, unit: str = "") -> str:
+    """The values of a bin, which may have no upper end."""
+    return f"{low:g} – {high:g}{unit}" if math.isfinite(high) else f"{low:g}{unit} and more"
+
+
+def model_label(model: ModelRating, ratings: Ratings) -> str:
+    """A rated model's name and what to know before its rating is compared."""
+    notes = [f"group {model.group + 1}"] * (ratings.groups > 1) + ["one-sided"] * model.one_sided
+    return f"{model.model} ({', '.join(notes)})" if notes else model.model
+
+
+def lengths(eda: Eda) -> Table:
+    rows = [
+        [name, *(f"{value:,.0f}" for value in (field.mean, field.median, field.p90, field.longest))]
+        for name, field in eda.lengths.items()
+    ]
+    return ["", "mean", "median", "90 %", "longest"], rows
+
+
+def pairs(eda: Eda) -> Table:
+    return ["pair", "battles"], [[f"{pair.model_1} vs {pair.model_2}", f"{pair.battles:,}"] for pair in eda.top_pairs]
+
+
+def wins(models: Sequence[ModelWins]) -> Table:
+    rows = [
+        [model.model, f"{model.wins:,}", f"{model.ties:,}", f"{model.battles:,}", f"{model.win_rate:.1%}",
+         interval(*model.win_rate_ci)]
+        for model in models
+    ]  # fmt: skip
+    return ["model", "wins", "ties", "battles", "win rate", "95 %"], rows
+
+
+def ratings(ratings: Ratings, top: int) -> Table:
+    rows = [
+        [model_label(model, ratings), f"{model.rating:.0f}", interval(model.low, model.high, ".0f"),
+         f"{model.battles:,}"]
+        for model in ratings.models[:top]
+    ]  # fmt: skip
+    return ["model", "rating", "95 %", "battles"], rows
+
+
+def problems(eda: Eda) -> Table:
+    found = eda.problems
+    a_won, b_won, tied = found.identical_outcomes
+    rows = [
+        ["identical answers", f"{found.identical_answers:,}", f"labelled A {a_won:,}, B {b_won:,}, tie {tied:,}"],
+        ["repeated battles", f"{found.duplicates:,}", "same prompt, same two answers"],
+        ["contradictory", f"{found.contradictory:,}", "same battle, both answers won"],
+        ["a model against itself", f"{found.self_battles:,}", ""],
+        ["null turns", *_by_field(found.null_turns)],
+        ["empty texts", *_by_field(found.empty)],
+    ]
+    if overlap := found.overlap:
+        known = f"{overlap.test_battles_known:,} of {overlap.test_battles:,} test battles have a known prompt"
+        rows.append(["prompts also in the test file", f"{overlap.shared_prompts:,}", known])
+    return ["", "battles", ""], rows
+
+
+def _by_field(counts: dict[str, int]) -> tuple[str, str]:
+    return f"{sum(counts.values()):,}", ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
+
+
+def agreement(votes: Agreement) -> str:
+    """How far repeated votes agree, as a sentence."""
+    alpha = f" (Krippendorff's alpha {votes.alpha:.2f})" if votes.alpha is not None else ""
+    return (
+        f"{votes.pairs:,} pairs of answers were judged more than once, {votes.votes:,} votes in all; "
+        f"two votes on a pair agree in {votes.agree:.1%}{alpha}."
+    )
+
+
+def cuts(eda: Eda) -> Table:
+    rows = [
+        [f"{cut.max_length:,}", *(f"{value:.1%}" for value in (cut.sides_cut, cut.battles_cut, cut.tokens_lost))]
+        for cut in eda.cuts
+    ]
+    return ["tokens", "answers cut", "battles touched", "tokens lost"], rows
+
+
+def scripts(eda: Eda) -> Table:
+    rows = [[script.script, f"{script.battles:,}", f"{script.share:.1%}"] for script in eda.scripts]
+    return ["", "battles", "share"], rows

@@ -1,0 +1,36 @@
+"""The package's Jinja2 templates. Every value is escaped: names and texts from files are shown, never interpreted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+_SPACES = "\n\u00a0\u3000"
+
+
+def render(template: str, **context: Any) -> str:
+    """A template of ``templates/`` with the values of ``context``."""
+    return _ENVIRONMENT.get_template(template).render(context)
+
+
+def printable(value: object) -> object:
+    """Replace what a page cannot hold, or what changes how it reads: control, bidirectional and unpaired characters.
+
+    Jinja2 calls it on every value before it escapes the value; markup that templates made passes unchanged.
+    """
+    if isinstance(value, Markup):
+        return value
+    return "".join(c if c.isprintable() or c in _SPACES else "\ufffd" for c in str(value))
+
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("prefcli.report"),
+    autoescape=True,
+    finalize=printable,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters["fmt"] = format  # Python's own, with its format specifications
