@@ -306,7 +306,7 @@ def test_the_cache_depends_on_the_format_and_the_columns(cli: Callable[..., Any]
     [
         (["--top", "0"], "--top is 0"),
         (["--max-length", "0"], "--max-length is 0"),
-        (["--format", "nonsense"], "no format 'nonsense'"),
+        (["--format", "nonsense"], "unknown format 'nonsense'"),
         (["--columns", "prompt"], "--columns"),
         (["--test", "none.csv"], "no such file"),
     ],
