@@ -1,14 +1,17 @@
-# make demo   the whole pipeline on synthetic battles, offline    make test   the tests
-# make lint   format, lint and types                              make bench  the benchmarks (DATA=FILE: on these battles)
-# make docs   the command line reference, from --help             make site   the documentation as a site, in site/
+# make demo           the whole pipeline on synthetic battles, offline
+# make test           all tests                make test-fast  the tests that take under two seconds each
+# make lint           format, lint and types   make format     format, and fix what can be fixed
+# make docs           the command line reference, from --help
+# make site           the documentation as a site, in site/
+# make bench          the benchmarks (DATA=FILE: on these battles)
 # make release        a wheel and a source release, in dist/
-# make release-check  the same, the wheel installed into a new environment, and the demo run there
+# make release-check  the same, with the wheel installed into a new environment and the demo run there
 # Each makes its own virtual environment first. PYTHON=python3.12 chooses another interpreter.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint format bench docs site release release-check clean
+.PHONY: install demo test test-fast lint format bench docs site release release-check clean
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -22,6 +25,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n 2
+
+test-fast: install
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""Pages of the site that do not lie in ``docs/``: README as the first one, the changelog, the word list's licence.
+"""Pages of the site that do not lie in ``docs/``: README as the first one, the changelog and others.
 
 A hook of mkdocs (see ``mkdocs.yml``). The files stay where people look for them in a repository, without a copy; their
 links, written from the repository's root, are rewritten to lead to the same places in the site.
@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 PLACES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
     "prefcli/assets/WORDNET-LICENSE": "WORDNET-LICENSE.txt",
 }
 """Files of the repository and what they are called in the site."""

@@ -14,7 +14,7 @@ from conftest import Result
 from test_docs_commands import blocks
 
 ROOT = Path(__file__).parent.parent
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_command_line_reference_is_what_help_prints() -> None:

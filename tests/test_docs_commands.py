@@ -29,7 +29,7 @@ from prefcli.storage import files
 from prefcli.storage.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 OUTPUT = ("text", "json", "toml", "python")
 """Languages of blocks that are no commands; Python is run too, that of python.md by a test of its own."""
 STARTS = re.compile(r"^(prefcli|torchrun|python3?|pip|make|tensorboard|wandb)\b(?!:)", re.MULTILINE)

@@ -46,7 +46,7 @@ class Fetched(HTMLParser):
 
 def test_every_page_is_in_the_site_and_in_its_navigation(site: Path) -> None:
     first = (site / "index.html").read_text(encoding="utf-8")
-    pages = [path.stem for path in (ROOT / "docs").glob("*.md")] + ["changelog"]
+    pages = [path.stem for path in (ROOT / "docs").glob("*.md")] + ["changelog", "contributing"]
     assert len(pages) > 10
     for page in pages:
         assert (site / f"{page}.html").is_file(), page
@@ -68,7 +68,7 @@ def test_pages_fetch_nothing_from_elsewhere(site: Path) -> None:
 def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path, broken: str) -> None:
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     (tmp_path / "prefcli" / "assets").mkdir(parents=True)
-    for name in ("mkdocs.yml", "README.md", "CHANGELOG.md", "prefcli/assets/WORDNET-LICENSE"):
+    for name in ("mkdocs.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "prefcli/assets/WORDNET-LICENSE"):
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "docs" / "eda.md").write_text(f"# What eda computes\n\n{broken}\n", encoding="utf-8")
     made = build(tmp_path, tmp_path / "site")
