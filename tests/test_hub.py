@@ -234,7 +234,7 @@ def test_a_push_that_fails_loses_nothing_and_says_how_to_go_on(
     assert done.code == 1
     assert done.json()["pushed"] is None
     assert done.json()["validation"]["log_loss"] > 0
-    assert "the run is whole, but was not pushed" in done.err
+    assert "the run is complete, but was not pushed" in done.err
     assert "Push it later: prefcli push 'a run' me/judge" in done.err
     assert cli("predict", demo_files.test, "-o", "p.csv").code == 0
     server.refuses = {}

@@ -1,4 +1,4 @@
-"""What the verbs share: their common options, a reporter that writes to stderr, and how results are printed."""
+"""What the verbs share: common options, a reporter that writes to stderr, and how results are printed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prefcli.reporting import visible
+from prefcli.reporting import Silent, visible
 
 if TYPE_CHECKING:
     from prefcli.battles import Source
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
 WorkspaceOption = Annotated[
     Path | None,
     typer.Option(
-        "--workspace", metavar="DIR", help="Where caches and runs live. [default: .prefcli, or $PREFCLI_WORKSPACE]"
+        "--workspace", metavar="DIR", help="Folder of caches and runs. [default: .prefcli, or $PREFCLI_WORKSPACE]"
     ),
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but results, warnings and errors.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results, warnings and errors.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 EstimateOption = Annotated[
     bool,
-    typer.Option("--estimate", help="Time a sample, say how long all of it will take and what memory, and stop."),
+    typer.Option("--estimate", help="Time a sample, print the expected time and memory, and stop."),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 FilesArgument = Annotated[
@@ -50,13 +51,11 @@ FormatOption = Annotated[
     ),
 ]
 ColumnsOption = Annotated[
-    str | None, typer.Option("--columns", metavar="KNOWN=NAME,...", help="The file's own names of columns.")
+    str | None, typer.Option("--columns", metavar="KNOWN=NAME,...", help="Column names of the file, if they differ.")
 ]
 EncoderOption = Annotated[
     str | None,
-    typer.Option(
-        "--encoder", metavar="NAME", help="Where the encoder of a run of adapters is now, if not where it was."
-    ),
+    typer.Option("--encoder", metavar="NAME", help="Where the encoder of a LoRA run is now, if it has moved."),
 ]
 WorkersOption = Annotated[
     int | None,
@@ -64,31 +63,29 @@ WorkersOption = Annotated[
 ]
 
 PIPED_WIDTH = 500
-PLAIN_SECONDS = 10.0
-"""When output is piped: a line of progress this often."""
+PROGRESS_SECONDS = 10.0
+"""When stderr is piped, a line of progress this often."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """Where to work and whom to tell."""
+    """The workspace and the reporter of one command."""
 
     workspace: Workspace
     reporter: Reporter
 
 
 def session(ctx: typer.Context, workspace: Path | None, quiet: bool) -> Session:
-    """The verb's own options over those given before the verb, over the environment."""
-    from prefcli.reporting import SILENT
+    """From the verb's own options, else those given before the verb, else the environment."""
     from prefcli.storage.workspace import Workspace
 
-    given = ctx.obj or {}
-    root = workspace or given.get("workspace") or Path(os.environ.get("PREFCLI_WORKSPACE") or ".prefcli")
-    speaks = not (quiet or given.get("quiet"))
-    return Session(Workspace(root), Terminal() if speaks else _Warnings(SILENT))
+    before_verb = ctx.obj or {}
+    root = workspace or before_verb.get("workspace") or Path(os.environ.get("PREFCLI_WORKSPACE") or ".prefcli")
+    return Session(Workspace(root), WarningsOnly() if quiet or before_verb.get("quiet") else Terminal())
 
 
 def source(paths: Sequence[Path], format: str | None, columns: str | None) -> Source:
-    """What the options about reading say."""
+    """The source that FILE, ``--format`` and ``--columns`` describe."""
     from prefcli.battles import Source
     from prefcli.readers import parse_columns
 
@@ -96,12 +93,12 @@ def source(paths: Sequence[Path], format: str | None, columns: str | None) -> So
 
 
 def examples(*lines: str) -> str:
-    """A verb's worked examples, as the end of its help."""
+    """A verb's examples, for the end of its help."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on stdout; numbers that JSON cannot hold become null."""
+    """Print one JSON object; NaN and infinity become null."""
     sys.stdout.write(json.dumps(_clean(value), default=str) + "\n")
 
 
@@ -116,24 +113,23 @@ def _clean(value: Any) -> Any:
 
 
 def say(text: str) -> None:
-    """A line on stdout. What it names came from files and folders: nothing in it reaches the terminal as a command."""
+    """Print a line. Names may come from files, so control characters are escaped."""
     print(visible(text))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on stdout."""
+    """Print a table: text to the left, numbers to the right. A last column without a heading holds remarks."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(show_header=any(columns), box=None, pad_edge=False)
     for number, name in enumerate(columns):
-        # Names and remarks (columns without a heading) to the left, numbers to the right.
         remarks = number == len(columns) - 1 and not name
         table.add_column(name, justify="left" if number == 0 or remarks else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(visible(_cell(value))) for value in row))
-    # Piped, a table is as wide as it needs to be, so that what reads it finds a row in a line.
+    # Piped, each row is on one line, whatever its width.
     console = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
     with console.capture() as capture:
         console.print(Text(visible(title), style="bold"))
@@ -162,7 +158,7 @@ def print_estimate(found: Estimate, json: bool) -> None:
 
 
 def _spoken(seconds: float) -> str:
-    return f"{seconds:,.1f} s" if seconds < 120 else duration(seconds)
+    return f"{seconds:,.1f} s" if seconds < 120 else str(timedelta(seconds=int(seconds)))
 
 
 def _cell(value: Any) -> str:
@@ -176,7 +172,7 @@ def _cell(value: Any) -> str:
 
 
 class Terminal:
-    """A reporter on stderr: bars on a terminal, a plain line now and then when piped."""
+    """A reporter on stderr: progress bars on a terminal, occasional lines when piped."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -194,7 +190,7 @@ class Terminal:
     @contextmanager
     def track(self, what: str, total: float | None, unit: str = "battles", done: float = 0) -> Iterator[Progress]:
         if not self._console.is_terminal:
-            yield _PlainLines(self, what, total, unit, done)
+            yield _Lines(self, what, total, unit, done)
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -228,39 +224,28 @@ class _Bar:
         self._bars.update(self._task, advance=amount, **fields)
 
 
-class _PlainLines:
+class _Lines:
     def __init__(self, terminal: Terminal, what: str, total: float | None, unit: str, done: float) -> None:
         self._terminal, self._what, self._total, self._unit = terminal, what, total, unit
         self._before = self._done = done
-        self._started = self._spoken = time.monotonic()
+        self._started = self._printed = time.monotonic()
 
     def advance(self, amount: float = 1, note: str = "") -> None:
         self._done += amount
         now = time.monotonic()
-        if now - self._spoken < PLAIN_SECONDS:
+        if now - self._printed < PROGRESS_SECONDS:
             return
-        self._spoken = now
+        self._printed = now
         rate = (self._done - self._before) / (now - self._started)
-        parts = [f"{self._done:,.0f}" + (f" of {self._total:,.0f}" if self._total else "") + f" {self._unit}"]
-        parts.append(f"{rate:,.1f}/s")
+        of_total = f" of {self._total:,.0f}" if self._total else ""
+        parts = [f"{self._what}: {self._done:,.0f}{of_total} {self._unit}", f"{rate:,.1f}/s"]
         if self._total and rate:
-            parts.append(f"{duration((self._total - self._done) / rate)} left")
-        self._terminal.note(f"{self._what}: {', '.join(parts + ([note] if note else []))}")
+            parts.append(f"{timedelta(seconds=int((self._total - self._done) / rate))} left")
+        self._terminal.note(", ".join([*parts, note] if note else parts))
 
 
-def duration(seconds: float) -> str:
-    """``h:mm:ss``."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
-
-
-class _Warnings:
-    """Only warnings, for ``--quiet``."""
-
-    def __init__(self, silent: Reporter) -> None:
-        self.note = silent.note
-        self.track = silent.track
+class WarningsOnly(Silent):
+    """The reporter for ``--quiet``."""
 
     def warn(self, text: str) -> None:
         print(f"warning: {visible(text)}", file=sys.stderr)

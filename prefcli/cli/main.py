@@ -40,8 +40,8 @@ for name, verb in VERBS.items():
     app.command(name=name, epilog=verb.EXAMPLES)(verb.run)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"prefcli {__version__}")
         raise typer.Exit
 
@@ -53,27 +53,28 @@ def root(
     quiet: common.QuietOption = False,
     debug: common.DebugOption = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     ctx.obj = {"workspace": workspace, "quiet": quiet, "debug": debug}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command and exit: 0 done, 1 could not be done, 2 wrong input or usage, 130 interrupted."""
+    """Run the command and exit: 0 success, 1 failure, 2 wrong input or usage, 130 interrupted."""
     _prepare_streams()
     try:
         code = run(sys.argv[1:] if arguments is None else arguments)
-    except Exception as error:  # --debug: the traceback names what files hold
+    except Exception as error:  # only with --debug
         import traceback
 
+        # Messages may quote files, whose content must not reach the terminal as control sequences.
         print(*map(common.visible, traceback.format_exc().rstrip("\n").split("\n")), sep="\n", file=sys.stderr)
         code = getattr(error, "exit_code", 1)
     sys.exit(code)
 
 
-class _Heedless(io.FileIO):
-    """Where messages go. What cannot be said (a full disk, a reader that went away) is not worth failing for."""
+class _LenientFile(io.FileIO):
+    """A file that ignores write errors: a full disk or a closed pipe must not turn a message into a failure."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -83,28 +84,28 @@ class _Heedless(io.FileIO):
 
 
 def _prepare_streams() -> None:
-    """Make streams that the caller closed lead nowhere, standard output know all letters, standard error never fail."""
-    # In this order each takes its own number again, which the next file that is opened would otherwise get.
+    """Replace closed streams by null devices, let stdout escape what it cannot encode, and let stderr never fail."""
+    # Opened in this order, each gets its own file descriptor back, which the next opened file would otherwise take.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  (as long as the process)
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  (open until the process ends)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # LANG=C has no letters for names in other languages
+        sys.stdout.reconfigure(errors="backslashreplace")  # with LANG=C it cannot encode names in other scripts
     try:
-        messages = io.BufferedWriter(_Heedless(sys.stderr.fileno(), "w", closefd=False))
-    except (OSError, ValueError):  # somebody put another object there
+        messages = io.BufferedWriter(_LenientFile(sys.stderr.fileno(), "w", closefd=False))
+    except (OSError, ValueError):  # replaced by an object that is not a file
         return
     sys.stderr = io.TextIOWrapper(messages, sys.stderr.encoding, sys.stderr.errors, line_buffering=True)
 
 
 def run(arguments: list[str]) -> int:
     """Run the command and return its exit code."""
-    # Threads that wait for each other by spinning cost little on an idle machine and, on one that is shared, were
-    # measured to slow training down ten times; sleeping costs a few per cent at most. Read when torch is loaded.
+    # Threads that spin while they wait cost little on an idle machine, but slowed training ten times on a shared one;
+    # sleeping costs a few per cent at most. Both variables are read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # ... but not at once: the next piece of work mostly comes within microseconds, and waking a thread takes longer.
+    # They spin briefly first: the next task mostly arrives within microseconds, and waking a thread takes longer.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    # Numpy's own linear algebra is only asked to solve small systems here, which its threads make slower.
+    # NumPy solves only small linear systems here, which threads make slower.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         code = app(args=arguments, prog_name="prefcli", standalone_mode=False)
@@ -117,8 +118,8 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return _fail(130, "interrupted")
     except BrokenPipeError:
-        # The reader of our output went away (prefcli ... | head): nothing to say, and nobody to say it to.
-        _drop_output()
+        # The reader of the output is gone, as in prefcli ... | head.
+        _discard_output()
         return 1
     except Exception as error:
         if "--debug" in arguments:
@@ -135,8 +136,8 @@ OUT_OF_MEMORY = (
     "could not create a primitive",
     "could not create a memory object",
 )
-"""How libraries say that memory ran out, where they do not raise MemoryError: torch, the system's loader, oneDNN."""
-LESS_MEMORY = {
+"""Messages of torch, the dynamic loader and oneDNN when memory runs out; they do not raise MemoryError."""
+MEMORY_HINTS = {
     "train": "Try a smaller --micro-batch or --max-length, or --gradient-checkpointing.",
     "ablate": "Try a smaller --micro-batch or --max-length, or --gradient-checkpointing.",
     "preprocess": "Try --workers 1.",
@@ -145,7 +146,7 @@ LESS_MEMORY = {
 
 
 def _explain(error: Any, arguments: list[str]) -> int:
-    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # the usage errors of Typer's parser
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of Typer
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "prefcli"
         message = one_line(error.format_message(), 1000)
@@ -154,29 +155,29 @@ def _explain(error: Any, arguments: list[str]) -> int:
         return _fail(130, "interrupted")
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY):
         verb = next((argument for argument in arguments if argument in VERBS), "")
-        return _fail(1, "out of memory", LESS_MEMORY.get(verb, "Free some memory, or use a larger machine."))
+        return _fail(1, "out of memory", MEMORY_HINTS.get(verb, "Free some memory, or use a larger machine."))
     if isinstance(error, OSError):
         from prefcli.storage.files import write_error
 
         if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
-            _drop_output()
+            _discard_output()
             return _fail(1, f"cannot write to standard output: {os.strerror(error.errno)}")
         return _fail(1, *write_error(Path(error.filename or "."), error).lines())
     return _fail(
         1,
         f"unexpected {type(error).__name__}: {one_line(error, 300)}",
-        "This is a defect of prefcli; the same command with --debug shows where it happened.",
+        "This is a bug in prefcli; add --debug to see where it happened.",
     )
 
 
-def _drop_output() -> None:
-    """Let what was not yet printed go, so that the end of the process does not try again."""
-    with contextlib.suppress(OSError, ValueError):  # in tests it is no file
+def _discard_output() -> None:
+    """Discard output that is still buffered, so that it is not written again when the process ends."""
+    with contextlib.suppress(OSError, ValueError):  # stdout may not be a file, as in tests
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(code: int, *lines: str) -> int:
-    """Say what went wrong; of several processes under ``torchrun`` the first one speaks."""
+    """Print an error to stderr; under ``torchrun`` only the main process does."""
     if os.environ.get("RANK", "0") != "0":
         return code
     sys.stdout.flush()

@@ -1,7 +1,6 @@
 """``prefcli train``: fit a model on battles with outcomes.
 
-Its flags are the fields of :class:`prefcli.options.TrainOptions`, so that a flag, a key of ``--config`` and an option
-kept in a run are the same thing under the same name.
+Most of its flags are the fields of :class:`prefcli.options.TrainOptions`.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import typer
 
 from prefcli.cli import common
 from prefcli.cli.flags import add_option_flags, given_options
+from prefcli.errors import InputError, PrefcliError
 from prefcli.options import RECIPES, TrainOptions, describe_recipe, flag_of, read_config, resolve
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def run(
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="The run's folder. [default: a new one]")
     ] = None,
     push_to: Annotated[
-        str | None, typer.Option("--push-to", metavar="OWNER/NAME", help="Bring the finished run to the hub, private.")
+        str | None, typer.Option("--push-to", metavar="OWNER/NAME", help="Push the finished run to the hub, private.")
     ] = None,
     estimate: common.EstimateOption = False,
     force: common.ForceOption = False,
@@ -67,30 +67,30 @@ def run(
     """Train a model; its run holds weights, tokenizer, options, per-battle validation and a model card."""
     from prefcli import pipeline
     from prefcli.compute import memory
-    from prefcli.errors import InputError, PrefcliError
 
     memory.keep_freed_memory()
     session = common.session(ctx, workspace, quiet)
     given = given_options(flags)
-    if resume is not None and (given or file or output or config):
-        named = [flag_of(name) for name in given] + [n for n, v in (("--output", output), ("--config", config)) if v]
-        named += ["FILE"] if file else []
-        raise InputError(f"--resume continues a run as it was: it cannot be combined with {', '.join(named)}")
+    if resume is not None:
+        others = {"--output": output, "--config": config, "FILE": file}
+        refused = [flag_of(name) for name in given] + [name for name, value in others.items() if value]
+        if refused:
+            raise InputError(f"--resume continues a run as it was: it cannot be combined with {', '.join(refused)}")
+        if estimate:
+            raise InputError("--estimate is for a whole training: it cannot be combined with --resume")
     options, origins = resolve(given, read_config(config) if config else None)
     if RECIPES[options.recipe] and resume is None:
         session.reporter.note(describe_recipe(options, origins))
+    battles = common.source(file, format, columns) if file else None
     if estimate:
-        if resume is not None:
-            raise InputError("--estimate tells of a whole training: it cannot be combined with --resume")
-        battles = common.source(file, format, columns) if file else None
-        found = pipeline.estimate_training(battles, session.workspace, options, reporter=session.reporter)
-        if found.is_main_process:
-            common.print_estimate(found, json)
+        cost = pipeline.estimate_training(battles, session.workspace, options, reporter=session.reporter)
+        if cost.is_main_process:
+            common.print_estimate(cost, json)
         return
     if push_to is not None:
-        pipeline.check_push(push_to)  # before hours of work
-    made = pipeline.train(
-        common.source(file, format, columns) if file else None,
+        pipeline.check_push(push_to)  # before hours of training
+    trained = pipeline.train(
+        battles,
         session.workspace,
         options,
         origins=origins,
@@ -100,50 +100,50 @@ def run(
         command=shlex.join(["prefcli", *sys.argv[1:]]),
         reporter=session.reporter,
     )
-    if not made.is_main_process:
+    if not trained.is_main_process:
         return
-    pushed, refused = None, None
+    pushed: str | None = None
+    push_error: PrefcliError | None = None
     if push_to is not None:
         try:
-            pushed = pipeline.push(str(made.run), push_to, session.workspace, reporter=session.reporter).url
+            pushed = pipeline.push(str(trained.run), push_to, session.workspace, reporter=session.reporter).url
         except PrefcliError as error:
-            again = shlex.join(["prefcli", "push", str(made.run), push_to])
-            refused = PrefcliError(
-                f"the run is whole, but was not pushed: {error.what}",
-                where=str(made.run),
-                hint=f"Push it later: {again}",
+            push_error = PrefcliError(
+                f"the run is complete, but was not pushed: {error.what}",
+                where=str(trained.run),
+                hint=f"Push it later: {shlex.join(['prefcli', 'push', str(trained.run), push_to])}",
             )
-    _print(made, json, {"pushed": pushed} if push_to is not None else {})
-    if refused is not None:
-        raise refused
-
-
-def _print(made: Trained, json: bool, more: dict[str, Any]) -> None:
     if json:
-        common.print_json(
-            {
-                "run": str(made.run),
-                "validation": made.validation,
-                "seconds": made.seconds,
-                "battles_per_second": made.battles_per_second,
-                **more,
-            }
-        )
-        return
-    if made.validation is not None:
-        low, high = made.validation["log_loss_ci"]
+        result = {
+            "run": str(trained.run),
+            "validation": trained.validation,
+            "seconds": trained.seconds,
+            "battles_per_second": trained.battles_per_second,
+        }
+        common.print_json(result | ({"pushed": pushed} if push_to is not None else {}))
+    else:
+        _print(trained, pushed)
+    if push_error is not None:
+        raise push_error
+
+
+def _print(trained: Trained, pushed: str | None) -> None:
+    if trained.validation is not None:
+        low, high = trained.validation["log_loss_ci"]
         common.print_table(
-            f"{made.validation['n']:,} held-out battles",
+            f"{trained.validation['n']:,} held-out battles",
             ["", "log loss", ""],
             [
-                ["this model", made.validation["log_loss"], f"95 % interval {low:.4f} to {high:.4f}"],
-                ["prior", made.validation["prior_log_loss"], "always the held-out battles' own shares"],
-                ["uniform guess", made.validation["uniform_log_loss"], ""],
+                ["this model", trained.validation["log_loss"], f"95 % interval {low:.4f} to {high:.4f}"],
+                ["prior", trained.validation["prior_log_loss"], "class shares of the held-out battles"],
+                ["uniform guess", trained.validation["uniform_log_loss"], ""],
             ],
         )
-    if more.get("pushed"):
-        common.say(f"{more['pushed']}: pushed")
-    common.say(f"{made.run}: trained at {made.battles_per_second:,.1f} battles/s, {made.seconds:,.0f} s in all")
+    if pushed:
+        common.say(f"{pushed}: pushed")
+    common.say(
+        f"{trained.run}: trained at {trained.battles_per_second:,.1f} battles/s, {trained.seconds:,.0f} s in all"
+    )
 
 
 add_option_flags(run, TrainOptions)

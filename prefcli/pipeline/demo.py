@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefcli import eda as eda_room
-from prefcli import metrics
+from prefcli.eda import Eda
 from prefcli.errors import InputError
+from prefcli.metrics import Score
 from prefcli.options import PredictOptions, TrainOptions
 from prefcli.pipeline.eda import eda
 from prefcli.pipeline.predict import predict
@@ -20,33 +20,37 @@ from prefcli.storage.workspace import Workspace
 
 @dataclass(frozen=True)
 class Demonstrated:
-    """What the demo found."""
+    """What the demo printed figures of.
 
-    eda: eda_room.Eda
+    ``best_log_loss`` is that of the true probabilities: no model can do better on average.
+    """
+
+    eda: Eda
     run: Path
-    score: metrics.Score
+    score: Score
     best_log_loss: float
 
 
 def demo(folder: Path, workspace: Workspace, *, force: bool = False, reporter: Reporter = SILENT) -> Demonstrated:
-    """Make synthetic battles in ``folder`` and run all five verbs on them with the built-in encoder.
+    """Write synthetic battles into ``folder`` and run the pipeline on them with the built-in encoder.
+
+    In fp32, so that the score does not depend on which precision the processor is good at.
 
     Raises
     ------
     InputError
-        If the folder holds something and ``force`` is not given.
+        If the folder is not empty and ``force`` is not given.
     """
     from prefcli.data import synthetic
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
         raise InputError(f"{folder} already exists", hint="Name another folder, or overwrite it with --force.")
-    made = synthetic.write(folder)
-    reporter.note(f"wrote {made.train}, {made.test} and {made.truth}")
-    found = eda(made.train, workspace, reporter=reporter)
-    preprocess(made.train, workspace, reporter=reporter)
-    trained = train(
-        None, workspace, TrainOptions(encoder="tiny", precision="fp32"), command="prefcli demo", reporter=reporter
-    )
+    files = synthetic.write(folder)
+    reporter.note(f"wrote {files.train}, {files.test} and {files.truth}")
+    statistics = eda(files.train, workspace, reporter=reporter)
+    preprocess(files.train, workspace, reporter=reporter)
+    options = TrainOptions(encoder="tiny", precision="fp32")
+    run = train(None, workspace, options, command="prefcli demo", reporter=reporter).run
     predictions = folder / "preds.csv"
-    predict(made.test, workspace, predictions, PredictOptions(precision="fp32"), force=True, reporter=reporter)
-    return Demonstrated(found, trained.run, score(predictions, made.truth), made.best_log_loss)
+    predict(files.test, workspace, predictions, PredictOptions(precision="fp32"), force=True, reporter=reporter)
+    return Demonstrated(statistics, run, score(predictions, files.truth), files.best_log_loss)
