@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from prefcli.battles import Source
     from prefcli.eda import Eda
     from prefcli.estimating import Estimate
-    from prefcli.exporting.merge import Merged
-    from prefcli.exporting.onnx import Exported
+    from prefcli.exporting.merge import MergeResult
+    from prefcli.exporting.onnx import ExportResult
     from prefcli.metrics import Score
     from prefcli.options import PredictOptions, TrainOptions
-    from prefcli.pipeline import Predicted, Preprocessed, Trained
+    from prefcli.pipeline import PredictResult, PreprocessResult, TrainResult
     from prefcli.prediction.predictor import Predictor
     from prefcli.storage.hub import PushResult
 
@@ -147,7 +147,7 @@ def preprocess(
     workers: int | None = None,
     workspace: PathLike = WORKSPACE,
     reporter: Reporter = SILENT,
-) -> Preprocessed:
+) -> PreprocessResult:
     """Normalise the text of every battle and cache the result; see :func:`prefcli.pipeline.preprocess`."""
     from prefcli import pipeline
     from prefcli.storage.workspace import Workspace
@@ -166,7 +166,7 @@ def train(
     workspace: PathLike = WORKSPACE,
     reporter: Reporter = SILENT,
     **options: Any,
-) -> Trained:
+) -> TrainResult:
     """Train a model; see :func:`prefcli.pipeline.train`.
 
     Parameters
@@ -211,7 +211,7 @@ def predict(
     workspace: PathLike = WORKSPACE,
     reporter: Reporter = SILENT,
     **options: Any,
-) -> Predicted:
+) -> PredictResult:
     """Write probabilities for every battle of a file into a file; see :func:`prefcli.pipeline.predict`.
 
     Parameters
@@ -238,12 +238,12 @@ def predict(
 
 @overload
 def export(run: PathLike, *, onnx: PathLike, int8: bool = ..., force: bool = ...,
-           workspace: PathLike = ..., reporter: Reporter = ...) -> Exported: ...  # fmt: skip
+           workspace: PathLike = ..., reporter: Reporter = ...) -> ExportResult: ...  # fmt: skip
 
 
 @overload
 def export(run: PathLike, *, merged: PathLike, encoder: PathLike | None = ..., force: bool = ...,
-           workspace: PathLike = ..., reporter: Reporter = ...) -> Merged: ...  # fmt: skip
+           workspace: PathLike = ..., reporter: Reporter = ...) -> MergeResult: ...  # fmt: skip
 
 
 def export(
@@ -256,7 +256,7 @@ def export(
     force: bool = False,
     workspace: PathLike = WORKSPACE,
     reporter: Reporter = SILENT,
-) -> Exported | Merged:
+) -> ExportResult | MergeResult:
     """A run in another form; see :func:`prefcli.pipeline.export` and :func:`prefcli.pipeline.merge`.
 
     Parameters

@@ -18,7 +18,7 @@ from prefcli.errors import InputError, PrefcliError
 from prefcli.options import RECIPES, TrainOptions, describe_recipe, flag_of, read_config, resolve
 
 if TYPE_CHECKING:
-    from prefcli.pipeline import Trained
+    from prefcli.pipeline import TrainResult
 
 EXAMPLES = common.examples(
     "prefcli train train.csv",
@@ -127,7 +127,7 @@ def run(
         raise push_error
 
 
-def _print(trained: Trained, pushed: str | None) -> None:
+def _print(trained: TrainResult, pushed: str | None) -> None:
     if trained.validation is not None:
         low, high = trained.validation["log_loss_ci"]
         common.print_table(

@@ -21,7 +21,7 @@ from prefcli.storage import card, files, runs
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergeResult:
     """What :func:`merge` wrote."""
 
     output: Path
@@ -32,7 +32,7 @@ class Merged:
 
 def merge(
     run: Path, output: Path, *, encoder: str | None = None, force: bool = False, reporter: Reporter = SILENT
-) -> Merged:
+) -> MergeResult:
     """Write a run that holds the merged weights of another, in float32.
 
     Parameters
@@ -117,4 +117,4 @@ def merge(
             validation = dataclasses.asdict(metrics.score(metrics.softmax(held.logits), held.labels, groups=held.keys))
         card.write(temporary, alone, runs.read_config(temporary), validation, name=output.name)
         runs.seal(temporary, trained=True)
-    return Merged(output, len(members), bool(options.lora_rank), sum(t.numel() for t in state.values()))
+    return MergeResult(output, len(members), bool(options.lora_rank), sum(t.numel() for t in state.values()))

@@ -96,7 +96,7 @@ class Quantised:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What :func:`export` made.
 
     Attributes
@@ -160,7 +160,7 @@ def _is_export(folder: Path) -> bool:
         return False
 
 
-def export(run: Path, folder: Path, samples: Sequence[Sample], *, int8: bool = False) -> Exported:
+def export(run: Path, folder: Path, samples: Sequence[Sample], *, int8: bool = False) -> ExportResult:
     """Write the folder, or leave nothing.
 
     Parameters
@@ -376,7 +376,7 @@ def _quantise(target: Path, *, apart: bool) -> None:
         ) from error
 
 
-def _together(folder: Path, found: Sequence[_Found], samples: Sequence[Sample], *, int8: bool) -> Exported:
+def _together(folder: Path, found: Sequence[_Found], samples: Sequence[Sample], *, int8: bool) -> ExportResult:
     loss = None
     if int8:
         before = np.concatenate([one.fp32 for one in found if one.fp32 is not None])
@@ -390,7 +390,7 @@ def _together(folder: Path, found: Sequence[_Found], samples: Sequence[Sample], 
             log_loss_fp32=None if known is None else metrics.log_loss(before, known),
             log_loss_int8=None if known is None else metrics.log_loss(after, known),
         )
-    return Exported(
+    return ExportResult(
         folder=folder,
         precision="int8" if int8 else "fp32",
         models=len(found),
@@ -402,7 +402,7 @@ def _together(folder: Path, found: Sequence[_Found], samples: Sequence[Sample], 
     )
 
 
-def _described(made: Exported) -> str:
+def _described(made: ExportResult) -> str:
     """For the card."""
     models = "" if made.models == 1 else f" ({made.models} models, one for each fold)"
     told = (

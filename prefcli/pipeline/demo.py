@@ -19,7 +19,7 @@ from prefcli.storage.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class Demonstrated:
+class DemoResult:
     """What the demo printed figures of.
 
     ``best_log_loss`` is that of the true probabilities: no model can do better on average.
@@ -31,7 +31,7 @@ class Demonstrated:
     best_log_loss: float
 
 
-def demo(folder: Path, workspace: Workspace, *, force: bool = False, reporter: Reporter = SILENT) -> Demonstrated:
+def demo(folder: Path, workspace: Workspace, *, force: bool = False, reporter: Reporter = SILENT) -> DemoResult:
     """Write synthetic battles into ``folder`` and run the pipeline on them with the built-in encoder.
 
     In fp32, so that the score does not depend on which precision the processor is good at.
@@ -53,4 +53,4 @@ def demo(folder: Path, workspace: Workspace, *, force: bool = False, reporter: R
     run = train(None, workspace, options, command="prefcli demo", reporter=reporter).run
     predictions = folder / "preds.csv"
     predict(files.test, workspace, predictions, PredictOptions(precision="fp32"), force=True, reporter=reporter)
-    return Demonstrated(statistics, run, score(predictions, files.truth), files.best_log_loss)
+    return DemoResult(statistics, run, score(predictions, files.truth), files.best_log_loss)

@@ -20,7 +20,7 @@ from prefcli.storage.workspace import Stage, Workspace
 from prefcli.text import normalise_batch
 
 if TYPE_CHECKING:
-    from prefcli.exporting.onnx import Exported, Sample
+    from prefcli.exporting.onnx import ExportResult, Sample
 
 MOST_BATTLES = 500
 """Held-out battles that the loss of int8 is measured on."""
@@ -36,7 +36,7 @@ def export(
     int8: bool = False,
     force: bool = False,
     reporter: Reporter = SILENT,
-) -> Exported:
+) -> ExportResult:
     """Export a run to ONNX and check that it predicts the same.
 
     It is checked on battles that the run held out, where they are still to be found as they were, else on made-up ones

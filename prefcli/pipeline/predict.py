@@ -35,7 +35,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Predicted:
+class PredictResult:
     """What ``predict`` wrote."""
 
     output: Path
@@ -84,7 +84,7 @@ def predict(
     calibrate: Path | Source | None = None,
     force: bool = False,
     reporter: Reporter = SILENT,
-) -> Predicted:
+) -> PredictResult:
     """Write probabilities for every battle of a file, in its order, with unchanged ids.
 
     Streams: memory does not grow with the file. A run's folds are averaged with equal weights. Several runs are blended
@@ -151,7 +151,7 @@ def predict(
         reporter.warn("raw scores, not probabilities, were written: score them with --renormalize")
     blend, *refit = calibrations
     scale = refit[0].weights[0] if refit else 1.0
-    return Predicted(
+    return PredictResult(
         output=output,
         battles=total,
         models=tuple(names),
@@ -249,7 +249,7 @@ def _write(batches: Iterator[tuple[pa.Array, Array]], output: Path | None, total
 
 
 @dataclass(frozen=True)
-class Answered:
+class LinesResult:
     """How many JSON lines :func:`predict_lines` answered, and how many of them with an error."""
 
     lines: int
@@ -263,7 +263,7 @@ def predict_lines(
     options: PredictOptions,
     *,
     reporter: Reporter = SILENT,
-) -> Answered:
+) -> LinesResult:
     """Answer battles written as JSON lines, each as soon as it arrives; nothing is cached.
 
     Parameters
@@ -288,7 +288,7 @@ def predict_lines(
         answers.flush()
         total += len(batch)
         failed += sum(answer.failed for answer in batch)
-    return Answered(total, failed)
+    return LinesResult(total, failed)
 
 
 def _run_names(models: Sequence[str], folders: Sequence[Path]) -> list[str]:

@@ -15,7 +15,7 @@ from prefcli.storage.workspace import Stage, Workspace
 
 
 @dataclass(frozen=True)
-class Preprocessed:
+class PreprocessResult:
     """What ``preprocess`` made: the stage, and what the normalisation did."""
 
     stage: Stage
@@ -31,7 +31,7 @@ def preprocess(
     text: str = "nltk",
     workers: int | None = None,
     reporter: Reporter = SILENT,
-) -> Preprocessed:
+) -> PreprocessResult:
     """Normalise the text of every battle; cached as the stage ``preprocess``, and remembered for ``train``.
 
     Parameters
@@ -56,7 +56,7 @@ def preprocess(
         "preprocess",
         {"stage": stage.path.name, "source": source.to_json(), "source_sha256": digest, "text": text},
     )
-    return Preprocessed(stage, text, digest, stage.metadata["counts"])
+    return PreprocessResult(stage, text, digest, stage.metadata["counts"])
 
 
 @dataclass(frozen=True)

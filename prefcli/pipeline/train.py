@@ -22,7 +22,7 @@ from prefcli.storage.workspace import Stage, Workspace
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainResult:
     """What ``train`` made.
 
     Attributes
@@ -59,7 +59,7 @@ def train(
     remember: bool = True,
     command: str = "",
     reporter: Reporter = SILENT,
-) -> Trained:
+) -> TrainResult:
     """Train a model; through the stages ``battles`` and ``preprocess`` into a run's folder.
 
     Parameters
@@ -147,7 +147,7 @@ def train(
             if remember:
                 workspace.remember("train", {"run": str(folder.resolve())})
             runs.finish(folder)
-    return Trained(
+    return TrainResult(
         folder,
         result.validation,
         time.monotonic() - started,
