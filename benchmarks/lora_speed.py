@@ -4,7 +4,7 @@ One sequence "prompt, A, B", the same tokens, adapters of the same rank in the s
 random weights of a named shape:
 
 - *Trainer*: ``AutoModelForSequenceClassification`` with ``peft``, batches of like lengths, padded to their longest;
-- *prefcli*: ``prefcli.training.loop.step`` as it is.
+- *prefcli*: ``prefcli.training.loop.forward_backward`` and ``update`` as it is.
 
 Each way is a process of its own, so that peak memory is its own; they take turns, medians over the rounds are
 printed. On a CUDA GPU the shape is Gemma 2's with 2 billion parameters and frozen weights are bf16; on a CPU a small
@@ -78,22 +78,22 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
 
 
 def ours(chosen: Any, place: Any, model: Any, battles: Any) -> Any:
-    import torch
 
     from prefcli.reporting import SILENT
     from prefcli.training import loop
 
     targets = np.eye(3, dtype=np.float32)[battles.labels]
-    task = loop.FitSpec(model, battles, targets, None, chosen, Path(tempfile.mkdtemp()), SILENT)
+    spec = loop.FitSpec(model, battles, targets, None, chosen, Path(tempfile.mkdtemp()), SILENT)
     if chosen.gradient_checkpointing:
         model.module.encoder.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = loop.make_optimizer(model.module, chosen)
-    scaler = torch.amp.GradScaler(place.device.type, enabled=place.scaled)
+    scaler = loop.make_scaler(model.placement)
 
     def train(rows: np.ndarray) -> None:
         for start in range(0, len(rows), chosen.batch_size):
-            some = rows[start : start + chosen.batch_size]
-            loop.step(task, model.module, optimizer, scaler, some, LEARNING_RATE)
+            batch = rows[start : start + chosen.batch_size]
+            loop.forward_backward(spec, model.module, scaler, batch, spec.prepare(batch))
+            loop.update(model.module, optimizer, scaler, LEARNING_RATE, chosen.clip)
 
     return train
 

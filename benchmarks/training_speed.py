@@ -5,8 +5,8 @@ the same battles, in float32:
 
 - *notebook*: plain PyTorch and transformers, every sequence padded to the longest length allowed;
 - *Trainer*: Hugging Face's ``Trainer``, batches grouped by length and padded to their longest (needs ``accelerate``);
-- *prefcli*: ``prefcli.training.loop.step`` and ``NeuralModel.logits_of`` as they are, with and without
-  ``prefcli.encoders.deberta.accelerate`` (the latter as *prefcli, transformers' attention*).
+- *prefcli*: ``prefcli.training.loop.forward_backward``, ``update`` and ``NeuralModel.logits_of`` as they are, with and
+  without ``prefcli.encoders.deberta.accelerate`` (the latter as *prefcli, transformers' attention*).
 
 Each way is a process of its own. They take turns, each given the same battles in a round; medians over the rounds are
 printed. *Processor time* is what the work cost over all threads, the steadier figure on a busy machine. The encoder has
@@ -182,7 +182,6 @@ def trainer(model: Any, battles: TokenisedBattles, options: argparse.Namespace) 
 
 def prefcli(model: Any, battles: TokenisedBattles, options: argparse.Namespace) -> tuple[Doing, Doing]:
     """Ours: a step over each batch of 16, micro-batches as the model likes them."""
-    import torch
 
     from prefcli.options import TrainOptions
     from prefcli.reporting import SILENT
@@ -190,14 +189,15 @@ def prefcli(model: Any, battles: TokenisedBattles, options: argparse.Namespace) 
 
     chosen = TrainOptions(batch_size=STEP, max_length=options.max_length, lr=LEARNING_RATE, precision="fp32")
     targets = np.eye(3, dtype=np.float32)[battles.labels]
-    task = loop.FitSpec(model, battles, targets, None, chosen, Path(tempfile.mkdtemp()), SILENT)
+    spec = loop.FitSpec(model, battles, targets, None, chosen, Path(tempfile.mkdtemp()), SILENT)
     optimizer = loop.make_optimizer(model.module, chosen)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    scaler = loop.make_scaler(model.placement)
 
     def train(rows: np.ndarray) -> None:
         for start in range(0, len(rows), chosen.batch_size):
-            some = rows[start : start + chosen.batch_size]
-            loop.step(task, model.module, optimizer, scaler, some, LEARNING_RATE)
+            batch = rows[start : start + chosen.batch_size]
+            loop.forward_backward(spec, model.module, scaler, batch, spec.prepare(batch))
+            loop.update(model.module, optimizer, scaler, LEARNING_RATE, chosen.clip)
 
     def predict(rows: np.ndarray) -> None:
         model.logits_of(battles.take(rows))

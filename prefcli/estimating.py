@@ -322,7 +322,7 @@ def _neural_parts(task: loop.FitSpec, starting: float, seconds: float, reporter:
     spent: list[float] = []
     sizes: list[float] = []
 
-    def after(position: loop.Position) -> None:
+    def after(position: loop.TrainState) -> None:
         moments.append(time.perf_counter())
         spent.append(position.seconds)
         sizes.append(_peaks()[0])
@@ -330,7 +330,7 @@ def _neural_parts(task: loop.FitSpec, starting: float, seconds: float, reporter:
             one = task.world.gather(max(spent[1] - spent[0], 1e-6))[0]
             few = int(np.clip(LARGEST_SHARE * task.total_steps, FEWEST_STEPS, MOST_STEPS))
             steps = int(np.clip(seconds / one, FEWEST_STEPS, few))
-            sample.batches_per_epoch = min(warm_up + steps, sample.batches_per_epoch)
+            sample.batches_per_epoch = sample.total_steps = min(warm_up + steps, sample.batches_per_epoch)
             reporter.note(f"timing {sample.batches_per_epoch - warm_up} steps of {task.total_steps:,}")
 
     sample.on_step_end = after
@@ -377,7 +377,7 @@ def _sample_of(task: loop.FitSpec, plan: list[NDArray[np.intp]]) -> Any:
     given = {f.name: getattr(task, f.name) for f in fields(loop.FitSpec) if f.init}
     options = replace(task.options, epochs=1, eval_every=0, checkpoint_every=0, patience=0)
     sample = Sample(**{**given, "validation": None, "options": options, "reporter": SILENT, "resume": False})
-    sample.batches_per_epoch = len(plan)
+    sample.batches_per_epoch = sample.total_steps = len(plan)
     return sample
 
 

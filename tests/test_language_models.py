@@ -165,8 +165,8 @@ def test_adapters_train_resume_reload_and_merge_to_the_same_predictions(
     class Stop(Exception):
         pass
 
-    def stop(position: loop.Position) -> None:
-        if position.steps == 3:
+    def stop(state: loop.TrainState) -> None:
+        if state.steps == 3:
             raise Stop
 
     original = loop.FitSpec.__init__
@@ -566,7 +566,8 @@ def test_a_model_spread_over_two_processes_trains_as_in_one(
     arguments = [
         "-m", "prefcli", "train", str(demo_files.train), "--encoder", str(llama), "--architecture", "cross-encoder",
         "--text", "raw", "--max-length", "96", "--lr", "1e-3", "--limit", "90", "--epochs", "2", "--micro-batch", "3",
-        "--eval-every", "3", "--checkpoint-every", "4", "--keep", "last", *(["--lora-rank", "4"] if lora else []),
+        "--eval-every", "3", "--checkpoint-every", "4", "--log-every", "1", "--keep", "last",
+        *(["--lora-rank", "4"] if lora else []),
     ]  # fmt: skip
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for command in (

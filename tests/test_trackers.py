@@ -171,7 +171,7 @@ def test_after_a_kill_and_a_resume_every_step_is_tracked_once(
     folder = tmp_path / "run"
     command = [
         "train", str(small.train), "--encoder", "tiny", "--text", "raw", "--max-length", "48", "--eval-every", "4",
-        "--checkpoint-every", "3", "--tracker", "tensorboard,wandb", "-o", str(folder),
+        "--checkpoint-every", "3", "--log-every", "1", "--tracker", "tensorboard,wandb", "-o", str(folder),
     ]  # fmt: skip
     killed = subprocess.run([sys.executable, "-c", KILLED, *command], capture_output=True, text=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

@@ -23,14 +23,16 @@ from prefcli.compute import devices
 from prefcli.data.synthetic import Demo
 from prefcli.errors import Interrupted, PrefcliError
 from prefcli.models import neural, packing
-from prefcli.models import weights as weights_room
+from prefcli.models import weights as model_weights
 from prefcli.models.packing import TokenisedBattles, tokenise
 from prefcli.options import TrainOptions
 from prefcli.readers import open_battles
 from prefcli.reporting import SILENT
 from prefcli.training import checkpoints, loop
 
-OPTIONS = TrainOptions(encoder="tiny", max_length=64, batch_size=8, lr=1e-3, checkpoint_every=4, eval_every=5)
+OPTIONS = TrainOptions(
+    encoder="tiny", max_length=64, batch_size=8, lr=1e-3, checkpoint_every=4, eval_every=5, log_every=1
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def battles(demo_files: Demo, bert_folder: Path) -> TokenisedBattles:
     return tokenise(tokenizer, (batch for batch, _ in open_battles(demo_files.train).batches()))
 
 
-def a_task(
+def a_spec(
     folder: Path, battles: TokenisedBattles, bert_folder: Path, options: TrainOptions = OPTIONS, **more: Any
 ) -> loop.FitSpec:
     placement = devices.place("cpu", options.precision)
@@ -71,7 +73,7 @@ def test_the_first_losses_equal_a_hand_written_loop(
 
     # Faster layers draw other dropout; that they change nothing else has tests of its own.
     options = replace(OPTIONS, epochs=1, warmup=0.2, weight_decay=0.0, seed=3, fast_attention=False)
-    loop.fit(a_task(tmp_path, battles, bert_folder, options))
+    loop.fit(a_spec(tmp_path, battles, bert_folder, options))
 
     texts = next(b for b, _ in open_battles(demo_files.train).batches()).to_pylist()[:100]
     tokenizer = AutoTokenizer.from_pretrained(bert_folder)
@@ -116,12 +118,12 @@ def test_fast_attention_gives_the_losses_of_transformers_own(
     curves = []
     for fast in (True, False):
         options = replace(OPTIONS, fast_attention=fast, architecture=architecture, epochs=2, eval_every=0)
-        task = a_task(tmp_path / str(fast), battles, folder, options)
-        for module in task.model.module.modules():
+        spec = a_spec(tmp_path / str(fast), battles, folder, options)
+        for module in spec.model.module.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        assert ("fast attention" in task.model.attention) == (fast and encoder == "deberta")
-        fitted = loop.fit(task)
+        assert ("fast attention" in spec.model.attention) == (fast and encoder == "deberta")
+        fitted = loop.fit(spec)
         assert fitted.logits is not None
         curves.append([*losses(tmp_path / str(fast))[:20], *fitted.logits.ravel().tolist()])
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
@@ -132,7 +134,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
 ) -> None:
     digests = []
     for number, seed in enumerate((1, 1, 2)):
-        loop.fit(a_task(tmp_path / str(number), battles, bert_folder, replace(OPTIONS, seed=seed)))
+        loop.fit(a_spec(tmp_path / str(number), battles, bert_folder, replace(OPTIONS, seed=seed)))
         digests.append(weights(tmp_path / str(number)))
     assert digests[0] == digests[1] != digests[2]
 
@@ -146,21 +148,21 @@ def test_a_stopped_training_resumes_to_the_same_bytes(
     class Killed(Exception):
         pass
 
-    def kill(position: loop.Position) -> None:
-        if position.steps == stop:
+    def kill(state: loop.TrainState) -> None:
+        if state.steps == stop:
             raise Killed
 
     options = replace(OPTIONS, epochs=2)
-    loop.fit(a_task(tmp_path / "whole", battles, bert_folder, options))
+    loop.fit(a_spec(tmp_path / "whole", battles, bert_folder, options))
     with pytest.raises(Killed):
-        loop.fit(a_task(tmp_path / "stopped", battles, bert_folder, options, on_step_end=kill))
-    resumed = loop.fit(a_task(tmp_path / "stopped", battles, bert_folder, options, resume=True))
+        loop.fit(a_spec(tmp_path / "stopped", battles, bert_folder, options, on_step_end=kill))
+    resumed = loop.fit(a_spec(tmp_path / "stopped", battles, bert_folder, options, resume=True))
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
-    assert resumed.position.steps == 26
+    assert resumed.state.steps == 26
     # A finished training that is resumed does nothing and says the same.
-    again = loop.fit(a_task(tmp_path / "stopped", battles, bert_folder, options, resume=True))
-    assert again.position == resumed.position
+    again = loop.fit(a_spec(tmp_path / "stopped", battles, bert_folder, options, resume=True))
+    assert again.state == resumed.state
     assert np.array_equal(again.logits, resumed.logits)
 
 
@@ -168,32 +170,32 @@ def test_a_stopped_training_resumes_to_the_same_bytes(
 def test_a_signal_checkpoints_and_says_how_to_go_on(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path, number: int
 ) -> None:
-    def interrupt(position: loop.Position) -> None:
-        if position.steps == 6:
+    def interrupt(state: loop.TrainState) -> None:
+        if state.steps == 5:  # noticed with the next step
             os.kill(os.getpid(), number)
 
-    loop.fit(a_task(tmp_path / "whole", battles, bert_folder))
+    loop.fit(a_spec(tmp_path / "whole", battles, bert_folder))
     before = signal.getsignal(number)
     with pytest.raises(Interrupted) as stopped:
-        loop.fit(a_task(tmp_path / "stopped", battles, bert_folder, on_step_end=interrupt))
+        loop.fit(a_spec(tmp_path / "stopped", battles, bert_folder, on_step_end=interrupt))
     assert stopped.value.exit_code == 128 + number
     assert "--resume" in stopped.value.hint
     assert signal.getsignal(number) == before
     assert checkpoints.existing(tmp_path / "stopped" / "checkpoints")[-1].name == "step-00000006"
-    loop.fit(a_task(tmp_path / "stopped", battles, bert_folder, resume=True))
+    loop.fit(a_spec(tmp_path / "stopped", battles, bert_folder, resume=True))
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
 
 
 def test_only_the_last_two_checkpoints_stay_and_a_damaged_one_is_passed_over(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
-    def stop(position: loop.Position) -> None:
-        if position.steps == 12:
+    def stop(state: loop.TrainState) -> None:
+        if state.steps == 12:
             raise KeyboardInterrupt
 
-    loop.fit(a_task(tmp_path / "whole", battles, bert_folder))
+    loop.fit(a_spec(tmp_path / "whole", battles, bert_folder))
     with pytest.raises(KeyboardInterrupt):
-        loop.fit(a_task(tmp_path / "run", battles, bert_folder, on_step_end=stop))
+        loop.fit(a_spec(tmp_path / "run", battles, bert_folder, on_step_end=stop))
     kept = checkpoints.existing(tmp_path / "run" / "checkpoints")
     assert [p.name for p in kept] == ["step-00000004", "step-00000008"]
     optimizer = kept[-1] / "optimizer.safetensors"
@@ -205,35 +207,35 @@ def test_only_the_last_two_checkpoints_stay_and_a_damaged_one_is_passed_over(
     assert held is not None
     assert held.state["position"]["steps"] == 4
     assert "optimizer.safetensors" in warnings[0]
-    loop.fit(a_task(tmp_path / "run", battles, bert_folder, resume=True))
+    loop.fit(a_spec(tmp_path / "run", battles, bert_folder, resume=True))
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
-    loop.fit(a_task(tmp_path, battles, bert_folder))
+    loop.fit(a_spec(tmp_path, battles, bert_folder))
     for path in checkpoints.existing(tmp_path / "checkpoints"):
         (path / "state.json").write_text("{}")
     with pytest.raises(PrefcliError, match="all checkpoints are damaged"):
-        loop.fit(a_task(tmp_path, battles, bert_folder, resume=True))
+        loop.fit(a_spec(tmp_path, battles, bert_folder, resume=True))
 
 
 def test_damaged_kept_weights_are_refused_before_the_training_goes_on(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
-    def stop(position: loop.Position) -> None:
-        if position.steps == 12:
+    def stop(state: loop.TrainState) -> None:
+        if state.steps == 12:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        loop.fit(a_task(tmp_path, battles, bert_folder, on_step_end=stop))
+        loop.fit(a_spec(tmp_path, battles, bert_folder, on_step_end=stop))
     kept = tmp_path / "model.safetensors"
     content = bytearray(kept.read_bytes())
     content[-3] ^= 1
     kept.write_bytes(content)
     with pytest.raises(PrefcliError, match="weights kept so far are damaged"):
-        loop.fit(a_task(tmp_path, battles, bert_folder, resume=True, on_step_end=stop))
+        loop.fit(a_spec(tmp_path, battles, bert_folder, resume=True, on_step_end=stop))
 
 
 def test_kept_weights_and_their_logits_agree_wherever_keeping_is_interrupted(
@@ -241,11 +243,11 @@ def test_kept_weights_and_their_logits_agree_wherever_keeping_is_interrupted(
 ) -> None:
     from prefcli.storage import files
 
-    task = a_task(tmp_path, battles, bert_folder)
+    spec = a_spec(tmp_path, battles, bert_folder)
     first, second = np.full((4, 3), 1.0), np.full((4, 3), 2.0)
-    loop._keep(task, first)
+    loop._keep(spec, first)
     with torch.no_grad():
-        task.model.module.classifier.weight += 1
+        spec.model.module.classifier.weight += 1
     replace_, calls = os.replace, []
 
     def dies(source: Any, target: Any) -> None:
@@ -256,33 +258,33 @@ def test_kept_weights_and_their_logits_agree_wherever_keeping_is_interrupted(
 
     monkeypatch.setattr(files.os, "replace", dies)
     with pytest.raises(KeyboardInterrupt):
-        loop._keep(task, second)
+        loop._keep(spec, second)
     monkeypatch.undo()
     assert len(calls) == 2
     assert np.array_equal(loop.kept_logits(tmp_path), first)
-    loop._keep(task, second)
+    loop._keep(spec, second)
     assert np.array_equal(loop.kept_logits(tmp_path), second)
 
 
 def test_an_overflow_skips_exactly_that_step(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
     """On the float16 path: weights and schedule untouched, the scale halved, the step counted."""
     options = replace(OPTIONS, precision="fp16", eval_every=0)
-    task = a_task(tmp_path, battles, bert_folder, options)
-    module = task.model.module
+    spec = a_spec(tmp_path, battles, bert_folder, options)
+    module = spec.model.module
     weight = module.classifier.weight
     inject = {"now": False}
     weight.register_hook(lambda gradient: gradient * math.inf if inject["now"] else gradient)
     seen: list[torch.Tensor] = []
 
-    def watch(position: loop.Position) -> None:
+    def watch(state: loop.TrainState) -> None:
         seen.append(torch.cat([p.detach().flatten() for p in module.parameters()]).clone())
-        inject["now"] = position.steps == 3  # the fourth step overflows
-        if position.steps == 6:
+        inject["now"] = state.steps == 3  # the fourth step overflows
+        if state.steps == 6:
             raise KeyboardInterrupt
 
-    task.on_step_end = watch
+    spec.on_step_end = watch
     with pytest.raises(KeyboardInterrupt):
-        loop.fit(task)
+        loop.fit(spec)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [r["skipped"] for r in records] == [False, False, False, True, False, False]
     assert torch.equal(seen[2], seen[3])
@@ -295,8 +297,8 @@ def test_an_overflow_skips_exactly_that_step(tmp_path: Path, battles: TokenisedB
 def test_fp16_trains_to_about_the_same_loss(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
     for precision in ("fp32", "fp16", "bf16"):
         options = replace(OPTIONS, precision=precision)
-        fitted = loop.fit(a_task(tmp_path / precision, battles, bert_folder, options))
-        assert fitted.position.skipped <= 2
+        fitted = loop.fit(a_spec(tmp_path / precision, battles, bert_folder, options))
+        assert fitted.state.skipped <= 2
     assert losses(tmp_path / "fp16") == pytest.approx(losses(tmp_path / "fp32"), abs=0.02)
     assert losses(tmp_path / "bf16") == pytest.approx(losses(tmp_path / "fp32"), abs=0.05)
 
@@ -315,65 +317,65 @@ def test_auto_is_bf16_on_a_cpu_whose_amx_onednn_may_use(
 def test_a_loss_that_is_no_number_stops_the_training(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
-    task = a_task(tmp_path, battles, bert_folder)
-    task.model.module.classifier.bias.data.fill_(math.nan)
+    spec = a_spec(tmp_path, battles, bert_folder)
+    spec.model.module.classifier.bias.data.fill_(math.nan)
     with pytest.raises(PrefcliError, match="no longer a number at step 1") as stopped:
-        loop.fit(task)
+        loop.fit(spec)
     assert "--lr" in stopped.value.hint
 
 
 def test_endless_overflow_stops_the_training(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
-    task = a_task(tmp_path, battles, bert_folder, replace(OPTIONS, precision="fp16", epochs=3))
-    task.model.module.classifier.weight.register_hook(lambda gradient: gradient * math.inf)
+    spec = a_spec(tmp_path, battles, bert_folder, replace(OPTIONS, precision="fp16", epochs=3))
+    spec.model.module.classifier.weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(PrefcliError, match="no longer a number"):
-        loop.fit(task)
+        loop.fit(spec)
 
 
 def test_micro_batches_change_nothing_but_rounding(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
     for at_most in (0, 1, 3):
-        task = a_task(tmp_path / str(at_most), battles, bert_folder, replace(OPTIONS, micro_batch=at_most))
-        for part in task.model.module.modules():
+        spec = a_spec(tmp_path / str(at_most), battles, bert_folder, replace(OPTIONS, micro_batch=at_most))
+        for part in spec.model.module.modules():
             if isinstance(part, torch.nn.Dropout):
                 part.p = 0.0
-        loop.fit(task)
+        loop.fit(spec)
     assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "0"), abs=1e-5)
     assert losses(tmp_path / "3") == pytest.approx(losses(tmp_path / "0"), abs=1e-5)
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
     for name, options in (("off", OPTIONS), ("on", replace(OPTIONS, gradient_checkpointing=True))):
-        loop.fit(a_task(tmp_path / name, battles, bert_folder, options))
+        loop.fit(a_spec(tmp_path / name, battles, bert_folder, options))
     assert losses(tmp_path / "on") == pytest.approx(losses(tmp_path / "off"), abs=1e-5)
 
 
 def test_the_kept_weights_are_those_of_the_best_validation(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
-    task = a_task(tmp_path, battles, bert_folder, replace(OPTIONS, epochs=3))
+    spec = a_spec(tmp_path, battles, bert_folder, replace(OPTIONS, epochs=3))
 
-    def spoil(position: loop.Position) -> None:
-        if position.steps > 15:  # what is learnt after this is worse than what was learnt before
-            task.model.module.classifier.bias.data += torch.tensor([3.0, -3.0, 0.0])
+    def spoil(state: loop.TrainState) -> None:
+        if state.steps > 15:  # what is learnt after this is worse than what was learnt before
+            spec.model.module.classifier.bias.data += torch.tensor([3.0, -3.0, 0.0])
 
-    task.on_step_end = spoil
-    fitted = loop.fit(task)
+    spec.on_step_end = spoil
+    fitted = loop.fit(spec)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     validations = {r["step"]: r["validation_log_loss"] for r in records if "validation_log_loss" in r}
     best = min(validations, key=lambda step: validations[step])
-    assert fitted.position.best_step == best
+    assert fitted.state.best_step == best
     assert best != max(validations)  # or this test would show nothing
 
-    weights_room.restore(task.model.module, weights_room.load(tmp_path / "model.safetensors"))
-    assert np.allclose(loop.predict_shared(task, task.validation), fitted.logits, atol=1e-6)
+    model_weights.load_state_dict(spec.model.module, model_weights.load(tmp_path / "model.safetensors"))
+    assert np.allclose(loop.predict_shared(spec, spec.validation), fitted.logits, atol=1e-6)
 
 
 def test_patience_stops_early(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
     options = replace(OPTIONS, epochs=50, lr=0.05, eval_every=0, patience=2)
-    fitted = loop.fit(a_task(tmp_path, battles, bert_folder, options))
-    assert fitted.position.stale == 2
-    assert fitted.position.epoch < 50
+    fitted = loop.fit(a_spec(tmp_path, battles, bert_folder, options))
+    assert fitted.state.stale == 2
+    assert fitted.state.epoch < 50
 
 
 def test_the_schedule_rises_then_falls_to_zero() -> None:
@@ -383,10 +385,10 @@ def test_the_schedule_rises_then_falls_to_zero() -> None:
 
 
 def test_biases_and_norms_do_not_decay(battles: TokenisedBattles, bert_folder: Path, tmp_path: Path) -> None:
-    task = a_task(tmp_path, battles, bert_folder)
-    optimizer = loop.make_optimizer(task.model.module, OPTIONS)
+    spec = a_spec(tmp_path, battles, bert_folder)
+    optimizer = loop.make_optimizer(spec.model.module, OPTIONS)
     free = {id(p) for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]}
-    for name, parameter in task.model.module.named_parameters():
+    for name, parameter in spec.model.module.named_parameters():
         assert (id(parameter) in free) == ("bias" in name or "LayerNorm" in name), name
 
 
@@ -396,7 +398,7 @@ def test_swap_shows_both_orders_with_exchanged_labels(
 ) -> None:
     """The step's loss is that of twice as many battles, the added ones with answers and labels exchanged."""
     options = replace(OPTIONS, swap=True, architecture=architecture)
-    task = a_task(tmp_path, battles, bert_folder, options)
+    spec = a_spec(tmp_path, battles, bert_folder, options)
     doubled = TokenisedBattles(
         *(packing.Ragged.concatenate(pair) for pair in (
             (battles.prompt, battles.prompt),
@@ -406,19 +408,21 @@ def test_swap_shows_both_orders_with_exchanged_labels(
         labels=np.concatenate([battles.labels, np.array([1, 0, 2])[battles.labels]]),
     )  # fmt: skip
     n = len(battles)
-    plain = a_task(tmp_path, battles, bert_folder, replace(options, swap=False))
+    plain = a_spec(tmp_path, battles, bert_folder, replace(options, swap=False))
     plain.train, plain.targets = doubled, np.eye(3, dtype=np.float32)[doubled.labels]
     plain.lengths = plain.model.lengths(doubled)
     gradients = []
-    for one, rows in ((task, np.arange(8)), (plain, np.concatenate([np.arange(8), n + np.arange(8)]))):
+    for one, rows in ((spec, np.arange(8)), (plain, np.concatenate([np.arange(8), n + np.arange(8)]))):
         module = one.model.module
         for layer in module.modules():
             if isinstance(layer, torch.nn.Dropout):
                 layer.p = 0.0
         optimizer = loop.make_optimizer(module, OPTIONS)
-        result = loop.step(one, module, optimizer, torch.amp.GradScaler("cpu", enabled=False), rows, 0.0)
+        scaler = loop.make_scaler(one.model.placement)
+        loss = loop.forward_backward(one, module, scaler, rows, one.prepare(rows))
+        loop.update(module, optimizer, scaler, 0.0, OPTIONS.clip)
         gradients.append(
-            (result.loss, torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None]))
+            (float(loss), torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None]))
         )
     assert gradients[0][0] == pytest.approx(gradients[1][0], abs=1e-6)
     assert torch.allclose(gradients[0][1], gradients[1][1], atol=1e-6)
@@ -448,7 +452,7 @@ def start(folder: Path, *arguments: str, ranks: int = 0) -> list[str]:
 def small_run(demo_files: Demo, bert_folder: Path) -> list[str]:
     return [
         str(demo_files.train), "--encoder", str(bert_folder), "--text", "raw", "--max-length", "64", "--lr", "1e-3",
-        "--checkpoint-every", "3", "--eval-every", "5", "--output",
+        "--checkpoint-every", "3", "--eval-every", "5", "--log-every", "1", "--output",
     ]  # fmt: skip
 
 

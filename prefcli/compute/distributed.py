@@ -7,7 +7,7 @@ rank through the environment. Without it the world has one process and everythin
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -68,9 +68,16 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any process; all get the same answer."""
-        return any(self.gather(flag))
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Every number summed over all processes, on every process: one small exchange."""
+        if self.alone:
+            return list(values)
+        import torch
+        import torch.distributed as dist
+
+        numbers = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(numbers)
+        return numbers.tolist()
 
 
 def from_environment() -> World:

@@ -1,8 +1,8 @@
-"""One model spread over several processes, when one cannot hold it: PyTorch's fully sharded data parallelism.
+"""PyTorch's fully sharded data parallelism (FSDP): one model spread over several processes, when one cannot hold it.
 
-Every process keeps a part of each weight, gradient and moment, and gets the rest of a layer just before it is computed
-(Zhao et al., "PyTorch FSDP", VLDB 2023; here ``fully_shard``, its second form). Checkpoints and kept weights are whole,
-so they do not depend on how many processes made them.
+Every process holds a part of each weight, gradient and moment, and gets the rest of a layer just before it is computed
+(Zhao et al., "PyTorch FSDP", VLDB 2023; here ``fully_shard``, its second version). Checkpoints and kept weights hold
+full tensors, so they do not depend on the number of processes.
 
 All processes must make the same number of forward passes, because each pass is an exchange.
 """
@@ -24,7 +24,7 @@ def shard(module: nn.Module, device: torch.device, world: World) -> None:
     Parameters
     ----------
     module:
-        On the host, the same on every process.
+        On the CPU, the same on every process.
     device:
         Where this process computes.
     world:
@@ -37,46 +37,50 @@ def shard(module: nn.Module, device: torch.device, world: World) -> None:
     for block in blocks(module):
         fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
-    module.to(device)  # buffers: the weights' parts are there already
+    module.to(device)  # the buffers; the parts of the weights are there already
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
     """The layers of a transformer: the longest list of modules in it."""
     lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
-    return max((list(one) for one in lists), key=len, default=[])
+    return max((list(layers) for layers in lists), key=len, default=[])
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether :func:`shard` was here."""
+    """Whether :func:`shard` was applied to a module."""
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(module, FSDPModule)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor of which this process may keep only a part, whole and on the host; all processes must ask together."""
+    """A tensor of which this process may hold only a part, whole; all processes must call it together."""
     from torch.distributed.tensor import DTensor
 
-    if not isinstance(tensor, DTensor):
-        return tensor.detach()
-    full: Tensor = tensor.full_tensor()
-    return full.detach().cpu()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
 
-def full_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """:func:`full_tensor` of every tensor of a module's state."""
-    return {name: full_tensor(tensor) for name, tensor in state.items()}
+def full_state_dict(state: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """A state with full tensors, on the main process only: the others get an empty one and keep no full tensor."""
+    from torch.distributed.tensor import DTensor
+
+    full: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        whole = full_tensor(tensor)
+        if world.is_main_process:
+            full[name] = whole.cpu() if isinstance(tensor, DTensor) else whole
+    return full
 
 
-def full_optimizer_state_dict(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's ``state_dict`` with whole tensors."""
-    held = optimizer.state_dict()
-    state = {key: {name: full_tensor(value) for name, value in one.items()} for key, one in held["state"].items()}
-    return {**held, "state": state}
+def full_optimizer_state_dict(optimizer: torch.optim.Optimizer, world: World) -> dict[str, Any]:
+    """An optimizer's ``state_dict`` with full tensors, on the main process only."""
+    state_dict = optimizer.state_dict()
+    state = {index: full_state_dict(tensors, world) for index, tensors in state_dict["state"].items()}
+    return {**state_dict, "state": state}
 
 
 def shard_like(full: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor, as it keeps ``like``."""
+    """This process's part of a full tensor, as it holds ``like``."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(like, DTensor):
@@ -84,15 +88,15 @@ def shard_like(full: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(full.to(like.device), like.device_mesh, like.placements)
 
 
-def load_optimizer_state_dict(optimizer: torch.optim.Optimizer, held: Mapping[str, Any]) -> None:
-    """Set what :func:`full_optimizer_state_dict` gave."""
+def load_optimizer_state_dict(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
+    """Load what :func:`full_optimizer_state_dict` returned."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = {
-        key: {
+        index: {
             # Counters of steps are single numbers, moments have their parameter's shape.
-            name: shard_like(value, parameters[key]) if value.shape == parameters[key].shape else value
-            for name, value in one.items()
+            name: shard_like(value, parameters[index]) if value.shape == parameters[index].shape else value
+            for name, value in tensors.items()
         }
-        for key, one in held["state"].items()
+        for index, tensors in state_dict["state"].items()
     }
-    optimizer.load_state_dict({**held, "state": state})
+    optimizer.load_state_dict({**state_dict, "state": state})

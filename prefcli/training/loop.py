@@ -1,12 +1,14 @@
-"""The training loop: autocast, GradScaler, AdamW, a linear schedule, validation, checkpoints, ranks.
+"""The training loop: autocast, GradScaler, AdamW, a linear schedule, validation, checkpoints, several processes.
 
-Small enough to read in one sitting: :func:`fit` is the loop, :func:`step` one optimizer step. It knows nothing
-about files of battles or about architectures; it is given a :class:`~prefcli.models.neural.NeuralModel` and
-tokenised battles, and writes into a run's folder.
+Small enough to read in one sitting: :func:`fit` is the loop, :func:`forward_backward` and :func:`update` are one
+optimizer step. It knows nothing about files of battles or about architectures: it is given a
+:class:`~prefcli.models.neural.NeuralModel` and tokenised battles, and writes into a run's folder.
 
-Exactness: the order of the battles is a function of (seed, epoch) alone, the learning rate of the number of optimizer
-steps taken, and a checkpoint holds the rest (weights, moments, scale, random states), so a training that was killed and
-resumed ends with the same bytes as one that was not.
+Resuming is exact: the order of the battles depends on (seed, epoch) only, the learning rate on the number of optimizer
+steps, and a checkpoint holds the rest (weights, moments, scale, random states). A training that was killed and resumed
+ends with the same bytes as one that was not.
+
+On a GPU the host does not wait for the device between two lines of ``metrics.jsonl`` (``--log-every``).
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from prefcli import metrics
 from prefcli.compute import fsdp
+from prefcli.compute.devices import Placement
 from prefcli.compute.distributed import World
 from prefcli.errors import Interrupted, ModelError, PrefcliError
 from prefcli.models import weights
@@ -44,23 +47,23 @@ from prefcli.training import checkpoints
 from prefcli.training.trackers import NOTHING, Trackers
 
 CHECKPOINT_SECONDS = 300.0
-MOST_SKIPS_IN_A_ROW = 20
+MAX_SKIPS_IN_A_ROW = 20
 INITIAL_SCALE = 2.0**16
 KEPT = Path("checkpoints") / "kept.json"
-"""Digests of kept weights, each with the logits that they gave of the validation battles."""
+"""Digests of kept weights, each with the logits that these weights give for the validation battles."""
 
 
 @dataclass
-class Position:
-    """How far a training has come; part of every checkpoint."""
+class TrainState:
+    """How far a training is; part of every checkpoint."""
 
     epoch: int = 0
     batch: int = 0
-    """Batches of this epoch that are done."""
+    """Finished batches of this epoch."""
     steps: int = 0
     """Steps attempted, over all epochs."""
     optimizer_steps: int = 0
-    """Steps in which the optimizer stepped: what the schedule counts."""
+    """Steps in which the optimizer stepped: what the schedule counts. With float16 known one step late."""
     skipped: int = 0
     """Steps in which float16 overflowed, so that the scaler left the weights alone."""
     skipped_in_a_row: int = 0
@@ -73,39 +76,43 @@ class Position:
     stale: int = 0
     """Validations since the best one."""
     finished: bool = False
+    unlogged_loss: float = 0.0
+    """Sum of the losses of the steps since the last line of ``metrics.jsonl``; the next three likewise."""
+    unlogged_steps: int = 0
+    unlogged_skips: int = 0
 
 
 @dataclass(frozen=True)
 class LoopResult:
-    """What came out of :func:`fit`."""
+    """What :func:`fit` returns."""
 
-    position: Position
+    state: TrainState
     logits: NDArray[np.float64] | None
     """Of the validation battles, by the kept weights; shape ``[n, 3]``."""
 
     @property
     def battles_per_second(self) -> float:
-        return self.position.battles / self.position.seconds if self.position.seconds else 0.0
+        return self.state.battles / self.state.seconds if self.state.seconds else 0.0
 
 
 @dataclass
 class FitSpec:
-    """Everything :func:`fit` works with, and the derived quantities of a run."""
+    """Everything :func:`fit` works with, and what follows from it."""
 
     model: NeuralModel
     train: TokenisedBattles
     targets: NDArray[np.float32]
-    """What the loss compares the training battles' probabilities with, shape ``[n, 3]``."""
+    """Target probabilities of the training battles, shape ``[n, 3]``."""
     validation: TokenisedBattles | None
     options: TrainOptions
     folder: Path
     reporter: Reporter
     world: World = field(default_factory=World)
     resume: bool = False
-    on_step_end: Callable[[Position], None] | None = None
-    """Called after every step; tests inject faults here."""
+    on_step_end: Callable[[TrainState], None] | None = None
+    """Called after every step."""
     trackers: Trackers = NOTHING
-    """Told what ``metrics.jsonl`` is told."""
+    """They get every line of ``metrics.jsonl``."""
 
     def __post_init__(self) -> None:
         if not len(self.train):
@@ -115,27 +122,36 @@ class FitSpec:
         self.lengths = self.model.lengths(self.train)
         self.batches_per_epoch = math.ceil(len(self.train) / self.options.batch_size)
         self.total_steps = self.batches_per_epoch * self.options.epochs
+        if self.options.max_steps:
+            self.total_steps = min(self.total_steps, self.options.max_steps)
         self._order: tuple[int, NDArray[np.intp]] = (-1, np.empty(0, np.intp))
 
     def batch(self, epoch: int, number: int) -> NDArray[np.intp]:
         """Positions of the battles of one optimizer step: a slice of the epoch's permutation."""
         if self._order[0] != epoch:
-            self._order = (
-                epoch,
-                np.random.default_rng([self.options.seed, epoch]).permutation(len(self.train)),
-            )
+            self._order = (epoch, np.random.default_rng([self.options.seed, epoch]).permutation(len(self.train)))
         return self._order[1][number * self.options.batch_size : (number + 1) * self.options.batch_size]
+
+    def share(self, rows: NDArray[np.intp], rank: int) -> NDArray[np.intp]:
+        """The battles of a batch that a process computes; the first one where it has none."""
+        share = rows[rank :: self.world.size]
+        return share if len(share) else rows[:1]
 
     def prepare(self, rows: NDArray[np.intp]) -> list[Pass]:
         """This process's forward passes over a batch."""
-        mine = rows[self.world.rank :: self.world.size]
         passes = self.model.passes(
             self.lengths,
-            mine if len(mine) else rows[:1],
+            self.share(rows, self.world.rank),
             self.options.micro_batch,
             both_orders=self.options.swap,
         )
         return self.model.prepared(self.train, passes)
+
+    def target_tensor(self, each: Pass) -> Tensor:
+        """Targets in the order of a pass's logits, on the device; those of a swapped battle are swapped too."""
+        targets = self.targets[each.rows]
+        both = np.concatenate([targets[:, SWAPPED] if swapped else targets for swapped in each.orders])
+        return torch.from_numpy(both).to(self.model.placement.device, non_blocking=True)
 
     def batches(self, epoch: int, number: int) -> Iterator[tuple[NDArray[np.intp], list[Pass]]]:
         """All batches from one on, with their passes, each put together while the step before it runs."""
@@ -166,6 +182,11 @@ def make_optimizer(module: nn.Module, options: TrainOptions) -> torch.optim.Adam
     return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
 
 
+def make_scaler(placement: Placement) -> torch.amp.GradScaler:
+    """The loss scaler; it does nothing unless the precision is float16."""
+    return torch.amp.GradScaler(placement.device.type, init_scale=INITIAL_SCALE, enabled=placement.scaled)
+
+
 def loss_of(logits: Tensor, targets: Tensor, options: TrainOptions) -> Tensor:
     """Cross-entropy summed over battles.
 
@@ -179,7 +200,7 @@ def loss_of(logits: Tensor, targets: Tensor, options: TrainOptions) -> Tensor:
     return nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=options.label_smoothing)
 
 
-def fit(task: FitSpec) -> LoopResult:
+def fit(spec: FitSpec) -> LoopResult:
     """Train, validate, keep the best weights in ``folder/model.safetensors``.
 
     Raises
@@ -189,246 +210,359 @@ def fit(task: FitSpec) -> LoopResult:
     PrefcliError
         If the loss is no longer a number, or the memory does not suffice.
     """
-    options, model, world = task.options, task.model, task.world
-    placement = model.placement
-    module = model.module
-    if options.gradient_checkpointing:
-        encoder = module.encoder
-        # transformers renamed it; the old name goes in its next major release.
-        enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-    optimizer = make_optimizer(module, options)
-    scaler = torch.amp.GradScaler(placement.device.type, init_scale=INITIAL_SCALE, enabled=placement.scaled)
-    torch.manual_seed(options.seed + 1 + world.rank)
-    position = _restore(task, optimizer, scaler) if task.resume else Position()
-    sharded = fsdp.is_sharded(module)
-    parallel = module if world.alone or sharded else _data_parallel(module, placement.device)
-    log = _Log(task.folder / METRICS, position.steps, task.trackers, writes=world.is_main_process)
-    log.open()
+    training = _Training(spec)
+    state, options = training.state, spec.options
     last_checkpoint = time.monotonic()
-    first_done = position.epoch * len(task.train) + position.batch * options.batch_size
-
-    def checkpoint() -> None:
-        nonlocal last_checkpoint
-        states = world.gather(checkpoints.random_states(placement.device))
-        learnt, moments = (
-            fsdp.full_state_dict(weights.trainable_state_dict(module)),
-            fsdp.full_optimizer_state_dict(optimizer),
-        )
-        if world.is_main_process:
-            random = {f"{rank}.{name}": state for rank, held in enumerate(states) for name, state in held.items()}
-            state = {"position": asdict(position), "scaler": scaler.state_dict(), "ranks": world.size}
-            checkpoints.save(
-                task.folder / "checkpoints",
-                position.steps,
-                checkpoints.Checkpoint(learnt, moments, random, state),
-            )
-        last_checkpoint = time.monotonic()
-
-    with (
-        _signals() as stopped,
-        task.reporter.track(
-            "training",
-            len(task.train) * options.epochs,
-            done=min(first_done, len(task.train) * options.epochs),
-        ) as progress,
-    ):
-        batches = task.batches(position.epoch, position.batch)
-        while not position.finished:
+    battles = min(len(spec.train) * options.epochs, options.batch_size * spec.total_steps)
+    done = min(battles, state.epoch * len(spec.train) + state.batch * options.batch_size)
+    with _signals() as received, spec.reporter.track("training", battles, done=done) as progress:
+        batches = spec.batches(state.epoch, state.batch)
+        while not state.finished:
             started = time.perf_counter()
             rows, passes = next(batches)
-            rate = learning_rate(position.optimizer_steps, task.total_steps, options.learning_rate, options.warmup)
-            result = step(task, parallel, optimizer, scaler, rows, rate, passes)
-            position.seconds += time.perf_counter() - started
-            position.batch += 1
-            position.steps += 1
-            position.battles += len(rows)
-            position.optimizer_steps += not result.skipped
-            position.skipped += result.skipped
-            position.skipped_in_a_row = position.skipped_in_a_row + 1 if result.skipped else 0
-            log.write(step=position.steps, epoch=position.epoch, lr=rate, **asdict(result))
-            _watch(result, position, rate, scaled=placement.scaled)
-            note = f"loss {result.loss:.4f}, lr {rate:.2g}"
-            progress.advance(len(rows), note + (f", {position.skipped} skipped" if position.skipped else ""))
-
-            end_of_epoch = position.batch == task.batches_per_epoch
-            if end_of_epoch or (options.eval_every and position.steps % options.eval_every == 0):
-                _validate(task, position, log)
-            if end_of_epoch:
-                position.epoch, position.batch = position.epoch + 1, 0
-                position.finished |= position.epoch == options.epochs
-            if task.on_step_end is not None:
-                task.on_step_end(position)
-            signals = [number for number in world.gather(stopped()) if number]
-            due = (
-                position.steps % options.checkpoint_every == 0
-                if options.checkpoint_every
-                else world.any(time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS)
+            number = state.steps + 1
+            end_of_epoch = state.batch + 1 == spec.batches_per_epoch
+            last = number == spec.total_steps
+            validating = end_of_epoch or last or (options.eval_every > 0 and number % options.eval_every == 0)
+            logging = validating or number % options.log_every == 0
+            training.step(rows, passes, logging=logging)
+            signal_number, late, overdue = training.exchange(
+                received(),
+                late=0 < options.max_time * 60 < state.seconds,
+                overdue=time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS,
+                logging=logging,
             )
-            if due or signals or position.finished:
-                checkpoint()
-            if signals and not position.finished:
+            state.seconds += time.perf_counter() - started
+            progress.advance(len(rows), training.note)
+
+            if late and not last:
+                spec.reporter.note(f"stopped after {options.max_time:g} minutes, at step {state.steps}")
+                if not logging:
+                    training.exchange(0, late=True, overdue=False, logging=True)
+                last = True
+            if validating or last:
+                training.validate(last=end_of_epoch or last)
+            if end_of_epoch:
+                state.epoch, state.batch = state.epoch + 1, 0
+            state.finished |= last
+            if spec.on_step_end is not None:
+                spec.on_step_end(state)
+            if options.checkpoint_every:
+                overdue = state.steps % options.checkpoint_every == 0
+            if overdue or signal_number or state.finished:
+                training.checkpoint()
+                last_checkpoint = time.monotonic()
+            if signal_number and not state.finished:
                 raise Interrupted(
-                    signals[0],
-                    f"interrupted after step {position.steps} of {task.total_steps}; a checkpoint is saved",
-                    hint=f"Continue with: prefcli train --resume {task.folder}",
+                    signal_number,
+                    f"interrupted after step {state.steps} of {spec.total_steps}; a checkpoint is saved",
+                    hint=f"Continue with: prefcli train --resume {spec.folder}",
                 )
-    world.barrier()  # the first process has written what it keeps
-    return LoopResult(position, kept_logits(task.folder))
+    spec.world.barrier()  # the main process has written what it keeps
+    return LoopResult(state, kept_logits(spec.folder))
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What one step did, as it stands in ``metrics.jsonl``."""
+def forward_backward(
+    spec: FitSpec, module: nn.Module, scaler: torch.amp.GradScaler, rows: NDArray[np.intp], passes: list[Pass]
+) -> Tensor:
+    """Forward and loss under autocast, backward through the scaler, for this process's share of a batch.
 
-    loss: float
-    grad_norm: float
-    scale: float
-    skipped: bool
+    The loss is the mean over the whole batch, however it is cut into passes and spread over processes.
 
-
-def step(
-    task: FitSpec,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    rows: NDArray[np.intp],
-    rate: float,
-    prepared: list[Pass] | None = None,
-) -> StepResult:
-    """One optimizer step over a batch: forward and loss under autocast, backward through the scaler, update.
-
-    The loss is the mean over the whole batch, however it is cut into micro-batches and spread over ranks. ``prepared``
-    are the batch's passes where they have been put together already.
+    Returns
+    -------
+    The loss on the device, to be averaged over processes.
     """
-    options, model, world = task.options, task.model, task.world
-    device = model.placement.device
+    options, placement, world = spec.options, spec.model.placement, spec.world
     module.train()
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-
-    mine = rows[world.rank :: world.size]
-    # A rank without a share of the last, small batch still takes part in the exchange, with weight 0.
-    weight = (world.size if len(mine) else 0.0) / (len(rows) * (2 if options.swap else 1))
-    passes = prepared if prepared is not None else task.prepare(rows)
-    total = torch.zeros((), device=device)
-    shown = _in_step(task, passes)
-    for number, (one, counts) in enumerate(shown):
-        targets = torch.from_numpy(_targets(task, one)).to(device, non_blocking=True)
-        with _exchanging(module, last=number == len(shown) - 1):
-            with torch.autocast(device.type, model.placement.dtype, enabled=model.placement.precision != "fp32"):
-                logits = model.forward(module, one)
-                loss = loss_of(logits.float(), targets, options) * weight * counts
+    module.zero_grad(set_to_none=True)
+    # A process without a share of the last, small batch takes part in the exchange with weight 0.
+    has_share = world.rank < len(rows)
+    weight = (world.size if has_share else 0.0) / (len(rows) * (2 if options.swap else 1))
+    # In a sharded model each pass is an exchange: a process with fewer passes repeats one with weight 0.
+    missing = _max_passes(spec, rows) - len(passes) if fsdp.is_sharded(module) else 0
+    weighted = [(each, weight) for each in passes] + [(passes[-1], 0.0)] * missing
+    total = torch.zeros((), device=placement.device)
+    for number, (each, weight) in enumerate(weighted, start=1):
+        targets = spec.target_tensor(each)
+        with _gradient_sync(module, enabled=number == len(weighted)):
+            with torch.autocast(placement.device.type, placement.dtype, enabled=placement.precision != "fp32"):
+                logits = spec.model.forward(module, each)
+                loss = loss_of(logits.float(), targets, options) * weight
             scaler.scale(loss).backward()
         total += loss.detach()
+    return total
 
+
+def update(
+    module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, rate: float, clip: float
+) -> Tensor:
+    """Clip the gradient, step the optimizer, update the scale.
+
+    Returns
+    -------
+    The gradient's norm before it was clipped, on the device; not finite where the scaler skipped the step.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate
     scaler.unscale_(optimizer)
-    norm = fsdp.full_tensor(torch.nn.utils.clip_grad_norm_(module.parameters(), options.clip or math.inf))
-    scale = scaler.get_scale()
+    norm = fsdp.full_tensor(torch.nn.utils.clip_grad_norm_(module.parameters(), clip or math.inf))
     scaler.step(optimizer)
     scaler.update()
-    # The scale falls exactly when the scaler found infinities and left the optimizer out.
-    skipped = scaler.is_enabled() and scaler.get_scale() < scale
-    loss_value = sum(world.gather(float(total))) / world.size
-    return StepResult(loss_value, float(norm), scale, skipped)
+    return norm
 
 
-def _in_step(task: FitSpec, passes: list[Pass]) -> list[tuple[Pass, float]]:
-    """Passes and what each counts. In a sharded model each pass is an exchange: idle ranks repeat one, for nothing."""
-    missing = _agreed(task, len(passes)) - len(passes)
-    return [(one, 1.0) for one in passes] + [(passes[-1], 0.0)] * missing
+class _Training:
+    """A fit under way: module, optimizer, scaler and state, and what is not logged yet."""
+
+    def __init__(self, spec: FitSpec) -> None:
+        module, placement = spec.model.module, spec.model.placement
+        if spec.options.gradient_checkpointing:
+            encoder = module.encoder
+            # transformers renamed it; the old name goes in its next major release.
+            enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        self.spec = spec
+        self.optimizer = make_optimizer(module, spec.options)
+        self.scaler = make_scaler(placement)
+        torch.manual_seed(spec.options.seed + 1 + spec.world.rank)
+        self.state = self._restored() if spec.resume else TrainState()
+        self.module = module
+        if not spec.world.alone and not fsdp.is_sharded(module):
+            self.module = _data_parallel(module, placement.device)
+        self.log = _Log(spec.folder / METRICS, self.state.steps, spec.trackers, enabled=spec.world.is_main_process)
+        self.loss = torch.zeros((), device=placement.device)
+        """Sum of this process's losses since the last log line or checkpoint."""
+        self.grad_norm = _Reading(self.loss)
+        """Of the last step."""
+        self.counted = True
+        """Whether the last step is in the state's counts of steps that were taken and skipped."""
+        self.rate, self.scale = 0.0, 1.0
+        self.note = ""
+        """What stands beside the progress bar."""
+
+    def step(self, rows: NDArray[np.intp], passes: list[Pass], *, logging: bool) -> None:
+        """One optimizer step over a batch."""
+        state, options = self.state, self.spec.options
+        self.loss += forward_backward(self.spec, self.module, self.scaler, rows, passes)
+        self._count_step()  # the step before: only now, when the device has work, so it does not wait for the host
+        self.rate = learning_rate(state.optimizer_steps, self.spec.total_steps, options.learning_rate, options.warmup)
+        if logging:
+            self.scale = self.scaler.get_scale()
+        self.grad_norm = _Reading(update(self.module, self.optimizer, self.scaler, self.rate, options.clip))
+        self.counted = False
+        state.batch += 1
+        state.steps += 1
+        state.battles += len(rows)
+        state.unlogged_steps += 1
+
+    def _count_step(self) -> None:
+        """Count the last step as taken, or as skipped: the scaler skips steps whose gradient is not finite."""
+        if self.counted:
+            return
+        state = self.state
+        skipped = self.scaler.is_enabled() and not math.isfinite(self.grad_norm.value)
+        state.optimizer_steps += not skipped
+        state.skipped += skipped
+        state.unlogged_skips += skipped
+        state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
+        self.counted = True
+        if state.skipped_in_a_row >= MAX_SKIPS_IN_A_ROW:
+            raise self._diverged(math.nan)
+
+    def exchange(self, signal_number: int, *, late: bool, overdue: bool, logging: bool) -> tuple[int, bool, bool]:
+        """Agree with the other processes after a step, by one small all-reduce, and write the log line if one is due.
+
+        Parameters
+        ----------
+        signal_number:
+            The signal that this process received; 0 for none.
+        late, overdue:
+            Whether the time for training is up, and whether a checkpoint is due.
+        logging:
+            Whether a log line is due.
+
+        Returns
+        -------
+        Signal, ``late`` and ``overdue``, as any process has them.
+        """
+        flags = [signal_number == signal.SIGINT, signal_number == signal.SIGTERM, late, overdue]
+        *sums, loss = self.spec.world.sum([*map(float, flags), float(self.loss) if logging else 0.0])
+        interrupted, terminated, late, overdue = (value > 0 for value in sums)
+        if logging:
+            self._write_log(loss / self.spec.world.size)
+        return signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0, late, overdue
+
+    def _write_log(self, loss: float) -> None:
+        """A line of ``metrics.jsonl``: means and counts over the steps since the line before."""
+        self._count_step()
+        state = self.state
+        loss = (state.unlogged_loss + loss) / state.unlogged_steps
+        grad_norm = self.grad_norm.value
+        self._check(loss, grad_norm)
+        self.log.write(
+            step=state.steps, epoch=state.epoch, lr=self.rate, loss=loss, grad_norm=grad_norm, scale=self.scale,
+            skipped=state.unlogged_skips,
+        )  # fmt: skip
+        self.loss.zero_()
+        state.unlogged_loss, state.unlogged_steps, state.unlogged_skips = 0.0, 0, 0
+        self.note = f"loss {loss:.4f}, lr {self.rate:.2g}" + (f", {state.skipped} skipped" if state.skipped else "")
+
+    def _check(self, *values: float) -> None:
+        """Stop a training that has gone wrong instead of letting it run for hours."""
+        if not self.scaler.is_enabled() and not all(map(math.isfinite, values)):
+            raise self._diverged(values[0])
+
+    def _diverged(self, loss: float) -> PrefcliError:
+        return PrefcliError(
+            f"the loss is no longer a number at step {self.state.steps} (loss {loss}, learning rate {self.rate:.3g})",
+            hint="Try a lower --lr, --warmup 0.1, a smaller --clip, or --precision fp32.",
+        )
+
+    def validate(self, *, last: bool) -> None:
+        """Validation log loss of the weights as they are; keeps them if they are the best so far.
+
+        Parameters
+        ----------
+        last:
+            Whether an epoch or the training ends here: without validation battles these weights are kept.
+        """
+        spec, state, reporter = self.spec, self.state, self.spec.reporter
+        if spec.validation is None:
+            if last:
+                _keep(spec, None)
+            return
+        logits = predict_shared(spec, spec.validation)
+        loss = metrics.log_loss(metrics.softmax(logits), spec.validation.labels)
+        self.log.write(step=state.steps, epoch=state.epoch, validation_log_loss=loss)
+        better = loss < state.best
+        if better or spec.options.keep == "last":
+            _keep(spec, logits)
+        if better:
+            state.best, state.best_step, state.stale = loss, state.steps, 0
+        else:
+            state.stale += 1
+            if spec.options.patience and state.stale >= spec.options.patience:
+                state.finished = True
+                reporter.note(
+                    f"stopped early: no better validation in {state.stale} attempts, best {state.best:.4f} "
+                    f"at step {state.best_step}"
+                )
+        reporter.note(f"step {state.steps}: validation log loss {loss:.4f}, best {state.best:.4f}")
+
+    def checkpoint(self) -> None:
+        """Write everything that is needed to go on; all processes call it, the main one writes."""
+        self._count_step()
+        spec, state, module = self.spec, self.state, self.spec.model.module
+        [loss] = spec.world.sum([float(self.loss)])
+        self._check(loss)
+        state.unlogged_loss += loss / spec.world.size
+        self.loss.zero_()
+        random_states = spec.world.gather(checkpoints.random_states(spec.model.placement.device))
+        model = fsdp.full_state_dict(weights.trainable_state_dict(module), spec.world)
+        optimizer = fsdp.full_optimizer_state_dict(self.optimizer, spec.world)
+        if spec.world.is_main_process:
+            random = {f"{rank}.{name}": t for rank, states in enumerate(random_states) for name, t in states.items()}
+            # The state was called position; checkpoints keep the name.
+            others = {"position": asdict(state), "scaler": self.scaler.state_dict(), "ranks": spec.world.size}
+            checkpoints.save(
+                spec.folder / "checkpoints", state.steps, checkpoints.Checkpoint(model, optimizer, random, others)
+            )
+
+    def _restored(self) -> TrainState:
+        """Set everything to where the newest intact checkpoint left it; a run without one starts over."""
+        spec = self.spec
+        checkpoint = checkpoints.load_latest(spec.folder / "checkpoints", spec.reporter.warn)
+        if checkpoint is None:
+            spec.reporter.note("the run has no checkpoint yet: it starts over")
+            return TrainState()
+        weights.load_state_dict(spec.model.module, checkpoint.model)
+        fsdp.load_optimizer_state_dict(self.optimizer, checkpoint.optimizer)
+        self.scaler.load_state_dict(checkpoint.state["scaler"])
+        rank = spec.world.rank if checkpoint.state["ranks"] == spec.world.size else 0
+        prefix = f"{rank}."
+        own = {name.removeprefix(prefix): t for name, t in checkpoint.random.items() if name.startswith(prefix)}
+        checkpoints.restore_random_states(own, spec.model.placement.device)
+        state = TrainState(**checkpoint.state["position"])
+        if state.best_step:
+            kept_logits(spec.folder)  # refuses damaged weights now, not after hours of work
+        spec.reporter.note(f"resumed at step {state.steps} of {spec.total_steps}")
+        return state
 
 
-def _agreed(task: FitSpec, passes: int) -> int:
-    """How many forward passes to make where this process needs so many: in a sharded model as many as any process."""
-    return max(task.world.gather(passes)) if fsdp.is_sharded(task.model.module) else passes
+class _Reading:
+    """A number on its way from the device to the host, which waits for it only when it is asked for."""
+
+    def __init__(self, number: Tensor) -> None:
+        self._number, self._arrived = number, None
+        if number.device.type == "cuda":
+            self._number = torch.empty((), dtype=number.dtype, pin_memory=True).copy_(number, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    @property
+    def value(self) -> float:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return float(self._number)
 
 
-@contextlib.contextmanager
-def _exchanging(module: nn.Module, *, last: bool) -> Iterator[None]:
+def _max_passes(spec: FitSpec, rows: NDArray[np.intp]) -> int:
+    """The largest number of forward passes that any process makes over a batch."""
+    return max(
+        len(spec.model.passes(
+            spec.lengths, spec.share(rows, rank), spec.options.micro_batch, both_orders=spec.options.swap
+        ))
+        for rank in range(spec.world.size)
+    )  # fmt: skip
+
+
+def _gradient_sync(module: nn.Module, *, enabled: bool) -> contextlib.AbstractContextManager[None]:
     """Gradients of several passes are added up before they are exchanged with other processes.
 
     Not those of a sharded model: until they are exchanged, every process would keep all of them.
     """
-    with module.no_sync() if isinstance(module, DistributedDataParallel) and not last else contextlib.nullcontext():
-        yield
+    if isinstance(module, DistributedDataParallel) and not enabled:
+        return module.no_sync()
+    return contextlib.nullcontext()
 
 
-def _targets(task: FitSpec, one: Pass) -> NDArray[np.float32]:
-    """Targets in the order of a pass's logits: those of an exchanged battle are exchanged too."""
-    straight = task.targets[one.rows]
-    return np.concatenate([straight[:, SWAPPED] if swapped else straight for swapped in one.orders])
-
-
-def _watch(result: StepResult, position: Position, rate: float, *, scaled: bool) -> None:
-    """Stop a training that has gone wrong instead of letting it run for hours."""
-    broken = not math.isfinite(result.loss) or not math.isfinite(result.grad_norm)
-    if (broken and not scaled) or position.skipped_in_a_row >= MOST_SKIPS_IN_A_ROW:
-        raise PrefcliError(
-            f"the loss is no longer a number at step {position.steps} (loss {result.loss}, learning rate {rate:.3g})",
-            hint="Try a lower --lr, --warmup 0.1, a smaller --clip, or --precision fp32.",
-        )
-
-
-def _validate(task: FitSpec, position: Position, log: _Log) -> None:
-    """Validation log loss of the weights as they are; keeps them if they are the best so far."""
-    if task.validation is None:
-        if position.batch == task.batches_per_epoch:
-            _keep(task, None)
-        return
-    logits = predict_shared(task, task.validation)
-    loss = metrics.log_loss(metrics.softmax(logits), task.validation.labels)
-    log.write(step=position.steps, epoch=position.epoch, validation_log_loss=loss)
-    better = loss < position.best
-    if better or task.options.keep == "last":
-        _keep(task, logits)
-    if better:
-        position.best, position.best_step, position.stale = loss, position.steps, 0
-    else:
-        position.stale += 1
-        if task.options.patience and position.stale >= task.options.patience:
-            position.finished = True
-            task.reporter.note(
-                f"stopped early: no better validation in {position.stale} attempts, best {position.best:.4f} "
-                f"at step {position.best_step}"
-            )
-    task.reporter.note(f"step {position.steps}: validation log loss {loss:.4f}, best {position.best:.4f}")
-
-
-def predict_shared(task: FitSpec, battles: TokenisedBattles) -> NDArray[np.float64]:
-    """Logits ``[n, 3]``, the battles shared out among the ranks, the result on all of them."""
-    world = task.world
-    own = np.arange(len(battles))[world.rank :: world.size]
-    # A rank without a share predicts the first battle all the same, because a sharded model needs all ranks.
-    mine = battles if world.alone else battles.take(own if len(own) else np.zeros(1, np.intp))
-    shared = world.gather(task.model.logits_of(mine, in_step=lambda passes: _agreed(task, passes))[0])
+def predict_shared(spec: FitSpec, battles: TokenisedBattles) -> NDArray[np.float64]:
+    """Logits ``[n, 3]``, the battles shared out among the processes, the result on all of them."""
+    world = spec.world
+    share = spec.share(np.arange(len(battles)), world.rank)
+    sharded = fsdp.is_sharded(spec.model.module)
+    logits_of_share = spec.model.logits_of(
+        battles if world.alone else battles.take(share),
+        # Each pass of a sharded model is an exchange: all processes make the same number.
+        in_step=(lambda passes: max(world.gather(passes))) if sharded else None,
+    )[0]
     logits = np.empty((len(battles), len(OUTCOMES)))
-    for rank, part in enumerate(shared):
+    for rank, part in enumerate(world.gather(logits_of_share)):
         logits[rank :: world.size] = part[: len(logits[rank :: world.size])]
     return logits
 
 
-def _keep(task: FitSpec, logits: NDArray[np.float64] | None) -> None:
-    """Write the weights as they are, and what they say of the validation battles; all ranks call it, one writes.
+def _keep(spec: FitSpec, logits: NDArray[np.float64] | None) -> None:
+    """Write the weights as they are, and their logits of the validation battles; all processes call it, one writes.
 
-    Two files cannot change at once. So the second one, written first, speaks of the weights that lie there and of those
-    about to come: whenever this is interrupted, it knows the weights that are found.
+    Two files cannot change at once. So the record, written first, names both the weights that lie there and those about
+    to come: whenever this is interrupted, it knows the weights that are found.
     """
-    state = fsdp.full_state_dict(weights.trainable_state_dict(task.model.module))
-    if not task.world.is_main_process:
+    state = fsdp.full_state_dict(weights.trainable_state_dict(spec.model.module), spec.world)
+    if not spec.world.is_main_process:
         return
-    path = task.folder / WEIGHTS
+    path = spec.folder / WEIGHTS
     with files.atomic(path, needs=weights.size(state)) as temporary:
         weights.save(state, temporary)
-        known = _kept(task.folder)
+        recorded = _recorded(spec.folder)
         before = files.sha256(path) if path.exists() else ""
-        entries = {before: known[before]} if before in known else {}
+        entries = {before: recorded[before]} if before in recorded else {}
         entries[files.sha256(temporary)] = None if logits is None else logits.tolist()
-        files.write_text(task.folder / KEPT, files.with_checksum(entries))
+        files.write_text(spec.folder / KEPT, files.with_checksum(entries))
 
 
-def _kept(folder: Path) -> dict[str, Any]:
+def _recorded(folder: Path) -> dict[str, Any]:
     """Digests of kept weights and their logits; empty where the file is missing or damaged."""
     try:
         return files.verify_checksum((folder / KEPT).read_text(encoding="utf-8"))
@@ -437,16 +571,16 @@ def _kept(folder: Path) -> dict[str, Any]:
 
 
 def kept_logits(folder: Path) -> NDArray[np.float64] | None:
-    """Logits of the validation battles by the weights that a training has kept so far; None where there are none.
+    """Logits of the validation battles by the weights kept so far; None where there are none.
 
     Raises
     ------
     ModelError
         If the kept weights are not those that were written.
     """
-    known = _kept(folder)
+    recorded = _recorded(folder)
     try:
-        logits = known[files.sha256(folder / WEIGHTS)]
+        logits = recorded[files.sha256(folder / WEIGHTS)]
     except (OSError, KeyError):
         raise ModelError(
             f"the weights kept so far are damaged: {WEIGHTS} does not match {KEPT}",
@@ -454,26 +588,6 @@ def kept_logits(folder: Path) -> NDArray[np.float64] | None:
             hint="Nothing else holds them: delete the run and train again.",
         ) from None
     return None if logits is None else np.array(logits, dtype=np.float64).reshape(-1, len(OUTCOMES))
-
-
-def _restore(task: FitSpec, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Position:
-    """Set everything to where the newest whole checkpoint left it; a run without one begins anew."""
-    held = checkpoints.load_latest(task.folder / "checkpoints", task.reporter.warn)
-    if held is None:
-        task.reporter.note("the run has no checkpoint yet: it begins anew")
-        return Position()
-    weights.load_state_dict(task.model.module, held.model)
-    fsdp.load_optimizer_state_dict(optimizer, held.optimizer)
-    scaler.load_state_dict(held.state["scaler"])
-    rank = task.world.rank if held.state["ranks"] == task.world.size else 0
-    prefix = f"{rank}."
-    own = {name.removeprefix(prefix): state for name, state in held.random.items() if name.startswith(prefix)}
-    checkpoints.restore_random_states(own, task.model.placement.device)
-    position = Position(**held.state["position"])
-    if position.best_step:
-        kept_logits(task.folder)  # before hours of work that could not be brought to an end
-    task.reporter.note(f"resumed at step {position.steps} of {task.total_steps}")
-    return position
 
 
 def _data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
@@ -484,31 +598,29 @@ def _data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 class _Log:
-    """``metrics.jsonl``: a line per step and validation, cut back to the checkpoint when resumed; trackers hear it."""
+    """``metrics.jsonl``, cut back to the checkpoint when a training is resumed; trackers get the same lines."""
 
-    def __init__(self, path: Path, steps: int, trackers: Trackers, *, writes: bool) -> None:
+    def __init__(self, path: Path, steps: int, trackers: Trackers, *, enabled: bool) -> None:
         self._path = path
-        self._steps = steps
         self._trackers = trackers
-        self._writes = writes
-
-    def open(self) -> None:
-        if not self._writes:
+        self._enabled = enabled
+        if not enabled:
             return
-        known = read_metrics(self._path.parent) if self._steps and self._path.exists() else []
-        kept = [record for record in known if record["step"] <= self._steps]
-        files.write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._trackers.begin(kept)
+        records = read_metrics(path.parent) if steps and path.exists() else []
+        records = [record for record in records if record["step"] <= steps]
+        files.write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+        trackers.begin(records)
 
     def write(self, **record: Any) -> None:
-        if self._writes:
-            files.append_line(self._path, json.dumps(record))
-            self._trackers.record(record)
+        if self._enabled:
+            finite = {name: value for name, value in record.items() if math.isfinite(value)}  # JSON has no NaN
+            files.append_line(self._path, json.dumps(finite))
+            self._trackers.record(finite)
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[], int]]:
-    """Note SIGINT and SIGTERM instead of dying of them; the loop asks which one came. A second one is not held back."""
+    """Catch SIGINT and SIGTERM; the loop asks which one came. A second one ends the process as usual."""
     received = 0
 
     def note(number: int, frame: Any) -> None:
@@ -525,5 +637,5 @@ def _signals() -> Iterator[Callable[[], int]]:
     try:
         yield lambda: received
     finally:
-        for held, handler in previous.items():
-            signal.signal(held, handler)
+        for caught, handler in previous.items():
+            signal.signal(caught, handler)
