@@ -5,8 +5,6 @@ Arrow's kernels compute them a batch at a time, so that only these numbers stay 
 
 from __future__ import annotations
 
-import functools
-import unicodedata
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,20 +34,20 @@ MARKUP: dict[str, tuple[str, ...]] = {
 """Markdown in an answer: name -> regular expressions whose matches are counted."""
 
 SCRIPTS = {
-    "Latin": "LATIN",
-    "Cyrillic": "CYRILLIC",
-    "Han": "CJK",
-    "Kana": "HIRAGANA KATAKANA",
-    "Hangul": "HANGUL",
-    "Arabic": "ARABIC",
-    "Hebrew": "HEBREW",
-    "Greek": "GREEK",
-    "Devanagari": "DEVANAGARI",
-    "Thai": "THAI",
+    "Latin": r"\p{Latin}",
+    "Cyrillic": r"\p{Cyrillic}",
+    "Han": r"\p{Han}",
+    "Kana": r"\p{Hiragana}\p{Katakana}",
+    "Hangul": r"\p{Hangul}",
+    "Arabic": r"\p{Arabic}",
+    "Hebrew": r"\p{Hebrew}",
+    "Greek": r"\p{Greek}",
+    "Devanagari": r"\p{Devanagari}",
+    "Thai": r"\p{Thai}",
 }
-"""Script -> first words of the Unicode names of its letters."""
-OTHER_SCRIPT, NO_LETTERS = "other", "no letters"
-SCRIPT_NAMES = (*SCRIPTS, OTHER_SCRIPT, NO_LETTERS)
+"""Script -> its characters, as in a set of a regular expression."""
+SCRIPT_NAMES = (*SCRIPTS, "other", "no letters")
+LATIN, HAN, KANA, NO_LETTERS = (SCRIPT_NAMES.index(name) for name in ("Latin", "Han", "Kana", "no letters"))
 MAX_SCRIPT_CHARACTERS = 2000
 """A text's script is judged by this many characters at its beginning."""
 
@@ -153,7 +151,7 @@ def measure(batch: pa.RecordBatch) -> BattleStats:
         tokens=np.stack([estimate_tokens(turns[name], characters[name]) for name in TEXT_FIELDS], axis=1),
         nulls=np.stack([turns[name].per_battle(turns[name].nulls) for name in TEXT_FIELDS], axis=1),
         markup=np.stack([count_markup(turns[name]) for name in ANSWERS], axis=2),
-        script=find_scripts(turns["prompt"], characters["prompt"]),
+        script=find_scripts(turns["prompt"]),
     )
 
 
@@ -213,37 +211,22 @@ def count_markup(turns: _Turns) -> IntArray:
     return np.stack(counts, axis=1)
 
 
-def find_scripts(turns: _Turns, characters: pa.Array) -> IntArray:
+def find_scripts(turns: _Turns) -> IntArray:
     """The script of most letters at the beginning of each battle's text, as a position in :data:`SCRIPT_NAMES`.
 
     A text with kana is Kana however many Han characters it has.
     """
-    joined = turns.joined()
-    no_letters = SCRIPT_NAMES.index(NO_LETTERS)
-    scripts = np.where(int_column(pc.match_substring_regex(joined, "[A-Za-z]")) > 0, 0, no_letters)
-    not_ascii = np.flatnonzero(turns.per_battle(pc.binary_length(turns.texts)) != turns.per_battle(characters))
-    if not len(not_ascii):
-        return scripts
-    texts = pc.utf8_slice_codeunits(joined.take(pa.array(not_ascii)), 0, MAX_SCRIPT_CHARACTERS).to_pylist()
-    codes = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32)
-    script_of = np.zeros(int(codes.max()) + 1, dtype=np.int64)
-    for code in np.flatnonzero(np.bincount(codes)).tolist():
-        script_of[code] = _script_of(chr(code))
-    row = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
-    size = len(SCRIPT_NAMES)
-    counts = np.bincount(row * size + script_of[codes], minlength=len(texts) * size).reshape(-1, size)
-    counts[:, no_letters] = 0
-    kana, han = SCRIPT_NAMES.index("Kana"), SCRIPT_NAMES.index("Han")
-    counts[:, kana] += np.where(counts[:, kana] > 0, counts[:, han] + 1, 0)
-    scripts[not_ascii] = np.where(counts.any(axis=1), counts.argmax(axis=1), no_letters)
+    texts = turns.joined()
+    scripts = np.where(int_column(pc.match_substring_regex(texts, "[A-Za-z]")) > 0, LATIN, NO_LETTERS)
+    not_ascii = np.flatnonzero(int_column(pc.binary_length(texts)) > int_column(pc.utf8_length(texts)))
+    beginnings = pc.utf8_slice_codeunits(texts.take(pa.array(not_ascii)), 0, MAX_SCRIPT_CHARACTERS)
+    letters = pc.replace_substring_regex(beginnings, r"\PL+", "")
+    total = int_column(pc.utf8_length(letters))
+    counts = [
+        int_column(pc.utf8_length(pc.replace_substring_regex(letters, f"[^{characters}]+", "")))
+        for characters in SCRIPTS.values()
+    ]
+    counts.append(total - sum(counts))
+    counts[KANA] = np.where(counts[KANA] > 0, counts[KANA] + counts[HAN] + 1, 0)
+    scripts[not_ascii] = np.where(total > 0, np.argmax(counts, axis=0), NO_LETTERS)
     return scripts
-
-
-@functools.cache
-def _script_of(character: str) -> int:
-    """A character's script by its Unicode name, as a position in :data:`SCRIPT_NAMES`."""
-    if not character.isalpha():
-        return SCRIPT_NAMES.index(NO_LETTERS)
-    first = unicodedata.name(character, "").split(" ")[0]
-    name = next((name for name, words in SCRIPTS.items() if first in words.split()), OTHER_SCRIPT)
-    return SCRIPT_NAMES.index(name)

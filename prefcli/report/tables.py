@@ -60,6 +60,15 @@ def ratings(ratings: Ratings, top: int) -> Table:
     return ["model", "rating", "95 %", "battles"], rows
 
 
+def odds(eda: Eda) -> Table:
+    rows = [
+        [effect.what, f"{effect.odds:.2f}", interval(*effect.odds_ci, ".2f"), f"{effect.wins.n:,}"]
+        for effect in eda.rewarded
+        if effect.odds is not None and effect.odds_ci is not None
+    ]
+    return ["one standard deviation more", "odds of winning ×", "95 %", "battles that differ"], rows
+
+
 def problems(eda: Eda) -> Table:
     found = eda.problems
     a_won, b_won, tied = found.identical_outcomes
