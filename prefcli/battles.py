@@ -1,6 +1,6 @@
-"""What a battle is: the canonical Arrow table every room below the readers works on, and its checks.
+"""The canonical Arrow table of battles, its checks, and the files it comes from.
 
-A battle is a prompt, two answers and perhaps an outcome. Texts are lists of turns; a turn may be null. This room
+A battle is a prompt, two answers and perhaps an outcome. Texts are lists of turns; a turn may be null. This module
 knows nothing about file formats (see :mod:`prefcli.readers`) and nothing about how text is normalised
 (see :mod:`prefcli.text`).
 """
@@ -38,30 +38,29 @@ BATTLE_SCHEMA = pa.schema(
 """The canonical table. ``label`` is 0, 1, 2 for A, B, tie, null when unknown. ``prompt_key`` identifies the
 prompt as it was read (see :func:`prompt_key`), so that splits by prompt stay the same whatever is done to the
 text afterwards. Optional columns follow: soft labels as ``p_a, p_b, p_tie: float32``, and ``both_bad: bool`` where
-the source tells a tie between good answers from one between bad ones (both are the label tie)."""
+the source distinguishes ties between good answers from ties between bad ones (both have the label tie)."""
 
 SOFT_FIELDS = tuple(pa.field(name, pa.float32()) for name in SOFT_LABEL_COLUMNS)
 BOTH_BAD = pa.field("both_bad", pa.bool_())
 
 TURN_SEPARATOR = "\n"
 
-
 STANDARD_INPUT = Path("-")
-"""A file's name that stands for standard input."""
+"""The file name that stands for standard input."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Which files to read, and as what.
+    """Which files to read, and in which format.
 
     Attributes
     ----------
     paths:
         One or more files of the same layout; ``-`` is standard input.
     format:
-        A layout's name; None finds out.
+        A layout's name; None recognises it.
     columns:
-        Name prefcli knows -> name in the file, for files with names of their own.
+        Name in the layout -> name in the file, for files with other names.
     """
 
     paths: tuple[Path, ...]
@@ -70,37 +69,38 @@ class Source:
 
     @staticmethod
     def of(source: Source | Path | Iterable[Path]) -> Source:
-        """A source from a path, or from several."""
+        """A source from one path or several."""
         if isinstance(source, Source):
             return source
         return Source((source,) if isinstance(source, Path) else tuple(source))
 
     def to_json(self) -> dict[str, object]:
-        """The source as JSON, its paths absolute, to be found again from anywhere."""
+        """The source as JSON, with absolute paths."""
         paths = [str(path if path == STANDARD_INPUT else path.absolute()) for path in self.paths]
         return {"paths": paths, "format": self.format, "columns": dict(self.columns) if self.columns else None}
 
     @staticmethod
-    def from_json(known: Mapping[str, Any]) -> Source:
-        """What :meth:`to_json` wrote."""
-        return Source(tuple(map(Path, known["paths"])), known["format"], known["columns"])
+    def from_json(saved: Mapping[str, Any]) -> Source:
+        """The source that :meth:`to_json` saved."""
+        return Source(tuple(map(Path, saved["paths"])), saved["format"], saved["columns"])
 
     def __str__(self) -> str:
-        return self._named([str(path) for path in self.paths])
+        return _summarise([str(path) for path in self.paths])
 
     @property
     def title(self) -> str:
         """The files' names without their folders."""
-        return self._named([path.name for path in self.paths])
+        return _summarise([path.name for path in self.paths])
 
-    def _named(self, names: list[str]) -> str:
-        names = ["standard input" if name == str(STANDARD_INPUT) else name for name in names]
-        return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+def _summarise(names: list[str]) -> str:
+    first = "standard input" if names[0] == str(STANDARD_INPUT) else names[0]
+    return first if len(names) == 1 else f"{first} and {len(names) - 1} more"
 
 
 @dataclass(frozen=True)
 class ReadCounts:
-    """What was repaired while reading, so that it can be said. Adds up with ``+``."""
+    """What was read, and what was repaired. Adds up with ``+``."""
 
     battles: int = 0
     labelled: int = 0
@@ -108,37 +108,32 @@ class ReadCounts:
     """Turns that held lone surrogates (valid JSON, not valid UTF-8), replaced by U+FFFD."""
     null_turns: int = 0
     diverged: int = 0
-    """Battles whose conversations went on with different prompts; what followed was left out."""
+    """Battles whose conversations continue with different prompts; those turns were dropped."""
     dropped_parts: int = 0
-    """Parts of messages that are not text (images, say), left out."""
+    """Parts of messages that are not text, such as images."""
 
     def warnings(self) -> list[str]:
-        """What of it the user must not miss."""
-        told = (
-            (self.surrogates, "turns held lone surrogates, replaced by U+FFFD"),
-            (self.diverged, "battles' conversations diverge in their prompts, and were cut there"),
-            (self.dropped_parts, "parts of messages are not text (images, say), and were left out"),
+        """The repairs, in words for the user."""
+        repairs = (
+            (self.surrogates, "turns held lone surrogates, which were replaced by U+FFFD"),
+            (self.diverged, "battles have conversations whose prompts diverge; turns from there on were dropped"),
+            (self.dropped_parts, "parts of messages are not text (images, for example) and were dropped"),
         )
-        return [f"{count:,} {what}" for count, what in told if count]
+        return [f"{count:,} {what}" for count, what in repairs if count]
 
     def __add__(self, other: ReadCounts) -> ReadCounts:
         return ReadCounts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
 
-def join_turns(turns: Sequence[str | None]) -> str:
-    """The turns of one side as a single text: null turns skipped, the others separated by a newline."""
-    return TURN_SEPARATOR.join(turn for turn in turns if turn)
-
-
 def texts_of(column: pa.Array | pa.ChunkedArray) -> list[str]:
-    """:func:`join_turns` of every row of a ``list<string>`` column."""
-    return [join_turns(turns) if turns else "" for turns in column.to_pylist()]
+    """Each row of a ``list<string>`` column as one text: turns separated by a newline, null and empty ones skipped."""
+    return [TURN_SEPARATOR.join(turn for turn in turns if turn) if turns else "" for turns in column.to_pylist()]
 
 
 def prompt_key(turns: Sequence[str | None]) -> int:
     """A 64-bit key that is equal for equal prompts, ignoring case and white space.
 
-    BLAKE2b of the turns; collisions among a million prompts have a probability of about 3e-8.
+    It is the BLAKE2b hash of the turns; the probability of a collision among a million prompts is about 3e-8.
     """
     text = "\x1f".join(" ".join(turn.casefold().split()) for turn in turns if turn)
     digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
@@ -146,13 +141,13 @@ def prompt_key(turns: Sequence[str | None]) -> int:
 
 
 def make_batch(columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
-    """A record batch in the canonical schema, ``prompt_key`` computed here.
+    """A record batch in the canonical schema, with ``prompt_key`` computed.
 
     Parameters
     ----------
     columns:
-        Arrays for the schema's columns but ``prompt_key``; missing ``model_*`` and ``label`` become null;
-        soft labels and ``both_bad`` are kept when given.
+        Arrays for the schema's other columns. Missing ``model_*`` and ``label`` become null; soft labels and
+        ``both_bad`` are optional.
     """
     n = len(columns["id"])
     keys = pa.array([prompt_key(turns or ()) for turns in columns["prompt"].to_pylist()], pa.int64())
@@ -179,13 +174,13 @@ def labels_of(battles: pa.Table) -> NDArray[np.int64]:
 
 
 def int_column(column: pa.Array | pa.ChunkedArray, missing: int = 0) -> NDArray[np.int64]:
-    """A column of whole numbers or flags as an array, nulls as ``missing``."""
+    """A column of integers or flags as an array ``[n]``, nulls as ``missing``."""
     filled = column.cast(pa.int64()).fill_null(missing)
     return np.asarray(filled.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
 def outcome_counts(labels: NDArray[np.integer]) -> NDArray[np.int64]:
-    """How many battles A won, B won, were tied; shape ``[3]``. Unknown outcomes (-1) are not counted."""
+    """The number of battles that A won, that B won, and of ties; shape ``[3]``. Unknown outcomes (-1) do not count."""
     return np.bincount(labels[labels >= 0], minlength=len(OUTCOMES)).astype(np.int64)
 
 
@@ -197,16 +192,16 @@ def check_unique_ids(ids: Iterable[str], where: str) -> None:
     InputError
         Naming the id and both rows (counted from 1).
     """
-    first: dict[str, int] = {}
+    first_rows: dict[str, int] = {}
     for row, name in enumerate(ids, start=1):
-        if (earlier := first.setdefault(name, row)) != row:
-            raise duplicate_id_error(name, earlier, row, where)
+        if (first_row := first_rows.setdefault(name, row)) != row:
+            raise duplicate_id_error(name, first_row, row, where)
 
 
-def duplicate_id_error(name: str, earlier: int, later: int, where: str) -> InputError:
+def duplicate_id_error(name: str, first_row: int, row: int, where: str) -> InputError:
     """The error for two rows with the same id."""
     return InputError(
-        f"id {name[:40]!r} occurs twice, in rows {earlier} and {later}",
+        f"id {name[:40]!r} occurs twice, in rows {first_row} and {row}",
         where=where,
-        hint="Give every battle its own id: predictions and truth are joined by it.",
+        hint="Give every battle its own id: predictions and labels are joined by it.",
     )

@@ -1,4 +1,4 @@
-"""Log loss and its company: how good three probabilities per battle are. Numpy only.
+"""Log loss and other metrics of predictions. Numpy only.
 
 The one place where probabilities are checked (:func:`find_improper`) and scored (:func:`score`). Arrays of
 probabilities have shape ``[n, 3]`` in the order A, B, tie; labels have shape ``[n]`` with values 0, 1, 2.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +19,20 @@ Array = NDArray[np.float64]
 Labels = NDArray[np.integer]
 
 SUM_TOLERANCE = 1e-6
-"""How far the three probabilities of a row may be from summing to 1 (the grader's tolerance)."""
+"""How far a row's sum may be from 1 (the competition grader's tolerance)."""
 
 CLIP = float(np.finfo(np.float64).eps)
 """Probabilities are clipped to [CLIP, 1] before the logarithm, as scikit-learn's ``log_loss`` does."""
 
 CALIBRATION_BINS = 15
 BOOTSTRAP_ROUNDS = 1000
+INTERVAL_LEVEL = 0.95
 BOOTSTRAP_MAX_UNITS = 20_000
 
 
 @dataclass(frozen=True)
 class Score:
-    """What `prefcli score` reports. All losses are natural-log (nats), lower is better."""
+    """What ``prefcli score`` reports. Log losses are in nats; lower is better, except for accuracy."""
 
     n: int
     log_loss: float
@@ -42,7 +44,7 @@ class Score:
     prior_log_loss: float
     uniform_log_loss: float
     clipped: int
-    """Battles whose true outcome was given probability below :data:`CLIP` (each costs 36 nats)."""
+    """Battles whose true outcome was given a probability below :data:`CLIP` (each costs 36 nats)."""
 
 
 def find_improper(probabilities: Array) -> NDArray[np.intp]:
@@ -69,8 +71,12 @@ def softmax(logits: Array) -> Array:
 
 def losses(probabilities: Array, labels: Labels) -> Array:
     """Log loss of each battle, ``-log p[true outcome]``; shape ``[n]``, in nats."""
-    chosen = probabilities[np.arange(len(labels)), labels]
-    return -np.log(np.clip(chosen, CLIP, 1))
+    return -np.log(np.clip(_of_labels(probabilities, labels), CLIP, 1))
+
+
+def _of_labels(probabilities: Array, labels: Labels) -> Array:
+    """The probability given to each battle's true outcome."""
+    return np.asarray(probabilities[np.arange(len(labels)), labels])
 
 
 def log_loss(probabilities: Array, labels: Labels) -> float:
@@ -81,20 +87,20 @@ def log_loss(probabilities: Array, labels: Labels) -> float:
 def binary_log_loss(probabilities: Array, labels: Labels) -> float:
     """The binary form, ``-1/N sum(y log p + (1 - y) log(1 - p))``, N running over battles *and* outcomes.
 
-    Each battle contributes three yes/no predictions (A? B? tie?), as if each column were scored by itself.
+    Each battle counts as three yes/no predictions (A? B? tie?).
     """
     clipped = np.clip(probabilities, CLIP, 1 - CLIP)
-    truth = one_hot(labels)
-    return float(-(truth * np.log(clipped) + (1 - truth) * np.log1p(-clipped)).mean())
+    targets = one_hot(labels)
+    return float(-(targets * np.log(clipped) + (1 - targets) * np.log1p(-clipped)).mean())
 
 
 def accuracy(probabilities: Array, labels: Labels) -> float:
-    """Share of battles whose most probable outcome is the true one (first of equals, in order A, B, tie)."""
+    """Share of battles whose most probable outcome is the true one; of equals the first, in the order A, B, tie."""
     return float((probabilities.argmax(axis=1) == labels).mean())
 
 
 def brier(probabilities: Array, labels: Labels) -> float:
-    """Multiclass Brier score, mean over battles of the squared distance to the one-hot truth (0 to 2).
+    """Multiclass Brier score, mean over battles of the squared distance to the one-hot label (0 to 2).
 
     G. W. Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78 (1950).
     """
@@ -102,7 +108,7 @@ def brier(probabilities: Array, labels: Labels) -> float:
 
 
 def expected_calibration_error(probabilities: Array, labels: Labels, bins: int = CALIBRATION_BINS) -> float:
-    """How far confidence is from accuracy: top-label ECE over equal-width bins.
+    """Top-label expected calibration error over equal-width bins.
 
     ``sum_b (n_b / n) |accuracy_b - confidence_b|`` with bins ``(k/bins, (k+1)/bins]`` of the largest probability;
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
@@ -111,11 +117,11 @@ def expected_calibration_error(probabilities: Array, labels: Labels, bins: int =
 
 
 def _calibration_gaps(probabilities: Array, labels: Labels, bins: int) -> Array:
-    """For each bin how many battles were right, less how many should have been by their confidence."""
+    """For each bin the number of correct predictions minus the sum of their confidences."""
     confidence = probabilities.max(axis=1)
     correct = (probabilities.argmax(axis=1) == labels).astype(np.float64)
-    position = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    return np.bincount(position, weights=correct - confidence, minlength=bins).astype(np.float64)
+    bin_of = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    return np.bincount(bin_of, weights=correct - confidence, minlength=bins).astype(np.float64)
 
 
 def prior_log_loss(labels: Labels) -> float:
@@ -135,94 +141,79 @@ def one_hot(labels: Labels) -> Array:
 
 
 def bootstrap_interval(
-    values: Array,
-    *,
-    groups: NDArray[np.int64] | None = None,
-    rounds: int = BOOTSTRAP_ROUNDS,
-    level: float = 0.95,
-    seed: int = 0,
+    values: Array, *, groups: NDArray[np.int64] | None = None, rounds: int = BOOTSTRAP_ROUNDS, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of ``values``.
+    """95 % percentile bootstrap interval of the mean of ``values``.
 
-    Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3. With more than
-    :data:`BOOTSTRAP_MAX_UNITS` values, what is resampled are the means of that many random groups of equal
-    size: the variance of the mean is estimated without bias and the cost no longer grows with n.
+    Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3. More than
+    :data:`BOOTSTRAP_MAX_UNITS` values are first summed in that many random groups of equal size, which are then
+    resampled: the variance of the mean stays unbiased, and the cost does not grow with n.
 
     Parameters
     ----------
     values:
         Shape ``[n]``, n >= 1. For the difference of two models: each battle's difference (a paired bootstrap).
     groups:
-        Values of one group are resampled together. Battles about the same prompt are not independent: where prompts
-        recur, an interval that ignores it is too narrow.
-    rounds, level, seed:
+        Shape ``[n]``; values of one group are resampled together. Battles about the same prompt are not independent:
+        where prompts recur, an interval that ignores it is too narrow.
+    rounds, seed:
         Of the bootstrap.
     """
     values = np.asarray(values, dtype=np.float64)
-    units = _Units(seed)
+    units = _BootstrapUnits(seed)
     if groups is None:
         units.add(values)
     else:
-        _, unit = np.unique(groups, return_inverse=True)
-        units.add(np.bincount(unit, weights=values).astype(np.float64), np.bincount(unit).astype(np.float64))
-    return units.interval(rounds, level)
+        _, group_of = np.unique(groups, return_inverse=True)
+        units.add(np.bincount(group_of, weights=values), np.bincount(group_of))
+    return units.interval(rounds)
 
 
-class _Units:
-    """What is resampled: values (or sums of values, with how many each has), folded once they are many.
+class _BootstrapUnits:
+    """What is resampled: sums of values and how many values each has. Many are summed up in random groups.
 
     Values may come in parts: memory does not grow with their number.
     """
 
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
-        self._parts: list[tuple[Array, Array | None]] = []
-        self._sums: Array | None = None
-        self._weights = np.zeros(BOOTSTRAP_MAX_UNITS)
-        self.count = 0
+        self._parts: list[tuple[NDArray[Any], Array]] = []
+        self._sums = np.zeros(BOOTSTRAP_MAX_UNITS)
+        self._sizes = np.zeros(BOOTSTRAP_MAX_UNITS)
+        self._count = 0
 
-    def add(self, values: Array, weights: Array | None = None) -> None:
-        if self._sums is None and self.count + len(values) <= BOOTSTRAP_MAX_UNITS:
-            self._parts.append((values, weights))
-            self.count += len(values)
-            return
-        if self._sums is None:
-            self._sums = np.zeros(BOOTSTRAP_MAX_UNITS)
-            kept, self._parts, self.count = self._parts, [], 0
-            for part in kept:
-                self._fold(*part)
-        self._fold(values, weights)
+    def add(self, sums: NDArray[Any], sizes: NDArray[Any] | None = None) -> None:
+        """Add units; without ``sizes`` each is a single value."""
+        self._parts.append((sums, np.ones(len(sums)) if sizes is None else sizes.astype(np.float64)))
+        if self._count + sum(len(part) for part, _ in self._parts) > BOOTSTRAP_MAX_UNITS:
+            for part in self._parts:
+                self._add_to_groups(*part)
+            self._parts.clear()
 
-    def _fold(self, values: Array, weights: Array | None) -> None:
-        assert self._sums is not None
-        unit = (self.count + self._random.permutation(len(values))) % BOOTSTRAP_MAX_UNITS
-        self._sums += np.bincount(unit, weights=values, minlength=BOOTSTRAP_MAX_UNITS)
-        self._weights += np.bincount(unit, weights=weights, minlength=BOOTSTRAP_MAX_UNITS)
-        self.count += len(values)
+    def _add_to_groups(self, sums: NDArray[Any], sizes: Array) -> None:
+        group = (self._count + self._random.permutation(len(sums))) % BOOTSTRAP_MAX_UNITS
+        self._sums += np.bincount(group, weights=sums, minlength=BOOTSTRAP_MAX_UNITS)
+        self._sizes += np.bincount(group, weights=sizes, minlength=BOOTSTRAP_MAX_UNITS)
+        self._count += len(sums)
 
-    def interval(self, rounds: int = BOOTSTRAP_ROUNDS, level: float = 0.95) -> tuple[float, float]:
-        if not self.count:
-            raise ValueError("an interval needs at least one value")
-        weights: Array | None
-        if self._sums is not None:
-            values, weights = self._sums, self._weights
-        else:
-            values = np.concatenate([part for part, _ in self._parts])
-            known = [part for _, part in self._parts if part is not None]
-            weights = np.concatenate(known) if known else None
-        n = len(values)
+    def interval(self, rounds: int = BOOTSTRAP_ROUNDS) -> tuple[float, float]:
+        """95 % percentile interval of the mean."""
+        sums, sizes = self._sums, self._sizes
+        if self._parts:
+            sums, sizes = (np.concatenate(arrays) for arrays in zip(*self._parts, strict=True))
+        n = len(sums)
         means = np.empty(rounds)
         for i in range(rounds):
-            picked = self._random.integers(0, n, size=n)
-            means[i] = values[picked].mean() if weights is None else values[picked].sum() / weights[picked].sum()
-        tail = (1 - level) / 2
+            drawn = self._random.integers(0, n, size=n)
+            means[i] = sums[drawn].sum() / sizes[drawn].sum()
+        tail = (1 - INTERVAL_LEVEL) / 2
         low, high = np.quantile(means, [tail, 1 - tail])
         return float(low), float(high)
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """Sums over battles from which every metric but the interval follows; adds up with ``+``."""
+    """Sums over battles from which all metrics except the interval are computed; adds up with ``+``."""
 
     log_loss: float
     binary_log_loss: float
@@ -242,7 +233,7 @@ class _Sums:
             brier=brier(probabilities, labels) * n,
             gaps=_calibration_gaps(probabilities, labels, CALIBRATION_BINS),
             outcomes=np.bincount(labels, minlength=len(OUTCOMES)).astype(np.int64),
-            clipped=int((probabilities[np.arange(n), labels] < CLIP).sum()),
+            clipped=int((_of_labels(probabilities, labels) < CLIP).sum()),
         )
 
     def __add__(self, other: _Sums) -> _Sums:
@@ -250,7 +241,7 @@ class _Sums:
 
 
 def score(probabilities: Array, labels: Labels, *, groups: NDArray[np.int64] | None = None, seed: int = 0) -> Score:
-    """Every metric of a set of predictions.
+    """Every metric of some predictions.
 
     Parameters
     ----------
@@ -266,7 +257,7 @@ def score(probabilities: Array, labels: Labels, *, groups: NDArray[np.int64] | N
     Raises
     ------
     ValueError
-        On shapes that do not fit, no rows, or rows that are not probabilities.
+        If the shapes do not fit, there are no rows, or rows are not probabilities.
     """
     probabilities = np.asarray(probabilities, dtype=np.float64)
     labels = np.asarray(labels)
@@ -291,7 +282,7 @@ def score_stream(parts: Iterable[tuple[Array, Labels]], *, seed: int = 0) -> Sco
         If there is no battle.
     """
     total: _Sums | None = None
-    units = _Units(seed)
+    units = _BootstrapUnits(seed)
     for probabilities, labels in parts:
         if len(labels):
             sums = _Sums.of(probabilities, labels)

@@ -15,10 +15,10 @@ TIE: Final = 2
 OUTCOMES: Final = ("A", "B", "tie")
 
 WINNER_COLUMNS: Final = ("winner_model_a", "winner_model_b", "winner_tie")
-"""Kaggle's column names: one-hot truth in ``train.csv``, probabilities in a submission."""
+"""Kaggle's column names: one-hot labels in ``train.csv``, probabilities in a submission."""
 
 SOFT_LABEL_COLUMNS: Final = ("p_a", "p_b", "p_tie")
 """Names of the optional soft labels in the canonical table of battles."""
 
 SWAPPED: Final = (B, A, TIE)
-"""Outcome of the same battle with the answers exchanged: ``probabilities[..., SWAPPED]``."""
+"""Index that gives the outcomes of the battles with A and B swapped: ``probabilities[..., SWAPPED]``."""

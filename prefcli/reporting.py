@@ -1,4 +1,4 @@
-"""How the rooms below the command line tell what they are doing, without printing.
+"""The interface by which modules report progress and warnings without printing.
 
 The pipeline takes a :class:`Reporter`; the command line passes one that writes to stderr, a Python caller gets
 :data:`SILENT` by default.
@@ -6,40 +6,39 @@ The pipeline takes a :class:`Reporter`; the command line passes one that writes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """A running piece of work of known or unknown length."""
+    """A running task of known or unknown length."""
 
     def advance(self, amount: float = 1, note: str = "") -> None:
-        """``amount`` more units are done; ``note`` replaces what is said beside the bar."""
+        """``amount`` more units are done; ``note`` replaces the text beside the bar."""
 
 
 class Reporter(Protocol):
-    """Hears notes, warnings and progress."""
+    """Receives notes, warnings and progress."""
 
     def note(self, text: str) -> None:
-        """Something the user wants to know."""
+        """Report something the user wants to know."""
 
     def warn(self, text: str) -> None:
-        """Something the user must not miss."""
+        """Report something the user must not miss."""
 
-    @contextmanager
-    def track(self, what: str, total: float | None, unit: str = "battles", done: float = 0) -> Iterator[Progress]:
-        """Progress of ``what`` towards ``total`` units, ``done`` of them finished before."""
-        yield _Nothing()
+    def track(
+        self, what: str, total: float | None, unit: str = "battles", done: float = 0
+    ) -> AbstractContextManager[Progress]:
+        """Report the progress of ``what`` towards ``total`` units, ``done`` of which were finished before."""
 
 
-class _Nothing:
+class _NoProgress:
     def advance(self, amount: float = 1, note: str = "") -> None:
         pass
 
 
 class Silent:
-    """A reporter that says nothing."""
+    """A reporter that reports nothing."""
 
     def note(self, text: str) -> None:
         pass
@@ -47,14 +46,15 @@ class Silent:
     def warn(self, text: str) -> None:
         pass
 
-    @contextmanager
-    def track(self, what: str, total: float | None, unit: str = "battles", done: float = 0) -> Iterator[Progress]:
-        yield _Nothing()
+    def track(
+        self, what: str, total: float | None, unit: str = "battles", done: float = 0
+    ) -> AbstractContextManager[Progress]:
+        return nullcontext(_NoProgress())
 
 
 SILENT: Reporter = Silent()
 
 
 def visible(text: str) -> str:
-    """Text from a file made safe for a terminal: control characters shown, not obeyed."""
+    """Text from a file, safe to print in a terminal: control characters are escaped."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}" for c in text)

@@ -1,7 +1,7 @@
-"""Train / validation / folds: grouped by prompt, stratified by outcome, reproducible.
+"""Splits into training and validation battles or folds: grouped by prompt, stratified by outcome, reproducible.
 
-The same prompt must never stand on both sides of a split, or every figure measured on it flatters; and the sides
-should have the same share of A, B and ties, or the prior itself differs between them. Numpy only.
+A prompt on both sides of a split would make every measurement on it too good. Sides with different shares of A, B and
+ties would have different priors. Numpy only; which battles are split is decided in :mod:`prefcli.data.selection`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from prefcli.outcomes import OUTCOMES
 def assign_parts(
     groups: NDArray[np.int64], labels: NDArray[np.int64], shares: Sequence[float], seed: int
 ) -> NDArray[np.int64]:
-    """Deal battles into parts of given shares without dividing a group.
+    """Assign battles to parts of given shares without dividing a group.
 
-    Groups are taken in order of size, the largest first, in random order within a size, and each goes to the part
-    that lacks most of what the group brings: the greedy rule of scikit-learn's ``StratifiedGroupKFold``, for
-    arbitrary shares and in time linear in the number of groups.
+    Groups are assigned in order of size, the largest first, in random order within a size. Each goes to the part that
+    lacks most of the group's outcomes: the greedy rule of scikit-learn's ``StratifiedGroupKFold``, but for arbitrary
+    shares and in time linear in the number of groups.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def assign_parts(
     shares:
         Wanted share of each part, summing to 1.
     seed:
-        Of the order among groups of equal size.
+        Of the random order.
 
     Returns
     -------
@@ -40,29 +40,28 @@ def assign_parts(
     """
     _, group_of = np.unique(groups, return_inverse=True)
     count = int(group_of.max()) + 1 if len(group_of) else 0
-    kinds = len(OUTCOMES) + 1  # the last one stands for unknown outcomes
-    held = np.zeros((count, kinds), dtype=np.int64)
-    np.add.at(held, (group_of, np.where(labels < 0, kinds - 1, labels)), 1)
+    classes = len(OUTCOMES) + 1  # the last is for unknown outcomes
+    counts = np.zeros((count, classes), dtype=np.int64)  # battles of each outcome in each group
+    np.add.at(counts, (group_of, np.where(labels < 0, classes - 1, labels)), 1)
 
     order = np.random.default_rng(seed).permutation(count)
-    order = order[np.argsort(-held[order].sum(axis=1), kind="stable")]
+    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
 
-    totals = held.sum(axis=0)
-    wanted = [[share * float(total) for total in totals] for share in shares]
+    totals = counts.sum(axis=0)
+    lacking = [[share * float(total) for total in totals] for share in shares]  # battles of each outcome, by part
     part_of_group = np.empty(count, dtype=np.int64)
-    rows = held.tolist()
+    rows = counts.tolist()
     for group in order.tolist():
         row = rows[group]
         best, best_gain = 0, -np.inf
-        for part, want in enumerate(wanted):
-            # How much of this group's outcomes the part still lacks, as a share of what it should get in all.
-            gain = sum(n * want[kind] / (shares[part] * totals[kind]) for kind, n in enumerate(row) if n)
+        for part, lacks in enumerate(lacking):
+            # How much of this group's outcomes the part lacks, as a share of what it should get in total.
+            gain = sum(n * lacks[outcome] / (shares[part] * totals[outcome]) for outcome, n in enumerate(row) if n)
             if gain > best_gain:
                 best, best_gain = part, gain
         part_of_group[group] = best
-        want = wanted[best]
-        for kind, n in enumerate(row):
-            want[kind] -= n
+        for outcome, n in enumerate(row):
+            lacking[best][outcome] -= n
     return part_of_group[group_of]
 
 

@@ -1,8 +1,8 @@
-"""A small synthetic set of battles whose best reachable log loss is known.
+"""Synthetic battles for the demo and the tests, with a known best possible log loss.
 
-Answers are made of neutral words with some that people like and some they dislike mixed in; the vote is drawn from a
-known distribution over A, B and tie, given how many of each the two answers hold. Whoever knows that distribution
-scores :attr:`Demo.best_log_loss`, and nobody can do better on average; a model that learns nothing scores the prior.
+Answers are neutral words mixed with liked and disliked ones. The vote is drawn from a known distribution over A, B and
+tie, which depends on how many of each the two answers contain. Predicting that distribution scores
+:attr:`Demo.best_log_loss`, and no model does better on average; a model that learns nothing scores the prior.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ TIE_LEVEL = 0.35
 
 @dataclass(frozen=True)
 class Demo:
-    """What :func:`write` made.
+    """What :func:`write` has written.
 
     Attributes
     ----------
@@ -89,38 +89,38 @@ def write(folder: Path, *, train: int = TRAIN_BATTLES, test: int = TEST_BATTLES,
 
 
 def vote(liking_a: int, liking_b: int) -> NDArray[np.float64]:
-    """The true probabilities of A, B and tie, given each answer's liked minus disliked words."""
-    pull = STEEPNESS * (liking_a - liking_b) / 2
-    return metrics.softmax(np.array([pull, -pull, TIE_LEVEL - 0.25 * abs(pull)]))
+    """The true probabilities of A, B and tie ``[3]``, given each answer's liked minus disliked words."""
+    preference = STEEPNESS * (liking_a - liking_b) / 2
+    return metrics.softmax(np.array([preference, -preference, TIE_LEVEL - 0.25 * abs(preference)]))
 
 
 def _battles(
     random: np.random.Generator, count: int, first_id: int
 ) -> tuple[list[dict[str, str]], NDArray[np.float64], NDArray[np.int64]]:
     names = list(SKILLS)
-    rows, truths, labels = [], [], []
+    rows, distributions, labels = [], [], []
     prompts = [_prompt(random) for _ in range(max(1, count * 2 // 3))]
     for number in range(count):
         a, b = random.choice(len(names), size=2, replace=False)
         turns = 2 if random.random() < 0.1 else 1
         prompt = [prompts[random.integers(len(prompts))] for _ in range(turns)]
         answers = [_answer(random, SKILLS[names[model]], turns) for model in (a, b)]
-        truth = vote(answers[0][1], answers[1][1])
-        label = int(random.choice(3, p=truth))
+        probabilities = vote(answers[0][1], answers[1][1])
+        label = int(random.choice(3, p=probabilities))
         rows.append(
             {
                 "id": str(first_id + number),
                 "model_a": names[a],
                 "model_b": names[b],
-                "prompt": _turns(prompt),
-                "response_a": _turns(answers[0][0]),
-                "response_b": _turns(answers[1][0]),
+                "prompt": _to_json(prompt),
+                "response_a": _to_json(answers[0][0]),
+                "response_b": _to_json(answers[1][0]),
                 **{name: str(int(label == i)) for i, name in enumerate(WINNER_COLUMNS)},
             }
         )
-        truths.append(truth)
+        distributions.append(probabilities)
         labels.append(label)
-    return rows, np.array(truths), np.array(labels)
+    return rows, np.array(distributions), np.array(labels)
 
 
 def _prompt(random: np.random.Generator) -> str:
@@ -129,7 +129,7 @@ def _prompt(random: np.random.Generator) -> str:
 
 
 def _answer(random: np.random.Generator, skill: float, turns: int) -> tuple[list[str], int]:
-    """The turns of an answer, and how many more liked than disliked words it holds."""
+    """The turns of an answer, and its liked minus disliked words."""
     signals = int(random.integers(3, 8))
     liked = int(random.binomial(signals, skill))
     words = [LIKED[i] for i in random.integers(len(LIKED), size=liked)]
@@ -141,7 +141,7 @@ def _answer(random: np.random.Generator, skill: float, turns: int) -> tuple[list
     return [" ".join(part) for part in parts], 2 * liked - signals
 
 
-def _turns(turns: list[str]) -> str:
+def _to_json(turns: list[str]) -> str:
     return json.dumps(turns, separators=(",", ":"))
 
 
