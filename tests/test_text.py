@@ -379,7 +379,7 @@ def test_two_processes_give_what_one_gives_in_order():
 
 
 def test_a_large_batch_is_cut_and_keeps_its_rows(monkeypatch):
-    monkeypatch.setattr(parallel, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(parallel, "_MAX_PIECE_BYTES", 1000)
     batch = pa.Table.from_batches(many_batches(5)).combine_chunks().to_batches()[0]
     pieces = [piece for piece, _ in normalise_stream([batch], "nltk", workers=1)]
     assert len(pieces) > 10
@@ -410,7 +410,7 @@ def test_batches_are_read_only_as_far_ahead_as_there_is_work():
 
 
 def test_no_workers_is_an_input_error():
-    with pytest.raises(InputError, match="0 workers"):
+    with pytest.raises(InputError, match="by 0 workers"):
         normalise_stream([], "nltk", workers=0)
 
 
@@ -437,14 +437,14 @@ def test_leaving_early_ends_the_processes(monkeypatch):
 
 
 def test_a_process_that_dies_is_reported(monkeypatch):
-    monkeypatch.setattr(parallel, "_WORKER", "import os; os._exit(3)  # {path!r} {normalisation!r}")
+    monkeypatch.setattr(parallel, "_WORKER", "import os; os._exit(3)  # {path!r} {name!r}")
     with pytest.raises(PrefcliError, match=r"ended unexpectedly \(exit code 3\)"):
         list(normalise_stream(many_batches(4), "nltk", workers=2))
 
 
 def test_a_process_that_fails_says_why():
-    with parallel._Workers("stem", 1) as crew, pytest.raises(PrefcliError, match="no text normalisation 'stem'"):
-        crew.submit(many_batches(1)[0]).result()
+    with parallel._WorkerPool("stem", 1) as pool, pytest.raises(PrefcliError, match="no text normalisation 'stem'"):
+        pool.submit(many_batches(1)[0]).result()
 
 
 def spy_on_processes(monkeypatch) -> list[subprocess.Popen]:

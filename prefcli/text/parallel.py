@@ -1,17 +1,16 @@
 """Text normalisation in several processes: batches stay in order, and memory does not grow with their number.
 
-Each worker is a plain child process that reads batches from its standard input and answers on its standard output.
-Compared with multiprocessing: nothing is forked (the parent holds threads), the caller's main module is not imported
-again, a worker imports only the text room, pyarrow and numpy, and one whose parent is gone, however it went, reads the
-end of its input and leaves.
+A worker is a plain child process that reads an Arrow stream from its standard input and writes one to its standard
+output. Executors of ``concurrent.futures`` import the caller's main module again, so scripts without a guard fail;
+those of joblib leave processes behind when the parent is killed. A worker here sees the end of its input and exits.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
-import struct
 import subprocess
 import sys
 import threading
@@ -21,21 +20,16 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple
 from itertools import chain, islice
-from typing import IO, TYPE_CHECKING, BinaryIO
+
+import pyarrow as pa
 
 from prefcli.battles import TEXT_FIELDS
 from prefcli.errors import InputError, PrefcliError
 from prefcli.text.normalise import TextCounts, check, check_columns, normalise_batch, utf8_bytes
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 #: Larger batches are cut, so that all processes get work and memory stays bounded (bytes of the three text columns).
-_PIECE_BYTES = 4_000_000
-#: A request is its length; an answer is whether it worked, the five counts, its length; then the bytes.
-_REQUEST = struct.Struct("<Q")
-_ANSWER = struct.Struct("<?5QQ")
-_WORKER = "import sys; sys.path[:] = {path!r}; from prefcli.text.parallel import work; work({normalisation!r})"
+_MAX_PIECE_BYTES = 4_000_000
+_WORKER = "import sys; sys.path[:] = {path!r}; from prefcli.text.parallel import run_worker; run_worker({name!r})"
 
 
 def normalise_stream(
@@ -46,10 +40,10 @@ def normalise_stream(
     Parameters
     ----------
     batches:
-        As :func:`normalise_batch` takes them. Read only as far ahead as there is work for the processes (two pieces of
-        at most 4 MB of text for each), so memory does not grow with the input.
+        As :func:`normalise_batch` takes them, all of the same schema. At most two pieces of 4 MB of text are read ahead
+        for each process, so memory does not grow with the input.
     normalisation:
-        A name in :data:`NORMALISATIONS`.
+        A name in :data:`prefcli.text.NORMALISATIONS`.
     workers:
         Processes; None for one per usable core. With 1, for ``raw``, and for input of one small batch no process is
         started. The result does not depend on it.
@@ -71,7 +65,7 @@ def normalise_stream(
     if workers is None:
         workers = usable_cores()
     if workers < 1:
-        raise InputError(f"{workers} workers cannot work.", hint="Use --workers 1 or more.")
+        raise InputError(f"text cannot be normalised by {workers} workers", hint="Use --workers 1 or more.")
     return _normalise_stream(batches, normalisation, workers)
 
 
@@ -88,19 +82,15 @@ def _normalise_stream(
     batches: Iterable[pa.RecordBatch], normalisation: str, workers: int
 ) -> Iterator[tuple[pa.RecordBatch, TextCounts]]:
     pieces = (piece for batch in batches for piece in _cut(batch))
-    if normalisation == "raw" or workers == 1 or not sys.executable:
-        for piece in pieces:
-            yield normalise_batch(piece, normalisation)
-        return
     first = list(islice(pieces, 2))
-    if len(first) < 2:
-        for piece in first:
+    if normalisation == "raw" or workers == 1 or len(first) < 2 or not sys.executable:
+        for piece in chain(first, pieces):
             yield normalise_batch(piece, normalisation)
         return
-    with _Workers(normalisation, workers) as crew:
+    with _WorkerPool(normalisation, workers) as pool:
         waiting: deque[tuple[pa.RecordBatch, Future[tuple[pa.RecordBatch, TextCounts]]]] = deque()
         for piece in chain(first, pieces):
-            waiting.append((piece, crew.submit(piece)))
+            waiting.append((piece, pool.submit(piece)))
             if len(waiting) >= 2 * workers:
                 yield _join(*waiting.popleft())
         while waiting:
@@ -108,14 +98,12 @@ def _normalise_stream(
 
 
 def _cut(battles: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """A batch in pieces of about :data:`_PIECE_BYTES` of text; a small one as it is."""
-    size = sum(utf8_bytes(battles.column(name).flatten()) for name in TEXT_FIELDS if name in battles.schema.names)
-    pieces = max(1, min(battles.num_rows, -(-size // _PIECE_BYTES)))
+    """A batch in pieces of about :data:`_MAX_PIECE_BYTES` of text; a small one as it is."""
+    check_columns(battles)
+    size = sum(utf8_bytes(battles.column(name).flatten()) for name in TEXT_FIELDS)
+    pieces = max(1, min(battles.num_rows, -(-size // _MAX_PIECE_BYTES)))
     rows = max(1, -(-battles.num_rows // pieces))
-    if rows >= battles.num_rows:
-        yield battles
-        return
-    for start in range(0, battles.num_rows, rows):
+    for start in range(0, max(1, battles.num_rows), rows):
         yield battles.slice(start, rows)
 
 
@@ -123,18 +111,54 @@ def _join(
     piece: pa.RecordBatch, future: Future[tuple[pa.RecordBatch, TextCounts]]
 ) -> tuple[pa.RecordBatch, TextCounts]:
     """The columns that went to a worker, back among those that did not."""
-    import pyarrow as pa
-
     normalised, counts = future.result()
-    columns = [
-        normalised.column(name) if name in TEXT_FIELDS else column
-        for name, column in zip(piece.schema.names, piece.columns, strict=True)
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=piece.schema), counts
+    for name in TEXT_FIELDS:
+        position = piece.schema.get_field_index(name)
+        piece = piece.set_column(position, piece.schema.field(position), normalised.column(name))
+    return piece, counts
 
 
-class _Workers:
-    """Child processes, started as work comes in, each with a thread that hands it a batch and waits for the answer.
+class _Worker:
+    """A child process with the Arrow streams to and from it."""
+
+    def __init__(self, normalisation: str, schema: pa.Schema) -> None:
+        code = _WORKER.format(path=[entry or os.getcwd() for entry in sys.path], name=normalisation)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C in the terminal goes to the parent alone
+        )
+        self._requests = pa.ipc.new_stream(self.process.stdin, schema)
+        self._answers: pa.ipc.RecordBatchStreamReader | None = None
+
+    def normalise(self, battles: pa.RecordBatch) -> tuple[pa.RecordBatch, TextCounts]:
+        try:
+            self._requests.write_batch(battles)
+            self.process.stdin.flush()  # type: ignore[union-attr]
+            self._answers = self._answers or pa.ipc.open_stream(self.process.stdout)
+            normalised, metadata = self._answers.read_next_batch_with_custom_metadata()
+        except (OSError, StopIteration, pa.ArrowException) as error:
+            raise PrefcliError(
+                f"a text process ended unexpectedly (exit code {self.process.wait()})",
+                hint="If memory ran out, use fewer processes (--workers 1).",
+            ) from error
+        if b"error" in metadata:
+            raise PrefcliError(
+                f"a text process failed\n{metadata[b'error'].decode()}", hint="Please report this as a bug."
+            )
+        return normalised, TextCounts(*json.loads(metadata[b"counts"]))
+
+    def close(self) -> None:
+        """After the process was killed."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):  # what was not yet sent is lost
+                pipe.close()  # type: ignore[union-attr]
+        self.process.wait()
+
+
+class _WorkerPool:
+    """Workers, started as pieces come in, and for each a thread that sends it a piece and waits for the answer.
 
     Leaving the ``with`` block kills the processes, whatever they are doing.
     """
@@ -142,109 +166,58 @@ class _Workers:
     def __init__(self, normalisation: str, count: int) -> None:
         self._normalisation = normalisation
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="prefcli-text")
-        self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self._workers: list[_Worker] = []
         self._closing = False
         self._lock = threading.Lock()
 
-    def __enter__(self) -> _Workers:
+    def __enter__(self) -> _WorkerPool:
         return self
 
     def __exit__(self, *exception: object) -> None:
         with self._lock:
             self._closing = True
-            for process in self._processes:
-                process.kill()
+            for worker in self._workers:
+                worker.process.kill()
         self._threads.shutdown(wait=True, cancel_futures=True)
-        for process in self._processes:
-            for pipe in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):  # what was not yet sent is of no use any more
-                    pipe.close()  # type: ignore[union-attr]
-            process.wait()
+        for worker in self._workers:
+            worker.close()
 
     def submit(self, piece: pa.RecordBatch) -> Future[tuple[pa.RecordBatch, TextCounts]]:
-        check_columns(piece)
-        return self._threads.submit(self._ask, _to_ipc(piece.select(list(TEXT_FIELDS))))
+        return self._threads.submit(self._normalise, piece.select(list(TEXT_FIELDS)))
 
-    def _ask(self, request: memoryview) -> tuple[pa.RecordBatch, TextCounts]:
+    def _normalise(self, piece: pa.RecordBatch) -> tuple[pa.RecordBatch, TextCounts]:
         try:
-            process = self._idle.get_nowait()
+            worker = self._idle.get_nowait()
         except queue.Empty:
-            process = self._start()
-        requests, answers = process.stdin, process.stdout
-        assert requests is not None
-        assert answers is not None
-        try:
-            requests.write(_REQUEST.pack(len(request)))
-            requests.write(request)
-            requests.flush()
-            worked, *counts, length = _ANSWER.unpack(_read_exactly(answers, _ANSWER.size))
-            answer = _read_exactly(answers, length)
-        except (EOFError, OSError) as error:
-            raise PrefcliError(
-                f"A text process ended unexpectedly (exit code {process.wait()}).",
-                hint="If memory ran out, use fewer processes (--workers 1).",
-            ) from error
-        self._idle.put(process)
-        if not worked:
-            raise PrefcliError(f"A text process failed.\n{answer.decode()}", hint="Please report this as a bug.")
-        return _from_ipc(answer), TextCounts(*counts)
+            worker = self._start(piece.schema)
+        result = worker.normalise(piece)
+        self._idle.put(worker)
+        return result
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        code = _WORKER.format(path=[entry or os.getcwd() for entry in sys.path], normalisation=self._normalisation)
+    def _start(self, schema: pa.Schema) -> _Worker:
         with self._lock:
             if self._closing:
-                raise PrefcliError("The text processes are being stopped.")
-            process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C in the terminal is the parent's to answer
-            )
-            self._processes.append(process)
-        return process
+                raise PrefcliError("the text processes are being stopped")
+            self._workers.append(_Worker(self._normalisation, schema))
+            return self._workers[-1]
 
 
-def work(normalisation: str) -> None:
-    """A worker's life: read a batch, normalise it, answer, until the input ends."""
-    requests = sys.stdin.buffer
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+def run_worker(normalisation: str) -> None:
+    """What a worker runs: read a batch, normalise it, answer, until the input ends."""
+    stdout = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what a library prints is no answer
     try:
-        while True:
-            (length,) = _REQUEST.unpack(_read_exactly(requests, _REQUEST.size))
-            request = _read_exactly(requests, length)
+        requests = pa.ipc.open_stream(sys.stdin.buffer)
+        answers = pa.ipc.new_stream(stdout, requests.schema)
+        for battles in requests:
             try:
-                normalised, counts = normalise_batch(_from_ipc(request), normalisation)
-                answer = _to_ipc(normalised)
-                answers.write(_ANSWER.pack(True, *astuple(counts), len(answer)))
+                normalised, counts = normalise_batch(battles, normalisation)
+                metadata = {"counts": json.dumps(astuple(counts))}
             except Exception:
-                answer = memoryview(traceback.format_exc().encode())
-                answers.write(_ANSWER.pack(False, 0, 0, 0, 0, 0, len(answer)))
-            answers.write(answer)
-            answers.flush()
-    except (EOFError, OSError):
-        os._exit(0)  # the parent has finished or is gone; nothing here is worth flushing
-
-
-def _read_exactly(stream: BinaryIO | IO[bytes], length: int) -> bytes:
-    data = stream.read(length)
-    if len(data) < length:
-        raise EOFError
-    return data
-
-
-def _to_ipc(battles: pa.RecordBatch) -> memoryview:
-    import pyarrow as pa
-
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, battles.schema) as writer:
-        writer.write_batch(battles)
-    return memoryview(sink.getvalue())
-
-
-def _from_ipc(data: bytes) -> pa.RecordBatch:
-    import pyarrow as pa
-
-    with pa.ipc.open_stream(data) as reader:
-        return reader.read_next_batch()
+                normalised, metadata = battles.slice(0, 0), {"error": traceback.format_exc()}
+            answers.write_batch(normalised, custom_metadata=metadata)
+            stdout.flush()
+    except (OSError, pa.ArrowException):  # the parent is gone
+        pass
+    os._exit(0)  # nothing here is worth flushing
