@@ -20,7 +20,15 @@ from hypothesis import strategies as st
 
 from prefcli.battles import TEXT_FIELDS
 from prefcli.errors import InputError, PrefcliError
-from prefcli.text import NORMALISATIONS, TextCounts, identity, nltk_tokens, normalise_batch, normalise_text, parallel
+from prefcli.text import (
+    NORMALISATIONS,
+    TextCounts,
+    nltk_tokens,
+    normalisation_identity,
+    normalise_batch,
+    normalise_text,
+    parallel,
+)
 from prefcli.text.normalise import replace_surrogates
 from prefcli.text.parallel import normalise_stream
 
@@ -151,8 +159,13 @@ def test_unassigned_code_points_are_letters_but_symbols_among_the_pictographs():
 
 
 def test_the_libraries_that_decide_are_part_of_the_identity():
-    assert identity("nltk") == {"text": "nltk", "text_version": 2, "nltk": version("nltk"), "regex": version("regex")}
-    assert identity("raw") == {"text": "raw", "text_version": 1}
+    assert normalisation_identity("nltk") == {
+        "text": "nltk",
+        "text_version": 2,
+        "nltk": version("nltk"),
+        "regex": version("regex"),
+    }
+    assert normalisation_identity("raw") == {"text": "raw", "text_version": 1}
 
 
 # The other normalisations

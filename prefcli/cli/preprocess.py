@@ -1,4 +1,4 @@
-"""``prefcli preprocess``: normalise the text once, cached for training and prediction."""
+"""``prefcli preprocess``: normalise the text of battles and cache the result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(
     file: common.FilesArgument,
     text: Annotated[
         str,
-        typer.Option("--text", metavar="NAME", help="nltk (the baseline), light (Unicode, white space) or raw."),
+        typer.Option("--text", metavar="NAME", help="nltk (the baseline), light (Unicode, whitespace) or raw."),
     ] = "nltk",
     preview: Annotated[
         int, typer.Option("--preview", min=0, metavar="N", help="Show N battles before and after; write nothing.")
@@ -46,13 +46,13 @@ def run(
                 for when, version in (("before: ", before), ("after:  ", after)):
                     print(f"    {when}{common.visible(one_line(version, 300))}")
         return
-    made = pipeline.preprocess(
+    result = pipeline.preprocess(
         common.source(file, format, columns), session.workspace, text=text, workers=workers, reporter=session.reporter
     )
     if json:
         common.print_json(
-            {"stage": str(made.stage.path), "text": text, "reused": made.stage.reused, "battles": made.stage.rows}
-            | dict(made.counts)
+            {"stage": str(result.stage.path), "text": text, "reused": result.stage.reused, "battles": result.stage.rows}
+            | dict(result.counts)
         )
     else:
-        common.say(str(made.stage.path))
+        common.say(str(result.stage.path))

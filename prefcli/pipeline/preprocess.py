@@ -1,4 +1,4 @@
-"""``prefcli preprocess``: text normalised once, kept for ``train``."""
+"""``prefcli preprocess``: text normalised once, cached for ``train``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from prefcli.battles import TEXT_FIELDS, Source, texts_of
 from prefcli.pipeline.stages import preprocess_stage, read
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage.workspace import Stage, Workspace
+from prefcli.text import check_normalisation, normalise_batch
 
 
 @dataclass(frozen=True)
 class PreprocessResult:
-    """What ``preprocess`` made: the stage, and what the normalisation did."""
+    """The stage that ``preprocess`` wrote, and what the normalisation did (as :class:`prefcli.text.TextCounts`)."""
 
     stage: Stage
     text: str
@@ -32,7 +33,7 @@ def preprocess(
     workers: int | None = None,
     reporter: Reporter = SILENT,
 ) -> PreprocessResult:
-    """Normalise the text of every battle; cached as the stage ``preprocess``, and remembered for ``train``.
+    """Normalise the text of every battle; cached as the stage ``preprocess``, which ``train`` then finds.
 
     Parameters
     ----------
@@ -45,9 +46,7 @@ def preprocess(
     workers:
         Processes; by default one per core.
     """
-    from prefcli import text as text_room
-
-    text_room.check(text)
+    check_normalisation(text)
     source = Source.of(source)
     battles = read(source, workspace, reporter)
     stage = preprocess_stage(battles, workspace, text, workers=workers, reporter=reporter)
@@ -68,17 +67,15 @@ class Preview:
 
 
 def preview(source: Path | Source, *, text: str = "nltk", battles: int = 3) -> list[Preview]:
-    """What a normalisation does to the first battles; nothing is cached."""
-    from prefcli import text as text_room
-
-    text_room.check(text)
-    shown: list[Preview] = []
+    """The first battles before and after normalisation; nothing is cached."""
+    check_normalisation(text)
+    previews: list[Preview] = []
     for batch, _ in readers.open_battles(Source.of(source)).batches():
-        before = batch.slice(0, battles - len(shown))
-        after, _ = text_room.normalise_batch(before, text)
+        before = batch.slice(0, battles - len(previews))
+        after, _ = normalise_batch(before, text)
         columns = {name: (texts_of(before.column(name)), texts_of(after.column(name))) for name in TEXT_FIELDS}
-        for row, name in enumerate(before.column("id").to_pylist()):
-            shown.append(Preview(name, {field: (old[row], new[row]) for field, (old, new) in columns.items()}))
-        if len(shown) == battles:
+        for row, battle_id in enumerate(before.column("id").to_pylist()):
+            previews.append(Preview(battle_id, {field: (old[row], new[row]) for field, (old, new) in columns.items()}))
+        if len(previews) == battles:
             break
-    return shown
+    return previews

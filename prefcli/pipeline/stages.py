@@ -1,4 +1,4 @@
-"""What every verb begins with: battles read, text normalised, each a cached stage."""
+"""The first steps of every verb, each a cached stage: read the battles, normalise their text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from prefcli import readers
 from prefcli.battles import ReadCounts, Source
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage.workspace import Stage, StageWriter, Workspace
+from prefcli.text import TextCounts, normalisation_identity
+from prefcli.text.parallel import normalise_stream
 
 READ_VERSION = 1
-"""Raise when the same file would be read into other battles."""
+"""Raise it when the same file would give other battles."""
 PREPROCESS_VERSION = 1
-"""Raise when the preprocess stage's columns change; changed text raises its normalisation's own version."""
+"""Raise it when the stage's columns change. Where the text changes, raise the normalisation's own version instead."""
 
 
 def read(source: Path | Source, workspace: Workspace, reporter: Reporter = SILENT) -> Stage:
@@ -33,9 +35,9 @@ def read(source: Path | Source, workspace: Workspace, reporter: Reporter = SILEN
     def produce(writer: StageWriter) -> Mapping[str, Any]:
         counts = ReadCounts()
         with reporter.track(f"reading {source}", None) as progress:
-            for batch, counted in battle_file.batches():
+            for batch, batch_counts in battle_file.batches():
                 writer.write(batch)
-                counts += counted
+                counts += batch_counts
                 progress.advance(batch.num_rows)
         return dataclasses.asdict(counts)
 
@@ -58,15 +60,13 @@ def read(source: Path | Source, workspace: Workspace, reporter: Reporter = SILEN
 def preprocess_stage(
     battles: Stage, workspace: Workspace, text: str, *, workers: int | None = None, reporter: Reporter = SILENT
 ) -> Stage:
-    """The battles with their text normalised: the cached stage ``preprocess``."""
-    from prefcli import text as text_room
-    from prefcli.text import parallel
+    """The battles with their text normalised as ``text`` names it: the cached stage ``preprocess``."""
 
     def produce(writer: StageWriter) -> Mapping[str, Any]:
-        total = text_room.TextCounts()
+        total = TextCounts()
         with reporter.track(f"normalising text ({text})", battles.rows) as progress:
             started = time.monotonic()
-            for batch, counts in parallel.normalise_stream(battles.batches(), text, workers=workers):
+            for batch, counts in normalise_stream(battles.batches(), text, workers=workers):
                 writer.write(batch)
                 total += counts
                 rate = total.bytes_in / 1e6 / max(time.monotonic() - started, 1e-9)
@@ -77,7 +77,7 @@ def preprocess_stage(
         "preprocess",
         version=PREPROCESS_VERSION,
         source=battles.fingerprint,
-        options=text_room.identity(text),
+        options=normalisation_identity(text),
         produce=produce,
         reporter=reporter,
     )

@@ -7,6 +7,20 @@ This package reads and writes no files (see :mod:`prefcli.readers`, :mod:`prefcl
 encoders' tokens (see :mod:`prefcli.models.packing`).
 """
 
-from prefcli.text.normalise import NORMALISATIONS, TextCounts, check, identity, normalise_batch, normalise_text
+from prefcli.text.normalise import (
+    NORMALISATIONS,
+    TextCounts,
+    check_normalisation,
+    normalisation_identity,
+    normalise_batch,
+    normalise_text,
+)
 
-__all__ = ["NORMALISATIONS", "TextCounts", "check", "identity", "normalise_batch", "normalise_text"]
+__all__ = [
+    "NORMALISATIONS",
+    "TextCounts",
+    "check_normalisation",
+    "normalisation_identity",
+    "normalise_batch",
+    "normalise_text",
+]

@@ -46,7 +46,7 @@ class TextCounts:
         return TextCounts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
-def check(normalisation: str) -> None:
+def check_normalisation(normalisation: str) -> None:
     """Raise ``InputError`` if there is no normalisation of this name."""
     if normalisation not in NORMALISATIONS:
         raise InputError(
@@ -54,13 +54,13 @@ def check(normalisation: str) -> None:
         )
 
 
-def identity(normalisation: str) -> dict[str, str | int]:
+def normalisation_identity(normalisation: str) -> dict[str, str | int]:
     """Everything that decides what a normalisation makes of a text: part of a stage's fingerprint.
 
     For ``nltk`` that includes two libraries: releases of NLTK differ a little in their tokenizer, and releases of
     regex in the version of Unicode that says which characters are special.
     """
-    check(normalisation)
+    check_normalisation(normalisation)
     parts: dict[str, str | int] = {"text": normalisation, "text_version": NORMALISATIONS[normalisation]}
     if normalisation == "nltk":
         parts |= {library: importlib.metadata.version(library) for library in ("nltk", "regex")}
@@ -87,7 +87,7 @@ def normalise_text(text: str, normalisation: str = "nltk") -> str:
     InputError
         There is no such normalisation.
     """
-    check(normalisation)
+    check_normalisation(normalisation)
     return _normalise([replace_surrogates(text)], normalisation)[0]
 
 
@@ -113,7 +113,7 @@ def normalise_batch(battles: pa.RecordBatch, normalisation: str) -> tuple[pa.Rec
     InputError
         There is no such normalisation, or a text column is missing.
     """
-    check(normalisation)
+    check_normalisation(normalisation)
     check_columns(battles)
     total = TextCounts()
     columns = list(battles.columns)

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from prefcli.battles import TEXT_FIELDS
 from prefcli.errors import InputError, PrefcliError
-from prefcli.text.normalise import TextCounts, check, check_columns, normalise_batch, utf8_bytes
+from prefcli.text.normalise import TextCounts, check_columns, check_normalisation, normalise_batch, utf8_bytes
 
 #: Larger batches are cut, so that all processes get work and memory stays bounded (bytes of the three text columns).
 _MAX_PIECE_BYTES = 4_000_000
@@ -61,7 +61,7 @@ def normalise_stream(
     PrefcliError
         A process died, for instance because memory ran out.
     """
-    check(normalisation)
+    check_normalisation(normalisation)
     if workers is None:
         workers = usable_cores()
     if workers < 1:
