@@ -205,7 +205,7 @@ def test_what_int8_costs_is_measured_said_and_written_into_the_card(
     assert Path("small/model.onnx").stat().st_size < 0.8 * (pair.onnx / "model.onnx").stat().st_size
 
     held_out = runs.read_validation(pair.run)
-    stage = pipeline.read(demo_files.train, pair.workspace)
+    stage = pipeline.read_stage(demo_files.train, pair.workspace)
     rows = [row for row in stage.table().to_pylist() if row["id"] in set(held_out.ids)]
     labels = np.array([row["label"] for row in rows])
     plain = [{name: row[name] for name in ("prompt", "response_a", "response_b")} for row in rows]

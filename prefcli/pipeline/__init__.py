@@ -15,7 +15,7 @@ from prefcli.pipeline.predict import LinesResult, PredictResult, find_runs, pred
 from prefcli.pipeline.preprocess import PreprocessResult, Preview, preprocess, preview
 from prefcli.pipeline.push import push
 from prefcli.pipeline.score import score
-from prefcli.pipeline.stages import read
+from prefcli.pipeline.stages import read_stage
 from prefcli.pipeline.train import TrainResult, train
 from prefcli.storage.hub import check_push
 
@@ -42,7 +42,7 @@ __all__ = [
     "preprocess",
     "preview",
     "push",
-    "read",
+    "read_stage",
     "score",
     "train",
 ]

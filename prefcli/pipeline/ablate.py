@@ -22,7 +22,7 @@ from prefcli.battles import Source
 from prefcli.data.tables import clip_and_renormalize
 from prefcli.errors import InputError, ModelError
 from prefcli.options import TrainOptions
-from prefcli.pipeline.stages import read
+from prefcli.pipeline.stages import read_stage
 from prefcli.pipeline.train import train
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, runs
@@ -134,7 +134,7 @@ def ablate(
         raise InputError("an ablation needs held-out battles", hint="Use --validation 0.1 or --validation-file FILE.")
     if options.architecture == "features":
         raise InputError("the ablation is for neural architectures", hint="Use siamese or cross-encoder.")
-    fingerprint = read(source, workspace, reporter).fingerprint
+    fingerprint = read_stage(source, workspace, reporter).fingerprint
     folder = output or _default_folder(workspace, fingerprint, options)
     for seed in range(options.seed, options.seed + seeds):
         for loss_input, epochs in dict.fromkeys((s.loss_input, s.epochs) for s in SETTINGS):

@@ -7,7 +7,7 @@ from pathlib import Path
 from prefcli.battles import Source
 from prefcli.eda import Eda, explore
 from prefcli.errors import InputError
-from prefcli.pipeline.stages import read
+from prefcli.pipeline.stages import read_stage
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files
 from prefcli.storage.workspace import Workspace
@@ -49,8 +49,8 @@ def eda(
         raise InputError(f"--max-length is {max_length}, at least 1 is needed")
     if report is not None:
         files.refuse_to_overwrite(report, force)
-    battles = read(source, workspace, reporter)
-    test_keys = read(test, workspace, reporter).table(["prompt_key"])["prompt_key"].to_numpy() if test else None
+    battles = read_stage(source, workspace, reporter)
+    test_keys = read_stage(test, workspace, reporter).table(["prompt_key"])["prompt_key"].to_numpy() if test else None
     statistics = explore(battles.batches(), top, max_length=max_length, test_keys=test_keys)
     if report is not None:
         from prefcli.report import page

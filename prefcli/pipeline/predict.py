@@ -19,7 +19,7 @@ from prefcli.compute.distributed import from_environment, process_group
 from prefcli.data import tables
 from prefcli.errors import InputError
 from prefcli.options import PredictOptions, TrainOptions
-from prefcli.pipeline.stages import preprocess_stage, read
+from prefcli.pipeline.stages import preprocess_stage, read_stage
 from prefcli.prediction import blending
 from prefcli.prediction.calibration import Calibration
 from prefcli.reporting import SILENT, Reporter
@@ -202,13 +202,13 @@ def read_data(
         }
         return [stages[text] for text in texts]
 
-    battles = read(source, workspace, reporter)
+    battles = read_stage(source, workspace, reporter)
     ids = (name for batch in battles.batches(["id"]) for name in batch.column("id").to_pylist())
     check_unique_ids(ids, str(Source.of(source)))
     stages = preprocess(battles)
     if calibrate is None:
         return PredictionData(battles, stages, None, [], "")
-    sample = read(calibrate, workspace, reporter)
+    sample = read_stage(calibrate, workspace, reporter)
     return PredictionData(battles, stages, sample, preprocess(sample), str(Source.of(calibrate)))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefcli import readers
 from prefcli.battles import TEXT_FIELDS, Source, texts_of
-from prefcli.pipeline.stages import preprocess_stage, read
+from prefcli.pipeline.stages import preprocess_stage, read_stage
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage.workspace import Stage, Workspace
 from prefcli.text import check_normalisation, normalise_batch
@@ -48,7 +48,7 @@ def preprocess(
     """
     check_normalisation(text)
     source = Source.of(source)
-    battles = read(source, workspace, reporter)
+    battles = read_stage(source, workspace, reporter)
     stage = preprocess_stage(battles, workspace, text, workers=workers, reporter=reporter)
     digest = str(battles.metadata["input"])
     workspace.remember(

@@ -21,7 +21,7 @@ PREPROCESS_VERSION = 1
 """Raise it when the stage's columns change. Where the text changes, raise the normalisation's own version instead."""
 
 
-def read(source: Path | Source, workspace: Workspace, reporter: Reporter = SILENT) -> Stage:
+def read_stage(source: Path | Source, workspace: Workspace, reporter: Reporter = SILENT) -> Stage:
     """The battles of a file (or of several) as the cached stage ``battles``.
 
     Raises

@@ -15,7 +15,7 @@ from prefcli.compute.distributed import from_environment, process_group
 from prefcli.data.selection import RunData
 from prefcli.errors import InputError, PrefcliError
 from prefcli.options import TrainOptions
-from prefcli.pipeline.stages import preprocess_stage, read
+from prefcli.pipeline.stages import preprocess_stage, read_stage
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, hub, runs
 from prefcli.storage.workspace import Stage, Workspace
@@ -213,7 +213,7 @@ def find_data(source: Path | Source | None, workspace: Workspace, options: Train
                 )
             reporter.note("training on train.csv in this folder")
         found = Source.of(source)
-        battles = read(found, workspace, reporter)
+        battles = read_stage(found, workspace, reporter)
         training = preprocess_stage(battles, workspace, options.normalisation, reporter=reporter)
         digest, text = str(battles.metadata["input"]), options.normalisation
     return RunData(
@@ -237,7 +237,7 @@ def data_again(known: Mapping[str, Any], options: TrainOptions, workspace: Works
     try:
         training = workspace.open_stage(known["stage"])
     except PrefcliError:
-        battles = read(source, workspace, reporter)
+        battles = read_stage(source, workspace, reporter)
         if battles.metadata["input"] != digest:
             raise InputError(
                 "the battles this run was trained on have changed",
@@ -264,5 +264,5 @@ def _validation_data(options: TrainOptions, text: str, workspace: Workspace, rep
     if options.validation_file is None:
         return None
     return preprocess_stage(
-        read(Path(options.validation_file), workspace, reporter), workspace, text, reporter=reporter
+        read_stage(Path(options.validation_file), workspace, reporter), workspace, text, reporter=reporter
     )
