@@ -54,7 +54,7 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     from prefcli.battles import TEXT_FIELDS, texts_of
     from prefcli.compute import devices
     from prefcli.models import neural
-    from prefcli.models.packing import tokenise
+    from prefcli.models.tokens import tokenise
     from prefcli.options import TrainOptions
     from prefcli.readers import open_battles
 
@@ -72,6 +72,7 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     frozen = neural.frozen_weights(chosen, place)
     assert frozen is not None
     encoder.to(frozen.dtype)
+    torch.manual_seed(chosen.seed)
     model = neural.build(chosen, encoder, tokenizer, options.max_length, place)
     torch.manual_seed(0)
     return chosen, place, model, tokenise(tokenizer, iter([batch]))
@@ -131,7 +132,7 @@ def trainer(chosen: Any, place: Any, model: Any, battles: Any) -> Any:
 
     def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         width = max(len(item["input_ids"]) for item in items)
-        ids = torch.full((len(items), width), model.padding)
+        ids = torch.full((len(items), width), model.pad_token_id)
         mask = torch.zeros(len(items), width, dtype=torch.long)
         for i, item in enumerate(items):
             ids[i, : len(item["input_ids"])] = torch.tensor(item["input_ids"])
@@ -150,7 +151,7 @@ def trainer(chosen: Any, place: Any, model: Any, battles: Any) -> Any:
 
 def sequence(model: Any, battles: Any, row: int) -> list[int]:
     """A battle's one sequence under the budget."""
-    (packed,) = model.module.compose(model.packing, battles.fields(int(row)))
+    (packed,) = model.input_format.pack(model.packing, battles.fields(int(row)))
     return list(packed.ids.tolist())
 
 

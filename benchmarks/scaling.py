@@ -25,16 +25,17 @@ TOKENISE = """
 import sys
 from pathlib import Path
 import numpy as np
-from prefcli import encoders, pipeline, tokens
+from prefcli import encoders, pipeline
 from prefcli.reporting import SILENT
 from prefcli.data.selection import TrainingData, no_soft_labels
-from prefcli.workspace import Workspace
+from prefcli.models.token_cache import cached_tokens
+from prefcli.storage.workspace import Workspace
 file, folder, root = map(Path, sys.argv[1:])
 workspace = Workspace(root)
 stage = pipeline.preprocess(file, workspace, text="raw").stage
 rows = np.arange(stage.rows)
 pool = TrainingData(((stage, rows),), [""] * len(rows), rows * 0, rows, no_soft_labels(len(rows)))
-tokens.tokenised(pool, encoders.load_tokenizer(folder), workspace, SILENT, by_turn=False)
+cached_tokens(pool, encoders.load_tokenizer(folder), workspace, SILENT, by_turn=False)
 """
 
 

@@ -5,8 +5,8 @@ the same battles, in float32:
 
 - *notebook*: plain PyTorch and transformers, every sequence padded to the longest length allowed;
 - *Trainer*: Hugging Face's ``Trainer``, batches grouped by length and padded to their longest (needs ``accelerate``);
-- *prefcli*: ``prefcli.training.loop.forward_backward``, ``update`` and ``NeuralModel.logits_of`` as they are, with and
-  without ``prefcli.encoders.deberta.accelerate`` (the latter as *prefcli, transformers' attention*).
+- *prefcli*: ``prefcli.training.loop.forward_backward``, ``update`` and ``NeuralModel.logits_from_tokens`` as they are,
+  with and without ``prefcli.encoders.deberta.accelerate`` (the latter as *prefcli, transformers' attention*).
 
 Each way is a process of its own. They take turns, each given the same battles in a round; medians over the rounds are
 printed. *Processor time* is what the work cost over all threads, the steadier figure on a busy machine. The encoder has
@@ -31,7 +31,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 
-from prefcli.models.packing import TokenisedBattles
+from prefcli.models.tokens import TokenisedBattles
 
 AS_THE_COMMAND = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
 """How threads wait, as the prefcli command sets it for itself; other ways get what PyTorch does by default."""
@@ -53,7 +53,7 @@ def prepare(options: argparse.Namespace) -> tuple[Any, TokenisedBattles, Any]:
     """Tokenizer, battles and encoder, the same in every process."""
     from prefcli import encoders
     from prefcli.battles import TEXT_FIELDS, texts_of
-    from prefcli.models.packing import tokenise
+    from prefcli.models.tokens import tokenise
     from prefcli.readers import open_battles
 
     batches, count = [], 0
@@ -75,7 +75,7 @@ def prepare(options: argparse.Namespace) -> tuple[Any, TokenisedBattles, Any]:
 
 def sequences(model: Any, battles: TokenisedBattles, row: int) -> list[list[int]]:
     """A battle's two sequences under the budget."""
-    return [packed.ids.tolist() for packed in model.module.compose(model.packing, battles.fields(row))]
+    return [packed.ids.tolist() for packed in model.input_format.pack(model.packing, battles.fields(row))]
 
 
 def padded(rows: list[list[int]], width: int, padding: int) -> tuple[Any, Any]:
@@ -103,7 +103,7 @@ def notebook(model: Any, battles: TokenisedBattles, options: argparse.Namespace)
         for start in range(0, len(rows), options.batch):
             chosen = rows[start : start + options.batch]
             pairs = [sequences(model, battles, int(row)) for row in chosen]
-            ids, mask = padded([pair[s] for s in (0, 1) for pair in pairs], options.max_length, model.padding)
+            ids, mask = padded([pair[s] for s in (0, 1) for pair in pairs], options.max_length, model.pad_token_id)
             yield {"input_ids": ids, "attention_mask": mask}, torch.from_numpy(battles.labels[chosen])
 
     def train(rows: np.ndarray) -> None:
@@ -145,7 +145,7 @@ def trainer(model: Any, battles: TokenisedBattles, options: argparse.Namespace) 
 
     def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         rows = [item["pair"][s] for s in (0, 1) for item in items]
-        ids, mask = padded(rows, max(map(len, rows)), model.padding)
+        ids, mask = padded(rows, max(map(len, rows)), model.pad_token_id)
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([item["label"] for item in items])}
 
     def dataset(rows: np.ndarray) -> list[dict[str, Any]]:
@@ -200,7 +200,7 @@ def prefcli(model: Any, battles: TokenisedBattles, options: argparse.Namespace) 
             loop.update(model.module, optimizer, scaler, LEARNING_RATE, chosen.clip)
 
     def predict(rows: np.ndarray) -> None:
-        model.logits_of(battles.take(rows))
+        model.logits_from_tokens(battles.take(rows))
 
     return train, predict
 
@@ -210,7 +210,7 @@ def work(way: str, options: argparse.Namespace) -> None:
     import torch
 
     from prefcli.compute import devices, memory
-    from prefcli.encoders.dense import times_transposed
+    from prefcli.encoders.dense import fast_linear
     from prefcli.models import neural
     from prefcli.options import TrainOptions
 
@@ -219,6 +219,7 @@ def work(way: str, options: argparse.Namespace) -> None:
         memory.keep_freed_memory()
     tokenizer, battles, encoder = prepare(options)
     chosen = TrainOptions(fast_attention=way == "prefcli")
+    torch.manual_seed(chosen.seed)
     model = neural.build(chosen, encoder, tokenizer, options.max_length, devices.place("cpu", "fp32"))
     print(f"{way}: {model.attention}", file=sys.stderr)
     make = prefcli if ours else notebook if way == "notebook" else trainer
@@ -227,7 +228,7 @@ def work(way: str, options: argparse.Namespace) -> None:
 
     def product(_: np.ndarray) -> None:
         for _ in range(10):
-            times_transposed(left, right)  # by the faster of PyTorch's two libraries
+            fast_linear(left, right)  # by the faster of PyTorch's two libraries
 
     doing = {"train": train, "predict": predict, "product": product}
     lengths = [[len(ids) for ids in sequences(model, battles, row)] for row in range(len(battles))]

@@ -397,7 +397,7 @@ def _passes_work(model: NeuralModel, lengths: NDArray[np.int64], passes: Sequenc
     for rows, _ in passes:
         length = int(lengths[rows].max())
         total += len(rows) * length * (1 + length / (6 * width))
-    return total * float(model.module.sequences)
+    return total * len(model.input_format.sequences)
 
 
 def _validation_part(task: loop.FitSpec, seconds: float) -> Part:
@@ -436,8 +436,8 @@ def _features_parts(work: TrainContext, fold: Fold) -> Sampled:
     from prefcli.models.features import statistics
 
     count = len(fold.train)
-    # From FEW_BATTLES on the booster is built otherwise, so what is timed must lie on the same side.
-    few = models.FEW_BATTLES
+    # From SMALL_DATASET on the booster is built otherwise, so what is timed must lie on the same side.
+    few = models.SMALL_DATASET
     larger = count // 2 if count < few else few if count < 4 * few else 2 * few
     smaller = larger // 2 if count < few else few
     wanted = np.zeros(len(work.pool), dtype=bool)

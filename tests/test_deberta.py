@@ -106,7 +106,7 @@ def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     if request.param and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this PyTorch has no oneDNN")
     monkeypatch.setattr(dense, "onednn_is_faster", lambda: request.param)
-    monkeypatch.setattr(dense, "FEW_ROWS", 1)
+    monkeypatch.setattr(dense, "MIN_ROWS", 1)
     monkeypatch.setattr(deberta, "SINGLE_HEADS_FROM", 10)
     return bool(request.param)
 
@@ -173,7 +173,7 @@ def test_gradients_by_finite_differences() -> None:
         return deberta._Attention.apply(*tensors, layout, None)
 
     def with_dropout(*tensors: Tensor) -> Any:
-        return deberta._Attention.apply(*tensors, layout, dense.DropStream(0.3, seed=5))
+        return deberta._Attention.apply(*tensors, layout, dense.DropoutMasks(0.3, seed=5))
 
     assert torch.autograd.gradcheck(attention, arguments)
     assert torch.autograd.gradcheck(with_dropout, arguments)
@@ -421,12 +421,12 @@ def test_dropout_keeps_the_right_share_and_the_mean(probability: float) -> None:
 
 
 def test_dropout_tosses_are_independent_of_each_other() -> None:
-    kept = dense.DropStream(0.25, seed=1).kept((400, 1000)).double()
+    kept = dense.DropoutMasks(0.25, seed=1).kept((400, 1000)).double()
     assert abs(float(kept.mean()) - 0.75) < 0.003
     centred = kept - kept.mean()
     for step in range(1, 9):  # four tosses come from one number
         assert abs(float((centred[:, :-step] * centred[:, step:]).mean())) < 5 * 0.1875 / (400 * 990) ** 0.5
-    other = dense.DropStream(0.25, seed=2).kept((400, 1000)).double()
+    other = dense.DropoutMasks(0.25, seed=2).kept((400, 1000)).double()
     assert abs(float(((other - other.mean()) * centred).mean())) < 5 * 0.1875 / 400_000**0.5
 
 

@@ -58,7 +58,7 @@ def test_deberta_loads_from_the_hubs_files_in_float32(deberta_folder: Path) -> N
     )
     pieces = tokenizer.tokenize("a precise answer")
     assert "".join(pieces) == "▁a▁precise▁answer"
-    assert encoders.longest_input(module) is None  # its positions are relative: 512 is no limit
+    assert encoders.max_input_length(module) is None  # its positions are relative: 512 is no limit
 
 
 def test_a_pair_is_put_together_as_each_tokenizer_does(bert_folder: Path, deberta_folder: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_pair_is_put_together_as_each_tokenizer_does(bert_folder: Path, debert
 
     for folder in (bert_folder, deberta_folder):
         tokenizer = encoders.load_tokenizer(folder)
-        template = Template.of(tokenizer)
+        template = Template.from_tokenizer(tokenizer)
         first, second = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in ("clear example", "vague answer"))
         packed = template.pair.join([np.array(first, np.int32), np.array(second, np.int32)])
         ids, start = packed.ids, packed.spans[1][0]
@@ -106,7 +106,7 @@ def test_a_damaged_folder_is_said_in_one_sentence(bert_folder: Path, tmp_path: P
 
 def test_an_architecture_survives_being_written_down(bert_folder: Path) -> None:
     module = encoders.make_encoder(encoders.locate(str(bert_folder)), 0, seed=0)
-    again = encoders.from_config(json.loads(json.dumps(encoders.config_of(module))))
+    again = encoders.from_config(json.loads(json.dumps(encoders.config_dict(module))))
     again.load_state_dict(module.state_dict())
 
 

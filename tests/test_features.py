@@ -706,7 +706,7 @@ def test_the_number_of_threads_changes_nothing(learnt, monkeypatch):
 
 def test_larger_data_get_larger_trees(monkeypatch):
     monkeypatch.undo()
-    few, many = Settings.of(models.FEW_BATTLES - 1), Settings.of(models.FEW_BATTLES)
+    few, many = Settings.of(models.SMALL_DATASET - 1), Settings.of(models.SMALL_DATASET)
     assert few.leaves < many.leaves
     assert few.learning_rate < many.learning_rate
 

@@ -23,7 +23,7 @@ from prefcli.compute import devices
 from prefcli.data.synthetic import Demo
 from prefcli.encoders import adapters
 from prefcli.errors import InputError, ModelError, PrefcliError
-from prefcli.models import neural, packing, pooling, weights
+from prefcli.models import neural, pooling, tokens, weights
 from prefcli.models.cross_encoder import CrossEncoder
 from prefcli.models.packing import Packing, Template
 from prefcli.models.siamese import Siamese
@@ -108,19 +108,19 @@ def test_the_last_token_of_a_span_stands_for_it() -> None:
     hidden = torch.arange(24.0).view(2, 4, 3)
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]])
     spans = torch.tensor([[1, 2], [1, 1]])
-    chosen = pooling.inside(spans, mask)
+    chosen = pooling.span_mask(spans, mask)
     assert chosen.tolist() == [[False, False, True, False], [False] * 4]
-    assert pooling.last(hidden, chosen).tolist() == [hidden[0, 2].tolist(), [0.0, 0.0, 0.0]]
-    assert pooling.last(hidden, mask).tolist() == [hidden[0, 3].tolist(), hidden[1, 1].tolist()]
-    assert pooling.mean(hidden, mask)[0].tolist() == hidden[0, 1:].mean(dim=0).tolist()
+    assert pooling.last_token_pool(hidden, chosen).tolist() == [hidden[0, 2].tolist(), [0.0, 0.0, 0.0]]
+    assert pooling.last_token_pool(hidden, mask).tolist() == [hidden[0, 3].tolist(), hidden[1, 1].tolist()]
+    assert pooling.mean_pool(hidden, mask)[0].tolist() == hidden[0, 1:].mean(dim=0).tolist()
 
 
 def test_the_template_in_words_reads_as_a_text_and_fits_the_budget(language_model: Path) -> None:
     tokenizer = encoders.load_tokenizer(language_model)
-    packing_ = Packing.of(tokenizer, 90, "head", "words")
-    fields = [packing.Field(np.array(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32), np.array([0]))
+    packing = Packing.from_tokenizer(tokenizer, 90, "head", "words")
+    fields = [tokens.Field(np.array(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32), np.array([0]))
               for text in ("clear", "precise answer", "vague")]  # fmt: skip
-    ids = packing_.pack(fields).ids
+    ids = packing.pack(fields).ids
     text = tokenizer.decode(ids, skip_special_tokens=True).lower()
     assert [word for word in text.replace(":", " ").split() if word] == (
         "question clear answer a precise answer answer b vague which answer is better".split()
@@ -128,18 +128,19 @@ def test_the_template_in_words_reads_as_a_text_and_fits_the_budget(language_mode
     begins = tokenizer.bos_token_id is not None
     assert bool(ids[0] == tokenizer.bos_token_id) is begins
     assert (ids == tokenizer.bos_token_id).sum() == begins
-    long = [packing.Field(np.tile(field.ids, 100), field.turns) for field in fields]
-    cut = packing_.pack(long)
+    long = [tokens.Field(np.tile(field.ids, 100), field.turns) for field in fields]
+    cut = packing.pack(long)
     assert len(cut.ids) == 90
-    suffix = packing_.template.both.suffix
+    suffix = packing.template.both.suffix
     assert cut.ids[-len(suffix) :].tolist() == list(suffix)
     assert min(stop - start for start, stop in cut.spans) >= 10
 
 
 def test_the_template_is_a_choice(bert_folder: Path, llama: Path) -> None:
     bert, tokenizer = encoders.load_tokenizer(bert_folder), encoders.load_tokenizer(llama)
-    assert Template.of(bert, "words").both.overhead > Template.of(bert, "tokens").both.overhead == 4
-    assert Template.of(tokenizer, "tokens").both.leads == ((tokenizer.bos_token_id,),) * 3
+    words, special = (Template.from_tokenizer(bert, kind).both for kind in ("words", "tokens"))
+    assert words.overhead > special.overhead == 4
+    assert Template.from_tokenizer(tokenizer, "tokens").both.prefixes == ((tokenizer.bos_token_id,),) * 3
 
 
 def test_a_length_without_room_for_the_answers_is_refused(
@@ -200,7 +201,7 @@ def test_only_the_adapters_and_the_head_are_learnt_and_kept(lora_run: Path, llam
     assert sum(".lora_B" in name for name in kept) == 14  # seven linear layers in each of two blocks
     assert any(bool(tensor.any()) for name, tensor in kept.items() if ".lora_B" in name)  # they begin as zeros
     config = json.loads((lora_run / "config.json").read_text())
-    assert config["base"] == {"encoder": str(llama.absolute()), "identity": encoders.identity(llama)}
+    assert config["base"] == {"encoder": str(llama.absolute()), "identity": encoders.fingerprint(llama)}
     assert "LoRA of rank 4, alpha 8, in 14 layers" in config["resolved"]["attention"]
     assert "q_proj" in config["resolved"]["attention"]
 
@@ -330,7 +331,7 @@ def test_an_encoder_with_a_decoder_is_refused(demo_files: Demo, bert_folder: Pat
     T5Model(T5Config(vocab_size=600, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(folder)
     done = cli("train", demo_files.train, "--encoder", "t5", "--text", "raw", "--max-length", 64, "--output", "run")
     assert done.code == 2
-    assert "an encoder and a decoder in one" in done.err
+    assert "an encoder-decoder model" in done.err
     assert not Path("run").exists()
 
 
@@ -500,22 +501,22 @@ def test_without_peft_the_line_that_installs_it_is_said(
 
 
 def test_weights_of_few_bits_need_their_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    frozen = encoders.Frozen(torch.float16, "8bit", torch.device("cuda"))
+    frozen = encoders.FrozenWeights(torch.float16, "8bit", torch.device("cuda"))
     if importlib.util.find_spec("bitsandbytes") is None:
         with pytest.raises(PrefcliError, match="bitsandbytes"):
-            frozen.quantized()
+            frozen.quantization_arguments()
     find = importlib.util.find_spec
     there = lambda name, *more: object() if name == "bitsandbytes" else find(name, *more)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", there)
-    asked = frozen.quantized()
+    asked = frozen.quantization_arguments()
     assert asked["quantization_config"].load_in_8bit
     assert asked["device_map"] == {"": torch.device("cuda")}
 
 
 def test_weights_of_four_bits_are_asked_for_as_qlora_has_them() -> None:
     pytest.importorskip("bitsandbytes")
-    frozen = encoders.Frozen(torch.bfloat16, "4bit", torch.device("cuda"))
-    asked = frozen.quantized()["quantization_config"]
+    frozen = encoders.FrozenWeights(torch.bfloat16, "4bit", torch.device("cuda"))
+    asked = frozen.quantization_arguments()["quantization_config"]
     assert (asked.load_in_4bit, asked.bnb_4bit_quant_type) == (True, "nf4")
     assert asked.bnb_4bit_compute_dtype == torch.bfloat16
 
@@ -534,16 +535,17 @@ def test_recomputed_activations_change_no_loss(llama: Path, demo_files: Demo) ->
 def test_frozen_weights_may_be_half_as_wide(llama: Path, demo_files: Demo) -> None:
     """As on a GPU, where only what is learnt needs float32."""
     options = TrainOptions(encoder=str(llama), architecture="cross-encoder", precision="bf16", **LORA)
-    frozen = encoders.Frozen(torch.bfloat16, "none", torch.device("cpu"))
+    frozen = encoders.FrozenWeights(torch.bfloat16, "none", torch.device("cpu"))
     encoder = encoders.make_encoder(encoders.ResolvedModel(llama, ""), 0, seed=0, frozen=frozen)
     place = devices.place("cpu", "bf16")
+    torch.manual_seed(options.seed)
     model = neural.build(options, encoder, encoders.load_tokenizer(llama), 96, place)
     widths = {p.dtype for p in model.module.parameters() if p.requires_grad}
     assert widths == {torch.float32}
     assert {p.dtype for p in model.module.parameters() if not p.requires_grad} == {torch.bfloat16}
     from prefcli.readers import open_battles
 
-    battles = packing.tokenise(model.tokenizer, (b for b, _ in open_battles(demo_files.train).batches())).take(
+    battles = tokens.tokenise(model.tokenizer, (b for b, _ in open_battles(demo_files.train).batches())).take(
         np.arange(32)
     )
     fitted = loop.fit(

@@ -52,6 +52,7 @@ def a_model(bert_folder: Path, **options: Any) -> neural.NeuralModel:
     encoder = encoders.make_encoder(encoders.locate(str(bert_folder)), len(tokenizer), seed=0)
     import torch
 
+    torch.manual_seed(chosen.seed)
     model = neural.build(chosen, encoder, tokenizer, chosen.max_length, devices.place("cpu", "fp32"))
     with torch.no_grad():
         model.module.classifier.weight.mul_(20)
@@ -101,9 +102,9 @@ def test_exchanged_answers_get_exchanged_probabilities_under_swap_averaging(
 def test_both_orders_at_once_are_each_order_by_itself(bert_folder: Path, architecture: str) -> None:
     model = a_model(bert_folder, architecture=architecture)
     rows = [(["river"], ["clear step " * n], ["vague wrong"]) for n in range(1, 20)]
-    both = model.logits_of(model.tokenise(iter([as_batch(rows)])), both_orders=True)
-    straight = model.logits_of(model.tokenise(iter([as_batch(rows)])))[0]
-    exchanged = model.logits_of(model.tokenise(iter([as_batch([(p, b, a) for p, a, b in rows])])))[0]
+    both = model.logits_from_tokens(model.tokenise(iter([as_batch(rows)])), both_orders=True)
+    straight = model.logits_from_tokens(model.tokenise(iter([as_batch(rows)])))[0]
+    exchanged = model.logits_from_tokens(model.tokenise(iter([as_batch([(p, b, a) for p, a, b in rows])])))[0]
     assert np.allclose(both[0], straight, atol=1e-5)
     assert np.allclose(both[1], exchanged, atol=1e-5)
 
@@ -115,7 +116,7 @@ def test_a_cross_encoder_reads_both_answers_at_once(bert_folder: Path) -> None:
         model = a_model(bert_folder, architecture=architecture)
         a, b = ["clear step"], ["vague wrong"]
         rows = [(["river"], x, y) for x in (a, b) for y in (a, b)]
-        aa, ab, ba, bb = model.logits_of(model.tokenise(iter([as_batch(rows)])))[0]
+        aa, ab, ba, bb = model.logits_from_tokens(model.tokenise(iter([as_batch(rows)])))[0]
         return float(np.abs(aa - ab - ba + bb).max())
 
     assert interaction("siamese") < 1e-5

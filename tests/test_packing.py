@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from prefcli import encoders
 from prefcli.battles import make_batch
-from prefcli.models import packing
-from prefcli.models.cross_encoder import CrossEncoder
-from prefcli.models.siamese import Siamese
+from prefcli.models import packing, tokens
+from prefcli.models.input_format import JOINT_INPUT, PAIR_INPUT, InputFormat
 
 lengths = st.lists(st.integers(0, 900), min_size=2, max_size=3)
 
@@ -24,7 +23,7 @@ lengths = st.lists(st.integers(0, 900), min_size=2, max_size=3)
 @settings(max_examples=300, deadline=None)
 @given(lengths, st.integers(0, 1200))
 def test_the_budget_is_used_up_and_no_field_is_cut_below_an_equal_share(fields: list[int], budget: int) -> None:
-    kept = packing.allot(np.array(fields), budget).tolist()
+    kept = packing.allocate_budget(np.array(fields), budget).tolist()
     assert sum(kept) == min(sum(fields), budget)
     assert all(0 <= k <= n for k, n in zip(kept, fields, strict=True))
     assert all(k >= min(n, budget // len(fields)) for k, n in zip(kept, fields, strict=True))
@@ -33,8 +32,8 @@ def test_the_budget_is_used_up_and_no_field_is_cut_below_an_equal_share(fields: 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(lengths.filter(lambda row: len(row) == 2), min_size=1, max_size=8), st.integers(0, 1200))
 def test_many_rows_at_once_are_cut_as_each_alone(rows: list[list[int]], budget: int) -> None:
-    together = packing.allot(np.array(rows), budget)
-    assert together.tolist() == [packing.allot(np.array(row), budget).tolist() for row in rows]
+    together = packing.allocate_budget(np.array(rows), budget)
+    assert together.tolist() == [packing.allocate_budget(np.array(row), budget).tolist() for row in rows]
 
 
 @pytest.mark.parametrize("first", [3, 15, 29, 30, 31, 60])
@@ -44,25 +43,25 @@ def test_a_pair_is_cut_as_hugging_faces_longest_first(bert_folder: Path, first: 
     texts = " ".join(["clear"] * first), " ".join(["vague"] * second)
     expected = tokenizer(*texts, truncation="longest_first", max_length=32)["input_ids"]
     ids = [np.array(tokenizer(t, add_special_tokens=False)["input_ids"], np.int32) for t in texts]
-    packed = packing.Packing.of(tokenizer, 32).pack([a_field(i) for i in ids])
+    packed = packing.Packing.from_tokenizer(tokenizer, 32).pack([a_field(i) for i in ids])
     assert packed.ids.tolist() == expected
 
 
-def a_field(ids: Any, turns: Sequence[int] | None = None) -> packing.Field:
-    return packing.Field(np.asarray(ids, np.int32), np.array([len(ids)] if turns is None else turns, np.int32))
+def a_field(ids: Any, turns: Sequence[int] | None = None) -> tokens.Field:
+    return tokens.Field(np.asarray(ids, np.int32), np.array([len(ids)] if turns is None else turns, np.int32))
 
 
-def tokenised(bert_folder: Path, prompt: int, a: int, b: int) -> tuple[Any, packing.TokenisedBattles]:
+def tokenised(bert_folder: Path, prompt: int, a: int, b: int) -> tuple[Any, tokens.TokenisedBattles]:
     tokenizer = encoders.load_tokenizer(bert_folder)
     turns = [[" ".join(["river"] * prompt)], [" ".join(["clear"] * a)], [" ".join(["vague"] * b)]]
     columns = {name: pa.array([t], pa.list_(pa.string())) for name, t in zip(packing.TEXT_FIELDS, turns, strict=True)}
     batch = make_batch({"id": pa.array(["1"]), **columns})
-    return tokenizer, packing.tokenise(tokenizer, [batch])
+    return tokenizer, tokens.tokenise(tokenizer, [batch])
 
 
 def test_what_was_cut_is_reported_field_by_field(bert_folder: Path) -> None:
     tokenizer, battles = tokenised(bert_folder, prompt=4, a=10, b=40)
-    report = Siamese.cut(packing.Packing.of(tokenizer, 32), battles)
+    report = PAIR_INPUT.truncation_report(packing.Packing.from_tokenizer(tokenizer, 32), battles)
     assert report.battles_cut == 1
     assert report.tokens == 54
     assert report.tokens_cut == {"prompt": 0, "response_a": 0, "response_b": 40 - (32 - 3 - 4)}
@@ -72,21 +71,21 @@ def test_what_was_cut_is_reported_field_by_field(bert_folder: Path) -> None:
 def test_an_endless_prompt_leaves_room_for_the_answers(bert_folder: Path) -> None:
     tokenizer, battles = tokenised(bert_folder, prompt=500, a=10, b=40)
     for packed, answer in zip(
-        Siamese.compose(packing.Packing.of(tokenizer, 32), battles.fields(0)), (10, 14), strict=True
+        PAIR_INPUT.pack(packing.Packing.from_tokenizer(tokenizer, 32), battles.fields(0)), (10, 14), strict=True
     ):
         assert len(packed.ids) == 32
         start, end = packed.spans[1]
         assert end - start >= answer
 
 
-@pytest.mark.parametrize("module", [Siamese, CrossEncoder])
+@pytest.mark.parametrize("input_format", [PAIR_INPUT, JOINT_INPUT])
 @pytest.mark.parametrize("truncation", ["head", "head-tail"])
-def test_lengths_are_those_of_the_sequences(bert_folder: Path, module: Any, truncation: str) -> None:
+def test_lengths_are_those_of_the_sequences(bert_folder: Path, input_format: InputFormat, truncation: str) -> None:
     for sizes in ((4, 10, 40), (3, 2, 1), (100, 100, 100), (0, 0, 300)):
         tokenizer, battles = tokenised(bert_folder, *sizes)
-        rules = packing.Packing.of(tokenizer, 48, truncation)
-        longest = max(len(packed.ids) for packed in module.compose(rules, battles.fields(0)))
-        assert module.lengths(rules, battles).tolist() == [longest]
+        rules = packing.Packing.from_tokenizer(tokenizer, 48, truncation)
+        longest = max(len(packed.ids) for packed in input_format.pack(rules, battles.fields(0)))
+        assert input_format.lengths(rules, battles).tolist() == [longest]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def test_a_cross_encoders_three_fields_share_one_budget(
 ) -> None:
     """32 tokens less four special ones; what one field does not need flows to the others."""
     tokenizer, battles = tokenised(bert_folder, *sizes)
-    (packed,) = CrossEncoder.compose(packing.Packing.of(tokenizer, 32), battles.fields(0))
+    (packed,) = JOINT_INPUT.pack(packing.Packing.from_tokenizer(tokenizer, 32), battles.fields(0))
     assert tuple(end - start for start, end in packed.spans) == kept
     words = [tokenizer.decode(packed.ids[start:end].tolist()).split() for start, end in packed.spans]
     assert [set(w) for w in words] == [{"river"}, {"clear"}, {"vague"}]
@@ -132,7 +131,7 @@ def test_head_and_tail_of_the_last_turns_are_kept_and_marked(
     turns: list[list[int]], size: int, kept: list[int]
 ) -> None:
     field = a_field([token for turn in turns for token in turn], [len(turn) for turn in turns])
-    assert packing.keep_ends(field, size, np.array(M, np.int32)).tolist() == kept
+    assert packing.head_and_tail(field, size, np.array(M, np.int32)).tolist() == kept
 
 
 @settings(max_examples=300, deadline=None)
@@ -140,7 +139,7 @@ def test_head_and_tail_of_the_last_turns_are_kept_and_marked(
 def test_a_cut_field_never_outgrows_its_share_and_keeps_the_order(turns: list[int], size: int, mark: int) -> None:
     total = sum(turns)
     size = min(size, total - 1)
-    kept = packing.keep_ends(a_field(range(total), turns), size, np.full(mark, -1, np.int32)).tolist()
+    kept = packing.head_and_tail(a_field(range(total), turns), size, np.full(mark, -1, np.int32)).tolist()
     text = [token for token in kept if token >= 0]
     assert len(kept) <= size
     assert text == sorted(text)
@@ -152,9 +151,9 @@ def test_turns_are_joined_and_null_turns_skipped(bert_folder: Path) -> None:
     tokenizer = encoders.load_tokenizer(bert_folder)
     columns = {name: pa.array([["clear", None, "step"]], pa.list_(pa.string())) for name in packing.TEXT_FIELDS}
     batch = make_batch({"id": pa.array(["1"]), **columns})
-    battles = packing.tokenise(tokenizer, [batch])
+    battles = tokens.tokenise(tokenizer, [batch])
     assert battles.prompt[0].tolist() == tokenizer("clear\nstep", add_special_tokens=False)["input_ids"]
-    by_turn = packing.tokenise(tokenizer, [batch, batch], by_turn=True).take(np.array([1]))
+    by_turn = tokens.tokenise(tokenizer, [batch, batch], by_turn=True).take(np.array([1]))
     field = by_turn.fields(0)[2]
     assert field.turns.sum() == len(field.ids)
     assert tokenizer.decode(field.ids[: field.turns[0]].tolist()).split() == ["clear"]
@@ -163,9 +162,9 @@ def test_turns_are_joined_and_null_turns_skipped(bert_folder: Path) -> None:
 
 def test_ragged_rows_come_back_as_they_went_in() -> None:
     rows = [[1, 2, 3], [], [4]]
-    ragged = packing.Ragged.of(rows)
+    ragged = tokens.Ragged.from_rows(rows)
     assert [r.tolist() for r in ragged.take(np.array([2, 0, 1, 0]))] == [[4], [1, 2, 3], [], [1, 2, 3]]
     assert len(ragged.take(np.array([], dtype=int))) == 0
-    joined = packing.Ragged.concatenate([ragged, packing.Ragged.of([[9]])])
+    joined = tokens.Ragged.concatenate([ragged, tokens.Ragged.from_rows([[9]])])
     assert [joined[i].tolist() for i in range(4)] == [*rows, [9]]
-    assert [r.tolist() for r in joined.summed(np.array([2, 0, 2]))] == [[1, 2, 3], [], [4, 9]]
+    assert [r.tolist() for r in joined.merge_rows(np.array([2, 0, 2]))] == [[1, 2, 3], [], [4, 9]]

@@ -197,7 +197,7 @@ def test_a_null_character_counts_in_a_hash():
 def test_runs_stay_within_their_text_and_are_told_apart(rows, length):
     _, words = measured([" ".join(row) for row in rows])
     expected = [(i, tuple(row[j : j + length])) for i, row in enumerate(rows) for j in range(len(row) - length + 1)]
-    text, hashes, place = words.located_runs(length)
+    text, hashes, place = words.ngrams_at(length)
     assert text.tolist() == [i for i, _ in expected]
     assert len(hashes) == len(place) == len(expected)
     seen = dict(zip(hashes.tolist(), (run for _, run in expected), strict=True))

@@ -10,9 +10,9 @@ import pytest
 from prefcli import encoders, pipeline
 from prefcli.data.selection import TrainingData, training_targets
 from prefcli.data.synthetic import LIKED, NEUTRAL, Demo
-from prefcli.models import packing
-from prefcli.models.batches import ahead
-from prefcli.models.tokens import tokenised
+from prefcli.models import tokens
+from prefcli.models.batches import prefetch
+from prefcli.models.token_cache import cached_tokens
 from prefcli.reporting import SILENT
 from prefcli.storage.workspace import Workspace
 
@@ -31,12 +31,12 @@ def test_ids_from_the_cache_are_those_of_the_tokenizer(
 ) -> None:
     tokenizer = encoders.load_tokenizer(bert_folder)
     pool = a_pool(demo_files, workspace, list(range(0, 240, 3)))
-    expected = packing.tokenise(tokenizer, pool.batches(), by_turn=by_turn)
+    expected = tokens.tokenise(tokenizer, pool.batches(), by_turn=by_turn)
     for _ in range(2):
-        found = tokenised(pool, tokenizer, workspace, SILENT, by_turn=by_turn)
+        found = cached_tokens(pool, tokenizer, workspace, SILENT, by_turn=by_turn)
         for one, other in ((found.prompt, expected.prompt), (found.response_b, expected.response_b)):
             assert np.array_equal(one.values, other.values)
-            assert np.array_equal(one.ends, other.ends)
+            assert np.array_equal(one.offsets, other.offsets)
         assert (found.turns is not None) == by_turn
         for row in (0, 17, 79):
             for one, other in zip(found.fields(row), expected.fields(row), strict=True):
@@ -53,18 +53,18 @@ def test_other_battles_another_tokenizer_or_other_turns_are_another_stage(
     pools = [a_pool(demo_files, workspace, rows) for rows in ([1, 2, 3], [1, 2, 4])]
     for arguments in ((pools[0], tokenizer, False), (pools[1], tokenizer, False), (pools[0], other, False), (pools[0], tokenizer, True)):  # fmt: skip  # noqa: E501
         pool, used, by_turn = arguments
-        found = tokenised(pool, used, workspace, SILENT, by_turn=by_turn)
-        assert found.prompt.values.tolist() == packing.tokenise(used, pool.batches(), by_turn=by_turn).prompt.values.tolist()  # fmt: skip  # noqa: E501
+        found = cached_tokens(pool, used, workspace, SILENT, by_turn=by_turn)
+        assert found.prompt.values.tolist() == tokens.tokenise(used, pool.batches(), by_turn=by_turn).prompt.values.tolist()  # fmt: skip  # noqa: E501
     assert len(list(workspace.stages.glob("tokens-*.parquet"))) == 4
 
 
 def test_a_damaged_cache_of_tokens_is_made_again(demo_files: Demo, workspace: Workspace, bert_folder: Path) -> None:
     tokenizer = encoders.load_tokenizer(bert_folder)
     pool = a_pool(demo_files, workspace, [0, 5])
-    before = tokenised(pool, tokenizer, workspace, SILENT, by_turn=False)
+    before = cached_tokens(pool, tokenizer, workspace, SILENT, by_turn=False)
     (path,) = workspace.stages.glob("tokens-*.parquet")
     path.write_bytes(path.read_bytes()[:-50])
-    assert tokenised(pool, tokenizer, workspace, SILENT, by_turn=False).prompt.values.tolist() == before.prompt.values.tolist()  # fmt: skip  # noqa: E501
+    assert cached_tokens(pool, tokenizer, workspace, SILENT, by_turn=False).prompt.values.tolist() == before.prompt.values.tolist()  # fmt: skip  # noqa: E501
 
 
 def test_what_is_made_ahead_comes_in_order_one_by_one() -> None:
@@ -74,8 +74,8 @@ def test_what_is_made_ahead_comes_in_order_one_by_one() -> None:
         made.append(item)
         return item * item
 
-    found = ahead(make, iter(range(5)))
+    found = prefetch(make, iter(range(5)))
     assert next(found) == 0
-    assert made in ([0], [0, 1]), "one ahead, not all"
+    assert made in ([0], [0, 1]), "one prefetch, not all"
     assert list(found) == [1, 4, 9, 16]
-    assert list(ahead(make, [])) == []
+    assert list(prefetch(make, [])) == []

@@ -22,9 +22,9 @@ from prefcli import encoders
 from prefcli.compute import devices
 from prefcli.data.synthetic import Demo
 from prefcli.errors import Interrupted, PrefcliError
-from prefcli.models import neural, packing
+from prefcli.models import neural, tokens
 from prefcli.models import weights as model_weights
-from prefcli.models.packing import TokenisedBattles, tokenise
+from prefcli.models.tokens import TokenisedBattles, tokenise
 from prefcli.options import TrainOptions
 from prefcli.readers import open_battles
 from prefcli.reporting import SILENT
@@ -48,6 +48,7 @@ def a_spec(
     located = encoders.locate(str(bert_folder))
     tokenizer = encoders.make_tokenizer(located, [])
     encoder = encoders.make_encoder(located, len(tokenizer), seed=options.seed)
+    torch.manual_seed(options.seed)
     model = neural.build(options, encoder, tokenizer, options.max_length, placement)
     rows = np.arange(len(battles))
     return loop.FitSpec(
@@ -400,7 +401,7 @@ def test_swap_shows_both_orders_with_exchanged_labels(
     options = replace(OPTIONS, swap=True, architecture=architecture)
     spec = a_spec(tmp_path, battles, bert_folder, options)
     doubled = TokenisedBattles(
-        *(packing.Ragged.concatenate(pair) for pair in (
+        *(tokens.Ragged.concatenate(pair) for pair in (
             (battles.prompt, battles.prompt),
             (battles.response_a, battles.response_b),
             (battles.response_b, battles.response_a),

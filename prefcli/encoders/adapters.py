@@ -1,7 +1,7 @@
-"""LoRA: small matrices that are learnt beside an encoder's frozen weights, by the library ``peft``.
+"""LoRA: small matrices trained beside an encoder's frozen weights, by the library ``peft``.
 
-Hu et al., "LoRA: Low-rank adaptation of large language models", ICLR 2022. Adapters are put into the encoder in place;
-what they are called, computed and saved as is peft's own, so that its users can load them.
+Hu et al., "LoRA: Low-rank adaptation of large language models", ICLR 2022. Adapters are put into the encoder in place.
+Their names, computation and files are peft's own, so that its users can load them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from prefcli.options import TrainOptions
 
 PREFIX = "base_model.model."
-"""What peft puts before the names of an encoder's modules."""
+"""What peft puts before the names of an encoder's modules in its files."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-TOLD = 12
-"""Names of layers that are told."""
+MAX_NAMES = 12
+"""Kinds of layers that the description of the adapters names."""
 
 
-def needed() -> Any:
-    """The library, or what to do without it.
+def require_peft() -> Any:
+    """Import peft.
 
     Raises
     ------
@@ -59,16 +59,16 @@ def add(encoder: torch.nn.Module, options: TrainOptions) -> str:
     InputError
         If the targets are not in the encoder.
     """
-    peft = needed()
+    peft = require_peft()
     names = targets(encoder, options.lora_targets)
     config = _config(peft, options, names)
     peft.inject_adapter_in_model(config, encoder)
     for parameter in encoder.parameters():
-        if parameter.requires_grad:  # what is learnt needs float32, however narrow the weights beside it are
+        if parameter.requires_grad:  # trained weights need float32, however narrow the frozen ones are
             parameter.data = parameter.data.float()
-    kinds = sorted({name.rsplit(".", 1)[-1] for name in names})
-    told = ", ".join(kinds[:TOLD]) + (", ..." if len(kinds) > TOLD else "")
-    return f"LoRA of rank {options.lora_rank}, alpha {config.lora_alpha:g}, in {len(names)} layers ({told})"
+    kinds = sorted({_last_part(name) for name in names})
+    listed = ", ".join(kinds[:MAX_NAMES]) + (", ..." if len(kinds) > MAX_NAMES else "")
+    return f"LoRA of rank {options.lora_rank}, alpha {config.lora_alpha:g}, in {len(names)} layers ({listed})"
 
 
 def targets(encoder: torch.nn.Module, wanted: str) -> list[str]:
@@ -77,40 +77,49 @@ def targets(encoder: torch.nn.Module, wanted: str) -> list[str]:
     Parameters
     ----------
     encoder:
-        Before anything is put into it.
+        Without adapters.
     wanted:
         ``all`` linear layers of the encoder's blocks (Dettmers et al., "QLoRA", NeurIPS 2023, found that all are needed
-        to match full fine-tuning), those of ``attention`` only, or names with commas between them: ``q_proj,v_proj``.
+        to match full fine-tuning), those of ``attention`` only, or comma-separated names: ``q_proj,v_proj``.
+
+    Raises
+    ------
+    InputError
+        If the encoder has no such layers.
     """
-    linear = {name: part for name, part in encoder.named_modules() if _is_linear(part) and _in_a_block(name)}
+    linear = [name for name, module in encoder.named_modules() if _is_linear(module) and _in_a_block(name)]
     if wanted == "all":
-        found = list(linear)
+        chosen = linear
     elif wanted == "attention":
-        found = [name for name in linear if "att" in name.lower()]
+        chosen = [name for name in linear if "att" in name.lower()]
     else:
-        asked = [name.strip() for name in wanted.split(",") if name.strip()]
-        known = sorted({name.rsplit(".", 1)[-1] for name in linear})
-        if unknown := [name for name in asked if name not in known]:
+        names = [name.strip() for name in wanted.split(",") if name.strip()]
+        available = sorted({_last_part(name) for name in linear})
+        if unknown := [name for name in names if name not in available]:
             raise InputError(
                 f"the encoder has no linear layer {unknown[0]!r} in its blocks",
-                hint=f"--lora-targets takes all, attention, or some of: {', '.join(known)}.",
+                hint=f"--lora-targets takes all, attention, or some of: {', '.join(available)}.",
             )
-        found = [name for name in linear if name.rsplit(".", 1)[-1] in asked]
-    if not found:
+        chosen = [name for name in linear if _last_part(name) in names]
+    if not chosen:
         raise InputError("the encoder has no linear layers that could be adapted", hint="Train it without --lora-rank.")
-    return found
+    return chosen
 
 
-def _is_linear(part: Any) -> bool:
-    """Also those of 8 and 4 bits, which derive from it, and GPT-2's transposed ones."""
+def _last_part(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _is_linear(module: Any) -> bool:
+    """Also true of 8-bit and 4-bit layers, which derive from ``nn.Linear``, and of GPT-2's transposed ones."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    return isinstance(part, (torch.nn.Linear, Conv1D))
+    return isinstance(module, (torch.nn.Linear, Conv1D))
 
 
 def _in_a_block(name: str) -> bool:
-    """Layers of blocks have a number in their name; poolers and the like have none, and are not used."""
+    """Names of layers in blocks contain a number; poolers and the like, whose output is not used, have none."""
     return any(part.isdigit() for part in name.split("."))
 
 
@@ -129,11 +138,11 @@ def _config(peft: Any, options: TrainOptions, names: Sequence[str], base: str | 
 def _layers(encoder: torch.nn.Module) -> dict[str, Any]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return {name: part for name, part in encoder.named_modules() if isinstance(part, BaseTunerLayer)}
+    return {name: module for name, module in encoder.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
 def add_to_weights(encoder: torch.nn.Module, share: float = 1.0) -> None:
-    """Add a share of what the adapters do to the encoder's own weights, in place; the adapters stay as they are."""
+    """Add ``share`` times the adapters' product to the encoder's own weights, in place; the adapters stay."""
     import torch
 
     with torch.no_grad():
@@ -143,7 +152,7 @@ def add_to_weights(encoder: torch.nn.Module, share: float = 1.0) -> None:
 
 
 def remove(encoder: torch.nn.Module) -> None:
-    """Take the adapters out of an encoder, in place, and let its own weights be learnt again."""
+    """Take the adapters out of an encoder, in place, and make its own weights trainable again."""
     for name, layer in _layers(encoder).items():
         parent, _, last = name.rpartition(".")
         setattr(encoder.get_submodule(parent), last, layer.get_base_layer())
@@ -151,17 +160,17 @@ def remove(encoder: torch.nn.Module) -> None:
         parameter.requires_grad_(True)
 
 
-def save(learnt: Mapping[str, torch.Tensor], options: TrainOptions, base: str, folder: Path) -> None:
-    """Leave the adapters in a folder as peft's users expect them: ``adapter_config.json`` and its weights.
+def save(trained: Mapping[str, torch.Tensor], options: TrainOptions, base: str, folder: Path) -> None:
+    """Write the adapters into a folder in peft's format: ``adapter_config.json`` and its weights.
 
     Parameters
     ----------
-    learnt:
-        What a run learnt, by the names that its encoder's modules have.
+    trained:
+        The trained tensors of a run, by the names of its encoder's modules.
     options:
         As for :func:`add`.
     base:
-        Name or folder of the encoder that they were put into.
+        Name or folder of the encoder that the adapters belong to.
     folder:
         Gets the two files.
     """
@@ -169,14 +178,14 @@ def save(learnt: Mapping[str, torch.Tensor], options: TrainOptions, base: str, f
 
     from prefcli.storage import files
 
-    mine = {name: tensor for name, tensor in learnt.items() if ".lora_" in name}
-    names = sorted({name.partition(".lora_")[0] for name in mine})
+    tensors = {name: tensor for name, tensor in trained.items() if ".lora_" in name}
+    layers = sorted({name.partition(".lora_")[0] for name in tensors})
     with files.atomic(folder / WEIGHTS) as temporary:
-        # peft leaves the adapter's own name out: whoever loads it chooses another.
-        save_file({PREFIX + name.replace(".default.", "."): tensor for name, tensor in mine.items()}, temporary)
-    config = _config(needed(), options, names, base).to_dict()
-    files.write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True, default=_plain) + "\n")
+        # peft's files leave out the adapter's own name: whoever loads it chooses another.
+        save_file({PREFIX + name.replace(".default.", "."): tensor for name, tensor in tensors.items()}, temporary)
+    config = _config(require_peft(), options, layers, base).to_dict()
+    files.write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True, default=_to_json) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     return sorted(value) if isinstance(value, (set, frozenset)) else getattr(value, "value", str(value))

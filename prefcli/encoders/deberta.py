@@ -35,7 +35,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.deberta_v2 import modeling_deberta_v2 as original
 
 from prefcli.encoders import dense
-from prefcli.encoders.dense import DropStream, times_transposed
+from prefcli.encoders.dense import DropoutMasks, fast_linear
 
 SCORES_AT_ONCE = 2**19
 """Elements of the scores (heads x length x length) that are computed at once: 2 MB, about a core's cache."""
@@ -394,7 +394,7 @@ def _end_to_end(
         None if x is None else _by_head(x.reshape(-1, width), heads)
         for x in (query, key, value, relative_keys, relative_queries)
     ]
-    stream = DropStream.seeded(dropout) if dropout > 0 else None
+    stream = DropoutMasks.seeded(dropout) if dropout > 0 else None
     context: Tensor = _Attention.apply(*by_head, layout, stream)
     return context.transpose(0, 1).reshape(query.shape).to(kind)
 
@@ -422,7 +422,7 @@ class _Attention(torch.autograd.Function):
         relative_keys: Tensor | None,
         relative_queries: Tensor | None,
         layout: Layout,
-        stream: DropStream | None,
+        stream: DropoutMasks | None,
     ) -> Tensor:
         keep = any(ctx.needs_input_grad)
         context = torch.empty_like(value)
@@ -540,7 +540,7 @@ def _row_blocks(length: int) -> list[tuple[slice, slice]]:
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right`` of ``[n, a, b]`` and ``[n, b, c]``; ``right`` or its transpose contiguous in each of the n."""
     if len(left) == 1 and dense.suits_onednn(left):
-        return times_transposed(left[0], right[0].t()).unsqueeze(0)
+        return fast_linear(left[0], right[0].t()).unsqueeze(0)
     return torch.bmm(left, right)
 
 
@@ -548,5 +548,5 @@ def _product_over_rows(left: Tensor, right: Tensor) -> Tensor:
     """``leftᵀ @ right`` of ``[n, a, b]``, contiguous, and ``[n, a, c]``, the latter the small one."""
     if len(left) == 1 and dense.suits_onednn(left):
         # oneDNN copies a first factor that is not contiguous, so that is the small one; the result comes transposed.
-        return times_transposed(right[0].t(), left[0].t()).t().unsqueeze(0)
+        return fast_linear(right[0].t(), left[0].t()).t().unsqueeze(0)
     return torch.bmm(left.transpose(1, 2), right)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-FEW_ROWS = 16
+MIN_ROWS = 16
 """Below this many rows a product is bound by reading the weights, and calling oneDNN costs more than it saves."""
 
 
@@ -58,7 +58,7 @@ def suits_onednn(tensor: Tensor) -> bool:
     return tensor.dtype is torch.float32 and tensor.device.type == "cpu" and onednn_is_faster()
 
 
-def times_transposed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``, without autograd, by oneDNN where that is faster.
 
     Parameters
@@ -83,7 +83,7 @@ class _LinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return times_transposed(x, weight, bias)
+        return fast_linear(x, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -94,7 +94,7 @@ class _LinearFunction(torch.autograd.Function):
         rows = gradient.reshape(-1, gradient.shape[-1])
         of_x = of_weight = of_bias = None
         if needs_x:
-            of_x = times_transposed(gradient, weight.t())
+            of_x = fast_linear(gradient, weight.t())
         if needs_weight:
             # The only way to oneDNN's product over rows; the conversions are plain copies of the activations.
             both = torch.ops.aten.mkldnn_linear_backward_weights(
@@ -114,7 +114,7 @@ class Linear(nn.Linear):
             not suits_onednn(x)
             or self.weight.dtype is not torch.float32
             or not self.weight.is_contiguous()
-            or x.numel() < FEW_ROWS * self.in_features
+            or x.numel() < MIN_ROWS * self.in_features
             or torch.is_autocast_enabled("cpu")
         ):
             return super().forward(x)
@@ -122,7 +122,7 @@ class Linear(nn.Linear):
         return product
 
 
-class DropStream:
+class DropoutMasks:
     """Dropout's coin tosses for tensors of any shape, from a seed.
 
     The probability is rounded to 1/65,536 (0.1 becomes 0.100006); what is kept is scaled by what was really kept on
@@ -146,8 +146,8 @@ class DropStream:
         self._generator = np.random.SFC64(seed)
 
     @staticmethod
-    def seeded(probability: float) -> DropStream:
-        return DropStream(probability, int(torch.randint(2**62, ())))
+    def seeded(probability: float) -> DropoutMasks:
+        return DropoutMasks(probability, int(torch.randint(2**62, ())))
 
     def kept(self, shape: Sequence[int]) -> Tensor:
         """1 for what is kept, 0 for what is dropped; uint8, whose kernels are faster than bool's."""
@@ -168,7 +168,7 @@ def drop(x: Tensor, kept: Tensor, scale: float) -> Tensor:
 class _DropoutFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:
-        stream = DropStream.seeded(probability)
+        stream = DropoutMasks.seeded(probability)
         kept = stream.kept(x.shape)
         ctx.save_for_backward(kept)
         ctx.scale = stream.scale

@@ -105,11 +105,11 @@ def merge(
             **told, "train_battles": told["train_battles"] + told["held_out_battles"], "held_out_battles": 0
         }  # fmt: skip
     kept["resolved"] = {**theirs["resolved"], "merged": words}
-    with files.atomic(output, needs=weights.size(state)) as temporary:
+    with files.atomic(output, needs=weights.nbytes(state)) as temporary:
         temporary.mkdir()
         runs.write_config(temporary, alone, kept)
         weights.save(state, temporary / neural.WEIGHTS)
-        model.save_beside_weights(temporary)
+        model.save_tokenizer(temporary)
         validation = None
         if not several and (run / runs.VALIDATION).is_file():
             shutil.copyfile(run / runs.VALIDATION, temporary / runs.VALIDATION)

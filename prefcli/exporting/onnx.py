@@ -220,7 +220,7 @@ def _export_one(member: Path, target: Path, sample: Sample, *, int8: bool) -> _F
     target.mkdir(parents=True, exist_ok=True)
     _copy_artifacts(member, target)
     files.write_text(target / TOKENIZER, definition.to_str())
-    told = {**exported.settings_of(model.packing, model.padding), "precision": "fp32", "versions": _versions()}
+    told = {**exported.export_settings(model.packing, model.pad_token_id), "precision": "fp32", "versions": _versions()}
     _write_config(target, config, told)
     weights = sum(p.numel() * p.element_size() for p in model.module.parameters())
     _write_graph(model, target / GRAPH, apart=weights > ONE_FILE_BYTES)
@@ -260,7 +260,7 @@ class _Graph(nn.Module):
             "token_type_ids": token_type_ids,
         }
         inputs: dict[str, Any] = {name: one.flatten(0, 1) for name, one in given.items() if one is not None}
-        orders = 1 + self.module.reads_answers_apart
+        orders = 1 + self.module.input_format.encodes_answers_separately
         if orders == 2:
             inputs["both_orders"] = True
         logits: Tensor = self.module(**inputs).unflatten(0, (orders, -1))
@@ -269,11 +269,11 @@ class _Graph(nn.Module):
 
 def _write_graph(model: neural.NeuralModel, path: Path, *, apart: bool) -> None:
     """Have torch export the model; ``apart`` puts the weights into a file of their own."""
-    shape = (model.reading.sequences, TRACED_BATTLES, TRACED_LENGTH)
+    shape = (len(model.input_format.sequences), TRACED_BATTLES, TRACED_LENGTH)
     ids, mask = torch.zeros(shape, dtype=torch.long), torch.ones(shape, dtype=torch.long)
     mask[:, 0, TRACED_LENGTH // 2 :] = 0
     inputs = {"input_ids": ids, "attention_mask": mask}
-    if not model.reading.reads_answers_apart:
+    if not model.input_format.encodes_answers_separately:
         inputs["spans"] = torch.tensor([[1, 3], [4, 6], [7, 9]]).expand(shape[0], shape[1], 3, 2).contiguous()
     if model.packing.template.last_type is not None:
         inputs["token_type_ids"] = torch.zeros_like(ids)

@@ -1,8 +1,8 @@
 """One file per architecture behind one interface.
 
-A model is fitted by :mod:`prefcli.training`, saved in a run's folder, and loaded from there with :func:`load`; what it
-gives are logits, three numbers a battle whose softmax are the probabilities of A, B and tie.
-Nothing is imported here until a model is needed.
+A model is trained by :mod:`prefcli.training`, saved in a run's folder, and loaded from there with :func:`load`. It
+gives logits, three numbers per battle whose softmax is the probabilities of A, B and tie. Nothing is imported here
+until a model is needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ class Model(Protocol):
     def logits(
         self, batch: pa.RecordBatch, *, swap_average: bool = False, done: Callable[[int], None] | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """Logits ``[n, 3]`` of battles; with ``swap_average`` also those of the battles with A and B exchanged."""
+        """Logits ``[n, 3]`` of battles; with ``swap_average`` also those of the battles with A and B swapped.
+
+        ``done`` is called with the number of battles that each step finished.
+        """
 
 
 def load(folder: Path, request: DeviceRequest, *, fast_attention: bool = True, encoder: str | None = None) -> Model:
@@ -36,7 +39,7 @@ def load(folder: Path, request: DeviceRequest, *, fast_attention: bool = True, e
     folder:
         Of the run, or of one of its folds.
     request:
-        Device and precision as the user asked; only models that need torch place it.
+        Device and precision as the user asked.
     fast_attention, encoder:
         See :func:`prefcli.models.neural.load`.
 

@@ -1,7 +1,7 @@
-"""From battles to the arrays a neural model is given, and its logits back in their places: all but the arithmetic.
+"""From battles to the arrays of a forward pass, and from its logits back to battles: everything but the arithmetic.
 
 No torch here: :class:`~prefcli.models.neural.NeuralModel` computes with torch, and
-:class:`~prefcli.models.exported.ExportedModel` with ONNX Runtime, on the very same arrays.
+:class:`~prefcli.models.exported.ExportedModel` with ONNX Runtime, on the same arrays.
 """
 
 from __future__ import annotations
@@ -15,40 +15,41 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefcli.models.packing import CutReport, Packing, TokenisedBattles, tokenise
+from prefcli.models.input_format import InputFormat
+from prefcli.models.packing import Packing, TruncationReport
+from prefcli.models.tokens import TokenisedBattles, tokenise
 from prefcli.outcomes import OUTCOMES
 
 CPU_TOKENS = 2 * 1024
 GPU_TOKENS = 64 * 1024
-"""Padded tokens in one forward pass. On a CPU what matters is that the activations stay near the caches and are not
-freshly mapped pages each time (8,192 were measured at half the speed and three times the memory of 1,024); on a GPU
-that there is enough to do."""
+"""Padded tokens in one forward pass. On a CPU the activations should stay near the caches and not be freshly mapped
+pages each time (8,192 were measured at half the speed and three times the memory of 1,024); a GPU needs enough work."""
 
 ORIGINAL_ORDER, SWAPPED_ORDER = False, True
 Orders = tuple[bool, ...]
-"""In which orders the answers are shown in one pass: straight, exchanged, or both."""
+"""The orders of the answers in one pass: original, swapped, or both."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass: which battles, in which orders, and the model's inputs, on the host."""
+    """One forward pass: the positions of its battles, the orders of their answers, and the inputs on the host."""
 
     rows: NDArray[np.integer]
     orders: Orders
     inputs: dict[str, Any]
 
 
-def ahead(make: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """``make(item)`` of every item, in order, each made by a thread while the one before it is used."""
+def prefetch(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """``function(item)`` of every item, in order; each is computed by a thread while the one before it is used."""
     with ThreadPoolExecutor(1, thread_name_prefix="prefcli-batch") as thread:
-        waiting = None
+        current = None
         for item in items:
-            following = thread.submit(make, item)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()
+            following = thread.submit(function, item)
+            if current is not None:
+                yield current.result()
+            current = following
+        if current is not None:
+            yield current.result()
 
 
 class BatchedModel:
@@ -56,88 +57,95 @@ class BatchedModel:
 
     Parameters
     ----------
-    reading:
-        How the architecture reads a battle, see :mod:`prefcli.models.input_format`.
+    input_format:
+        Which sequences the architecture reads of a battle.
     tokenizer:
         Called with texts, gives their token ids.
     packing:
         How a battle's fields become sequences.
-    padding:
-        The token id behind the end of a sequence.
-    tokens:
-        At most in one pass, padding included.
+    pad_token_id:
+        The token id after the end of a sequence.
+    max_tokens:
+        In one pass, padding included.
     """
 
-    def __init__(self, reading: Any, tokenizer: Any, packing: Packing, padding: int, tokens: int) -> None:
-        self.reading = reading
+    def __init__(
+        self, input_format: InputFormat, tokenizer: Any, packing: Packing, pad_token_id: int, max_tokens: int
+    ) -> None:
+        self.input_format = input_format
         self.tokenizer = tokenizer
         self.packing = packing
-        self.padding = padding
-        self.tokens = tokens
+        self.pad_token_id = pad_token_id
+        self.max_tokens = max_tokens
 
     def lengths(self, battles: TokenisedBattles) -> NDArray[np.int64]:
         """Length of the longest sequence of each battle, shape ``[n]``."""
-        return np.asarray(self.reading.lengths(self.packing, battles))
+        return self.input_format.lengths(self.packing, battles)
 
-    def cut(self, battles: TokenisedBattles) -> CutReport:
+    def truncation_report(self, battles: TokenisedBattles) -> TruncationReport:
         """What the budget cuts."""
-        report: CutReport = self.reading.cut(self.packing, battles)
-        return report
+        return self.input_format.truncation_report(self.packing, battles)
 
     def arrays(
         self, battles: TokenisedBattles, rows: NDArray[np.integer], swapped: bool = False
     ) -> dict[str, NDArray[np.int64]]:
         """The input for some battles, padded to the longest of their sequences.
 
-        Sequence ``s`` of battle ``i`` of ``n`` stands in row ``s * n + i``.
+        Sequence ``s`` of battle ``i`` of ``n`` is row ``s * n + i``.
         """
-        composed = []
+        per_battle = []
         for row in rows:
             prompt, a, b = battles.fields(int(row))
-            composed.append(self.reading.compose(self.packing, (prompt, b, a) if swapped else (prompt, a, b)))
-        ordered = [sequences[s] for s in range(self.reading.sequences) for sequences in composed]
-        width = max(len(packed.ids) for packed in ordered)
-        input_ids = np.full((len(ordered), width), self.padding, dtype=np.int64)
-        mask = np.zeros((len(ordered), width), dtype=np.int64)
-        types = np.zeros((len(ordered), width), dtype=np.int64)
+            per_battle.append(self.input_format.pack(self.packing, (prompt, b, a) if swapped else (prompt, a, b)))
+        sequences = [packed for same_position in zip(*per_battle, strict=True) for packed in same_position]
+        width = max(len(packed.ids) for packed in sequences)
+        input_ids = np.full((len(sequences), width), self.pad_token_id, dtype=np.int64)
+        mask = np.zeros((len(sequences), width), dtype=np.int64)
+        types = np.zeros((len(sequences), width), dtype=np.int64)
         last_type = self.packing.template.last_type
-        for i, packed in enumerate(ordered):
+        for i, packed in enumerate(sequences):
             size = len(packed.ids)
             input_ids[i, :size] = packed.ids
             mask[i, :size] = 1
             types[i, packed.spans[-1][0] : size] = last_type or 0
-        spans = np.array([packed.spans for packed in ordered], dtype=np.int64)
+        spans = np.array([packed.spans for packed in sequences], dtype=np.int64)
         arrays = {"input_ids": input_ids, "attention_mask": mask, "spans": spans}
         if last_type is not None:
             arrays["token_type_ids"] = types
         return arrays
 
     def inputs(self, battles: TokenisedBattles, rows: NDArray[np.integer], swapped: bool = False) -> dict[str, Any]:
-        """:meth:`arrays` as the model takes them, on the host."""
-        return dict(self.arrays(battles, rows, swapped))
+        """:meth:`arrays` in the form that the model takes, on the host."""
+        raise NotImplementedError
 
     def passes(
-        self, lengths: NDArray[np.int64], rows: NDArray[np.integer], at_most: int = 0, *, both_orders: bool = False
+        self,
+        lengths: NDArray[np.int64],
+        rows: NDArray[np.integer],
+        max_battles: int = 0,
+        *,
+        both_orders: bool = False,
     ) -> list[tuple[NDArray[np.integer], Orders]]:
-        """The forward passes over some battles: which of them, and in which orders their answers are shown.
+        """The forward passes over some battles: positions of the battles, and the orders of their answers.
 
-        An architecture that reads the answers apart shows both orders in one pass, others need two.
+        An architecture that encodes the answers separately computes both orders in one pass, others need two.
+        Parameters are those of :meth:`micro_batches`.
         """
-        pieces = list(self.micro_batches(lengths, rows, at_most))
+        micro_batches = list(self.micro_batches(lengths, rows, max_battles))
         orders: list[Orders] = [(ORIGINAL_ORDER,)]
         if both_orders:
-            apart = self.reading.reads_answers_apart
-            orders = [(ORIGINAL_ORDER, SWAPPED_ORDER)] if apart else [(ORIGINAL_ORDER,), (SWAPPED_ORDER,)]
-        return [(piece, shown) for shown in orders for piece in pieces]
+            one_pass = self.input_format.encodes_answers_separately
+            orders = [(ORIGINAL_ORDER, SWAPPED_ORDER)] if one_pass else [(ORIGINAL_ORDER,), (SWAPPED_ORDER,)]
+        return [(micro_batch, shown) for shown in orders for micro_batch in micro_batches]
 
-    def prepared(self, battles: TokenisedBattles, passes: list[tuple[NDArray[np.integer], Orders]]) -> list[Pass]:
-        """The inputs of some passes, on the host: everything that can be done before the device is free."""
-        return [Pass(rows, orders, self.inputs(battles, rows, orders[0])) for rows, orders in passes]
+    def prepare(self, battles: TokenisedBattles, rows: NDArray[np.integer], orders: Orders) -> Pass:
+        """The inputs of one pass, on the host: everything that can be done before the device is free."""
+        return Pass(rows, orders, self.inputs(battles, rows, orders[0]))
 
     def micro_batches(
-        self, lengths: NDArray[np.int64], rows: NDArray[np.integer], at_most: int = 0
+        self, lengths: NDArray[np.int64], rows: NDArray[np.integer], max_battles: int = 0
     ) -> Iterator[NDArray[np.integer]]:
-        """Cut ``rows`` into groups of like lengths that fit the token budget.
+        """Split ``rows`` into groups of similar lengths that fit the token budget.
 
         Parameters
         ----------
@@ -145,16 +153,16 @@ class BatchedModel:
             Of all battles (:meth:`lengths`).
         rows:
             Positions of the battles to group.
-        at_most:
-            Battles in a group; 0 leaves it to the token budget.
+        max_battles:
+            In a group; 0 leaves it to the token budget.
         """
-        budget = self.tokens // self.reading.sequences
+        budget = self.max_tokens // len(self.input_format.sequences)
         ordered = rows[np.argsort(-lengths[rows], kind="stable")]
         start = 0
         while start < len(ordered):
             count = max(1, int(budget // max(int(lengths[ordered[start]]), 1)))
-            if at_most:
-                count = min(count, at_most)
+            if max_battles:
+                count = min(count, max_battles)
             yield ordered[start : start + count]
             start += count
 
@@ -165,13 +173,13 @@ class BatchedModel:
         """Logits ``[len(orders) * n, 3]`` of one pass: all battles in the first order, then all in the second."""
         raise NotImplementedError
 
-    def logits_of(
+    def logits_from_tokens(
         self,
         battles: TokenisedBattles,
         *,
         both_orders: bool = False,
         done: Callable[[int], None] | None = None,
-        in_step: Callable[[int], int] | None = None,
+        max_over_ranks: Callable[[int], int] | None = None,
     ) -> NDArray[np.float64]:
         """Logits of tokenised battles, in their order, float64.
 
@@ -180,11 +188,12 @@ class BatchedModel:
         battles:
             Tokenised battles.
         both_orders:
-            Also those of the battles with A and B exchanged.
+            Also compute the logits of the battles with A and B swapped.
         done:
-            Told how many battles each step finished.
-        in_step:
-            Told how many forward passes there are to make, answers how many all processes make: the last is repeated.
+            Called with the number of battles that each step finished.
+        max_over_ranks:
+            Called with the number of passes here, returns the largest number of any process: so many are made, by
+            repeating the last one.
 
         Returns
         -------
@@ -193,18 +202,19 @@ class BatchedModel:
         lengths = self.lengths(battles)
         logits = np.empty((1 + both_orders, len(battles), len(OUTCOMES)), dtype=np.float64)
         passes = self.passes(lengths, np.arange(len(battles)), both_orders=both_orders)
-        passes += passes[-1:] * (in_step(len(passes)) - len(passes) if in_step is not None else 0)
-        for (one,) in ahead(lambda item: self.prepared(battles, [item]), passes):
-            found = self.compute(one)
-            for order, part in zip(one.orders, np.split(found, len(one.orders)), strict=True):
-                logits[int(order), one.rows] = part
-            if done is not None and ORIGINAL_ORDER in one.orders:
-                done(len(one.rows))
+        if max_over_ranks is not None:
+            passes += passes[-1:] * (max_over_ranks(len(passes)) - len(passes))
+        for prepared in prefetch(lambda item: self.prepare(battles, *item), passes):
+            result = self.compute(prepared)
+            for order, part in zip(prepared.orders, np.split(result, len(prepared.orders)), strict=True):
+                logits[int(order), prepared.rows] = part
+            if done is not None and ORIGINAL_ORDER in prepared.orders:
+                done(len(prepared.rows))
         return logits
 
     def logits(
         self, batch: pa.RecordBatch, *, swap_average: bool = False, done: Callable[[int], None] | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """Logits of a batch of battles, and with ``swap_average`` also those of the exchanged battles."""
-        found = self.logits_of(self.tokenise(iter([batch])), both_orders=swap_average, done=done)
-        return found[0], found[1] if swap_average else None
+        """Logits of a batch of battles, and with ``swap_average`` also those of the swapped battles."""
+        logits = self.logits_from_tokens(self.tokenise(iter([batch])), both_orders=swap_average, done=done)
+        return logits[0], logits[1] if swap_average else None

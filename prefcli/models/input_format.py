@@ -1,67 +1,58 @@
-"""How each neural architecture reads a battle: which sequences it is shown, how long they are, what they lose.
+"""Which sequences a neural architecture reads of a battle, how long they are, and what they lose.
 
-No torch here: the modules inherit it, and a model that was exported to ONNX reads the same way without them.
+No torch here: exported models use the same code.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcli.models.packing import CutReport, Field, Packed, Packing, TokenisedBattles
+from prefcli.models.packing import Packed, Packing, TruncationReport
+from prefcli.models.tokens import Field, TokenisedBattles
 
 
-class PairInput:
-    """Two sequences a battle: the prompt with either answer."""
+@dataclass(frozen=True)
+class InputFormat:
+    """The sequences of a battle.
 
-    sequences = 2
-    reads_answers_apart = True
-    """Exchanging the answers exchanges what the encoder gave: both orders cost one pass through it."""
+    Attributes
+    ----------
+    sequences:
+        For each sequence the fields in it: 0 is the prompt, 1 answer A, 2 answer B.
+    """
 
-    @staticmethod
-    def compose(packing: Packing, fields: tuple[Field, Field, Field]) -> list[Packed]:
-        """The two sequences of a battle."""
-        prompt, a, b = fields
-        return [packing.pack((prompt, a)), packing.pack((prompt, b))]
+    sequences: tuple[tuple[int, ...], ...]
 
-    @staticmethod
-    def lengths(packing: Packing, battles: TokenisedBattles) -> NDArray[np.int64]:
-        """Length of the longer sequence of each battle, shape ``[n]``: what padding is decided by."""
-        return np.maximum(
-            packing.lengths(battles.prompt, battles.response_a), packing.lengths(battles.prompt, battles.response_b)
-        )
+    @property
+    def encodes_answers_separately(self) -> bool:
+        """Whether each answer has a sequence of its own: both orders then need one pass through the encoder."""
+        return len(self.sequences) > 1
 
-    @staticmethod
-    def cut(packing: Packing, battles: TokenisedBattles) -> CutReport:
-        """What no sequence sees."""
-        with_a = packing.kept(battles.prompt, battles.response_a)
-        with_b = packing.kept(battles.prompt, battles.response_b)
-        kept = np.stack([np.maximum(with_a[:, 0], with_b[:, 0]), with_a[:, 1], with_b[:, 1]], axis=1)
-        return CutReport.of(battles, kept)
+    def pack(self, packing: Packing, fields: tuple[Field, Field, Field]) -> list[Packed]:
+        """The sequences of one battle."""
+        return [packing.pack([fields[i] for i in sequence]) for sequence in self.sequences]
 
+    def lengths(self, packing: Packing, battles: TokenisedBattles) -> NDArray[np.int64]:
+        """Length of the longest sequence of each battle, shape ``[n]``."""
+        columns = battles.columns
+        return np.max([packing.lengths(*(columns[i] for i in sequence)) for sequence in self.sequences], axis=0)
 
-class JointInput:
-    """One sequence a battle: the prompt, A, B."""
-
-    sequences = 1
-    reads_answers_apart = False
-
-    @staticmethod
-    def compose(packing: Packing, fields: tuple[Field, Field, Field]) -> list[Packed]:
-        """The one sequence of a battle."""
-        return [packing.pack(fields)]
-
-    @staticmethod
-    def lengths(packing: Packing, battles: TokenisedBattles) -> NDArray[np.int64]:
-        """Length of each battle's sequence, shape ``[n]``."""
-        return packing.lengths(battles.prompt, battles.response_a, battles.response_b)
-
-    @staticmethod
-    def cut(packing: Packing, battles: TokenisedBattles) -> CutReport:
-        """What the sequence does not hold."""
-        return CutReport.of(battles, packing.kept(battles.prompt, battles.response_a, battles.response_b))
+    def truncation_report(self, packing: Packing, battles: TokenisedBattles) -> TruncationReport:
+        """What no sequence holds."""
+        columns = battles.columns
+        kept = np.zeros((len(battles), len(columns)), dtype=np.int64)
+        for sequence in self.sequences:
+            fields = list(sequence)
+            kept[:, fields] = np.maximum(kept[:, fields], packing.kept_tokens(*(columns[i] for i in fields)))
+        return TruncationReport.from_kept(battles, kept)
 
 
-INPUT_FORMATS: dict[str, Any] = {"siamese": PairInput, "cross-encoder": JointInput}
+PAIR_INPUT = InputFormat(((0, 1), (0, 2)))
+"""The prompt with either answer."""
+JOINT_INPUT = InputFormat(((0, 1, 2),))
+"""The prompt and both answers."""
+
+INPUT_FORMATS = {"siamese": PAIR_INPUT, "cross-encoder": JOINT_INPUT}

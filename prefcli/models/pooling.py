@@ -1,7 +1,7 @@
-"""From token ids to the vectors a classifier sees: hidden states, one vector of each span, how two answers are joined.
+"""From token ids to what the classifier sees: hidden states, one vector per span, two answers combined.
 
-Where a token stands is counted in real tokens, by the attention mask alone: neither the side on which a batch is padded
-nor the id that pads (which language models share with the end of a text) changes anything.
+Positions of tokens are counted from the attention mask alone: neither the side on which a batch is padded nor the id
+that pads (which in language models may also end a text) changes anything.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from torch import Tensor, nn
 def is_causal(encoder: nn.Module) -> bool:
     """Whether a token sees only those before it, as in a language model: then only the last one has read everything.
 
-    Attention says so itself; where a family's does not, by what the family is trained for.
+    The attention modules say so; where a family's do not, what the family is trained for decides.
     """
-    said = {part.is_causal for part in encoder.modules() if isinstance(getattr(part, "is_causal", None), bool)}
-    if said:
-        return True in said
+    flags = {module.is_causal for module in encoder.modules() if isinstance(getattr(module, "is_causal", None), bool)}
+    if flags:
+        return True in flags
     from transformers.models.auto import modeling_auto as auto
 
     kind = encoder.config.model_type  # type: ignore[union-attr]
     return kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def wants_positions(encoder: nn.Module) -> bool:
-    """Whether the places of the tokens have to be told: language models number padding on the left, too."""
+def needs_position_ids(encoder: nn.Module) -> bool:
+    """Whether positions must be given: language models count padding on the left, too."""
     return is_causal(encoder) and "position_ids" in inspect.signature(encoder.forward).parameters
 
 
-def hidden_states(encoder: nn.Module, inputs: dict[str, Tensor], *, numbered: bool) -> Tensor:
-    """A vector per token, ``[batch, length, width]``, float32 whatever the weights are kept in.
+def hidden_states(encoder: nn.Module, inputs: dict[str, Tensor], *, with_position_ids: bool) -> Tensor:
+    """A vector per token, ``[batch, length, width]``, float32 whatever the type of the weights.
 
     Parameters
     ----------
@@ -41,31 +41,32 @@ def hidden_states(encoder: nn.Module, inputs: dict[str, Tensor], *, numbered: bo
         A Hugging Face encoder or decoder without a head.
     inputs:
         ``input_ids``, ``attention_mask`` and whatever else the tokenizer gives, each ``[batch, length]``.
-    numbered:
-        Whether to tell the places of the tokens (:func:`wants_positions`).
+    with_position_ids:
+        Whether to give the positions of the tokens (:func:`needs_position_ids`).
     """
-    more = {"position_ids": positions(inputs["attention_mask"]).clamp(min=0)} if numbered else {}
-    hidden: Tensor = encoder(**inputs, **more).last_hidden_state
+    if with_position_ids:
+        inputs = {**inputs, "position_ids": positions(inputs["attention_mask"]).clamp(min=0)}
+    hidden: Tensor = encoder(**inputs).last_hidden_state
     return hidden.float()
 
 
-def width_of(encoder: Any) -> int:
+def hidden_size(encoder: Any) -> int:
     """Numbers in a token's vector."""
     return int(encoder.config.get_text_config().hidden_size)
 
 
 def positions(mask: Tensor) -> Tensor:
-    """The number of each token among the real ones of its sequence, from 0; of no meaning for padding."""
+    """The number of each token among the real ones of its sequence, from 0; meaningless at padding."""
     return mask.cumsum(dim=1) - 1
 
 
-def inside(spans: Tensor, mask: Tensor) -> Tensor:
+def span_mask(spans: Tensor, mask: Tensor) -> Tensor:
     """Which tokens lie in one span per sequence, ``[batch, length]``.
 
     Parameters
     ----------
     spans:
-        ``[batch, 2]``: where the span begins and where it ends, counted in real tokens.
+        ``[batch, 2]``: where the span begins and ends, counted in real tokens.
     mask:
         ``[batch, length]``, 1 for tokens, 0 for padding.
     """
@@ -73,32 +74,32 @@ def inside(spans: Tensor, mask: Tensor) -> Tensor:
     return (position >= spans[:, :1]) & (position < spans[:, 1:]) & mask.bool()
 
 
-def mean(hidden: Tensor, chosen: Tensor) -> Tensor:
-    """Mean over the chosen tokens; zero where there is none.
+def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the tokens that the mask selects; zero where there is none.
 
     Parameters
     ----------
     hidden:
         ``[batch, length, width]``.
-    chosen:
+    mask:
         ``[batch, length]``, 1 for the tokens that count.
     """
-    weights = chosen.unsqueeze(-1).to(hidden.dtype)
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
-def last(hidden: Tensor, chosen: Tensor) -> Tensor:
-    """The last chosen token's vector; zero where there is none. Arguments as for :func:`mean`."""
-    weights = chosen.to(torch.long)
+def last_token_pool(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The vector of the last selected token; zero where there is none. Parameters as for :func:`mean_pool`."""
+    selected = mask.to(torch.long)
     number = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)
-    found = hidden[torch.arange(len(hidden), device=hidden.device), (weights * number).argmax(dim=1)]
-    return found * weights.amax(dim=1, keepdim=True).to(hidden.dtype)
+    last = hidden[torch.arange(len(hidden), device=hidden.device), (selected * number).argmax(dim=1)]
+    return last * selected.amax(dim=1, keepdim=True).to(hidden.dtype)
 
 
-POOLINGS = {"mean": mean, "last": last}
+POOLINGS = {"mean": mean_pool, "last": last_token_pool}
 
 
-def combined(a: Tensor, b: Tensor, combine: str) -> Tensor:
+def combine_answers(a: Tensor, b: Tensor, combine: str) -> Tensor:
     """Two answers' vectors ``[n, width]`` as one.
 
     ``concat`` is ``(a, b)``; ``interaction`` is ``(a, b, a - b, a * b)`` (Mou et al., "Natural language inference by
@@ -108,6 +109,6 @@ def combined(a: Tensor, b: Tensor, combine: str) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
-def combined_width(width: int, combine: str) -> int:
-    """Width of what :func:`combined` returns."""
+def combined_size(width: int, combine: str) -> int:
+    """Width of what :func:`combine_answers` returns."""
     return width * (2 if combine == "concat" else 4)

@@ -1,100 +1,188 @@
-"""Token ids of a pool of battles as a cached stage: a second training on the same battles does not tokenise again.
+"""Battles as token ids: every field tokenised once, without special tokens, in flat arrays.
 
-The stage ``tokens`` is named by what determines it: the preprocessed battles, which of them are used, the tokenizer's
-whole definition, and whether turns are kept apart. Read back, the ids are views of the file's columns.
+No torch here: exported models use the same code.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from prefcli.battles import TEXT_FIELDS
-from prefcli.models.packing import Ragged, TokenisedBattles, tokenise
-from prefcli.reporting import Reporter
-from prefcli.storage.workspace import Stage, StageWriter, Workspace
+from prefcli.battles import TEXT_FIELDS, TURN_SEPARATOR, labels_of, texts_of
 
 if TYPE_CHECKING:
-    from prefcli.data.selection import TrainingData
+    from prefcli.reporting import Progress
 
-VERSION = 1
-"""Raise when the same text and tokenizer would give other ids or columns."""
-
-COLUMNS = (*TEXT_FIELDS, *(f"{name}_turns" for name in TEXT_FIELDS))
+Ids = NDArray[np.int32]
 
 
-def tokenised(
-    pool: TrainingData, tokenizer: Any, workspace: Workspace, reporter: Reporter, *, by_turn: bool
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different lengths in one flat array: row ``i`` is ``values[offsets[i]:offsets[i + 1]]``."""
+
+    values: Ids
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> Ids:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.offsets)
+
+    @staticmethod
+    def from_rows(rows: Sequence[Sequence[int]]) -> Ragged:
+        offsets = _offsets(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)))
+        values = np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1]))
+        return Ragged(values, offsets)
+
+    @staticmethod
+    def from_lengths(values: Ids, lengths: NDArray[np.integer]) -> Ragged:
+        return Ragged(values, _offsets(lengths))
+
+    @staticmethod
+    def concatenate(parts: Sequence[Ragged]) -> Ragged:
+        lengths = np.concatenate([part.lengths for part in parts])
+        return Ragged.from_lengths(np.concatenate([part.values for part in parts]), lengths)
+
+    def take(self, rows: NDArray[np.integer]) -> Ragged:
+        """The rows at these positions, in this order."""
+        offsets = _offsets(self.lengths[rows])
+        # The source of each value: its place in the new array, shifted by how far its row has moved.
+        shifts = np.repeat(self.offsets[rows] - offsets[:-1], np.diff(offsets))
+        return Ragged(self.values[np.arange(offsets[-1]) + shifts], offsets)
+
+    def merge_rows(self, counts: NDArray[np.int64]) -> Ragged:
+        """The first ``counts[0]`` rows become one row, the next ``counts[1]`` another, ..."""
+        return Ragged(self.values, self.offsets[_offsets(counts)])
+
+
+def _offsets(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of one battle: its token ids, and how many of them each turn has (one turn where that is unknown)."""
+
+    ids: Ids
+    turns: Ids
+
+
+@dataclass(frozen=True)
+class TokenisedBattles:
+    """Battles as token ids: what neural models train on and predict.
+
+    Attributes
+    ----------
+    prompt, response_a, response_b:
+        Token ids of each field, without special tokens.
+    labels:
+        Shape ``[n]``, -1 where unknown.
+    turns:
+        For each field the tokens in every turn; None where turns were joined before they were tokenised.
+    """
+
+    prompt: Ragged
+    response_a: Ragged
+    response_b: Ragged
+    labels: NDArray[np.int64]
+    turns: tuple[Ragged, Ragged, Ragged] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def columns(self) -> tuple[Ragged, Ragged, Ragged]:
+        """Token ids of prompt, answer A and answer B."""
+        return self.prompt, self.response_a, self.response_b
+
+    def fields(self, row: int) -> tuple[Field, Field, Field]:
+        """Prompt, answer A and answer B of one battle."""
+        ids = [column[row] for column in self.columns]
+        turns = [column[row] for column in self.turns] if self.turns else [np.array([len(i)], np.int32) for i in ids]
+        prompt, a, b = map(Field, ids, turns)
+        return prompt, a, b
+
+    def take(self, rows: NDArray[np.integer]) -> TokenisedBattles:
+        """The battles at these positions, in this order."""
+        prompt, a, b = (column.take(rows) for column in self.columns)
+        turns = None
+        if self.turns is not None:
+            turns = (self.turns[0].take(rows), self.turns[1].take(rows), self.turns[2].take(rows))
+        return TokenisedBattles(prompt, a, b, self.labels[rows], turns)
+
+
+def tokenise(
+    tokenizer: Any, batches: Iterable[pa.RecordBatch], progress: Progress | None = None, *, by_turn: bool = False
 ) -> TokenisedBattles:
-    """Token ids of the pool's battles, through the stage ``tokens``.
+    """Tokenise every field of every battle once.
 
     Parameters
     ----------
-    pool:
-        The battles.
     tokenizer:
-        A Hugging Face tokenizer. Those without a definition of their own (written in Python) are not cached.
-    workspace, reporter:
-        Where the stage lives, and who is told.
+        A Hugging Face tokenizer.
+    batches:
+        Canonical record batches.
+    progress:
+        Advanced by the number of battles done.
     by_turn:
-        See :func:`prefcli.models.packing.tokenise`.
+        Tokenise every turn by itself, so that the turns are known when a conversation is cut; otherwise the turns are
+        joined first.
     """
-    definition = getattr(tokenizer, "backend_tokenizer", None)
-    if definition is None:
-        with reporter.track("tokenising", len(pool)) as progress:
-            return tokenise(tokenizer, pool.batches(), progress, by_turn=by_turn)
+    empty = Ragged(np.empty(0, np.int32), np.zeros(1, np.int64))
+    columns: dict[str, list[Ragged]] = {name: [empty] for name in TEXT_FIELDS}
+    turn_columns: dict[str, list[Ragged]] = {name: [empty] for name in TEXT_FIELDS}
+    labels = [np.empty(0, np.int64)]
+    for batch in batches:
+        table = pa.Table.from_batches([batch])
+        for name in TEXT_FIELDS:
+            if by_turn:
+                texts, counts = _split_turns(table[name])
+                turns = Ragged.from_rows(token_ids(tokenizer, texts))
+                columns[name].append(turns.merge_rows(counts))
+                turn_columns[name].append(Ragged.from_lengths(turns.lengths.astype(np.int32), counts))
+            else:
+                columns[name].append(Ragged.from_rows(token_ids(tokenizer, texts_of(table[name]))))
+        labels.append(labels_of(table))
+        if progress is not None:
+            progress.advance(batch.num_rows)
+    prompt, a, b = (Ragged.concatenate(columns[name]) for name in TEXT_FIELDS)
+    prompt_turns, a_turns, b_turns = (Ragged.concatenate(turn_columns[name]) for name in TEXT_FIELDS)
+    return TokenisedBattles(prompt, a, b, np.concatenate(labels), (prompt_turns, a_turns, b_turns) if by_turn else None)
 
-    def produce(writer: StageWriter) -> Mapping[str, Any]:
-        count = 0
-        with reporter.track("tokenising", len(pool)) as progress:
-            for batch in pool.batches():
-                if batch.num_rows:
-                    battles = tokenise(tokenizer, iter([batch]), by_turn=by_turn)
-                    count += sum(len(column.values) for column in _columns(battles)[: len(TEXT_FIELDS)])
-                    arrays = [pa.ListArray.from_arrays(_offsets(c), pa.array(c.values)) for c in _columns(battles)]
-                    writer.write(pa.RecordBatch.from_arrays(arrays, names=list(COLUMNS[: len(arrays)])))
-                    progress.advance(batch.num_rows)
-        return {"tokens": count}
 
-    used = hashlib.sha256()
-    for stage, rows in pool.stages:
-        used.update(f"{stage.fingerprint}\n".encode())
-        used.update(np.ascontiguousarray(rows, dtype=np.int64).tobytes())
-    import tokenizers
+def _split_turns(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int64]]:
+    """Every turn that has text, each but a field's last followed by the separator, and their number per row."""
+    texts: list[str] = []
+    counts = np.zeros(len(column), dtype=np.int64)
+    for row, turns in enumerate(column.to_pylist()):
+        filled = [turn for turn in turns or () if turn]
+        texts += [turn + TURN_SEPARATOR for turn in filled[:-1]] + filled[-1:]
+        counts[row] = len(filled)
+    return texts, counts
 
-    options = {
-        "tokenizer": hashlib.sha256(definition.to_str().encode()).hexdigest(),
-        "tokenizers": tokenizers.__version__,
-        "by_turn": by_turn,
-    }
-    stage = workspace.stage(
-        "tokens", version=VERSION, source=used.hexdigest(), options=options, produce=produce, reporter=reporter
+
+def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, without special tokens, however long."""
+    if not texts:
+        return []
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        truncation=False,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
     )
-    how = "reused from the cache" if stage.reused else "done"
-    reporter.note(f"tokenised: {stage.metadata['counts']['tokens']:,} tokens ({how})")
-    return _read(stage, pool)
-
-
-def _columns(battles: TokenisedBattles) -> list[Ragged]:
-    return [battles.prompt, battles.response_a, battles.response_b, *(battles.turns or ())]
-
-
-def _offsets(column: Ragged) -> pa.Array:
-    return pa.array(column.ends.astype(np.int32))
-
-
-def _read(stage: Stage, pool: TrainingData) -> TokenisedBattles:
-    table = stage.table()
-    fields = [_ragged(table[name]) for name in table.column_names]
-    turns = (fields[3], fields[4], fields[5]) if len(fields) == len(COLUMNS) else None
-    return TokenisedBattles(fields[0], fields[1], fields[2], pool.labels, turns)
-
-
-def _ragged(column: pa.ChunkedArray) -> Ragged:
-    return Ragged.concatenate(
-        [Ragged.with_lengths(chunk.flatten().to_numpy(), chunk.value_lengths().to_numpy()) for chunk in column.chunks]
-    )
+    return list(encoded["input_ids"])

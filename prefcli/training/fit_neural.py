@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from prefcli import encoders
 from prefcli.compute import devices, fsdp
 from prefcli.data.selection import Fold
 from prefcli.encoders import adapters
 from prefcli.errors import InputError
-from prefcli.models import neural, tokens
+from prefcli.models import neural, token_cache
 from prefcli.storage import runs
 from prefcli.training import checkpoints, loop
 from prefcli.training.context import FitResult, TrainContext
@@ -33,7 +34,7 @@ class NeuralFitter:
             )
         self.placement = devices.place(options.device, options.precision, work.world.local_rank)
         if options.lora_rank:
-            adapters.needed()
+            adapters.require_peft()
             self.placement = devices.for_language_models(self.placement)
         started_before = work.resume and (work.folder / neural.TOKENIZER_CONFIG).is_file()
         run = encoders.ResolvedModel(work.folder, f"the run {work.folder.name}")
@@ -41,7 +42,7 @@ class NeuralFitter:
         everything = np.unique(np.concatenate([fold.train for fold in folds]))
         self.tokenizer = encoders.make_tokenizer(self.located, work.pool.texts(everything))
         with work.world.main_process_first():
-            self.battles = tokens.tokenised(
+            self.battles = token_cache.cached_tokens(
                 work.pool, self.tokenizer, work.workspace, work.reporter, by_turn=options.truncation == "head-tail"
             )
 
@@ -62,9 +63,10 @@ class NeuralFitter:
         if under_way:
             options = neural.with_resolved_auto(options, runs.read_config(folder))
         max_length = self._max_length(encoder)
+        torch.manual_seed(options.seed)
         model = neural.build(options, encoder, self.tokenizer, max_length, self.placement, stays_on_host=options.shard)
         train = self.battles.take(fold.train)
-        cut = model.cut(train)
+        cut = model.truncation_report(train)
         if not under_way:
             learnt, size = (
                 sum(p.numel() for p in model.module.parameters() if p.requires_grad or not only_learnt) / 1e6
@@ -94,7 +96,7 @@ class NeuralFitter:
                     kept = {"base": neural.describe_base(options.encoder, located)}
                 work.write_config(fold, resolved, kept)
                 for owner in dict.fromkeys((folder, work.folder)):
-                    model.save_beside_weights(owner)
+                    model.save_tokenizer(owner)
                     runs.seal(owner, trained=False)
             work.world.barrier()
         if options.shard:
@@ -118,14 +120,14 @@ class NeuralFitter:
             encoder = encoders.from_config(runs.encoder_config(runs.read_config(folder)))
             return encoders.ResolvedModel(folder, f"the run {folder.name}"), encoder
         if under_way:
-            located = neural.base_of(runs.read_config(folder)["base"], None, folder, network=True)
+            located = neural.resolve_base(runs.read_config(folder)["base"], None, folder, network=True)
         else:
             located = encoders.locate(options.encoder)
         frozen = neural.frozen_weights(options, self.placement)
         return located, encoders.make_encoder(located, len(self.tokenizer), seed=options.seed, frozen=frozen)
 
     def _max_length(self, encoder: Any) -> int:
-        wanted, longest = self.work.options.max_length, encoders.longest_input(encoder)
+        wanted, longest = self.work.options.max_length, encoders.max_input_length(encoder)
         if longest is None or longest >= wanted:
             return wanted
         self.work.reporter.note(f"max length {wanted} -> {longest}: the encoder takes no more")

@@ -35,9 +35,9 @@ from prefcli.compute.devices import Placement
 from prefcli.compute.distributed import World
 from prefcli.errors import Interrupted, ModelError, PrefcliError
 from prefcli.models import weights
-from prefcli.models.batches import Pass, ahead
+from prefcli.models.batches import Pass, prefetch
 from prefcli.models.neural import WEIGHTS, NeuralModel
-from prefcli.models.packing import TokenisedBattles
+from prefcli.models.tokens import TokenisedBattles
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, SWAPPED
 from prefcli.reporting import Reporter
@@ -145,7 +145,7 @@ class FitSpec:
             self.options.micro_batch,
             both_orders=self.options.swap,
         )
-        return self.model.prepared(self.train, passes)
+        return [self.model.prepare(self.train, positions, orders) for positions, orders in passes]
 
     def target_tensor(self, each: Pass) -> Tensor:
         """Targets in the order of a pass's logits, on the device; those of a swapped battle are swapped too."""
@@ -161,7 +161,7 @@ class FitSpec:
                 for batch in range(number if later == epoch else 0, self.batches_per_epoch):
                     yield self.batch(later, batch)
 
-        return ahead(lambda rows: (rows, self.prepare(rows)), upcoming())
+        return prefetch(lambda rows: (rows, self.prepare(rows)), upcoming())
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
@@ -532,10 +532,10 @@ def predict_shared(spec: FitSpec, battles: TokenisedBattles) -> NDArray[np.float
     world = spec.world
     share = spec.share(np.arange(len(battles)), world.rank)
     sharded = fsdp.is_sharded(spec.model.module)
-    logits_of_share = spec.model.logits_of(
+    logits_of_share = spec.model.logits_from_tokens(
         battles if world.alone else battles.take(share),
         # Each pass of a sharded model is an exchange: all processes make the same number.
-        in_step=(lambda passes: max(world.gather(passes))) if sharded else None,
+        max_over_ranks=(lambda passes: max(world.gather(passes))) if sharded else None,
     )[0]
     logits = np.empty((len(battles), len(OUTCOMES)))
     for rank, part in enumerate(world.gather(logits_of_share)):
@@ -553,7 +553,7 @@ def _keep(spec: FitSpec, logits: NDArray[np.float64] | None) -> None:
     if not spec.world.is_main_process:
         return
     path = spec.folder / WEIGHTS
-    with files.atomic(path, needs=weights.size(state)) as temporary:
+    with files.atomic(path, needs=weights.nbytes(state)) as temporary:
         weights.save(state, temporary)
         recorded = _recorded(spec.folder)
         before = files.sha256(path) if path.exists() else ""

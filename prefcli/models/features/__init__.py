@@ -57,13 +57,13 @@ COLUMNS = (
 )
 """What the booster sees of a battle, see :func:`table`."""
 
-FEWEST_BATTLES = 50
+MIN_BATTLES = 50
 """With fewer battles, or a single prompt, only the prior is learnt."""
 PRIOR_WEIGHT = 3.0
 """Battles' worth of equal shares that the prior is smoothed with."""
 INNER_FOLDS = 4
 """Parts of the training battles, for cross-fitting and for finding the number of rounds."""
-FEW_BATTLES = 5000
+SMALL_DATASET = 5000
 """Below, the booster is kept simpler and the number of rounds is the best over all inner folds, not over one."""
 SMALLEST = 1e-12
 """A probability is never below, so that its logarithm is finite."""
@@ -83,7 +83,7 @@ class Settings:
     @staticmethod
     def of(battles: int) -> Settings:
         """By the number of training battles: few are learnt from in small steps by small trees."""
-        if battles < FEW_BATTLES:
+        if battles < SMALL_DATASET:
             return Settings(8, 0.04, 20, 0.2, 500, 60)
         return Settings(31, 0.06, 100, 0.3, 500, 30)
 
@@ -385,7 +385,7 @@ def fit(
     taught = np.flatnonzero(targets.any(axis=1))
     if len(taught) < len(battles):
         battles, targets, groups = battles.take(taught), targets[taught], groups[taught]
-    if len(battles) < FEWEST_BATTLES or len(np.unique(groups)) < INNER_FOLDS:
+    if len(battles) < MIN_BATTLES or len(np.unique(groups)) < INNER_FOLDS:
         return nothing_more
     folds = split_folds(groups, targets.argmax(axis=1).astype(np.int64), INNER_FOLDS, seed)
     folds = [fold for fold in folds if len(fold[1])]  # none may be left for some where one prompt has most battles
@@ -473,7 +473,7 @@ def _fit_booster(
     settings = Settings.of(battles)
     parameters = settings.parameters(seed, threads)
     curves = []
-    tried = folds if battles < FEW_BATTLES else folds[:1]
+    tried = folds if battles < SMALL_DATASET else folds[:1]
     for inside, outside in tried:
         learnt, held = (_dataset(rows, targets, np.concatenate([part, part + battles])) for part in (inside, outside))
         curve: dict[str, dict[str, list[float]]] = {}

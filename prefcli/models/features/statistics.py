@@ -453,7 +453,7 @@ def _phrases(counts: _Counts) -> dict[str, NDArray[np.generic]]:
     first_word = np.searchsorted(counts.words.text, np.arange(len(counts.texts)))
     opening = np.zeros((len(counts.texts), kinds), dtype=bool)
     for length, (hashes, kind_of) in _phrase_tables().items():
-        text, runs, place = counts.words.located_runs(length)
+        text, runs, place = counts.words.ngrams_at(length)
         at = np.minimum(np.searchsorted(hashes, runs), len(hashes) - 1)
         hit = np.flatnonzero(hashes[at] == runs)
         found += np.bincount(text[hit] * kinds + kind_of[at[hit]], minlength=len(found))

@@ -190,9 +190,9 @@ class Words:
 
     def runs(self, length: int) -> tuple[Numbers, Hashes]:
         """Every run of ``length`` words within a text: the text, and a hash of the run."""
-        return self.located_runs(length)[:2]
+        return self.ngrams_at(length)[:2]
 
-    def located_runs(self, length: int) -> tuple[Numbers, Hashes, Numbers]:
+    def ngrams_at(self, length: int) -> tuple[Numbers, Hashes, Numbers]:
         """:meth:`runs`, and the number of each run's first word."""
         count = max(0, len(self.hashes) - length + 1)
         inside = self.text[:count] == self.text[len(self.text) - count :]

@@ -1,0 +1,274 @@
+"""From a name to an encoder and its tokenizer: a folder, the hub's cache, the hub, or the built-in ``tiny``.
+
+Names are resolved from near to far: an existing folder; a model in the hub's local cache; then a five-second check
+whether the hub answers and knows the name; only then a download. Models are always loaded from a folder, in float32,
+without the network, and as untrusted files (:mod:`.safety`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefcli.encoders.safety import loading, safe_config
+from prefcli.encoders.tiny import TINY, TINY_CONFIG, train_tokenizer
+from prefcli.errors import InputError, ModelError, PrefcliError
+from prefcli.storage import hub
+
+if TYPE_CHECKING:
+    import torch
+
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "pytorch_model*.bin"]
+ADAPTER = "adapter_config.json"
+FINGERPRINT_SAMPLES, SAMPLE_BYTES = 16, 1 << 20
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """The folder with an encoder's files (None for ``tiny``), and in words where it was found."""
+
+    folder: Path | None
+    source: str
+
+
+@dataclass(frozen=True)
+class FrozenWeights:
+    """How weights that are not trained are stored: they need no float32.
+
+    Attributes
+    ----------
+    dtype:
+        Of the weights, and of products with quantized weights.
+    quantization:
+        ``none``, ``8bit`` or ``4bit``.
+    device:
+        Where quantized weights are loaded to: at full size they might not fit.
+    """
+
+    dtype: torch.dtype
+    quantization: str
+    device: torch.device
+
+    def quantization_arguments(self) -> dict[str, Any]:
+        """Arguments for ``from_pretrained``; empty without quantization.
+
+        Raises
+        ------
+        InputError
+            If there is no CUDA GPU.
+        PrefcliError
+            If bitsandbytes is not installed.
+        """
+        if self.quantization == "none":
+            return {}
+        if self.device.type != "cuda":
+            raise InputError(
+                f"--quantize {self.quantization} needs a CUDA GPU, and this is a {self.device.type.upper()}",
+                hint="Leave it out: the frozen weights then take 2 bytes each on a GPU, 4 on a CPU.",
+            )
+        from importlib.util import find_spec
+
+        if find_spec("bitsandbytes") is None:
+            raise PrefcliError("8-bit and 4-bit weights need bitsandbytes", hint="Install it: pip install bitsandbytes")
+        from transformers import BitsAndBytesConfig
+
+        settings: dict[str, Any] = {"load_in_8bit": True}
+        if self.quantization == "4bit":
+            settings = {
+                "load_in_4bit": True,
+                "bnb_4bit_quant_type": "nf4",
+                "bnb_4bit_use_double_quant": True,
+                "bnb_4bit_compute_dtype": self.dtype,
+            }
+        return {"quantization_config": BitsAndBytesConfig(**settings), "device_map": {"": self.device}}
+
+
+def locate(name: str, *, network: bool = True) -> ResolvedModel:
+    """Find the files of an encoder; download them if only the hub has them.
+
+    Parameters
+    ----------
+    name:
+        A folder, ``owner/name``, or ``tiny``.
+    network:
+        Whether the hub may be asked; otherwise only its local cache.
+
+    Raises
+    ------
+    InputError
+        If the name is a folder without a model, or not a name at all.
+    ModelError
+        If the hub does not know the model or does not give access to it.
+    NetworkError
+        If the hub cannot be reached.
+    """
+    if name == TINY:
+        return ResolvedModel(None, "built in, made on the spot from random weights")
+    folder = Path(os.path.expanduser(name))  # Path.expanduser raises where there is no such user
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                "the encoder's folder has no config.json",
+                where=str(folder),
+                hint="Name a folder saved by transformers' save_pretrained, or a model of the hub as owner/name.",
+            )
+        return ResolvedModel(folder, f"the folder {folder}")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip() or "\\" in name:
+        raise InputError(f"no encoder folder at {name!r}", hint="Check the path.")
+    return from_hub(name, network=network)
+
+
+def from_hub(name: str, *, network: bool = True) -> ResolvedModel:
+    """:func:`locate` for what can only be a name of the hub."""
+
+    def is_complete(folder: Path) -> bool:
+        weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+        return (folder / "config.json").is_file() and bool(weights)
+
+    folder, source = hub.find(
+        name,
+        "encoder",
+        is_complete=is_complete,
+        patterns=HUB_PATTERNS,
+        hint="Use a folder (--encoder DIR), or --encoder tiny, which needs nothing.",
+        network=network,
+    )
+    return ResolvedModel(folder, source)
+
+
+def make_tokenizer(located: ResolvedModel, texts: Iterable[str]) -> Any:
+    """The encoder's tokenizer: loaded from its folder, or for ``tiny`` trained on ``texts``."""
+    return train_tokenizer(texts) if located.folder is None else load_tokenizer(located.folder)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer saved in a folder.
+
+    Raises
+    ------
+    ModelError
+        If there is none that can be loaded.
+    """
+    with loading(str(folder), folder):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer.chat_template = None  # nothing here chats, and a run would save the templates under their own names
+    return tokenizer
+
+
+def make_encoder(
+    located: ResolvedModel, vocab_size: int, *, seed: int, frozen: FrozenWeights | None = None
+) -> torch.nn.Module:
+    """The encoder on the CPU in float32: its weights loaded, or for ``tiny`` drawn at random.
+
+    Parameters
+    ----------
+    located:
+        From :func:`locate`.
+    vocab_size:
+        Of the tokenizer; used by ``tiny`` only.
+    seed:
+        Of ``tiny``'s random weights.
+    frozen:
+        How weights are stored that are not trained; None where they are trained.
+
+    Raises
+    ------
+    InputError
+        If the weights cannot be quantized on this machine.
+    ModelError
+        If the files cannot be loaded.
+    """
+    folder = located.folder
+    if folder is None:
+        return from_config({**TINY_CONFIG, "vocab_size": vocab_size}, seed=seed)
+    with loading(str(folder), folder):
+        import torch
+        from transformers import AutoConfig, AutoModel
+
+        if (folder / ADAPTER).exists():  # whether transformers loads it depends on what else is installed
+            raise ModelError(
+                f"the encoder holds an adapter ({ADAPTER}), which prefcli does not load",
+                where=str(folder),
+                hint="Merge it into the encoder's weights first (merge_and_unload, then save_pretrained).",
+            )
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        module: torch.nn.Module = AutoModel.from_pretrained(
+            folder,
+            config=safe_config(config),
+            local_files_only=True,
+            trust_remote_code=False,
+            # The hub's checkpoints are often float16: master weights must be float32, or no scaler can unscale them.
+            dtype=torch.float32 if frozen is None else frozen.dtype,
+            **({} if frozen is None else frozen.quantization_arguments()),
+        )
+    return module.float() if frozen is None else module
+
+
+def from_config(config: dict[str, Any], *, seed: int = 0) -> torch.nn.Module:
+    """An encoder of the given architecture with random weights, float32.
+
+    Raises
+    ------
+    ModelError
+        If there is no such architecture, or not as an encoder.
+    """
+    import torch
+
+    with loading("encoder_config"):
+        from transformers import AutoConfig, AutoModel
+
+        settings = dict(config)
+        parsed = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module: torch.nn.Module = AutoModel.from_config(
+                safe_config(parsed), trust_remote_code=False, dtype=torch.float32
+            )
+    return module
+
+
+def config_dict(module: Any) -> dict[str, Any]:
+    """An encoder's architecture as JSON, enough for :func:`from_config`."""
+    settings: dict[str, Any] = json.loads(module.config.to_json_string(use_diff=True))
+    for name in ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "quantization_config"):
+        settings.pop(name, None)
+    return {**settings, "architectures": [type(module).__name__]}
+
+
+def max_input_length(module: Any) -> int | None:
+    """The most tokens that an encoder takes; None where positions are relative or unlimited."""
+    config = module.config
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    if config.model_type in ("deberta", "deberta-v2") and not getattr(config, "position_biased_input", True):
+        return None
+    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        return limit - (config.pad_token_id or 0) - 1  # their positions start after the padding id
+    return limit
+
+
+def fingerprint(folder: Path) -> str:
+    """A digest that tells encoders apart: of the configuration and of samples of the weights.
+
+    Of every weight file that would be loaded, the size and 16 pieces of 1 MiB spread over it count, because files may
+    have many gigabytes. So it tells models apart but does not notice every changed byte.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    patterns = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
+    weight_files = next((paths for pattern in patterns if (paths := sorted(folder.glob(pattern)))), [])
+    for path in weight_files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as stream:
+            for number in range(FINGERPRINT_SAMPLES):
+                stream.seek(max(size - SAMPLE_BYTES, 0) * number // (FINGERPRINT_SAMPLES - 1))
+                digest.update(stream.read(SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,93 @@
+"""Token ids of training data as a cached stage: a second training on the same battles does not tokenise again.
+
+The name of the stage ``tokens`` depends on the preprocessed battles, which of them are used, the tokenizer's whole
+definition, and whether turns are kept apart. Read back, the ids are views of the file's columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from prefcli.battles import TEXT_FIELDS
+from prefcli.models.tokens import Ragged, TokenisedBattles, tokenise
+from prefcli.reporting import Reporter
+from prefcli.storage.workspace import StageWriter, Workspace
+
+if TYPE_CHECKING:
+    from prefcli.data.selection import TrainingData
+
+VERSION = 1
+"""Raise when the same text and tokenizer would give other ids or columns."""
+
+COLUMNS = (*TEXT_FIELDS, *(f"{name}_turns" for name in TEXT_FIELDS))
+
+
+def cached_tokens(
+    data: TrainingData, tokenizer: Any, workspace: Workspace, reporter: Reporter, *, by_turn: bool
+) -> TokenisedBattles:
+    """Token ids of the training data's battles, through the stage ``tokens``.
+
+    Parameters
+    ----------
+    data:
+        The battles.
+    tokenizer:
+        A Hugging Face tokenizer. One without a definition of its own (written in Python) is not cached.
+    workspace:
+        Where the stage is.
+    reporter:
+        Shows progress and how many tokens there are.
+    by_turn:
+        See :func:`prefcli.models.tokens.tokenise`.
+    """
+    definition = getattr(tokenizer, "backend_tokenizer", None)
+    if definition is None:
+        with reporter.track("tokenising", len(data)) as progress:
+            return tokenise(tokenizer, data.batches(), progress, by_turn=by_turn)
+
+    def produce(writer: StageWriter) -> Mapping[str, Any]:
+        count = 0
+        with reporter.track("tokenising", len(data)) as progress:
+            for batch in data.batches():
+                if batch.num_rows:
+                    battles = tokenise(tokenizer, iter([batch]), by_turn=by_turn)
+                    count += sum(len(column.values) for column in battles.columns)
+                    columns = [*battles.columns, *(battles.turns or ())]
+                    arrays = [
+                        pa.ListArray.from_arrays(pa.array(c.offsets.astype(np.int32)), pa.array(c.values))
+                        for c in columns
+                    ]
+                    writer.write(pa.RecordBatch.from_arrays(arrays, names=list(COLUMNS[: len(arrays)])))
+                    progress.advance(batch.num_rows)
+        return {"tokens": count}
+
+    source = hashlib.sha256()
+    for stage, rows in data.stages:
+        source.update(f"{stage.fingerprint}\n".encode())
+        source.update(np.ascontiguousarray(rows, dtype=np.int64).tobytes())
+    import tokenizers
+
+    options = {
+        "tokenizer": hashlib.sha256(definition.to_str().encode()).hexdigest(),
+        "tokenizers": tokenizers.__version__,
+        "by_turn": by_turn,
+    }
+    stage = workspace.stage(
+        "tokens", version=VERSION, source=source.hexdigest(), options=options, produce=produce, reporter=reporter
+    )
+    how = "reused from the cache" if stage.reused else "done"
+    reporter.note(f"tokenised: {stage.metadata['counts']['tokens']:,} tokens ({how})")
+    table = stage.table()
+    prompt, a, b, *turns = (_ragged(table[name]) for name in table.column_names)
+    return TokenisedBattles(prompt, a, b, data.labels, (turns[0], turns[1], turns[2]) if turns else None)
+
+
+def _ragged(column: pa.ChunkedArray) -> Ragged:
+    return Ragged.concatenate(
+        [Ragged.from_lengths(chunk.flatten().to_numpy(), chunk.value_lengths().to_numpy()) for chunk in column.chunks]
+    )
