@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     from prefcli.battles import Source
     from prefcli.eda import Eda
-    from prefcli.estimating import Estimate
     from prefcli.exporting.merge import MergeResult
     from prefcli.exporting.onnx import ExportResult
     from prefcli.metrics import Score
     from prefcli.options import PredictOptions, TrainOptions
     from prefcli.pipeline import PredictResult, PreprocessResult, TrainResult
+    from prefcli.pipeline.estimate import Estimate
     from prefcli.prediction.predictor import Predictor
     from prefcli.storage.hub import PushResult
 

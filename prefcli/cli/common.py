@@ -20,7 +20,7 @@ from prefcli.reporting import Silent, visible
 
 if TYPE_CHECKING:
     from prefcli.battles import Source
-    from prefcli.estimating import Estimate
+    from prefcli.pipeline.estimate import Estimate
     from prefcli.reporting import Progress, Reporter
     from prefcli.storage.workspace import Workspace
 
@@ -137,27 +137,27 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     print("\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n")
 
 
-def print_estimate(found: Estimate, json: bool) -> None:
-    """What a command will take: seconds by part, their interval, memory."""
+def print_estimate(estimate: Estimate, json: bool) -> None:
+    """What a command will take: seconds by part, the range to expect, memory."""
     if json:
-        print_json({"estimate": found.to_json()})
+        print_json({"estimate": estimate.to_json()})
         return
-    names = {"around": "loading, scoring and the like"}
-    rows = [[names.get(name, name), seconds] for name, seconds in found.parts.items()]
-    print_table("Seconds", ["", ""], [[name, f"{seconds:,.1f}"] for name, seconds in rows])
-    total, low, high = (_spoken(seconds) for seconds in (found.seconds, *found.interval))
+    names = {"around": "loading and the like"}
+    rows = [[names.get(part, part), f"{seconds:,.1f}"] for part, seconds in estimate.parts.items()]
+    print_table("Seconds", ["", ""], rows)
+    total, low, high = (_duration(seconds) for seconds in (estimate.seconds, *estimate.interval))
     say(
-        f"{total} in all, 95 % interval {low} to {high}, "
-        f"from {found.timed:,} of {found.pieces:,} on this machine as busy as it is"
+        f"{total} in all, probably {low} to {high} at the machine's current load; "
+        f"{estimate.timed:,} of {estimate.pieces:,} were timed"
     )
-    if found.kept_seconds >= 0.1:
-        say(f"{_spoken(found.kept_seconds)} more went into reading, text and tokens: done now, and kept")
-    many = f" in each of {found.processes} processes" if found.processes > 1 else ""
-    cuda = "" if found.cuda_mb is None else f", {found.cuda_mb:,.0f} MB on the GPU"
-    say(f"{found.memory_mb:,.0f} MB of memory{many} at the peak{cuda}")
+    if estimate.kept_seconds >= 0.1:
+        say(f"{_duration(estimate.kept_seconds)} more went into reading, text and tokens: they are cached now")
+    processes = f" in each of {estimate.processes} processes" if estimate.processes > 1 else ""
+    cuda = "" if estimate.cuda_mb is None else f", {estimate.cuda_mb:,.0f} MB on the GPU"
+    say(f"{estimate.memory_mb:,.0f} MB of memory{processes} at the peak{cuda}")
 
 
-def _spoken(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     return f"{seconds:,.1f} s" if seconds < 120 else str(timedelta(seconds=int(seconds)))
 
 

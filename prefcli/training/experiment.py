@@ -7,7 +7,7 @@ and the run gets its papers: per-battle probabilities, score, calibration, card.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,9 +65,8 @@ def run_experiment(
     resume: bool,
     world: World,
     reporter: Reporter,
-    fitters: Callable[[TrainContext, Sequence[Fold]], Fitter] = fitter_for,
 ) -> ExperimentResult:
-    """Train into ``folder`` and write everything a run holds; ``fitters`` makes what fits (or only times) the folds.
+    """Train into ``folder`` and write everything a run holds.
 
     Raises
     ------
@@ -76,7 +75,7 @@ def run_experiment(
     """
     pool, folds = select(folder, data, options, reporter)
     work = TrainContext(folder, workspace, data, pool, options, origins, command, resume, world, reporter)
-    fitter = fitters(work, folds)
+    fitter = fitter_for(work, folds)
     fits: list[FitResult] = []
     for number, fold in enumerate(folds):
         with _following(fold.folder, work) as following:
