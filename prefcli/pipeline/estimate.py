@@ -302,8 +302,8 @@ def _time_boosting(context: TrainContext, folds: Sequence[Fold], reporter: Repor
     began = time.perf_counter()
     pool, train = context.pool, folds[0].train
     size = len(train) // 2
-    if len(train) >= features.FEW_BATTLES:  # from there on the booster is built differently
-        size = min(max(size, features.FEW_BATTLES), 2 * features.FEW_BATTLES)
+    if len(train) >= features.SMALL_DATASET:  # from there on the booster is built differently
+        size = min(max(size, features.SMALL_DATASET), 2 * features.SMALL_DATASET)
     if not size:
         raise InputError(f"{len(train)} battles are too few to time a part of them")
     reporter.note(f"timing the boosting of {size:,} of {len(train):,} battles")
