@@ -1,8 +1,8 @@
 """prefcli from Python: the verbs as functions of plain arguments, and trained runs in memory.
 
-Everything here but ``eda`` (a room has that name) is also a name of the package itself: ``prefcli.load``,
-``prefcli.train``, ... Nothing prints; what goes wrong is an exception of :mod:`prefcli.errors`. Who wants to be told
-what is done passes a :class:`~prefcli.reporting.Reporter`.
+Everything here but ``eda``, which is a module of the package, is also a name of the package itself: ``prefcli.load``,
+``prefcli.train``, ... Nothing prints; errors are exceptions of :mod:`prefcli.errors`. ``workspace`` is the folder of
+caches and runs, ``reporter`` receives notes, warnings and progress.
 """
 
 from __future__ import annotations
@@ -12,22 +12,25 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
+from numpy.typing import ArrayLike
+
+from prefcli import metrics, pipeline
+from prefcli.battles import Source
+from prefcli.eda import Eda
 from prefcli.errors import InputError
+from prefcli.exporting.merge import MergeResult
+from prefcli.metrics import Score
+from prefcli.options import PredictOptions, TrainOptions, resolve
+from prefcli.pipeline import PredictResult, PreprocessResult, TrainResult
+from prefcli.pipeline.estimate import Estimate
+from prefcli.prediction.predictor import Predictor
 from prefcli.reporting import SILENT, Reporter
+from prefcli.storage.hub import PushResult
+from prefcli.storage.workspace import Workspace
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from prefcli.battles import Source
-    from prefcli.eda import Eda
-    from prefcli.exporting.merge import MergeResult
     from prefcli.exporting.onnx import ExportResult
-    from prefcli.metrics import Score
-    from prefcli.options import PredictOptions, TrainOptions
-    from prefcli.pipeline import PredictResult, PreprocessResult, TrainResult
-    from prefcli.pipeline.estimate import Estimate
-    from prefcli.prediction.predictor import Predictor
-    from prefcli.storage.hub import PushResult
 
 PathLike = str | Path
 WORKSPACE = ".prefcli"
@@ -43,22 +46,14 @@ def load(
     swap_average: bool = False,
     calibrated: bool = True,
 ) -> Predictor:
-    """A trained run in memory, or several that are blended.
+    """Load a trained run, or several that are blended.
 
     Parameters
     ----------
     runs:
-        Folders of runs, their names in the workspace, or on the hub (``hf://owner/name``); none for the latest one.
-    workspace:
-        Where runs are looked for by name.
-    device, precision, fast_attention:
-        As for ``prefcli train``.
-    encoder:
-        Where the encoder lies to which a run's adapters belong, if it is no longer where it was.
-    swap_average:
-        Average over both orders of the answers.
-    calibrated:
-        Whether a temperature (of several runs, weights) is fitted on the battles the runs held out, if it helps.
+        Folders of runs, names in the workspace, or names on the hub (``hf://owner/name``); none: the latest run.
+    device, precision, fast_attention, encoder, swap_average, calibrated:
+        See :class:`prefcli.options.PredictOptions`.
 
     Raises
     ------
@@ -69,11 +64,6 @@ def load(
     NetworkError
         If the hub does not answer.
     """
-    from prefcli.options import PredictOptions
-    from prefcli.pipeline import find_runs
-    from prefcli.prediction.predictor import Predictor
-    from prefcli.storage.workspace import Workspace
-
     options = PredictOptions(
         models=tuple(map(str, runs)),
         swap_average=swap_average,
@@ -84,11 +74,11 @@ def load(
         encoder=None if encoder is None else str(encoder),
     )
     options.check()
-    return Predictor(find_runs(Workspace(Path(workspace)), options.models), options)
+    return Predictor(pipeline.find_runs(Workspace(Path(workspace)), options.models), options)
 
 
 def score(probabilities: ArrayLike, labels: ArrayLike, *, groups: ArrayLike | None = None, seed: int = 0) -> Score:
-    """What ``prefcli score`` computes, of arrays.
+    """Compute the metrics of ``prefcli score`` for arrays.
 
     Parameters
     ----------
@@ -97,24 +87,20 @@ def score(probabilities: ArrayLike, labels: ArrayLike, *, groups: ArrayLike | No
     labels:
         Shape ``[n]``: 0 where A won, 1 where B won, 2 for a tie.
     groups:
-        Shape ``[n]``, whole numbers: battles of one group (about one prompt, say) are resampled together for the
+        Shape ``[n]``, integers: battles of one group, such as those of one prompt, are resampled together for the
         interval.
     seed:
-        Of the bootstrap.
+        Seed of the bootstrap.
 
     Raises
     ------
     InputError
-        If they do not fit together, or are no probabilities.
+        If shapes do not match, or values are not probabilities or labels.
     """
-    import numpy as np
-
-    from prefcli import metrics
-
     try:
         values, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
         if truth.dtype.kind not in "iu" or truth.ndim != 1 or not np.isin(truth, (0, 1, 2)).all():
-            raise InputError("labels are whole numbers: 0 (A won), 1 (B won), 2 (tie), one for each battle")
+            raise InputError("labels must be integers: 0 (A won), 1 (B won), 2 (tie), one per battle")
         units = None if groups is None else np.asarray(groups, dtype=np.int64)
         return metrics.score(values, truth, groups=units, seed=seed)
     except ValueError as error:
@@ -130,10 +116,7 @@ def eda(
     workspace: PathLike = WORKSPACE,
     reporter: Reporter = SILENT,
 ) -> Eda:
-    """Numbers about battles; see :func:`prefcli.pipeline.eda`."""
-    from prefcli import pipeline
-    from prefcli.storage.workspace import Workspace
-
+    """Compute statistics of battles; see :func:`prefcli.pipeline.eda`."""
     page = None if report is None else Path(report)
     return pipeline.eda(
         _source(source), Workspace(Path(workspace)), top=top, report=page, force=force, reporter=reporter
@@ -149,9 +132,6 @@ def preprocess(
     reporter: Reporter = SILENT,
 ) -> PreprocessResult:
     """Normalise the text of every battle and cache the result; see :func:`prefcli.pipeline.preprocess`."""
-    from prefcli import pipeline
-    from prefcli.storage.workspace import Workspace
-
     return pipeline.preprocess(
         _source(source), Workspace(Path(workspace)), text=text, workers=workers, reporter=reporter
     )
@@ -175,24 +155,19 @@ def train(
         Battles with outcomes; by default what ``preprocess`` last left.
     output, resume, force:
         The run's folder, a run to continue, whether to overwrite.
-    workspace, reporter:
-        Where caches and runs live, and who is told.
     options:
-        The flags of ``prefcli train`` with underscores: ``encoder="tiny"``, ``max_length=256``, ``recipe="fast"``.
+        The fields of :class:`prefcli.options.TrainOptions`: ``encoder="tiny"``, ``max_length=256``, ``recipe="fast"``.
 
     Raises
     ------
     InputError
-        If an option does not exist or does not fit.
+        If an option does not exist or its value is impossible.
     """
-    from prefcli import pipeline
-    from prefcli.storage.workspace import Workspace
-
-    chosen, origins = _train_options(options)
+    train_options, origins = _train_options(options)
     return pipeline.train(
         None if source is None else _source(source),
         Workspace(Path(workspace)),
-        chosen,
+        train_options,
         origins=origins,
         output=None if output is None else Path(output),
         resume=None if resume is None else str(resume),
@@ -219,10 +194,6 @@ def predict(
     options:
         The fields of :class:`prefcli.options.PredictOptions`: ``models=["my-run"]``, ``swap_average=True``, ...
     """
-    from prefcli import pipeline
-    from prefcli.options import PredictOptions
-    from prefcli.storage.workspace import Workspace
-
     _check_names(options, PredictOptions)
     options["models"] = tuple(map(str, options.get("models", ())))
     return pipeline.predict(
@@ -257,35 +228,32 @@ def export(
     workspace: PathLike = WORKSPACE,
     reporter: Reporter = SILENT,
 ) -> ExportResult | MergeResult:
-    """A run in another form; see :func:`prefcli.pipeline.export` and :func:`prefcli.pipeline.merge`.
+    """Convert a run; see :func:`prefcli.pipeline.export` and :func:`prefcli.pipeline.merge`.
 
     Parameters
     ----------
     run:
-        By folder or name.
+        A run's folder or name.
     onnx, int8:
-        The folder of an export to ONNX; whether its matrices are quantised.
+        Folder for an ONNX export; whether to quantise its weights.
     merged, encoder:
-        The folder of a run whose adapters are merged and whose folds are averaged; where the encoder lies now.
-    force, workspace, reporter:
-        Whether to overwrite, where runs are looked for by name, and who is told.
+        Folder for a run with adapters merged and folds averaged; where the encoder is now, if it has moved.
+    force:
+        Overwrite the folder.
 
     Raises
     ------
     InputError
-        If not exactly one of ``onnx`` and ``merged`` is given, or it cannot be made of this run.
+        Unless exactly one of ``onnx`` and ``merged`` is given and the run allows it.
     """
-    from prefcli import pipeline
-    from prefcli.storage.workspace import Workspace
-
-    place = Workspace(Path(workspace))
     if (onnx is None) == (merged is None):
         raise InputError("export makes one thing: onnx=DIR or merged=DIR", hint="Name one of them.")
     if merged is not None:
-        where = None if encoder is None else str(encoder)
-        return pipeline.merge(place.find_run(str(run)), Path(merged), encoder=where, force=force, reporter=reporter)
+        folder = Workspace(Path(workspace)).find_run(str(run))
+        encoder = None if encoder is None else str(encoder)
+        return pipeline.merge(folder, Path(merged), encoder=encoder, force=force, reporter=reporter)
     assert onnx is not None
-    return pipeline.export(str(run), place, Path(onnx), int8=int8, force=force, reporter=reporter)
+    return pipeline.export(str(run), Workspace(Path(workspace)), Path(onnx), int8=int8, force=force, reporter=reporter)
 
 
 def estimate(
@@ -295,14 +263,10 @@ def estimate(
     reporter: Reporter = SILENT,
     **options: Any,
 ) -> Estimate:
-    """How long :func:`train` with the same arguments would take, and what memory; see ``prefcli train --estimate``."""
-    from prefcli import pipeline
-    from prefcli.storage.workspace import Workspace
-
+    """Estimate how long :func:`train` with the same arguments would take, and its memory; see ``train --estimate``."""
     battles = None if source is None else _source(source)
-    return pipeline.estimate_training(
-        battles, Workspace(Path(workspace)), _train_options(options)[0], reporter=reporter
-    )
+    train_options, _ = _train_options(options)
+    return pipeline.estimate_training(battles, Workspace(Path(workspace)), train_options, reporter=reporter)
 
 
 def push(
@@ -314,17 +278,13 @@ def push(
     workspace: PathLike = WORKSPACE,
     reporter: Reporter = SILENT,
 ) -> PushResult:
-    """Bring a finished run to the hub as ``owner/name``; see :func:`prefcli.pipeline.push`."""
-    from prefcli import pipeline
-    from prefcli.storage.workspace import Workspace
-
+    """Push a finished run to the hub as ``owner/name``; see :func:`prefcli.pipeline.push`."""
     return pipeline.push(
         str(run), name, Workspace(Path(workspace)), private=private, license=license, reporter=reporter
     )
 
 
 def _train_options(options: dict[str, Any]) -> tuple[TrainOptions, dict[str, str]]:
-    from prefcli.options import TrainOptions, resolve
 
     _check_names(options, TrainOptions)
     return resolve(options)
@@ -338,7 +298,6 @@ def _check_names(options: dict[str, Any], kind: type[TrainOptions | PredictOptio
 
 
 def _source(source: PathLike | Sequence[PathLike]) -> Source:
-    from prefcli.battles import Source
 
     paths = [source] if isinstance(source, (str, Path)) else source
     return Source(tuple(Path(path) for path in paths))

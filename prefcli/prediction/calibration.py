@@ -1,13 +1,13 @@
-"""From several models' probabilities to one calibrated set: blending weights, temperature, tie share.
+"""Combine several models' probabilities into one calibrated set: blending weights, temperature, share of ties.
 
 All of it is one small model: ``softmax(sum_m w_m log p_m + t [tie])`` with weights at least 0. For one model ``w`` is
 an inverse temperature (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017); for several it is a weighted
 logarithmic opinion pool (Genest & Zidek, "Combining probability distributions", Statistical Science 1, 1986) with its
-temperature; ``t`` moves the share of ties, the one thing that differs most between one group of voters and another.
-The loss is convex in all of them.
+temperature; ``t`` moves the share of ties, which differs most between groups of voters. The loss is convex in all of
+them.
 
-A fit is kept only if it helps on battles it has not seen: it is fitted on four fifths of the prompts and scored on the
-fifth, five times. Who calls this must keep the battles to be predicted out of it.
+A fit is kept only if it helps on unseen battles, as measured by five-fold cross-fitting over prompts. The caller must
+leave out the battles that are to be predicted.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from prefcli.outcomes import OUTCOMES, TIE
 Array = NDArray[np.float64]
 
 FOLDS = 5
-FEWEST_BATTLES = 50
+MIN_BATTLES = 50
 """With fewer battles nothing is fitted."""
-SMALLEST = 1e-300
-LARGEST_WEIGHT = 100.0
-LARGEST_TIE_SHIFT = 20.0
+MIN_PROBABILITY = 1e-300
+MAX_WEIGHT = 100.0
+MAX_TIE_SHIFT = 20.0
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How probabilities of one or several models become one set.
+    """How to combine the probabilities of one or several models.
 
     Attributes
     ----------
     weights:
-        Of each model's log probabilities.
+        Factors of each model's log probabilities.
     tie_shift:
-        Added to the tie's log probability.
+        Added to the log probability of a tie.
     fitted:
         Whether weights and shift come from a fit; otherwise the models have equal weights that sum to 1.
     battles:
-        How many battles it was fitted (or tried) on.
+        How many battles the fit was tried on.
     before, after:
-        Cross-fitted log loss with equal weights, and with the fit; NaN where nothing was tried.
+        Cross-fitted log loss with equal weights, and with the fit; None if no fit was tried.
     members:
         Log loss of each model alone on the same battles.
     """
@@ -56,8 +56,8 @@ class Calibration:
     tie_shift: float = 0.0
     fitted: bool = False
     battles: int = 0
-    before: float = float("nan")
-    after: float = float("nan")
+    before: float | None = None
+    after: float | None = None
     members: tuple[float, ...] = ()
 
     @staticmethod
@@ -69,52 +69,52 @@ class Calibration:
         """One set of probabilities ``[n, 3]`` from each model's, rows summing to 1."""
         if self.weights == (1.0,) and not self.tie_shift:
             return probabilities[0] / probabilities[0].sum(axis=1, keepdims=True)
-        return metrics.softmax(_mixed([_logs(p) for p in probabilities], np.array([*self.weights, self.tie_shift])))
+        return metrics.softmax(_combine([_log(p) for p in probabilities], np.array([*self.weights, self.tie_shift])))
 
     def __str__(self) -> str:
         several = len(self.weights) > 1
-        what = "blending weights" if several else "temperature"
+        unfitted = "equal weights" if several else "temperature 1"
         if not self.battles:
-            return f"{'equal weights' if several else 'temperature 1'}: nothing to fit on"
-        if not np.isfinite(self.after):
-            kept = "equal weights" if several else "temperature 1"
-            return f"{kept}: {self.battles:,} battles are too few to fit a {what.removesuffix('s')} on"
+            return f"{unfitted}: nothing to fit on"
+        if self.before is None or self.after is None:
+            return f"{unfitted}: {self.battles:,} battles are too few for a fit"
         figures = f"cross-fitted log loss {self.before:.4f} -> {self.after:.4f} on {self.battles:,} battles"
         if not self.fitted:
-            return f"{'equal weights' if several else 'temperature 1'} kept: fitting does not help ({figures})"
+            return f"{unfitted} kept: fitting does not help ({figures})"
         shift = f", tie shift {self.tie_shift:+.3f}" if self.tie_shift else ""
         if several:
-            best = f"; the best model alone {min(self.members):.4f}"
-            return f"weights {', '.join(f'{w:.3f}' for w in self.weights)}{shift} ({figures}{best})"
-        return f"temperature {1 / max(self.weights[0], 1 / LARGEST_WEIGHT):.3f}{shift} ({figures})"
+            weights = ", ".join(f"{weight:.3f}" for weight in self.weights)
+            return f"weights {weights}{shift} ({figures}; the best model alone {min(self.members):.4f})"
+        return f"temperature {1 / max(self.weights[0], 1 / MAX_WEIGHT):.3f}{shift} ({figures})"
 
 
 def calibrate(
     logits: Sequence[Array], labels: NDArray[np.integer], keys: NDArray[np.int64], *, tie: bool = False
 ) -> Calibration:
-    """Fit weights (and with ``tie`` the tie's shift) on labelled battles, if that helps.
+    """Fit weights (and with ``tie`` the tie shift) on labelled battles, if that helps.
 
     Parameters
     ----------
     logits:
-        For each model logits or log probabilities of the same battles, shape ``[n, 3]``.
+        For each model, logits or log probabilities of the same battles, shape ``[n, 3]``.
     labels:
         Shape ``[n]``, all known.
     keys:
-        Prompt of each battle: the parts of the cross-fit share none.
+        Prompt key of each battle; folds of the cross-fit share no prompt.
     tie:
         Whether the share of ties may change.
     """
     models, n = len(logits), len(labels)
-    logs = [_logs(metrics.softmax(z)) for z in logits]
-    if n < FEWEST_BATTLES or len(np.unique(keys)) < FOLDS:
+    logs = [_log(metrics.softmax(z)) for z in logits]
+    if n < MIN_BATTLES or len(np.unique(keys)) < FOLDS:
         return Calibration.equal(models, n)
     start = np.array([1 / models] * models + [0.0])
-    before = metrics.losses(metrics.softmax(_mixed(logs, start)), labels)
+    before = metrics.losses(metrics.softmax(_combine(logs, start)), labels)
     after = np.empty(n)
     for train, held_out in splits.split_folds(keys, np.asarray(labels, dtype=np.int64), FOLDS, seed=0):
-        found = _fit([z[train] for z in logs], labels[train], tie)
-        after[held_out] = metrics.losses(metrics.softmax(_mixed([z[held_out] for z in logs], found)), labels[held_out])
+        parameters = _fit([z[train] for z in logs], labels[train], tie)
+        probabilities = metrics.softmax(_combine([z[held_out] for z in logs], parameters))
+        after[held_out] = metrics.losses(probabilities, labels[held_out])
     helps = bool(after.mean() < before.mean())
     final = _fit(logs, labels, tie) if helps else start
     return Calibration(
@@ -128,30 +128,31 @@ def calibrate(
     )
 
 
-def _logs(probabilities: Array) -> Array:
-    return np.log(np.maximum(probabilities, SMALLEST))
+def _log(probabilities: Array) -> Array:
+    return np.log(np.maximum(probabilities, MIN_PROBABILITY))
 
 
-def _mixed(logs: Sequence[Array], parameters: Array) -> Array:
-    mixed = np.tensordot(parameters[:-1], np.stack(logs), axes=1)
-    mixed[:, TIE] += parameters[-1]
-    return np.asarray(mixed)
+def _combine(logs: Sequence[Array], parameters: Array) -> Array:
+    """Weighted sum of log probabilities plus tie shift: unnormalised log probabilities, shape ``[n, 3]``."""
+    combined = np.tensordot(parameters[:-1], np.stack(logs), axes=1)
+    combined[:, TIE] += parameters[-1]
+    return np.asarray(combined)
 
 
 def _fit(logs: Sequence[Array], labels: NDArray[np.integer], tie: bool) -> Array:
-    """Weights and tie shift of least log loss; shape ``[models + 1]``."""
+    """Weights and tie shift that minimise the log loss; shape ``[models + 1]``."""
     from scipy.optimize import minimize
 
     stacked = np.stack(logs)
-    truth = np.eye(len(OUTCOMES))[labels]
+    targets = np.eye(len(OUTCOMES))[labels]
 
     def loss_and_gradient(parameters: Array) -> tuple[float, Array]:
-        probabilities = metrics.softmax(_mixed(logs, parameters))
-        residual = (probabilities - truth) / len(labels)
+        probabilities = metrics.softmax(_combine(logs, parameters))
+        residual = (probabilities - targets) / len(labels)
         gradient = np.append(np.einsum("mnk,nk->m", stacked, residual), residual[:, TIE].sum() if tie else 0.0)
         return float(metrics.losses(probabilities, labels).mean()), gradient
 
     models = len(logs)
-    bounds = [(0.0, LARGEST_WEIGHT)] * models + [(-LARGEST_TIE_SHIFT, LARGEST_TIE_SHIFT) if tie else (0.0, 0.0)]
+    bounds = [(0.0, MAX_WEIGHT)] * models + [(-MAX_TIE_SHIFT, MAX_TIE_SHIFT) if tie else (0.0, 0.0)]
     start = np.array([1 / models] * models + [0.0])
     return np.asarray(minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds).x)

@@ -1,7 +1,6 @@
 """Battles -> probabilities: streaming, swap averaging, several models.
 
-Softmax happens here and nowhere else. Memory does not grow with the number of battles: a batch goes in, its
-probabilities come out.
+Softmax is applied here and nowhere else. Memory does not grow with the number of battles.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ class Member:
     Attributes
     ----------
     models:
-        Its model, or one for each of its folds.
+        Its model, or one per fold.
     text:
-        The text normalisation they need.
+        The text normalisation it was trained on.
     """
 
     models: tuple[Model, ...]
@@ -56,16 +55,16 @@ def open_runs(
     Parameters
     ----------
     folders:
-        Of the runs.
+        The runs' folders.
     request:
-        Device and precision, as the user asked.
+        Device and precision as requested.
     fast_attention, encoder:
         See :func:`prefcli.models.load`.
 
     Raises
     ------
     InputError
-        If an encoder is named that none of them needs.
+        If ``encoder`` is given but no run needs it.
     ModelError
         If a run is damaged or cannot be loaded.
     """
@@ -74,9 +73,7 @@ def open_runs(
     for folder in folders:
         runs.verify(folder)
     if encoder is not None and not any(runs.read_config(folder)["options"].get("lora_rank") for folder in folders):
-        raise InputError(
-            "--encoder says where the encoder of adapters lies, and none of the runs has any", hint="Leave it out."
-        )
+        raise InputError("--encoder is for LoRA runs, and none of the runs is one", hint="Leave it out.")
     return [
         Member(
             tuple(
@@ -104,26 +101,26 @@ def predict_batch(
     member:
         The run.
     batch:
-        Battles, their text normalised as the run needs it.
+        Battles with the run's text normalisation.
     swap_average:
-        Average each model's prediction with the one for the exchanged answers, exchanged back. Swapping A and B then
-        swaps the first two probabilities exactly.
+        Average each model's prediction with the one for swapped answers, swapped back. Swapping A and B then swaps the
+        first two probabilities exactly.
     activation:
-        ``softmax`` gives probabilities; ``none`` gives the raw scores, as the seed's ablation submits them.
+        ``softmax`` gives probabilities; ``none`` gives raw scores, as the original notebook's ablation submits them.
     done:
-        Told how many battles each step finished.
+        Called with the number of battles that each step finished.
 
     Returns
     -------
     Shape ``[n, 3]``, float64, in the order A, B, tie.
     """
-    finish = metrics.softmax if activation == "softmax" else np.asarray
+    activate = metrics.softmax if activation == "softmax" else np.asarray
     predictions = []
     for model in member.models:
-        straight, exchanged = model.logits(batch, swap_average=swap_average, done=done)
-        prediction = finish(straight)
-        if exchanged is not None:
-            prediction = (prediction + finish(exchanged)[:, SWAPPED]) / 2
+        logits, swapped = model.logits(batch, swap_average=swap_average, done=done)
+        prediction = activate(logits)
+        if swapped is not None:
+            prediction = (prediction + activate(swapped)[:, SWAPPED]) / 2
         predictions.append(prediction)
     return np.asarray(np.mean(predictions, axis=0))
 
@@ -138,37 +135,36 @@ def stream(
     activation: str = "softmax",
     done: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[pa.Array, list[Array]]]:
-    """Ids and each member's predictions of the first ``total`` battles, in order, on every rank.
+    """Yield ids and each member's predictions of the first ``total`` battles, in order, on every rank.
 
     Parameters
     ----------
     members:
         The runs.
     stages:
-        For each run the same battles, their text normalised as it needs it.
+        For each run the same battles, with its text normalisation.
     total:
         How many battles to predict.
     world:
-        The ranks share the work: of every few row groups each takes one.
+        Of every ``world.size`` row groups each rank predicts one.
     swap_average, activation, done:
         See :func:`predict_batch`.
     """
     import pyarrow as pa
 
-    groups = zip(*(stage.batches() for stage in stages), strict=True)
+    row_groups = zip(*(stage.batches() for stage in stages), strict=True)
     left = total
-    while left and (turn := list(itertools.islice(groups, world.size))):
-        sizes = [min(left - sum(len(g[0]) for g in turn[:i]), len(group[0])) for i, group in enumerate(turn)]
+    while left and (groups := list(itertools.islice(row_groups, world.size))):
+        before = sum(len(batches[0]) for batches in groups[: world.rank])
+        batches = groups[world.rank] if world.rank < len(groups) else ()
+        size = min(left - before, len(batches[0])) if batches else 0
         own: tuple[pa.Array, list[Array]] = (pa.array([], pa.string()), [np.empty((0, len(OUTCOMES)))] * len(members))
-        if world.rank < len(turn) and sizes[world.rank] > 0:
-            mine = [batch.slice(0, sizes[world.rank]) for batch in turn[world.rank]]
-            own = (
-                mine[0].column("id"),
-                [
-                    predict_batch(member, batch, swap_average=swap_average, activation=activation, done=done)
-                    for member, batch in zip(members, mine, strict=True)
-                ],
-            )
+        if size > 0:
+            predictions = [
+                predict_batch(member, batch.slice(0, size), swap_average=swap_average, activation=activation, done=done)
+                for member, batch in zip(members, batches, strict=True)
+            ]
+            own = batches[0].column("id").slice(0, size), predictions
         for ids, predictions in world.gather(own):
             if len(ids):
                 yield ids, predictions

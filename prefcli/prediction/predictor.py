@@ -1,4 +1,4 @@
-"""Trained runs in memory: battles in, probabilities out, as often as wanted. What :func:`prefcli.load` gives.
+"""Trained runs in memory: battles in, probabilities out. :func:`prefcli.load` returns a :class:`Predictor`.
 
 The same models, normalisations and calibration as ``prefcli predict``, without files: one battle, a table of battles,
 or JSON lines answered one by one.
@@ -36,14 +36,16 @@ if TYPE_CHECKING:
 
 Text = str | Sequence[str | None]
 """A text, or the turns of a conversation."""
+_NamedBattle = tuple[str, "pa.RecordBatch"]
+"""The id and the battle of a line."""
 
 LINES_AHEAD = 256
-"""How many lines are read ahead of the model, and at most answered together."""
-REMEMBERED_FITS = 256
+"""How many lines are read ahead of the model; at most so many are answered together."""
+MAX_CACHED_FITS = 256
 
 
 class Probabilities(NamedTuple):
-    """How probable it is that people prefer A, prefer B, or call it a tie; they sum to 1."""
+    """Probabilities that people prefer A, prefer B, or call it a tie; they sum to 1."""
 
     a: float
     b: float
@@ -51,12 +53,12 @@ class Probabilities(NamedTuple):
 
 
 class Predictor:
-    """One run, or several that are blended. Made by :func:`prefcli.load`.
+    """One run in memory, or several that are blended. :func:`prefcli.load` returns one.
 
     Parameters
     ----------
     folders:
-        Of the runs.
+        The runs' folders.
     options:
         How to predict; ``models``, ``activation``, ``limit`` and ``workers`` are not used.
 
@@ -82,7 +84,7 @@ class Predictor:
             try:
                 held_out = [runs.read_validation(folder).keys.tolist() for folder in self.folders]
                 self._held_out = frozenset(key for keys in held_out for key in keys)
-            except ModelError:  # nothing was held out: nothing can be fitted
+            except ModelError:  # nothing was held out to fit on
                 self._calibrated = False
 
     @overload
@@ -99,9 +101,9 @@ class Predictor:
         prompt:
             The prompt: text, or its turns as a list. Or, as the only argument, a table of battles: a pandas DataFrame,
             a pyarrow Table, or a list of dictionaries, in any layout that prefcli reads from files. The temperature is
-            then fitted without the table's prompts, as on the command line.
+            fitted without these prompts, as on the command line.
         response_a, response_b:
-            The two answers, as the prompt.
+            The two answers: text, or turns as a list.
 
         Returns
         -------
@@ -110,59 +112,60 @@ class Predictor:
         Raises
         ------
         InputError
-            If the battles are not battles.
+            If a battle is not valid.
         """
-        if response_a is None and response_b is None and not isinstance(prompt, str):
-            batch = readers.battles_from(prompt)
-            return self._mixed(self._predictions(batch), self._shared(batch))
-        batch = _battle(prompt=prompt, response_a=response_a, response_b=response_b)
-        return Probabilities(*self._mixed(self._predictions(batch), self._shared(batch))[0].tolist())
+        is_table = response_a is None and response_b is None and not isinstance(prompt, str)
+        batch = readers.battles_from(prompt) if is_table else _battle(prompt, response_a, response_b)
+        probabilities = self._calibrate(self._predict(batch), self._held_out_keys(batch))
+        return probabilities if is_table else Probabilities(*probabilities[0].tolist())
 
     def answers(self, lines: IO[bytes]) -> Iterator[list[Answer]]:
-        """Answer JSON lines: each as soon as it is there, those that wait together.
+        """Answer JSON lines: each as soon as it arrives, those that are waiting together.
 
         Parameters
         ----------
         lines:
-            One battle a line, a JSON object in any layout that prefcli reads.
+            One battle per line, a JSON object in any layout that prefcli reads.
 
         Yields
         ------
-        Answers in the order of the lines; a line that is no battle gets its error in its place.
+        Answers in the order of the lines; a line that is not a valid battle gets an error in its place.
         """
-        for waiting in _arriving(lines):
-            found = [_Line.of(number, line) for number, line in waiting]
-            good = [line for line in found if line.batch is not None]
-            if good:
-                self._answer(good)
-            yield [line.answer for line in found]
+        for waiting in _waiting_lines(lines):
+            parsed = [_parse(number, line) for number, line in waiting]
+            predicted = iter(self._answer([line for line in parsed if not isinstance(line, Answer)]))
+            yield [line if isinstance(line, Answer) else next(predicted) for line in parsed]
 
-    def _answer(self, lines: Sequence[_Line]) -> None:
+    def _answer(self, battles: Sequence[_NamedBattle]) -> list[Answer]:
         import pyarrow as pa
 
-        batch = pa.Table.from_batches([line.battles for line in lines]).combine_chunks().to_batches()[0]
-        predictions = self._predictions(batch)
-        for row, line in enumerate(lines):
-            one = [prediction[row : row + 1] for prediction in predictions]
-            (values,) = self._mixed(one, self._shared(line.battles)).tolist()
-            line.answer = Answer({"id": line.name, **dict(zip(WINNER_COLUMNS, values, strict=True))}, False)
+        if not battles:
+            return []
+        batch = pa.Table.from_batches([battle for _, battle in battles]).combine_chunks().to_batches()[0]
+        predictions = self._predict(batch)
+        answers = []
+        for row, (name, battle) in enumerate(battles):
+            own = [prediction[row : row + 1] for prediction in predictions]
+            (values,) = self._calibrate(own, self._held_out_keys(battle)).tolist()
+            answers.append(Answer({"id": name, **dict(zip(WINNER_COLUMNS, values, strict=True))}, failed=False))
+        return answers
 
-    def _predictions(self, batch: pa.RecordBatch) -> list[NDArray[np.float64]]:
+    def _predict(self, batch: pa.RecordBatch) -> list[NDArray[np.float64]]:
         normalised = {text: normalise_batch(batch, text)[0] for text in {member.text for member in self._members}}
         return [
             inference.predict_batch(member, normalised[member.text], swap_average=self._swap_average)
             for member in self._members
         ]
 
-    def _shared(self, batch: pa.RecordBatch) -> frozenset[int]:
-        """The prompts of a batch on which the runs were validated: nothing may be fitted on those."""
+    def _held_out_keys(self, batch: pa.RecordBatch) -> frozenset[int]:
+        """The prompts of a batch that the runs held out: nothing may be fitted on those."""
         return self._held_out.intersection(batch.column("prompt_key").to_pylist())
 
-    def _mixed(self, predictions: list[NDArray[np.float64]], without: frozenset[int]) -> NDArray[np.float64]:
+    def _calibrate(self, predictions: list[NDArray[np.float64]], without: frozenset[int]) -> NDArray[np.float64]:
         if not self._calibrated:
             return Calibration.equal(len(self._members)).apply(predictions)
         if without not in self._fits:
-            if len(self._fits) > REMEMBERED_FITS:
+            if len(self._fits) > MAX_CACHED_FITS:
                 self._fits.clear()
             keys = np.array(sorted(without), dtype=np.int64)
             self._fits[without] = blending.from_validation(self.folders, keys, SILENT)
@@ -171,53 +174,42 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is answered to a line: an object for JSON, and whether it is an error."""
+    """The answer to a line, an object for JSON, and whether it is an error."""
 
     value: dict[str, Any]
     failed: bool
 
 
-@dataclass
-class _Line:
-    """A line on its way to its answer."""
-
-    name: str
-    batch: pa.RecordBatch | None
-    answer: Answer
-
-    @property
-    def battles(self) -> pa.RecordBatch:
-        assert self.batch is not None
-        return self.batch
-
-    @staticmethod
-    def of(number: int, line: bytes) -> _Line:
-        name: str = str(number)
+def _parse(number: int, line: bytes) -> _NamedBattle | Answer:
+    """The id and the battle of a line; of a line that is not a valid battle, the answer."""
+    name = str(number)
+    try:
         try:
-            try:
-                value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"broken JSON: {one_line(error)}") from None
-            if not isinstance(value, dict):
-                raise InputError("expected a JSON object")
-            told = value.get("id")
-            name = str(told) if isinstance(told, (str, int, float)) else name
-            batch = readers.battles_from([value], name=f"line {number}")
-            plain = batch.select(BATTLE_SCHEMA.names)  # one line may tell more than another
-            return _Line(batch.column("id")[0].as_py() if told is not None else name, plain, Answer({}, False))
-        except InputError as error:
-            return _Line(name, None, Answer({"id": name, "line": number, "error": error.what}, True))
+            value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"broken JSON: {one_line(error, 160)}") from None
+        if not isinstance(value, dict):
+            raise InputError("expected a JSON object")
+        if isinstance(value.get("id"), (str, int, float)):
+            name = str(value["id"])
+        batch = readers.battles_from([value], name=f"line {number}")
+        if value.get("id") is not None:
+            name = batch.column("id")[0].as_py()
+        return name, batch.select(BATTLE_SCHEMA.names)  # optional columns differ between lines
+    except InputError as error:
+        return Answer({"id": name, "line": number, "error": error.what}, failed=True)
 
 
-def _battle(**texts: Any) -> pa.RecordBatch:
-    if missing := [name for name, text in texts.items() if text is None]:
+def _battle(prompt: Any, response_a: Any, response_b: Any) -> pa.RecordBatch:
+    row = {"prompt": prompt, "response_a": response_a, "response_b": response_b}
+    if missing := [name for name, text in row.items() if text is None]:
         raise InputError(f"no {missing[0]}")
-    row = {name: list(text) if isinstance(text, tuple) else text for name, text in texts.items()}
+    row = {name: list(text) if isinstance(text, tuple) else text for name, text in row.items()}
     return readers.battles_from([row], format="generic", name="the battle")
 
 
-def _arriving(lines: IO[bytes]) -> Iterator[list[tuple[int, bytes]]]:
-    """Numbered lines that are not empty, as they come: all that wait, at least one."""
+def _waiting_lines(lines: IO[bytes]) -> Iterator[list[tuple[int, bytes]]]:
+    """Numbered lines that are not empty, as they arrive: all that are waiting, at least one."""
     arrived: queue.Queue[tuple[int, bytes] | BaseException | None] = queue.Queue(LINES_AHEAD)
 
     def read() -> None:
@@ -232,20 +224,15 @@ def _arriving(lines: IO[bytes]) -> Iterator[list[tuple[int, bytes]]]:
     threading.Thread(target=read, name="prefcli-lines", daemon=True).start()
     ended = False
     while not ended:
+        items = [arrived.get()]
+        while len(items) < LINES_AHEAD and not arrived.empty():  # no other thread takes from the queue
+            items.append(arrived.get())
+        ended = items[-1] is None
         waiting = []
-        item = arrived.get()
-        while True:
+        for item in items:
             if isinstance(item, BaseException):
                 raise item
-            if item is None:
-                ended = True
-                break
-            waiting.append(item)
-            if len(waiting) == LINES_AHEAD:
-                break
-            try:
-                item = arrived.get_nowait()
-            except queue.Empty:
-                break
+            if item is not None:
+                waiting.append(item)
         if waiting:
             yield waiting
