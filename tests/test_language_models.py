@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, Result, make_language_model
+from conftest import FAMILIES, Result, make_language_model, run_ranks
 
 import prefcli
 from prefcli import encoders
@@ -561,44 +560,44 @@ def test_frozen_weights_may_be_half_as_wide(llama: Path, demo_files: Demo) -> No
 # Several processes
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "adapters"])
-def test_a_model_spread_over_two_processes_trains_as_in_one(
-    llama: Path, demo_files: Demo, lora: bool, tmp_path: Path
+@pytest.mark.slow
+@pytest.mark.network
+def test_a_model_sharded_over_two_processes_trains_and_resumes_as_in_one(
+    llama: Path, demo_files: Demo, cli: Callable[..., Result]
 ) -> None:
     arguments = [
-        "-m", "prefcli", "train", str(demo_files.train), "--encoder", str(llama), "--architecture", "cross-encoder",
-        "--text", "raw", "--max-length", "96", "--lr", "1e-3", "--limit", "90", "--epochs", "2", "--micro-batch", "3",
-        "--eval-every", "3", "--checkpoint-every", "4", "--log-every", "1", "--keep", "last",
-        *(["--lora-rank", "4"] if lora else []),
+        "train", demo_files.train, "--encoder", llama, "--architecture", "cross-encoder", "--text", "raw",
+        "--max-length", 96, "--lr", 1e-3, "--limit", 90, "--epochs", 2, "--micro-batch", 3, "--eval-every", 3,
+        "--checkpoint-every", 4, "--log-every", 1, "--keep", "last",
     ]  # fmt: skip
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for command in (
-        [sys.executable, *arguments, "--output", "one"],
-        [*launch, *arguments, "--shard", "--output", "two"],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-    logs = [[json.loads(line) for line in Path(at, "metrics.jsonl").read_text().splitlines()] for at in ("one", "two")]
-    for name in ("loss", "grad_norm", "validation_log_loss"):
-        one, two = ([line[name] for line in log if name in line] for log in logs)
-        assert len(one) >= 4
-        assert two == pytest.approx(one, abs=1e-4), name
-    one, two = (weights.load(Path(at) / neural.WEIGHTS) for at in ("one", "two"))
-    assert one.keys() == two.keys()
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-4
-    assert np.abs(probabilities(Path("one"), demo_files) - probabilities(Path("two"), demo_files)).max() < 1e-4
+    kinds = {"all-weights": [], "adapters": ["--lora-rank", 4]}
+    trained = run_ranks(*([*arguments, *flags, "--shard", "--output", f"{kind}-2"] for kind, flags in kinds.items()))
+    assert [rank.code for rank in trained] == [0, 0], trained
+    whole = {kind: Path(f"{kind}-2", neural.WEIGHTS).read_bytes() for kind in kinds}
+    for kind, flags in kinds.items():
+        done = cli(*arguments, *flags, "--output", f"{kind}-1")
+        assert done.code == 0, done.err
+        runs = Path(f"{kind}-1"), Path(f"{kind}-2")
+        logs = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs]
+        for name in ("loss", "grad_norm", "validation_log_loss"):
+            one, two = ([line[name] for line in log if name in line] for log in logs)
+            assert len(one) >= 4
+            assert two == pytest.approx(one, abs=1e-4), (kind, name)
+        one, two = (weights.load(run / neural.WEIGHTS) for run in runs)
+        assert one.keys() == two.keys()
+        assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-4
+        one, two = (probabilities(run, demo_files) for run in runs)
+        assert np.abs(one - two).max() < 1e-4
+        for later in sorted(Path(f"{kind}-2", "checkpoints").glob("step-*"))[1:]:
+            shutil.rmtree(later)
+        Path(f"{kind}-2", "SHA256SUMS").unlink()
 
-    # A checkpoint is whole: one that two processes left goes on in two.
-    for path in sorted(Path("two/checkpoints").glob("step-*"))[1:]:
-        shutil.rmtree(path)
-    Path("two/SHA256SUMS").unlink()
-    whole = (Path("two") / neural.WEIGHTS).read_bytes()
-    resumed = subprocess.run(
-        [*launch, "-m", "prefcli", "train", "--resume", "two"], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resumed at step" in resumed.stderr
-    assert (Path("two") / neural.WEIGHTS).read_bytes() == whole
+    # A checkpoint holds the full state: one that two processes left continues in two.
+    resumed = run_ranks(*(["train", "--resume", f"{kind}-2"] for kind in kinds))
+    assert [rank.code for rank in resumed] == [0, 0], resumed
+    assert resumed[0].err.count("resumed at step") == 2
+    for kind in kinds:
+        assert Path(f"{kind}-2", neural.WEIGHTS).read_bytes() == whole[kind]
 
 
 def test_language_models_get_bf16_where_nobody_chose_and_the_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -429,10 +429,14 @@ def test_other_layouts_and_several_files_go_all_the_way(cli: CLI, tmp_path: Path
     assert "one.jsonl and 1 more" in (tmp_path / "run" / "README.md").read_text()
 
 
-def test_standard_input_is_read(trained: Path, demo_files: Demo, tmp_path: Path) -> None:
+def test_standard_input_is_read(
+    cli: CLI, trained: Path, demo_files: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (run,) = (trained / "runs").iterdir()
-    command = [sys.executable, "-m", "prefcli", "predict", "-", "--model", str(run), "--output", "p.csv"]
-    subprocess.run(command, stdin=demo_files.test.open("rb"), cwd=tmp_path, check=True, capture_output=True)
+    with demo_files.test.open(encoding="utf-8") as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        done = cli("predict", "-", "--model", run, "--output", "p.csv")
+    assert done.code == 0, done.err
     assert len(predictions(tmp_path / "p.csv")) == 60
 
 

@@ -6,17 +6,21 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import Result, run_ranks
 
 from prefcli import encoders
 from prefcli.compute import devices
@@ -442,7 +446,7 @@ def test_the_ablations_losses(loss_input: str) -> None:
 # Whole processes
 
 
-def start(folder: Path, *arguments: str, ranks: int = 0) -> list[str]:
+def command(folder: Path, *arguments: str, ranks: int = 0) -> list[str]:
     module = ["-m", "prefcli", "train", *arguments, "--workspace", str(folder / ".prefcli")]
     if not ranks:
         return [sys.executable, *module]
@@ -457,51 +461,66 @@ def small_run(demo_files: Demo, bert_folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_command_resumes_to_the_same_bytes(
-    tmp_path: Path, small_run: list[str], demo_files: Demo
+    tmp_path: Path, small_run: list[str], cli: Callable[..., Result]
 ) -> None:
-    subprocess.run(start(tmp_path, *small_run, "whole"), check=True, capture_output=True, cwd=tmp_path)
-    process = subprocess.Popen(start(tmp_path, *small_run, "killed"), cwd=tmp_path, stderr=subprocess.PIPE)
+    assert cli("train", *small_run, "whole").code == 0
+    process = subprocess.Popen(command(tmp_path, *small_run, "killed"), cwd=tmp_path, stderr=subprocess.PIPE)
     log = tmp_path / "killed" / "metrics.jsonl"
     while not (log.exists() and log.read_text().count("\n") >= 5) and process.poll() is None:
         time.sleep(0.01)
     process.kill()
     process.wait()
     assert process.returncode == -signal.SIGKILL
-    done = subprocess.run(
-        start(tmp_path, "--resume", "killed"), capture_output=True, text=True, cwd=tmp_path, check=True
-    )
-    assert "resumed at step" in done.stderr
+    resumed = cli("train", "--resume", "killed")
+    assert resumed.code == 0, resumed.err
+    assert "resumed at step" in resumed.err
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 
-def test_two_ranks_give_the_curve_and_the_predictions_of_one(
-    tmp_path: Path, small_run: list[str], demo_files: Demo, bert_folder: Path
-) -> None:
-    still = tmp_path / "still"  # without dropout: its random numbers differ between ranks, as they must
-    still.mkdir()
-    for path in bert_folder.iterdir():
-        (still / path.name).write_bytes(path.read_bytes())
-    config = json.loads((still / "config.json").read_text())
-    (still / "config.json").write_text(
-        json.dumps(config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
-    )
-    arguments = [str(still) if a == str(bert_folder) else a for a in small_run]
-    for name, ranks in (("one", 0), ("two", 2)):
-        subprocess.run(
-            start(tmp_path, *arguments, name, ranks=ranks), check=True, capture_output=True, cwd=tmp_path, timeout=300
-        )
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
-    import pyarrow.parquet as pq
+@pytest.mark.slow
+@pytest.mark.network
+def test_two_ranks_train_and_predict_what_one_does(
+    tmp_path: Path, small_run: list[str], demo_files: Demo, bert_folder: Path, deberta_folder: Path,
+    cli: Callable[..., Result],
+) -> None:  # fmt: skip
+    # Without dropout: its random numbers differ between ranks, as they must.
+    shutil.copytree(bert_folder, tmp_path / "still")
+    config = json.loads((tmp_path / "still" / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (tmp_path / "still" / "config.json").write_text(json.dumps(config))
+    train = ["train", *("still" if argument == str(bert_folder) else argument for argument in small_run)]
+    predict = ["predict", demo_files.test, "--model", "two", "--output"]
+    as_on_kaggle = [
+        "train", demo_files.train, "--encoder", deberta_folder, "--precision", "fp16", "--micro-batch", 4,
+        "--gradient-checkpointing", "--max-length", 64, "--limit", 60, "--quiet", "--output", "kaggle",
+    ]  # fmt: skip
+    main, other = run_ranks([*train, "two"], [*predict, "two.csv"], as_on_kaggle)
+    assert (main.code, other.code) == (0, 0), main.err + other.err
+    assert main.out.count("60 battles") == 1
+    assert other.out == ""  # one process reports
+    for name in ("model.safetensors", "README.md"):
+        assert Path("kaggle", name).is_file()
+    assert not Path("kaggle/unfinished").exists()
 
+    for arguments in ([*train, "one"], [*predict, "one.csv"]):
+        done = cli(*arguments)
+        assert done.code == 0, done.err
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
     one, two = (pq.read_table(tmp_path / name / "validation.parquet").to_pandas() for name in ("one", "two"))
     assert list(one["id"]) == list(two["id"])
     assert np.allclose(one.iloc[:, 1:5], two.iloc[:, 1:5], atol=1e-5)
+    assert Path("one.csv").read_bytes() == Path("two.csv").read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.network
 def test_a_killed_rank_ends_the_command_and_leaves_a_checkpoint(tmp_path: Path, small_run: list[str]) -> None:
-    command = start(tmp_path, *small_run, "run", "--epochs", "40", ranks=2)
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(tmp_path, *small_run, "run", "--epochs", "40", ranks=2),
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     try:
         log = tmp_path / "run" / "metrics.jsonl"
         while not (log.exists() and log.read_text().count("\n") >= 8) and process.poll() is None:
@@ -514,15 +533,3 @@ def test_a_killed_rank_ends_the_command_and_leaves_a_checkpoint(tmp_path: Path, 
     finally:
         process.kill()
     assert checkpoints.load_latest(tmp_path / "run" / "checkpoints") is not None
-
-
-def test_two_ranks_predict_what_one_does(tmp_path: Path, small_run: list[str], demo_files: Demo) -> None:
-    subprocess.run(start(tmp_path, *small_run, "run"), check=True, capture_output=True, cwd=tmp_path)
-    tail = ["predict", str(demo_files.test), "--model", "run", "--workspace", str(tmp_path / ".prefcli"), "--output"]
-    one = [sys.executable, "-m", "prefcli", *tail, "one.csv"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    two = [*launcher, "-m", "prefcli", *tail, "two.csv"]
-    for command in (one, two):
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-        assert done.stdout.count("60 battles") == 1  # one process speaks
-    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
