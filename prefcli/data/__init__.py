@@ -1,1 +1,1 @@
-"""Which battles, split how, joined how."""
+"""Select and split battles, join predictions with labels by id, and make synthetic battles."""

@@ -1,14 +1,19 @@
-"""Which battles a run learns from and which it is judged by: by prompt, never by row.
+"""Which battles a run is trained on and which it is validated on, and the training target of each.
 
-A battle can be trained on when it has an outcome or a soft label; it can be scored only when it has an outcome.
+A battle can be trained on if it has an outcome or a soft label; it can be validated on only if it has an outcome.
+Battles are held out by prompt, never by row.
 
-Soft labels are probabilities of A, B and tie: votes counted, or another model's predictions (distillation, Hinton,
-Vinyals & Dean, "Distilling the knowledge in a neural network", 2015; on battles nobody voted on, pseudo-labels). They
+Soft labels are probabilities of A, B and tie: shares of votes, or another model's predictions (distillation, Hinton,
+Vinyals & Dean, "Distilling the knowledge in a neural network", 2015; on battles without votes, pseudo-labels). They
 come as the columns ``p_a, p_b, p_tie`` of the battles or from a file of predictions joined by id.
+
+This module does not read, preprocess or tokenise battles, and it does not assign them to folds
+(:mod:`prefcli.data.splits`): it works on the small columns of preprocessed stages.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefcli.battles import TEXT_FIELDS, Source, labels_of, texts_of
+from prefcli.battles import TEXT_FIELDS, Source, check_unique_ids, labels_of, texts_of
 from prefcli.data import splits, tables
 from prefcli.errors import InputError
 from prefcli.options import TrainOptions
@@ -26,10 +31,12 @@ from prefcli.outcomes import OUTCOMES, SOFT_LABEL_COLUMNS
 from prefcli.reporting import Reporter
 from prefcli.storage.workspace import Stage
 
+Positions = NDArray[np.intp]
+
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run is trained on.
+    """The files a run is trained on.
 
     Attributes
     ----------
@@ -38,23 +45,12 @@ class RunData:
     source, source_sha256:
         The files they came from, and the digest of their content.
     text:
-        The text normalisation.
+        Name of the text normalisation.
     validation:
-        Preprocessed battles of a validation file, if one was given.
+        Preprocessed battles of the validation file, if there is one.
     soft_labels_sha256:
-        Of the content of a file of soft labels, if one was given.
+        Digest of the file of soft labels, if there is one.
     """
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What the data was, as kept in ``config.json``: a run is continued only with the same."""
-        validation = None if self.validation is None else str(self.validation.metadata["input"])
-        return {
-            "source_sha256": self.source_sha256,
-            "text": self.text,
-            "validation_input": validation,
-            "soft_labels_sha256": self.soft_labels_sha256,
-        }
 
     training: Stage
     source: Source
@@ -63,31 +59,42 @@ class RunData:
     validation: Stage | None = None
     soft_labels_sha256: str | None = None
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What ``config.json`` records of the data: a run is resumed only with the same."""
+        validation = None if self.validation is None else str(self.validation.metadata["input"])
+        return {
+            "source_sha256": self.source_sha256,
+            "text": self.text,
+            "validation_input": validation,
+            "soft_labels_sha256": self.soft_labels_sha256,
+        }
+
 
 @dataclass(frozen=True)
 class Fold:
-    """One fit: where it goes, the positions it trains on and those it is judged by."""
+    """One fit: its folder, and the positions of the battles it is trained on and validated on."""
 
     folder: Path
-    train: NDArray[np.intp]
-    held_out: NDArray[np.intp]
+    train: Positions
+    held_out: Positions
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The battles a run works with, training and validation files together: small columns only.
+    """The battles of a run, training and validation files together, without their texts.
 
     Attributes
     ----------
     stages:
-        Each stage with the positions of its rows that are used.
+        Each stage with the positions of the rows that are used.
     ids, labels, keys:
-        Of the used battles; label -1 where only a soft label is known, key of the prompt.
+        Of the used battles: ids, labels ``[n]`` (-1 where only a soft label is known), prompt keys ``[n]``.
     targets:
-        What is taught of each, shape ``[n, 3]``.
+        Target distribution of each battle, shape ``[n, 3]``.
     """
 
-    stages: tuple[tuple[Stage, NDArray[np.intp]], ...]
+    stages: tuple[tuple[Stage, Positions], ...]
     ids: list[str]
     labels: NDArray[np.int64]
     keys: NDArray[np.int64]
@@ -97,30 +104,30 @@ class TrainingData:
         return len(self.ids)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The used battles, texts included, a row group at a time."""
+        """The used battles with their texts, a row group at a time."""
         for stage, rows in self.stages:
-            used = np.zeros(stage.rows, dtype=bool)
-            used[rows] = True
-            start = 0
-            for batch in stage.batches():
-                yield batch.filter(pa.array(used[start : start + batch.num_rows]))
-                start += batch.num_rows
+            yield from _filter(stage.batches(), rows, stage.rows)
 
-    def texts(self, positions: NDArray[np.intp]) -> Iterator[str]:
+    def texts(self, positions: Positions) -> Iterator[str]:
         """Every text of the battles at these positions."""
-        wanted = np.zeros(len(self), dtype=bool)
-        wanted[positions] = True
-        start = 0
-        for batch in self.batches():
-            chosen = batch.filter(pa.array(wanted[start : start + batch.num_rows]))
-            start += batch.num_rows
+        for batch in _filter(self.batches(), positions, len(self)):
             for name in TEXT_FIELDS:
-                yield from texts_of(chosen.column(name))
+                yield from texts_of(batch.column(name))
+
+
+def _filter(batches: Iterator[pa.RecordBatch], positions: Positions, total: int) -> Iterator[pa.RecordBatch]:
+    """Those of ``total`` rows that are at the positions."""
+    mask = np.zeros(total, dtype=bool)
+    mask[positions] = True
+    start = 0
+    for batch in batches:
+        yield batch.filter(pa.array(mask[start : start + batch.num_rows]))
+        start += batch.num_rows
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """The small columns of a stage."""
+    """The small columns of a stage; ``soft`` is NaN where there is no soft label."""
 
     stage: Stage
     ids: list[str]
@@ -129,142 +136,137 @@ class _Columns:
     soft: NDArray[np.float32]
 
     @staticmethod
-    def of(stage: Stage) -> _Columns:
-        small = stage.table(["id", "label", "prompt_key"])
-        return _Columns(
-            stage, small["id"].to_pylist(), labels_of(small), small["prompt_key"].to_numpy(), _soft_columns(stage)
-        )
+    def read(stage: Stage) -> _Columns:
+        table = stage.table(["id", "label", "prompt_key"])
+        soft = no_soft_labels(stage.rows)
+        if set(SOFT_LABEL_COLUMNS) <= set(stage.columns):
+            probabilities = stage.table(list(SOFT_LABEL_COLUMNS))
+            for i, name in enumerate(SOFT_LABEL_COLUMNS):
+                soft[:, i] = probabilities[name].cast(pa.float32()).to_numpy(zero_copy_only=False)
+        return _Columns(stage, table["id"].to_pylist(), labels_of(table), table["prompt_key"].to_numpy(), soft)
 
 
 def select(folder: Path, data: RunData, options: TrainOptions, reporter: Reporter) -> tuple[TrainingData, list[Fold]]:
-    """Choose battles and split them.
+    """Select the battles of a run and split them into folds; without ``--folds`` there is one.
 
     Raises
     ------
     InputError
-        If there is no outcome to learn from, or nothing could be held out.
+        If there is no outcome to train on, or nothing can be held out.
     """
-    columns = _Columns.of(data.training)
+    columns = _Columns.read(data.training)
     if options.soft_labels is not None:
-        columns = _with_soft_file(columns, Path(options.soft_labels), reporter)
-    taught = has_soft_label(columns.soft)
-    used = np.flatnonzero((columns.labels >= 0) | taught)
-    if not len(used):
+        check_unique_ids(columns.ids, str(data.source))
+        columns = _with_soft_label_file(columns, Path(options.soft_labels), reporter)
+    is_soft = has_soft_label(columns.soft)
+    rows = np.flatnonzero((columns.labels >= 0) | is_soft)
+    if not len(rows):
         raise InputError(
-            "no battle has an outcome, so there is nothing to learn", where=str(data.source),
+            "no battle has an outcome, so there is nothing to train on",
+            where=str(data.source),
             hint="A training file has the columns winner_model_a, winner_model_b, winner_tie.",
-        )  # fmt: skip
-    if len(used) < len(columns.ids):
-        reporter.note(f"{len(columns.ids) - len(used):,} battles without an outcome are left out")
-    if taught[used].any():
+        )
+    if len(rows) < len(columns.ids):
+        reporter.note(f"{len(columns.ids) - len(rows):,} battles without an outcome are not used")
+    if is_soft.any():
         reporter.note(
-            f"{taught.sum():,} battles have soft labels, {(columns.labels[taught] < 0).sum():,} of them no outcome "
+            f"{is_soft.sum():,} battles have soft labels, {(columns.labels[is_soft] < 0).sum():,} of them no outcome "
             f"(weight {options.soft_weight:g} where both are known, temperature {options.soft_temperature:g})"
         )
     if data.validation is not None:
-        return _with_validation_file(folder, data, columns, used, options, reporter)
-    used = _limited(used, columns.keys, options, reporter)
-    pool = _pool([(columns, used)], options)
+        return _with_validation_file(folder, data, columns, rows, options, reporter)
+    battles = _training_data([(columns, _limit(rows, columns.keys, options, reporter))], options)
     if options.folds:
-        return pool, _folds(folder, pool, options, reporter)
-    train, held_out = splits.split_validation(pool.keys, pool.labels, options.validation, options.seed)
-    held_out = held_out[pool.labels[held_out] >= 0]
+        return battles, _folds(folder, battles, options, reporter)
+    train, held_out = splits.split_validation(battles.keys, battles.labels, options.validation, options.seed)
+    held_out = held_out[battles.labels[held_out] >= 0]
     if options.validation and not (len(train) and len(held_out)):
         raise InputError(
-            f"{len(pool)} battles with {len(np.unique(pool.keys))} different prompts cannot be split by prompt",
+            f"{len(battles)} battles with {len(np.unique(battles.keys))} different prompts cannot be split by prompt",
             where=str(data.source),
-            hint="Train on all of them with --validation 0, or give more battles.",
+            hint="Train on all of them with --validation 0, or use more battles.",
         )
     if options.validation:
         reporter.note(f"split by prompt: {len(train):,} battles to train on, {len(held_out):,} held out")
     else:
-        reporter.note(f"training on all {len(train):,} battles: nothing is held out, so nothing tells how good it gets")
-    return pool, [Fold(folder, train, held_out)]
+        reporter.note(f"training on all {len(train):,} battles: nothing is held out, so there is no validation score")
+    return battles, [Fold(folder, train, held_out)]
 
 
-def _folds(folder: Path, pool: TrainingData, options: TrainOptions, reporter: Reporter) -> list[Fold]:
-    prompts = len(np.unique(pool.keys))
+def _folds(folder: Path, battles: TrainingData, options: TrainOptions, reporter: Reporter) -> list[Fold]:
+    prompts = len(np.unique(battles.keys))
     if prompts < options.folds:
         raise InputError(f"--folds {options.folds}, but there are only {prompts} different prompts")
-    parts = splits.split_folds(pool.keys, pool.labels, options.folds, options.seed)
-    reporter.note(f"{len(pool):,} battles in {options.folds} folds by prompt")
+    parts = splits.split_folds(battles.keys, battles.labels, options.folds, options.seed)
+    reporter.note(f"{len(battles):,} battles in {options.folds} folds by prompt")
     return [
-        Fold(folder / f"fold-{number}", train, held_out[pool.labels[held_out] >= 0])
+        Fold(folder / f"fold-{number}", train, held_out[battles.labels[held_out] >= 0])
         for number, (train, held_out) in enumerate(parts, start=1)
     ]
 
 
 def _with_validation_file(
-    folder: Path, data: RunData, columns: _Columns, used: NDArray[np.intp], options: TrainOptions, reporter: Reporter
+    folder: Path, data: RunData, columns: _Columns, rows: Positions, options: TrainOptions, reporter: Reporter
 ) -> tuple[TrainingData, list[Fold]]:
-    """Train on one file, validate on another; training battles that share a prompt with the second are left out."""
+    """Train on one file, validate on another; training battles that share a prompt with the second are not used."""
     assert data.validation is not None
-    other = _Columns.of(data.validation)
-    judged = np.flatnonzero(other.labels >= 0)
-    if not len(judged):
+    validation = _Columns.read(data.validation)
+    held_out = np.flatnonzero(validation.labels >= 0)
+    if not len(held_out):
         raise InputError("no battle of the validation file has an outcome", where=str(options.validation_file))
-    shared = np.isin(columns.keys[used], other.keys[judged])
-    if shared.any():
-        reporter.warn(f"{shared.sum():,} training battles share a prompt with the validation file: they are left out")
-        used = used[~shared]
-    if not len(used):
+    is_shared = np.isin(columns.keys[rows], validation.keys[held_out])
+    if is_shared.any():
+        reporter.warn(f"{is_shared.sum():,} training battles share a prompt with the validation file and are not used")
+        rows = rows[~is_shared]
+    if not len(rows):
         raise InputError("every training battle shares a prompt with the validation file", where=str(data.source))
-    used = _limited(used, columns.keys, options, reporter)
-    pool = _pool([(columns, used), (other, judged)], options)
-    reporter.note(f"{len(used):,} battles to train on, {len(judged):,} of {options.validation_file} to validate on")
-    return pool, [Fold(folder, np.arange(len(used)), np.arange(len(used), len(pool)))]
+    rows = _limit(rows, columns.keys, options, reporter)
+    battles = _training_data([(columns, rows), (validation, held_out)], options)
+    reporter.note(f"{len(rows):,} battles to train on, {len(held_out):,} of {options.validation_file} to validate on")
+    return battles, [Fold(folder, np.arange(len(rows)), np.arange(len(rows), len(battles)))]
 
 
-def _pool(parts: list[tuple[_Columns, NDArray[np.intp]]], options: TrainOptions) -> TrainingData:
+def _training_data(parts: list[tuple[_Columns, Positions]], options: TrainOptions) -> TrainingData:
     labels = np.concatenate([columns.labels[rows] for columns, rows in parts])
     soft = np.concatenate([columns.soft[rows] for columns, rows in parts])
     return TrainingData(
-        tuple((columns.stage, rows) for columns, rows in parts),
-        [columns.ids[row] for columns, rows in parts for row in rows],
-        labels,
-        np.concatenate([columns.keys[rows] for columns, rows in parts]),
-        training_targets(labels, soft, weight=options.soft_weight, temperature=options.soft_temperature),
+        stages=tuple((columns.stage, rows) for columns, rows in parts),
+        ids=[columns.ids[row] for columns, rows in parts for row in rows],
+        labels=labels,
+        keys=np.concatenate([columns.keys[rows] for columns, rows in parts]),
+        targets=training_targets(labels, soft, weight=options.soft_weight, temperature=options.soft_temperature),
     )
 
 
-def _limited(
-    rows: NDArray[np.intp], keys: NDArray[np.int64], options: TrainOptions, reporter: Reporter
-) -> NDArray[np.intp]:
-    """``--limit`` of the rows, whole prompts together (the last one cut), in their order."""
+def _limit(rows: Positions, keys: NDArray[np.int64], options: TrainOptions, reporter: Reporter) -> Positions:
+    """``--limit`` of the rows, ascending: those of randomly drawn prompts (of the last one perhaps not all)."""
     if options.limit is None or options.limit >= len(rows):
         return rows
     reporter.note(f"limited to {options.limit:,} battles, drawn by prompt")
-    prompts, of = np.unique(keys[rows], return_inverse=True)
+    prompts, prompt_of = np.unique(keys[rows], return_inverse=True)
     rank = np.random.default_rng(options.seed).permutation(len(prompts))
-    order = np.argsort(rank[of], kind="stable")
+    order = np.argsort(rank[prompt_of], kind="stable")
     return np.sort(rows[order[: options.limit]])
 
 
-def _soft_columns(stage: Stage) -> NDArray[np.float32]:
-    if not set(SOFT_LABEL_COLUMNS) <= set(stage.columns):
-        return no_soft_labels(stage.rows)
-    table = stage.table(list(SOFT_LABEL_COLUMNS))
-    columns = [table[name].cast(pa.float32()).to_numpy(zero_copy_only=False) for name in SOFT_LABEL_COLUMNS]
-    return np.stack(columns, axis=1).astype(np.float32)
-
-
-def _with_soft_file(columns: _Columns, path: Path, reporter: Reporter) -> _Columns:
+def _with_soft_label_file(columns: _Columns, path: Path, reporter: Reporter) -> _Columns:
     """Soft labels from a file of predictions, joined by id; they replace the battles' own."""
     import pandas as pd
 
     ids, probabilities = tables.read_probabilities(path)
     rows = pd.Index(columns.ids).get_indexer(ids)
-    found = rows >= 0
-    if not found.any():
+    matches = rows >= 0
+    if not matches.any():
         raise InputError(
-            "no id of the soft labels is an id of the battles", where=str(path),
+            "no id of the soft labels is an id of the battles",
+            where=str(path),
             hint="Predict the same file that is trained on.",
-        )  # fmt: skip
-    if not found.all():
-        reporter.warn(f"{(~found).sum():,} of {len(ids):,} soft labels belong to no battle ({path})")
+        )
+    if not matches.all():
+        reporter.warn(f"{(~matches).sum():,} of {len(ids):,} soft labels belong to no battle ({path})")
     soft = columns.soft.copy()
-    soft[rows[found]] = probabilities[found]
-    return _Columns(columns.stage, columns.ids, columns.labels, columns.keys, soft)
+    soft[rows[matches]] = probabilities[matches]
+    return dataclasses.replace(columns, soft=soft)
 
 
 def training_targets(
@@ -277,32 +279,32 @@ def training_targets(
     labels:
         Shape ``[n]``, -1 where there is no outcome.
     soft:
-        Soft labels, shape ``[n, 3]``; rows of NaN where there is none.
+        Soft labels, shape ``[n, 3]``; NaN where there is none.
     weight:
-        Of the soft label where a battle has both.
+        Of the soft label, if a battle has both.
     temperature:
-        Soft labels are taken to the power ``1 / temperature`` and normalised.
+        Soft labels are raised to the power ``1 / temperature`` and normalised.
 
     Returns
     -------
-    Shape ``[n, 3]``, rows sum to 1; rows without either are zero and so weigh nothing.
+    Shape ``[n, 3]``, each row sums to 1; a row without label and soft label is zero and has no weight.
     """
     known = labels >= 0
     targets = np.zeros((len(labels), len(OUTCOMES)), dtype=np.float64)
     targets[known, labels[known]] = 1
-    given = has_soft_label(soft)
-    sharpened = np.asarray(soft[given], dtype=np.float64) ** (1 / temperature)
-    sharpened /= sharpened.sum(axis=1, keepdims=True)
-    share = np.where(known[given], weight, 1.0)[:, None]
-    targets[given] = share * sharpened + (1 - share) * targets[given]
+    is_soft = has_soft_label(soft)
+    scaled = np.asarray(soft[is_soft], dtype=np.float64) ** (1 / temperature)
+    scaled /= scaled.sum(axis=1, keepdims=True)
+    share = np.where(known[is_soft], weight, 1.0)[:, None]
+    targets[is_soft] = share * scaled + (1 - share) * targets[is_soft]
     return targets.astype(np.float32)
 
 
 def has_soft_label(soft: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Which rows have a soft label, shape ``[n]``."""
+    """Whether each row has a soft label, shape ``[n]``."""
     return ~np.isnan(soft).any(axis=1)
 
 
 def no_soft_labels(n: int) -> NDArray[np.float32]:
-    """The soft labels of ``n`` battles that have none."""
+    """Soft labels ``[n, 3]`` of battles that have none: NaN."""
     return np.full((n, len(OUTCOMES)), np.nan, dtype=np.float32)
