@@ -45,7 +45,7 @@ def test_lemmas_are_those_of_nltk(pos):
     assert {word: lemmatize(word, pos) for word in SAMPLE[pos]} == SAMPLE[pos]
 
 
-def test_lemmas_are_nouns_unless_told_otherwise():
+def test_lemmas_are_nouns_by_default():
     assert lemmatize("leaves") == lemmatize("leaves", "n") == "leaf"
     assert lemmatize("leaves", "v") == "leave"
 
@@ -58,8 +58,8 @@ def test_a_part_of_speech_that_does_not_exist_is_named():
 @settings(deadline=None)
 @given(st.text(), st.sampled_from("nvasr"))
 def test_any_string_has_a_lemma(word, pos):
-    found = lemmatize(word, pos)
-    assert found == word or found in wordnet._part_of_speech(wordnet._SECTIONS[pos]).lemmas
+    lemma = lemmatize(word, pos)
+    assert lemma == word or lemma in wordnet._part_of_speech(wordnet._SECTIONS[pos]).lemmas
 
 
 def test_the_index_holds_all_of_wordnet_3_0():

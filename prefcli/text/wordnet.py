@@ -1,10 +1,8 @@
-"""WordNet's lemmas without WordNet: an embedded index of its words, and the rules that find them.
+"""WordNet's lemmas without WordNet: an embedded index of its words, and the rules that look them up.
 
-NLTK's ``WordNetLemmatizer`` needs an 11 MB download and seconds to load, of which it uses two things: the list of
-lemmas per part of speech and the lists of irregular forms. Both are in ``assets/wordnet-lemmas.txt.gz``;
-:func:`lemmatize` gives what NLTK gives, for every word and part of speech.
-
-This module knows no senses, definitions or relations, and does not guess parts of speech.
+NLTK's ``WordNetLemmatizer`` needs an 11 MB download and seconds to load, of which it uses two things: the lemmas of
+each part of speech and the irregular forms. Both are in ``assets/wordnet-lemmas.txt.gz``; :func:`lemmatize` gives what
+NLTK gives, for every word and part of speech. Senses, definitions and relations are not there.
 
 To rebuild the index from Debian's ``wordnet-base`` (the result is the same bytes every time)::
 
@@ -34,7 +32,7 @@ LICENSE_ASSET = "WORDNET-LICENSE"
 #: WordNet's file name for each part of speech; satellite adjectives are listed among the adjectives.
 _SECTIONS: Mapping[str, str] = {"n": "noun", "v": "verb", "a": "adj", "s": "adj", "r": "adv"}
 
-#: The endings that WordNet's "morphy" takes off and what it puts in their place, in its order
+#: The endings that WordNet's "morphy" replaces, and by what, in its order
 #: (https://wordnet.princeton.edu/documentation/morphy7wn).
 _ENDINGS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "noun": (
@@ -64,8 +62,6 @@ _ENDINGS: Mapping[str, tuple[tuple[str, str], ...]] = {
 
 
 class _PartOfSpeech(NamedTuple):
-    """What is known about one part of speech."""
-
     lemmas: frozenset[str]
     irregular: dict[str, list[str]]
     endings: tuple[tuple[str, str], ...]
@@ -77,15 +73,15 @@ def lemmatize(word: str, pos: str = "n") -> str:
     Parameters
     ----------
     word:
-        One token. WordNet's lemmas are lower case, so ``"Dogs"`` is found nowhere and comes back as it is.
+        One token. WordNet's lemmas are lower case, so ``"Dogs"`` has none and is returned as it is.
     pos:
         Part of speech: ``"n"`` noun (NLTK's default), ``"v"`` verb, ``"a"`` or ``"s"`` adjective, ``"r"`` adverb.
 
     Returns
     -------
     str
-        The lemma; the word itself where WordNet has none. Of lemmas of equal length the word itself comes first,
-        then the order of the rules.
+        The lemma; the word itself where WordNet has none. Of lemmas of equal length the word itself wins, then the
+        first in the order of the rules.
 
     Raises
     ------
@@ -93,16 +89,13 @@ def lemmatize(word: str, pos: str = "n") -> str:
         ``pos`` is not a part of speech.
     """
     if pos not in _SECTIONS:
-        raise InputError(f"'{pos}' is not a part of speech.", hint=f"Use one of {', '.join(_SECTIONS)}.")
-    known = _part_of_speech(_SECTIONS[pos])
-    best = word if word in known.lemmas else None
-    candidates = known.irregular.get(word)
+        raise InputError(f"'{pos}' is not a part of speech", hint=f"Use one of {', '.join(_SECTIONS)}.")
+    lemmas, irregular, endings = _part_of_speech(_SECTIONS[pos])
+    candidates = irregular.get(word)
     if candidates is None:
-        candidates = [word[: -len(old)] + new for old, new in known.endings if word.endswith(old)]
-    for candidate in candidates:
-        if candidate in known.lemmas and (best is None or len(candidate) < len(best)):
-            best = candidate
-    return word if best is None else best
+        candidates = [word[: -len(old)] + new for old, new in endings if word.endswith(old)]
+    known = [candidate for candidate in (word, *candidates) if candidate in lemmas]
+    return min(known, key=len) if known else word
 
 
 @functools.cache
@@ -112,7 +105,7 @@ def _part_of_speech(section: str) -> _PartOfSpeech:
     text = gzip.decompress(packed).decode("ascii")
     lemmas = _section(text, section).split("\n")
     irregular = (line.split(" ") for line in _section(text, f"{section}.exc").split("\n"))
-    return _PartOfSpeech(frozenset(lemmas), {form: found for form, *found in irregular}, _ENDINGS[section])
+    return _PartOfSpeech(frozenset(lemmas), {form: its_lemmas for form, *its_lemmas in irregular}, _ENDINGS[section])
 
 
 def _section(text: str, name: str) -> str:
@@ -147,10 +140,10 @@ def build_index(wordnet: Path) -> tuple[bytes, str]:
         notice = notice or head
         irregular: dict[str, list[str]] = {}
         for line in _read_lines(wordnet / f"{name}.exc"):
-            form, *found = line.split()
-            irregular[form] = found  # the last of two lines for one form wins, as in NLTK
+            form, *its_lemmas = line.split()
+            irregular[form] = its_lemmas  # the last of two lines for one form wins, as in NLTK
         sections += [f"[{name}]", *sorted(lemmas)]
-        sections += [f"[{name}.exc]", *sorted(" ".join([form, *found]) for form, found in irregular.items())]
+        sections += [f"[{name}.exc]", *sorted(" ".join([form, *its_lemmas]) for form, its_lemmas in irregular.items())]
     comment = [f"# {line}".rstrip() for line in notice.splitlines()]
     text = "\n".join([*comment, *sections, "[end]", ""])
     packed = io.BytesIO()  # GzipFile, because gzip.compress writes another header on Python 3.10
@@ -160,7 +153,7 @@ def build_index(wordnet: Path) -> tuple[bytes, str]:
 
 
 def _read_index(path: Path) -> tuple[str, set[str]]:
-    """The notice at the head of one of WordNet's index files, and the lemmas below it."""
+    """The notice at the head of one of WordNet's index files, and its lemmas."""
     notice: list[str] = []
     lemmas: set[str] = set()
     for line in _read_lines(path):
@@ -176,7 +169,7 @@ def _read_lines(path: Path) -> list[str]:
         return path.read_text(encoding="ascii").splitlines()
     except FileNotFoundError:
         raise InputError(
-            f"{path} does not exist.",
+            f"{path} does not exist",
             hint="Give the folder of WordNet's database files (Debian: install wordnet-base, /usr/share/wordnet).",
         ) from None
 
