@@ -1,15 +1,15 @@
-"""The ``nltk`` normalisation against a plain NLTK program: the same tokens? the same lemmas? how much faster?
+"""The ``nltk`` normalisation against a plain NLTK program: differences in tokens and lemmas, and speed.
 
 ::
 
     python benchmarks/text_vs_nltk.py train.csv --nltk-data ~/nltk_data
 
 ``train.csv`` (or ``.parquet``) is in Kaggle's layout. The NLTK data needed are ``punkt_tab``, ``stopwords`` and
-``wordnet``; prefcli itself needs none. ``--freeze FILE`` instead rewrites the expected tokens and lemmas in
-``tests/data/nltk_tokens.json`` from real NLTK.
+``wordnet``; prefcli itself needs none. ``--freeze tests/data/nltk_tokens.json`` instead rewrites the tests' expected
+tokens and lemmas from real NLTK.
 
 The plain program, :func:`plain_tokens`, is what notebooks do: ``word_tokenize``, lower case, stop words out, special
-characters out, ``WordNetLemmatizer``. It shares no code with prefcli. Timings are wall clock, plain and ours in turns.
+characters out, ``WordNetLemmatizer``. It shares no code with prefcli. Timings are wall clock; both programs take turns.
 """
 
 from __future__ import annotations
@@ -82,27 +82,27 @@ def plain_rest(tokens: Iterable[str], stop_words: frozenset[str], lemmatizer) ->
 
 
 def differences(plain: list[str], normalised: list[str]) -> Iterator[tuple[list[str], list[str]]]:
-    """The runs of tokens that differ, as the plain program has them and as the normalisation has them."""
+    """The runs of tokens that differ: the plain program's and ours."""
     matcher = difflib.SequenceMatcher(None, plain, normalised, autojunk=False)
     for what, a, b, c, d in matcher.get_opcodes():
         if what != "equal":
             yield plain[a:b], normalised[c:d]
 
 
-def raw_class(plain: list[str], normalised: list[str]) -> str:
-    """What kind of difference between NLTK's tokens and ours, before anything is taken out."""
+def token_difference(plain: list[str], normalised: list[str]) -> str:
+    """The kind of a difference between NLTK's tokens and ours, before anything is removed."""
     quotes = {"''", "``", '"', "'"}
     if set(plain) | set(normalised) <= quotes:
-        return "opening or closing quote (taken out afterwards)"
+        return "opening or closing quote (removed afterwards)"
     if "".join(plain).rstrip(".'`") == "".join(normalised).rstrip(".'`"):
-        return "period of an abbreviation, split or not (taken out afterwards)"
+        return "period of an abbreviation, split or not (removed afterwards)"
     if [token for token in plain if token.strip(".'`\"")] == [token for token in normalised if token.strip(".'`\"")]:
-        return "period or quote alone (taken out afterwards)"
+        return "period or quote alone (removed afterwards)"
     return "several of these side by side, or other"
 
 
-def final_class(plain: list[str], normalised: list[str], stop_words: frozenset[str]) -> str:
-    """What kind of difference between the plain program's result and the normalisation's."""
+def result_difference(plain: list[str], normalised: list[str], stop_words: frozenset[str]) -> str:
+    """The kind of a difference between the plain program's result and ours."""
     if not normalised and all(len(token) == 1 and token in stop_words for token in plain):
         return "initial or list letter with a period that NLTK's sentence splitter left on ('A. Smith')"
     if not plain and all(len(token) == 1 and token in stop_words for token in normalised):
@@ -134,20 +134,20 @@ def compare(texts: Counter[str]) -> None:
         if raw_plain != raw_ours:
             for left, right in differences(raw_plain, raw_ours):
                 sums["raw different"] += times * max(1, len(left))
-                raw_kinds[raw_class(left, right)] += times
+                raw_kinds[token_difference(left, right)] += times
         if plain != normalised:
             for left, right in differences(plain, normalised):
                 sums["normalised different"] += times * max(1, len(left))
-                kind = final_class(left, right, stop_words)
+                kind = result_difference(left, right, stop_words)
                 kinds[kind] += times
                 examples.setdefault(kind, Counter())[f"{' '.join(left)!r} -> {' '.join(right)!r}"] += times
-    for name, title, found in (
+    for name, title, kind_counts in (
         ("normalised", "tokens of the whole normalisation", kinds),
         ("raw", "tokens as the tokenizer gives them", raw_kinds),
     ):
         share = 1 - sums[f"{name} different"] / max(1, sums[name])
         print(f"  {title}: {sums[name]:,}, identical {share:.4%}; differing places by class:")
-        for kind, number in found.most_common():
+        for kind, number in kind_counts.most_common():
             print(f"    {number:>8,}  {kind}")
             if name == "normalised":
                 print(f"              {', '.join(f'{e} x{n}' for e, n in examples[kind].most_common(4))}")
@@ -185,8 +185,8 @@ def measure(battles: pa.Table, plain_megabytes: float) -> None:
             nltk_tokens._cache.clear()
             counts = ours.TextCounts()
             start = time.perf_counter()
-            for _, found in normalise_stream(battles.to_batches(2000), "nltk", workers=workers):
-                counts += found
+            for _, batch_counts in normalise_stream(battles.to_batches(2000), "nltk", workers=workers):
+                counts += batch_counts
             rates[name].append(counts.bytes_in / 1e6 / (time.perf_counter() - start))
     print(f"speed (from cold; a sample of {sum(size):.1f} MB, all turns are {counts.bytes_in / 1e6:.0f} MB):")
     plain = sum(rates["plain"]) / 2

@@ -26,7 +26,7 @@ SHARES = 2
 """Tests that the inputs are shared among, so that they run side by side."""
 VERBS = {verb: weight for verb, weight in promises.VERBS.items() if verb != "train"}
 """Training takes seconds; the benchmark does it."""
-MOST_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,7 @@ def test_promises_are_kept_on_hostile_and_damaged_files(tmp_path: Path, bench: B
     codes = set()
     for number in range(share, INPUTS, SHARES):
         case = promises.case_of(SEED, number, VERBS)
-        if len(case.input.data) > MOST_BYTES:
+        if len(case.input.data) > MAX_BYTES:
             continue
         result = promises.try_case(case, tmp_path / str(number), bench)
         codes.add(result.code)

@@ -1,4 +1,4 @@
-"""What the text normalisations keep, lose and count, in one process and in several."""
+"""What the text normalisations keep, remove and count, in one process and in several."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ ANY_TEXT = st.one_of(
 )
 TURNS = st.lists(st.none() | ANY_TEXT.map(replace_surrogates), max_size=3)
 
-#: A machine that is busy with other things is not a failure.
-unhurried = settings(deadline=None, max_examples=60)
+#: No deadline: a busy machine is not a failure.
+no_deadline = settings(deadline=None, max_examples=60)
 
-posix = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
 
 def battles(*rows: tuple, metadata: dict | None = None) -> pa.RecordBatch:
@@ -72,9 +72,9 @@ def many_batches(number: int, rows: int = 20) -> list[pa.RecordBatch]:
 def normalised_rows(batches: list[pa.RecordBatch], **options: int) -> tuple[list[dict], TextCounts]:
     rows: list[dict] = []
     counts = TextCounts()
-    for batch, found in normalise_stream(iter(batches), "nltk", **options):
+    for batch, batch_counts in normalise_stream(iter(batches), "nltk", **options):
         rows += batch.to_pylist()
-        counts += found
+        counts += batch_counts
     return rows, counts
 
 
@@ -110,11 +110,11 @@ def test_tokens_are_those_of_a_plain_nltk_program(entry):
         ("😀fun", "fun"),
     ],
 )
-def test_special_characters_leave_a_token_by_one_rule(token, kept):
+def test_special_characters_are_removed_unless_between_digits(token, kept):
     assert nltk_tokens.strip_special(token) == kept
 
 
-def test_stop_words_go_in_any_case_and_only_whole():
+def test_stop_words_are_removed_in_any_case_and_only_as_whole_tokens():
     assert normalise_text("The THE the then theory") == "theory"
 
 
@@ -122,15 +122,15 @@ def test_a_text_of_symbols_is_empty_afterwards():
     assert normalise_text("*** --- 😀 () => {};") == ""
 
 
-def test_an_initial_that_is_a_stop_word_goes_although_nltk_may_keep_it():
+def test_an_initial_that_is_a_stop_word_is_removed_although_nltk_may_keep_it():
     # The one known difference: NLTK's sentence splitter leaves the period on some initials, "a." is no stop word.
     assert normalise_text("A. Turing met I. Newton and D. Hilbert.") == "turing met newton d hilbert"
 
 
-def test_a_very_long_text_without_white_space_is_cut_and_nothing_of_it_lost():
-    found = normalise_text("qz9" * 80_000, "nltk")
-    assert found.replace(" ", "") == "qz9" * 80_000
-    assert len(found.split()) == 3
+def test_a_very_long_text_without_whitespace_is_cut_and_nothing_is_lost():
+    normalised = normalise_text("qz9" * 80_000, "nltk")
+    assert normalised.replace(" ", "") == "qz9" * 80_000
+    assert len(normalised.split()) == 3
 
 
 def test_lone_surrogates_never_raise():
@@ -139,7 +139,7 @@ def test_lone_surrogates_never_raise():
     assert normalise_text("\ud83d\ude00", "raw") == "😀"
 
 
-def test_the_stop_list_is_nltks():
+def test_the_list_of_stop_words_is_nltks():
     assert len(nltk_tokens._stop_words()) == 198
     assert {"the", "not", "wouldn't", "yourselves"} <= nltk_tokens._stop_words()
 
@@ -209,7 +209,7 @@ def test_an_unknown_normalisation_names_the_known_ones():
 # Properties
 
 
-@unhurried
+@no_deadline
 @given(ANY_TEXT)
 def test_nltk_never_raises_and_leaves_no_special_character(anything):
     normalised = normalise_text(anything, "nltk")
@@ -221,16 +221,16 @@ def test_nltk_never_raises_and_leaves_no_special_character(anything):
     normalised.encode("utf-8")
 
 
-@unhurried
+@no_deadline
 @given(ANY_TEXT, ANY_TEXT)
-def test_what_becomes_of_a_word_does_not_depend_on_its_neighbours_or_on_the_cache(left, right):
+def test_the_result_of_a_word_does_not_depend_on_its_neighbours_or_on_the_cache(left, right):
     left, right = replace_surrogates(left), replace_surrogates(right)
     alone = [normalise_text(left), normalise_text(right)]
     nltk_tokens._cache.clear()
     assert normalise_text(f"{left} {right}") == " ".join(filter(None, alone))
 
 
-@unhurried
+@no_deadline
 @given(ANY_TEXT)
 def test_raw_and_light_are_idempotent(anything):
     for name in ("raw", "light"):
@@ -245,7 +245,7 @@ def test_nltk_is_idempotent_where_no_new_stop_word_or_plural_appears_and_only_th
     assert normalise_text("s") == ""
 
 
-@unhurried
+@no_deadline
 @given(st.lists(st.tuples(TURNS, TURNS, TURNS), max_size=4), st.sampled_from(sorted(NORMALISATIONS)))
 def test_rows_turns_and_nulls_keep_their_places(rows, name):
     batch = battles(*rows)
@@ -292,7 +292,7 @@ def test_large_lists_keep_their_type():
     assert normalised.column("prompt").to_pylist() == [["dog"], None]
 
 
-def test_what_became_empty_is_counted():
+def test_emptied_turns_and_answers_are_counted():
     batch = battles(
         (["???"], ["{}", "words"], ["{}", "=>", None]),
         (["fine"], ["", " \n"], []),
@@ -373,7 +373,7 @@ assert nltk_tokens.tokenize_chunks(chunks) == tokens
 """
 
 
-def test_an_nltk_that_cannot_be_taken_apart_is_imported_whole(monkeypatch):
+def test_the_tokenizer_alone_is_not_used_where_nltk_cannot_be_located(monkeypatch):
     monkeypatch.setattr(nltk_tokens.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "nltk", None)
     monkeypatch.delitem(sys.modules, "nltk")
@@ -422,7 +422,7 @@ def test_batches_are_read_only_as_far_ahead_as_there_is_work():
     assert read == done == 30
 
 
-def test_no_workers_is_an_input_error():
+def test_zero_workers_is_an_input_error():
     with pytest.raises(InputError, match="by 0 workers"):
         normalise_stream([], "nltk", workers=0)
 
@@ -472,7 +472,7 @@ def spy_on_processes(monkeypatch) -> list[subprocess.Popen]:
     return started
 
 
-#: A program that normalises battles without end and says which processes it started.
+#: A program that normalises battles without end and prints the ids of the processes it started.
 ENDLESS = """
 import itertools, subprocess, sys
 sys.path.insert(0, "tests")
@@ -493,7 +493,7 @@ for _ in parallel.normalise_stream(itertools.cycle(many_batches(4)), "nltk", wor
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_survives_its_parent(number):
-    # No "if __name__ == '__main__'" in the program: the caller's main module does not matter.
+    # The program has no "if __name__ == '__main__'": workers do not import the caller's main module.
     with subprocess.Popen(
         [sys.executable, "-c", ENDLESS], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as parent:
@@ -512,7 +512,7 @@ def test_no_process_survives_its_parent(number):
 
 
 def is_running(pid: int) -> bool:
-    """Alive and no zombie (an orphan is reaped by whoever inherits it, which may take its time)."""
+    """Alive and no zombie (whoever inherits an orphan may reap it late)."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
