@@ -1,6 +1,6 @@
-"""Every layout the field uses: the battles expected of it, and for each a broken file and its clear error.
+"""Every supported layout: the battles expected of a file, and the error for a broken one.
 
-The fixtures are written here after the layouts' public documentation; no published row is copied.
+The fixtures follow the layouts' public documentation; no published row is copied.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def write(path: Path, rows: Iterable[Row]) -> Path:
 
 
 def read(source: Path | Source, **options: Any) -> tuple[list[dict[str, Any]], ReadCounts, str]:
-    """Battles as dicts without their prompt keys, what was counted, and the recognised format."""
+    """Battles as dicts without their prompt keys, the counts, and the recognised format."""
     file = open_battles(source, **options)
     rows: list[dict[str, Any]] = []
     counts = ReadCounts()
@@ -57,11 +57,11 @@ def refused(source: Path | Source, **options: Any) -> InputError:
     return error.value
 
 
-def said(*texts: str, parts: bool = False) -> list[dict[str, Any]]:
+def messages(*texts: str, parts: bool = False) -> list[dict[str, Any]]:
     """Messages of user and assistant in turn."""
     roles = ("user", "assistant")
     content = [[{"type": "text", "text": text}] if parts else text for text in texts]
-    return [{"role": roles[i % 2], "content": one} for i, one in enumerate(content)]
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(content)]
 
 
 # Chatbot Arena
@@ -77,8 +77,8 @@ def arena_rows(parts: bool = False) -> list[dict[str, Any]]:
             "model_b": "vole",
             "winner": winner,
             "judge": "arena_user_1",
-            "conversation_a": said(*["Hi?", "Hello!", "Why?", "So."][: 2 * turns], parts=parts),
-            "conversation_b": said(*["Hi?", "Good day.", "Why?", "Thus."][: 2 * turns], parts=parts),
+            "conversation_a": messages(*["Hi?", "Hello!", "Why?", "So."][: 2 * turns], parts=parts),
+            "conversation_b": messages(*["Hi?", "Good day.", "Why?", "Thus."][: 2 * turns], parts=parts),
             "turn": turns,
             "anony": True,
             "tstamp": 1.5,
@@ -89,7 +89,7 @@ def arena_rows(parts: bool = False) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
 @pytest.mark.parametrize("parts", [False, True], ids=["plain", "typed parts"])
-def test_arena_conversations(tmp_path: Path, suffix: str, parts: bool) -> None:
+def test_arena_conversations_are_read(tmp_path: Path, suffix: str, parts: bool) -> None:
     rows, counts, name = read(write(tmp_path / f"arena{suffix}", arena_rows(parts)))
     assert name == "arena"
     assert [row["label"] for row in rows] == [A, B, TIE, TIE]
@@ -104,7 +104,7 @@ def test_arena_conversations(tmp_path: Path, suffix: str, parts: bool) -> None:
     assert counts.battles == counts.labelled == 4
 
 
-def test_pictures_in_arena_conversations_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_images_in_arena_conversations_are_dropped_and_counted(tmp_path: Path) -> None:
     row = arena_rows(parts=True)[0]
     row["conversation_a"][0]["content"].append({"type": "image", "image": "cat.png"})
     for suffix in (".jsonl", ".parquet"):
@@ -115,7 +115,7 @@ def test_pictures_in_arena_conversations_are_left_out_and_counted(tmp_path: Path
 
 def test_conversations_are_cut_where_their_prompts_differ(tmp_path: Path) -> None:
     row = arena_rows()[3]
-    row["conversation_b"] = said("Hi?", "Good day.", "Who?", "Me.")
+    row["conversation_b"] = messages("Hi?", "Good day.", "Who?", "Me.")
     rows, counts, _ = read(write(tmp_path / "a.jsonl", [row]))
     assert rows[0]["prompt"] == ["Hi?"]
     assert rows[0]["response_b"] == ["Good day."]
@@ -135,15 +135,15 @@ def test_system_messages_go_before_the_prompt(tmp_path: Path) -> None:
     ("change", "what", "where"),
     [
         ({"winner": "modelA"}, "unknown winner 'modelA'", "row 2, column winner"),
-        ({"conversation_a": said()}, "the conversation is empty", "row 2, column conversation_a"),
-        ({"conversation_b": said("Bye?", "x")}, "different prompts", "row 2"),
+        ({"conversation_a": messages()}, "the conversation is empty", "row 2, column conversation_a"),
+        ({"conversation_b": messages("Bye?", "x")}, "different prompts", "row 2"),
         ({"conversation_b": "text"}, "broken JSON", "row 2, column conversation_b"),
         ({"conversation_b": None}, "found nothing", "row 2, column conversation_b"),
         ({"conversation_a": [{"role": "narrator", "content": "x"}]}, "unknown role 'narrator'", "row 2"),
         ({"conversation_a": [{"role": "user", "content": 7}]}, "content is '7'", "row 2, column conversation_a"),
     ],
 )
-def test_a_broken_arena_row_is_named(tmp_path: Path, change: Row, what: str, where: str) -> None:
+def test_a_broken_arena_row_is_refused_with_its_place(tmp_path: Path, change: Row, what: str, where: str) -> None:
     first, second, *_ = arena_rows()
     error = refused(write(tmp_path / "a.jsonl", [first, {**second, **change}]))
     assert what in error.what
@@ -154,23 +154,27 @@ def test_a_broken_arena_row_is_named(tmp_path: Path, change: Row, what: str, whe
 # MT-bench
 
 
-def judged(judge: str, turn: int, winner: str) -> dict[str, Any]:
+def mt_bench_row(judge: str, turn: int, winner: str) -> dict[str, Any]:
     return {
         "question_id": 81,
         "model_a": "koala",
         "model_b": "vole",
         "winner": winner,
         "judge": judge,
-        "conversation_a": said("One?", "1", "Two?", "2"),
-        "conversation_b": said("One?", "one", "Two?", "two"),
+        "conversation_a": messages("One?", "1", "Two?", "2"),
+        "conversation_b": messages("One?", "one", "Two?", "two"),
         "turn": turn,
     }
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_mt_bench_judgments(tmp_path: Path, suffix: str) -> None:
-    given = [judged("author_1", 1, "model_a"), judged("expert_2", 1, "tie"), judged("expert_2", 2, "model_b")]
-    rows, _, name = read(write(tmp_path / f"mt{suffix}", given))
+def test_mt_bench_judgments_are_read(tmp_path: Path, suffix: str) -> None:
+    source_rows = [
+        mt_bench_row("author_1", 1, "model_a"),
+        mt_bench_row("expert_2", 1, "tie"),
+        mt_bench_row("expert_2", 2, "model_b"),
+    ]
+    rows, _, name = read(write(tmp_path / f"mt{suffix}", source_rows))
     assert name == "mt-bench"
     assert [row["id"] for row in rows] == ["81", "81-2", "81-3"]
     assert [row["label"] for row in rows] == [A, TIE, B]
@@ -178,8 +182,8 @@ def test_mt_bench_judgments(tmp_path: Path, suffix: str) -> None:
     assert "both_bad" not in rows[0]
 
 
-def test_mt_bench_needs_to_know_the_judged_turn(tmp_path: Path) -> None:
-    error = refused(write(tmp_path / "mt.jsonl", [{**judged("x", 1, "tie"), "turn": 0}]))
+def test_mt_bench_without_the_judged_turn_is_refused(tmp_path: Path) -> None:
+    error = refused(write(tmp_path / "mt.jsonl", [{**mt_bench_row("x", 1, "tie"), "turn": 0}]))
     assert "row 1, column turn" in error.where
 
 
@@ -207,9 +211,9 @@ FORMS: dict[str, tuple[dict[str, Any], list[str], list[str], list[str]]] = {
         {
             "prompt": "Colour of the sky?",
             "prompt_id": "ab12",
-            "chosen": said("Colour of the sky?", "Blue."),
-            "rejected": said("Colour of the sky?", "Green."),
-            "messages": said("Colour of the sky?", "Blue."),
+            "chosen": messages("Colour of the sky?", "Blue."),
+            "rejected": messages("Colour of the sky?", "Green."),
+            "messages": messages("Colour of the sky?", "Blue."),
             "score_chosen": 8.0,
             "score_rejected": 2.0,
         },
@@ -233,7 +237,7 @@ FORMS: dict[str, tuple[dict[str, Any], list[str], list[str], list[str]]] = {
     ),
     "trl explicit conversational": (
         {
-            "prompt": said("Colour of the sky?"),
+            "prompt": messages("Colour of the sky?"),
             "chosen": [{"role": "assistant", "content": "Blue."}],
             "rejected": [{"role": "assistant", "content": "Green."}],
         },
@@ -242,7 +246,7 @@ FORMS: dict[str, tuple[dict[str, Any], list[str], list[str], list[str]]] = {
         ["Green."],
     ),
     "trl implicit conversational": (
-        {"chosen": said("Colour of the sky?", "Blue."), "rejected": said("Colour of the sky?", "Green.")},
+        {"chosen": messages("Colour of the sky?", "Blue."), "rejected": messages("Colour of the sky?", "Green.")},
         ["Colour of the sky?"],
         ["Blue."],
         ["Green."],
@@ -264,7 +268,7 @@ FORMS: dict[str, tuple[dict[str, Any], list[str], list[str], list[str]]] = {
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 @pytest.mark.parametrize("form", FORMS)
-def test_chosen_and_rejected(tmp_path: Path, form: str, suffix: str) -> None:
+def test_chosen_and_rejected_answers_are_read(tmp_path: Path, form: str, suffix: str) -> None:
     row, prompt, chosen, rejected = FORMS[form]
     rows, _, name = read(write(tmp_path / f"pairs{suffix}", [row]))
     assert name == "preferences"
@@ -279,12 +283,12 @@ def test_chosen_and_rejected(tmp_path: Path, form: str, suffix: str) -> None:
         assert rows[0]["model_a" if rows[0]["label"] == A else "model_b"] == "koala"
 
 
-def test_the_side_of_the_chosen_answer_tells_nothing(tmp_path: Path) -> None:
-    given = [{"prompt": f"{i}?", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(4000)]
-    rows, _, _ = read(write(tmp_path / "pairs.jsonl", given))
+def test_the_side_of_the_chosen_answer_carries_no_signal(tmp_path: Path) -> None:
+    source_rows = [{"prompt": f"{i}?", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(4000)]
+    rows, _, _ = read(write(tmp_path / "pairs.jsonl", source_rows))
     share = sum(row["label"] == A for row in rows) / len(rows)
     assert 0.46 < share < 0.54
-    swapped = [{"prompt": r["prompt"], "chosen": r["rejected"], "rejected": r["chosen"]} for r in given]
+    swapped = [{"prompt": r["prompt"], "chosen": r["rejected"], "rejected": r["chosen"]} for r in source_rows]
     again, _, _ = read(write(tmp_path / "swapped.jsonl", swapped))
     for row, other in zip(rows, again, strict=True):
         # The same two answers stand in the same order, whoever won: the order is no function of the outcome.
@@ -298,10 +302,10 @@ def test_the_side_of_the_chosen_answer_tells_nothing(tmp_path: Path) -> None:
         ({"chosen": "Apples.", "rejected": "Pears."}, "no prompt"),
         ({"prompt": "x", "chosen": "Apples.", "rejected": None}, "no answer"),
         ({"prompt": "x", "chosen": ["Apples."], "rejected": ["Pears.", "Figs."]}, "lists of answers"),
-        ({"chosen": said("Hi?"), "rejected": said("Hi?", "x")}, "holds no answer"),
+        ({"chosen": messages("Hi?"), "rejected": messages("Hi?", "x")}, "holds no answer"),
     ],
 )
-def test_a_broken_pair_is_named(tmp_path: Path, row: Row, what: str) -> None:
+def test_a_broken_pair_is_refused_with_its_place(tmp_path: Path, row: Row, what: str) -> None:
     error = refused(write(tmp_path / "pairs.jsonl", [row]))
     assert what in error.what
     assert "pairs.jsonl" in error.where
@@ -326,7 +330,7 @@ GENERIC = {"prompt": "Hi?", "response_a": "Hello", "response_b": "[sic]", "winne
         (None, None, None),
     ],
 )
-def test_generic_winners(tmp_path: Path, winner: str | None, label: int | None, bad: bool | None) -> None:
+def test_generic_winners_are_read(tmp_path: Path, winner: str | None, label: int | None, bad: bool | None) -> None:
     row = {**GENERIC, "winner": winner, "model_a": "koala", "model_b": "vole"}
     rows, _, name = read(write(tmp_path / "rows.jsonl", [row]))
     assert name == "generic"
@@ -335,7 +339,7 @@ def test_generic_winners(tmp_path: Path, winner: str | None, label: int | None, 
     assert rows[0]["id"] == "1"
 
 
-def test_generic_csv_with_names_of_its_own(tmp_path: Path) -> None:
+def test_generic_csv_with_other_column_names_is_read(tmp_path: Path) -> None:
     path = tmp_path / "votes.csv"
     path.write_text('question,left,right,vote\n"Hi, you?",Hello,Hey,a\nBye?,So long,Bye,tie\n', encoding="utf-8")
     columns = readers.parse_columns("prompt=question, response_a=left,response_b=right,winner=vote")
@@ -345,22 +349,22 @@ def test_generic_csv_with_names_of_its_own(tmp_path: Path) -> None:
     assert [row["label"] for row in rows] == [A, TIE]
 
 
-def test_generic_tsv(tmp_path: Path) -> None:
+def test_generic_tsv_is_read(tmp_path: Path) -> None:
     path = tmp_path / "votes.tsv"
     path.write_text("prompt\tresponse_a\tresponse_b\twinner\nHi, you?\tHello\tHey\tb\n", encoding="utf-8")
     assert read(path)[0][0]["label"] == B
 
 
-def test_soft_labels(tmp_path: Path) -> None:
+def test_soft_labels_are_read(tmp_path: Path) -> None:
     rows = [
         {"prompt": "Hi?", "response_a": "x", "response_b": "y", "p_a": 0.2, "p_b": 0.5, "p_tie": 0.3},
         {"prompt": "Hi?", "response_a": "x", "response_b": "y", "p_a": 0.4, "p_b": 0.4, "p_tie": 0.2},
     ]
     for suffix in (".jsonl", ".parquet"):
-        found, _, name = read(write(tmp_path / f"soft{suffix}", rows))
+        battles, _, name = read(write(tmp_path / f"soft{suffix}", rows))
         assert name == "generic"
-        assert [found[0][key] for key in ("p_a", "p_b", "p_tie")] == pytest.approx([0.2, 0.5, 0.3])
-        assert [row["label"] for row in found] == [B, None]
+        assert [battles[0][key] for key in ("p_a", "p_b", "p_tie")] == pytest.approx([0.2, 0.5, 0.3])
+        assert [row["label"] for row in battles] == [B, None]
 
 
 @pytest.mark.parametrize(
@@ -373,7 +377,7 @@ def test_soft_labels(tmp_path: Path) -> None:
         ({"p_a": "many", "p_b": 1, "p_tie": 0}, "expected a probability", "p_a"),
     ],
 )
-def test_a_broken_generic_row_is_named(tmp_path: Path, change: Row, what: str, column: str) -> None:
+def test_a_broken_generic_row_is_refused_with_its_place(tmp_path: Path, change: Row, what: str, column: str) -> None:
     error = refused(write(tmp_path / "rows.jsonl", [{**GENERIC, **change}]))
     assert what in error.what
     assert "rows.jsonl" in error.where
@@ -391,7 +395,7 @@ def kaggle_csv(first: int, count: int) -> str:
     return KAGGLE + "".join(lines)
 
 
-def test_the_competition_as_downloaded(tmp_path: Path) -> None:
+def test_the_competitions_zip_is_read_as_downloaded(tmp_path: Path) -> None:
     path = tmp_path / "competition.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("sample_submission.csv", "id,winner_model_a,winner_model_b,winner_tie\n1,0,0,1\n")
@@ -407,7 +411,7 @@ def test_the_competition_as_downloaded(tmp_path: Path) -> None:
     assert "no more.csv inside" in refused(path / "more.csv").what
 
 
-def test_an_archive_of_several_tables_is_asked_about(tmp_path: Path) -> None:
+def test_an_archive_of_several_tables_is_refused_with_their_names(tmp_path: Path) -> None:
     path = tmp_path / "two.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("one.csv", kaggle_csv(1, 1))
@@ -418,7 +422,7 @@ def test_an_archive_of_several_tables_is_asked_about(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_compressed_files_of_any_kind(tmp_path: Path, suffix: str) -> None:
+def test_compressed_files_are_read_like_plain_ones(tmp_path: Path, suffix: str) -> None:
     plain = write(tmp_path / f"arena{suffix}", arena_rows())
     packed = tmp_path / f"arena{suffix}.gz"
     packed.write_bytes(gzip.compress(plain.read_bytes()))
@@ -428,7 +432,7 @@ def test_compressed_files_of_any_kind(tmp_path: Path, suffix: str) -> None:
     assert read(packed)[0] == read(zipped)[0] == read(plain)[0]
 
 
-def test_several_files_are_one(tmp_path: Path) -> None:
+def test_several_files_are_read_as_one(tmp_path: Path) -> None:
     paths = tuple(tmp_path / f"part{i}.csv" for i in range(2))
     for i, path in enumerate(paths):
         path.write_text(kaggle_csv(10 * i, 2), encoding="utf-8")
@@ -450,7 +454,7 @@ def test_several_files_must_be_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pack", [lambda data: data, gzip.compress], ids=["plain", "gz"])
-def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: Any) -> None:
+def test_standard_input_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: Any) -> None:
     for data in (kaggle_csv(1, 2).encode(), write(tmp_path / "a.jsonl", arena_rows()).read_bytes()):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(pack(data))))
         assert len(read(Path("-"))[0]) == (2 if data.startswith(b"id") else 4)
@@ -492,7 +496,7 @@ def test_the_format_can_be_forced(tmp_path: Path) -> None:
     assert "missing columns conversation_a" in refused(path, format="arena").what
 
 
-def test_plain_text_in_kaggles_columns_is_told_how_to_read_it(tmp_path: Path) -> None:
+def test_plain_text_in_kaggles_columns_gets_a_hint_how_to_read_it(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     path.write_text(KAGGLE + "1,x,y,Hi?,a,b,1,0,0\n", encoding="utf-8")
     error = refused(path)

@@ -1,4 +1,4 @@
-"""Damaged, hostile and odd files: read, or refused in words that name the place; never a traceback."""
+"""Damaged, hostile and odd files: read, or refused with file, row and column; never a traceback."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_harmless_oddities_are_read(tmp_path: Path, data: bytes) -> None:
         (b",".join(b"c%d" % i for i in range(10_000)) + b"\n", "and 9988 more", ""),
     ],
 )
-def test_a_broken_csv_is_refused_and_the_place_named(tmp_path: Path, data: bytes, what: str, where: str) -> None:
+def test_a_broken_csv_is_refused_with_its_row_and_column(tmp_path: Path, data: bytes, what: str, where: str) -> None:
     path = tmp_path / "train.csv"
     path.write_bytes(data)
     error = refused(path)
@@ -114,7 +114,7 @@ def test_a_cell_longer_than_a_block_is_read(tmp_path: Path, monkeypatch: pytest.
     assert len(battles["response_a"][2].as_py()[0]) == 500_000
 
 
-def test_ten_thousand_columns_are_no_trouble(tmp_path: Path) -> None:
+def test_ten_thousand_columns_are_read(tmp_path: Path) -> None:
     path = tmp_path / "wide.csv"
     names = ",".join(f"c{i}" for i in range(10_000))
     path.write_text(f"{HEADER},{names}\n{row()}{',0' * 10_000}\n", encoding="utf-8")
@@ -129,22 +129,22 @@ def test_lone_surrogates_are_replaced_and_counted(tmp_path: Path) -> None:
     assert counts.surrogates == 1
 
 
-def test_missing_files_folders_and_damaged_archives(tmp_path: Path) -> None:
+def test_missing_files_folders_and_damaged_archives_are_refused(tmp_path: Path) -> None:
     assert "no such file" in refused(tmp_path / "none.csv").what
     assert "found a folder" in refused(tmp_path).what
-    whole = gzip.compress(table(*(row(i) for i in range(2000))))
+    packed = gzip.compress(table(*(row(i) for i in range(2000))))
     cut = tmp_path / "cut.csv.gz"
-    cut.write_bytes(whole[: len(whole) // 2])
+    cut.write_bytes(packed[: len(packed) // 2])
     assert "damaged" in refused(cut).what
-    liar = tmp_path / "plain.csv.gz"
-    liar.write_bytes(table(row()))
-    assert "damaged" in refused(liar).what
+    plain = tmp_path / "plain.csv.gz"
+    plain.write_bytes(table(row()))
+    assert "damaged" in refused(plain).what
     broken = tmp_path / "broken.zip"
     broken.write_bytes(b"PK\x03\x04 nonsense")
     assert "damaged" in refused(broken).what
 
 
-def test_what_a_file_is_does_not_hang_on_its_name(tmp_path: Path) -> None:
+def test_a_file_is_recognised_by_its_content_not_its_name(tmp_path: Path) -> None:
     packed = tmp_path / "download"
     packed.write_bytes(gzip.compress(table(row())))
     assert read(packed).num_rows == 1
@@ -153,7 +153,7 @@ def test_what_a_file_is_does_not_hang_on_its_name(tmp_path: Path) -> None:
     assert read(parquet).num_rows == 1
 
 
-def test_a_decompression_bomb_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containers, "MAX_INPUT_BYTES", 1 << 20)
     data = table(*(row(i) for i in range(40_000)))
     packed = tmp_path / "bomb.csv.gz"
@@ -174,7 +174,7 @@ def test_a_truncated_parquet_is_refused(tmp_path: Path, cut: int) -> None:
     assert "not a readable Parquet file" in refused(path).what
 
 
-def test_parquet_that_lies_about_its_text_is_refused(tmp_path: Path) -> None:
+def test_parquet_with_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     wrong = pa.StringArray.from_buffers(1, pa.py_buffer(b"\x00\x00\x00\x00\x01\x00\x00\x00"), pa.py_buffer(b"\xff"))
     path = tmp_path / "battles.parquet"
     pq.write_table(pa.table({"prompt": wrong, "response_a": ["a"], "response_b": ["b"]}), path)
@@ -182,14 +182,16 @@ def test_parquet_that_lies_about_its_text_is_refused(tmp_path: Path) -> None:
 
 
 def samples() -> dict[str, bytes]:
-    """Small whole files of several kinds."""
+    """Small intact files of several kinds."""
     plain = table(*(row(i) for i in range(1, 6)))
     rows = [{"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}] * 3
     zipped, parquet = io.BytesIO(), io.BytesIO()
     with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("train.csv", plain)
-    talk = [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "assistant", "content": []}]
-    pq.write_table(pa.Table.from_pylist([{"conversation_a": talk, "conversation_b": talk, "winner": "tie"}]), parquet)
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "assistant", "content": []}]
+    pq.write_table(
+        pa.Table.from_pylist([{"conversation_a": messages, "conversation_b": messages, "winner": "tie"}]), parquet
+    )
     return {
         "train.csv": plain,
         "train.csv.gz": gzip.compress(plain),
@@ -203,12 +205,12 @@ def samples() -> dict[str, bytes]:
 @pytest.mark.parametrize("name", samples())
 def test_random_damage_is_read_or_refused(tmp_path: Path, name: str) -> None:
     random = Random(name)
-    whole = samples()[name]
+    intact = samples()[name]
     path = tmp_path / name
-    path.write_bytes(whole)
+    path.write_bytes(intact)
     assert read(path).num_rows
     for _ in range(150):
-        data = bytearray(whole)
+        data = bytearray(intact)
         for _ in range(random.randint(1, 4)):
             at = random.randrange(len(data) + 1)
             kind = random.randrange(3)
@@ -252,7 +254,7 @@ def test_a_json_array_longer_than_a_block_is_streamed(tmp_path: Path, monkeypatc
         assert read(path)["prompt"].to_pylist() == [["é" * i] for i in range(300)]
 
 
-def test_an_array_is_not_read_further_than_its_longest_row_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_array_is_read_no_further_than_the_longest_row_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_rows, "BLOCK_CHARS", 100)
     stream = io.BufferedReader(Endless(b'[{"a": "'))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="the row is longer than"):
@@ -260,7 +262,7 @@ def test_an_array_is_not_read_further_than_its_longest_row_may_be(monkeypatch: p
 
 
 class Endless(io.RawIOBase):
-    """A file that goes on and on, but not in a test that fails."""
+    """A file that never ends; a test that reads too far fails."""
 
     def __init__(self, start: bytes) -> None:
         self._start, self._left = start, 1_000_000
@@ -272,12 +274,12 @@ class Endless(io.RawIOBase):
         data = (self._start + b"x" * len(buffer))[: len(buffer)]
         self._start = b""
         self._left -= len(data)
-        assert self._left > 0, "read on and on"
+        assert self._left > 0, "read too far"
         buffer[: len(data)] = data
         return len(data)
 
 
-def test_a_line_of_json_longer_than_a_row_may_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_of_json_over_the_row_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containers, "MAX_ROW_BYTES", 1000)
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"prompt": "' + b"x" * 2000 + b'"}\n')
@@ -285,16 +287,16 @@ def test_a_line_of_json_longer_than_a_row_may_be_is_refused(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
-def test_empty_lines_are_skipped_by_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    looked_at = []
+def test_empty_lines_are_skipped_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    decoded = []
     decode = json_rows._utf8
-    monkeypatch.setattr(json_rows, "_utf8", lambda line, *place: looked_at.append(line) or decode(line, *place))
+    monkeypatch.setattr(json_rows, "_utf8", lambda line, *place: decoded.append(line) or decode(line, *place))
     rows = [json.dumps({"prompt": "x", "response_a": answer, "response_b": "b"}).encode() for answer in "abc"]
     data = b"\n\n" + rows[0] + b"\n" * 200_000 + rows[1] + b"\n \n" + rows[2]
     path = tmp_path / name
     path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     assert read(path)["response_a"].to_pylist() == [["a"], ["b"], ["c"]]
-    assert len(looked_at) < 30
+    assert len(decoded) < 30
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet"])
@@ -312,10 +314,10 @@ def test_batches_of_long_rows_hold_few_rows(tmp_path: Path, monkeypatch: pytest.
     assert max(batches) <= 4
 
 
-# Places
+# Paths
 
 
-def test_places_where_no_file_can_be_are_refused(tmp_path: Path) -> None:
+def test_paths_that_lead_to_no_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "loop.csv").symlink_to("loop.csv")
     (tmp_path / "nowhere.csv").symlink_to("none")
     (tmp_path / "plain.csv").write_bytes(table(row()))
@@ -324,7 +326,7 @@ def test_places_where_no_file_can_be_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no endless device")
-def test_what_never_ends_is_not_copied_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containers, "MAX_INPUT_BYTES", 1 << 20)
     assert "the input is longer than" in refused(Path("/dev/zero")).what
 
@@ -340,7 +342,7 @@ def piped(path: Path, data: bytes) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the copy has a name while it is read")
 @pytest.mark.parametrize("kind", ["csv", "parquet", "zip", "parquet.gz"])
-def test_the_copy_of_a_stream_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_the_temporary_copy_of_a_stream_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -386,7 +388,7 @@ def test_a_full_folder_for_temporary_files_is_named(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_damage_inside_any_kind_of_archive_is_said(tmp_path: Path, method: int) -> None:
+def test_damage_inside_any_kind_of_archive_is_reported(tmp_path: Path, method: int) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", method) as archive:
         archive.writestr("train.csv", table(*(row(i) for i in range(200))))
@@ -398,27 +400,27 @@ def test_damage_inside_any_kind_of_archive_is_said(tmp_path: Path, method: int) 
     assert "the compressed file is damaged" in refused(path).what
 
 
-def test_what_is_called_parquet_and_is_not_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gz_file_wrongly_named_parquet_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containers, "_copy", lambda *_: pytest.fail("unpacked"))
     path = tmp_path / "battles.parquet.gz"
     path.write_bytes(gzip.compress(bytes(100_000)))
     assert "not a Parquet file" in refused(path).what
 
 
-# Rows and headers without an end
+# Rows and headers that are too long
 
 
-def test_blocks_grow_up_to_the_longest_row_and_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_grow_up_to_the_row_limit_and_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containers, "BLOCK_BYTES", 1 << 14)
     monkeypatch.setattr(containers, "MAX_ROW_BYTES", 3 << 17)
     blocks = []
     options = pyarrow.csv.ReadOptions
 
-    def reading(**chosen: Any) -> Any:
-        blocks.append(chosen["block_size"])
-        return options(**chosen)
+    def recording_options(**kwargs: Any) -> Any:
+        blocks.append(kwargs["block_size"])
+        return options(**kwargs)
 
-    monkeypatch.setattr(pyarrow.csv, "ReadOptions", reading)
+    monkeypatch.setattr(pyarrow.csv, "ReadOptions", recording_options)
     path = tmp_path / "train.csv"
     path.write_bytes(table(row(1), row(2, "x" * 2_000_000), row(3)))
     error = refused(path)
@@ -428,16 +430,14 @@ def test_blocks_grow_up_to_the_longest_row_and_no_further(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("header", ["x" * 5000, '"' + "x\n" * 5000, '"a\n",' * 5000], ids=["cell", "lines", "cells"])
-def test_a_header_without_an_end_is_not_read_to_its_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str
-) -> None:
+def test_a_header_over_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str) -> None:
     monkeypatch.setattr(containers, "MAX_HEADER_CHARS", 1 << 10)
     path = tmp_path / "train.csv"
     path.write_text(header)
     assert "the header is longer than" in refused(path).what
 
 
-def test_why_a_row_without_an_end_is_wrong_is_not_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_for_a_broken_row_stops_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containers, "MAX_EXPLAINED_CHARS", 1 << 10)
     path = tmp_path / "train.csv"
     path.write_bytes(table(row(1), row(2, "x" * 5000), row(3) + ",extra"))
@@ -452,7 +452,7 @@ def test_a_column_repeated_sixty_thousand_times_is_refused_at_once(tmp_path: Pat
     assert "column 'again' occurs twice" in refused(path).what
 
 
-def test_text_without_white_space_is_cut_in_linear_time(tmp_path: Path) -> None:
+def test_the_common_prompt_of_text_without_white_space_is_found_in_linear_time(tmp_path: Path) -> None:
     shared = "Why? " + "語" * 300_000
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"chosen": f"{shared} yes", "rejected": f"{shared}no"}), encoding="utf-8")
@@ -470,10 +470,10 @@ def test_fifty_thousand_equal_ids_are_numbered_in_linear_time() -> None:
 
 
 @pytest.mark.parametrize("turn", ["²", "٣", "9" * 5000, "0", "-1", "1.5", "1_0"])
-def test_a_turn_that_is_no_number_from_one_is_refused(tmp_path: Path, turn: str) -> None:
-    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+def test_a_turn_that_is_not_a_positive_integer_is_refused(tmp_path: Path, turn: str) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     path = tmp_path / "judged.jsonl"
-    path.write_text(json.dumps({"conversation_a": talk, "conversation_b": talk, "judge": "x", "turn": turn}))
+    path.write_text(json.dumps({"conversation_a": messages, "conversation_b": messages, "judge": "x", "turn": turn}))
     assert "expected a turn from 1" in refused(path).what
 
 
@@ -528,7 +528,7 @@ def test_parquet_conversations_of_unexpected_types_are_refused(tmp_path: Path, c
 
 
 @pytest.mark.parametrize("value", ["yes", "-0", "a b"])
-def test_a_column_both_bad_that_holds_words_is_no_flag(tmp_path: Path, value: str) -> None:
+def test_a_both_bad_column_of_words_is_ignored(tmp_path: Path, value: str) -> None:
     path = tmp_path / "battles.csv"
     path.write_text(f"prompt,response_a,response_b,winner,both_bad\nHi?,a,b,tie (bothbad),{value}\n")
     assert read(path)["both_bad"].to_pylist() == [True]
@@ -536,25 +536,25 @@ def test_a_column_both_bad_that_holds_words_is_no_flag(tmp_path: Path, value: st
 
 @pytest.mark.parametrize("error", [pa.ArrowMemoryError("malloc of size 1000000000000 failed"), MemoryError()])
 @pytest.mark.parametrize("where", ["iter_batches", "__init__"])
-def test_a_parquet_file_that_asks_for_more_memory_than_there_is_is_refused(
+def test_a_parquet_file_that_needs_more_memory_than_available_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
 ) -> None:
     path = tmp_path / "battles.parquet"
     pq.write_table(pa.table({"prompt": ["Hi?"], "response_a": ["a"], "response_b": ["b"]}), path)
-    monkeypatch.setattr(pq.ParquetFile, where, fails(error))
+    monkeypatch.setattr(pq.ParquetFile, where, raises(error))
     assert "more memory than is available" in refused(path).what
 
 
-def test_battles_that_ask_for_more_memory_than_there_is_are_refused(
+def test_battles_that_need_more_memory_than_available_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "train.csv"
     path.write_bytes(table(row()))
-    monkeypatch.setattr("prefcli.readers.rows.build_batch", fails(MemoryError()))
+    monkeypatch.setattr("prefcli.readers.rows.build_batch", raises(MemoryError()))
     assert "more memory than is available" in refused(path).what
 
 
-def fails(error: Exception) -> Callable[..., Any]:
+def raises(error: Exception) -> Callable[..., Any]:
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 

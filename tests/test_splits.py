@@ -13,7 +13,7 @@ battles = st.integers(0, 2**32).flatmap(
 )
 
 
-def made(seed: int, n: int, prompts: int) -> tuple[np.ndarray, np.ndarray]:
+def random_battles(seed: int, n: int, prompts: int) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
     return random.integers(0, prompts, n), random.integers(-1, 3, n)
 
@@ -22,7 +22,7 @@ def made(seed: int, n: int, prompts: int) -> tuple[np.ndarray, np.ndarray]:
 @given(battles)
 def test_no_prompt_of_the_validation_split_occurs_in_training(case: tuple[int, int, int, float]) -> None:
     seed, n, prompts, share = case
-    groups, labels = made(seed, n, prompts)
+    groups, labels = random_battles(seed, n, prompts)
     train, held_out = splits.split_validation(groups, labels, share, seed)
     assert not set(groups[train]) & set(groups[held_out])
     assert sorted([*train, *held_out]) == list(range(n))
@@ -32,7 +32,7 @@ def test_no_prompt_of_the_validation_split_occurs_in_training(case: tuple[int, i
 @given(battles, st.integers(2, 6))
 def test_every_battle_is_held_out_in_exactly_one_fold(case: tuple[int, int, int, float], folds: int) -> None:
     seed, n, prompts, _ = case
-    groups, labels = made(seed, n, prompts)
+    groups, labels = random_battles(seed, n, prompts)
     parts = splits.split_folds(groups, labels, folds, seed)
     assert sorted(i for _, held_out in parts for i in held_out) == list(range(n))
     for train, held_out in parts:
@@ -50,10 +50,10 @@ def test_both_sides_have_the_same_share_of_outcomes() -> None:
 
 
 def test_the_seed_decides_the_split() -> None:
-    groups, labels = made(1, 500, 200)
-    one, same, other = (splits.split_validation(groups, labels, 0.2, seed)[1].tolist() for seed in (5, 5, 6))
-    assert one == same
-    assert one != other
+    groups, labels = random_battles(1, 500, 200)
+    first, same, other = (splits.split_validation(groups, labels, 0.2, seed)[1].tolist() for seed in (5, 5, 6))
+    assert first == same
+    assert first != other
 
 
 def test_holding_nothing_out_trains_on_everything() -> None:
