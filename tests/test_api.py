@@ -43,7 +43,7 @@ def neural(tmp_path_factory: pytest.TempPathFactory, demo_files: Demo) -> Path:
     return prefcli.train(demo_files.train, output=folder / "run", workspace=folder / "ws", **flags).run
 
 
-def test_the_pages_examples_run(demo_files: Demo, tmp_path: Path) -> None:
+def test_the_examples_of_the_docs_run(demo_files: Demo, tmp_path: Path) -> None:
     for file in (demo_files.train, demo_files.test, demo_files.truth):
         shutil.copy(file, tmp_path)
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
@@ -56,7 +56,7 @@ def test_the_pages_examples_run(demo_files: Demo, tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-def test_importing_the_package_loads_nothing_and_does_nothing(tmp_path: Path) -> None:
+def test_importing_the_package_loads_no_dependency_and_writes_nothing(tmp_path: Path) -> None:
     script = (
         "import sys; before = set(sys.modules); import prefcli; after = set(sys.modules) - before\n"
         "print(sorted(m for m in after if m.split('.')[0] not in sys.stdlib_module_names))"
@@ -71,7 +71,7 @@ def test_importing_the_package_loads_nothing_and_does_nothing(tmp_path: Path) ->
 
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize("which", ["run", "neural"])
-def test_the_numbers_are_those_of_the_command(
+def test_loaded_runs_predict_what_the_command_predicts(
     cli: CLI, request: pytest.FixtureRequest, which: str, swap: bool, demo_files: Demo
 ) -> None:
     folder = request.getfixturevalue(which)
@@ -85,13 +85,13 @@ def test_the_numbers_are_those_of_the_command(
     assert np.allclose(judge.predict(pyarrow.csv.read_csv(demo_files.test)), expected, **exact)
     assert np.allclose(judge.predict(frame.to_dict("records")), expected, **exact)
     row = frame.iloc[3]
-    one = judge.predict(*(json.loads(row[name]) for name in ("prompt", "response_a", "response_b")))
-    assert np.allclose(one, expected[3], atol=1e-6)
-    assert one._fields == ("a", "b", "tie")
-    assert sum(one) == pytest.approx(1)
+    single = judge.predict(*(json.loads(row[name]) for name in ("prompt", "response_a", "response_b")))
+    assert np.allclose(single, expected[3], atol=1e-6)
+    assert single._fields == ("a", "b", "tie")
+    assert sum(single) == pytest.approx(1)
 
 
-def test_a_battle_whose_prompt_was_held_out_is_not_calibrated_on_itself(run: Path, demo_files: Demo, cli: CLI) -> None:
+def test_held_out_prompts_are_left_out_of_their_own_calibration(run: Path, demo_files: Demo, cli: CLI) -> None:
     held_out = set(pq.read_table(run / "validation.parquet")["id"].to_pylist())
     frame = pd.read_csv(demo_files.train, dtype={"id": str})
     own = frame[frame["id"].isin(held_out)].head(5)
@@ -100,7 +100,7 @@ def test_a_battle_whose_prompt_was_held_out_is_not_calibrated_on_itself(run: Pat
     assert np.array_equal(prefcli.load(run).predict(own), read_probabilities(Path("p.csv"))[1])
 
 
-def test_nothing_is_printed_and_what_is_wrong_is_an_exception(
+def test_errors_are_exceptions_and_nothing_is_printed(
     run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     judge = prefcli.load(run)
@@ -117,6 +117,10 @@ def test_nothing_is_printed_and_what_is_wrong_is_an_exception(
         prefcli.load(workspace=tmp_path)
     with pytest.raises(InputError, match="no option 'learning_speed'"):
         prefcli.train("train.csv", learning_speed=1)
+    with pytest.raises(InputError, match="no option 'swap'"):
+        prefcli.predict("test.csv", "p.csv", swap=True)
+    with pytest.raises(InputError, match="--precision is 'half', not one of .*; --limit is 0, at least 1"):
+        prefcli.predict("test.csv", "p.csv", precision="half", limit=0)
     shutil.copytree(run, tmp_path / "damaged")
     with (tmp_path / "damaged" / "booster.txt").open("a") as stream:
         stream.write("x")
@@ -125,9 +129,9 @@ def test_nothing_is_printed_and_what_is_wrong_is_an_exception(
     assert capsys.readouterr() == ("", "")
 
 
-def test_scores_of_arrays() -> None:
-    found = prefcli.score([[0.2, 0.3, 0.5], [0.6, 0.2, 0.2]], [2, 1])
-    assert found.log_loss == pytest.approx(-(np.log(0.5) + np.log(0.2)) / 2)
+def test_score_of_arrays_and_what_it_refuses() -> None:
+    score = prefcli.score([[0.2, 0.3, 0.5], [0.6, 0.2, 0.2]], [2, 1])
+    assert score.log_loss == pytest.approx(-(np.log(0.5) + np.log(0.2)) / 2)
     for probabilities, labels in (
         ([[0.2, 0.3, 0.6]], [0]),
         ([[0.2, 0.3, 0.5]], [3]),
@@ -148,7 +152,7 @@ def lines_of(demo_files: Demo, count: int) -> list[bytes]:
     return [json.dumps(row).encode() + b"\n" for row in rows]
 
 
-def test_the_first_answer_comes_before_the_second_line_is_sent(run: Path, demo_files: Demo, tmp_path: Path) -> None:
+def test_a_line_is_answered_before_the_next_one_is_sent(run: Path, demo_files: Demo, tmp_path: Path) -> None:
     first, second = lines_of(demo_files, 2)
     process = subprocess.Popen(
         [sys.executable, "-m", "prefcli", "predict", "-", "--output", "-", "--model", str(run)],
@@ -173,7 +177,7 @@ def test_the_first_answer_comes_before_the_second_line_is_sent(run: Path, demo_f
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_lines_are_answered_in_their_place_and_counted(run: Path, demo_files: Demo, cli: CLI) -> None:
+def test_invalid_lines_get_an_error_in_their_place_and_are_counted(run: Path, demo_files: Demo, cli: CLI) -> None:
     good = lines_of(demo_files, 3)
     bad = [b"{broken\n", b"[1]\n", b'{"id": 7, "prompt": "p"}\n', b'{"prompt": "\xff"}\n', b"[" * 100_000 + b"\n"]
     Path("in.jsonl").write_bytes(
@@ -194,7 +198,7 @@ def test_bad_lines_are_answered_in_their_place_and_counted(run: Path, demo_files
             assert values == expected[answer["id"]]
 
 
-def test_many_lines_are_answered_in_order_whatever_waits(neural: Path, demo_files: Demo) -> None:
+def test_many_lines_are_answered_in_order(neural: Path, demo_files: Demo) -> None:
     judge = prefcli.load(neural)
     sent = lines_of(demo_files, 60) * 10
     reading, writing = os.pipe()
@@ -211,7 +215,7 @@ def test_many_lines_are_answered_in_order_whatever_waits(neural: Path, demo_file
     assert found == [json.loads(line)["id"] for line in sent]
 
 
-def test_what_cannot_be_combined_with_lines_is_refused(cli: CLI, demo_files: Demo, run: Path) -> None:
+def test_flags_that_need_files_are_refused_with_lines(cli: CLI, demo_files: Demo, run: Path) -> None:
     for flags in (["--json"], ["--limit", 3], ["--force"], ["--activation", "none"], ["--columns", "prompt=x"]):
         done = cli("predict", "-", "--output", "-", "--model", run, *flags)
         assert done.code == 2
@@ -221,7 +225,7 @@ def test_what_cannot_be_combined_with_lines_is_refused(cli: CLI, demo_files: Dem
 
 
 @pytest.mark.parametrize("name", ["p.csv", "p.parquet", "p.jsonl"])
-def test_outputs_of_every_extension_hold_the_same(cli: CLI, run: Path, demo_files: Demo, name: str) -> None:
+def test_every_output_format_holds_the_same_probabilities(cli: CLI, run: Path, demo_files: Demo, name: str) -> None:
     assert cli("predict", demo_files.test, "--model", run, "-o", name).code == 0
     assert cli("predict", demo_files.test, "--model", run, "-o", "other.csv").code == 0
     found, expected = read_probabilities(Path(name)), read_probabilities(Path("other.csv"))
@@ -243,9 +247,7 @@ def test_tables_in_other_layouts_are_read(run: Path) -> None:
     assert judge.predict(frame).shape == (2, 3)
 
 
-def test_a_run_blends_with_another_as_on_the_command_line(
-    cli: CLI, run: Path, demo_files: Demo, tmp_path: Path
-) -> None:
+def test_two_loaded_runs_blend_as_on_the_command_line(cli: CLI, run: Path, demo_files: Demo, tmp_path: Path) -> None:
     other = prefcli.train(demo_files.train, recipe="fast", output=tmp_path / "other", seed=0).run
     assert cli("predict", demo_files.test, "--model", run, "--model", other, "-o", "p.csv").code == 0
     blended = prefcli.load(run, other).predict(pd.read_csv(demo_files.test))

@@ -27,78 +27,76 @@ def truth(n: int, seed: int = 0) -> tuple[Array, NDArray[np.int64], NDArray[np.i
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.6, 3.0])
-def test_the_temperature_that_spoilt_the_logits_is_found(temperature: float) -> None:
+def test_the_true_temperature_is_recovered(temperature: float) -> None:
     logits, labels, keys = truth(20_000)
-    found = calibration.calibrate([logits / temperature], labels, keys)
-    assert found.fitted
-    assert found.weights[0] == pytest.approx(temperature, rel=0.05)
-    repaired = found.apply([metrics.softmax(logits / temperature)])
+    fit = calibration.calibrate([logits / temperature], labels, keys)
+    assert fit.fitted
+    assert fit.weights[0] == pytest.approx(temperature, rel=0.05)
+    repaired = fit.apply([metrics.softmax(logits / temperature)])
     assert metrics.log_loss(repaired, labels) == pytest.approx(
         metrics.log_loss(metrics.softmax(logits), labels), abs=1e-3
     )
-    assert found.after < found.before
-    assert f"{1 / found.weights[0]:.3f}" in str(found)
+    assert fit.after < fit.before
+    assert f"{1 / fit.weights[0]:.3f}" in str(fit)
 
 
-def test_the_share_of_ties_is_found_with_the_temperature() -> None:
+def test_the_true_tie_shift_is_recovered_with_the_temperature() -> None:
     logits, labels, keys = truth(20_000)
     spoilt = (logits - [0, 0, 1.5]) / 2
-    found = calibration.calibrate([spoilt], labels, keys, tie=True)
-    assert found.weights[0] == pytest.approx(2, rel=0.05)
-    assert found.tie_shift == pytest.approx(1.5, abs=0.1)
+    fit = calibration.calibrate([spoilt], labels, keys, tie=True)
+    assert fit.weights[0] == pytest.approx(2, rel=0.05)
+    assert fit.tie_shift == pytest.approx(1.5, abs=0.1)
     assert calibration.calibrate([spoilt], labels, keys).tie_shift == 0
 
 
-def test_the_weights_are_those_of_a_grid_search() -> None:
+def test_weights_agree_with_a_grid_search() -> None:
     logits, labels, keys = truth(3_000)
     random = np.random.default_rng(5)
     members = [logits + random.normal(size=logits.shape) * noise for noise in (0.8, 1.6)]
-    found = calibration.calibrate(members, labels, keys)
+    fit = calibration.calibrate(members, labels, keys)
     grid = [
         (metrics.log_loss(metrics.softmax(a * members[0] + b * members[1]), labels), a, b)
         for a in np.arange(0, 1.5, 0.05)
         for b in np.arange(0, 1.5, 0.05)
     ]
     best, a, b = min(grid)
-    assert found.weights == pytest.approx((a, b), abs=0.05)
-    blended = found.apply([metrics.softmax(z) for z in members])
+    assert fit.weights == pytest.approx((a, b), abs=0.05)
+    blended = fit.apply([metrics.softmax(z) for z in members])
     assert metrics.log_loss(blended, labels) <= best + 1e-9
-    assert found.after < min(found.members)
+    assert fit.after < min(fit.members)
 
 
-def test_a_worthless_member_gets_no_weight() -> None:
+def test_a_random_member_gets_no_weight() -> None:
     logits, labels, keys = truth(4_000)
     noise = np.random.default_rng(8).normal(size=logits.shape) * 2
-    found = calibration.calibrate([logits, noise], labels, keys)
-    assert found.weights[1] == pytest.approx(0, abs=0.03)
+    fit = calibration.calibrate([logits, noise], labels, keys)
+    assert fit.weights[1] == pytest.approx(0, abs=0.03)
 
 
-def test_a_fit_that_does_not_help_on_unseen_battles_is_not_kept() -> None:
-    kept = [calibration.calibrate([truth(60, seed)[0]], *truth(60, seed)[1:]).fitted for seed in range(30)]
-    assert sum(kept) < 25, "logits that are right already: a fit on 60 battles is mostly noise"
-    for found in (calibration.calibrate([z], y, k) for z, y, k in (truth(60, seed) for seed in range(30))):
-        if not found.fitted:
-            assert found.weights == (1.0,)
-            assert found.after >= found.before
-            assert "kept" in str(found)
+def test_a_fit_that_does_not_help_on_unseen_battles_is_discarded() -> None:
+    fitted = [calibration.calibrate([truth(60, seed)[0]], *truth(60, seed)[1:]).fitted for seed in range(30)]
+    assert sum(fitted) < 25, "logits that are right already: a fit on 60 battles is mostly noise"
+    for fit in (calibration.calibrate([z], y, k) for z, y, k in (truth(60, seed) for seed in range(30))):
+        if not fit.fitted:
+            assert fit.weights == (1.0,)
+            assert fit.after >= fit.before
+            assert "kept" in str(fit)
 
 
 def test_with_few_battles_or_prompts_nothing_is_fitted() -> None:
     logits, labels, keys = truth(49)
     assert calibration.calibrate([logits * 9], labels, keys) == Calibration((1.0,), battles=49)
     logits, labels, keys = truth(200)
-    found = calibration.calibrate([logits * 9, logits], labels, np.zeros(200, dtype=np.int64))
-    assert found.weights == (0.5, 0.5)
-    assert "too few" in str(found)
+    fit = calibration.calibrate([logits * 9, logits], labels, np.zeros(200, dtype=np.int64))
+    assert fit.weights == (0.5, 0.5)
+    assert "too few" in str(fit)
 
 
 @settings(max_examples=100, deadline=None)
 @given(
     st.integers(0, 2**32 - 1), st.lists(st.floats(0, 3), min_size=1, max_size=3), st.floats(-3, 3), st.integers(1, 9)
 )
-def test_calibrating_exchanged_answers_exchanges_the_result(
-    seed: int, weights: list[float], shift: float, n: int
-) -> None:
+def test_calibrating_swapped_answers_swaps_the_result(seed: int, weights: list[float], shift: float, n: int) -> None:
     members = [metrics.softmax(np.random.default_rng(seed + i).normal(size=(n, 3)) * 9) for i in range(len(weights))]
     mixing = Calibration(tuple(weights), shift)
     there, back = mixing.apply(members), mixing.apply([p[:, [1, 0, 2]] for p in members])

@@ -53,13 +53,13 @@ def test_version(cli: CLI) -> None:
     "arguments",
     [["eda"], ["eda", "--no-such-flag"], ["no-such-verb"], ["train", "--epochs", "many"], ["score", "one.csv"]],
 )
-def test_wrong_usage(cli: CLI, arguments: list[str]) -> None:
+def test_wrong_usage_points_to_help(cli: CLI, arguments: list[str]) -> None:
     done = cli(*arguments)
     check_error(done)
     assert "--help" in done.err
 
 
-def test_wrong_input(cli: CLI, tmp_path: Path) -> None:
+def test_an_input_error_names_file_and_place_and_leaves_no_cache(cli: CLI, tmp_path: Path) -> None:
     rows = [battle(i) for i in range(1, 31)]
     good = rows[16].copy()
     wrong = {
@@ -129,7 +129,7 @@ def test_score_names_wrong_rows(cli: CLI, tmp_path: Path) -> None:
     assert cli("score", path, truth).code == 0
 
 
-def test_a_zero_for_the_truth_is_scored_and_flagged(cli: CLI, tmp_path: Path) -> None:
+def test_a_probability_of_zero_for_the_truth_is_scored_with_a_warning(cli: CLI, tmp_path: Path) -> None:
     truth = write_csv(tmp_path / "truth.csv", [battle(1, 0), battle(2, 1)])
     preds = tmp_path / "p.csv"
     preds.write_text("id,winner_model_a,winner_model_b,winner_tie\n1,0,1,0\n2,0.2,0.3,0.5\n")
@@ -138,14 +138,14 @@ def test_a_zero_for_the_truth_is_scored_and_flagged(cli: CLI, tmp_path: Path) ->
     assert "1 battles gave the true outcome a probability of (nearly) 0" in done.err
 
 
-def test_json_is_all_that_stands_on_stdout(cli: CLI, demo_files: Demo) -> None:
+def test_with_json_stdout_holds_nothing_else(cli: CLI, demo_files: Demo) -> None:
     for arguments in (["eda", demo_files.train], ["preprocess", demo_files.train]):
         done = cli(*arguments, "--json")
         assert isinstance(done.json(), dict)
         assert done.err
 
 
-def test_an_interrupted_preprocess_leaves_no_half_cache(tmp_path: Path) -> None:
+def test_an_interrupted_preprocess_leaves_no_partial_cache(tmp_path: Path) -> None:
     rows = [battle(i, 0, response_a=["The rivers were flooding again. " * 200]) for i in range(3000)]
     path = write_csv(tmp_path / "a.csv", rows)
     process = subprocess.Popen(
@@ -161,7 +161,7 @@ def test_an_interrupted_preprocess_leaves_no_half_cache(tmp_path: Path) -> None:
     assert {p.name.split("-")[0] for p in stages.iterdir()} == {"battles"}
 
 
-def test_quiet_says_nothing_but_warnings(cli: CLI, tmp_path: Path) -> None:
+def test_quiet_prints_only_warnings(cli: CLI, tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [battle(1, response_a=["?!"]), battle(2)])
     done = cli("preprocess", path, "--quiet")
     assert (
@@ -171,9 +171,7 @@ def test_quiet_says_nothing_but_warnings(cli: CLI, tmp_path: Path) -> None:
     assert cli("--quiet", "preprocess", path).err == done.err
 
 
-def test_the_workspace_moves_by_flag_and_by_environment(
-    cli: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flag_and_environment_set_the_workspace(cli: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_csv(tmp_path / "a.csv", [battle(1)])
     assert cli("eda", path, "--workspace", "by-flag").code == 0
     assert cli("--workspace", "before-verb", "eda", path).code == 0
@@ -184,21 +182,21 @@ def test_the_workspace_moves_by_flag_and_by_environment(
     assert not (tmp_path / ".prefcli").exists()
 
 
-def test_debug_shows_where_it_happened(cli: CLI) -> None:
+def test_debug_raises_the_error(cli: CLI) -> None:
     from prefcli.errors import InputError
 
     with pytest.raises(InputError):
         cli("eda", "missing.csv", "--debug")
 
 
-def test_terminal_escapes_in_names_are_shown_not_obeyed(cli: CLI, tmp_path: Path) -> None:
+def test_terminal_escapes_in_names_are_escaped(cli: CLI, tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [battle(i, 0, model_a="\x1b[31mred\x07") for i in range(3)])
     done = cli("eda", path)
     assert "\x1b[31mred" not in done.out
     assert "\\x1b[31mred\\x07" in done.out
 
 
-def test_what_a_user_never_foresaw_is_no_traceback(cli: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_errors_print_no_traceback(cli: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefcli import pipeline
 
     def burst(*_: object, **__: object) -> None:
@@ -233,7 +231,7 @@ def test_what_a_user_never_foresaw_is_no_traceback(cli: CLI, monkeypatch: pytest
         type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2.00 GiB"),
     ],
 )
-def test_out_of_memory_says_which_option_helps(cli: CLI, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_out_of_memory_names_an_option_that_helps(cli: CLI, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     from prefcli import pipeline
 
     def fails(*_: object, **__: object) -> None:
@@ -247,7 +245,7 @@ def test_out_of_memory_says_which_option_helps(cli: CLI, monkeypatch: pytest.Mon
         assert option in done.err
 
 
-def test_help_and_the_package_import_nothing_heavy() -> None:
+def test_help_and_the_package_import_no_heavy_library() -> None:
     heavy = "torch transformers nltk pandas numpy pyarrow sklearn scipy matplotlib rich".split()
     listing = f"; import sys; print([m for m in {heavy!r} if m in sys.modules])"
     assert python("import prefcli" + listing).stdout == "[]\n"
@@ -266,7 +264,7 @@ def test_score_never_imports_torch_transformers_or_nltk(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
-def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
+def test_a_closed_output_pipe_prints_no_traceback(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [battle(1)])
     command = f"{sys.executable} -m prefcli eda {path} --quiet | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)

@@ -60,7 +60,7 @@ def test_all_five_verbs_in_an_empty_folder(cli: CLI, demo_files: Demo, tmp_path:
         assert math.isclose(sum(row), 1, abs_tol=1e-6)
 
 
-def test_a_second_call_reuses_the_caches_and_says_so(cli: CLI, demo_files: Demo) -> None:
+def test_a_second_call_reuses_the_caches(cli: CLI, demo_files: Demo) -> None:
     first, second = cli("preprocess", demo_files.train), cli("preprocess", demo_files.train)
     assert "reused" not in first.err
     assert second.err.count("reused from the cache") == 2
@@ -68,7 +68,7 @@ def test_a_second_call_reuses_the_caches_and_says_so(cli: CLI, demo_files: Demo)
     assert "reused" not in cli("preprocess", demo_files.train, "--text", "raw").err.splitlines()[-1]
 
 
-def test_changed_input_never_finds_the_old_cache(cli: CLI, tmp_path: Path) -> None:
+def test_a_changed_input_is_read_again(cli: CLI, tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [battle(1), battle(2)])
     assert cli("eda", path, "--json").json()["battles"] == 2
     write_csv(path, [battle(1), battle(2), battle(3)])
@@ -94,7 +94,7 @@ def test_the_preprocess_stage_keeps_the_battles_and_normalises_their_text(cli: C
     assert metadata["counts"]["turns"] == 3
 
 
-def test_preview_shows_before_and_after_and_writes_nothing(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
+def test_preview_writes_nothing(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
     done = cli("preprocess", demo_files.train, "--preview", "2")
     assert done.code == 0
     assert done.out.count("battle ") == 2
@@ -102,13 +102,13 @@ def test_preview_shows_before_and_after_and_writes_nothing(cli: CLI, demo_files:
     assert not (tmp_path / ".prefcli").exists()
 
 
-def test_the_number_of_workers_changes_nothing(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
+def test_the_number_of_workers_does_not_change_the_result(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
     one = cli("preprocess", demo_files.train, "--workers", "1", "--workspace", tmp_path / "one").out.strip()
     two = cli("preprocess", demo_files.train, "--workers", "2", "--workspace", tmp_path / "two").out.strip()
     assert pq.read_table(one).equals(pq.read_table(two))
 
 
-def test_what_became_empty_is_said(cli: CLI, tmp_path: Path) -> None:
+def test_texts_that_became_empty_are_reported(cli: CLI, tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [battle(1, response_a=["!!! ???"]), battle(2)])
     assert "1 answers have no text left" in cli("preprocess", path).err
 
@@ -116,7 +116,7 @@ def test_what_became_empty_is_said(cli: CLI, tmp_path: Path) -> None:
 # train
 
 
-def test_a_run_holds_what_it_should_and_explains_itself(trained: Path) -> None:
+def test_a_run_holds_its_artifacts_options_and_model_card(trained: Path) -> None:
     (run,) = (trained / "runs").iterdir()
     names = {p.name for p in run.iterdir()}
     assert names >= {
@@ -143,7 +143,7 @@ def test_a_run_holds_what_it_should_and_explains_itself(trained: Path) -> None:
     assert not list(trained.rglob("*.pt")) + list(trained.rglob("*.bin")) + list(trained.rglob("*.pkl"))
 
 
-def test_a_run_loads_where_its_encoder_is_gone(trained: Path, demo_files: Demo, cli: CLI, tmp_path: Path) -> None:
+def test_a_run_loads_without_its_encoder(trained: Path, demo_files: Demo, cli: CLI, tmp_path: Path) -> None:
     import shutil
 
     (run,) = (trained / "runs").iterdir()
@@ -158,7 +158,7 @@ def test_a_run_loads_where_its_encoder_is_gone(trained: Path, demo_files: Demo, 
     assert (tmp_path / "here.csv").read_bytes() == (tmp_path / "there.csv").read_bytes()
 
 
-def test_the_probabilities_of_the_held_out_battles_are_the_models(trained: Path, demo_files: Demo, cli: CLI) -> None:
+def test_validation_probabilities_are_those_that_predict_gives(trained: Path, demo_files: Demo, cli: CLI) -> None:
     (run,) = (trained / "runs").iterdir()
     assert cli("predict", demo_files.train, "--model", run, "--output", "p.csv", "--no-calibration").code == 0
     found = predictions(Path("p.csv"))
@@ -166,7 +166,7 @@ def test_the_probabilities_of_the_held_out_battles_are_the_models(trained: Path,
         assert found[row["id"]] == pytest.approx([row[name] for name in WINNER_COLUMNS], abs=1e-5)
 
 
-def test_train_says_what_it_resolved_and_reports_as_json(cli: CLI, demo_files: Demo) -> None:
+def test_train_prints_resolved_options_and_a_json_result(cli: CLI, demo_files: Demo) -> None:
     done = cli("train", demo_files.train, "--encoder", "tiny", "--limit", 120, "--json")
     assert done.code == 0, done.err
     result = done.json()
@@ -177,7 +177,7 @@ def test_train_says_what_it_resolved_and_reports_as_json(cli: CLI, demo_files: D
         assert said in done.err
 
 
-def test_training_on_everything_says_that_nothing_tells_how_good_it_is(cli: CLI, demo_files: Demo) -> None:
+def test_training_on_all_battles_says_that_there_is_no_validation_score(cli: CLI, demo_files: Demo) -> None:
     done = cli("train", demo_files.train, "--encoder", "tiny", "--limit", 64, "--validation", 0, "--json")
     assert done.code == 0, done.err
     assert done.json()["validation"] is None
@@ -208,7 +208,7 @@ def test_folds_predict_every_battle_by_a_model_that_did_not_see_it(cli: CLI, dem
     assert np.allclose(list(predictions(Path("all.csv")).values()), np.mean(parts, axis=0), atol=1e-6)
 
 
-def test_folds_that_were_interrupted_go_on(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
+def test_interrupted_folds_continue(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
     import shutil
 
     small = ["train", demo_files.train, "--encoder", "tiny", "--folds", 3, "--limit", 90, "--output", "folds"]
@@ -223,7 +223,7 @@ def test_folds_that_were_interrupted_go_on(cli: CLI, demo_files: Demo, tmp_path:
     assert Path("folds/fold-1/model.safetensors").stat().st_mtime_ns == kept
 
 
-def test_a_validation_file_is_used_and_its_prompts_leave_the_training(cli: CLI, tmp_path: Path) -> None:
+def test_prompts_of_the_validation_file_are_left_out_of_training(cli: CLI, tmp_path: Path) -> None:
     rows = [battle(i, i % 3) for i in range(30)]
     train = write_csv(tmp_path / "train.csv", rows)
     other = write_csv(tmp_path / "other.csv", [battle(100 + i, i % 3, prompt=[f"question {i}"]) for i in range(5)])
@@ -255,7 +255,7 @@ def test_a_configuration_file_is_read_and_flags_win(cli: CLI, demo_files: Demo) 
     )
 
 
-def test_all_that_is_wrong_with_a_configuration_is_said_at_once(cli: CLI, demo_files: Demo) -> None:
+def test_all_problems_of_a_configuration_are_reported_at_once(cli: CLI, demo_files: Demo) -> None:
     Path("run.toml").write_text('encodr = "tiny"\nbatch_size = "four"\n')
     done = cli("train", demo_files.train, "--config", "run.toml")
     assert done.code == 2
@@ -266,9 +266,7 @@ def test_all_that_is_wrong_with_a_configuration_is_said_at_once(cli: CLI, demo_f
     assert all(flag in done.err for flag in ("--lr", "--architecture", "--epochs"))
 
 
-def test_training_without_a_file_takes_train_csv_or_says_what_is_missing(
-    cli: CLI, demo_files: Demo, tmp_path: Path
-) -> None:
+def test_training_without_a_file_takes_train_csv(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
     done = cli("train", "--encoder", "tiny")
     assert done.code == 2
     assert "no train.csv here" in done.err
@@ -276,7 +274,7 @@ def test_training_without_a_file_takes_train_csv_or_says_what_is_missing(
     assert cli("train", "--encoder", "tiny", "--limit", 60).code == 0
 
 
-def test_an_encoder_that_leads_nowhere_is_said_before_any_work(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
+def test_a_missing_encoder_is_reported_before_any_work(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
     done = cli("train", demo_files.train, "--encoder", "./nowhere")
     assert done.code == 2
     assert not (tmp_path / ".prefcli").exists()
@@ -295,7 +293,7 @@ def test_an_existing_run_is_not_overwritten(cli: CLI, demo_files: Demo, tmp_path
     assert (tmp_path / "precious" / "thesis.txt").exists()
 
 
-def test_the_same_command_continues_what_a_killed_one_left(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
+def test_the_same_command_continues_a_killed_training(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
     small = ["--encoder", "tiny", "--limit", 100, "--checkpoint-every", 2]
     assert cli("train", demo_files.train, *small, "--output", "whole").code == 0
     assert not Path("whole/unfinished").exists()
@@ -326,7 +324,7 @@ def test_the_same_command_continues_what_a_killed_one_left(cli: CLI, demo_files:
     assert "already exists" in finished.err
 
 
-def test_a_folder_that_someone_trains_into_is_refused(cli: CLI, demo_files: Demo) -> None:
+def test_a_folder_that_another_training_uses_is_refused(cli: CLI, demo_files: Demo) -> None:
     from prefcli.storage import runs
 
     with runs.locked(Path("busy")):
@@ -335,9 +333,7 @@ def test_a_folder_that_someone_trains_into_is_refused(cli: CLI, demo_files: Demo
     assert "another prefcli is training into this folder" in done.err
 
 
-def test_two_runs_begun_in_the_same_second_have_folders_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_started_in_the_same_second_get_different_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefcli.options import TrainOptions
     from prefcli.storage import runs
 
@@ -346,7 +342,7 @@ def test_two_runs_begun_in_the_same_second_have_folders_of_their_own(
     assert names == [f"20260101-000000-siamese-tiny{more}" for more in ("", "-2", "-3")]
 
 
-def test_a_run_that_was_changed_is_refused_by_name(cli: CLI, demo_files: Demo) -> None:
+def test_a_changed_run_is_refused(cli: CLI, demo_files: Demo) -> None:
     assert cli("train", demo_files.train, "--recipe", "fast", "--output", "run").code == 0
     weights = Path("run/model.safetensors")
     content = bytearray(weights.read_bytes())
@@ -358,7 +354,7 @@ def test_a_run_that_was_changed_is_refused_by_name(cli: CLI, demo_files: Demo) -
     assert not Path("p.csv").exists()
 
 
-def test_resume_takes_no_other_options(cli: CLI, trained: Path) -> None:
+def test_resume_refuses_other_options(cli: CLI, trained: Path) -> None:
     (run,) = (trained / "runs").iterdir()
     done = cli("train", "--resume", run, "--lr", 0.1)
     assert done.code == 2
@@ -390,14 +386,14 @@ def test_resuming_a_run_whose_battles_have_changed_is_refused(cli: CLI, tmp_path
     assert "have changed" in done.err
 
 
-def test_one_prompt_cannot_be_split(cli: CLI, tmp_path: Path) -> None:
+def test_battles_of_a_single_prompt_cannot_be_split(cli: CLI, tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [battle(i, i % 3, prompt=["the same"]) for i in range(12)])
     done = cli("train", path, "--encoder", "tiny")
     assert done.code == 2
     assert "--validation 0" in done.err
 
 
-def test_a_model_that_knows_no_more_than_the_prior_is_called_that(cli: CLI, tmp_path: Path) -> None:
+def test_a_model_no_better_than_the_prior_gets_a_warning(cli: CLI, tmp_path: Path) -> None:
     rows = [battle(i, i % 3, response_a=["same"], response_b=["same"]) for i in range(60)]
     path = write_csv(tmp_path / "a.csv", rows)
     assert "warning: the model is not clearly better than the prior" in cli("train", path, "--encoder", "tiny").err
@@ -406,7 +402,7 @@ def test_a_model_that_knows_no_more_than_the_prior_is_called_that(cli: CLI, tmp_
     assert not_better_than_prior(np.eye(3)[labels] * 0.4 + 0.2, labels) == ""
 
 
-def test_other_layouts_and_several_files_go_all_the_way(cli: CLI, tmp_path: Path) -> None:
+def test_other_layouts_and_several_files_run_through_all_verbs(cli: CLI, tmp_path: Path) -> None:
     """Names of its own, two files, one of them JSONL: read, trained on, continued, predicted, previewed."""
     rows = [battle(i, i % 3) for i in range(60)]
     parts = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
@@ -484,7 +480,7 @@ def test_raw_scores_are_refused_by_score_unless_renormalised(cli: CLI, trained: 
     assert cli("score", "raw.csv", demo_files.truth, "--renormalize").code == 0
 
 
-def test_an_existing_output_is_kept(cli: CLI, trained: Path, demo_files: Demo) -> None:
+def test_an_existing_output_is_not_overwritten(cli: CLI, trained: Path, demo_files: Demo) -> None:
     (run,) = (trained / "runs").iterdir()
     Path("p.csv").write_text("precious")
     done = cli("predict", demo_files.test, "--model", run, "--output", "p.csv")
@@ -494,7 +490,7 @@ def test_an_existing_output_is_kept(cli: CLI, trained: Path, demo_files: Demo) -
     assert len(predictions(Path("p.csv"))) == 3
 
 
-def test_predicting_without_a_run_says_what_to_do(cli: CLI, demo_files: Demo) -> None:
+def test_predicting_without_a_run_hints_at_train(cli: CLI, demo_files: Demo) -> None:
     done = cli("predict", demo_files.test)
     assert done.code == 2
     assert "prefcli train" in done.err
@@ -502,7 +498,7 @@ def test_predicting_without_a_run_says_what_to_do(cli: CLI, demo_files: Demo) ->
     assert cli("predict", demo_files.test, "--output", "p.xlsx").code == 2
 
 
-def test_ids_that_occur_twice_are_refused(cli: CLI, trained: Path, tmp_path: Path) -> None:
+def test_duplicate_ids_are_refused(cli: CLI, trained: Path, tmp_path: Path) -> None:
     (run,) = (trained / "runs").iterdir()
     path = write_csv(tmp_path / "test.csv", [battle(1), battle(2), battle(1)])
     done = cli("predict", path, "--model", run)
@@ -551,7 +547,7 @@ def test_the_ablation_trains_each_model_once_and_scores_all_six_rows(cli: CLI, d
     assert "## " not in Path("abl/ablation.md").read_text()
 
 
-def test_the_demos_files_are_the_same_every_time_and_its_best_score_is_true(tmp_path: Path) -> None:
+def test_the_demos_files_are_reproducible_and_its_best_score_is_plausible(tmp_path: Path) -> None:
     one, two = (synthetic.write(tmp_path / name, train=50, test=3000) for name in ("a", "b"))
     assert one.train.read_bytes() == two.train.read_bytes()
     # Nobody can do better on average: the entropy of the true probabilities is what the votes cost in the mean.
@@ -560,14 +556,14 @@ def test_the_demos_files_are_the_same_every_time_and_its_best_score_is_true(tmp_
         assert next(csv.reader(stream)) == ["id", "prompt", "response_a", "response_b"]
 
 
-def test_swapping_the_demos_answers_swaps_its_votes() -> None:
+def test_swapping_the_answers_of_the_demo_swaps_its_votes() -> None:
     a, b, tie = synthetic.vote(3, -1)
     assert synthetic.vote(-1, 3) == pytest.approx([b, a, tie])
     assert a > b
     assert a + b + tie == pytest.approx(1)
 
 
-def test_a_training_that_could_not_begin_leaves_no_folder(cli: CLI, tmp_path: Path) -> None:
+def test_a_training_that_fails_at_once_leaves_no_folder(cli: CLI, tmp_path: Path) -> None:
     one = write_csv(tmp_path / "one.csv", [battle(1, 0)])
     done = cli("train", one, "--recipe", "fast", "--output", "run")
     assert done.code == 2
@@ -577,7 +573,7 @@ def test_a_training_that_could_not_begin_leaves_no_folder(cli: CLI, tmp_path: Pa
     assert not list(tmp_path.glob("**/.*.lock"))
 
 
-def test_ids_with_line_breaks_quotes_and_commas_come_back_from_csv(tmp_path: Path) -> None:
+def test_ids_with_line_breaks_quotes_and_commas_survive_csv(tmp_path: Path) -> None:
     import pyarrow as pa
 
     from prefcli.data import tables
@@ -592,7 +588,7 @@ def test_ids_with_line_breaks_quotes_and_commas_come_back_from_csv(tmp_path: Pat
     assert [row[0] for row in csv.reader((tmp_path / "p.csv").open(newline=""))][1:] == names
 
 
-def test_a_damaged_log_does_not_stop_a_training_that_goes_on(cli: CLI, demo_files: Demo) -> None:
+def test_a_damaged_log_does_not_stop_a_resumed_training(cli: CLI, demo_files: Demo) -> None:
     flags = ["--encoder", "tiny", "--limit", 60, "--checkpoint-every", 2, "--output", "run"]
     assert cli("train", demo_files.train, *flags).code == 0
     log = Path("run/metrics.jsonl")
@@ -603,7 +599,7 @@ def test_a_damaged_log_does_not_stop_a_training_that_goes_on(cli: CLI, demo_file
     assert log.read_bytes() == whole
 
 
-def test_a_run_whose_options_are_impossible_is_damaged(cli: CLI, demo_files: Demo) -> None:
+def test_a_run_with_impossible_options_is_reported_as_damaged(cli: CLI, demo_files: Demo) -> None:
     assert cli("train", demo_files.train, "--recipe", "fast", "--output", "run").code == 0
     config = json.loads(Path("run/config.json").read_text())
     Path("run/config.json").write_text(json.dumps({**config, "options": {**config["options"], "combine": "magic"}}))

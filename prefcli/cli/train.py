@@ -102,17 +102,7 @@ def run(
     )
     if not trained.is_main_process:
         return
-    pushed: str | None = None
-    push_error: PrefcliError | None = None
-    if push_to is not None:
-        try:
-            pushed = pipeline.push(str(trained.run), push_to, session.workspace, reporter=session.reporter).url
-        except PrefcliError as error:
-            push_error = PrefcliError(
-                f"the run is complete, but was not pushed: {error.what}",
-                where=str(trained.run),
-                hint=f"Push it later: {shlex.join(['prefcli', 'push', str(trained.run), push_to])}",
-            )
+    pushed, push_error = (None, None) if push_to is None else _push(trained.run, push_to, session)
     if json:
         result = {
             "run": str(trained.run),
@@ -125,6 +115,20 @@ def run(
         _print(trained, pushed)
     if push_error is not None:
         raise push_error
+
+
+def _push(run: Path, name: str, session: common.Session) -> tuple[str | None, PrefcliError | None]:
+    """The address of the pushed run, or why it was not pushed: the run's scores are printed before that is raised."""
+    from prefcli import pipeline
+
+    try:
+        return pipeline.push(str(run), name, session.workspace, reporter=session.reporter).url, None
+    except PrefcliError as error:
+        return None, PrefcliError(
+            f"the run is complete, but was not pushed: {error.what}",
+            where=str(run),
+            hint=f"Push it later: {shlex.join(['prefcli', 'push', str(run), name])}",
+        )
 
 
 def _print(trained: TrainResult, pushed: str | None) -> None:

@@ -87,9 +87,9 @@ def predict(
 ) -> PredictResult:
     """Write probabilities for every battle of a file, in its order, with unchanged ids.
 
-    Streams: memory does not grow with the file. A run's folds are averaged with equal weights. Several runs are blended
-    with weights, one run gets a temperature, both fitted on their (common) held-out battles and kept only if that
-    helps; battles whose prompt occurs in ``source`` are left out of the fit.
+    Memory does not grow with the file. A run's folds are averaged. Several runs are blended with weights, one run gets
+    a temperature, both fitted on their (common) held-out battles whose prompts do not occur in ``source``, and kept
+    only if that helps.
 
     Parameters
     ----------
@@ -109,16 +109,10 @@ def predict(
 
     Raises
     ------
-    InputError
-        If options, battles or output do not allow it.
-    ModelError
-        If a run cannot be loaded.
+    InputError, ModelError
+        If options, battles or output do not allow it; if a run cannot be loaded.
     """
-    options.check()
-    tables.writer_for(output)
-    files.refuse_to_overwrite(output, force)
-    if options.activation == "none" and calibrate is not None:
-        raise InputError("--calibrate needs probabilities: it cannot be combined with --activation none")
+    _check(options, output, calibrate, force)
     started = time.monotonic()
     world = from_environment()
     if not world.is_main_process:
@@ -141,11 +135,8 @@ def predict(
         begun = time.monotonic()
         with reporter.track("predicting", total * len(members)) as progress:
             predictions = stream(data.stages, total, activation=options.activation, done=progress.advance)
-            if options.activation == "none":
-                batches = ((ids, np.asarray(np.mean(scores, axis=0))) for ids, scores in predictions)
-            else:
-                batches = ((ids, _apply(calibrations, each)) for ids, each in predictions)
-            _write(batches, output if world.is_main_process else None, total)
+            combined = _combine(predictions, calibrations, options.activation)
+            _write(combined, output if world.is_main_process else None, total)
         seconds = time.monotonic() - begun
     if options.activation == "none":
         reporter.warn("raw scores, not probabilities, were written: score them with --renormalize")
@@ -162,6 +153,15 @@ def predict(
         battles_per_second=total / max(seconds, 1e-9),
         is_main_process=world.is_main_process,
     )
+
+
+def _check(options: PredictOptions, output: Path, calibrate: Path | Source | None, force: bool) -> None:
+    """Refuse what cannot work before anything is read."""
+    options.check()
+    tables.writer_for(output)
+    files.refuse_to_overwrite(output, force)
+    if options.activation == "none" and calibrate is not None:
+        raise InputError("--calibrate needs probabilities: it cannot be combined with --activation none")
 
 
 def find_runs(workspace: Workspace, models: Sequence[str], reporter: Reporter = SILENT) -> list[Path]:
@@ -230,10 +230,17 @@ def _calibrate(
         return [blend, blending.from_sample(data.sample, blended, keys, data.sample_name, reporter)]
 
 
-def _apply(calibrations: Sequence[Calibration], probabilities: list[Array]) -> Array:
-    for calibration in calibrations:
-        probabilities = [calibration.apply(probabilities)]
-    return probabilities[0]
+def _combine(
+    predictions: Iterator[tuple[pa.Array, list[Array]]], calibrations: Sequence[Calibration], activation: str
+) -> Iterator[tuple[pa.Array, Array]]:
+    """One prediction from all runs': calibrated probabilities, or the mean of raw scores."""
+    for ids, of_runs in predictions:
+        if activation == "none":
+            yield ids, np.asarray(np.mean(of_runs, axis=0))
+            continue
+        for calibration in calibrations:
+            of_runs = [calibration.apply(of_runs)]
+        yield ids, of_runs[0]
 
 
 def _write(batches: Iterator[tuple[pa.Array, Array]], output: Path | None, total: int) -> None:
