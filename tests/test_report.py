@@ -78,7 +78,7 @@ def test_templates_escape_text_and_attributes_and_replace_unprintable_characters
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = '{% macro i(x) %}<i>{{ x }}</i>{% endmacro %}<p title="{{ quote }}">{{ "<b>" ~ text }}{{ i(text) }}</p>'
-    monkeypatch.setattr(templating._ENVIRONMENT, "loader", DictLoader({"hostile.html": source}))
+    monkeypatch.setattr(templating.environment(), "loader", DictLoader({"hostile.html": source}))
     shown = templating.render("hostile.html", quote="\"'", text="a\x00b\u202ec\ud800&\n\u3000")
     text = "a\ufffdb\ufffdc\ufffd&amp;\n\u3000"
     assert shown == f'<p title="&#34;&#39;">&lt;b&gt;{text}<i>{text}</i></p>'

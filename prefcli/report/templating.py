@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _SPACES = "\n\u00a0\u3000"
 
 
 def render(template: str, **context: Any) -> str:
     """A template of ``templates/`` with the values of ``context``."""
-    return _ENVIRONMENT.get_template(template).render(context)
+    return environment().get_template(template).render(context)
+
+
+@functools.cache
+def environment() -> Environment:
+    """Where templates come from and how values are written into them."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # verbs that render nothing do without
+
+    environment = Environment(
+        loader=PackageLoader("prefcli.report"),
+        autoescape=True,
+        finalize=printable,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["fmt"] = format  # Python's own, with its format specifications
+    return environment
 
 
 def printable(value: object) -> object:
@@ -20,17 +38,6 @@ def printable(value: object) -> object:
 
     Jinja2 calls it on every value before it escapes the value; markup that templates made passes unchanged.
     """
-    if isinstance(value, Markup):
+    if hasattr(value, "__html__"):
         return value
     return "".join(c if c.isprintable() or c in _SPACES else "\ufffd" for c in str(value))
-
-
-_ENVIRONMENT = Environment(
-    loader=PackageLoader("prefcli.report"),
-    autoescape=True,
-    finalize=printable,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_ENVIRONMENT.filters["fmt"] = format  # Python's own, with its format specifications
