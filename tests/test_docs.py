@@ -69,6 +69,16 @@ def test_the_architecture_lists_every_module() -> None:
     assert names - hidden - {"py.typed"} == set(modules_in_order())
 
 
+def test_the_architecture_lists_every_file_of_every_folder() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^\*\*`(\w+)/`\*\*\n\n((?:[- ] .*\n)+)", text, flags=re.MULTILINE))
+    for folder, section in sections.items():
+        paths = (ROOT / "prefcli" / folder).rglob("*.py")
+        files = {path.relative_to(ROOT / "prefcli" / folder).as_posix() for path in paths}
+        assert files - {"__init__.py"} == set(re.findall(r"`([\w/]+\.py)`[,:]", section)) - {"__init__.py"}, folder
+    assert set(sections) == {path.parent.name for path in (ROOT / "prefcli").glob("*/__init__.py")} - {"assets"}
+
+
 def test_few_modules_lie_loose() -> None:
     assert len(list((ROOT / "prefcli").glob("*.py"))) <= 14  # 12 and the package's two own
 
