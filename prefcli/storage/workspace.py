@@ -1,9 +1,8 @@
-"""The workspace, ``.prefcli/``: cached stages, runs, and what was made last.
+"""The workspace, ``.prefcli/``: cached stages, runs, and the names of the latest ones.
 
-A *stage* is a step whose output is a Parquet file named by a fingerprint of everything that determines it: the
-content of the input, the options, the stage's format version. The same call finds the same file; changed input
-or options never do. Beside each file lies its SHA-256: a cache that cannot be read or does not match is named,
-rebuilt and never trusted.
+A *stage* is a step whose output is a Parquet file named by a fingerprint of everything that determines it: the content
+of the input, the options, the stage's format version. The same call finds the same file; changed input or options never
+do. Its SHA-256 is in a file beside it: a stage that cannot be read or does not match is rebuilt, with a warning.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import pyarrow as pa
 from prefcli.errors import InputError, PrefcliError, one_line
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, hub
+from prefcli.storage.runs import CONFIG
 
 METADATA_KEY = "prefcli"
 COMPRESSION = "lz4"
@@ -36,9 +36,9 @@ class Stage:
     path:
         The Parquet file.
     reused:
-        Whether it was there already.
+        Whether it existed already.
     metadata:
-        ``stage, fingerprint, version, input, options`` and what the stage counted (``counts``).
+        ``stage, fingerprint, version, input, options``, and the stage's own ``counts``.
     """
 
     path: Path
@@ -78,9 +78,9 @@ class Stage:
 
 
 class StageWriter:
-    """Receives a stage's record batches (one row group each) and what was counted on the way.
+    """Writes a stage's record batches, one row group each.
 
-    A batch is compressed and written by a thread while the next one is being made.
+    A thread compresses and writes a batch while the next one is being made.
     """
 
     def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
@@ -91,12 +91,12 @@ class StageWriter:
         self._last: Future[None] | None = None
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Append a batch as a row group of its own."""
+        """Append a batch as a row group."""
         self._wait()
         self._last = self._thread.submit(self._write, batch)
 
     def close(self, counts: Mapping[str, Any]) -> dict[str, Any]:
-        """Finish the file; its metadata then holds ``counts``."""
+        """Finish the file, with ``counts`` in its metadata, which is returned."""
         self._wait()
         self._thread.shutdown()
         metadata = {**self._metadata, "counts": dict(counts)}
@@ -107,7 +107,7 @@ class StageWriter:
         return metadata
 
     def abandon(self) -> None:
-        """Let go of the file, whatever state it is in."""
+        """Close the file, whatever state it is in."""
         self._thread.shutdown(cancel_futures=True)
         if self._writer is not None:
             with contextlib.suppress(Exception):
@@ -121,7 +121,7 @@ class StageWriter:
         import pyarrow.parquet as pq
 
         if self._writer is None:
-            # Long texts hardly repeat: dictionaries would cost time and save nothing. Names repeat.
+            # Long texts hardly repeat, so dictionaries would cost time and save nothing. Model names do repeat.
             self._writer = pq.ParquetWriter(
                 self._path,
                 batch.schema,
@@ -134,7 +134,7 @@ class StageWriter:
 
 
 class Workspace:
-    """The folder that holds stages and runs. Created on the first write."""
+    """The folder of stages and runs, created on the first write."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -152,31 +152,31 @@ class Workspace:
         needs: int | None = None,
         reporter: Reporter = SILENT,
     ) -> Stage:
-        """The cached output of a stage, produced now if it is not there.
+        """The cached output of a stage, produced now if missing.
 
-        Of several processes that want the same stage one makes it, the others wait and use it.
+        If several processes need the same stage, one makes it while the others wait.
 
         Parameters
         ----------
         name:
             Of the stage; the first part of the file's name.
         version:
-            Of the stage's format: raised whenever the same input and options would give other rows.
+            Of the stage's format, to be raised when the same input and options would give other rows.
         source:
             Digest of the input's content (a file's SHA-256, or another stage's fingerprint).
         options:
             Everything else that determines the rows; must be JSON.
         produce:
-            Writes the rows and returns what it counted. Called only when there is no valid cache.
+            Writes the rows and returns its counts. Called only when there is no valid cache.
         needs:
-            About how many bytes the output takes, where that is known.
+            About how many bytes the output takes, if known.
         reporter:
-            Hears whether the stage was reused, or why it was rebuilt.
+            Receives a warning if the stage is rebuilt.
         """
         identity = {"stage": name, "version": version, "input": source, "options": dict(options)}
-        print_ = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        metadata = {**identity, "fingerprint": print_}
-        path = self.stages / f"{name}-{print_}.parquet"
+        fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        metadata = {**identity, "fingerprint": fingerprint}
+        path = self.stages / f"{name}-{fingerprint}.parquet"
         files.sweep(self.stages)
         lock = path.with_suffix(".lock")
         if cached := self._cached(path, metadata, reporter):
@@ -192,53 +192,53 @@ class Workspace:
             with files.atomic(path, needs=needs) as temporary:
                 writer = StageWriter(temporary, metadata)
                 try:
-                    counted = writer.close(produce(writer))
+                    metadata = writer.close(produce(writer))
                 except BaseException:
                     writer.abandon()
                     raise
-                # The digest goes first: a crash between the two leaves a digest of nothing, never a file unverified.
+                # Written before the file: a crash between the two leaves a digest without a file, which is harmless.
                 files.write_text(_digest_path(path), _digest_line(path, files.sha256(temporary)))
-        return Stage(path, False, counted)
+        return Stage(path, False, metadata)
 
     def _cached(self, path: Path, metadata: Mapping[str, Any], reporter: Reporter) -> Stage | None:
-        """The stage at ``path`` if it is there and whole; why it is not is said."""
+        """The stage at ``path`` if it is valid; a warning says why an existing file is not."""
         if not path.exists():
             return None
         try:
             return Stage(path, True, self._verified(path, metadata))
-        except ValueError as problem:
-            reporter.warn(f"rebuilding {path}: {problem}")
+        except ValueError as error:
+            reporter.warn(f"rebuilding {path}: {error}")
             return None
 
     def open_stage(self, file_name: str) -> Stage:
-        """A stage by the name that :meth:`remember` kept.
+        """A stage by its file name.
 
         Raises
         ------
         PrefcliError
-            If it is gone or damaged.
+            If it is missing or damaged.
         """
         path = self.stages / Path(file_name).name
         try:
             return Stage(path, True, self._verified(path, None))
-        except (ValueError, OSError) as problem:
+        except (ValueError, OSError) as error:
             raise PrefcliError(
-                f"the cached stage cannot be used: {problem}",
+                f"the cached stage cannot be used: {error}",
                 where=str(path),
                 hint="Run prefcli preprocess FILE again.",
             ) from None
 
     def _verified(self, path: Path, expected: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The metadata of a stage file whose bytes are the ones once written. Raises ValueError otherwise."""
+        """The metadata of a stage file. Raises ValueError if the file does not match its checksum or ``expected``."""
         import pyarrow.parquet as pq
 
         try:
-            told = _digest_path(path).read_bytes()
+            digest_line = _digest_path(path).read_bytes()
         except OSError:
             raise ValueError("its checksum file is missing") from None
         if not path.exists():
             raise ValueError("it is gone")
-        if told != _digest_line(path, files.sha256(path)).encode():
+        if digest_line != _digest_line(path, files.sha256(path)).encode():
             raise ValueError("its content does not match its checksum")
         try:
             with pq.ParquetFile(path) as parquet:
@@ -249,38 +249,37 @@ class Workspace:
             raise ValueError("it was made from other input or options")
         return dict(metadata)
 
-    def remember(self, what: str, value: Mapping[str, Any]) -> None:
-        """Keep what was made last (``preprocess``, ``train``): a file each, so that two commands do not meet in one.
+    def remember(self, command: str, value: Mapping[str, Any]) -> None:
+        """Record the latest result of a command (``preprocess``, ``train``), in a file of its own.
 
-        What is known already is not written again: a workspace that can only be read serves as long as it can.
+        An unchanged value is not written again, so that a read-only workspace can be used.
         """
-        if self.latest(what) == value:
-            return
-        files.write_text(self._latest_path(what), json.dumps(dict(value), indent=2, sort_keys=True) + "\n")
+        if self.latest(command) != value:
+            files.write_text(self._latest_path(command), json.dumps(dict(value), indent=2, sort_keys=True) + "\n")
 
-    def latest(self, what: str) -> Mapping[str, Any] | None:
-        """What :meth:`remember` kept last under this name; None where there is nothing, or it is damaged."""
+    def latest(self, command: str) -> Mapping[str, Any] | None:
+        """The last value that :meth:`remember` recorded; None if there is none or its file is damaged."""
         try:
-            value = json.loads(self._latest_path(what).read_text(encoding="utf-8"))
+            value = json.loads(self._latest_path(command).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return value if isinstance(value, dict) else None
 
-    def _latest_path(self, what: str) -> Path:
-        return self.root / f"latest-{what}.json"
+    def _latest_path(self, command: str) -> Path:
+        return self.root / f"latest-{command}.json"
 
     def find_run(self, name: str) -> Path:
-        """The folder of a run given by its path, by its name in this workspace, or as ``hf://owner/name``.
+        """The folder of a run given by its path, its name in this workspace, or ``hf://owner/name``.
 
         Raises
         ------
         InputError
-            If there is no such run; the known ones are named.
+            If there is no such run; the hint lists some that exist.
         ModelError, NetworkError
-            If the hub does not give it.
+            If it cannot be had from the hub.
         """
         for candidate in (Path(name), self.runs / name):
-            if (candidate / "config.json").is_file():
+            if (candidate / CONFIG).is_file():
                 return candidate
         if name.startswith(hub.PREFIX):
             return hub.find_run(name)
@@ -292,7 +291,7 @@ class Workspace:
 
 
 def _digest_line(path: Path, digest: str) -> str:
-    """What stands in the checksum file, as ``sha256sum`` writes it."""
+    """The content of a checksum file, as ``sha256sum`` writes it."""
     return f"{digest}  {path.name}\n"
 
 
