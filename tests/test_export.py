@@ -223,7 +223,7 @@ def test_large_weights_lie_beside_the_graph_and_made_up_battles_serve_where_none
     from prefcli.exporting import onnx
 
     pair = twins("no-validation", export=False)
-    monkeypatch.setattr(onnx, "ONE_FILE_BYTES", 0)
+    monkeypatch.setattr(onnx, "MAX_GRAPH_BYTES", 0)
     done = cli("export", pair.run, "--onnx", "big", "--int8", "--json", "--workspace", pair.workspace.root)
     assert done.code == 0, done.err
     assert done.json()["sample"] == "made-up battles"
@@ -302,7 +302,7 @@ def test_missing_packages_and_tokenizers_in_python_are_said(
     pair = twins("siamese-bert")
     export = ["export", pair.run, "--onnx", "o", "--workspace", pair.workspace.root]
     with monkeypatch.context() as patch:
-        patch.setattr(onnx, "NEEDED", ("no_such_package",))
+        patch.setattr(onnx, "PACKAGES", ("no_such_package",))
         check_refused(cli(*export), 1, "no_such_package", 'pip install "prefcli[onnx]"')
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxruntime", None)

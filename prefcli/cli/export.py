@@ -23,29 +23,30 @@ def run(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or name.")],
     onnx: Annotated[
-        Path | None, typer.Option("--onnx", metavar="DIR", help="A run for ONNX Runtime: predicts without torch.")
+        Path | None,
+        typer.Option("--onnx", metavar="DIR", help="A run for ONNX Runtime: predicts without torch."),
     ] = None,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Quantise the matrices: a quarter of the size; what it costs is measured.")
+        bool, typer.Option("--int8", help="Quantise the matrices to a quarter of the size; the loss is measured.")
     ] = False,
     merged: Annotated[
         Path | None,
         typer.Option(
             "--merged",
             metavar="DIR",
-            help="A run with its adapters added to the encoder's weights; folds become one model by averaging.",
+            help="A run with adapters merged into the encoder's weights, folds averaged into one model.",
         ),
     ] = None,
     encoder: common.EncoderOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a run that stands there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
     json: common.JsonOption = False,
     workspace: common.WorkspaceOption = None,
     quiet: common.QuietOption = False,
     debug: common.DebugOption = False,
 ) -> None:
-    """Write a run in another form: for ONNX Runtime, or as one set of weights that needs nothing else.
+    """Write a run in another form: for ONNX Runtime, or merged into one set of weights.
 
-    An ONNX export is compared with torch on battles before it is kept. Needs: pip install "prefcli[onnx]".
+    An ONNX export is kept only if it predicts what torch predicts. It needs: pip install "prefcli[onnx]".
     """
     from prefcli import pipeline
     from prefcli.compute import memory
@@ -53,26 +54,26 @@ def run(
     memory.keep_freed_memory()
     session = common.session(ctx, workspace, quiet)
     if (onnx is None) == (merged is None):
-        raise InputError("export makes one thing: --onnx DIR or --merged DIR", hint="Name one of them.")
+        raise InputError("export needs either --onnx DIR or --merged DIR", hint="Give one of them.")
     if encoder is not None and merged is None:
         raise InputError("--encoder belongs to --merged", hint="Leave one of them out.")
     if int8 and merged is not None:
         raise InputError("--int8 belongs to --onnx", hint="Leave one of them out.")
     if merged is not None:
-        joined = pipeline.merge(
+        merge = pipeline.merge(
             session.workspace.find_run(model), merged, encoder=encoder, force=force, reporter=session.reporter
         )
         if json:
-            common.print_json(asdict(joined))
+            common.print_json(asdict(merge))
             return
-        what = f"the mean of {joined.members} folds" if joined.members > 1 else "one model"
-        common.say(f"{joined.output}: {what}, {joined.parameters / 1e6:,.1f} M parameters")
+        what = f"the mean of {merge.members} folds" if merge.members > 1 else "one model"
+        common.say(f"{merge.output}: {what}, {merge.parameters / 1e6:,.1f} M parameters")
         return
     assert onnx is not None
-    made = pipeline.export(model, session.workspace, onnx, int8=int8, force=force, reporter=session.reporter)
+    result = pipeline.export(model, session.workspace, onnx, int8=int8, force=force, reporter=session.reporter)
     if json:
-        common.print_json(asdict(made))
+        common.print_json(asdict(result))
         return
-    common.say(f"{made.folder}: {made.precision}, {made.bytes / 1e6:,.1f} MB")
-    if made.int8 is not None:
-        common.say(f"int8 costs: {made.int8}")
+    common.say(f"{result.folder}: {result.precision}, {result.bytes / 1e6:,.1f} MB")
+    if result.int8 is not None:
+        common.say(f"int8 costs: {result.int8}")

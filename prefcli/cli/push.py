@@ -1,4 +1,4 @@
-"""``prefcli push``: bring a finished run to the hub."""
+"""``prefcli push``: upload a finished run to the hub."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ EXAMPLES = common.examples(
 def run(
     ctx: typer.Context,
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run, by folder or name.")],
-    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Where on the hub; made when missing.")],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the hub, created when missing.")],
     public: Annotated[
         bool, typer.Option("--public/--private", help="Whether everybody can see it, or only its owner.")
     ] = False,
     license: Annotated[
-        str | None, typer.Option("--license", metavar="NAME", help="Said in its card: apache-2.0, mit, cc-by-4.0, ...")
+        str | None, typer.Option("--license", metavar="NAME", help="License to name in its card: apache-2.0, mit, ...")
     ] = None,
     json: common.JsonOption = False,
     workspace: common.WorkspaceOption = None,
     quiet: common.QuietOption = False,
     debug: common.DebugOption = False,
 ) -> None:
-    """Bring a finished run to the Hugging Face hub, where --model hf://owner/name finds it.
+    """Upload a finished run to the Hugging Face hub, to be used as --model hf://owner/name.
 
-    Weights, tokenizer, options, card, log and the probabilities of held-out battles go there; checkpoints do not.
+    Weights, tokenizer, options, card, log and the probabilities of held-out battles are uploaded; checkpoints are not.
     """
     from prefcli import pipeline
 
     session = common.session(ctx, workspace, quiet)
-    kept = pipeline.push(run, name, session.workspace, private=not public, license=license, reporter=session.reporter)
+    pushed = pipeline.push(run, name, session.workspace, private=not public, license=license, reporter=session.reporter)
     if json:
-        common.print_json(asdict(kept))
+        common.print_json(asdict(pushed))
     else:
-        common.say(f"{kept.url}: {kept.files} files")
+        common.say(f"{pushed.url}: {pushed.files} files")

@@ -1,16 +1,18 @@
-"""One model out of a run's adapters, or out of its folds: weights added and averaged, no longer predictions.
+"""One model from a run's adapters or folds: weights are merged and averaged, not predictions.
 
-A run of adapters becomes a run that needs no other encoder. Of a run with folds the adapters are averaged first, or the
-weights where all were trained: one model that costs a fold's time (the mean of what adapters do, which is what the
-winners of Kaggle's LMSYS competition submitted; Wortsman et al., "Model soups", ICML 2022, for whole weights).
+A run of adapters becomes a run that needs no other encoder. Folds become one model that costs the time of one fold: the
+mean of their adapters' updates (as the winners of Kaggle's LMSYS competition submitted), or of all their weights
+(Wortsman et al., "Model soups", ICML 2022).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from prefcli import metrics
 from prefcli.compute import devices
@@ -19,10 +21,15 @@ from prefcli.options import TrainOptions
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import card, files, runs
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prefcli.models.neural import NeuralModel
+
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What :func:`merge` wrote."""
+    """What :func:`merge` wrote: the folder, from how many models, whether they had adapters, the number of weights."""
 
     output: Path
     members: int
@@ -33,16 +40,16 @@ class MergeResult:
 def merge(
     run: Path, output: Path, *, encoder: str | None = None, force: bool = False, reporter: Reporter = SILENT
 ) -> MergeResult:
-    """Write a run that holds the merged weights of another, in float32.
+    """Write a run with the merged weights of another one, in float32.
 
     Parameters
     ----------
     run:
-        A neural run: of adapters, or with folds, or both.
+        A neural run with adapters, folds or both.
     output:
         The new run's folder.
     encoder:
-        Where the encoder lies to which the adapters belong, if it is no longer where it was.
+        Folder of the encoder that the adapters belong to, if it has moved.
     force:
         Overwrite ``output``.
 
@@ -51,19 +58,12 @@ def merge(
     InputError
         If there is nothing to merge.
     ModelError
-        If the run is damaged or its encoder is not to be had.
+        If the run is damaged or its encoder cannot be found.
     """
-    from prefcli.encoders import adapters
     from prefcli.models import neural, weights
 
-    files.refuse_to_overwrite(output, force)
-    if output.exists() and not runs.is_run(output):
-        raise InputError(f"{output} is not a run, so --force does not replace it", hint="Choose another folder.")
-    here, there = run.resolve(), output.resolve()
-    if here == there or here in there.parents or there in here.parents:
-        raise InputError(f"{output} and the run lie in one another", hint="Choose another folder.")
-    config = runs.read_config(run)
-    options = TrainOptions(**config["options"])
+    _check_output(run, output, force)
+    options = TrainOptions(**runs.read_config(run)["options"])
     members = runs.members(run)
     if options.architecture == "features" or not (options.lora_rank or len(members) > 1):
         raise InputError(
@@ -74,47 +74,69 @@ def merge(
     runs.verify(run)
     placement = dataclasses.replace(devices.place("cpu", "fp32"), reason="to merge weights")
     model = neural.load(members[0], placement, fast_attention=False, encoder=encoder)
+    state = _merged_state(model, members, bool(options.lora_rank), reporter)
+    averaged = len(members) > 1
+    merged_options = dataclasses.replace(
+        options, lora_rank=0, quantize="none", shard=False, folds=0, validation=0.0 if averaged else options.validation
+    )
+    with files.atomic(output, needs=weights.nbytes(state)) as temporary:
+        temporary.mkdir()
+        runs.write_config(temporary, merged_options, _merged_config(run, members, model))
+        weights.save(state, temporary / neural.WEIGHTS)
+        model.save_tokenizer(temporary)
+        validation = None
+        if not averaged and (run / runs.VALIDATION).is_file():
+            shutil.copyfile(run / runs.VALIDATION, temporary / runs.VALIDATION)
+            held_out = runs.read_validation(run)
+            probabilities = metrics.softmax(held_out.logits)
+            validation = dataclasses.asdict(metrics.score(probabilities, held_out.labels, groups=held_out.keys))
+        card.write(temporary, merged_options, runs.read_config(temporary), validation, name=output.name)
+        runs.seal(temporary, trained=True)
+    return MergeResult(output, len(members), bool(options.lora_rank), sum(tensor.numel() for tensor in state.values()))
+
+
+def _check_output(run: Path, output: Path, force: bool) -> None:
+    """Refuse to overwrite what is not a run, or the run itself."""
+    files.refuse_to_overwrite(output, force)
+    if output.exists() and not runs.is_run(output):
+        raise InputError(f"{output} is not a run, so --force does not replace it", hint="Choose another folder.")
+    source, target = run.resolve(), output.resolve()
+    if source == target or source in target.parents or target in source.parents:
+        raise InputError(f"{output} and the run must not contain one another", hint="Choose another folder.")
+
+
+def _merged_state(model: NeuralModel, members: Sequence[Path], adapted: bool, reporter: Reporter) -> dict[str, Tensor]:
+    """The mean of the members' weights, adapters added to the encoder's; ``model`` is one of them and is changed."""
+    from prefcli.encoders import adapters
+    from prefcli.models import neural, weights
+
     module = model.module
-    total = {
+    mean = {
         name: 0 * tensor if tensor.is_floating_point() else tensor
         for name, tensor in weights.trainable_state_dict(module).items()
     }
     for number, member in enumerate(members, start=1):
         weights.load_state_dict(module, weights.load(member / neural.WEIGHTS))
-        if options.lora_rank:
+        if adapted:
             adapters.add_to_weights(module.encoder, 1 / len(members))
         for name, tensor in weights.trainable_state_dict(module).items():
             if tensor.is_floating_point():
-                total[name] += tensor / len(members)
+                mean[name] += tensor / len(members)
         reporter.note(f"{number} of {len(members)}: {member.name}")
-    weights.load_state_dict(module, total)
-    if options.lora_rank:
+    weights.load_state_dict(module, mean)
+    if adapted:
         adapters.remove(module.encoder)
-    state = weights.trainable_state_dict(module)
-    several = len(members) > 1
-    alone = dataclasses.replace(
-        options, lora_rank=0, quantize="none", shard=False, folds=0, validation=0.0 if several else options.validation
-    )
-    words = f"{len(members)} folds of {run.name}, averaged" if several else f"the adapters of {run.name}, merged"
-    theirs = runs.read_config(members[0])
-    kept = {name: value for name, value in theirs.items() if name != "base"}
-    kept |= model.encoder_config()
-    if several:  # every battle was learnt from by one of them
-        told = theirs["data"]
-        kept["data"] = {
-            **told, "train_battles": told["train_battles"] + told["held_out_battles"], "held_out_battles": 0
-        }  # fmt: skip
-    kept["resolved"] = {**theirs["resolved"], "merged": words}
-    with files.atomic(output, needs=weights.nbytes(state)) as temporary:
-        temporary.mkdir()
-        runs.write_config(temporary, alone, kept)
-        weights.save(state, temporary / neural.WEIGHTS)
-        model.save_tokenizer(temporary)
-        validation = None
-        if not several and (run / runs.VALIDATION).is_file():
-            shutil.copyfile(run / runs.VALIDATION, temporary / runs.VALIDATION)
-            held = runs.read_validation(run)
-            validation = dataclasses.asdict(metrics.score(metrics.softmax(held.logits), held.labels, groups=held.keys))
-        card.write(temporary, alone, runs.read_config(temporary), validation, name=output.name)
-        runs.seal(temporary, trained=True)
-    return MergeResult(output, len(members), bool(options.lora_rank), sum(t.numel() for t in state.values()))
+    return weights.trainable_state_dict(module)
+
+
+def _merged_config(run: Path, members: Sequence[Path], model: NeuralModel) -> dict[str, Any]:
+    """The rest of ``config.json``: the first member's, without its base encoder."""
+    config = {name: value for name, value in runs.read_config(members[0]).items() if name != "base"}
+    description = f"the adapters of {run.name}, merged"
+    if len(members) > 1:
+        description = f"{len(members)} folds of {run.name}, averaged"
+        data = config["data"]  # each battle was in the training data of some member
+        battles = data["train_battles"] + data["held_out_battles"]
+        config["data"] = {**data, "train_battles": battles, "held_out_battles": 0}
+    config["resolved"] = {**config["resolved"], "merged": description}
+    return config | model.encoder_config()

@@ -1,9 +1,9 @@
 """A run exported to ONNX: a folder that predicts the same without torch or transformers.
 
-The graph is made by torch's own exporter from transformers' own attention, with the number of battles and their length
-left open. It is then loaded as any prediction would load it and compared with torch, battle by battle, in both orders
-and alone; a folder that does not match is not left. With ``int8`` the matrices are quantised (ONNX Runtime's dynamic
-quantisation), and what that costs is measured and written into the card.
+torch's exporter makes the graph from transformers' own attention, for any number of battles of any length. The graph is
+then loaded as for a prediction and compared with torch, battle by battle, in both orders and one at a time; a folder
+that does not match is removed. With ``int8`` the matrices are quantised (ONNX Runtime's dynamic quantisation), and how
+the predictions change is measured and written into the card.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,29 +35,29 @@ from prefcli.models import exported, neural
 from prefcli.models.exported import GRAPH, OUTPUT, TOKENIZER
 from prefcli.storage import card, files, runs
 
-LARGEST_DIFFERENCE = 1e-4
-"""A probability of ONNX Runtime may differ from torch's by this much."""
-COMPARED = 32
-"""Battles that are compared with torch, of all lengths there are."""
-ALONE = 3
-"""Battles that are also computed by themselves, as one that is asked for alone."""
-ONE_FILE_BYTES = 1_900_000_000
-"""Larger weights lie in a file of their own: the format of the graph ends at 2 GB."""
+MAX_DIFFERENCE = 1e-4
+"""Allowed difference between a probability of ONNX Runtime and torch's."""
+COMPARED_BATTLES = 32
+"""Battles that are compared with torch, from the shortest to the longest."""
+SINGLE_BATTLES = 3
+"""Battles that are also computed one at a time."""
+MAX_GRAPH_BYTES = 1_900_000_000
+"""Larger weights are saved in a separate file: the graph's format is limited to 2 GB."""
 TRACED_BATTLES, TRACED_LENGTH = 3, 11
-NEEDED = ("onnx", "onnxruntime", "onnxscript")
-COPIED = (runs.VALIDATION, runs.CARD, runs.CURVES)
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+COPIED_FILES = (runs.VALIDATION, runs.CARD, runs.CURVES)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Battles to compare on, their text normalised as the run needs it.
+    """Battles to compare predictions on.
 
     Attributes
     ----------
     battles:
-        A few hundred at most.
+        A few hundred at most, their text normalised as for the run.
     labels:
-        Shape ``[n]``; None where the battles are not the run's, so that a loss would say nothing.
+        Shape ``[n]``; None if the battles are made up, so that a loss would mean nothing.
     """
 
     battles: pa.RecordBatch
@@ -68,17 +69,17 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Quantised:
-    """What int8 costs, on the same battles.
+class QuantisationError:
+    """How int8 changes the predictions of the same battles.
 
     Attributes
     ----------
     battles, sample:
         How many, and which.
     largest_change:
-        Of any probability against float32.
+        Of any probability, compared with float32.
     log_loss_fp32, log_loss_int8:
-        None where the battles have no outcomes of the run's kind.
+        None if the battles are made up.
     """
 
     battles: int
@@ -88,7 +89,7 @@ class Quantised:
     log_loss_int8: float | None
 
     def __str__(self) -> str:
-        loss = "log loss not measured: the run's held-out battles are not to be found"
+        loss = "log loss not measured: the run's held-out battles were not found"
         if self.log_loss_fp32 is not None and self.log_loss_int8 is not None:
             change = self.log_loss_int8 - self.log_loss_fp32
             loss = f"log loss {self.log_loss_fp32:.4f} in fp32, {self.log_loss_int8:.4f} in int8 ({change:+.4f})"
@@ -101,17 +102,20 @@ class ExportResult:
 
     Attributes
     ----------
-    folder, precision:
-        Where, and in ``fp32`` or ``int8``.
+    folder:
+        Where it is.
+    precision:
+        ``fp32`` or ``int8``.
     models:
-        One, or one for each fold.
-    compared, sample, largest_difference:
-        How many battles of which kind were compared with torch (before any quantisation), and by how much a
-        probability differed at most.
+        One, or one per fold.
+    compared, sample:
+        How many battles of which kind were compared with torch, before any quantisation.
+    largest_difference:
+        Of a probability from torch's.
     bytes:
         Of all graphs.
     int8:
-        What quantisation costs.
+        The effect of quantisation.
     """
 
     folder: Path
@@ -121,35 +125,35 @@ class ExportResult:
     sample: str
     largest_difference: float
     bytes: int
-    int8: Quantised | None
+    int8: QuantisationError | None
 
 
-def refuse(run: Path, folder: Path, force: bool) -> None:
-    """Say what cannot be exported, or not to there, before any work is done.
+def check_exportable(run: Path, folder: Path, force: bool) -> None:
+    """Refuse what cannot be exported, or not to this folder, before any work is done.
 
     Raises
     ------
     InputError
-        If the run is no neural one, or something else stands in the way.
+        If the run is not a neural one, or ``folder`` holds something else than an export.
     PrefcliError
         If a package is missing.
     """
     runtime = runs.runtime_of(runs.read_config(run))
     if runtime != "torch":
-        what = "is an exported run already" if runtime == "onnx" else "has the architecture features"
-        needs = "" if runtime == "onnx" else ", which needs neither torch nor ONNX"
-        raise InputError(f"{run} {what}{needs}", hint="Predict with it as it is.")
+        features = "has the architecture features, which needs neither torch nor ONNX"
+        reason = "is an exported run already" if runtime == "onnx" else features
+        raise InputError(f"{run} {reason}", hint="Predict with it as it is.")
     if runs.read_config(run)["options"].get("lora_rank"):
         raise InputError(
-            "the run holds adapters beside an encoder's weights",
+            "the run holds adapters without the encoder's weights",
             where=str(run),
-            hint=f"Make one model of both first: prefcli export {run} --merged DIR, then export that.",
+            hint=f"Merge both into one model first: prefcli export {run} --merged DIR, then export that.",
         )
     if folder.exists() or folder.is_symlink():
         files.refuse_to_overwrite(folder, force)
         if not _is_export(folder) and not (folder.is_dir() and not any(folder.iterdir())):
             raise InputError(f"{folder} is not an exported run, so --force does not remove it", hint="Choose another.")
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise PrefcliError(f"exporting needs {', '.join(missing)}", hint=exported.INSTALL)
 
 
@@ -166,39 +170,38 @@ def export(run: Path, folder: Path, samples: Sequence[Sample], *, int8: bool = F
     Parameters
     ----------
     run:
-        A neural run, with folds or without.
+        A verified neural run, with or without folds.
     folder:
-        Of the export; what stands there is replaced.
+        Of the export; an existing one is replaced.
     samples:
-        For each of the run's models the battles to compare on.
+        Battles to compare on, for each of the run's models.
     int8:
-        Whether matrices are quantised.
+        Quantise the matrices.
 
     Raises
     ------
     ModelError
-        If the run is damaged, its encoder cannot be exported, or the export predicts something else.
+        If the run's encoder cannot be exported, or the export's predictions differ.
     """
-    runs.verify(run)
     config = runs.read_config(run)
     with files.atomic(folder) as temporary:
-        found = [
-            _export_one(member, temporary / member.relative_to(run), sample, int8=int8)
+        models = [
+            _export_model(member, temporary / member.relative_to(run), sample, int8=int8)
             for member, sample in zip(runs.members(run), samples, strict=True)
         ]
-        made = _together(folder, found, samples, int8=int8)
-        if made.models > 1 or config["options"]["folds"]:
-            _copy_artifacts(run, temporary)
-            _write_config(temporary, config, {"format": exported.FORMAT, "precision": made.precision})
+        result = _summary(folder, models, samples, int8=int8)
+        if config["options"]["folds"]:
+            _copy_files(run, temporary)
+            _write_config(temporary, config, {"format": exported.FORMAT, "precision": result.precision})
         for member in runs.all_folders(temporary):
-            card.add_export(member, _described(made), folder.name)
+            card.add_export(member, _description(result), folder.name)
             runs.seal(member, trained=True)
-    return made
+    return result
 
 
 @dataclass(frozen=True)
-class _Found:
-    """Of one model: how far it is from torch, and both its predictions of the sample where it was quantised."""
+class _ExportedModel:
+    """One model: its largest difference from torch, its size, and its predictions of the sample if quantised."""
 
     difference: float
     size: int
@@ -206,8 +209,8 @@ class _Found:
     int8: NDArray[np.float64] | None = None
 
 
-def _export_one(member: Path, target: Path, sample: Sample, *, int8: bool) -> _Found:
-    """One model into a folder that is complete by itself."""
+def _export_model(member: Path, target: Path, sample: Sample, *, int8: bool) -> _ExportedModel:
+    """Export one model into a folder of its own."""
     config = runs.read_config(member)
     model = neural.load(member, devices.place("cpu", "fp32"), fast_attention=False)
     definition = getattr(model.tokenizer, "backend_tokenizer", None)
@@ -218,28 +221,33 @@ def _export_one(member: Path, target: Path, sample: Sample, *, int8: bool) -> _F
             hint="Train with an encoder that has a fast tokenizer.",
         )
     target.mkdir(parents=True, exist_ok=True)
-    _copy_artifacts(member, target)
+    _copy_files(member, target)
     files.write_text(target / TOKENIZER, definition.to_str())
-    told = {**exported.export_settings(model.packing, model.pad_token_id), "precision": "fp32", "versions": _versions()}
-    _write_config(target, config, told)
-    weights = sum(p.numel() * p.element_size() for p in model.module.parameters())
-    _write_graph(model, target / GRAPH, apart=weights > ONE_FILE_BYTES)
-    twin = exported.load(target)
-    difference = _compared(model, twin, sample, member)
+    settings = {
+        **exported.export_settings(model.packing, model.pad_token_id),
+        "precision": "fp32",
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", *PACKAGES)},
+    }
+    _write_config(target, config, settings)
+    external = sum(p.numel() * p.element_size() for p in model.module.parameters()) > MAX_GRAPH_BYTES
+    _write_graph(model, target / GRAPH, external=external)
+    onnx_model = exported.load(target)
+    difference = _compare(model, onnx_model, sample, member)
     if not int8:
-        return _Found(difference, _size(target))
-    before = metrics.softmax(twin.logits(sample.battles)[0])
-    del model, twin
-    _quantise(target, apart=weights > ONE_FILE_BYTES)
-    _write_config(target, config, {**told, "precision": "int8"})
-    after = metrics.softmax(exported.load(target).logits(sample.battles)[0])
-    return _Found(difference, _size(target), before, after)
+        return _ExportedModel(difference, _size(target))
+    fp32 = metrics.softmax(onnx_model.logits(sample.battles)[0])
+    del model, onnx_model
+    _quantise(target, external=external)
+    _write_config(target, config, {**settings, "precision": "int8"})
+    return _ExportedModel(
+        difference, _size(target), fp32, metrics.softmax(exported.load(target).logits(sample.battles)[0])
+    )
 
 
 class _Graph(nn.Module):
-    """A model as the graph has it: inputs ``[sequences, n, ...]``, logits ``[orders, n, 3]``.
+    """A model with the graph's shapes: inputs ``[sequences, n, ...]``, logits ``[orders, n, 3]``.
 
-    An architecture that reads the answers apart gives both orders, which cost it nothing.
+    An architecture that reads the answers separately gives both orders, at no cost.
     """
 
     def __init__(self, module: Any) -> None:
@@ -253,13 +261,13 @@ class _Graph(nn.Module):
         spans: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
-        given = {
+        arrays = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "spans": spans,
             "token_type_ids": token_type_ids,
         }
-        inputs: dict[str, Any] = {name: one.flatten(0, 1) for name, one in given.items() if one is not None}
+        inputs: dict[str, Any] = {name: array.flatten(0, 1) for name, array in arrays.items() if array is not None}
         orders = 1 + self.module.input_format.encodes_answers_separately
         if orders == 2:
             inputs["both_orders"] = True
@@ -267,8 +275,8 @@ class _Graph(nn.Module):
         return logits
 
 
-def _write_graph(model: neural.NeuralModel, path: Path, *, apart: bool) -> None:
-    """Have torch export the model; ``apart`` puts the weights into a file of their own."""
+def _write_graph(model: neural.NeuralModel, path: Path, *, external: bool) -> None:
+    """Export the model by torch, its weights in a separate file if ``external``."""
     shape = (len(model.input_format.sequences), TRACED_BATTLES, TRACED_LENGTH)
     ids, mask = torch.zeros(shape, dtype=torch.long), torch.ones(shape, dtype=torch.long)
     mask[:, 0, TRACED_LENGTH // 2 :] = 0
@@ -277,8 +285,8 @@ def _write_graph(model: neural.NeuralModel, path: Path, *, apart: bool) -> None:
         inputs["spans"] = torch.tensor([[1, 3], [4, 6], [7, 9]]).expand(shape[0], shape[1], 3, 2).contiguous()
     if model.packing.template.last_type is not None:
         inputs["token_type_ids"] = torch.zeros_like(ids)
-    open_size = torch.export.Dim.DYNAMIC
-    shapes = {name: {1: open_size} if name == "spans" else {1: open_size, 2: open_size} for name in inputs}
+    dynamic = torch.export.Dim.DYNAMIC
+    shapes = {name: {1: dynamic} if name == "spans" else {1: dynamic, 2: dynamic} for name in inputs}
     try:
         with _quiet():
             from onnx_ir.passes.common import ClearMetadataAndDocStringPass
@@ -293,8 +301,8 @@ def _write_graph(model: neural.NeuralModel, path: Path, *, apart: bool) -> None:
                 verbose=False,
             )
             assert program is not None
-            ClearMetadataAndDocStringPass()(program.model)  # where on this machine each operation's code lies
-            program.save(path, external_data=apart)
+            ClearMetadataAndDocStringPass()(program.model)  # paths of this machine
+            program.save(path, external_data=external)
     except (MemoryError, OSError):
         raise
     except Exception as error:
@@ -304,24 +312,24 @@ def _write_graph(model: neural.NeuralModel, path: Path, *, apart: bool) -> None:
         ) from error
 
 
-def _compared(model: neural.NeuralModel, twin: exported.ExportedModel, sample: Sample, member: Path) -> float:
-    """By how much a probability of the graph differs from torch's at most.
+def _compare(model: neural.NeuralModel, onnx_model: exported.ExportedModel, sample: Sample, member: Path) -> float:
+    """The largest difference between a probability of the graph and torch's.
 
     Raises
     ------
     ModelError
-        If that is too much.
+        If it exceeds :data:`MAX_DIFFERENCE`.
     """
-    battles = _of_all_lengths(sample.battles, COMPARED)
-    wanted, found = (_probabilities(one, battles) for one in (model, twin))
-    alone = _of_all_lengths(battles, ALONE)
-    singly = np.concatenate([_probabilities(twin, alone.slice(row, 1)) for row in range(alone.num_rows)], axis=1)
-    together, apart = np.abs(found - wanted).max(), np.abs(singly - _probabilities(model, alone)).max()
-    largest = float(np.maximum(together, apart))  # which is no number where one of them is none
-    if not largest <= LARGEST_DIFFERENCE:
+    battles = _spread_over_lengths(sample.battles, COMPARED_BATTLES)
+    batched = _probabilities(onnx_model, battles) - _probabilities(model, battles)
+    few = _spread_over_lengths(battles, SINGLE_BATTLES)
+    one_by_one = [_probabilities(onnx_model, few.slice(row, 1)) for row in range(few.num_rows)]
+    single = np.concatenate(one_by_one, axis=1) - _probabilities(model, few)
+    largest = float(np.abs(np.concatenate([batched, single], axis=1)).max())
+    if not largest <= MAX_DIFFERENCE:  # also if it is NaN
         raise ModelError(
             f"the export does not predict what the run predicts: a probability differs by {largest:.2g} "
-            f"(at most {LARGEST_DIFFERENCE:g} is rounding); nothing was kept",
+            f"(at most {MAX_DIFFERENCE:g} is rounding); nothing was kept",
             where=str(member),
             hint="Predict with the run itself.",
         )
@@ -333,39 +341,39 @@ def _probabilities(model: Any, battles: pa.RecordBatch) -> NDArray[np.float64]:
     return np.stack([metrics.softmax(logits) for logits in model.logits(battles, swap_average=True)])
 
 
-def _of_all_lengths(battles: pa.RecordBatch, count: int) -> pa.RecordBatch:
+def _spread_over_lengths(battles: pa.RecordBatch, count: int) -> pa.RecordBatch:
     """At most ``count`` battles, from the shortest to the longest."""
     lengths = np.sum([[len(text) for text in texts_of(battles.column(name))] for name in TEXT_FIELDS], axis=0)
     chosen = np.linspace(0, len(lengths) - 1, min(count, len(lengths))).round().astype(np.int64)
     return battles.take(pa.array(np.argsort(lengths, kind="stable")[chosen]))
 
 
-def _quantise(target: Path, *, apart: bool) -> None:
-    """Replace a folder's graph by the same with int8 matrices.
+def _quantise(target: Path, *, external: bool) -> None:
+    """Replace a folder's graph by one with int8 matrices.
 
     Raises
     ------
     ModelError
-        If the quantiser cannot.
+        If that fails.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     try:
         with _quiet():
-            model = onnx.load(target / GRAPH)  # weights beside it included
-            del model.graph.value_info[:]  # quantisers before 1.24 turn matrices around and then trip over their shapes
+            model = onnx.load(target / GRAPH)  # with external weights
+            del model.graph.value_info[:]  # before 1.24, onnxruntime transposes matrices and fails on their old shapes
             for name in (GRAPH, exported.WEIGHTS):
                 (target / name).unlink(missing_ok=True)
-            # A scale for every column costs nothing and was measured to halve the change. Seven bits, because a
-            # processor without VNNI saturates when it sums products of eight.
+            # A scale for every column costs nothing and was measured to halve the change. 7 bits, because sums of
+            # 8-bit products saturate on processors without VNNI.
             quantize_dynamic(
                 model,
                 target / GRAPH,
                 weight_type=QuantType.QInt8,
                 per_channel=True,
                 reduce_range=True,
-                use_external_data_format=apart,
+                use_external_data_format=external,
             )
     except (MemoryError, OSError):
         raise
@@ -376,59 +384,51 @@ def _quantise(target: Path, *, apart: bool) -> None:
         ) from error
 
 
-def _together(folder: Path, found: Sequence[_Found], samples: Sequence[Sample], *, int8: bool) -> ExportResult:
-    loss = None
+def _summary(folder: Path, models: Sequence[_ExportedModel], samples: Sequence[Sample], *, int8: bool) -> ExportResult:
+    change = None
     if int8:
-        before = np.concatenate([one.fp32 for one in found if one.fp32 is not None])
-        after = np.concatenate([one.int8 for one in found if one.int8 is not None])
-        labels = [sample.labels for sample in samples if sample.labels is not None]
-        known = np.concatenate(labels) if len(labels) == len(samples) else None
-        loss = Quantised(
-            battles=len(before),
+        fp32_probabilities = np.concatenate([model.fp32 for model in models if model.fp32 is not None])
+        int8_probabilities = np.concatenate([model.int8 for model in models if model.int8 is not None])
+        known = [sample.labels for sample in samples if sample.labels is not None]
+        labels = np.concatenate(known) if len(known) == len(samples) else None
+        change = QuantisationError(
+            battles=len(fp32_probabilities),
             sample=samples[0].name,
-            largest_change=float(np.abs(after - before).max()),
-            log_loss_fp32=None if known is None else metrics.log_loss(before, known),
-            log_loss_int8=None if known is None else metrics.log_loss(after, known),
+            largest_change=float(np.abs(int8_probabilities - fp32_probabilities).max()),
+            log_loss_fp32=None if labels is None else metrics.log_loss(fp32_probabilities, labels),
+            log_loss_int8=None if labels is None else metrics.log_loss(int8_probabilities, labels),
         )
     return ExportResult(
         folder=folder,
         precision="int8" if int8 else "fp32",
-        models=len(found),
-        compared=sum(min(COMPARED, sample.battles.num_rows) for sample in samples),
+        models=len(models),
+        compared=sum(min(COMPARED_BATTLES, sample.battles.num_rows) for sample in samples),
         sample=samples[0].name,
-        largest_difference=max(one.difference for one in found),
-        bytes=sum(one.size for one in found),
-        int8=loss,
+        largest_difference=max(model.difference for model in models),
+        bytes=sum(model.size for model in models),
+        int8=change,
     )
 
 
-def _described(made: ExportResult) -> str:
-    """For the card."""
-    models = "" if made.models == 1 else f" ({made.models} models, one for each fold)"
-    told = (
-        f"ONNX Runtime computes this model{models}, without torch. Before anything was quantised, its probabilities "
-        f"differed from torch's by at most {made.largest_difference:.1e} on {made.compared:,} {made.sample} in both "
-        "orders of the answers."
+def _description(result: ExportResult) -> str:
+    """For the card, in Markdown."""
+    models = "" if result.models == 1 else f" ({result.models} models, one for each fold)"
+    text = (
+        f"ONNX Runtime computes this model{models}, without torch. Before any quantisation, its probabilities "
+        f"differed from torch's by at most {result.largest_difference:.1e} on {result.compared:,} {result.sample} in "
+        "both orders of the answers."
     )
-    if made.int8 is None:
-        return told
-    return f"{told}\n\nIts matrices are quantised to int8, dynamically. What that costs: {made.int8}."
+    return text if result.int8 is None else f"{text}\n\nIts matrices are quantised to int8, dynamically: {result.int8}."
 
 
-def _copy_artifacts(source: Path, target: Path) -> None:
-    for name in COPIED:
+def _copy_files(source: Path, target: Path) -> None:
+    for name in COPIED_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 
 
-def _write_config(target: Path, config: Mapping[str, Any], told: Mapping[str, Any]) -> None:
-    files.write_text(target / runs.CONFIG, json.dumps({**config, "export": dict(told)}, indent=2) + "\n")
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "transformers", "tokenizers", *NEEDED)}
+def _write_config(target: Path, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    files.write_text(target / runs.CONFIG, json.dumps({**config, "export": dict(settings)}, indent=2) + "\n")
 
 
 def _size(target: Path) -> int:
@@ -437,7 +437,7 @@ def _size(target: Path) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's and the quantiser's advice off the user's terminal, and out of the results."""
+    """Suppress what the exporter and the quantiser print, log and warn of."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""``prefcli push``: a finished run onto the Hugging Face hub."""
+"""``push``: upload a finished run to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ def push(
     license: str | None = None,
     reporter: Reporter = SILENT,
 ) -> hub.PushResult:
-    """Bring a finished run to the hub: all that prediction needs, its card and its course, no checkpoints.
+    """Upload a finished run to the hub: all that prediction needs, its card and its log, no checkpoints.
 
     Parameters
     ----------
     run:
         By folder or name.
     name:
-        ``owner/name``; made when missing, a run that is there is replaced.
+        ``owner/name``; created when missing; an existing run is replaced.
     private:
         Whether only its owner can see it.
     license:
-        To be said in the card: ``apache-2.0``, ``cc-by-4.0``, ...
+        Written into the card: ``apache-2.0``, ``cc-by-4.0``, ...
 
     Raises
     ------
     InputError, ModelError, NetworkError
-        If the run is not whole, nobody is logged in who may write there, or the hub does not take it.
+        If the run is damaged or unfinished, the login may not write there, or the hub does not accept it.
     """
     folder = workspace.find_run(run)
     names = runs.published_files(folder)
