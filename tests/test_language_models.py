@@ -384,7 +384,7 @@ def test_adapters_of_folds_become_one_model(llama: Path, demo_files: Demo, cli: 
     assert not Path("one", "validation.parquet").exists()  # every battle was learnt by one of the folds
     card = Path("one", "README.md").read_text()
     assert "# `one`" in card
-    assert "No battle was held out: there is no honest figure" in card
+    assert "No battle was held out, so there is no honest figure" in card
     assert "2 folds of run, averaged" in card
     assert "96 battles of `train.csv`" in card
     assert np.allclose(probabilities(Path("one"), demo_files).sum(axis=1), 1)
