@@ -60,12 +60,12 @@ def test_outcomes_models_pairs_and_winners() -> None:
         battle(label=A, model_a="vole", model_b="koala"),
         battle(label=A, model_a="newt"),
     ]
-    found = explore(rows)
-    assert (found.battles, found.labelled, found.models) == (6, 5, 3)
-    assert found.outcomes == (3, 1, 1)
-    assert found.tie_share == pytest.approx(0.2)
-    assert found.top_pairs[0] == PairCount("koala", "vole", 5)
-    vole = next(model for model in found.top_winners if model.model == "vole")
+    result = explore(rows)
+    assert (result.battles, result.labelled, result.models) == (6, 5, 3)
+    assert result.outcomes == (3, 1, 1)
+    assert result.tie_share == pytest.approx(0.2)
+    assert result.top_pairs[0] == PairCount("koala", "vole", 5)
+    vole = next(model for model in result.top_winners if model.model == "vole")
     assert (vole.wins, vole.ties, vole.battles) == (2, 1, 5)
     assert vole.win_rate == pytest.approx(0.4)
 
@@ -76,40 +76,40 @@ def test_batches_make_no_difference() -> None:
 
 
 def test_models_and_outcomes_may_be_unknown() -> None:
-    found = explore([battle(label=None, model_a=None, model_b=None)] * 3)
-    assert (found.models, found.labelled, found.ratings, found.position) == (0, 0, None, None)
-    assert found.top_pairs == found.top_winners == ()
+    result = explore([battle(label=None, model_a=None, model_b=None)] * 3)
+    assert (result.models, result.labelled, result.ratings, result.position) == (0, 0, None, None)
+    assert result.top_pairs == result.top_winners == ()
 
 
 @pytest.mark.parametrize(("hits", "n"), [(7, 10), (0, 10), (10, 10), (49, 5000)])
 def test_the_interval_of_a_share_is_wilsons(hits: int, n: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     expected = stats.binomtest(hits, n).proportion_ci(method="wilson")
-    found = share(hits, n)
-    assert (found.value, found.n) == (hits / n, n)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    interval = share(hits, n)
+    assert (interval.value, interval.n) == (hits / n, n)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_a_share_of_no_cases_has_the_widest_interval() -> None:
-    found = share(0, 0)
-    assert (found.low, found.high, found.n) == (0, 1, 0)
+    interval = share(0, 0)
+    assert (interval.low, interval.high, interval.n) == (0, 1, 0)
 
 
 def test_both_bad_is_counted_where_the_source_has_it() -> None:
     assert explore([battle(label=TIE)]).both_bad is None
     rows = [battle(label=TIE, both_bad=True), battle(label=TIE, both_bad=False), battle(both_bad=None)]
-    found = explore(rows)
-    assert (found.ties, found.both_bad) == (2, 1)
+    result = explore(rows)
+    assert (result.ties, result.both_bad) == (2, 1)
 
 
 def test_the_longer_answers_wins_are_counted() -> None:
     rows = [battle(a="x" * 30, b="y" * 10, label=A)] * 3 + [battle(a="x" * 10, b="y" * 30, label=A)]
     rows += [battle(a="x" * 30, b="y" * 10, label=TIE)]
-    found = explore(rows)
-    length = found.rewarded[0]
+    result = explore(rows)
+    length = result.rewarded[0]
     assert length.what == "length"
     assert (length.wins.value, length.wins.n) == (0.75, 4)
-    (curve,) = found.length_curve
+    (curve,) = result.length_curve
     assert (curve.low, curve.battles) == (3.0, 5)
     assert (curve.longer_won, curve.tied, curve.shorter_won) == pytest.approx((0.6, 0.2, 0.2))
 
@@ -159,8 +159,8 @@ def test_turns_are_measured_together_and_nulls_are_skipped() -> None:
     ],
 )
 def test_the_script_of_a_prompt_is_that_of_most_letters(prompt: str, script: str) -> None:
-    (found,) = explore([battle(prompt=prompt)]).scripts
-    assert found.script == script
+    (row,) = explore([battle(prompt=prompt)]).scripts
+    assert row.script == script
 
 
 def test_odds_ratios_agree_with_scikit_learn() -> None:
@@ -183,12 +183,12 @@ def test_odds_ratios_agree_with_scikit_learn() -> None:
     )
     won = np.array([r["label"] == A for r in rows])
     model = linear_model.LogisticRegression(C=1e8, tol=1e-10, max_iter=1000).fit(x / x.std(axis=0), won)
-    found = {effect.what: effect for effect in explore(rows).rewarded}
-    odds = [found[name].odds for name in ("length", "headings")]
+    effects = {effect.what: effect for effect in explore(rows).rewarded}
+    odds = [effects[name].odds for name in ("length", "headings")]
     assert odds == pytest.approx(np.exp(model.coef_[0]), rel=1e-3)
     for name in ("length", "headings"):
-        low, high = found[name].odds_ci or (0, 0)
-        assert 1 < low < (found[name].odds or 0) < high
+        low, high = effects[name].odds_ci or (0, 0)
+        assert 1 < low < (effects[name].odds or 0) < high
 
 
 def test_a_property_that_decides_every_battle_has_no_odds() -> None:
@@ -209,27 +209,27 @@ def test_problems_of_the_data_are_counted() -> None:
         battle("", "y", None, prompt=[None]),
         battle("x", "z", A, model_a="vole"),
     ]
-    found = explore(rows)
-    p = found.problems
-    assert (p.identical_answers, p.identical_outcomes) == (2, (1, 0, 1))
-    assert p.duplicates == 3
-    assert p.contradictory == 1
-    assert p.self_battles == 1
-    assert p.null_turns == {"prompt": 1, "response_a": 0, "response_b": 0}
-    assert p.empty == {"prompt": 1, "response_a": 1, "response_b": 0}
-    assert found.agreement is not None
-    assert (found.agreement.pairs, found.agreement.votes) == (1, 3)
-    assert found.agreement.agree == pytest.approx(1 / 3)
+    result = explore(rows)
+    problems = result.problems
+    assert (problems.identical_answers, problems.identical_outcomes) == (2, (1, 0, 1))
+    assert problems.duplicates == 3
+    assert problems.contradictory == 1
+    assert problems.self_battles == 1
+    assert problems.null_turns == {"prompt": 1, "response_a": 0, "response_b": 0}
+    assert problems.empty == {"prompt": 1, "response_a": 1, "response_b": 0}
+    assert result.agreement is not None
+    assert (result.agreement.pairs, result.agreement.votes) == (1, 3)
+    assert result.agreement.agree == pytest.approx(1 / 3)
 
 
 def test_agreement_is_krippendorffs_alpha() -> None:
     """Krippendorff's nominal alpha computed by hand: units with votes (0 0), (1 1), (0 1)."""
     content, label = np.array([1, 1, 2, 2, 3, 3, 4]), np.array([0, 0, 1, 1, 0, 1, 2])
-    found = quality.agreement(content, label)
-    assert found is not None
+    votes = quality.agreement(content, label)
+    assert votes is not None
     # observed: one of three units disagrees, 2 of 6 ordered pairs; expected: 1 - (3*2 + 3*2) / (6*5)
-    assert found.alpha == pytest.approx(1 - (2 / 6) / (1 - 12 / 30))
-    assert found.agree == pytest.approx(2 / 3)
+    assert votes.alpha == pytest.approx(1 - (2 / 6) / (1 - 12 / 30))
+    assert votes.agree == pytest.approx(2 / 3)
     assert quality.agreement(np.arange(3), np.zeros(3, int)) is None
     assert quality.agreement(np.empty(0, int), np.empty(0, int)) is None
 
@@ -245,8 +245,8 @@ def test_prompts_shared_with_a_second_file_are_counted() -> None:
 
 def test_tokens_beyond_a_length_limit_are_counted() -> None:
     rows = [battle(a="x" * 4500, b="y", prompt="p" * 45), battle(a="x", b="y", prompt="p")]
-    found = explore(rows, max_length=1000)
-    cut = next(cut for cut in found.cuts if cut.max_length == 1000)
+    result = explore(rows, max_length=1000)
+    cut = next(cut for cut in result.cuts if cut.max_length == 1000)
     # 10 + 1000 + 3 tokens for the long side: 13 too many, of 1013 + 14 + 5 + 5
     assert cut.sides_cut == pytest.approx(1 / 4)
     assert cut.battles_cut == pytest.approx(1 / 2)
@@ -273,18 +273,18 @@ def test_the_command_prints_tables(cli: Callable[..., Any], votes: Path) -> None
 
 def test_json_is_one_object_and_agrees_with_the_file(cli: Callable[..., Any], votes: Path) -> None:
     result = cli("eda", votes, "--json", "--test", votes.with_name("test.csv"))
-    found = json.loads(result.out)
+    printed = json.loads(result.out)
     with votes.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     ties = sum(row["winner_tie"] == "1" for row in rows)
-    assert found["battles"] == len(rows)
-    assert found["ties"] == ties
-    assert found["tie_share"] == pytest.approx(ties / len(rows))
-    assert found["models"] == len({row[side] for row in rows for side in ("model_a", "model_b")})
-    assert set(found["top_pairs"][0]) == {"model_1", "model_2", "battles"}
-    assert {"model", "wins", "ties", "battles"} <= set(found["top_winners"][0])
-    assert found["problems"]["overlap"]["test_battles"] == 50
-    assert found["ratings"]["models"][0]["rating"] > 1000
+    assert printed["battles"] == len(rows)
+    assert printed["ties"] == ties
+    assert printed["tie_share"] == pytest.approx(ties / len(rows))
+    assert printed["models"] == len({row[side] for row in rows for side in ("model_a", "model_b")})
+    assert set(printed["top_pairs"][0]) == {"model_1", "model_2", "battles"}
+    assert {"model", "wins", "ties", "battles"} <= set(printed["top_winners"][0])
+    assert printed["problems"]["overlap"]["test_battles"] == 50
+    assert printed["ratings"]["models"][0]["rating"] > 1000
 
 
 def test_the_same_file_gives_the_same_numbers(cli: Callable[..., Any], votes: Path) -> None:

@@ -35,9 +35,9 @@ def test_without_ties_it_is_logistic_regression() -> None:
     design[np.arange(len(a)), b] = -1
     model = linear_model.LogisticRegression(C=1e8, fit_intercept=False, tol=1e-10, max_iter=2000)
     independent = model.fit(design, label == A).coef_[0]
-    found = ratings.fit(ratings.count_pairs(a, b, label, NAMES))
-    assert found.strengths == pytest.approx(independent - independent.mean(), abs=1e-3)
-    assert found.log_nu == -np.inf
+    fitted = ratings.fit(ratings.count_pairs(a, b, label, NAMES))
+    assert fitted.strengths == pytest.approx(independent - independent.mean(), abs=1e-3)
+    assert fitted.log_nu == -np.inf
 
 
 def test_with_ties_it_is_the_maximum_of_davidsons_likelihood() -> None:
@@ -50,9 +50,9 @@ def test_with_ties_it_is_the_maximum_of_davidsons_likelihood() -> None:
         return float(-np.log(each[np.arange(len(a)), label] / each.sum(axis=1)).sum())
 
     independent = optimize.minimize(loss, np.zeros(len(NAMES) + 1), method="BFGS", options={"gtol": 1e-4}).x
-    found = ratings.fit(ratings.count_pairs(a, b, label, NAMES))
-    assert found.strengths == pytest.approx(independent[:-1] - independent[:-1].mean(), abs=1e-3)
-    assert found.log_nu == pytest.approx(independent[-1], abs=1e-3)
+    fitted = ratings.fit(ratings.count_pairs(a, b, label, NAMES))
+    assert fitted.strengths == pytest.approx(independent[:-1] - independent[:-1].mean(), abs=1e-3)
+    assert fitted.log_nu == pytest.approx(independent[-1], abs=1e-3)
 
 
 def test_known_strengths_lie_within_their_intervals() -> None:
@@ -135,8 +135,8 @@ def test_models_that_never_met_are_in_different_groups() -> None:
 def test_only_the_busiest_models_are_rated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ratings, "MAX_MODELS", 4)
     a, b, label, _ = simulate(2000, nu=0.5)
-    some = a < 5
-    rated = ratings.rate(ratings.count_pairs(a[some], b[some], label[some], NAMES))
+    subset = a < 5
+    rated = ratings.rate(ratings.count_pairs(a[subset], b[subset], label[subset], NAMES))
     assert rated is not None
     assert len(rated.models) == 4
     assert rated.left_out == 4

@@ -113,9 +113,9 @@ def test_every_plot_has_a_title_and_a_description(evil_page: Path) -> None:
 
 def test_the_page_shows_the_numbers() -> None:
     rows = [battle("x" * 20, "y" * (i % 30 + 1), i % 3, prompt=f"p{i}") for i in range(120)]
-    found = eda.explore(batches(rows), rounds=20)
-    text = page.render(found, "votes.csv")
-    for shown in ("120", f"{found.tie_share:.1%}", "koala", f"{found.rewarded[0].wins.value:.1%}", "votes.csv"):
+    stats = eda.explore(batches(rows), rounds=20)
+    text = page.render(stats, "votes.csv")
+    for shown in ("120", f"{stats.tie_share:.1%}", "koala", f"{stats.rewarded[0].wins.value:.1%}", "votes.csv"):
         assert shown in text
 
 

@@ -69,7 +69,7 @@ def problems(stats: BattleStats, models: IntArray, test_keys: IntArray | None) -
     label = np.where(swap, A + B - stats.label, stats.label)
     votes = agreement(content[~identical], label[~identical])
     outcomes = outcome_counts(stats.label[identical])
-    found = Problems(
+    counts = Problems(
         null_turns=dict(zip(TEXT_FIELDS, stats.nulls.sum(axis=0).tolist(), strict=True)),
         empty=dict(zip(TEXT_FIELDS, (stats.characters == 0).sum(axis=0).tolist(), strict=True)),
         identical_answers=int(identical.sum()),
@@ -79,7 +79,7 @@ def problems(stats: BattleStats, models: IntArray, test_keys: IntArray | None) -
         self_battles=int(((models[:, 0] == models[:, 1]) & (models[:, 0] >= 0)).sum()),
         overlap=_overlap(stats.prompt_key, test_keys) if test_keys is not None else None,
     )
-    return found, votes
+    return counts, votes
 
 
 def agreement(content: IntArray, label: IntArray) -> Agreement | None:

@@ -70,19 +70,19 @@ def odds(eda: Eda) -> Table:
 
 
 def problems(eda: Eda) -> Table:
-    found = eda.problems
-    a_won, b_won, tied = found.identical_outcomes
+    counts = eda.problems
+    a_won, b_won, tied = counts.identical_outcomes
     rows = [
-        ["identical answers", f"{found.identical_answers:,}", f"labelled A {a_won:,}, B {b_won:,}, tie {tied:,}"],
-        ["repeated battles", f"{found.duplicates:,}", "same prompt, same two answers"],
-        ["contradictory", f"{found.contradictory:,}", "same battle, both answers won"],
-        ["a model against itself", f"{found.self_battles:,}", ""],
-        ["null turns", *_by_field(found.null_turns)],
-        ["empty texts", *_by_field(found.empty)],
+        ["identical answers", f"{counts.identical_answers:,}", f"labelled A {a_won:,}, B {b_won:,}, tie {tied:,}"],
+        ["repeated battles", f"{counts.duplicates:,}", "same prompt, same two answers"],
+        ["contradictory", f"{counts.contradictory:,}", "same battle, both answers won"],
+        ["a model against itself", f"{counts.self_battles:,}", ""],
+        ["null turns", *_by_field(counts.null_turns)],
+        ["empty texts", *_by_field(counts.empty)],
     ]
-    if overlap := found.overlap:
-        known = f"{overlap.test_battles_known:,} of {overlap.test_battles:,} test battles have a known prompt"
-        rows.append(["prompts also in the test file", f"{overlap.shared_prompts:,}", known])
+    if overlap := counts.overlap:
+        remark = f"{overlap.test_battles_known:,} of {overlap.test_battles:,} test battles have a known prompt"
+        rows.append(["prompts also in the test file", f"{overlap.shared_prompts:,}", remark])
     return ["", "battles", ""], rows
 
 
