@@ -1,4 +1,4 @@
-"""The architecture `features`: what is measured of battles, what is learnt from it, and what is kept in a folder.
+"""The architecture `features`: what is measured of battles, what is trained on it, and what is saved in a folder.
 
 Statistics are compared with a plain Python version of each, one text at a time.
 """
@@ -27,17 +27,16 @@ from hypothesis import strategies as st
 from prefcli import metrics, readers
 from prefcli.battles import make_batch
 from prefcli.data import synthetic
+from prefcli.data.splits import split_folds
 from prefcli.errors import ModelError
 from prefcli.models import features as models
-from prefcli.models.features import BOOSTER, COLUMNS, MANIFEST, WEIGHTS, FeaturesModel, Settings, statistics, textbytes
-from prefcli.models.features.statistics import (
-    ANSWER_STATISTICS,
-    BUCKETS,
-    PAIR_STATISTICS,
-    PHRASES,
-    TEXT_STATISTICS,
-    Features,
-)
+from prefcli.models.features import BOOSTER, COLUMNS, MANIFEST, WEIGHTS, FeaturesModel, names, statistics, textbytes
+from prefcli.models.features import booster as boosting
+from prefcli.models.features import words as word_model
+from prefcli.models.features.booster import BoosterSettings
+from prefcli.models.features.model import table
+from prefcli.models.features.names import ANSWER_STATISTICS, PAIR_STATISTICS, PHRASES, TEXT_STATISTICS
+from prefcli.models.features.statistics import BUCKETS, Features
 from prefcli.outcomes import SWAPPED
 
 TURNS = pa.list_(pa.string())
@@ -76,7 +75,7 @@ def as_batch(rows: Sequence[Battle]) -> pa.RecordBatch:
     return make_batch({"id": pa.array([str(i) for i in range(len(rows))], pa.string()), **columns})
 
 
-def exchanged(rows: Sequence[Battle]) -> list[Battle]:
+def swapped_rows(rows: Sequence[Battle]) -> list[Battle]:
     return [(prompt, b, a) for prompt, a, b in rows]
 
 
@@ -99,7 +98,7 @@ def answer_statistics(prompt: str, a: str, b: str) -> dict[str, float]:
     """The statistics of answer A by name, counts as counts."""
     found = statistics.extract(as_batch([([prompt], [a], [b])]))
     values = dict(zip(ANSWER_STATISTICS, found.answers[0, 0].astype(float).tolist(), strict=True))
-    return {name: math.expm1(value) if name in statistics._LOGARITHMS else value for name, value in values.items()}
+    return {name: math.expm1(value) if name in names.LOG_STATISTICS else value for name, value in values.items()}
 
 
 def pair_statistics(a: str, b: str) -> dict[str, float]:
@@ -107,17 +106,17 @@ def pair_statistics(a: str, b: str) -> dict[str, float]:
     return dict(zip(PAIR_STATISTICS, found.pair[0].astype(float).tolist(), strict=True))
 
 
-def few_rounds(rounds: int) -> Callable[[int], Settings]:
-    return lambda battles: Settings(8, 0.2, 10, 0.3, rounds, 10)
+def few_rounds(rounds: int) -> Callable[[int], BoosterSettings]:
+    return lambda battles: BoosterSettings(8, 0.2, 10, 0.3, rounds, 10)
 
 
 @pytest.fixture(autouse=True)
 def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small boosters learn what is tested here as well."""
-    monkeypatch.setattr(Settings, "of", few_rounds(25))
+    monkeypatch.setattr(BoosterSettings, "for_battles", few_rounds(25))
 
 
-class Learnt:
+class Trained:
     """The demo's battles, measured, and a model of them."""
 
     def __init__(self, folder: Path, battles: int) -> None:
@@ -139,60 +138,60 @@ class Learnt:
 
 
 @pytest.fixture(scope="session")
-def learnt(tmp_path_factory: pytest.TempPathFactory) -> Learnt:
-    return Learnt(tmp_path_factory.mktemp("demo"), 1500)
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("demo"), 1500)
 
 
 @pytest.fixture
-def folder(learnt: Learnt, tmp_path: Path) -> Path:
+def folder(trained: Trained, tmp_path: Path) -> Path:
     """A folder with a saved model."""
-    learnt.model.save(tmp_path / "saved")
+    trained.model.save(tmp_path / "saved")
     return tmp_path / "saved"
 
 
-# Exchanging the answers
+# Swapping the answers
 
 
 @unhurried
 @given(some_battles)
-def test_exchanged_battles_have_exchanged_features(rows):
-    same(statistics.extract(as_batch(exchanged(rows))), statistics.extract(as_batch(rows)).exchanged())
+def test_swapped_battles_have_swapped_features(rows):
+    same(statistics.extract(as_batch(swapped_rows(rows))), statistics.extract(as_batch(rows)).swapped())
 
 
 @unhurried
 @given(rows=some_battles)
-def test_exchanged_answers_get_exchanged_probabilities_exactly(learnt, rows):
-    model = learnt.model
+def test_swapped_answers_get_swapped_probabilities_exactly(trained, rows):
+    model = trained.model
     assert model.booster is not None
-    straight, _ = model.logits(as_batch(rows))
-    other, back = model.logits(as_batch(exchanged(rows)), swap_average=True)
-    np.testing.assert_array_equal(straight[:, SWAPPED], other)
-    np.testing.assert_array_equal(back, straight)
-    assert np.isfinite(straight).all()
-    np.testing.assert_allclose(np.exp(straight).sum(axis=1), 1)
+    original, _ = model.logits(as_batch(rows))
+    other, back = model.logits(as_batch(swapped_rows(rows)), swap_average=True)
+    np.testing.assert_array_equal(original[:, SWAPPED], other)
+    np.testing.assert_array_equal(back, original)
+    assert np.isfinite(original).all()
+    np.testing.assert_allclose(np.exp(original).sum(axis=1), 1)
 
 
 @unhurried
 @given(rows=some_battles)
-def test_identical_answers_are_as_likely_to_win(learnt, rows):
-    probabilities = learnt.model.probabilities(statistics.extract(as_batch([(p, a, a) for p, a, _ in rows])))
+def test_identical_answers_are_as_likely_to_win(trained, rows):
+    probabilities = trained.model.probabilities(statistics.extract(as_batch([(p, a, a) for p, a, _ in rows])))
     np.testing.assert_array_equal(probabilities[:, 0], probabilities[:, 1])
 
 
-def test_the_demos_battles_are_no_exception_and_not_all_alike(learnt):
-    probabilities = learnt.model.probabilities(learnt.battles)
-    np.testing.assert_array_equal(probabilities[:, SWAPPED], learnt.model.probabilities(learnt.battles.exchanged()))
+def test_the_demos_battles_are_predicted_symmetrically_and_differently(trained):
+    probabilities = trained.model.probabilities(trained.battles)
+    np.testing.assert_array_equal(probabilities[:, SWAPPED], trained.model.probabilities(trained.battles.swapped()))
     assert np.abs(probabilities[:, 0] - probabilities[:, 1]).mean() > 0.1
 
 
-def test_the_exchanged_table_permutes_and_negates_columns(learnt):
-    scores = np.arange(len(learnt.battles)) - 3.5
-    straight = dict(zip(COLUMNS, models.table(learnt.battles, scores).T, strict=True))
-    other = dict(zip(COLUMNS, models.table(learnt.battles, scores, exchanged=True).T, strict=True))
+def test_the_swapped_table_permutes_and_negates_columns(trained):
+    scores = np.arange(len(trained.battles)) - 3.5
+    original = dict(zip(COLUMNS, table(trained.battles, scores).T, strict=True))
+    other = dict(zip(COLUMNS, table(trained.battles, scores, swapped=True).T, strict=True))
     for name in COLUMNS:
         side, _, statistic = name.partition(": ")
         partner = {"A": f"B: {statistic}", "B": f"A: {statistic}"}.get(side, name)
-        expected = -straight[name] if side == "A - B" else straight[partner]
+        expected = -original[name] if side == "A - B" else original[partner]
         np.testing.assert_array_equal(other[name], expected, err_msg=name)
 
 
@@ -227,21 +226,21 @@ def test_chunks_change_nothing(monkeypatch, size, number):
 def test_what_is_beyond_the_longest_text_changes_nothing_but_does_not_reach_the_neighbour(monkeypatch):
     rows: list[Battle] = [(["hello"], ["ab " + "😀" * 9], ["hello there"]), (["hello"], ["hello"], ["hello"])]
     for longest in range(12, 17):
-        monkeypatch.setattr(textbytes, "LONGEST", longest)
+        monkeypatch.setattr(textbytes, "MAX_BYTES", longest)
         alone = Features.concatenate([statistics.extract(as_batch([row])) for row in rows])
         found = statistics.extract(as_batch(rows))
         same(found, alone)
         assert math.expm1(found.answers[0, 1, TEXT_STATISTICS.index("words")]) == pytest.approx(2)
 
 
-def test_an_empty_batch_has_no_features_and_no_probabilities(learnt):
+def test_an_empty_batch_has_no_features_and_no_probabilities(trained):
     empty = statistics.extract(as_batch([]))
     assert len(empty) == 0
     assert empty.prompt.shape == (0, len(TEXT_STATISTICS))
     assert empty.answers.shape == (0, 2, len(ANSWER_STATISTICS))
     assert empty.pair.shape == (0, len(PAIR_STATISTICS))
     assert empty.words.shape == (0, BUCKETS)
-    assert learnt.model.probabilities(empty).shape == (0, 3)
+    assert trained.model.probabilities(empty).shape == (0, 3)
     some = statistics.extract(as_batch([(["a"], ["b"], ["c"])]))
     same(Features.concatenate([empty, some, empty]), some)
 
@@ -440,9 +439,9 @@ def test_no_phrase_is_of_two_kinds():
     assert [phrase for phrase, times in Counter(spelled).items() if times > 1] == []
 
 
-def test_names_are_told_apart():
-    for names in (TEXT_STATISTICS, ANSWER_STATISTICS, PAIR_STATISTICS, COLUMNS):
-        assert len(set(names)) == len(names)
+def test_names_are_unique():
+    for columns in (TEXT_STATISTICS, ANSWER_STATISTICS, PAIR_STATISTICS, COLUMNS):
+        assert len(set(columns)) == len(columns)
 
 
 # Statistics of two texts
@@ -550,122 +549,122 @@ def test_words_of_a_bucket_do_not_depend_on_where_they_stand():
 # Learning
 
 
-def test_the_demo_is_learnt_far_better_than_the_prior(learnt):
-    held = slice(len(learnt.battles) - 300, None)
-    labels = learnt.labels[held]
-    probabilities = learnt.model.probabilities(learnt.battles.take(np.arange(len(learnt.battles))[held]))
+def test_the_demo_is_predicted_far_better_than_by_the_prior(trained):
+    held = slice(len(trained.battles) - 300, None)
+    labels = trained.labels[held]
+    probabilities = trained.model.probabilities(trained.battles.take(np.arange(len(trained.battles))[held]))
     assert metrics.log_loss(probabilities, labels) < metrics.prior_log_loss(labels) - 0.1
 
 
-def test_importances_name_the_word_score_first_and_sum_to_one(learnt):
-    importances = learnt.model.importances()
-    assert importances[0][0] == models.WORD_SCORE
+def test_importances_name_the_word_score_first_and_sum_to_one(trained):
+    importances = trained.model.importances()
+    assert importances[0][0] == names.WORD_SCORE
     assert importances[0][1] > 0.3
     assert sum(share for _, share in importances) == pytest.approx(1)
     shares = [share for _, share in importances]
     assert shares == sorted(shares, reverse=True)
-    known = {*ANSWER_STATISTICS, *PAIR_STATISTICS, models.WORD_SCORE, *(c for c in COLUMNS if c.startswith("prompt"))}
+    known = {*ANSWER_STATISTICS, *PAIR_STATISTICS, names.WORD_SCORE, *(c for c in COLUMNS if c.startswith("prompt"))}
     assert {name for name, _ in importances} <= known
 
 
-def test_liked_words_weigh_more_than_disliked_ones(learnt):
+def test_liked_words_weigh_more_than_disliked_ones(trained):
     def score(word: str) -> float:
         found = statistics.extract(as_batch([([], [word], [""])])).words
-        return float(models.word_scores(found, learnt.model.word_weights)[0])
+        return float(word_model.word_scores(found, trained.model.word_weights)[0])
 
     assert min(map(score, synthetic.LIKED)) > max(map(score, synthetic.DISLIKED))
 
 
-def test_the_word_scores_of_training_battles_come_from_models_that_did_not_see_their_prompts(learnt):
-    """What would be learnt by heart: votes drawn by lot, of answers with a word of their own each."""
+def test_the_word_scores_of_training_battles_come_from_models_that_did_not_see_their_prompts(trained):
+    """Random votes on answers with a word of their own each, which a model could only memorise."""
     random = np.random.default_rng(0)
     rows: list[Battle] = [([f"q{i}"], [f"{chr(97 + i % 26)}x{'y' * (i // 26)}"], ["other"]) for i in range(200)]
     margins = random.choice([-1.0, 1.0], 200)
     groups = np.arange(200)
-    folds = models.split_folds(groups, (margins > 0).astype(np.int64), 4, 0)
+    folds = split_folds(groups, (margins > 0).astype(np.int64), 4, 0)
     words = statistics.extract(as_batch(rows)).words
-    weights, scores = models._fit_words(words, margins, folds, lambda *_: None)
-    assert np.corrcoef(models.word_scores(words, weights), margins)[0, 1] > 0.9
+    weights, scores = word_model.cross_fit(words, margins, folds, lambda *_: None)
+    assert np.corrcoef(word_model.word_scores(words, weights), margins)[0, 1] > 0.9
     assert abs(np.corrcoef(scores, margins)[0, 1]) < 0.4
 
 
-def test_ridge_regression_agrees_with_a_dense_solution(learnt):
-    battles, targets, _ = learnt.few(120)
+def test_ridge_regression_agrees_with_a_dense_solution(trained):
+    battles, targets, _ = trained.few(120)
     margins = (targets[:, 0] - targets[:, 1]).astype(np.float64)
     used = np.unique(battles.words.indices)
     dense = battles.words[:, used].toarray().astype(np.float64)
     dense /= np.sqrt(1 + (dense**2).sum(axis=1, keepdims=True))
     rarity = np.sqrt(1 + np.log(121 / (1 + (battles.words[:, used] != 0).sum(axis=0).A1)))
     scaled = dense * rarity
-    dual = np.linalg.solve(scaled @ scaled.T + models.WORD_PENALTY * np.eye(120), margins)
+    dual = np.linalg.solve(scaled @ scaled.T + word_model.RIDGE_PENALTY * np.eye(120), margins)
     solved = scaled.T @ dual * rarity
-    found = models._ridge(battles.words, margins)
+    found = word_model.ridge(battles.words, margins)
     np.testing.assert_allclose(found[used], solved, atol=1e-5)
     assert not np.delete(found, used).any()
 
 
-def test_progress_goes_up_to_its_end(learnt, monkeypatch):
-    monkeypatch.setattr(Settings, "of", few_rounds(3))
-    told: list[tuple[str, int, int]] = []
-    models.fit(*learnt.few(100), threads=1, progress=lambda *what: told.append(what))
-    assert {what for what, _, _ in told} == {"words", "rounds", "training"}
-    assert all(0 <= done <= total for _, done, total in told)
-    assert told[-1][1] == told[-1][2]
+def test_progress_goes_up_to_its_end(trained, monkeypatch):
+    monkeypatch.setattr(BoosterSettings, "for_battles", few_rounds(3))
+    reported: list[tuple[str, int, int]] = []
+    models.fit(*trained.few(100), threads=1, progress=lambda *what: reported.append(what))
+    assert {what for what, _, _ in reported} == {"words", "rounds", "training"}
+    assert all(0 <= done <= total for _, done, total in reported)
+    assert reported[-1][1] == reported[-1][2]
 
 
 # Soft labels
 
 
-def test_certain_soft_labels_are_labels(learnt):
+def test_certain_soft_labels_are_labels(trained):
     from prefcli.data.selection import no_soft_labels, training_targets
 
-    battles, targets, keys = learnt.few(200)
-    labels = learnt.labels[:200].astype(np.int64)
+    battles, targets, keys = trained.few(200)
+    labels = trained.labels[:200].astype(np.int64)
     hard = training_targets(labels, no_soft_labels(200))
     soft = training_targets(np.full(200, -1), targets)
     one, other = (models.fit(battles, t, keys, threads=1) for t in (hard, soft))
-    assert one.booster_text() == other.booster_text()
+    assert boosting.to_text(one.booster) == boosting.to_text(other.booster)
     np.testing.assert_array_equal(one.word_weights, other.word_weights)
 
 
 def test_a_soft_label_is_a_row_for_every_outcome_weighing_its_share():
     rows = np.arange(6, dtype=np.float32).reshape(3, 2)
     targets = np.array([[0.5, 0.5, 0], [0, 0, 1], [0.25, 0.25, 0.5]], dtype=np.float32)
-    soft = models._dataset(rows, targets, np.array([2, 0, 1]))
+    soft = boosting.dataset(rows, targets, np.array([2, 0, 1]))
     assert soft.data.tolist() == rows[[2, 2, 2, 0, 0, 1]].tolist()
     assert list(soft.label) == [0, 1, 2, 0, 1, 2]
     assert list(soft.weight) == [0.25, 0.25, 0.5, 0.5, 0.5, 1]
 
 
-def test_a_half_and_half_label_trains_as_two_rows_of_half_weight(learnt):
+def test_a_half_and_half_label_trains_as_two_rows_of_half_weight(trained):
     import lightgbm
 
-    battles, targets, _ = learnt.few(150)
-    rows = models.table(battles, np.zeros(150))
+    battles, targets, _ = trained.few(150)
+    rows = table(battles, np.zeros(150))
     targets = targets.copy()
     targets[::3] = 0.5, 0.5, 0
     double = [(row, label, share) for row in range(150) for label, share in enumerate(targets[row]) if share]
     place, labels, weights = map(np.array, zip(*double, strict=True))
     by_hand = lightgbm.Dataset(rows[place], labels, weight=weights, params={"max_bin": 63, "verbosity": -1})
     parameters = few_rounds(5)(150).parameters(0, 1)
-    ours = lightgbm.train(parameters, models._dataset(rows, targets, np.arange(150)), 5)
+    ours = lightgbm.train(parameters, boosting.dataset(rows, targets, np.arange(150)), 5)
     assert ours.model_to_string() == lightgbm.train(parameters, by_hand, 5).model_to_string()
 
 
-def test_an_even_soft_label_pulls_towards_neither_answer(learnt):
-    battles, _, keys = learnt.few(300)
+def test_an_even_soft_label_pulls_towards_neither_answer(trained):
+    battles, _, keys = trained.few(300)
     model = models.fit(battles, np.tile(np.float32([0.5, 0.5, 0]), (300, 1)), keys, threads=1)
     assert not model.word_weights.any()
     assert np.abs(np.diff(model.probabilities(battles)[:, :2])).max() < 0.05
 
 
-def test_battles_without_an_outcome_are_left_out(learnt):
-    battles, targets, keys = learnt.few(200)
+def test_battles_without_an_outcome_are_left_out(trained):
+    battles, targets, keys = trained.few(200)
     some = np.arange(200) % 3 > 0
     unknown = np.where(some[:, None], targets, 0).astype(np.float32)
     one = models.fit(battles, unknown, keys, threads=1)
     other = models.fit(battles.take(np.flatnonzero(some)), targets[some], keys[some], threads=1)
-    assert one.booster_text() == other.booster_text()
+    assert boosting.to_text(one.booster) == boosting.to_text(other.booster)
     np.testing.assert_array_equal(one.word_weights, other.word_weights)
     assert models.fit(battles, unknown * 0, keys).booster is None
 
@@ -673,41 +672,41 @@ def test_battles_without_an_outcome_are_left_out(learnt):
 # The same model again
 
 
-def test_a_seed_gives_a_model_and_another_seed_another(learnt):
-    few = learnt.few(200)
+def test_a_seed_gives_a_model_and_another_seed_another(trained):
+    few = trained.few(200)
     one, again, other = (models.fit(*few, seed=seed, threads=1) for seed in (1, 1, 2))
-    assert one.booster_text() == again.booster_text()
+    assert boosting.to_text(one.booster) == boosting.to_text(again.booster)
     np.testing.assert_array_equal(one.word_weights, again.word_weights)
     assert trees_of(one) != trees_of(other)
 
 
-def test_the_seed_draws_the_inner_folds_and_the_boosters_samples(learnt, monkeypatch):
+def test_the_seed_draws_the_inner_folds_and_the_boosters_samples(trained, monkeypatch):
     seeds: list[int] = []
-    split = models.split_folds
-    monkeypatch.setattr(models, "split_folds", lambda *what: seeds.append(what[-1]) or split(*what[:-1], 0))
-    one, other = (models.fit(*learnt.few(200), seed=seed, threads=1) for seed in (1, 2))
+    with_seed_0 = lambda *what: seeds.append(what[-1]) or split_folds(*what[:-1], 0)  # noqa: E731
+    monkeypatch.setattr("prefcli.models.features.model.split_folds", with_seed_0)
+    one, other = (models.fit(*trained.few(200), seed=seed, threads=1) for seed in (1, 2))
     assert seeds == [1, 2]
     assert trees_of(one) != trees_of(other)
 
 
 def trees_of(model: FeaturesModel) -> str:
     """The booster without its parameters, among which the seed stands."""
-    return model.booster_text().partition("\nparameters:")[0].partition("Tree=0")[2]
+    return boosting.to_text(model.booster).partition("\nparameters:")[0].partition("Tree=0")[2]
 
 
-def test_the_number_of_threads_changes_nothing(learnt, monkeypatch):
-    monkeypatch.setattr(Settings, "of", few_rounds(4))
-    few = learnt.few(200)
+def test_the_number_of_threads_changes_nothing(trained, monkeypatch):
+    monkeypatch.setattr(BoosterSettings, "for_battles", few_rounds(4))
+    few = trained.few(200)
     one, two = (models.fit(*few, threads=threads) for threads in (1, 2))
-    assert one.booster_text() == two.booster_text()
+    assert boosting.to_text(one.booster) == boosting.to_text(two.booster)
     np.testing.assert_array_equal(one.word_weights, two.word_weights)
     np.testing.assert_array_equal(one.probabilities(few[0]), two.probabilities(few[0]))
 
 
 def test_larger_data_get_larger_trees(monkeypatch):
     monkeypatch.undo()
-    few, many = Settings.of(models.SMALL_DATASET - 1), Settings.of(models.SMALL_DATASET)
-    assert few.leaves < many.leaves
+    few, many = BoosterSettings.for_battles(models.SMALL_DATASET - 1), BoosterSettings.for_battles(models.SMALL_DATASET)
+    assert few.num_leaves < many.num_leaves
     assert few.learning_rate < many.learning_rate
 
 
@@ -715,8 +714,8 @@ def test_larger_data_get_larger_trees(monkeypatch):
 
 
 @pytest.mark.parametrize("label", [0, 1, 2])
-def test_twenty_battles_teach_the_smoothed_prior_and_no_more(learnt, label):
-    battles, targets, keys = learnt.few(20)
+def test_twenty_battles_give_the_smoothed_prior_and_no_more(trained, label):
+    battles, targets, keys = trained.few(20)
     targets = np.tile(np.eye(3, dtype=np.float32)[label], (20, 1))
     model = models.fit(battles, targets, keys)
     won = [21 / 23, 1 / 23, 1 / 23] if label < 2 else [1 / 23, 1 / 23, 21 / 23]
@@ -728,13 +727,13 @@ def test_twenty_battles_teach_the_smoothed_prior_and_no_more(learnt, label):
     np.testing.assert_array_equal(probabilities[:, 0], probabilities[:, 1])
 
 
-def test_no_battles_teach_equal_shares(learnt):
-    model = models.fit(*learnt.few(0))
+def test_no_battles_give_equal_shares(trained):
+    model = models.fit(*trained.few(0))
     np.testing.assert_allclose(model.prior, [1 / 3] * 3)
 
 
-def test_a_single_prompt_teaches_the_prior(learnt):
-    battles, targets, _ = learnt.few(200)
+def test_a_single_prompt_gives_the_prior(trained):
+    battles, targets, _ = trained.few(200)
     model = models.fit(battles, targets, np.zeros(200, dtype=np.int64))
     assert model.booster is None
     totals = targets.sum(axis=0, dtype=np.float64) + 1
@@ -742,16 +741,16 @@ def test_a_single_prompt_teaches_the_prior(learnt):
 
 
 @pytest.mark.parametrize("sizes", [(106, 1, 1, 1), (21, 70, 1, 15, 1), (60, 60, 1, 1), (3,) * 20])
-def test_prompts_of_very_different_sizes_are_no_error(learnt, sizes):
-    battles, targets, _ = learnt.few(sum(sizes))
+def test_prompts_of_very_different_sizes_are_no_error(trained, sizes):
+    battles, targets, _ = trained.few(sum(sizes))
     model = models.fit(battles, targets, np.repeat(np.arange(len(sizes)), sizes), threads=1)
     probabilities = model.probabilities(battles)
     assert np.isfinite(np.log(probabilities)).all()
 
 
 @pytest.mark.parametrize("label", [0, 1, 2])
-def test_one_outcome_alone_can_be_learnt(learnt, label):
-    battles, _, keys = learnt.few(300)
+def test_training_data_with_one_outcome_only_are_no_error(trained, label):
+    battles, _, keys = trained.few(300)
     model = models.fit(battles, np.tile(np.eye(3, dtype=np.float32)[label], (300, 1)), keys, threads=1)
     assert model.booster is not None
     probabilities = model.probabilities(battles)
@@ -766,23 +765,23 @@ def test_one_outcome_alone_can_be_learnt(learnt, label):
 # Folders
 
 
-def test_a_saved_model_is_loaded_to_the_bit(learnt, folder):
+def test_a_saved_model_is_loaded_to_the_bit(trained, folder):
     loaded = models.load(folder, threads=1)
-    np.testing.assert_array_equal(loaded.probabilities(learnt.battles), learnt.model.probabilities(learnt.battles))
-    np.testing.assert_array_equal(loaded.word_weights, learnt.model.word_weights)
-    assert loaded.importances() == learnt.model.importances()
+    np.testing.assert_array_equal(loaded.probabilities(trained.battles), trained.model.probabilities(trained.battles))
+    np.testing.assert_array_equal(loaded.word_weights, trained.model.word_weights)
+    assert loaded.importances() == trained.model.importances()
     loaded.save(folder.parent / "again")
     for name in (BOOSTER, WEIGHTS, MANIFEST):
         assert (folder.parent / "again" / name).read_bytes() == (folder / name).read_bytes()
     assert sorted(path.name for path in folder.iterdir()) == sorted((BOOSTER, WEIGHTS, MANIFEST))
 
 
-def test_a_saved_prior_is_loaded_to_the_bit(learnt, tmp_path):
-    model = models.fit(*learnt.few(20))
+def test_a_saved_prior_is_loaded_to_the_bit(trained, tmp_path):
+    model = models.fit(*trained.few(20))
     model.save(tmp_path / "prior")
     loaded = models.load(tmp_path / "prior")
     assert loaded.booster is None
-    np.testing.assert_array_equal(loaded.probabilities(learnt.battles), model.probabilities(learnt.battles))
+    np.testing.assert_array_equal(loaded.probabilities(trained.battles), model.probabilities(trained.battles))
 
 
 def refused(folder: Path, says: str) -> None:
@@ -919,8 +918,8 @@ def test_a_folder_in_a_files_place_is_an_error(folder):
 # What it costs
 
 
-def test_neither_torch_nor_transformers_nor_nltk_is_loaded(learnt, tmp_path):
-    learnt.model.save(tmp_path / "saved")
+def test_neither_torch_nor_transformers_nor_nltk_is_loaded(trained, tmp_path):
+    trained.model.save(tmp_path / "saved")
     program = f"""
 import sys
 import numpy as np
@@ -928,8 +927,9 @@ from test_features import as_batch
 from pathlib import Path
 from prefcli.models.features import statistics
 from prefcli.models import features as models
+from prefcli.models.features import booster as boosting
 found = statistics.extract(as_batch([([f"q {{i}}"], ["a b c"] * (i % 3), ["d e"]) for i in range(80)]))
-models.Settings.of = lambda battles: models.Settings(4, 0.1, 5, 0.5, 3, 3)
+boosting.BoosterSettings.for_battles = lambda battles: boosting.BoosterSettings(4, 0.1, 5, 0.5, 3, 3)
 model = models.fit(found, np.eye(3, dtype=np.float32)[np.arange(80) % 3], np.arange(80), threads=1)
 assert model.booster is not None
 model.probabilities(found)

@@ -28,6 +28,7 @@ from prefcli import eda, encoders, reporting
 from prefcli.data.synthetic import Demo
 from prefcli.errors import InputError, ModelError
 from prefcli.models import features
+from prefcli.models.features import booster as boosting
 from prefcli.options import TrainOptions
 from prefcli.report import page
 from prefcli.storage import card as card_room
@@ -243,11 +244,11 @@ def test_pickles_in_a_run_are_refused_and_not_run(
 )  # fmt: skip
 def test_trees_that_point_elsewhere_never_reach_lightgbm(fast_run: Path, key: str, value: object) -> None:
     text = (fast_run / "booster.txt").read_text()
-    features._check_trees(text)
+    boosting.check_trees(text)
     broken = re.sub(rf"(?m)^{key}=\S+", f"{key}={value}", text, count=1)
     assert broken != text
     with pytest.raises((ValueError, KeyError)):
-        features._check_trees(broken)
+        boosting.check_trees(broken)
 
 
 def test_a_booster_read_without_sizes_predicts_the_same(fast_run: Path) -> None:

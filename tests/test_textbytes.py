@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefcli.models.features import textbytes
-from prefcli.models.features.textbytes import Spelled, Texts, Words
+from prefcli.models.features.textbytes import PrefixHashes, Texts, Words
 
 #: Text that looks like text, and everything else that UTF-8 can hold.
 ANY_TEXT = st.one_of(
@@ -34,8 +34,8 @@ def words_of(*texts: str) -> list[list[str]]:
 
 
 def measured(texts: Sequence[str]) -> tuple[Texts, Words]:
-    many = Texts.of(pa.array(texts, pa.string()))
-    return many, Words.of(many, Spelled.of(many))
+    many = Texts.from_arrow(pa.array(texts, pa.string()))
+    return many, Words.from_texts(many, PrefixHashes.from_texts(many))
 
 
 def kind(character: str) -> str:
@@ -107,10 +107,10 @@ def test_words_are_those_of_a_slow_loop_over_characters(texts):
 @unhurried
 @given(st.lists(ANY_TEXT, min_size=1, max_size=5))
 def test_positions_are_dealt_to_the_texts_they_are_in(texts):
-    many = Texts.of(pa.array(texts, pa.string()))
+    many = Texts.from_arrow(pa.array(texts, pa.string()))
     raw = [text.encode() for text in texts]
     assert len(many) == len(texts)
-    assert [bytes(many.data[a:b]) for a, b in zip(many.bounds[:-1], many.bounds[1:], strict=True)] == [
+    assert [bytes(many.data[a:b]) for a, b in zip(many.offsets[:-1], many.offsets[1:], strict=True)] == [
         b"\n" + text + b"\n" for text in raw
     ]
     spaces = np.flatnonzero(many.data == ord(" "))
@@ -130,15 +130,15 @@ def test_no_texts_have_no_words():
 
 def test_a_slice_of_texts_is_measured_as_the_same_texts_alone():
     texts = pa.array(["before", "one two", "", "three", "after"])
-    sliced, alone = Texts.of(texts.slice(1, 3)), Texts.of(pa.array(["one two", "", "three"]))
+    sliced, alone = Texts.from_arrow(texts.slice(1, 3)), Texts.from_arrow(pa.array(["one two", "", "three"]))
     assert sliced.data.tolist() == alone.data.tolist()
-    assert sliced.bounds.tolist() == alone.bounds.tolist()
+    assert sliced.offsets.tolist() == alone.offsets.tolist()
 
 
 @pytest.mark.parametrize("character", ["a", "é", "中", "😀"])
 @pytest.mark.parametrize("longest", range(5, 11))
 def test_of_a_long_text_the_beginning_counts_up_to_a_whole_character(monkeypatch, character, longest):
-    monkeypatch.setattr(textbytes, "LONGEST", longest)
+    monkeypatch.setattr(textbytes, "MAX_BYTES", longest)
     text = "ab " + character * 20
     kept = text.encode()[:longest].decode(errors="ignore")
     assert words_of(text, "hello", "short") == [slow_words(kept), ["hello"], ["short"]]
@@ -185,19 +185,19 @@ def test_many_different_words_have_different_hashes():
 
 
 def test_a_null_character_counts_in_a_hash():
-    many = Texts.of(pa.array(["a", "a\x00", "\x00a", ""]))
-    assert len(set(Spelled.of(many).hashes(many.bounds[:-1] + 1, many.bounds[1:] - 1).tolist())) == 4
+    many = Texts.from_arrow(pa.array(["a", "a\x00", "\x00a", ""]))
+    assert len(set(PrefixHashes.from_texts(many).hashes(many.offsets[:-1] + 1, many.offsets[1:] - 1).tolist())) == 4
 
 
-# Runs of words
+# N-grams of words
 
 
 @unhurried
 @given(st.lists(st.lists(st.sampled_from(["a", "b", "c"]), max_size=6), max_size=4), st.integers(1, 4))
-def test_runs_stay_within_their_text_and_are_told_apart(rows, length):
+def test_ngrams_stay_within_their_text_and_have_distinct_hashes(rows, length):
     _, words = measured([" ".join(row) for row in rows])
     expected = [(i, tuple(row[j : j + length])) for i, row in enumerate(rows) for j in range(len(row) - length + 1)]
-    text, hashes, place = words.ngrams_at(length)
+    text, hashes, place = words.ngrams(length)
     assert text.tolist() == [i for i, _ in expected]
     assert len(hashes) == len(place) == len(expected)
     seen = dict(zip(hashes.tolist(), (run for _, run in expected), strict=True))
@@ -210,15 +210,15 @@ def test_runs_stay_within_their_text_and_are_told_apart(rows, length):
 def test_phrases_have_the_hashes_of_their_runs():
     phrases = ["sorry", "don't", "As an AI", "on the other hand"]
     _, words = measured(["on the Other hand: as an ai I don’t. SORRY!"])
-    for length, value in textbytes.hashes_of(phrases):
-        assert value in words.runs(length)[1].tolist()
-    assert [length for length, _ in textbytes.hashes_of(phrases)] == [1, 2, 3, 4]
+    for length, value in textbytes.phrase_hashes(phrases):
+        assert value in words.ngrams(length)[1].tolist()
+    assert [length for length, _ in textbytes.phrase_hashes(phrases)] == [1, 2, 3, 4]
 
 
 def test_distinct_keys_keep_their_text_and_are_counted():
     _, words = measured(["b a b", "", "a a c"])
-    keys, times = textbytes.distinct(textbytes.keys(words.text, words.hashes))
+    keys, times = textbytes.unique_counts(textbytes.keys(words.text, words.hashes))
     assert textbytes.rows_of(keys).tolist() == [0, 0, 2, 2]
     assert sorted(times.tolist()) == [1, 1, 2, 2]
     assert (np.diff(keys.astype(object)) > 0).all()
-    assert [len(part) for part in textbytes.distinct(np.empty(0, dtype=np.uint64))] == [0, 0]
+    assert [len(part) for part in textbytes.unique_counts(np.empty(0, dtype=np.uint64))] == [0, 0]

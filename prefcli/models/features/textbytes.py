@@ -1,13 +1,12 @@
-"""Many texts as one buffer of bytes: words, their hashes, word pairs and lines, found for all texts at once.
+"""Many texts as one buffer of bytes: words, their hashes and n-grams, found for all texts at once.
 
-A Python loop over characters or words handles about a megabyte a second; the array operations here handle tens. What
-they have in common lives here: texts lie one after the other as UTF-8, words are positions in it, and everything that
-is compared is compared by 64-bit hashes. This room knows nothing about battles or about what is worth counting
-(see :mod:`prefcli.models.features.statistics`).
+A Python loop over characters or words handles about a megabyte a second; the array operations here handle tens. Texts
+lie one after the other as UTF-8, words are positions in it, and everything is compared by 64-bit hashes. This module
+knows nothing about battles or about what is worth counting (see :mod:`prefcli.models.features.statistics`).
 
 A word is a run of letters, digits and bytes beyond ASCII. Characters of scripts that are written without spaces, and
 emoji, are words by themselves. Punctuation separates, the typographic and the full-width kind included: "don’t" is
-two words. That of other scripts (the Arabic comma, say) belongs to the word it touches.
+two words. That of other scripts (the Arabic comma, for example) belongs to the word it touches.
 """
 
 from __future__ import annotations
@@ -26,30 +25,30 @@ Numbers = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 Flags = NDArray[np.bool_]
 
-LONGEST = 200_000
-"""Bytes of a text that are looked at: far beyond any answer, and a bound for memory."""
+MAX_BYTES = 200_000
+"""Of a text that are read: far more than any answer has, and a bound for memory."""
 
 ROW_BITS = 16
-"""Of a key that pairs a text's number with a hash; so at most 65,536 texts are handled together."""
+"""Of a key that pairs a text's number with a hash: at most 65,536 texts are handled together."""
 HASH_BITS = 64 - ROW_BITS
 
 BREAK = 10
-"""The line break."""
+"""A line break."""
 _BASE = np.uint64(0x9E3779B97F4A7C15)
-"""Of the polynomial hash; odd, so that it can be divided by modulo 2**64."""
+"""Of the polynomial hash; odd, so that it has an inverse modulo 2**64."""
 _INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
 
 
-def _spelling() -> Bytes:
-    """What each byte counts as in a hash: capitals as small letters, every digit as 0; none as nothing."""
+def _folded() -> Bytes:
+    """What each byte counts as in a hash: capitals as small letters, every digit as 0."""
     table = np.arange(256, dtype=np.uint8)
-    table[0] = 0xFF  # no byte of UTF-8; as 0 it would add nothing, wherever it stands
+    table[0] = 0xFF  # a byte that UTF-8 does not have; 0 would add nothing to a hash
     table[ord("A") : ord("Z") + 1] += 32
     table[ord("0") : ord("9") + 1] = ord("0")
     return table
 
 
-def _letters() -> Flags:
+def _word_bytes() -> Flags:
     """Which bytes are parts of words."""
     table = np.zeros(256, dtype=bool)
     for first, last in (("0", "9"), ("A", "Z"), ("a", "z"), ("\x80", "\xff")):
@@ -57,8 +56,8 @@ def _letters() -> Flags:
     return table
 
 
-def _alone() -> Bytes:
-    """Bytes of a character that is a word by itself, by its first byte; 0 for others.
+def _single_words() -> Bytes:
+    """By a character's first byte its length in bytes, if it is a word by itself; 0 for others.
 
     U+3000 to U+D7FF (kana, Han, Hangul) have first bytes E3 to ED, characters beyond U+FFFF F0 and above.
     """
@@ -69,10 +68,10 @@ def _alone() -> Bytes:
 
 
 def _separators() -> Flags:
-    """Which characters from U+0000 to U+FFFF separate words though they are beyond ASCII.
+    """Which characters from U+0080 to U+FFFF separate words.
 
-    Latin signs (but ª º µ and raised or broken digits), general punctuation, punctuation of East Asia (but 々 〆 〇)
-    and its full-width forms.
+    Latin signs (except ª º µ, superscript digits and fractions), general punctuation, East Asian punctuation (except
+    々 〆 〇) and its full-width forms.
     """
     table = np.zeros(1 << 16, dtype=bool)
     for first, last in (
@@ -84,7 +83,7 @@ def _separators() -> Flags:
     return table
 
 
-_SPELLING, _LETTERS, _ALONE, _SEPARATORS = _spelling(), _letters(), _alone(), _separators()
+_FOLDED, _WORD_BYTES, _SINGLE_WORDS, _SEPARATORS = _folded(), _word_bytes(), _single_words(), _separators()
 
 
 @dataclass(frozen=True)
@@ -94,73 +93,73 @@ class Texts:
     Attributes
     ----------
     data:
-        UTF-8, each text between two line breaks, so that every line has one on either side.
-    bounds:
-        Text ``i`` with its line breaks is ``data[bounds[i]:bounds[i + 1]]``; shape ``[n + 1]``.
+        UTF-8, each text between two line breaks, so that every line has one on both sides.
+    offsets:
+        Text ``i`` with its line breaks is ``data[offsets[i]:offsets[i + 1]]``; shape ``[n + 1]``.
     """
 
     data: Bytes
-    bounds: Numbers
+    offsets: Numbers
 
     @staticmethod
-    def of(texts: pa.Array) -> Texts:
-        """From strings without nulls; of those longer than :data:`LONGEST` bytes the beginning."""
+    def from_arrow(texts: pa.Array) -> Texts:
+        """From strings without nulls; of those longer than :data:`MAX_BYTES` the beginning."""
         raw = texts.cast(pa.large_binary())
-        if len(raw) and (pc.max(pc.binary_length(raw)).as_py() or 0) > LONGEST:
+        if len(raw) and (pc.max(pc.binary_length(raw)).as_py() or 0) > MAX_BYTES:
             raw = pa.array([_beginning(text) for text in raw.to_pylist()], pa.large_binary())
-        ends = pa.scalar(b"\n", pa.large_binary())
-        framed = pc.binary_join_element_wise(ends, raw, ends, pa.scalar(b"", pa.large_binary()))
-        bounds = np.frombuffer(framed.buffers()[1], dtype=np.int64)[framed.offset : framed.offset + len(framed) + 1]
+        line_break = pa.scalar(b"\n", pa.large_binary())
+        framed = pc.binary_join_element_wise(line_break, raw, line_break, pa.scalar(b"", pa.large_binary()))
+        offsets = np.frombuffer(framed.buffers()[1], dtype=np.int64)[framed.offset : framed.offset + len(framed) + 1]
         data = np.frombuffer(framed.buffers()[2], dtype=np.uint8) if len(framed) else np.empty(0, dtype=np.uint8)
-        return Texts(data[bounds[0] : bounds[-1]], bounds - bounds[0])
+        return Texts(data[offsets[0] : offsets[-1]], offsets - offsets[0])
 
     def __len__(self) -> int:
-        return len(self.bounds) - 1
+        return len(self.offsets) - 1
 
     def per_text(self, positions: Numbers) -> Numbers:
-        """How many of ascending positions in ``data`` fall into each text; shape ``[n]``."""
-        return np.diff(np.searchsorted(positions, self.bounds))
+        """How many of some ascending positions in ``data`` are in each text; shape ``[n]``."""
+        return np.diff(np.searchsorted(positions, self.offsets))
 
     def text_of(self, positions: Numbers) -> Numbers:
-        """The text that each of ascending positions in ``data`` belongs to."""
+        """The number of the text that each of some ascending positions in ``data`` is in."""
         return np.repeat(np.arange(len(self)), self.per_text(positions))
 
     def histogram(self) -> Numbers:
         """How often each byte occurs in each text, the line breaks around it included; shape ``[n, 256]``."""
-        cells = np.repeat(np.arange(len(self), dtype=np.int64) << 8, np.diff(self.bounds))
+        cells = np.repeat(np.arange(len(self), dtype=np.int64) << 8, np.diff(self.offsets))
         cells += self.data
         return np.bincount(cells, minlength=len(self) << 8).reshape(len(self), 256)
 
 
 def _beginning(text: bytes) -> bytes:
-    """At most :data:`LONGEST` bytes of UTF-8, ending with a whole character."""
-    end = min(len(text), LONGEST)
+    """At most :data:`MAX_BYTES` bytes of UTF-8, ending with a whole character."""
+    end = min(len(text), MAX_BYTES)
     while end < len(text) and text[end] & 0xC0 == 0x80:
         end -= 1
     return text[:end]
 
 
 @dataclass(frozen=True)
-class Spelled:
-    """Hashes of any stretch of some texts, ignoring case and which digits stand there.
+class PrefixHashes:
+    """Hashes of any substring of some texts, ignoring case and the values of digits.
 
     The hash of the bytes ``b`` is the polynomial ``sum_j b[j] * BASE**j`` modulo 2**64, mixed. With its prefix sums
-    that of any stretch is one subtraction and one division by a power of ``BASE``.
+    that of a substring is one subtraction and one division by a power of ``BASE``.
     """
 
     sums: Hashes
     inverses: Hashes
 
     @staticmethod
-    def of(texts: Texts) -> Spelled:
+    def from_texts(texts: Texts) -> PrefixHashes:
         powers = _powers(_BASE, len(texts.data))
         sums = np.empty(len(texts.data) + 1, dtype=np.uint64)
         sums[0] = 0
-        np.cumsum(powers * _SPELLING[texts.data], out=sums[1:])
-        return Spelled(sums, _powers(_INVERSE, len(texts.data) + 1))
+        np.cumsum(powers * _FOLDED[texts.data], out=sums[1:])
+        return PrefixHashes(sums, _powers(_INVERSE, len(texts.data) + 1))
 
     def hashes(self, starts: Numbers, ends: Numbers) -> Hashes:
-        """Hashes of ``data[start:end]``, equal for equally spelled stretches wherever they are."""
+        """Hashes of ``data[start:end]``, equal for equal substrings wherever they are."""
         return mix((self.sums[ends] - self.sums[starts]) * self.inverses[starts])
 
 
@@ -171,11 +170,11 @@ class Words:
     Attributes
     ----------
     text:
-        Which text the word is in, ascending.
+        The number of the text that the word is in, ascending.
     starts, ends:
         Where it begins and ends in ``Texts.data``.
     hashes:
-        Of its spelling, see :class:`Spelled`.
+        See :class:`PrefixHashes`.
     """
 
     text: Numbers
@@ -184,74 +183,70 @@ class Words:
     hashes: Hashes
 
     @staticmethod
-    def of(texts: Texts, spelled: Spelled) -> Words:
+    def from_texts(texts: Texts, prefix_hashes: PrefixHashes) -> Words:
         starts, ends = word_bounds(texts.data)
-        return Words(texts.text_of(starts), starts, ends, spelled.hashes(starts, ends))
+        return Words(texts.text_of(starts), starts, ends, prefix_hashes.hashes(starts, ends))
 
-    def runs(self, length: int) -> tuple[Numbers, Hashes]:
-        """Every run of ``length`` words within a text: the text, and a hash of the run."""
-        return self.ngrams_at(length)[:2]
-
-    def ngrams_at(self, length: int) -> tuple[Numbers, Hashes, Numbers]:
-        """:meth:`runs`, and the number of each run's first word."""
+    def ngrams(self, length: int) -> tuple[Numbers, Hashes, Numbers]:
+        """Every ``length`` successive words within a text: number of the text, hash, number of the first word."""
         count = max(0, len(self.hashes) - length + 1)
-        inside = self.text[:count] == self.text[len(self.text) - count :]
+        in_one_text = self.text[:count] == self.text[len(self.text) - count :]
         hashes = self.hashes[:count]
         for step in range(1, length):
-            hashes = join(hashes, self.hashes[step : step + count])
-        return self.text[:count][inside], hashes[inside], np.flatnonzero(inside)
+            hashes = combine_hashes(hashes, self.hashes[step : step + count])
+        return self.text[:count][in_one_text], hashes[in_one_text], np.flatnonzero(in_one_text)
 
 
 def word_bounds(data: Bytes) -> tuple[Numbers, Numbers]:
     """Where the words in a buffer of UTF-8 begin and end; the buffer begins and ends with a line break."""
-    word = _LETTERS[data]
+    in_word = _WORD_BYTES[data]
     starts = np.zeros(len(data) + 1, dtype=bool)
-    starts[1:-1] = ~word[:-1]
-    beyond = np.flatnonzero(data >= 0xE2)  # few in most texts, so what they need is done at them alone
-    if len(beyond):
-        lead = data[beyond]
-        three = beyond[(lead == 0xE2) | (lead == 0xE3) | (lead == 0xEF)]
+    starts[1:-1] = ~in_word[:-1]
+    leads = np.flatnonzero(data >= 0xE2)  # first bytes of three or four; few in most texts, so they are handled apart
+    if len(leads):
+        lead = data[leads]
+        three = leads[(lead == 0xE2) | (lead == 0xE3) | (lead == 0xEF)]
         code = (data[three] & 0x0F).astype(np.int64) << 12 | (data[three + 1] & 0x3F).astype(np.int64) << 6
-        marks = three[_SEPARATORS[code | (data[three + 2] & 0x3F)]]
+        separators = three[_SEPARATORS[code | (data[three + 2] & 0x3F)]]
         for step in range(3):
-            word[marks + step] = False
-        starts[marks + 3] = True
-        alone = beyond[_ALONE[lead] > 0]
-        starts[alone] = True
-        starts[alone + _ALONE[data[alone]]] = True
+            in_word[separators + step] = False
+        starts[separators + 3] = True
+        single = leads[_SINGLE_WORDS[lead] > 0]
+        starts[single] = True
+        starts[single + _SINGLE_WORDS[data[single]]] = True
     signs = np.flatnonzero(data == 0xC2)  # U+0080 to U+00BF
     if len(signs):
         signs = signs[_SEPARATORS[data[signs + 1]]]
-        word[signs] = word[signs + 1] = False
+        in_word[signs] = in_word[signs + 1] = False
         starts[signs + 2] = True
-    starts[:-1] &= word
+    starts[:-1] &= in_word
     starts[-1] = False
-    last = word.copy()
-    last[:-1] &= ~word[1:] | starts[1:-1]
+    last = in_word.copy()
+    last[:-1] &= ~in_word[1:] | starts[1:-1]
     return np.flatnonzero(starts), np.flatnonzero(last) + 1
 
 
-def hashes_of(phrases: Sequence[str]) -> list[tuple[int, int]]:
-    """Number of words and hash of each phrase, as :meth:`Words.runs` gives them."""
-    texts = Texts.of(pa.array(phrases, pa.string()))
-    words = Words.of(texts, Spelled.of(texts))
-    found = []
+def phrase_hashes(phrases: Sequence[str]) -> list[tuple[int, int]]:
+    """Number of words and hash of each phrase, as :meth:`Words.ngrams` gives them."""
+    texts = Texts.from_arrow(pa.array(phrases, pa.string()))
+    words = Words.from_texts(texts, PrefixHashes.from_texts(texts))
+    result = []
     for number in range(len(phrases)):
         hashes = words.hashes[words.text == number]
-        whole = hashes[:1]
+        value = hashes[:1]
         for following in hashes[1:]:
-            whole = join(whole, np.array([following]))
-        found.append((len(hashes), int(whole[0])))
-    return found
+            value = combine_hashes(value, np.array([following]))
+        result.append((len(hashes), int(value[0])))
+    return result
 
 
-def join(first: Hashes, second: Hashes) -> Hashes:
+def combine_hashes(first: Hashes, second: Hashes) -> Hashes:
     """The hash of two things in this order, from theirs."""
     return mix(first * np.uint64(0xD6E8FEB86659FD93) + second)
 
 
 def mix(values: Hashes) -> Hashes:
-    """Spread what distinguishes values over all their bits (the finaliser of MurmurHash3, public domain)."""
+    """Spread the differences of values over all their bits (the finaliser of MurmurHash3, public domain)."""
     values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     values ^= values >> np.uint64(33)
     values *= np.uint64(0xC4CEB9FE1A85EC53)
@@ -260,7 +255,7 @@ def mix(values: Hashes) -> Hashes:
 
 
 def keys(rows: Numbers, hashes: Hashes) -> Hashes:
-    """Rows (below ``2**ROW_BITS``) and hashes as one number each, that sorts by row."""
+    """Rows (below ``2**ROW_BITS``) and hashes as one number each, sorted by row first."""
     return (rows.astype(np.uint64) << np.uint64(HASH_BITS)) | (hashes >> np.uint64(ROW_BITS))
 
 
@@ -269,7 +264,7 @@ def rows_of(keyed: Hashes) -> Numbers:
     return (keyed >> np.uint64(HASH_BITS)).astype(np.int64)
 
 
-def distinct(keyed: Hashes) -> tuple[Hashes, Numbers]:
+def unique_counts(keyed: Hashes) -> tuple[Hashes, Numbers]:
     """Distinct keys, ascending, and how often each occurs."""
     ordered = np.sort(keyed)
     first = np.flatnonzero(np.concatenate([np.ones(min(1, len(ordered)), dtype=bool), ordered[1:] != ordered[:-1]]))

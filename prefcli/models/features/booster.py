@@ -1,0 +1,236 @@
+"""LightGBM: its import, training with the number of rounds found by cross-validation, and loading of untrusted text."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcli.errors import PrefcliError, one_line
+from prefcli.models.features.names import COLUMNS
+from prefcli.outcomes import OUTCOMES
+
+if TYPE_CHECKING:
+    from lightgbm import Booster
+
+Table = NDArray[np.float32]
+Folds = list[tuple[NDArray[np.intp], NDArray[np.intp]]]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many steps of it are done, and of how many."""
+
+SMALL_DATASET = 5000
+"""With fewer battles the booster is simpler, and the number of rounds is the best over all inner folds, not one."""
+
+
+@dataclass(frozen=True)
+class BoosterSettings:
+    """How the booster is trained, in LightGBM's own names."""
+
+    num_leaves: int
+    learning_rate: float
+    min_data_in_leaf: int
+    feature_fraction: float
+    num_boost_round: int
+    early_stopping_round: int
+
+    @staticmethod
+    def for_battles(count: int) -> BoosterSettings:
+        """Few battles are learned from in small steps by small trees."""
+        if count < SMALL_DATASET:
+            return BoosterSettings(8, 0.04, 20, 0.2, 500, 60)
+        return BoosterSettings(31, 0.06, 100, 0.3, 500, 30)
+
+    def parameters(self, seed: int, threads: int) -> dict[str, Any]:
+        """For ``lightgbm.train``; the result does not depend on the number of threads."""
+        return {
+            "objective": "multiclass", "num_class": len(OUTCOMES), "num_leaves": self.num_leaves,
+            "learning_rate": self.learning_rate, "min_data_in_leaf": self.min_data_in_leaf,
+            "feature_fraction": self.feature_fraction, "bagging_fraction": 0.7, "bagging_freq": 1, "lambda_l2": 5.0,
+            "max_bin": 63, "deterministic": True, "force_col_wise": True, "seed": seed, "num_threads": threads,
+            "verbosity": -1,
+        }  # fmt: skip
+
+
+def import_lightgbm() -> Any:
+    """LightGBM. Where the system lacks OpenMP's library (``libgomp``), as its wheel does, PyTorch's copy is used.
+
+    Raises
+    ------
+    PrefcliError
+        If there is no such library at all.
+    """
+    try:
+        return importlib.import_module("lightgbm")
+    except OSError:
+        torch = importlib.util.find_spec("torch")
+        for folder in (torch.submodule_search_locations or []) if torch else []:
+            for path in Path(folder, "lib").glob("libgomp*.so*"):
+                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lightgbm"]:
+        del sys.modules[name]  # what was imported before it failed
+    try:
+        return importlib.import_module("lightgbm")
+    except OSError as error:
+        raise PrefcliError(
+            f"LightGBM cannot be loaded: {error}",
+            hint="It needs OpenMP's library: apt-get install libgomp1, dnf install libgomp, or brew install libomp.",
+        ) from None
+
+
+def train(
+    rows: Table, targets: NDArray[np.float32], folds: Folds, *, seed: int, threads: int, progress: Progress
+) -> Booster:
+    """A booster trained on all rows, for the number of rounds that was best on the inner folds.
+
+    Parameters
+    ----------
+    rows:
+        n battles, then the same battles swapped; shape ``[2n, len(COLUMNS)]``.
+    targets:
+        Of the rows, shape ``[2n, 3]``.
+    folds:
+        Positions of the battles to train on and of those to evaluate on.
+    seed, threads:
+        See :func:`.model.fit`.
+    progress:
+        Called after every round.
+    """
+    lightgbm = import_lightgbm()
+    battles = len(rows) // 2
+    settings = BoosterSettings.for_battles(battles)
+    parameters = settings.parameters(seed, threads)
+    curves = []
+    for fold in folds if battles < SMALL_DATASET else folds[:1]:
+        training, validation = (
+            dataset(rows, targets, np.concatenate([battles_in_part, battles_in_part + battles]))
+            for battles_in_part in fold
+        )
+        curve: dict[str, dict[str, list[float]]] = {}
+        callbacks = [
+            lightgbm.record_evaluation(curve),
+            lightgbm.early_stopping(settings.early_stopping_round, verbose=False),
+            _round_reporter("rounds", settings.num_boost_round, progress),
+        ]
+        lightgbm.train(parameters, training, settings.num_boost_round, valid_sets=[validation], callbacks=callbacks)
+        curves.append(next(iter(curve["valid_0"].values())))
+    length = min(map(len, curves))
+    best = int(np.mean([curve[:length] for curve in curves], axis=0).argmin()) + 1
+    everything = dataset(rows, targets, np.arange(len(rows)))
+    booster: Booster = lightgbm.train(
+        parameters, everything, best, callbacks=[_round_reporter("training", best, progress)]
+    )
+    return booster
+
+
+def dataset(rows: Table, targets: NDArray[np.float32], positions: NDArray[np.integer]) -> Any:
+    """A LightGBM data set in which a row occurs once for every outcome it has a share of, weighted by that share."""
+    occurrence, labels = np.nonzero(targets[positions] > 0)
+    positions = positions[occurrence]
+    return import_lightgbm().Dataset(
+        rows[positions],
+        labels,
+        weight=targets[positions, labels],
+        params={"max_bin": 63, "verbosity": -1},
+        free_raw_data=True,
+    )
+
+
+def _round_reporter(what: str, total: int, progress: Progress) -> Callable[[Any], None]:
+    """A LightGBM callback that reports the round."""
+    return lambda environment: progress(what, environment.iteration + 1, total)
+
+
+def to_text(booster: Booster | None) -> str:
+    """The booster in LightGBM's format, without the number of threads that trained it; empty for None."""
+    text = "" if booster is None else str(booster.model_to_string())
+    return re.sub(r"(?m)^\[num_threads: .*\]\n", "", text)
+
+
+def from_text(text: str) -> Booster:
+    """The booster in a text that may be damaged or malicious.
+
+    Raises
+    ------
+    ValueError
+        If it is; the message continues the file's name.
+    """
+    lightgbm = import_lightgbm()
+    try:
+        check_trees(text)
+    except KeyError as error:
+        raise ValueError(f"is damaged: it has no {error}") from None
+    try:
+        # With sizes, trees are read by several threads, and an error in one of them ends the process.
+        booster: Booster = lightgbm.Booster(model_str=re.sub(r"(?m)^tree_sizes=.*\n", "", text))
+    except lightgbm.basic.LightGBMError as error:
+        raise ValueError(f"is damaged: {one_line(error)}") from None
+    if booster.num_feature() != len(COLUMNS) or booster.num_model_per_iteration() != len(OUTCOMES):
+        raise ValueError(f"is of another model: {booster.num_feature()} columns, not {len(COLUMNS)}")
+    return booster
+
+
+def check_trees(text: str) -> None:
+    """Check that every tree is one: LightGBM follows the indices in a file unchecked, into any memory.
+
+    Raises
+    ------
+    ValueError, KeyError
+        If one is not.
+    """
+    head, *trees = re.split(r"(?m)^Tree=\d+\n", text.partition("\nend of trees")[0])
+    values = _key_values(head)
+    shape = (values["num_class"], values["num_tree_per_iteration"], values["max_feature_idx"])
+    if shape != (str(len(OUTCOMES)), str(len(OUTCOMES)), str(len(COLUMNS) - 1)) or len(trees) % len(OUTCOMES):
+        raise ValueError(f"is of another model: {shape[2]} columns or {shape[0]} classes are not what was expected")
+    for number, tree in enumerate(trees):
+        if not _is_tree(_key_values(tree)):
+            raise ValueError(f"is damaged or malicious: tree {number} is invalid")
+
+
+def _is_tree(values: dict[str, str]) -> bool:
+    (leaves,), (categories,) = _integers(values["num_leaves"]), _integers(values["num_cat"])
+    if leaves < 1 or categories or values.get("is_linear", "0") != "0" or _count(values["leaf_value"]) != leaves:
+        return False
+    splits = leaves - 1
+    if not splits:
+        return True
+    column, kind = _integers(values["split_feature"]), _integers(values["decision_type"])
+    children = [_integers(values["left_child"]), _integers(values["right_child"])]
+    if {splits} != {_count(values["threshold"]), len(column), len(kind), *map(len, children)}:
+        return False
+    # A split below another has a higher number, so no path is a circle. Leaves are numbered from -1 downwards. An odd
+    # decision type is a categorical one, which prefcli never makes.
+    inner, leaf = children >= np.arange(splits) + 1, np.less(children, 0)
+    valid = (inner & np.less(children, splits)) | (leaf & np.greater_equal(children, -leaves))
+    return bool(valid.all() and (column >= 0).all() and (column < len(COLUMNS)).all() and not (kind & 1).any())
+
+
+def _key_values(block: str) -> dict[str, str]:
+    """Lines ``key=value``, each key once: LightGBM might take another of two than this check."""
+    lines = [line.partition("=")[::2] for line in block.split("\n") if line]
+    values = dict(lines)
+    if len(values) < len(lines):
+        raise ValueError("is damaged: a key occurs twice")
+    return values
+
+
+def _count(text: str) -> int:
+    """How many numbers are in a line."""
+    numbers = text.split(" ")
+    return len(numbers) if all(numbers) else 0
+
+
+def _integers(text: str) -> NDArray[np.int64]:
+    """Integers as LightGBM reads them. Raises ValueError for anything else."""
+    if not re.fullmatch(r"-?[0-9]{1,9}( -?[0-9]{1,9})*", text):
+        raise ValueError("is damaged: a number is invalid")
+    return np.array(text.split(" "), dtype=np.int64)

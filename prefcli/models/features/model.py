@@ -1,0 +1,239 @@
+"""Training, predicting, saving and loading of the `features` architecture, see :mod:`prefcli.models.features`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefcli.data.splits import split_folds
+from prefcli.errors import ModelError, one_line
+from prefcli.models.features import booster as boosting
+from prefcli.models.features import statistics
+from prefcli.models.features.booster import Progress, Table
+from prefcli.models.features.names import COLUMNS
+from prefcli.models.features.statistics import BUCKETS, Features
+from prefcli.models.features.words import Array, cross_fit, word_scores
+from prefcli.outcomes import OUTCOMES, SWAPPED
+from prefcli.storage import files
+
+if TYPE_CHECKING:
+    from lightgbm import Booster
+
+FORMAT = 1
+BOOSTER, WEIGHTS, MANIFEST = "booster.txt", "model.safetensors", "features.json"
+
+MIN_BATTLES = 50
+"""With fewer battles, or a single prompt, the model is only the prior."""
+PRIOR_WEIGHT = 3.0
+"""Battles' worth of equal shares that the prior is smoothed with."""
+INNER_FOLDS = 4
+"""Parts of the training battles, for cross-fitting and for finding the number of rounds."""
+MIN_PROBABILITY = 1e-12
+"""Keeps logarithms of probabilities finite."""
+
+
+@dataclass(frozen=True)
+class FeaturesModel:
+    """A trained model.
+
+    Attributes
+    ----------
+    word_weights:
+        Weight of each bucket of :attr:`.statistics.Features.words`; shape ``[BUCKETS]``, float32.
+    prior:
+        Probabilities of A, B and tie before anything is known; the first two are equal. Shape ``[3]``.
+    booster:
+        LightGBM's model; None where the prior is all there is.
+    threads:
+        Of LightGBM when predicting; 0 is as many as there are cores.
+    """
+
+    word_weights: NDArray[np.float32]
+    prior: Array
+    booster: Booster | None
+    threads: int = 0
+
+    def probabilities(self, battles: Features) -> Array:
+        """Probabilities ``[n, 3]``, the mean over both orders of the answers."""
+        if self.booster is None or not len(battles):
+            return np.tile(self.prior, (len(battles), 1))
+        scores = word_scores(battles.words, self.word_weights)
+        original, swapped = (
+            np.asarray(self.booster.predict(table(battles, scores, swapped=order), num_threads=self.threads))
+            for order in (False, True)
+        )
+        return np.maximum((original + swapped[:, SWAPPED]) / 2, MIN_PROBABILITY)
+
+    def logits(
+        self, batch: pa.RecordBatch, *, swap_average: bool = False, done: Callable[[int], None] | None = None
+    ) -> tuple[Array, Array | None]:
+        """Logarithms of the probabilities of a batch of battles, and with ``swap_average`` of the swapped ones.
+
+        The second are a permutation of the first, because a prediction is already the mean over both orders.
+        """
+        logits = np.log(self.probabilities(statistics.extract(batch)))
+        if done is not None:
+            done(len(logits))
+        return logits, logits[:, SWAPPED] if swap_average else None
+
+    def importances(self) -> list[tuple[str, float]]:
+        """Names of statistics and their shares of the booster's total gain, the largest first.
+
+        A statistic's columns for A, for B and for their difference count together.
+        """
+        if self.booster is None:
+            return []
+        gains: dict[str, float] = {}
+        for column, gain in zip(COLUMNS, self.booster.feature_importance("gain").tolist(), strict=True):
+            side, _, name = column.partition(": ")
+            name = column if side == "prompt" else name
+            gains[name] = gains.get(name, 0.0) + gain
+        total = sum(gains.values()) or 1.0
+        return sorted(((name, gain / total) for name, gain in gains.items() if gain), key=lambda pair: -pair[1])
+
+    def save(self, folder: Path) -> None:
+        """Write the model's files into a folder, the manifest last: where it exists, the model is complete."""
+        from safetensors.numpy import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(folder / BOOSTER, boosting.to_text(self.booster))
+        with files.atomic(folder / WEIGHTS) as temporary:
+            save_file({"word_weights": self.word_weights, "prior": self.prior}, temporary)
+        manifest = {
+            "format": FORMAT,
+            "features": statistics.VERSION,
+            "columns": list(COLUMNS),
+            "boosted": self.booster is not None,
+            "sha256": {name: files.sha256(folder / name) for name in (BOOSTER, WEIGHTS)},
+        }
+        files.write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+
+
+def load(folder: Path, *, threads: int = 0) -> FeaturesModel:
+    """The model that :meth:`FeaturesModel.save` wrote.
+
+    Raises
+    ------
+    ModelError
+        If a file is missing or damaged, or was written by a prefcli that measures other features.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as load_arrays
+
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        _check_manifest(manifest, folder)
+        # LightGBM's parser may crash on damaged text, so checksums come first.
+        for name in (BOOSTER, WEIGHTS):
+            if files.sha256(folder / name) != manifest["sha256"][name]:
+                raise _unusable(f"{name} is damaged: it is not the file that was saved", folder)
+        arrays = load_arrays((folder / WEIGHTS).read_bytes())
+        weights, prior = arrays["word_weights"], arrays["prior"]
+        if weights.shape != (BUCKETS,) or prior.shape != (len(OUTCOMES),):
+            raise _unusable(f"{WEIGHTS} has arrays of other shapes than expected", folder)
+        booster = None
+        if manifest["boosted"]:
+            text = (folder / BOOSTER).read_text(encoding="utf-8")
+            try:
+                booster = boosting.from_text(text)
+            except ValueError as error:
+                raise _unusable(f"{BOOSTER} {one_line(error)}", folder) from None
+    except FileNotFoundError as error:
+        raise _unusable(f"{Path(error.filename or folder).name} is missing", folder) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        raise _unusable(f"the model cannot be loaded: {one_line(error)}", folder) from None
+    return FeaturesModel(weights, prior, booster, threads)
+
+
+def _unusable(what: str, folder: Path) -> ModelError:
+    return ModelError(what, where=str(folder), hint="Train it again.")
+
+
+def _check_manifest(manifest: Any, folder: Path) -> None:
+    if not isinstance(manifest, dict):
+        raise _unusable(f"{MANIFEST} is damaged: it holds no JSON object", folder)
+    for name, expected in (("format", FORMAT), ("features", statistics.VERSION), ("columns", list(COLUMNS))):
+        if manifest.get(name) != expected:
+            values = "" if name == "columns" else f" ({manifest.get(name)}, here {expected})"
+            raise _unusable(f"{MANIFEST} was written by another version of prefcli: its {name} differ{values}", folder)
+
+
+def table(battles: Features, scores: Array, *, swapped: bool = False) -> Table:
+    """The booster's input, :data:`.names.COLUMNS` of n battles; shape ``[n, len(COLUMNS)]``, float32.
+
+    Swapping A and B permutes their columns and negates those of A - B, exactly.
+
+    Parameters
+    ----------
+    battles:
+        n battles.
+    scores:
+        Of their words, shape ``[n]``.
+    swapped:
+        Whether A and B are swapped.
+    """
+    a, b = battles.answers[:, 0], battles.answers[:, 1]
+    if swapped:
+        a, b, scores = b, a, -scores
+    return np.concatenate([battles.prompt, battles.pair, a, b, a - b, scores[:, None]], axis=1, dtype=np.float32)
+
+
+def fit(
+    battles: Features,
+    targets: NDArray[np.float32],
+    groups: NDArray[np.int64],
+    *,
+    seed: int = 0,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> FeaturesModel:
+    """Train a model.
+
+    Parameters
+    ----------
+    battles:
+        Of n training battles.
+    targets:
+        Probabilities of A, B and tie, shape ``[n, 3]``: one 1 a row for a vote, rows that sum to 1 for soft labels.
+        Rows of zeros are left out.
+    groups:
+        Shape ``[n]``, equal for equal prompts. Battles of one prompt are never on both sides of an inner split.
+    seed:
+        Of the inner splits and of LightGBM's sampling. The same seed gives the same model on any number of threads.
+    threads:
+        Of LightGBM; 0 is as many as there are cores.
+    progress:
+        Called with what is being done, how many steps of it are done, and of how many.
+    """
+    progress = progress or (lambda what, done, total: None)
+    prior = _prior(targets)
+    prior_only = FeaturesModel(np.zeros(BUCKETS, dtype=np.float32), prior, None, threads)
+    labelled = np.flatnonzero(targets.any(axis=1))
+    if len(labelled) < len(battles):
+        battles, targets, groups = battles.take(labelled), targets[labelled], groups[labelled]
+    if len(battles) < MIN_BATTLES or len(np.unique(groups)) < INNER_FOLDS:
+        return prior_only
+    folds = split_folds(groups, targets.argmax(axis=1).astype(np.int64), INNER_FOLDS, seed)
+    folds = [fold for fold in folds if len(fold[1])]  # folds may be empty where one prompt has most battles
+    if len(folds) < 2:
+        return prior_only
+    margins = (targets[:, 0] - targets[:, 1]).astype(np.float64)
+    weights, scores = cross_fit(battles.words, margins, folds, progress)
+    rows = np.concatenate([table(battles, scores), table(battles, scores, swapped=True)])
+    both_targets = np.concatenate([targets, targets[:, SWAPPED]])
+    booster = boosting.train(rows, both_targets, folds, seed=seed, threads=threads, progress=progress)
+    return FeaturesModel(weights, prior, booster, threads)
+
+
+def _prior(targets: NDArray[np.float32]) -> Array:
+    """Shares of the outcomes, smoothed, the same for A and B."""
+    totals = targets.sum(axis=0, dtype=np.float64) + PRIOR_WEIGHT / len(OUTCOMES)
+    totals = (totals + totals[list(SWAPPED)]) / 2
+    return totals / totals.sum()

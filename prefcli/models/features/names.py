@@ -1,0 +1,113 @@
+"""The names of the statistics, and the phrases, characters and scripts that are counted for them.
+
+The lists of phrases are English; other languages are measured by everything else.
+"""
+
+from __future__ import annotations
+
+PHRASES: dict[str, tuple[str, ...]] = {
+    "refusals": (
+        "i cannot", "i can't", "i am not able", "i'm not able", "i am unable", "i'm unable", "i won't", "i will not",
+        "cannot provide", "can't provide", "cannot assist", "can't assist", "cannot help", "can't help",
+        "unable to provide", "unable to assist", "not able to provide", "do not have access", "don't have access",
+        "do not have the ability", "don't have the ability", "don't have enough information", "against my",
+        "not appropriate", "inappropriate", "unethical", "illegal",
+    ),
+    "apologies": ("sorry", "i apologize", "my apologies", "apologies", "unfortunately", "regret"),
+    "self mentions": (
+        "as an ai", "as a language model", "as an artificial intelligence", "ai language model", "ai assistant",
+        "language model", "i'm an ai", "i am an ai", "my training", "my knowledge", "openai", "i'm just an",
+    ),
+    "hedges": (
+        "may", "might", "could", "perhaps", "possibly", "probably", "likely", "it seems", "it depends", "i think",
+        "i believe", "in general", "generally", "typically", "usually", "not sure", "it is possible", "it's possible",
+    ),
+    "cautions": (
+        "important to note", "it is important", "it's important", "please note", "keep in mind", "be careful",
+        "be aware", "consult", "professional", "however", "note that", "remember",
+    ),
+    "first person": ("i", "me", "my", "mine", "myself", "i'm", "i'd", "i've"),
+    "second person": ("you", "your", "yours", "yourself"),
+    "first person plural": ("we", "us", "our", "let's"),
+    "courtesies": (
+        "please", "thank you", "thanks", "you're welcome", "feel free", "let me know", "hope this helps",
+        "happy to help", "glad to", "any other questions", "any questions", "further assistance", "good luck",
+    ),
+    "eager openings": (
+        "sure", "certainly", "of course", "absolutely", "great question", "here is", "here are", "here's", "below is",
+    ),
+    "connectives": (
+        "first", "second", "third", "finally", "then", "next", "therefore", "thus", "moreover", "furthermore",
+        "additionally", "in addition", "for example", "for instance", "such as", "because", "although", "while",
+        "on the other hand", "as a result",
+    ),
+    "closings": ("in conclusion", "in summary", "overall", "to summarize", "ultimately", "in short"),
+    "negations": ("not", "no", "never", "n't", "none", "nothing", "can't", "don't", "doesn't", "isn't", "won't"),
+    "questions back": (
+        "could you", "can you", "would you", "do you", "please provide", "more information", "more context",
+        "please clarify", "more details", "what do you", "did you mean",
+    ),
+    "emphasis": ("very", "really", "extremely", "highly", "crucial", "essential", "key", "significant", "vital"),
+    "placeholders": ("your name", "insert", "lorem ipsum", "example com", "todo", "placeholder"),
+    "English words": (
+        "the", "of", "and", "to", "a", "in", "is", "it", "that", "for", "on", "with", "as", "are", "this", "be",
+        "by", "an", "or", "from",
+    ),
+}  # fmt: skip
+"""Phrases that are counted, by kind."""
+
+COUNTED_BYTES: dict[str, str] = {
+    "commas": ",", "colons": ":", "semicolons": ";", "question marks": "?", "exclamation marks": "!",
+    "double quotes": '"', "single quotes": "'", "brackets": "([{", "digits": "0123456789", "slashes": "/\\",
+    "stars": "*", "underscores": "_", "hyphens": "-", "pipes": "|", "operators": "+=<>^~%", "dollars": "$",
+    "backticks": "`", "number signs": "#", "at signs": "@&",
+}  # fmt: skip
+
+SCRIPTS: dict[str, tuple[int, int]] = {
+    "accented Latin": (0xC3, 0xC9), "Greek": (0xCD, 0xCF), "Cyrillic": (0xD0, 0xD3), "Hebrew": (0xD7, 0xD7),
+    "Arabic": (0xD8, 0xDD), "South Asian": (0xE0, 0xE0), "symbols": (0xE2, 0xE2), "kana": (0xE3, 0xE3),
+    "Han": (0xE4, 0xE9), "Hangul": (0xEA, 0xED), "emoji": (0xF0, 0xF0),
+}  # fmt: skip
+"""Scripts by the first byte of their characters in UTF-8: coarse, but a table look-up."""
+
+LOG_STATISTICS = (
+    "characters", "words", "distinct words", "lines", "paragraphs", "sentences", "list items", "numbered items",
+    "headings", "bold", "code fences", "table rows", "links", "indented lines", "capitals", "turns",
+    "longest line", "bytes per line", "words per sentence", "words per paragraph",
+    *COUNTED_BYTES, *PHRASES,
+)  # fmt: skip
+SHARE_STATISTICS = (
+    "share of capitals", "share of digits", "share of punctuation", "share of spaces", "share of line breaks",
+    "share beyond ASCII", *(f"share of {name}" for name in SCRIPTS),
+    "word length", "share of long words", "share of short words", "share of capitalised words",
+    "share of words in capitals",
+    "distinct words per word", "distinct pairs per pair", "distinct triples per triple", "most frequent word",
+    "distinct lines per line", "share of list lines", "share of English words", "share of first person",
+    "null turns", "empty",
+    "begins with a capital", "begins with a digit", "begins with markup", "begins eagerly", "begins with a refusal",
+    "ends as a sentence", "ends as a question", "ends with a letter or digit", "ends with a colon or comma",
+    "ends with markup", "code fence left open",
+)  # fmt: skip
+TEXT_STATISTICS = (*LOG_STATISTICS, *SHARE_STATISTICS)
+"""Measured of each of the three texts."""
+
+PROMPT_OVERLAPS = (
+    "prompt's words in answer", "answer's words in prompt", "words shared with prompt",
+    "prompt's long words in answer", "answer's long words in prompt", "prompt's pairs in answer",
+    "answer's pairs in prompt", "bytes like prompt's", "letters beyond ASCII unlike prompt's",
+)  # fmt: skip
+ANSWER_STATISTICS = (*TEXT_STATISTICS, *PROMPT_OVERLAPS)
+PAIR_STATISTICS = (
+    "words shared", "word pairs shared", "long words shared", "smaller answer's words in the other", "word cosine",
+    "bytes alike", "answers identical", "same first words", "length apart",
+)  # fmt: skip
+"""Measured of both answers together; swapping the answers changes none."""
+
+WORD_SCORE = "score of the words"
+COLUMNS = (
+    *(f"prompt: {name}" for name in TEXT_STATISTICS),
+    *(f"pair: {name}" for name in PAIR_STATISTICS),
+    *(f"{side}: {name}" for side in ("A", "B", "A - B") for name in ANSWER_STATISTICS),
+    f"A - B: {WORD_SCORE}",
+)
+"""What the booster sees of a battle, see :func:`.model.table`."""
