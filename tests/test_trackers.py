@@ -268,7 +268,7 @@ def test_wandb_without_a_key_says_how_to_get_on_and_tells_no_secret(
     options = TrainOptions(tracker="wandb")
     with (
         pytest.raises(PrefcliError, match="cannot be used") as caught,
-        trackers.following(tmp_path, options, "run", SILENT) as following,
+        trackers.tracking(tmp_path, options, "run", SILENT) as following,
     ):
         following.begin()
     assert "WANDB_MODE=offline" in caught.value.hint
@@ -290,7 +290,7 @@ def test_wandb_that_cannot_be_reached_is_a_network_error(tmp_path: Path, monkeyp
     monkeypatch.setattr(wandb, "init", unreachable)
     with (
         pytest.raises(NetworkError, match="timed out") as caught,
-        trackers.following(tmp_path, TrainOptions(tracker="wandb"), "run", SILENT) as following,
+        trackers.tracking(tmp_path, TrainOptions(tracker="wandb"), "run", SILENT) as following,
     ):
         following.begin()
     assert "WANDB_MODE=offline" in caught.value.hint

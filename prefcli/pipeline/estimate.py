@@ -254,7 +254,7 @@ def _time_neural_training(context: TrainContext, folds: Sequence[Fold], reporter
     from prefcli.training import loop
     from prefcli.training.fit_neural import NeuralFitter
 
-    spec = NeuralFitter(context, folds).task(folds[0], "")
+    spec = NeuralFitter(context, folds).spec(folds[0], "")
     began = time.perf_counter()
     options, held_out = spec.options, spec.validation
     once = dataclasses.replace(options, epochs=1, max_steps=0, max_time=0.0, eval_every=0, checkpoint_every=0)
@@ -300,7 +300,7 @@ def _time_boosting(context: TrainContext, folds: Sequence[Fold], reporter: Repor
     from prefcli.models.features import statistics
 
     began = time.perf_counter()
-    pool, train = context.pool, folds[0].train
+    pool, train = context.training_data, folds[0].train
     size = len(train) // 2
     if len(train) >= features.SMALL_DATASET:  # from there on the booster is built differently
         size = min(max(size, features.SMALL_DATASET), 2 * features.SMALL_DATASET)

@@ -13,7 +13,7 @@ from prefcli.battles import labels_of
 from prefcli.data import synthetic
 from prefcli.errors import PrefcliError
 from prefcli.options import TrainOptions
-from prefcli.pipeline.train import data_again
+from prefcli.pipeline.train import data_of_run
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import runs
 from prefcli.storage.workspace import Stage, Workspace
@@ -86,7 +86,7 @@ def _samples(run: Path, workspace: Workspace, reporter: Reporter) -> list[Sample
     members = runs.members(run)
     try:
         held_out = [runs.read_validation(member) for member in members]
-        data = data_again(config["data"], options, workspace, reporter)
+        data = data_of_run(config["data"], options, workspace, reporter)
         count = max(MAX_HELD_OUT_BATTLES // len(members), 1)
         tables = [_select(data.validation or data.training, of_member, count) for of_member in held_out]
         if all(table.num_rows for table in tables):

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from prefcli.battles import Source
-from prefcli.compute.distributed import from_environment, process_group
-from prefcli.data.selection import RunData
+from prefcli.compute.distributed import World, from_environment, process_group
+from prefcli.data.selection import RunData, select
 from prefcli.errors import InputError, PrefcliError
 from prefcli.options import TrainOptions
 from prefcli.pipeline.stages import preprocess_stage, read_stage
@@ -23,7 +23,7 @@ from prefcli.storage.workspace import Stage, Workspace
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What ``train`` made.
+    """What ``train`` returns.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class TrainResult:
     seconds: float
     battles_per_second: float
     only_prior: bool
-    """Whether the model learnt nothing beyond the shares of the outcomes."""
+    """Whether the model is not better than the shares of the outcomes."""
     is_main_process: bool
     """Whether this process is the one that reports (of several under ``torchrun``)."""
 
@@ -60,7 +60,7 @@ def train(
     command: str = "",
     reporter: Reporter = SILENT,
 ) -> TrainResult:
-    """Train a model; through the stages ``battles`` and ``preprocess`` into a run's folder.
+    """Train a model into a run's folder, through the stages ``battles`` and ``preprocess``.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def train(
     force:
         Overwrite ``output``.
     remember:
-        Whether ``predict`` without ``--model`` shall take this run.
+        Whether ``predict`` without ``--model`` uses this run.
     command:
         The command line, kept in the run.
 
@@ -90,65 +90,43 @@ def train(
     Interrupted
         On SIGINT or SIGTERM, after a checkpoint.
     """
-    from prefcli import encoders
-    from prefcli.training import experiment, trackers
+    from prefcli.training import experiment
+    from prefcli.training.context import TrainContext
 
     started = time.monotonic()
     world = from_environment()
-    speaker: Reporter = reporter if world.is_main_process else SILENT
-    with process_group(world), contextlib.ExitStack() as claims:
+    if not world.is_main_process:
+        reporter = SILENT
+    with process_group(world), contextlib.ExitStack() as locks:
         if resume is not None:
-            if resume.startswith(hub.PREFIX):
-                raise InputError(
-                    "a run of the hub holds no checkpoint to continue from",
-                    hint=f"Train anew with its options: --config takes its {runs.CONFIG}.",
-                )
-            folder = workspace.find_run(resume)
-            if world.is_main_process:
-                claims.enter_context(runs.locked(folder))
-            runs.verify(folder, resuming=True)
-            config = runs.read_config(folder)
-            if runs.runtime_of(config) == "onnx":
-                raise InputError(f"{folder} is an exported run", hint="Continue the run that it was exported from.")
-            options = TrainOptions(**config["options"])
-            trackers.require(options)
-            with world.main_process_first():
-                data = data_again(config["data"], options, workspace, speaker)
-            under_way = True
+            run = _resume(resume, workspace, world, locks, reporter)
         else:
-            options.check()
-            trackers.require(options)
-            options = with_absolute_paths(options)
-            with world.main_process_first():
-                if options.architecture != "features":
-                    encoders.locate(options.encoder)  # a name that leads nowhere is said before any work is done
-                data = find_data(source, workspace, options, speaker)
-            options = dataclasses.replace(options, text=data.text)
-            folder, under_way = world.gather(
-                _claim(output, force, options, data, workspace, claims, speaker) if world.is_main_process else None
-            )[0]
+            run = _start(source, workspace, options, output, force, world, locks, reporter)
         try:
-            result = experiment.run_experiment(
-                folder,
-                workspace,
-                data,
-                options,
+            training_data, folds = select(run.folder, run.data, run.options, reporter)
+            context = TrainContext(
+                folder=run.folder,
+                workspace=workspace,
+                data=run.data,
+                training_data=training_data,
+                options=run.options,
                 origins=origins or {},
                 command=command,
-                resume=under_way,
+                resume=run.under_way,
                 world=world,
-                reporter=speaker,
+                reporter=reporter,
             )
+            result = experiment.run_experiment(context, folds)
         except BaseException:
             if world.is_main_process:
-                runs.remove_if_empty(folder)
+                runs.remove_if_empty(run.folder)
             raise
         if world.is_main_process:
             if remember:
-                workspace.remember("train", {"run": str(folder.resolve())})
-            runs.finish(folder)
+                workspace.remember("train", {"run": str(run.folder.resolve())})
+            runs.finish(run.folder)
     return TrainResult(
-        folder,
+        run.folder,
         result.validation,
         time.monotonic() - started,
         result.battles_per_second,
@@ -157,28 +135,76 @@ def train(
     )
 
 
-def _claim(
+@dataclass(frozen=True)
+class _Started:
+    """A run's folder, locked against other processes, with its data and options."""
+
+    folder: Path
+    data: RunData
+    options: TrainOptions
+    under_way: bool
+    """Whether the folder holds the beginning of this training."""
+
+
+def _resume(name: str, workspace: Workspace, world: World, locks: contextlib.ExitStack, reporter: Reporter) -> _Started:
+    from prefcli.training import trackers
+
+    if name.startswith(hub.PREFIX):
+        raise InputError(
+            "a run of the hub holds no checkpoint to continue from",
+            hint=f"Train anew with its options: --config takes its {runs.CONFIG}.",
+        )
+    folder = workspace.find_run(name)
+    if world.is_main_process:
+        locks.enter_context(runs.locked(folder))
+    runs.verify(folder, resuming=True)
+    config = runs.read_config(folder)
+    if runs.runtime_of(config) == "onnx":
+        raise InputError(f"{folder} is an exported run", hint="Continue the run that it was exported from.")
+    options = TrainOptions(**config["options"])
+    trackers.require(options)
+    with world.main_process_first():
+        data = data_of_run(config["data"], options, workspace, reporter)
+    return _Started(folder, data, options, under_way=True)
+
+
+def _start(
+    source: Path | Source | None,
+    workspace: Workspace,
+    options: TrainOptions,
     output: Path | None,
     force: bool,
-    options: TrainOptions,
-    data: RunData,
-    workspace: Workspace,
-    claims: contextlib.ExitStack,
+    world: World,
+    locks: contextlib.ExitStack,
     reporter: Reporter,
-) -> tuple[Path, bool]:
-    """The run's folder, held against other processes, and whether a killed call of this very command began it."""
+) -> _Started:
+    """A new run's folder; or the one that a killed call of the very same command began."""
+    from prefcli import encoders
+    from prefcli.training import trackers
 
-    def same(config: Mapping[str, Any]) -> bool:
-        known = {name: config["data"].get(name) for name in data.identity}
-        return known == data.identity and TrainOptions(**config["options"]) == options
+    options.check()
+    trackers.require(options)
+    options = with_absolute_paths(options)
+    with world.main_process_first():
+        if options.architecture != "features":
+            encoders.locate(options.encoder)  # a name that cannot be found is refused before any work is done
+        data = find_data(source, workspace, options, reporter)
+    options = dataclasses.replace(options, text=data.text)
 
-    folder = output or runs.new_folder(workspace.runs, options)
-    claims.enter_context(runs.locked(folder))
-    under_way = runs.start(folder, force=force, is_same=same)
-    if under_way:
-        runs.verify(folder, resuming=True)
-        reporter.note(f"{folder} holds this run, unfinished: continuing it")
-    return folder, under_way
+    def is_same(config: Mapping[str, Any]) -> bool:
+        identity = {name: config["data"].get(name) for name in data.identity}
+        return identity == data.identity and TrainOptions(**config["options"]) == options
+
+    folder, under_way = None, False
+    if world.is_main_process:
+        folder = output or runs.new_folder(workspace.runs, options)
+        locks.enter_context(runs.locked(folder))
+        under_way = runs.start(folder, force=force, is_same=is_same)
+        if under_way:
+            runs.verify(folder, resuming=True)
+            reporter.note(f"{folder} holds this run, unfinished: continuing it")
+    folder, under_way = world.gather((folder, under_way))[0]
+    return _Started(folder, data, options, under_way)
 
 
 def with_absolute_paths(options: TrainOptions) -> TrainOptions:
@@ -196,8 +222,8 @@ def find_data(source: Path | Source | None, workspace: Workspace, options: Train
     """What to train on, preprocessed: the named files, what ``preprocess`` last left, or ``train.csv`` here."""
     latest = workspace.latest("preprocess") if source is None else None
     if latest and options.text in (None, latest["text"]) and options.architecture != "features":
-        found = Source.from_json(latest["source"])
-        reporter.note(f"training on what preprocess last left: {found}, text {latest['text']}")
+        battle_source = Source.from_json(latest["source"])
+        reporter.note(f"training on what preprocess last left: {battle_source}, text {latest['text']}")
         training = workspace.open_stage(latest["stage"])
         digest, text = latest["source_sha256"], latest["text"]
     else:
@@ -212,12 +238,17 @@ def find_data(source: Path | Source | None, workspace: Workspace, options: Train
                     hint="Name a file: prefcli train FILE.",
                 )
             reporter.note("training on train.csv in this folder")
-        found = Source.of(source)
-        battles = read_stage(found, workspace, reporter)
+        battle_source = Source.of(source)
+        battles = read_stage(battle_source, workspace, reporter)
         training = preprocess_stage(battles, workspace, options.normalisation, reporter=reporter)
         digest, text = str(battles.metadata["input"]), options.normalisation
     return RunData(
-        training, found, digest, text, _validation_data(options, text, workspace, reporter), _soft_digest(options)
+        training,
+        battle_source,
+        digest,
+        text,
+        _validation_data(options, text, workspace, reporter),
+        _soft_digest(options),
     )
 
 
@@ -231,11 +262,11 @@ def _soft_digest(options: TrainOptions) -> str | None:
         raise InputError(f"cannot read the soft labels: {error.strerror}", where=str(path)) from None
 
 
-def data_again(known: Mapping[str, Any], options: TrainOptions, workspace: Workspace, reporter: Reporter) -> RunData:
-    """The data of a run that is continued: its cached stage, or the same source preprocessed again."""
-    source, digest, text = Source.from_json(known["source"]), known["source_sha256"], known["text"]
+def data_of_run(record: Mapping[str, Any], options: TrainOptions, workspace: Workspace, reporter: Reporter) -> RunData:
+    """The data of a run that is resumed: its cached stage, or the same source preprocessed again."""
+    source, digest, text = Source.from_json(record["source"]), record["source_sha256"], record["text"]
     try:
-        training = workspace.open_stage(known["stage"])
+        training = workspace.open_stage(record["stage"])
     except PrefcliError:
         battles = read_stage(source, workspace, reporter)
         if battles.metadata["input"] != digest:
@@ -251,7 +282,7 @@ def data_again(known: Mapping[str, Any], options: TrainOptions, workspace: Works
         ("soft_labels_sha256", "soft labels", options.soft_labels),
         ("validation_input", "validation battles", options.validation_file),
     ):
-        if data.identity[name] != known.get(name):
+        if data.identity[name] != record.get(name):
             raise InputError(
                 f"the {what} this run was trained with have changed",
                 where=str(file),

@@ -1,8 +1,8 @@
 """Checkpoints of a training in progress: complete, atomic, verified, and free of pickle.
 
 A checkpoint is a folder ``step-00000120/`` with the model's and the optimizer's tensors as safetensors and everything
-else (position in the data, scaler, best validation, random states) as JSON and tensors, plus the digests of its files.
-The last two are kept, so that a damaged one is never the only one.
+else (train state, scaler, random states) as JSON and tensors, plus the digests of its files.
+The last two are kept, in case one is damaged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a training needs to go on as if nothing had happened.
+    """What a training needs to continue as if it had not stopped.
 
     Attributes
     ----------
@@ -71,20 +71,20 @@ def existing(folder: Path) -> list[Path]:
 
 
 def load_latest(folder: Path, warn: Any = lambda text: None) -> Checkpoint | None:
-    """The newest checkpoint that is whole; damaged ones are named through ``warn`` and skipped. None without any.
+    """The newest intact checkpoint; damaged ones are reported through ``warn`` and skipped. None without any.
 
     Raises
     ------
     ModelError
-        If there are checkpoints and none of them is whole.
+        If there are checkpoints and none of them is intact.
     """
-    found = existing(folder)
-    for path in reversed(found):
+    paths = existing(folder)
+    for path in reversed(paths):
         try:
             return _load(path)
         except ValueError as problem:
             warn(f"checkpoint {path} is damaged and not used: {problem}")
-    if found:
+    if paths:
         raise ModelError("all checkpoints are damaged", where=str(folder), hint="Delete the run and train again.")
     return None
 
@@ -128,7 +128,7 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_random_states(states: dict[str, Tensor], device: torch.device) -> None:
-    """Set torch's generators to where they were."""
+    """Set the states of torch's generators."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)

@@ -1,4 +1,4 @@
-"""What every fit is given and what it gives back, and the papers a run starts with."""
+"""What every fit gets, what it returns, and the ``config.json`` that a run starts with."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ class TrainContext:
         The run's folder; folds lie below it.
     workspace:
         Where stages are cached.
-    data, pool, options:
-        What to train on, the battles chosen from it, and how.
+    data, training_data, options:
+        The files and stages to train on, the battles selected from them, and how to train.
     origins, command:
         Where each option came from, and the command line; kept in the run.
     resume:
         Whether the run is continued.
     world, reporter:
-        The processes that work on it, and who is told.
+        The processes that take part, and where messages go.
     """
 
     folder: Path
     workspace: Workspace
     data: RunData
-    pool: TrainingData
+    training_data: TrainingData
     options: TrainOptions
     origins: Mapping[str, str]
     command: str
@@ -57,13 +57,13 @@ class TrainContext:
         Parameters
         ----------
         fold:
-            Whose.
+            The fold.
         resolved:
-            What the options became.
+            What ``auto`` and defaults became.
         encoder:
-            The encoder's own configuration, and what else is kept of it.
+            The encoder's own configuration, or where its weights are.
         """
-        labels = self.pool.targets[fold.train].sum(axis=0)
+        labels = self.training_data.targets[fold.train].sum(axis=0)
         config = {
             **(encoder or {}),
             "origins": dict(self.origins),
@@ -88,17 +88,17 @@ class TrainContext:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What came out of a fit, besides the model in its folder."""
+    """What a fit returns, besides the model in its folder."""
 
     logits: NDArray[np.float64] | None
     """Of the held-out battles, by the kept model; shape ``[n, 3]``."""
     battles_per_second: float
     importances: list[tuple[str, float]] = field(default_factory=list)
-    """What the model looks at, by share; empty where that cannot be told."""
+    """Shares of the statistics in the model's gain; empty for neural models."""
 
 
 class Fitter(Protocol):
     """Fits folds, one after the other."""
 
     def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> FitResult:
-        """Fit one fold (or the only split) into its folder; ``prefix`` begins what is said of it."""
+        """Fit one fold (or the only split) into its folder; ``prefix`` begins its messages."""

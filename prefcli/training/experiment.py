@@ -1,13 +1,9 @@
-"""From preprocessed battles and options to a trained run: what happens around the fit.
-
-Battles are selected and split (:mod:`prefcli.data.selection`), one model is fitted or one per fold,
-and the run gets its papers: per-battle probabilities, score, calibration, card.
-"""
+"""What surrounds the fits of one training: folds, trackers, score, calibration, and the artifacts of a finished run."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli import metrics
-from prefcli.compute.distributed import World
-from prefcli.data.selection import Fold, RunData, TrainingData, select
-from prefcli.options import TrainOptions
+from prefcli.data.selection import Fold
 from prefcli.outcomes import OUTCOMES
 from prefcli.prediction import calibration
 from prefcli.report.curves import learning_curves
-from prefcli.reporting import Reporter
 from prefcli.storage import card, files, runs
-from prefcli.storage.workspace import Workspace
 from prefcli.training import trackers
 from prefcli.training.context import FitResult, Fitter, TrainContext
 
@@ -36,91 +28,129 @@ PRIOR_SPREAD = 0.01
 
 @dataclass(frozen=True)
 class ExperimentResult:
-    """What :func:`run_experiment` found."""
+    """What :func:`run_experiment` returns.
+
+    Attributes
+    ----------
+    validation:
+        Every metric on the held-out battles; None where nothing was held out.
+    battles_per_second:
+        Of the training steps alone, the mean over folds.
+    only_prior:
+        Whether the model is not better than the shares of the outcomes.
+    """
 
     validation: dict[str, Any] | None
     battles_per_second: float
     only_prior: bool
 
 
-def fitter_for(work: TrainContext, folds: Sequence[Fold]) -> Fitter:
-    """What fits the architecture that was chosen; what all folds share (tokens, statistics) is made here, once."""
-    if work.options.architecture == "features":
+@dataclass(frozen=True)
+class _Evaluation:
+    """Score and calibration of a fit on its held-out battles, computed once and used everywhere."""
+
+    held_out: NDArray[np.intp]
+    probabilities: NDArray[np.float64]
+    validation: dict[str, Any]
+    calibration: str
+
+
+def fitter_for(context: TrainContext, folds: Sequence[Fold]) -> Fitter:
+    """The fitter of the chosen architecture; it prepares once what all folds share (tokens, statistics)."""
+    if context.options.architecture == "features":
         from prefcli.training.fit_features import FeaturesFitter
 
-        return FeaturesFitter(work)
+        return FeaturesFitter(context)
     from prefcli.training.fit_neural import NeuralFitter
 
-    return NeuralFitter(work, folds)
+    return NeuralFitter(context, folds)
 
 
-def run_experiment(
-    folder: Path,
-    workspace: Workspace,
-    data: RunData,
-    options: TrainOptions,
-    *,
-    origins: Mapping[str, str],
-    command: str,
-    resume: bool,
-    world: World,
-    reporter: Reporter,
-) -> ExperimentResult:
-    """Train into ``folder`` and write everything a run holds.
-
-    Raises
-    ------
-    InputError
-        If the battles do not allow it: no outcomes, too few prompts to hold any out.
-    """
-    pool, folds = select(folder, data, options, reporter)
-    work = TrainContext(folder, workspace, data, pool, options, origins, command, resume, world, reporter)
-    fitter = fitter_for(work, folds)
+def run_experiment(context: TrainContext, folds: Sequence[Fold]) -> ExperimentResult:
+    """Fit every fold into the run's folder, score it, and write everything a run holds."""
+    fitter = fitter_for(context, folds)
     fits: list[FitResult] = []
-    for number, fold in enumerate(folds):
-        with _following(fold.folder, work) as following:
-            fitted = fitter.fit(fold, f"fold {number + 1} of {len(folds)}: " if options.folds else "", following)
-            fits.append(fitted)
-            if world.is_main_process:
-                following.conclude(_write_artifacts(fold.folder, options, pool, fitted, fold.held_out))
-                runs.seal(fold.folder, trained=True)
-    whole, held_out = _together(folds, fits)
-    if options.folds and world.is_main_process:
-        with _following(folder, work) as following:
-            following.conclude(_write_artifacts(folder, options, pool, whole, held_out))
-        runs.seal(folder, trained=True)
-    validation, doubt = None, ""
-    if whole.logits is not None:
-        probabilities, labels = metrics.softmax(whole.logits), pool.labels[held_out]
-        validation = dataclasses.asdict(metrics.score(probabilities, labels, groups=pool.keys[held_out]))
-        doubt = not_better_than_prior(probabilities, labels, pool.keys[held_out])
-        reporter.note(str(calibration.calibrate([whole.logits], labels, pool.keys[held_out])))
-    if doubt:
-        trained = len(pool) - (0 if options.folds else len(held_out))
-        more = ", or more battles" if trained < FEW_BATTLES else ""
-        if options.architecture == "features":
-            advice = f"try --text raw{more}" if data.text != "raw" else "more battles may help"
-        else:
-            advice = f"try --warmup 0.1, another --lr, more --epochs, --text raw, --recipe fast{more}"
-        reporter.warn(f"{doubt}: {advice}")
-    return ExperimentResult(validation, whole.battles_per_second, bool(doubt))
+    evaluation = None
+    for number, fold in enumerate(folds, start=1):
+        prefix = f"fold {number} of {len(folds)}: " if context.options.folds else ""
+        with _tracking(fold.folder, context) as tracking:
+            fits.append(fitter.fit(fold, prefix, tracking))
+            evaluation = _finish(fold.folder, context, fits[-1], fold.held_out, tracking)
+    fit = fits[-1]
+    if context.options.folds:
+        fit, held_out = merge_folds(folds, fits)
+        with _tracking(context.folder, context) as tracking:
+            evaluation = _finish(context.folder, context, fit, held_out, tracking)
+    if evaluation is None:
+        return ExperimentResult(None, fit.battles_per_second, only_prior=False)
+    context.reporter.note(evaluation.calibration)
+    return ExperimentResult(evaluation.validation, fit.battles_per_second, _warn_if_only_prior(context, evaluation))
 
 
-def _following(folder: Path, work: TrainContext) -> AbstractContextManager[trackers.Trackers]:
-    """The trackers of the run or of one of its folds; only one process tells them."""
-    if not work.world.is_main_process:
+def _tracking(folder: Path, context: TrainContext) -> AbstractContextManager[trackers.Trackers]:
+    """The trackers of the run or of one of its folds; only the main process feeds them."""
+    if not context.world.is_main_process:
         return nullcontext(trackers.NOTHING)
-    title = folder.name if folder == work.folder else f"{work.folder.name}/{folder.name}"
-    return trackers.following(folder, work.options, title, work.reporter)
+    title = folder.name if folder == context.folder else f"{context.folder.name}/{folder.name}"
+    return trackers.tracking(folder, context.options, title, context.reporter)
+
+
+def _finish(
+    folder: Path, context: TrainContext, fit: FitResult, held_out: NDArray[np.intp], tracking: trackers.Trackers
+) -> _Evaluation | None:
+    """Evaluate a fit on every process; on the main one write its artifacts, feed the trackers and seal its folder."""
+    evaluation = _evaluate(context, fit.logits, held_out) if fit.logits is not None else None
+    if context.world.is_main_process:
+        _write_artifacts(folder, context, fit, evaluation)
+        tracking.conclude(evaluation.validation if evaluation else None)
+        runs.seal(folder, trained=True)
+    return evaluation
+
+
+def _evaluate(context: TrainContext, logits: NDArray[np.float64], held_out: NDArray[np.intp]) -> _Evaluation:
+    battles = context.training_data
+    labels, keys, probabilities = battles.labels[held_out], battles.keys[held_out], metrics.softmax(logits)
+    validation = dataclasses.asdict(metrics.score(probabilities, labels, groups=keys))
+    return _Evaluation(held_out, probabilities, validation, str(calibration.calibrate([logits], labels, keys)))
+
+
+def _write_artifacts(folder: Path, context: TrainContext, fit: FitResult, evaluation: _Evaluation | None) -> None:
+    """Write what a finished run holds besides its model: per-battle probabilities, learning curves, card."""
+    battles = context.training_data
+    if evaluation is not None and fit.logits is not None:
+        rows = evaluation.held_out
+        ids = [battles.ids[row] for row in rows]
+        runs.write_validation(folder, ids, fit.logits, battles.labels[rows], battles.keys[rows])
+    validation = evaluation.validation if evaluation else None
+    if (folder / runs.METRICS).is_file():
+        prior = validation["prior_log_loss"] if validation else None
+        files.write_text(folder / runs.CURVES, learning_curves(runs.read_metrics(folder), prior))
+    calibrated = evaluation.calibration if evaluation else ""
+    card.write(folder, context.options, runs.read_config(folder), validation, calibrated, fit.importances)
+
+
+def _warn_if_only_prior(context: TrainContext, evaluation: _Evaluation) -> bool:
+    battles, options, rows = context.training_data, context.options, evaluation.held_out
+    problem = not_better_than_prior(evaluation.probabilities, battles.labels[rows], battles.keys[rows])
+    if not problem:
+        return False
+    trained = len(battles) - (0 if options.folds else len(rows))
+    more = ", or more battles" if trained < FEW_BATTLES else ""
+    if options.architecture != "features":
+        advice = f"try --warmup 0.1, another --lr, more --epochs, --text raw, --recipe fast{more}"
+    else:
+        advice = f"try --text raw{more}" if context.data.text != "raw" else "more battles may help"
+    context.reporter.warn(f"{problem}: {advice}")
+    return True
 
 
 def not_better_than_prior(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64], keys: NDArray[np.int64] | None = None
 ) -> str:
-    """What to say of a model that knows no more than the prior; empty when it clearly knows more.
+    """What to say of a model that is not better than the prior; empty when it clearly is.
 
-    It knows no more if its probabilities hardly differ between battles, or if the 95 % interval of its advantage over
-    the prior, battle by battle, reaches zero.
+    It is not if its probabilities hardly differ between battles, or if the 95 % interval of its advantage over the
+    prior, battle by battle, reaches zero.
     """
     if probabilities.std(axis=0).max() < PRIOR_SPREAD:
         return "the model predicts only the shares of the outcomes, the same for every battle"
@@ -130,34 +160,15 @@ def not_better_than_prior(
     return "the model is not clearly better than the prior" if high >= 0 else ""
 
 
-def _together(folds: list[Fold], fits: list[FitResult]) -> tuple[FitResult, NDArray[np.intp]]:
-    """All folds as one: logits of all held-out battles with their positions, mean rate, mean importances."""
-    rate = float(np.mean([fitted.battles_per_second for fitted in fits]))
+def merge_folds(folds: Sequence[Fold], fits: Sequence[FitResult]) -> tuple[FitResult, NDArray[np.intp]]:
+    """All folds as one fit: logits of all held-out battles with their positions, mean rate, mean importances."""
+    rate = float(np.mean([fit.battles_per_second for fit in fits]))
     shares: dict[str, float] = {}
-    for fitted in fits:
-        for name, share in fitted.importances:
+    for fit in fits:
+        for name, share in fit.importances:
             shares[name] = shares.get(name, 0.0) + share / len(fits)
     importances = sorted(shares.items(), key=lambda item: -item[1])
-    parts = [fitted.logits for fitted in fits if fitted.logits is not None]
-    if len(parts) < len(folds):
-        return FitResult(None, rate, importances), np.empty(0, dtype=np.intp)
+    logits = np.concatenate([fit.logits for fit in fits if fit.logits is not None])
     positions = np.concatenate([fold.held_out for fold in folds])
     order = np.argsort(positions)
-    return FitResult(np.concatenate(parts)[order], rate, importances), positions[order]
-
-
-def _write_artifacts(
-    folder: Path, options: TrainOptions, pool: TrainingData, fitted: FitResult, held_out: NDArray[np.intp]
-) -> dict[str, Any] | None:
-    """What a finished run leaves besides its model: per-battle probabilities, its score (also returned), its card."""
-    validation, calibrated = None, None
-    if fitted.logits is not None:
-        labels, keys = pool.labels[held_out], pool.keys[held_out]
-        validation = dataclasses.asdict(metrics.score(metrics.softmax(fitted.logits), labels, groups=keys))
-        calibrated = calibration.calibrate([fitted.logits], labels, keys)
-        runs.write_validation(folder, [pool.ids[i] for i in held_out], fitted.logits, labels, keys)
-    if (folder / runs.METRICS).is_file():
-        prior = validation["prior_log_loss"] if validation else None
-        files.write_text(folder / runs.CURVES, learning_curves(runs.read_metrics(folder), prior))
-    card.write(folder, options, runs.read_config(folder), validation, str(calibrated or ""), fitted.importances)
-    return validation
+    return FitResult(logits[order], rate, importances), positions[order]

@@ -1,4 +1,4 @@
-"""Fitting a neural architecture: tokenizer and encoder, then the loop of :mod:`prefcli.training`."""
+"""Fitting a neural architecture: tokenizer and encoder, model, header of the run, sharding, then the training loop."""
 
 from __future__ import annotations
 
@@ -22,113 +22,133 @@ from prefcli.training.trackers import Trackers
 
 
 class NeuralFitter:
-    """Tokenises the pool once; every fold gets an encoder of its own."""
+    """Tokenises the battles once; every fold gets an encoder of its own."""
 
-    def __init__(self, work: TrainContext, folds: Sequence[Fold]) -> None:
-        self.work = work
-        options = work.options
-        if options.shard and work.world.alone:
+    def __init__(self, context: TrainContext, folds: Sequence[Fold]) -> None:
+        self.context = context
+        options = context.options
+        if options.shard and context.world.alone:
             raise InputError(
                 "--shard spreads a training over several processes, and this is one",
                 hint="Start it with torchrun --nproc-per-node N -m prefcli train ..., or leave --shard out.",
             )
-        self.placement = devices.place(options.device, options.precision, work.world.local_rank)
+        self.placement = devices.place(options.device, options.precision, context.world.local_rank)
         if options.lora_rank:
             adapters.require_peft()
             self.placement = devices.for_language_models(self.placement)
-        started_before = work.resume and (work.folder / neural.TOKENIZER_CONFIG).is_file()
-        run = encoders.ResolvedModel(work.folder, f"the run {work.folder.name}")
-        self.located = encoders.locate(options.encoder) if not started_before else run
-        everything = np.unique(np.concatenate([fold.train for fold in folds]))
-        self.tokenizer = encoders.make_tokenizer(self.located, work.pool.texts(everything))
-        with work.world.main_process_first():
+        if context.resume and (context.folder / neural.TOKENIZER_CONFIG).is_file():
+            source = _run_as_source(context.folder)
+        else:
+            source = encoders.locate(options.encoder)
+        trained_on = np.unique(np.concatenate([fold.train for fold in folds]))
+        self.tokenizer = encoders.make_tokenizer(source, context.training_data.texts(trained_on))
+        with context.world.main_process_first():
             self.battles = token_cache.cached_tokens(
-                work.pool, self.tokenizer, work.workspace, work.reporter, by_turn=options.truncation == "head-tail"
+                context.training_data,
+                self.tokenizer,
+                context.workspace,
+                context.reporter,
+                by_turn=options.truncation == "head-tail",
             )
 
     def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> FitResult:
-        """Fit one fold; a fit under way is continued from its own files."""
-        task = self.task(fold, prefix)
-        task.trackers = trackers
-        fitted = loop.fit(task)
-        if self.work.options.lora_rank and self.work.world.is_main_process:
-            neural.save_adapters(fold.folder, self.work.options)
-        return FitResult(fitted.logits, fitted.battles_per_second)
+        """Fit one fold; one that is under way continues from its own files."""
+        spec = self.spec(fold, prefix)
+        spec.trackers = trackers
+        result = loop.fit(spec)
+        if self.context.options.lora_rank and self.context.world.is_main_process:
+            neural.save_adapters(fold.folder, self.context.options)
+        return FitResult(result.logits, result.battles_per_second)
 
-    def task(self, fold: Fold, prefix: str) -> loop.FitSpec:
-        """Everything the fit of a fold needs, in memory and in its folder."""
-        work, options, folder = self.work, self.work.options, fold.folder
-        under_way = work.resume and bool(checkpoints.existing(folder / "checkpoints"))
-        located, encoder = self._encoder(folder, under_way=under_way)
+    def spec(self, fold: Fold, prefix: str) -> loop.FitSpec:
+        """Build a fold's model and write the header of its folder: everything that :func:`loop.fit` needs."""
+        context = self.context
+        options = context.options
+        under_way = context.resume and bool(checkpoints.existing(fold.folder / "checkpoints"))
+        source, encoder = self._encoder(fold.folder, under_way=under_way)
         if under_way:
-            options = neural.with_resolved_auto(options, runs.read_config(folder))
+            options = neural.with_resolved_auto(options, runs.read_config(fold.folder))
         max_length = self._max_length(encoder)
         torch.manual_seed(options.seed)
         model = neural.build(options, encoder, self.tokenizer, max_length, self.placement, stays_on_host=options.shard)
         train = self.battles.take(fold.train)
-        cut = model.truncation_report(train)
         if not under_way:
-            learnt, size = (
-                sum(p.numel() for p in model.module.parameters() if p.requires_grad or not only_learnt) / 1e6
-                for only_learnt in (True, False)
-            )
-            of_these = "" if learnt == size else f", {learnt:.1f} M of them learnt"
-            work.reporter.note(
-                f"{prefix}encoder {options.encoder}: {located.source}; {size:.1f} M parameters{of_these}"
-            )
-            work.reporter.note(f"{prefix}{self.placement}; {model.attention}; {model.module.pooling} pooling")
-            work.reporter.note(f"{prefix}{max_length} tokens a sequence: {cut}")
-            if work.world.is_main_process:
-                resolved = {
-                    "placement": str(self.placement),
-                    "max_length": max_length,
-                    "lr": options.learning_rate,
-                    "encoder_source": located.source,
-                    "cut": str(cut),
-                    "attention": model.attention,
-                    "pooling": model.module.pooling,
-                    "template": model.template,
-                    "ranks": work.world.size,
-                }
-                # Where the encoder's weights are elsewhere, transformers must not take the run for an encoder.
-                kept: Any = model.encoder_config()
-                if options.lora_rank:
-                    kept = {"base": neural.describe_base(options.encoder, located)}
-                work.write_config(fold, resolved, kept)
-                for owner in dict.fromkeys((folder, work.folder)):
-                    model.save_tokenizer(owner)
-                    runs.seal(owner, trained=False)
-            work.world.barrier()
+            cut = str(model.truncation_report(train))
+            self._report(model, source, f"{max_length} tokens a sequence: {cut}", prefix)
+            if context.world.is_main_process:
+                self._write_header(fold, model, source, max_length, cut)
+            context.world.barrier()
         if options.shard:
-            fsdp.shard(model.module, self.placement.device, work.world)
+            fsdp.shard(model.module, self.placement.device, context.world)
         return loop.FitSpec(
             model=model,
             train=train,
-            targets=work.pool.targets[fold.train],
+            targets=context.training_data.targets[fold.train],
             validation=self.battles.take(fold.held_out) if len(fold.held_out) else None,
             options=options,
-            folder=folder,
-            reporter=work.reporter,
-            world=work.world,
-            resume=work.resume,
+            folder=fold.folder,
+            reporter=context.reporter,
+            world=context.world,
+            resume=context.resume,
         )
 
     def _encoder(self, folder: Path, *, under_way: bool) -> tuple[encoders.ResolvedModel, Any]:
         """The encoder to train; of a fit under way only what its checkpoint does not hold is loaded."""
-        options = self.work.options
+        options = self.context.options
         if under_way and not options.lora_rank:
-            encoder = encoders.from_config(runs.encoder_config(runs.read_config(folder)))
-            return encoders.ResolvedModel(folder, f"the run {folder.name}"), encoder
+            config = runs.encoder_config(runs.read_config(folder))
+            return _run_as_source(folder), encoders.from_config(config)
         if under_way:
-            located = neural.resolve_base(runs.read_config(folder)["base"], None, folder, network=True)
+            source = neural.resolve_base(runs.read_config(folder)["base"], None, folder, network=True)
         else:
-            located = encoders.locate(options.encoder)
+            source = encoders.locate(options.encoder)
         frozen = neural.frozen_weights(options, self.placement)
-        return located, encoders.make_encoder(located, len(self.tokenizer), seed=options.seed, frozen=frozen)
+        return source, encoders.make_encoder(source, len(self.tokenizer), seed=options.seed, frozen=frozen)
 
     def _max_length(self, encoder: Any) -> int:
-        wanted, longest = self.work.options.max_length, encoders.max_input_length(encoder)
-        if longest is None or longest >= wanted:
+        wanted, limit = self.context.options.max_length, encoders.max_input_length(encoder)
+        if limit is None or limit >= wanted:
             return wanted
-        self.work.reporter.note(f"max length {wanted} -> {longest}: the encoder takes no more")
-        return longest
+        self.context.reporter.note(f"max length {wanted} -> {limit}: the encoder's limit")
+        return limit
+
+    def _report(self, model: neural.NeuralModel, source: encoders.ResolvedModel, lengths: str, prefix: str) -> None:
+        parameters = list(model.module.parameters())
+        size = sum(p.numel() for p in parameters) / 1e6
+        trainable = sum(p.numel() for p in parameters if p.requires_grad) / 1e6
+        part = "" if trainable == size else f", {trainable:.1f} M of them trained"
+        for line in (
+            f"encoder {self.context.options.encoder}: {source.source}; {size:.1f} M parameters{part}",
+            f"{self.placement}; {model.attention}; {model.module.pooling} pooling",
+            lengths,
+        ):
+            self.context.reporter.note(f"{prefix}{line}")
+
+    def _write_header(
+        self, fold: Fold, model: neural.NeuralModel, source: encoders.ResolvedModel, max_length: int, cut: str
+    ) -> None:
+        """Write what a run's folder holds before its training begins: config and tokenizer."""
+        context = self.context
+        resolved = {
+            "placement": str(self.placement),
+            "max_length": max_length,
+            "lr": context.options.learning_rate,
+            "encoder_source": source.source,
+            "cut": cut,
+            "attention": model.attention,
+            "pooling": model.module.pooling,
+            "template": model.template,
+            "ranks": context.world.size,
+        }
+        encoder_config: Any = model.encoder_config()
+        if context.options.lora_rank:
+            # The encoder's weights are elsewhere, so transformers must not take the run for an encoder.
+            encoder_config = {"base": neural.describe_base(context.options.encoder, source)}
+        context.write_config(fold, resolved, encoder_config)
+        for folder in dict.fromkeys((fold.folder, context.folder)):
+            model.save_tokenizer(folder)
+            runs.seal(folder, trained=False)
+
+
+def _run_as_source(folder: Path) -> encoders.ResolvedModel:
+    return encoders.ResolvedModel(folder, f"the run {folder.name}")

@@ -1,11 +1,11 @@
-"""Where a training can be watched besides its own ``metrics.jsonl``: TensorBoard and Weights & Biases.
+"""Trackers of a training besides its own ``metrics.jsonl``: TensorBoard and Weights & Biases.
 
-A tracker is told what the log is told and changes nothing about the training: one that fails is left behind with a
+A tracker gets the same records as the log and changes nothing about the training: one that fails is disabled with a
 warning. Nothing is tracked unless ``--tracker`` asks for it, and only ``wandb`` uses the network, unless
 ``WANDB_MODE=offline``.
 
-What lies there is made again from ``metrics.jsonl`` whenever a training is continued, so no step is there twice. All of
-it lies in folders of its own below the run's, which no checksum covers and no prediction reads.
+When a training is resumed, its tracks are written again from ``metrics.jsonl``, so no step is there twice. They are in
+folders of their own below the run's, which no checksum covers and no prediction reads.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ NAMES = {
     "scale": "train/loss_scale",
     "validation_log_loss": "validation/log_loss",
 }
-"""What of a line of ``metrics.jsonl`` is tracked, and as what."""
+"""Fields of ``metrics.jsonl`` that are tracked, and their names there."""
 FINAL = "final/"
-"""What the names of the finished run's metrics begin with."""
+"""Prefix of the finished run's metrics."""
 
 
 class Tracker(Protocol):
     """One service or format."""
 
-    def begin(self, options: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> None:
-        """The training begins, or goes on after the lines of ``metrics.jsonl`` that are ``known``.
+    def begin(self, options: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
+        """The training starts, or resumes after these ``records`` of ``metrics.jsonl``.
 
         Raises
         ------
@@ -49,13 +49,13 @@ class Tracker(Protocol):
         """
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
-        """What one step, or one validation, gave."""
+        """The values of one record."""
 
     def conclude(self, values: Mapping[str, float]) -> None:
         """The metrics of the finished run."""
 
     def close(self, *, failed: bool) -> None:
-        """No more will come."""
+        """The training has ended."""
 
 
 class TensorBoard:
@@ -66,7 +66,7 @@ class TensorBoard:
         self._writer: Any = None
         self._step = 0
 
-    def begin(self, options: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> None:
+    def begin(self, options: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         try:
@@ -76,7 +76,7 @@ class TensorBoard:
         except OSError as error:
             raise files.write_error(self._folder, error) from None
         self._writer.add_text("options", "\n".join(f"    {name}: {value}" for name, value in options.items()))
-        for line in known:
+        for line in records:
             self.record(line["step"], _tracked(line))
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
@@ -93,10 +93,10 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases; its own files lie in ``RUN/wandb``.
+    """A run of Weights & Biases; its own files are in ``RUN/wandb``.
 
-    It is sent the options and the metrics and nothing else: neither code nor packages nor the machine's description,
-    nor what is printed. What the user set in ``WANDB_...`` variables (project, entity, mode) holds.
+    Only options and metrics are sent: no code, no packages, no description of the machine, no console output. The
+    user's ``WANDB_...`` variables (project, entity, mode) apply.
     """
 
     def __init__(self, folder: Path, title: str) -> None:
@@ -104,13 +104,13 @@ class WandB:
         self._title = title
         self._run: Any = None
 
-    def begin(self, options: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> None:
+    def begin(self, options: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb's own crash reports
         import wandb
 
         identity = self._identity()
-        for left in self._own.glob(f"offline-run-*-{identity}"):  # of this run, before it was continued
-            files.remove(left)
+        for folder in self._own.glob(f"offline-run-*-{identity}"):  # of this run, before it was resumed
+            files.remove(folder)
         settings = wandb.Settings(
             silent=True, console="off", disable_git=True, disable_code=True, save_code=False,
             x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True, x_save_requirements=False,
@@ -121,7 +121,7 @@ class WandB:
                 id=identity,
                 name=self._title,
                 resume="allow",
-                dir=str(self._folder.absolute()),  # its service is a process of its own
+                dir=str(self._folder.absolute()),  # its service is another process
                 config=dict(options),
                 settings=settings,
             )
@@ -135,10 +135,10 @@ class WandB:
                 f"Weights & Biases cannot be used: {one_line(error)}",
                 hint="Log in with wandb login, set WANDB_MODE=offline, or leave --tracker wandb out.",
             ) from None
-        # The service keeps what it was sent before, and a continued training repeats it exactly.
-        there = 0 if self._run.offline else self._run.starting_step
-        for line in known:
-            if line["step"] >= there:
+        # The service has the steps before, and a resumed training repeats them exactly.
+        first = 0 if self._run.offline else self._run.starting_step
+        for line in records:
+            if line["step"] >= first:
                 self.record(line["step"], _tracked(line))
 
     @property
@@ -146,13 +146,13 @@ class WandB:
         return self._folder / "wandb"
 
     def _identity(self) -> str:
-        """By which the service knows this run, also when it is continued."""
-        kept = self._own / "prefcli-run-id"
+        """The run's id at the service, the same when it is resumed."""
+        path = self._own / "prefcli-run-id"
         with contextlib.suppress(OSError, ValueError):
-            if (identity := kept.read_text(encoding="ascii").strip()).isalnum():
+            if (identity := path.read_text(encoding="ascii").strip()).isalnum():
                 return identity
         identity = secrets.token_hex(4)
-        files.write_text(kept, identity + "\n")
+        files.write_text(path, identity + "\n")
         return identity
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
@@ -167,7 +167,7 @@ class WandB:
 
 
 class Trackers:
-    """Those that were asked for, as one; without any, nothing happens."""
+    """All requested trackers as one; without any, nothing happens."""
 
     def __init__(self, trackers: Mapping[str, Tracker], options: TrainOptions, reporter: Reporter = SILENT) -> None:
         self._trackers = dict(trackers)
@@ -175,8 +175,8 @@ class Trackers:
         self._reporter = reporter
         self._begun = False
 
-    def begin(self, known: Sequence[Mapping[str, Any]] = ()) -> None:
-        """The training begins, or goes on after these lines of ``metrics.jsonl``.
+    def begin(self, records: Sequence[Mapping[str, Any]] = ()) -> None:
+        """The training starts, or resumes after these lines of ``metrics.jsonl``.
 
         Raises
         ------
@@ -185,7 +185,7 @@ class Trackers:
         """
         self._begun = True
         for tracker in self._trackers.values():
-            tracker.begin(self._options, known)
+            tracker.begin(self._options, records)
 
     def record(self, line: Mapping[str, Any]) -> None:
         """A line was added to ``metrics.jsonl``."""
@@ -199,7 +199,7 @@ class Trackers:
         self._each(lambda tracker: tracker.conclude({FINAL + name: value for name, value in numbers.items()}))
 
     def close(self, *, failed: bool) -> None:
-        """No more will come."""
+        """The training has ended."""
         self._each(lambda tracker: tracker.close(failed=failed))
 
     def _each(self, do: Callable[[Tracker], None]) -> None:
@@ -207,16 +207,16 @@ class Trackers:
             try:
                 do(tracker)
             except Exception as error:
-                # Hours of training are worth more than their picture.
+                # A tracker that fails must not end hours of training.
                 del self._trackers[name]
-                self._reporter.warn(f"{name} is told no more, the training goes on: {one_line(error)}")
+                self._reporter.warn(f"{name} failed and was disabled; training continues: {one_line(error)}")
 
 
 NOTHING = Trackers({}, TrainOptions())
 
 
 def require(options: TrainOptions) -> None:
-    """See that what the options ask for is installed.
+    """Check that the requested trackers are installed.
 
     Raises
     ------
@@ -231,19 +231,19 @@ def require(options: TrainOptions) -> None:
 
 
 @contextlib.contextmanager
-def following(folder: Path, options: TrainOptions, title: str, reporter: Reporter) -> Iterator[Trackers]:
+def tracking(folder: Path, options: TrainOptions, title: str, reporter: Reporter) -> Iterator[Trackers]:
     """The trackers of one run, or of one fold of it.
 
     Parameters
     ----------
     folder:
-        Of the run or fold; what they write lies below it.
+        Of the run or fold; the trackers write below it.
     options:
-        Which trackers, and what is said of the run.
+        Which trackers, and the run's options.
     title:
-        What people read as the run's name.
+        The run's name as people read it.
     reporter:
-        Hears of a tracker that failed.
+        Gets a warning when a tracker fails.
     """
     makers: dict[str, Callable[[], Tracker]] = {
         "tensorboard": lambda: TensorBoard(folder),
@@ -259,5 +259,5 @@ def following(folder: Path, options: TrainOptions, title: str, reporter: Reporte
 
 
 def _tracked(line: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line; what damage has made of them otherwise is left out."""
-    return {told: float(line[name]) for name, told in NAMES.items() if type(line.get(name)) in (int, float)}
+    """The numbers of a line; values that damage has turned into something else are left out."""
+    return {tracked: float(line[name]) for name, tracked in NAMES.items() if type(line.get(name)) in (int, float)}
