@@ -61,9 +61,12 @@ def a_spec(
     )  # fmt: skip
 
 
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(folder: Path) -> list[float]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
+    return [record["loss"] for record in records(folder) if "loss" in record]
 
 
 def weights(folder: Path) -> str:
@@ -157,7 +160,7 @@ def test_a_stopped_training_resumes_to_the_same_bytes(
         if state.steps == stop:
             raise Killed
 
-    options = replace(OPTIONS, epochs=2)
+    options = replace(OPTIONS, epochs=2, log_every=3)
     loop.fit(a_spec(tmp_path / "whole", battles, bert_folder, options))
     with pytest.raises(Killed):
         loop.fit(a_spec(tmp_path / "stopped", battles, bert_folder, options, on_step_end=kill))
@@ -290,13 +293,13 @@ def test_an_overflow_skips_exactly_that_step(tmp_path: Path, battles: TokenisedB
     spec.on_step_end = watch
     with pytest.raises(KeyboardInterrupt):
         loop.fit(spec)
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [r["skipped"] for r in records] == [False, False, False, True, False, False]
+    lines = records(tmp_path)
+    assert [r["skipped"] for r in lines] == [False, False, False, True, False, False]
     assert torch.equal(seen[2], seen[3])
     assert not torch.equal(seen[3], seen[4])
-    assert records[4]["scale"] == records[3]["scale"] / 2
-    assert records[4]["lr"] == records[3]["lr"]
-    assert records[5]["lr"] < records[4]["lr"]
+    assert lines[4]["scale"] == lines[3]["scale"] / 2
+    assert lines[4]["lr"] == lines[3]["lr"]
+    assert lines[5]["lr"] < lines[4]["lr"]
 
 
 def test_fp16_trains_to_about_the_same_loss(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
@@ -366,14 +369,48 @@ def test_the_kept_weights_are_those_of_the_best_validation(
 
     spec.on_step_end = spoil
     fitted = loop.fit(spec)
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    validations = {r["step"]: r["validation_log_loss"] for r in records if "validation_log_loss" in r}
+    validations = {r["step"]: r["validation_log_loss"] for r in records(tmp_path) if "validation_log_loss" in r}
     best = min(validations, key=lambda step: validations[step])
     assert fitted.state.best_step == best
     assert best != max(validations)  # or this test would show nothing
 
     model_weights.load_state_dict(spec.model.module, model_weights.load(tmp_path / "model.safetensors"))
     assert np.allclose(loop.predict_shared(spec, spec.validation), fitted.logits, atol=1e-6)
+
+
+def test_a_log_line_is_the_mean_since_the_line_before_and_validations_have_one(
+    tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
+) -> None:
+    for every in (1, 4):
+        loop.fit(a_spec(tmp_path / str(every), battles, bert_folder, replace(OPTIONS, log_every=every)))
+    each, lines = losses(tmp_path / "1"), records(tmp_path / "4")
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == [4, 5, 8, 10, 12, 13]
+    expected = [np.mean(each[before:step]) for before, step in zip([0, *steps], steps, strict=False)]
+    assert losses(tmp_path / "4") == pytest.approx(expected, abs=1e-6)
+    assert weights(tmp_path / "4") == weights(tmp_path / "1")
+
+
+def test_max_steps_ends_the_training_and_its_schedule(
+    tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
+) -> None:
+    result = loop.fit(a_spec(tmp_path, battles, bert_folder, replace(OPTIONS, epochs=3, max_steps=18)))
+    assert result.state.steps == 18
+    assert result.logits is not None
+    rates = [record["lr"] for record in records(tmp_path) if "lr" in record]
+    assert rates == pytest.approx([1e-3 * (18 - step) / 18 for step in range(18)])
+
+
+def test_max_time_ends_the_training_with_a_validation(
+    tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
+) -> None:
+    options = replace(OPTIONS, epochs=100_000, max_time=0.02, eval_every=0, log_every=1000)
+    result = loop.fit(a_spec(tmp_path, battles, bert_folder, options))
+    assert result.state.finished
+    assert result.state.seconds > 1.2
+    assert records(tmp_path)[-1]["validation_log_loss"] == pytest.approx(result.state.best, abs=0.5)
+    assert records(tmp_path)[-2]["step"] == records(tmp_path)[-1]["step"] == result.state.steps
+    assert checkpoints.existing(tmp_path / "checkpoints")[-1].name == f"step-{result.state.steps:08d}"
 
 
 def test_patience_stops_early(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
