@@ -16,7 +16,7 @@ from prefcli import encoders
 from prefcli.compute import devices
 from prefcli.data.synthetic import Demo
 from prefcli.models import neural
-from prefcli.models.packing import tokenise
+from prefcli.models.tokens import tokenise
 from prefcli.options import TrainOptions
 from prefcli.readers import open_battles
 from prefcli.reporting import SILENT

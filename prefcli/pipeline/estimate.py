@@ -158,8 +158,8 @@ def estimate_training(
         options = dataclasses.replace(options, text=data.text, tracker=None)
         temporary = stack.enter_context(files.temporary_directory(workspace.root)) if world.is_main_process else None
         folder: Path = world.gather(temporary)[0]
-        pool, folds = select(folder, data, options, SILENT)
-        context = TrainContext(folder, timed_workspace, data, pool, options, {}, "", False, world, SILENT)
+        training_data, folds = select(folder, data, options, SILENT)
+        context = TrainContext(folder, timed_workspace, data, training_data, options, {}, "", False, world, SILENT)
         try:
             timing = (_time_boosting if boosted else _time_neural_training)(context, folds, reporter)
         except Interrupted as interrupted:
