@@ -47,7 +47,7 @@ class TrainResult:
     """Whether this process is the one that reports (of several under ``torchrun``)."""
 
 
-def train(
+def train(  # noqa: PLR0913  (what the command line gives)
     source: Path | Source | None,
     workspace: Workspace,
     options: TrainOptions,
