@@ -154,7 +154,7 @@ def make_runs(folder: Path) -> None:
     pipeline.train(train, workspace, fast, output=folder / "RUN1")
     for name in ("RUN", "TEACHER", "my-run"):
         shutil.copytree(folder / "RUN1", folder / name)
-    small = TrainOptions(encoder="tiny", max_length=64)
+    small = TrainOptions(encoder="tiny", max_length=64, log_every=1)
     pipeline.train(train, workspace, small, output=folder / "RUN2")
 
     append, lines = files.append_line, []
