@@ -8,19 +8,19 @@ The disentangled attention of DeBERTa (He et al., "DeBERTa: Decoding-enhanced BE
 transformers multiplies with all relative keys Kr and then gathers what belongs to each (i, j), twice, for all heads at
 once; most of its time goes into tensors of size heads x length x length. Here
 
-- relative keys stand in the order of distances L-1 ... -(L-1), so that row i of Q Krᵀ, shape ``[L, 2L-1]``, holds what
+- relative keys are in the order of distances L-1 ... -(L-1), so that row i of Q Krᵀ, shape ``[L, 2L-1]``, holds what
   belongs to keys 0 ... L-1 in consecutive places, one place earlier in each next row. Read with strides (2L-2, 1) from
-  place L-1 it *is* the content-to-position matrix. Relative queries stand in the order -(L-1) ... L-1, and K Qrᵀ read
+  place L-1 it *is* the content-to-position matrix. Relative queries are in the order -(L-1) ... L-1, and K Qrᵀ read
   the same way and transposed is the position-to-content matrix. Nothing is gathered. In the gradient the same view, of
   a matrix of zeros, is written instead of read;
 - scores exist for a few heads of one sequence at a time, so that they stay in the processor's cache; only the
   probabilities are kept for the gradient;
 - only real tokens are computed: sequences lie end to end, without padding, through all layers. **The last hidden state
-  is 0 at padding**, where transformers has numbers without meaning;
+  is 0 at padding**, where transformers has meaningless numbers;
 - linear layers and dropout are those of :mod:`prefcli.encoders.dense`.
 
-:func:`accelerate` swaps the classes of the modules in question. Parameters and their names stay transformers' own.
-What is not foreseen here (attention maps asked for, masks for each query) goes through transformers' code as before.
+:func:`accelerate` replaces the classes of the modules. Parameters and their names stay transformers' own. What this
+module does not cover (returned attention maps, masks for each query) goes through transformers' code as before.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ from transformers.models.deberta_v2 import modeling_deberta_v2 as original
 from prefcli.encoders import dense
 from prefcli.encoders.dense import DropoutMasks, fast_linear
 
-SCORES_AT_ONCE = 2**19
+MAX_SCORES = 2**19
 """Elements of the scores (heads x length x length) that are computed at once: 2 MB, about a core's cache."""
 
-ROWS_AT_ONCE = 256
+MAX_ROWS = 256
 """Queries (or keys) that are multiplied with relative ones at once. A block of b of L needs L + b - 1 distances."""
 
-SINGLE_HEADS_FROM = 160
-"""From this length on heads are computed one by one where oneDNN is the faster one: it has no batched product here."""
+MIN_LENGTH_SINGLE_HEADS = 160
+"""From this length on heads are computed one by one with oneDNN, which has no batched product here."""
 
 PROBE_TOKENS = 9
 PROBE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Span:
+class Segment:
     """One sequence among the tokens of a batch that lie end to end."""
 
     start: int
     length: int
-    hidden_keys: Tensor | None = None
+    padding: Tensor | None = None
     """``[length]``, True for padding between real tokens; None (as a rule) where there is none."""
 
     @property
@@ -65,24 +65,52 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How the tokens of a batch lie, and their distances: what layers are given in place of an attention mask."""
+class BatchLayout:
+    """Where the tokens of a batch are, and their distances: what layers get instead of an attention mask.
 
-    spans: tuple[Span, ...]
-    """Sequences of tokens that lie end to end."""
-    longest: int
+    Attributes
+    ----------
+    segments:
+        The sequences, end to end; empty where the batch stays padded.
+    max_length:
+        Of the sequences.
+    buckets:
+        ``[2 * max_length - 1]``: the bucket (row of the relative embeddings, counted from ``first_row``) of each
+        distance i - j, ascending from ``-(max_length - 1)``. None without relative attention.
+    first_row, last_row:
+        The rows of the relative embeddings that any distance here needs.
+    indices:
+        ``[tokens]``: positions in the padded batch; None where the tokens are all of it, in order.
+    padding:
+        ``[tokens]``, True for padding between real tokens; None (as a rule) where there is none.
+    token_mask:
+        ``[batch, length]``, True for real tokens; only where the batch stays padded (GPUs).
+    """
+
+    segments: tuple[Segment, ...]
+    max_length: int
     buckets: Tensor | None
-    """``[2 * longest - 1]``: the bucket (row of the relative embeddings, from ``lowest``) of each distance i - j,
-    ascending from ``-(longest - 1)``. None without relative attention."""
-    lowest: int = 0
-    highest: int = 0
-    """First and last row of the relative embeddings that any distance here needs."""
-    places: Tensor | None = None
-    """``[tokens]``: where they stand in the padded batch; None where they are all of it, in order."""
-    between: Tensor | None = None
-    """``[tokens]``, True for padding between real tokens; None (as a rule) where there is none."""
-    padded_mask: Tensor | None = None
-    """``[batch, length]``: set where the batch stays padded (GPUs); ``spans`` is empty then."""
+    first_row: int = 0
+    last_row: int = 0
+    indices: Tensor | None = None
+    padding: Tensor | None = None
+    token_mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    """Projections of a batch: queries (scaled), keys, values ``[batch, length, width]``, and the relative ones.
+
+    Relative keys and queries are ``[2 * max_length - 1, width]`` or None, see :func:`_relative_projections`.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    relative_keys: Tensor | None
+    relative_queries: Tensor | None
+    heads: int
+    dropout: float
 
 
 def accelerate(encoder: nn.Module, *, batched: bool | None = None) -> str | None:
@@ -93,20 +121,20 @@ def accelerate(encoder: nn.Module, *, batched: bool | None = None) -> str | None
     encoder:
         A ``DebertaV2Model``. Its state dict keeps its keys and tensors.
     batched:
-        Compute whole padded batches, as a GPU likes it, instead of sequence after sequence; by default decided by the
-        device.
+        Compute whole padded batches, which suits a GPU, instead of sequence after sequence; by default the device
+        decides.
 
     Returns
     -------
-    None if done, otherwise in words why not; the encoder is untouched then.
+    None if done, otherwise why not, in words; the encoder is then unchanged.
     """
     if not isinstance(encoder, original.DebertaV2Model):
         return f"it is not transformers' DeBERTa-v2 or v3 but {type(encoder).__name__}"
     stack = encoder.encoder
-    attentions = [module for module in stack.modules() if isinstance(module, original.DisentangledSelfAttention)]
     if isinstance(stack, Encoder):
         stack.batched = batched
         return None
+    attentions = [module for module in stack.modules() if isinstance(module, original.DisentangledSelfAttention)]
     if type(stack) is not original.DebertaV2Encoder or len(attentions) != len(stack.layer):
         return "its layers are not transformers' own"
     if any(type(attention) is not original.DisentangledSelfAttention for attention in attentions):
@@ -125,22 +153,6 @@ def accelerate(encoder: nn.Module, *, batched: bool | None = None) -> str | None
     return None
 
 
-def restore(encoder: nn.Module) -> None:
-    """Undo :func:`accelerate`: the encoder is computed by transformers' code again."""
-    for module in encoder.modules():
-        if isinstance(module, Encoder):
-            del module.batched
-            module.__class__ = original.DebertaV2Encoder
-        elif isinstance(module, SelfAttention):
-            module.__class__ = original.DisentangledSelfAttention
-    dense.restore(encoder)
-
-
-def is_accelerated(encoder: nn.Module) -> bool:
-    """Whether :func:`accelerate` has been at work."""
-    return any(isinstance(module, Encoder) for module in encoder.modules())
-
-
 @torch.no_grad()
 def _probe(stack: Any, attention: Any) -> float:
     """Largest relative difference between transformers' attention and ours on a few random tokens."""
@@ -156,14 +168,14 @@ def _probe(stack: Any, attention: Any) -> float:
         expected, _ = attention(
             hidden, stack.get_attention_mask(mask), relative_pos=stack.get_rel_pos(hidden), rel_embeddings=relative
         )
-        spans = (Span(0, PROBE_TOKENS),)
-        layout = Layout(spans, PROBE_TOKENS, *_buckets(stack, attention, PROBE_TOKENS, hidden.device))
-        got = _attend(attention, hidden, layout, relative)
+        buckets = _buckets(stack, attention, PROBE_TOKENS, hidden.device)
+        layout = BatchLayout((Segment(0, PROBE_TOKENS),), PROBE_TOKENS, *buckets)
+        result = _attention(attention, hidden, layout, relative)
     finally:
         attention.train(training)
-    # Half precision rounds at 1e-3 by itself.
-    slack = 1.0 if weight.dtype in (torch.float32, torch.float64) else 0.01
-    return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-30)) * slack
+    # Half precision itself rounds at 1e-3.
+    factor = 1.0 if weight.dtype in (torch.float32, torch.float64) else 0.01
+    return float((result - expected).abs().max() / expected.abs().max().clamp(min=1e-30)) * factor
 
 
 class Encoder(original.DebertaV2Encoder):
@@ -192,134 +204,138 @@ class Encoder(original.DebertaV2Encoder):
                 return_dict=return_dict,
             )
         batched = hidden_states.device.type != "cpu" if self.batched is None else self.batched
-        tokens, layout = self._unpadded(hidden_states, attention_mask, batched)
+        tokens, layout = self._unpad_batch(hidden_states, attention_mask, batched)
         relative = self.get_rel_embedding()
         shape = hidden_states.shape
-        everything = [hidden_states]
+        states = [hidden_states]
         for number, layer in enumerate(self.layer):
             tokens, _ = layer(tokens, layout, relative_pos=None, rel_embeddings=relative, output_attentions=False)
             if number == 0 and self.conv is not None:
-                # The convolution looks at the input's padding as well, so it is given the padded batch.
-                tokens = _taken(self.conv(hidden_states, _padded(tokens, layout, shape), attention_mask), layout)
+                # The convolution reads the input's padding as well, so it gets the padded batch.
+                tokens = _unpad(self.conv(hidden_states, _pad(tokens, layout, shape), attention_mask), layout)
             if output_hidden_states or number == len(self.layer) - 1:
-                everything.append(_padded(tokens, layout, shape))
-        hidden = tuple(everything) if output_hidden_states else None
+                states.append(_pad(tokens, layout, shape))
+        hidden = tuple(states) if output_hidden_states else None
         if not return_dict:
-            return tuple(value for value in (everything[-1], hidden) if value is not None)
-        return BaseModelOutput(last_hidden_state=everything[-1], hidden_states=hidden)
+            return tuple(value for value in (states[-1], hidden) if value is not None)
+        return BaseModelOutput(last_hidden_state=states[-1], hidden_states=hidden)
 
-    def _unpadded(self, hidden: Tensor, mask: Tensor, batched: bool) -> tuple[Tensor, Layout]:
-        """The tokens as layers get them, and how they lie."""
+    def _unpad_batch(self, hidden: Tensor, mask: Tensor, batched: bool) -> tuple[Tensor, BatchLayout]:
+        """The tokens in the form that layers get, and their layout."""
         length = hidden.shape[1]
         attention = self.layer[0].attention.self
         if batched:
-            return hidden, Layout(
-                (), length, *_buckets(self, attention, length, hidden.device), padded_mask=mask.bool()
-            )
-        real = mask.bool().cpu()
-        spans: list[Span] = []
-        places, between, start = [], [], 0
-        for i, row in enumerate(real):
-            found = row.nonzero().flatten()
-            if not len(found):
+            buckets = _buckets(self, attention, length, hidden.device)
+            return hidden, BatchLayout((), length, *buckets, token_mask=mask.bool())
+        mask = mask.bool().cpu()
+        segments: list[Segment] = []
+        indices, padding, start = [torch.empty(0, dtype=torch.long)], [], 0
+        for i, row in enumerate(mask):
+            real = row.nonzero().flatten()
+            if not len(real):
                 continue
-            first, last = int(found[0]), int(found[-1])
-            padding = ~row[first : last + 1]
-            spans.append(Span(start, len(padding), padding.to(hidden.device) if bool(padding.any()) else None))
-            places.append(torch.arange(i * length + first, i * length + last + 1))
-            between.append(padding)
-            start += len(padding)
-        longest = max((span.length for span in spans), default=1)
-        layout = Layout(
-            tuple(spans),
-            longest,
-            *_buckets(self, attention, longest, hidden.device),
-            places=None
-            if bool(real.all())
-            else torch.cat([*places, torch.empty(0, dtype=torch.long)]).to(hidden.device),
-            between=torch.cat(between).to(hidden.device) if any(s.hidden_keys is not None for s in spans) else None,
+            first, last = int(real[0]), int(real[-1])
+            inner = ~row[first : last + 1]
+            segments.append(Segment(start, len(inner), inner.to(hidden.device) if bool(inner.any()) else None))
+            indices.append(torch.arange(i * length + first, i * length + last + 1))
+            padding.append(inner)
+            start += len(inner)
+        max_length = max((segment.length for segment in segments), default=1)
+        has_inner_padding = any(segment.padding is not None for segment in segments)
+        layout = BatchLayout(
+            tuple(segments),
+            max_length,
+            *_buckets(self, attention, max_length, hidden.device),
+            indices=None if bool(mask.all()) else torch.cat(indices).to(hidden.device),
+            padding=torch.cat(padding).to(hidden.device) if has_inner_padding else None,
         )
-        return _taken(hidden, layout), layout
+        return _unpad(hidden, layout), layout
 
 
-def _taken(hidden: Tensor, layout: Layout) -> Tensor:
-    """From a padded batch the tokens end to end, ``[1, tokens, width]``."""
-    if layout.padded_mask is not None:
+def _unpad(hidden: Tensor, layout: BatchLayout) -> Tensor:
+    """The tokens of a padded batch end to end, ``[1, tokens, width]``."""
+    if layout.token_mask is not None:
         return hidden
     flat = hidden.reshape(1, -1, hidden.shape[-1])
-    return flat if layout.places is None else flat[:, layout.places]
+    return flat if layout.indices is None else flat[:, layout.indices]
 
 
-def _padded(tokens: Tensor, layout: Layout, shape: torch.Size) -> Tensor:
+def _pad(tokens: Tensor, layout: BatchLayout, shape: torch.Size) -> Tensor:
     """Tokens back in the padded batch; 0 at padding."""
-    if layout.padded_mask is not None:
-        return tokens * layout.padded_mask.unsqueeze(-1)
-    if layout.places is None:
+    if layout.token_mask is not None:
+        return tokens * layout.token_mask.unsqueeze(-1)
+    if layout.indices is None:
         return tokens.reshape(shape)
     tokens = tokens.squeeze(0)
-    if layout.between is not None:
-        tokens = tokens.masked_fill(layout.between.unsqueeze(-1), 0)
-    return tokens.new_zeros(shape[0] * shape[1], shape[2]).index_copy(0, layout.places, tokens).view(shape)
+    if layout.padding is not None:
+        tokens = tokens.masked_fill(layout.padding.unsqueeze(-1), 0)
+    return tokens.new_zeros(shape[0] * shape[1], shape[2]).index_copy(0, layout.indices, tokens).view(shape)
 
 
-def _buckets(stack: Any, attention: Any, longest: int, device: torch.device) -> tuple[Tensor | None, int, int]:
-    """The rows of the relative embeddings for all distances, and the lowest and highest of them."""
+def _buckets(stack: Any, attention: Any, max_length: int, device: torch.device) -> tuple[Tensor | None, int, int]:
+    """``buckets``, ``first_row`` and ``last_row`` of :class:`BatchLayout`."""
     if not attention.relative_attention:
         return None, 0, 0
-    distances = torch.arange(-(longest - 1), longest)
+    distances = torch.arange(-(max_length - 1), max_length)
     if stack.position_buckets > 0 and stack.max_relative_positions > 0:
         distances = original.make_log_bucket_position(distances, stack.position_buckets, stack.max_relative_positions)
-    span = attention.pos_ebd_size
-    rows = (distances.to(torch.long) + span).clamp(0, 2 * span - 1)
-    lowest, highest = int(rows[0]), int(rows[-1])
-    return (rows - lowest).to(device), lowest, highest
+    size = attention.pos_ebd_size
+    rows = (distances.to(torch.long) + size).clamp(0, 2 * size - 1)
+    first, last = int(rows[0]), int(rows[-1])
+    return (rows - first).to(device), first, last
 
 
 class SelfAttention(original.DisentangledSelfAttention):
-    """transformers' attention, computed by this module when its encoder gives it a :class:`Layout`."""
+    """transformers' attention, computed by this module when it gets a :class:`BatchLayout`."""
 
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | Layout,
+        attention_mask: Tensor | BatchLayout,
         output_attentions: bool = False,
         query_states: Tensor | None = None,
         relative_pos: Tensor | None = None,
         rel_embeddings: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        if isinstance(attention_mask, Layout):
-            return _attend(self, hidden_states, attention_mask, rel_embeddings), None
+        if isinstance(attention_mask, BatchLayout):
+            return _attention(self, hidden_states, attention_mask, rel_embeddings), None
         result: tuple[Tensor, Tensor | None] = super().forward(
             hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings
         )
         return result
 
 
-def _attend(attention: Any, hidden: Tensor, layout: Layout, relative: Tensor | None) -> Tensor:
-    """What ``attention`` makes of hidden states ``[batch, length, width]`` (batch 1 where tokens lie end to end)."""
+def _attention(attention: Any, hidden: Tensor, layout: BatchLayout, relative: Tensor | None) -> Tensor:
+    """The attention's output for hidden states ``[batch, length, width]`` (batch 1 where tokens lie end to end)."""
     terms = 1 + ("c2p" in attention.pos_att_type) + ("p2c" in attention.pos_att_type)
     scale = 1 / math.sqrt(attention.attention_head_size * terms)
-    # Scaled here, where they are small, instead of the scores. The relative keys meet the scaled queries.
-    query = attention.query_proj(hidden) * scale
-    key = attention.key_proj(hidden)
-    value = attention.value_proj(hidden)
-    relative_keys, relative_queries = _relative(attention, layout, relative, scale)
-    dropout = attention.dropout.p if attention.training else 0.0
-    compute = _end_to_end if layout.padded_mask is None else _whole_batch
-    return compute(query, key, value, relative_keys, relative_queries, layout, attention.num_attention_heads, dropout)
+    # The queries are scaled, because they are smaller than the scores. The relative keys meet the scaled queries.
+    relative_keys, relative_queries = _relative_projections(attention, layout, relative, scale)
+    inputs = AttentionInputs(
+        query=attention.query_proj(hidden) * scale,
+        key=attention.key_proj(hidden),
+        value=attention.value_proj(hidden),
+        relative_keys=relative_keys,
+        relative_queries=relative_queries,
+        heads=attention.num_attention_heads,
+        dropout=attention.dropout.p if attention.training else 0.0,
+    )
+    if layout.token_mask is not None:
+        return _padded_attention(inputs, layout.token_mask)
+    return _unpadded_attention(inputs, layout)
 
 
-def _relative(
-    attention: Any, layout: Layout, relative: Tensor | None, scale: float
+def _relative_projections(
+    attention: Any, layout: BatchLayout, relative: Tensor | None, scale: float
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Relative keys and queries of every distance, ``[2 * longest - 1, width]``.
+    """Relative keys and queries of every distance, ``[2 * max_length - 1, width]``.
 
-    Keys from the farthest distance ahead (``longest - 1``) down to ``-(longest - 1)``, queries the other way round and
-    scaled. Only rows that some distance needs are projected, each once.
+    Keys from distance ``max_length - 1`` down to ``-(max_length - 1)``, queries the other way round and scaled. Only
+    rows that some distance needs are projected, each once.
     """
     if layout.buckets is None or relative is None:
         return None, None
-    rows = attention.pos_dropout(relative[layout.lowest : layout.highest + 1])
+    rows = attention.pos_dropout(relative[layout.first_row : layout.last_row + 1])
     keys = queries = None
     if "c2p" in attention.pos_att_type:
         project = attention.key_proj if attention.share_att_key else attention.pos_key_proj
@@ -330,10 +346,11 @@ def _relative(
     return keys, queries
 
 
-def _sheared(products: Tensor) -> Tensor:
+def _skew(products: Tensor) -> Tensor:
     """Of products of b rows with L + b - 1 distances, those of each row's own: a view ``[n, b, L]``, no copy.
 
-    Element (i, j) is element (i, j - i + b - 1) of ``products``, which must be contiguous, ``[n, b, L + b - 1]``.
+    Element (i, j) is element (i, j - i + b - 1) of ``products``, which must be contiguous, ``[n, b, L + b - 1]``. The
+    trick is known from the Music Transformer (Huang et al., ICLR 2019).
     """
     count, rows, distances = products.shape
     if rows == 1:
@@ -342,61 +359,47 @@ def _sheared(products: Tensor) -> Tensor:
     return flat[:, rows - 1 : -1].unflatten(1, (rows, distances - 1))[:, :, : distances - rows + 1]
 
 
-def _whole_batch(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    relative_keys: Tensor | None,
-    relative_queries: Tensor | None,
-    layout: Layout,
-    heads: int,
-    dropout: float,
-) -> Tensor:
+def _padded_attention(inputs: AttentionInputs, token_mask: Tensor) -> Tensor:
     """Attention for GPUs: all heads of a padded batch at once, in operations that autograd knows.
 
-    Checked on CPUs against the other way; not run on a GPU yet.
+    Checked on CPUs against :func:`_unpadded_attention`; not run on a GPU yet.
     """
-    assert layout.padded_mask is not None
-    batch, length, width = query.shape
-    query, key, value = (x.view(batch, length, heads, -1).transpose(1, 2) for x in (query, key, value))
+    batch, length, width = inputs.query.shape
+    heads = inputs.heads
+    query, key, value = (
+        x.view(batch, length, heads, -1).transpose(1, 2) for x in (inputs.query, inputs.key, inputs.value)
+    )
+
+    def relative_scores(rows: Tensor, relative: Tensor) -> Tensor:
+        products = rows @ relative.view(2 * length - 1, heads, -1).permute(1, 2, 0)
+        return _skew(products.flatten(0, 1)).unflatten(0, (batch, heads))
+
     bias = torch.zeros((), dtype=query.dtype, device=query.device)
-    if relative_keys is not None:
-        products = query @ relative_keys.view(2 * length - 1, heads, -1).permute(1, 2, 0)
-        bias = bias + _sheared(products.flatten(0, 1)).unflatten(0, (batch, heads))
-    if relative_queries is not None:
-        products = key @ relative_queries.view(2 * length - 1, heads, -1).permute(1, 2, 0)
-        bias = bias + _sheared(products.flatten(0, 1)).unflatten(0, (batch, heads)).transpose(-1, -2)
-    padding = ~layout.padded_mask[:, None, None, :]
+    if inputs.relative_keys is not None:
+        bias = bias + relative_scores(query, inputs.relative_keys)
+    if inputs.relative_queries is not None:
+        bias = bias + relative_scores(key, inputs.relative_queries).transpose(-1, -2)
+    padding = ~token_mask[:, None, None, :]
     bias = bias.expand(batch, heads, length, length).masked_fill(padding, torch.finfo(query.dtype).min)
     context = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=bias, dropout_p=dropout, scale=1.0
+        query, key, value, attn_mask=bias, dropout_p=inputs.dropout, scale=1.0
     )
     return context.transpose(1, 2).reshape(batch, length, width)
 
 
-def _end_to_end(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    relative_keys: Tensor | None,
-    relative_queries: Tensor | None,
-    layout: Layout,
-    heads: int,
-    dropout: float,
-) -> Tensor:
+def _unpadded_attention(inputs: AttentionInputs, layout: BatchLayout) -> Tensor:
     """Attention for CPUs: sequence after sequence, a few heads at a time.
 
-    Half precision is computed in float32, of which a CPU has fast products, and rounded at the end.
+    Half precision is computed in float32, for which a CPU has fast products, and rounded at the end.
     """
-    kind = query.dtype
-    width = query.shape[-1]
+    query = inputs.query
     by_head = [
-        None if x is None else _by_head(x.reshape(-1, width), heads)
-        for x in (query, key, value, relative_keys, relative_queries)
+        None if x is None else _by_head(x.reshape(-1, query.shape[-1]), inputs.heads)
+        for x in (query, inputs.key, inputs.value, inputs.relative_keys, inputs.relative_queries)
     ]
-    stream = DropoutMasks.seeded(dropout) if dropout > 0 else None
-    context: Tensor = _Attention.apply(*by_head, layout, stream)
-    return context.transpose(0, 1).reshape(query.shape).to(kind)
+    masks = DropoutMasks.seeded(inputs.dropout) if inputs.dropout > 0 else None
+    context: Tensor = _AttentionFunction.apply(*by_head, layout, masks)
+    return context.transpose(0, 1).reshape(query.shape).to(query.dtype)
 
 
 def _by_head(x: Tensor, heads: int) -> Tensor:
@@ -405,11 +408,11 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
     return split.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
 
 
-class _Attention(torch.autograd.Function):
+class _AttentionFunction(torch.autograd.Function):
     """Disentangled attention of sequences that lie end to end, and its gradient.
 
     All arguments are by head: queries (scaled), keys and values ``[heads, tokens, d]``, relative keys and queries
-    ``[heads, 2 * longest - 1, d]``.
+    ``[heads, 2 * max_length - 1, d]``.
     """
 
     @staticmethod
@@ -421,82 +424,83 @@ class _Attention(torch.autograd.Function):
         value: Tensor,
         relative_keys: Tensor | None,
         relative_queries: Tensor | None,
-        layout: Layout,
-        stream: DropoutMasks | None,
+        layout: BatchLayout,
+        masks: DropoutMasks | None,
     ) -> Tensor:
         keep = any(ctx.needs_input_grad)
         context = torch.empty_like(value)
-        kept: list[Tensor | None] = []
-        for span, some in _blocks(layout, len(query), dense.suits_onednn(query)):
-            q, k, v = (x[some, span.rows] for x in (query, key, value))
-            scores = _scores(q, k, _own(relative_keys, some, span, layout), _own(relative_queries, some, span, layout))
-            if span.hidden_keys is not None:
-                scores.masked_fill_(span.hidden_keys, torch.finfo(scores.dtype).min)
+        saved: list[Tensor | None] = []
+        for segment, heads in _blocks(layout, len(query), dense.uses_onednn(query)):
+            q, k, v = (x[heads, segment.rows] for x in (query, key, value))
+            relative = (_own_distances(x, heads, segment, layout) for x in (relative_keys, relative_queries))
+            scores = _scores(q, k, *relative)
+            if segment.padding is not None:
+                scores.masked_fill_(segment.padding, torch.finfo(scores.dtype).min)
             probabilities = torch.softmax(scores, dim=-1)
-            tossed = None
-            if stream is not None:
-                tossed = stream.kept(probabilities.shape)
+            mask = None if masks is None else masks.draw(probabilities.shape)
             if keep:
-                kept.append(probabilities)
-                kept.append(tossed)
-            if stream is not None and tossed is not None:
-                probabilities = dense.drop(probabilities, tossed, stream.scale)
-            context[some, span.rows] = _product(probabilities, v)
+                saved += [probabilities, mask]
+            if masks is not None and mask is not None:
+                probabilities = dense.apply_mask(probabilities, mask, masks.scale)
+            context[heads, segment.rows] = _product(probabilities, v)
         if keep:
-            ctx.save_for_backward(query, key, value, relative_keys, relative_queries, *kept)
+            ctx.save_for_backward(query, key, value, relative_keys, relative_queries, *saved)
             ctx.layout = layout
-            ctx.scale = None if stream is None else stream.scale
+            ctx.scale = None if masks is None else masks.scale
         return context
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        query, key, value, relative_keys, relative_queries, *kept = ctx.saved_tensors
-        layout: Layout = ctx.layout
-        gradient = gradient.contiguous()
-        of_query, of_key, of_value = (torch.empty_like(x) for x in (query, key, value))
-        of_keys = None if relative_keys is None else torch.zeros_like(relative_keys)
-        of_queries = None if relative_queries is None else torch.zeros_like(relative_queries)
-        for number, (span, some) in enumerate(_blocks(layout, len(query), dense.suits_onednn(query))):
-            probabilities, tossed = kept[2 * number : 2 * number + 2]
-            q, k, v, g = (x[some, span.rows] for x in (query, key, value, gradient))
-            of_probabilities = _product(g, v.transpose(1, 2))
+    def backward(ctx: Any, grad_output: Tensor) -> Any:  # type: ignore[override]
+        query, key, value, relative_keys, relative_queries, *saved = ctx.saved_tensors
+        layout: BatchLayout = ctx.layout
+        grad_output = grad_output.contiguous()
+        grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, value))
+        grad_relative_keys, grad_relative_queries = (
+            None if x is None else torch.zeros_like(x) for x in (relative_keys, relative_queries)
+        )
+        for number, (segment, heads) in enumerate(_blocks(layout, len(query), dense.uses_onednn(query))):
+            probabilities, mask = saved[2 * number : 2 * number + 2]
+            q, k, v, grad = (x[heads, segment.rows] for x in (query, key, value, grad_output))
+            grad_probabilities = _product(grad, v.transpose(1, 2))
             dropped = probabilities
-            if tossed is not None:
-                of_probabilities = dense.drop(of_probabilities, tossed, ctx.scale)
-                dropped = dense.drop(probabilities, tossed, ctx.scale)
-            of_value[some, span.rows] = _product_over_rows(dropped, g)
-            scores = torch._softmax_backward_data(of_probabilities, probabilities, -1, probabilities.dtype)
-            of_q = _product(scores, k)
-            of_k = _product_over_rows(scores, q)
+            if mask is not None:
+                grad_probabilities = dense.apply_mask(grad_probabilities, mask, ctx.scale)
+                dropped = dense.apply_mask(probabilities, mask, ctx.scale)
+            grad_value[heads, segment.rows] = _product_over_rows(dropped, grad)
+            grad_scores = torch._softmax_backward_data(grad_probabilities, probabilities, -1, probabilities.dtype)
+            grad_q = _product(grad_scores, k)
+            grad_k = _product_over_rows(grad_scores, q)
             if relative_keys is not None:
-                own, of_own = (_own(x, some, span, layout) for x in (relative_keys, of_keys))
-                _relative_gradients(scores, q, own, of_q, of_own)
+                own, grad_own = (_own_distances(x, heads, segment, layout) for x in (relative_keys, grad_relative_keys))
+                _add_relative_gradients(grad_scores, q, own, grad_q, grad_own)
             if relative_queries is not None:
-                own, of_own = (_own(x, some, span, layout) for x in (relative_queries, of_queries))
-                _relative_gradients(scores.transpose(1, 2), k, own, of_k, of_own)
-            of_query[some, span.rows] = of_q
-            of_key[some, span.rows] = of_k
-        return of_query, of_key, of_value, of_keys, of_queries, None, None
+                own, grad_own = (
+                    _own_distances(x, heads, segment, layout) for x in (relative_queries, grad_relative_queries)
+                )
+                _add_relative_gradients(grad_scores.transpose(1, 2), k, own, grad_k, grad_own)
+            grad_query[heads, segment.rows] = grad_q
+            grad_key[heads, segment.rows] = grad_k
+        return grad_query, grad_key, grad_value, grad_relative_keys, grad_relative_queries, None, None
 
 
-def _blocks(layout: Layout, heads: int, onednn: bool) -> list[tuple[Span, slice]]:
-    """Which heads of which sequence are computed together: short sequences' heads all at once, long ones' singly."""
+def _blocks(layout: BatchLayout, heads: int, onednn: bool) -> list[tuple[Segment, slice]]:
+    """Which heads of which sequence are computed together: all of a short sequence, single ones of a long sequence."""
     blocks = []
-    for span in layout.spans:
-        single = onednn and span.length >= SINGLE_HEADS_FROM
-        at_once = 1 if single else max(1, min(heads, SCORES_AT_ONCE // span.length**2))
-        blocks += [(span, slice(first, min(first + at_once, heads))) for first in range(0, heads, at_once)]
+    for segment in layout.segments:
+        single = onednn and segment.length >= MIN_LENGTH_SINGLE_HEADS
+        count = 1 if single else max(1, min(heads, MAX_SCORES // segment.length**2))
+        blocks += [(segment, slice(first, min(first + count, heads))) for first in range(0, heads, count)]
     return blocks
 
 
-def _own(relative: Tensor | None, heads: slice, span: Span, layout: Layout) -> Any:
+def _own_distances(relative: Tensor | None, heads: slice, segment: Segment, layout: BatchLayout) -> Any:
     """The relative keys or queries of the distances in one sequence: a view ``[heads, 2 * length - 1, d]``."""
     if relative is None:
         return None
-    beyond = layout.longest - span.length
-    return relative[heads, beyond : beyond + 2 * span.length - 1]
+    beyond = layout.max_length - segment.length
+    return relative[heads, beyond : beyond + 2 * segment.length - 1]
 
 
 def _scores(query: Tensor, key: Tensor, relative_keys: Tensor | None, relative_queries: Tensor | None) -> Tensor:
@@ -512,41 +516,41 @@ def _scores(query: Tensor, key: Tensor, relative_keys: Tensor | None, relative_q
 def _add_relative(scores: Tensor, rows: Tensor, relative: Tensor) -> None:
     """Add the products of ``rows`` ``[n, L, d]`` with their relative vectors ``[n, 2L-1, d]`` to ``scores``."""
     for block, distances in _row_blocks(rows.shape[1]):
-        scores[:, block] += _sheared(_product(rows[:, block], relative[:, distances].transpose(1, 2)))
+        scores[:, block] += _skew(_product(rows[:, block], relative[:, distances].transpose(1, 2)))
 
 
-def _relative_gradients(
-    of_scores: Tensor, rows: Tensor, relative: Tensor, of_rows: Tensor, of_relative: Tensor
+def _add_relative_gradients(
+    grad_scores: Tensor, rows: Tensor, relative: Tensor, grad_rows: Tensor, grad_relative: Tensor
 ) -> None:
-    """The gradient of :func:`_add_relative`, added to ``of_rows`` and ``of_relative``."""
-    spread = None
+    """The gradient of :func:`_add_relative`, added to ``grad_rows`` and ``grad_relative``."""
+    skewed = None
     for block, distances in _row_blocks(rows.shape[1]):
-        count, wide = block.stop - block.start, distances.stop - distances.start
-        if spread is None or spread.shape[1] != count:
+        row_count, distance_count = block.stop - block.start, distances.stop - distances.start
+        if skewed is None or skewed.shape[1] != row_count:
             # What the view does not cover is 0 and stays 0.
-            spread = of_scores.new_zeros(len(rows), count, wide)
-        _sheared(spread).copy_(of_scores[:, block])
-        of_rows[:, block] += _product(spread, relative[:, distances])
-        of_relative[:, distances] += _product_over_rows(spread, rows[:, block])
+            skewed = grad_scores.new_zeros(len(rows), row_count, distance_count)
+        _skew(skewed).copy_(grad_scores[:, block])
+        grad_rows[:, block] += _product(skewed, relative[:, distances])
+        grad_relative[:, distances] += _product_over_rows(skewed, rows[:, block])
 
 
 def _row_blocks(length: int) -> list[tuple[slice, slice]]:
     """Blocks of rows, and for each the distances (of ``2 * length - 1``) that it needs."""
-    equal = math.ceil(length / math.ceil(length / ROWS_AT_ONCE))
-    blocks = [slice(start, min(start + equal, length)) for start in range(0, length, equal)]
+    size = math.ceil(length / math.ceil(length / MAX_ROWS))
+    blocks = [slice(start, min(start + size, length)) for start in range(0, length, size)]
     return [(block, slice(length - block.stop, 2 * length - 1 - block.start)) for block in blocks]
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right`` of ``[n, a, b]`` and ``[n, b, c]``; ``right`` or its transpose contiguous in each of the n."""
-    if len(left) == 1 and dense.suits_onednn(left):
+    if len(left) == 1 and dense.uses_onednn(left):
         return fast_linear(left[0], right[0].t()).unsqueeze(0)
     return torch.bmm(left, right)
 
 
 def _product_over_rows(left: Tensor, right: Tensor) -> Tensor:
-    """``leftᵀ @ right`` of ``[n, a, b]``, contiguous, and ``[n, a, c]``, the latter the small one."""
-    if len(left) == 1 and dense.suits_onednn(left):
-        # oneDNN copies a first factor that is not contiguous, so that is the small one; the result comes transposed.
+    """``leftᵀ @ right`` of ``[n, a, b]``, contiguous, and ``[n, a, c]``, the smaller one."""
+    if len(left) == 1 and dense.uses_onednn(left):
+        # oneDNN copies a first factor that is not contiguous, so the smaller one is first; the result is transposed.
         return fast_linear(right[0].t(), left[0].t()).t().unsqueeze(0)
     return torch.bmm(left.transpose(1, 2), right)

@@ -1,15 +1,15 @@
 """Linear layers and dropout of any encoder, faster on a CPU and otherwise the same.
 
-Two things make PyTorch slower than the processor here, and neither has to do with the model:
+Two things make PyTorch slower than the processor allows, and neither depends on the model:
 
 - PyTorch's float32 matrix products go to MKL, which uses AVX-512 only on Intel's processors; on AMD's it was measured
-  at half the rate of oneDNN, which PyTorch carries too. :class:`Linear` calls oneDNN there.
+  at half the rate of oneDNN, which PyTorch includes too. :class:`Linear` calls oneDNN there.
 - PyTorch's dropout draws one number at a time from a serial generator; at 4 nanoseconds an element it can cost more
   than the matrix products around it. :class:`Dropout` draws 16 bits an element from a fast generator, seeded from
   PyTorch's.
 
-Both are swapped in place of ``torch.nn``'s by changing the module's class: parameters, their names, hooks and copies
-stay what they were. Whatever they cannot do (other devices, other precisions) they leave to ``torch.nn``.
+Both replace ``torch.nn``'s by a change of the module's class, so parameters, their names, hooks and copies do not
+change. Whatever they cannot do (other devices, other precisions) they leave to ``torch.nn``.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ import torch
 from torch import Tensor, nn
 
 MIN_ROWS = 16
-"""Below this many rows a product is bound by reading the weights, and calling oneDNN costs more than it saves."""
+"""With fewer rows a product is bound by reading the weights, and calling oneDNN costs more than it saves."""
 
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Whether float32 products should go to oneDNN: it is there, and MKL would not use this processor's AVX-512.
+    """Whether float32 products should go to oneDNN: it is available, and MKL would not use this processor's AVX-512.
 
-    Decided by the kind of processor, not by a race, so that a training gives the same bytes when it is repeated.
+    Decided by the kind of processor, not by timing, so that a repeated training gives the same bytes.
     """
     return (
         torch.backends.mkldnn.is_available()
@@ -53,13 +53,13 @@ def _processor() -> str:
     return platform.processor().lower()
 
 
-def suits_onednn(tensor: Tensor) -> bool:
-    """Whether oneDNN should multiply this tensor: float32 on a CPU where it is the faster one."""
+def uses_onednn(tensor: Tensor) -> bool:
+    """Whether oneDNN multiplies this tensor: float32 on a CPU where it is the faster library."""
     return tensor.dtype is torch.float32 and tensor.device.type == "cpu" and onednn_is_faster()
 
 
 def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias``, without autograd, by oneDNN where that is faster.
+    """``torch.nn.functional.linear`` without autograd, by oneDNN where that is faster.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     bias:
         ``[n]``.
     """
-    if suits_onednn(x):
+    if uses_onednn(x):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return product
     return nn.functional.linear(x, weight, bias)
@@ -87,23 +87,23 @@ class _LinearFunction(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        gradient = gradient.contiguous()
-        rows = gradient.reshape(-1, gradient.shape[-1])
-        of_x = of_weight = of_bias = None
+        grad_output = grad_output.contiguous()
+        rows = grad_output.reshape(-1, grad_output.shape[-1])
+        grad_x = grad_weight = grad_bias = None
         if needs_x:
-            of_x = fast_linear(gradient, weight.t())
+            grad_x = fast_linear(grad_output, weight.t())
         if needs_weight:
-            # The only way to oneDNN's product over rows; the conversions are plain copies of the activations.
-            both = torch.ops.aten.mkldnn_linear_backward_weights(
+            # The only way to oneDNN's product over rows; the conversions copy the activations.
+            weight_and_bias = torch.ops.aten.mkldnn_linear_backward_weights(
                 rows.to_mkldnn(), x.reshape(-1, x.shape[-1]).contiguous().to_mkldnn(), weight, False
             )
-            of_weight = both[0].to_dense()
+            grad_weight = weight_and_bias[0].to_dense()
         if needs_bias:
-            of_bias = rows.sum(dim=0)
-        return of_x, of_weight, of_bias
+            grad_bias = rows.sum(dim=0)
+        return grad_x, grad_weight, grad_bias
 
 
 class Linear(nn.Linear):
@@ -111,7 +111,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if (
-            not suits_onednn(x)
+            not uses_onednn(x)
             or self.weight.dtype is not torch.float32
             or not self.weight.is_contiguous()
             or x.numel() < MIN_ROWS * self.in_features
@@ -123,10 +123,10 @@ class Linear(nn.Linear):
 
 
 class DropoutMasks:
-    """Dropout's coin tosses for tensors of any shape, from a seed.
+    """Random dropout masks of any shape, from a seed.
 
-    The probability is rounded to 1/65,536 (0.1 becomes 0.100006); what is kept is scaled by what was really kept on
-    average, so the mean is exact. Drawing the seed from PyTorch's generator (:meth:`seeded`) makes the tosses part of
+    The probability is rounded to 1/65,536 (0.1 becomes 0.100006); kept elements are scaled by the share that is really
+    kept, so the mean is exact. Drawing the seed from PyTorch's generator (:meth:`seeded`) makes the masks part of
     everything that keeps or restores that generator's state: checkpoints of a run, recomputed activations.
 
     Parameters
@@ -141,7 +141,7 @@ class DropoutMasks:
         steps = round(probability * 2**16)
         self.scale = 2**16 / (2**16 - steps) if steps < 2**16 else 0.0
         """What kept elements are multiplied by."""
-        self._all = steps == 2**16
+        self._drops_all = steps == 2**16
         self._threshold = steps - 2**15
         self._generator = np.random.SFC64(seed)
 
@@ -149,36 +149,36 @@ class DropoutMasks:
     def seeded(probability: float) -> DropoutMasks:
         return DropoutMasks(probability, int(torch.randint(2**62, ())))
 
-    def kept(self, shape: Sequence[int]) -> Tensor:
-        """1 for what is kept, 0 for what is dropped; uint8, whose kernels are faster than bool's."""
+    def draw(self, shape: Sequence[int]) -> Tensor:
+        """A mask: 1 for what is kept, 0 for what is dropped; uint8, whose kernels are faster than bool's."""
         count = math.prod(shape)
-        if self._all:
+        if self._drops_all:
             return torch.zeros(*shape, dtype=torch.uint8)
         # Four elements from each 64-bit number.
-        drawn = torch.from_numpy(np.asarray(self._generator.random_raw((count + 3) // 4)).view(np.int16)[:count])
-        return drawn.ge_(self._threshold).to(torch.uint8).view(*shape)
+        random = torch.from_numpy(np.asarray(self._generator.random_raw((count + 3) // 4)).view(np.int16)[:count])
+        return random.ge_(self._threshold).to(torch.uint8).view(*shape)
 
 
-def drop(x: Tensor, kept: Tensor, scale: float) -> Tensor:
-    """``x`` where kept, scaled, else 0; a new tensor."""
+def apply_mask(x: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """``x * mask * scale``, a new tensor."""
     # Converting first and multiplying in place is three times faster than a product of mixed types.
-    return kept.to(x.dtype).mul_(x).mul_(scale)
+    return mask.to(x.dtype).mul_(x).mul_(scale)
 
 
 class _DropoutFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:
-        stream = DropoutMasks.seeded(probability)
-        kept = stream.kept(x.shape)
-        ctx.save_for_backward(kept)
-        ctx.scale = stream.scale
-        return drop(x, kept, stream.scale)
+        masks = DropoutMasks.seeded(probability)
+        mask = masks.draw(x.shape)
+        ctx.save_for_backward(mask)
+        ctx.scale = masks.scale
+        return apply_mask(x, mask, masks.scale)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (kept,) = ctx.saved_tensors
-        return drop(gradient, kept, ctx.scale), None
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return apply_mask(grad_output, mask, ctx.scale), None
 
 
 class Dropout(nn.Dropout):
@@ -195,15 +195,8 @@ _REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: Linear, nn.D
 
 
 def accelerate(module: nn.Module) -> None:
-    """Swap the linear and dropout layers of a module, in place. Its state dict stays what it was."""
-    for part in module.modules():
-        if type(part) is nn.Linear and not onednn_is_faster():
+    """Replace the classes of a module's linear and dropout layers, in place. Its state dict does not change."""
+    for layer in module.modules():
+        if type(layer) is nn.Linear and not onednn_is_faster():
             continue
-        part.__class__ = _REPLACEMENTS.get(type(part), type(part))
-
-
-def restore(module: nn.Module) -> None:
-    """Undo :func:`accelerate`."""
-    originals = {fast: slow for slow, fast in _REPLACEMENTS.items()}
-    for part in module.modules():
-        part.__class__ = originals.get(type(part), type(part))
+        layer.__class__ = _REPLACEMENTS.get(type(layer), type(layer))
