@@ -199,13 +199,7 @@ class TrainOptions:
         return SCRATCH_LR if self.encoder == "tiny" else PRETRAINED_LR
 
     def check(self) -> None:
-        """Refuse impossible values, all of them at once.
-
-        Raises
-        ------
-        InputError
-            Naming every option that is wrong and what it may be.
-        """
+        """Refuse impossible values and combinations, with one :class:`InputError` that names all of them."""
         problems = _problems(self)
         if self.folds == 1:
             problems.append("--folds 1 holds nothing out: use 2 or more")
@@ -241,13 +235,7 @@ class PredictOptions:
     workers: int | None = option(None, "Processes for text normalisation. [default: all cores]", at_least=1)
 
     def check(self) -> None:
-        """Refuse impossible values, all of them at once.
-
-        Raises
-        ------
-        InputError
-            Naming every option that is wrong and what it may be.
-        """
+        """Refuse impossible values, with one :class:`InputError` that names all of them."""
         if problems := _problems(self):
             raise InputError("; ".join(problems), hint="See prefcli predict --help.")
 

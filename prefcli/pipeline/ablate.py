@@ -31,24 +31,15 @@ from prefcli.storage.workspace import Workspace
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table.
-
-    Attributes
-    ----------
-    loss_input:
-        What the loss is computed on.
-    activation:
-        What is applied to the raw scores at inference: ``softmax`` or ``none``.
-    epochs:
-        Passes over the data; three have a schedule of their own, they do not continue the first.
-    reported:
-        The score that the original notebook reports.
-    """
+    """One row of the table: what is trained and how it is scored."""
 
     loss_input: str
     activation: str
+    """What is applied to the raw scores at inference: ``softmax`` or ``none``."""
     epochs: int
+    """Three epochs have a learning rate schedule of their own, they do not continue the first."""
     reported: float
+    """The score that the original notebook reports."""
 
 
 SETTINGS = (
@@ -63,26 +54,16 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Row:
-    """A measured row: means over seeds, with intervals.
+    """A measured row: held-out log loss and difference to the first row, with 95 % bootstrap intervals.
 
-    Attributes
-    ----------
-    log_loss:
-        Mean over seeds of the held-out log loss.
-    interval:
-        Its 95 % bootstrap interval, over the battles of all seeds together.
-    by_seed:
-        The log loss of each seed.
-    difference:
-        Mean difference to the first row on the same battles; 0 for the first row itself.
-    difference_interval:
-        Its 95 % paired bootstrap interval.
+    Means and intervals are over the battles of all seeds together; differences are paired by battle.
     """
 
     setting: Setting
     log_loss: float
     interval: tuple[float, float]
     by_seed: tuple[float, ...]
+    """The log loss of each seed."""
     difference: float
     difference_interval: tuple[float, float]
 

@@ -54,25 +54,16 @@ class PredictResult:
 
 @dataclass(frozen=True)
 class PredictionData:
-    """The battles to predict and those to calibrate on, preprocessed for each run.
-
-    Attributes
-    ----------
-    battles:
-        The battles to predict, as they were read.
-    stages:
-        For each run these battles with the run's text normalisation.
-    sample, sample_stages:
-        The same for the labelled battles to calibrate on; None and empty without any.
-    sample_name:
-        The sample's files, for messages.
-    """
+    """The battles to predict and those to calibrate on, preprocessed for each run."""
 
     battles: Stage
     stages: list[Stage]
+    """For each run the battles with its text normalisation."""
     sample: Stage | None
+    """Labelled battles to calibrate on."""
     sample_stages: list[Stage]
     sample_name: str
+    """The sample's files, for messages."""
 
 
 def predict(
@@ -95,17 +86,13 @@ def predict(
     ----------
     source:
         Files of battles, with or without models and winners.
-    workspace:
-        Where caches and runs are.
+    workspace, options, force:
+        Where caches and runs are; how to predict; whether to overwrite ``output``.
     output:
         CSV, Parquet or JSON lines, by its name.
-    options:
-        How to predict.
     calibrate:
         Labelled battles like those to be predicted: temperature and share of ties are refitted on them. Those that
         share a prompt with ``source`` are left out.
-    force:
-        Overwrite ``output``.
 
     Raises
     ------
