@@ -24,13 +24,13 @@ class Repo:
 
     @property
     def sha(self) -> str:
-        told = json.dumps({name: hashlib.sha256(data).hexdigest() for name, data in sorted(self.files.items())})
-        return hashlib.sha1(told.encode()).hexdigest()
+        digests = json.dumps({name: hashlib.sha256(data).hexdigest() for name, data in sorted(self.files.items())})
+        return hashlib.sha1(digests.encode()).hexdigest()
 
 
 @dataclass
 class Hub:
-    """What the server has and how it behaves."""
+    """The repositories of the server and how it behaves."""
 
     repos: dict[str, Repo] = field(default_factory=dict)
     account: dict[str, Any] = field(
@@ -75,30 +75,30 @@ class _Handler(BaseHTTPRequestHandler):
         for pattern, status in self.hub.refuses.items():
             if re.search(pattern, path):
                 return self.fail(status)
-        knows = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
+        logged_in = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
         if path == "/api/whoami-v2":
-            return self.give(self.hub.account) if knows else self.fail(401)
+            return self.give(self.hub.account) if logged_in else self.fail(401)
         if path == "/api/validate-yaml":
             return self.give({"errors": [], "warnings": []})
         if path == "/api/repos/create":
-            return self.create(json.loads(body)) if knows else self.fail(401)
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(tree|revision|preupload|commit)/([^/]+))?", path):
-            repo = self.hub.repos.get(found[1])
-            if repo is None or (repo.private and not knows):
+            return self.create(json.loads(body)) if logged_in else self.fail(401)
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(tree|revision|preupload|commit)/([^/]+))?", path):
+            repo = self.hub.repos.get(match[1])
+            if repo is None or (repo.private and not logged_in):
                 return self.fail(404, "RepoNotFound")
             if repo.gated:
                 return self.fail(403, "GatedRepo")
-            if found[2] == "revision" and found[3] not in ("main", repo.sha):
+            if match[2] == "revision" and match[3] not in ("main", repo.sha):
                 return self.fail(404, "RevisionNotFound")
-            return {"tree": self.tree, "preupload": self.preupload, "commit": self.commit}.get(found[2], self.info)(
-                found[1], repo, body
+            return {"tree": self.tree, "preupload": self.preupload, "commit": self.commit}.get(match[2], self.info)(
+                match[1], repo, body
             )
-        if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            data = self.hub.repos[found[1]].files.get(found[3])
+        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            data = self.hub.repos[match[1]].files.get(match[3])
             if data is None:
                 return self.fail(404, "EntryNotFound")
             return self.give(
-                data, ETag=f'"{hashlib.sha256(data).hexdigest()}"', X_Repo_Commit=self.hub.repos[found[1]].sha
+                data, ETag=f'"{hashlib.sha256(data).hexdigest()}"', X_Repo_Commit=self.hub.repos[match[1]].sha
             )
         return self.fail(404)
 
@@ -116,11 +116,11 @@ class _Handler(BaseHTTPRequestHandler):
             ]
         )
 
-    def create(self, wanted: dict[str, Any]) -> None:
-        name = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
+    def create(self, request: dict[str, Any]) -> None:
+        name = f"{request.get('organization') or 'me'}/{request['name']}"
         if name in self.hub.repos:
             return self.give({"url": f"{self.hub.endpoint}/{name}", "error": "exists"}, 409)
-        self.hub.repos[name] = Repo(private=wanted.get("visibility") == "private" or wanted.get("private") is True)
+        self.hub.repos[name] = Repo(private=request.get("visibility") == "private" or request.get("private") is True)
         return self.give({"url": f"{self.hub.endpoint}/{name}", "name": name})
 
     def preupload(self, name: str, repo: Repo, body: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What a run's card says, part by part, with values that are known."""
+"""A run's card, part by part, with known values."""
 
 from __future__ import annotations
 

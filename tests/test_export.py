@@ -1,4 +1,4 @@
-"""A run exported to ONNX predicts the same without torch, or is not left."""
+"""A run exported to ONNX predicts the same without torch, or is not kept."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from prefcli.storage.workspace import Workspace
 CLI = Callable[..., Result]
 Array = NDArray[np.float64]
 ROUNDING = 1e-5
-ENOUGH = 1e-3
-"""Probabilities that differ by more over battles: whoever gives all the same would be noticed."""
+MIN_SPREAD = 1e-3
+"""Probabilities must vary by more between battles: a model that gives all the same would be noticed."""
 
 
 @dataclass(frozen=True)
@@ -65,31 +65,31 @@ def twins(
         "folds": {"encoder": "tiny", "folds": 2, "max_length": 24},
         "no-validation": {"encoder": str(bert_folder), "validation": 0.0},
     }  # fmt: skip
-    made: dict[str, Twins] = {}
+    pairs: dict[str, Twins] = {}
 
     def get(name: str, *, export: bool = True) -> Twins:
-        if name not in made:
-            made[name] = Twins(folder / name, folder / f"{name}-onnx", workspace)
+        if name not in pairs:
+            pairs[name] = Twins(folder / name, folder / f"{name}-onnx", workspace)
             options = TrainOptions(**{**common, **kinds[name]})
-            pipeline.train(demo_files.train, workspace, options, output=made[name].run, remember=False)
-        if export and not made[name].onnx.exists():
-            done = prefcli.export(made[name].run, onnx=made[name].onnx, workspace=workspace.root)
-            assert done.folder == made[name].onnx
-            assert done.largest_difference < ROUNDING
-        return made[name]
+            pipeline.train(demo_files.train, workspace, options, output=pairs[name].run, remember=False)
+        if export and not pairs[name].onnx.exists():
+            result = prefcli.export(pairs[name].run, onnx=pairs[name].onnx, workspace=workspace.root)
+            assert result.folder == pairs[name].onnx
+            assert result.largest_difference < ROUNDING
+        return pairs[name]
 
     return get
 
 
-def graph_again(monkeypatch: pytest.MonkeyPatch, pair: Twins) -> None:
-    """Exporting once more takes the graph that was made before: making it is what takes time."""
+def reuse_graph(monkeypatch: pytest.MonkeyPatch, pair: Twins) -> None:
+    """Export again with the graph that was made before, because making it takes the time."""
     from prefcli.exporting import onnx
 
     monkeypatch.setattr(onnx, "_write_graph", lambda _, path, **__: shutil.copyfile(pair.onnx / path.name, path))
 
 
 def some_battles() -> list[dict[str, Any]]:
-    """From nothing to far more than the budget, one turn and several, letters of other scripts."""
+    """Empty to far longer than the budget, one and several turns, letters of other scripts."""
     texts = ["", "great", "clear and helpful " * 3, "wrong " * 40, "Ünïcode 漢字 🙂 text", "helpful, wrong. " * 200]
     rows = [
         {"prompt": [f"question {i} " * (1 + i % 4)], "response_a": [a], "response_b": [b]}
@@ -109,20 +109,20 @@ def test_an_exported_run_predicts_what_torch_predicts(twins: Callable[..., Twins
         torch_, onnx = (
             prefcli.load(folder, swap_average=swap_average, calibrated=False) for folder in (pair.run, pair.onnx)
         )
-        wanted, found = torch_.predict(rows), onnx.predict(rows)
-        assert np.abs(found - wanted).max() < ROUNDING
-        assert wanted.std(axis=0).max() > ENOUGH
+        expected, predicted = torch_.predict(rows), onnx.predict(rows)
+        assert np.abs(predicted - expected).max() < ROUNDING
+        assert expected.std(axis=0).max() > MIN_SPREAD
         for row in (0, 3, len(rows) - 1):  # alone, it is a batch of one, and no longer than it is
-            one = rows[row]
-            alone = onnx.predict(one["prompt"], one["response_a"], one["response_b"])
-            assert np.abs(np.array(alone) - wanted[row]).max() < ROUNDING
+            battle = rows[row]
+            single = onnx.predict(battle["prompt"], battle["response_a"], battle["response_b"])
+            assert np.abs(np.array(single) - expected[row]).max() < ROUNDING
 
 
 def test_text_normalisation_calibration_and_blending_are_those_of_the_run(
     twins: Callable[..., Twins], cli: CLI, demo_files: Demo
 ) -> None:
     pair, other = twins("siamese-bert"), twins("cross-encoder-bert")
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, models in {
         "run": (pair.run,), "onnx": (pair.onnx,), "blend": (pair.run, other.run), "onnx-blend": (pair.onnx, other.run),
         "onnx-both": (pair.onnx, other.onnx),
@@ -130,14 +130,14 @@ def test_text_normalisation_calibration_and_blending_are_those_of_the_run(
         flags = [part for model in models for part in ("--model", model)]
         done = cli("predict", demo_files.train, *flags, "--output", f"{name}.csv", "--json", "--limit", 40)
         assert done.code == 0, done.err
-        told[name] = done.json()
+        results[name] = done.json()
         assert ("on ONNX Runtime" in done.err) == ("onnx" in name)
-    predictions = {name: tables.read_probabilities(Path(f"{name}.csv"))[1] for name in told}
+    predictions = {name: tables.read_probabilities(Path(f"{name}.csv"))[1] for name in results}
     assert np.abs(predictions["onnx"] - predictions["run"]).max() < ROUNDING
-    assert told["onnx"]["calibration"] == told["run"]["calibration"]
+    assert results["onnx"]["calibration"] == results["run"]["calibration"]
     for name in ("onnx-blend", "onnx-both"):
         assert np.abs(predictions[name] - predictions["blend"]).max() < ROUNDING
-        assert told[name]["weights"] == told["blend"]["weights"]
+        assert results[name]["weights"] == results["blend"]["weights"]
 
 
 def test_an_export_predicts_without_torch_or_transformers(
@@ -160,11 +160,11 @@ def test_an_export_predicts_without_torch_or_transformers(
         [sys.executable, "-c", program, str(demo_files.test)],
         cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ},
     )  # fmt: skip
-    answer, last = done.stdout.splitlines()[-2:]
+    line, last = done.stdout.splitlines()[-2:]
     assert last == "0 []", done.stderr
-    found = json.loads(answer)
-    wanted = prefcli.load(pair.run).predict(row["prompt"], row["response_a"], row["response_b"])
-    assert np.abs(np.array([found[name] for name in WINNER_COLUMNS]) - wanted).max() < ROUNDING
+    answer = json.loads(line)
+    expected = prefcli.load(pair.run).predict(row["prompt"], row["response_a"], row["response_b"])
+    assert np.abs(np.array([answer[name] for name in WINNER_COLUMNS]) - expected).max() < ROUNDING
     pipeline.predict(
         demo_files.test, pair.workspace, Path("torch.csv"), PredictOptions((str(pair.run),), swap_average=True)
     )
@@ -180,8 +180,8 @@ def test_an_exported_folder_is_complete_and_says_how_close_it_is(twins: Callable
     for name in ("config.json", "model.onnx", "tokenizer.json", "validation.parquet"):
         assert name in sums
     graph = (pair.onnx / "model.onnx").read_bytes()
-    for told in (str(Path(prefcli.__file__).parent), sys.prefix, "stack_trace"):  # of the machine that exported
-        assert told.encode() not in graph
+    for trace in (str(Path(prefcli.__file__).parent), sys.prefix, "stack_trace"):  # of the machine that exported
+        assert trace.encode() not in graph
     card = (pair.onnx / "README.md").read_text(encoding="utf-8")
     assert card.startswith((pair.run / "README.md").read_text(encoding="utf-8"))
     assert re.search(r"by at most \d\.\de-\d\d on \d+ held-out battles in both orders", card)
@@ -189,19 +189,19 @@ def test_an_exported_folder_is_complete_and_says_how_close_it_is(twins: Callable
     assert {key: value for key, value in config.items() if key != "export"} == runs.read_config(pair.run)
 
 
-def test_what_int8_costs_is_measured_said_and_written_into_the_card(
+def test_the_loss_of_int8_is_measured_printed_and_written_into_the_card(
     twins: Callable[..., Twins], cli: CLI, demo_files: Demo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = twins("siamese-bert")
-    graph_again(monkeypatch, pair)
+    reuse_graph(monkeypatch, pair)
     done = cli("export", pair.run, "--onnx", "small", "--int8", "--workspace", pair.workspace.root)
     assert done.code == 0, done.err
     card = Path("small/README.md").read_text(encoding="utf-8")
-    said = re.search(
+    match = re.search(
         r"log loss (\S+) in fp32, (\S+) in int8 .*; largest change of a probability (\S+) \((\d+) ", done.out
     )
-    assert said is not None
-    assert said[0] in card
+    assert match is not None
+    assert match[0] in card
     assert Path("small/model.onnx").stat().st_size < 0.8 * (pair.onnx / "model.onnx").stat().st_size
 
     held_out = runs.read_validation(pair.run)
@@ -210,14 +210,14 @@ def test_what_int8_costs_is_measured_said_and_written_into_the_card(
     labels = np.array([row["label"] for row in rows])
     plain = [{name: row[name] for name in ("prompt", "response_a", "response_b")} for row in rows]
     fp32, int8 = (prefcli.load(f, calibrated=False).predict(plain) for f in (pair.onnx, "small"))
-    assert float(said[1]) == pytest.approx(metrics.log_loss(fp32, labels), abs=6e-5)
-    assert float(said[2]) == pytest.approx(metrics.log_loss(int8, labels), abs=6e-5)
-    assert float(said[3]) == pytest.approx(np.abs(fp32 - int8).max(), abs=6e-5)
-    assert int(said[4]) == len(rows) == len(held_out.ids)
+    assert float(match[1]) == pytest.approx(metrics.log_loss(fp32, labels), abs=6e-5)
+    assert float(match[2]) == pytest.approx(metrics.log_loss(int8, labels), abs=6e-5)
+    assert float(match[3]) == pytest.approx(np.abs(fp32 - int8).max(), abs=6e-5)
+    assert int(match[4]) == len(rows) == len(held_out.ids)
     assert 0 < np.abs(fp32 - int8).max() < 0.1
 
 
-def test_large_weights_lie_beside_the_graph_and_made_up_battles_serve_where_none_were_held_out(
+def test_large_weights_are_a_separate_file_and_made_up_battles_are_used_if_none_were_held_out(
     twins: Callable[..., Twins], cli: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefcli.exporting import onnx
@@ -230,8 +230,8 @@ def test_large_weights_lie_beside_the_graph_and_made_up_battles_serve_where_none
     assert done.json()["int8"]["log_loss_int8"] is None
     assert "model.onnx.data" in Path("big/SHA256SUMS").read_text(encoding="utf-8")
     assert "log loss not measured" in Path("big/README.md").read_text(encoding="utf-8")
-    wanted, found = (prefcli.load(f).predict(some_battles()) for f in (pair.run, "big"))
-    assert np.abs(found - wanted).max() < 0.1
+    expected, predicted = (prefcli.load(f).predict(some_battles()) for f in (pair.run, "big"))
+    assert np.abs(predicted - expected).max() < 0.1
     Path("big/model.onnx.data").write_bytes(b"\0" * Path("big/model.onnx.data").stat().st_size)
     with pytest.raises(ModelError, match=r"model\.onnx\.data is changed"):
         prefcli.load("big")
@@ -269,7 +269,7 @@ def test_only_an_export_is_replaced_and_only_by_force(twins: Callable[..., Twins
     assert files.sha256(pair.run / "model.safetensors") == before
 
 
-def test_an_export_that_differs_from_torch_is_not_left(
+def test_an_export_that_differs_from_torch_is_not_kept(
     twins: Callable[..., Twins], cli: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = twins("siamese-bert")
@@ -277,7 +277,7 @@ def test_an_export_that_differs_from_torch_is_not_left(
     export = ["export", pair.run, "--onnx", "out/o", "--workspace", pair.workspace.root]
     for spoil in (lambda logits: logits + np.array([0.001, 0, 0]), lambda logits: logits * np.nan):
         with monkeypatch.context() as patch:
-            graph_again(patch, pair)
+            reuse_graph(patch, pair)
             patch.setattr(exported.ExportedModel, "compute", lambda *a, spoil=spoil: spoil(honest(*a)))
             check_refused(cli(*export), 1, "does not predict what the run predicts", "nothing was kept")
         assert list(Path("out").iterdir()) == []
@@ -293,7 +293,7 @@ def test_an_export_that_differs_from_torch_is_not_left(
     assert prefcli.load(own)
 
 
-def test_missing_packages_and_tokenizers_in_python_are_said(
+def test_missing_packages_and_tokenizers_in_python_are_errors(
     twins: Callable[..., Twins], cli: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefcli import encoders
@@ -346,7 +346,7 @@ def damaged(source: Path, *, sums: bool = False) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_a_damaged_export_is_told_and_not_run(twins: Callable[..., Twins]) -> None:
+def test_a_damaged_export_is_refused_and_not_run(twins: Callable[..., Twins]) -> None:
     onnx = twins("siamese-bert").onnx
     data = (onnx / "model.onnx").read_bytes()
     flipped = bytearray(data)
@@ -373,7 +373,7 @@ def test_a_damaged_export_is_told_and_not_run(twins: Callable[..., Twins]) -> No
                 prefcli.load(folder)
 
 
-def test_a_graph_that_leads_elsewhere_or_is_another_s_is_refused(twins: Callable[..., Twins]) -> None:
+def test_a_graph_that_names_other_files_or_is_not_an_export_is_refused(twins: Callable[..., Twins]) -> None:
     import onnx
     from onnx import TensorProto, helper
 
@@ -410,7 +410,7 @@ def test_a_graph_that_leads_elsewhere_or_is_another_s_is_refused(twins: Callable
     graphs = [
         ([helper.make_node("RunThis", ["input_ids"], ["logits"], domain="somebody.else")], "damaged, or no model"),
         ([helper.make_node("Identity", ["input_ids"], ["other"])], "inputs and outputs"),
-        ([helper.make_node("Identity", ["input_ids"], ["logits"])], "no logits"),
+        ([helper.make_node("Identity", ["input_ids"], ["logits"])], "not logits"),
     ]
     for nodes, words in graphs:
         shape: list[int | str | None] = [2, "n", "length"]

@@ -1,4 +1,4 @@
-"""Faults of the machine: full and read-only disks, several commands at once. benchmarks/faults/ tries them for real."""
+"""Full and read-only disks and several commands at once, simulated; benchmarks/faults/ tries them for real."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from prefcli.storage.workspace import Workspace
 
 @pytest.fixture
 def half_a_megabyte_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = SimpleNamespace(f_bavail=500, f_frsize=1000, f_files=10, f_favail=5)
-    monkeypatch.setattr(os, "statvfs", lambda path: known)
+    usage = SimpleNamespace(f_bavail=500, f_frsize=1000, f_files=10, f_favail=5)
+    monkeypatch.setattr(os, "statvfs", lambda path: usage)
 
 
 def failing(number: int) -> OSError:
@@ -44,7 +44,7 @@ def write_and_fail(path: Path, size: int, error: Exception, needs: int | None = 
 
 @pytest.mark.usefixtures("half_a_megabyte_free")
 @pytest.mark.parametrize(
-    ("needs", "size", "said"),
+    ("needs", "size", "message"),
     [
         (None, 2_000_000, "more than 2.0 MB are needed, 0.5 MB are free"),
         (None, 0, "more than 0.5 MB are needed, 0.5 MB are free"),
@@ -52,25 +52,25 @@ def write_and_fail(path: Path, size: int, error: Exception, needs: int | None = 
         (27, 0, "about 0.1 kB are needed, 0.5 MB are free"),
     ],
 )
-def test_a_full_disk_is_told_with_what_is_needed_and_what_is_free(
-    tmp_path: Path, needs: int | None, size: int, said: str
+def test_the_error_for_a_full_disk_says_what_is_needed_and_what_is_free(
+    tmp_path: Path, needs: int | None, size: int, message: str
 ) -> None:
     (tmp_path / "old").write_text("old")
     problem = write_and_fail(tmp_path / "old", size, failing(errno.ENOSPC), needs)
-    assert problem.what == f"no space left on the disk: {said}"
+    assert problem.what == f"no space left on the disk: {message}"
     assert problem.where == str(tmp_path / "old")
     assert (tmp_path / "old").read_text() == "old"
     assert os.listdir(tmp_path) == ["old"]
 
 
-def test_a_disk_that_has_room_but_no_entry_for_a_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = SimpleNamespace(f_bavail=500, f_frsize=1000, f_files=10, f_favail=0)
-    monkeypatch.setattr(os, "statvfs", lambda path: known)
+def test_a_disk_out_of_inodes_has_its_own_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = SimpleNamespace(f_bavail=500, f_frsize=1000, f_files=10, f_favail=0)
+    monkeypatch.setattr(os, "statvfs", lambda path: usage)
     assert "inodes" in write_and_fail(tmp_path / "a", 0, failing(errno.ENOSPC), 10).what
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (failing(errno.EDQUOT), "quota"),
         (failing(errno.EROFS), "read-only"),
@@ -79,19 +79,19 @@ def test_a_disk_that_has_room_but_no_entry_for_a_file_says_so(tmp_path: Path, mo
         (RuntimeError("Error while serializing: Read-only file system (os error 30)"), "read-only"),
     ],
 )
-def test_other_failures_of_a_disk_are_told_apart_also_in_the_words_of_libraries(
-    tmp_path: Path, error: Exception, said: str
+def test_other_disk_errors_have_their_own_messages_also_when_a_library_wraps_them(
+    tmp_path: Path, error: Exception, message: str
 ) -> None:
     problem = write_and_fail(tmp_path / "a", 5, error)
-    assert said in problem.what
+    assert message in problem.what
     assert len(problem.lines()) == 3
     assert "--workspace" in problem.hint
 
 
-def test_free_room_is_that_of_the_disk_which_is_mounted_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_space_is_that_of_the_disk_mounted_at_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
-    known = SimpleNamespace(f_bavail=1, f_frsize=1000, f_files=1, f_favail=1)
-    monkeypatch.setattr(os, "statvfs", lambda path: asked.append(path) or known)
+    usage = SimpleNamespace(f_bavail=1, f_frsize=1000, f_files=1, f_favail=1)
+    monkeypatch.setattr(os, "statvfs", lambda path: asked.append(path) or usage)
     files.write_error(tmp_path, failing(errno.ENOSPC))
     assert asked == [tmp_path]
 
@@ -152,13 +152,13 @@ def test_a_disk_full_before_any_file_leaves_nothing_half_done(
     assert count >= {"eda": 3, "preprocess": 5, "train": 12}[verb]
 
 
-def test_what_is_remembered_already_is_not_written_again(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_latest_result_is_not_written_again(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace.remember("train", {"run": "a"})
     monkeypatch.setattr(files, "write_text", lambda *_: pytest.fail("written again"))
     workspace.remember("train", {"run": "a"})
 
 
-def test_a_run_is_claimed_once_whichever_link_leads_to_it(tmp_path: Path) -> None:
+def test_a_run_is_locked_once_whichever_link_leads_to_it(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to("run")
     again = runs.locked(tmp_path / "link")
@@ -172,7 +172,7 @@ def test_a_run_may_have_the_longest_name_there_is(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_a_run_may_have_a_name_that_is_no_text(tmp_path: Path, workspace: Workspace) -> None:
+def test_a_run_may_have_a_name_that_is_not_text(tmp_path: Path, workspace: Workspace) -> None:
     train = synthetic.write(tmp_path, train=60, test=5).train.rename(tmp_path / os.fsdecode(b"\xff.csv"))
     run = tmp_path / os.fsdecode(b"\xff run")
     pipeline.train(train, workspace, TrainOptions(architecture="features"), output=run)
@@ -180,12 +180,12 @@ def test_a_run_may_have_a_name_that_is_no_text(tmp_path: Path, workspace: Worksp
     assert pipeline.predict(train, workspace, tmp_path / "preds.csv", PredictOptions((str(run),))).battles == 60
 
 
-def test_a_run_under_way_is_not_predicted_with(workspace: Workspace, tmp_path: Path) -> None:
-    made = synthetic.write(tmp_path, train=60, test=5)
-    trained = pipeline.train(made.train, workspace, TrainOptions(architecture="features"))
+def test_an_unfinished_run_is_not_used_for_prediction(workspace: Workspace, tmp_path: Path) -> None:
+    demo = synthetic.write(tmp_path, train=60, test=5)
+    trained = pipeline.train(demo.train, workspace, TrainOptions(architecture="features"))
     (trained.run / runs.UNFINISHED).touch()
     with pytest.raises(ModelError, match="did not finish"):
-        pipeline.predict(made.test, workspace, tmp_path / "preds.csv", PredictOptions())
+        pipeline.predict(demo.test, workspace, tmp_path / "preds.csv", PredictOptions())
     assert not (tmp_path / "preds.csv").exists()
 
 
@@ -214,10 +214,10 @@ def test_the_same_preprocess_twice_at_once_makes_each_stage_once(tmp_path: Path)
     synthetic.write(tmp_path, train=60, test=5)
     command = [sys.executable, "-m", "prefcli", "preprocess", "train.csv"]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in range(2)]
-    said = [process.communicate()[1] for process in both]
+    messages = [process.communicate()[1] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert not [words for words in said if "rebuilding" in words or "error" in words]
-    assert sum(words.count("read now") for words in said) == 1
+    assert not [words for words in messages if "rebuilding" in words or "error" in words]
+    assert sum(words.count("read now") for words in messages) == 1
     assert len(list((tmp_path / ".prefcli" / "stages").iterdir())) == 4
 
 

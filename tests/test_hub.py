@@ -1,4 +1,4 @@
-"""Runs that come from the hub and go there, against a hub on this machine, and what is said when it does not work."""
+"""Runs from and to the hub, against a hub on this machine, and the messages when that fails."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A hub that knows `me`, with an empty local cache; this process is logged in."""
     from huggingface_hub import constants
 
-    with serving(Hub()) as one:
-        monkeypatch.setattr(constants, "ENDPOINT", one.endpoint)
-        template = one.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    with serving(Hub()) as fake:
+        monkeypatch.setattr(constants, "ENDPOINT", fake.endpoint)
+        template = fake.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setenv("HF_TOKEN", one.token)
-        yield one
+        monkeypatch.setenv("HF_TOKEN", fake.token)
+        yield fake
 
 
-def held(folder: Path) -> dict[str, bytes]:
+def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# There and back
+# Upload and download
 
 
 def test_a_pushed_run_predicts_from_the_hub_as_it_does_from_its_folder(
@@ -77,7 +77,7 @@ def test_a_pushed_run_predicts_from_the_hub_as_it_does_from_its_folder(
 
 
 def test_only_what_prediction_needs_is_downloaded_and_only_once(server: Hub, fast_run: Path) -> None:
-    server.repos["a/b"] = Repo(held(fast_run) | {"evil.py": b"1/0", "big.bin": b"0"})
+    server.repos["a/b"] = Repo(contents(fast_run) | {"evil.py": b"1/0", "big.bin": b"0"})
     folder = hub.find_run("hf://a/b")
     loaded = {line.rsplit("/", 1)[1] for line in server.downloads()}
     assert "booster.txt" in loaded
@@ -91,7 +91,7 @@ def test_only_what_prediction_needs_is_downloaded_and_only_once(server: Hub, fas
     assert hub.find("a/c", **as_run)[1] == "downloaded from the hub"
 
 
-def test_a_neural_run_with_folds_goes_there_and_back_without_checkpoints(
+def test_a_neural_run_with_folds_is_pushed_and_found_without_checkpoints(
     cli: CLI, server: Hub, demo_files: Demo, tmp_path: Path
 ) -> None:
     done = cli("train", demo_files.train, "--encoder", "tiny", "--text", "raw", "--max-length", 32, "--limit", 60,
@@ -105,12 +105,12 @@ def test_a_neural_run_with_folds_goes_there_and_back_without_checkpoints(
     for model in ("hf://me/folds", tmp_path / "elsewhere"):
         output = f"{len(str(model))}.csv"
         assert cli("predict", demo_files.test, "-m", model, "-o", output, "--limit", 10).code == 0
-    one, two = (path.read_bytes() for path in Path().glob("*.csv"))
-    assert one == two
+    first, second = (path.read_bytes() for path in Path().glob("*.csv"))
+    assert first == second
 
 
-def test_a_second_push_replaces_the_first_run_whole(server: Hub, fast_run: Path, tmp_path: Path) -> None:
-    server.repos["me/judge"] = Repo(held(fast_run) | {"adapter_config.json": b"{}", "fold-9/config.json": b"{}"})
+def test_a_second_push_replaces_the_first_run_completely(server: Hub, fast_run: Path, tmp_path: Path) -> None:
+    server.repos["me/judge"] = Repo(contents(fast_run) | {"adapter_config.json": b"{}", "fold-9/config.json": b"{}"})
     prefcli.push(fast_run, "me/judge")
     assert set(server.repos["me/judge"].files) == set(runs.published_files(fast_run))
 
@@ -118,16 +118,16 @@ def test_a_second_push_replaces_the_first_run_whole(server: Hub, fast_run: Path,
 # What is refused
 
 
-def test_a_run_changed_on_the_way_is_not_loaded(cli: CLI, server: Hub, fast_run: Path, demo_files: Demo) -> None:
-    whole = held(fast_run)
+def test_a_run_changed_after_the_push_is_not_loaded(cli: CLI, server: Hub, fast_run: Path, demo_files: Demo) -> None:
+    intact = contents(fast_run)
     cases = {
-        "changed": whole | {"booster.txt": whole["booster.txt"] + b" "},
-        "no SHA256SUMS": {name: data for name, data in whole.items() if name != files.CHECKSUMS},
-        "is gone": {name: data for name, data in whole.items() if name != "features.json"},
-        "is not in SHA256SUMS": whole | {"tokenizer.json": b"{}"},
+        "changed": intact | {"booster.txt": intact["booster.txt"] + b" "},
+        "no SHA256SUMS": {name: data for name, data in intact.items() if name != files.CHECKSUMS},
+        "is gone": {name: data for name, data in intact.items() if name != "features.json"},
+        "is not in SHA256SUMS": intact | {"tokenizer.json": b"{}"},
     }
-    for number, (words, held_there) in enumerate(cases.items()):
-        server.repos[f"a/{number}"] = Repo(held_there, private=False)
+    for number, (words, files_there) in enumerate(cases.items()):
+        server.repos[f"a/{number}"] = Repo(files_there, private=False)
         done = cli("predict", demo_files.test, "-m", f"hf://a/{number}", "-o", "p.csv")
         assert done.code == 1, words
         assert "not a complete run of prefcli" in done.err
@@ -136,7 +136,7 @@ def test_a_run_changed_on_the_way_is_not_loaded(cli: CLI, server: Hub, fast_run:
 
 
 @pytest.mark.parametrize("name", ["hf://", "hf://alone", "hf://a/b/c", "hf://../x", "hf://a/b@", "hf://a b/c"])
-def test_what_is_no_name_is_wrong_usage(cli: CLI, server: Hub, demo_files: Demo, name: str) -> None:
+def test_an_invalid_name_is_wrong_usage(cli: CLI, server: Hub, demo_files: Demo, name: str) -> None:
     done = cli("predict", demo_files.test, "-m", name, "-o", "p.csv")
     assert done.code == 2, done.err
     assert server.asked == []
@@ -148,7 +148,7 @@ def test_a_run_of_the_hub_cannot_be_continued(cli: CLI, server: Hub) -> None:
     assert "no checkpoint" in done.err
 
 
-def test_models_that_are_not_given_are_explained(server: Hub) -> None:
+def test_models_that_cannot_be_had_are_explained(server: Hub) -> None:
     server.repos |= {"a/gated": Repo(private=False, gated=True), "a/run": Repo()}
     for name, words in {
         "a/none": "knows no model",
@@ -166,7 +166,7 @@ def test_models_that_are_not_given_are_explained(server: Hub) -> None:
         hub.find_run("hf://a/run")
 
 
-def test_offline_and_no_network_are_told_apart(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_and_no_network_have_different_messages(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -204,7 +204,7 @@ def test_a_name_that_cannot_be_pushed_to_is_refused_before_any_work(
     assert server.asked == []
 
 
-def test_a_login_that_will_not_do_is_refused_before_any_work(
+def test_a_login_without_write_access_is_refused_before_any_work(
     cli: CLI, server: Hub, demo_files: Demo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(words: str) -> None:
@@ -214,19 +214,19 @@ def test_a_login_that_will_not_do_is_refused_before_any_work(
         assert server.token not in done.err
         assert not Path("run").exists()
 
-    known = server.account
-    server.account = known | {"auth": {"accessToken": {"role": "read"}}}
+    account = server.account
+    server.account = account | {"auth": {"accessToken": {"role": "read"}}}
     refused("can only read")
-    server.account = known | {"name": "you", "orgs": [{"name": "ours"}]}
+    server.account = account | {"name": "you", "orgs": [{"name": "ours"}]}
     refused("cannot write to me/, only to you, ours")
-    server.account = known
+    server.account = account
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     refused("does not know the token")
     monkeypatch.delenv("HF_TOKEN")
     refused("nobody is logged in")
 
 
-def test_a_push_that_fails_loses_nothing_and_says_how_to_go_on(
+def test_a_failed_push_loses_nothing_and_says_how_to_repeat_it(
     cli: CLI, server: Hub, demo_files: Demo, tmp_path: Path
 ) -> None:
     server.refuses = {"/commit/": 403}
@@ -242,7 +242,7 @@ def test_a_push_that_fails_loses_nothing_and_says_how_to_go_on(
     assert "booster.txt" in server.repos["me/judge"].files
 
 
-def test_what_is_there_and_no_run_or_public_is_left_alone(cli: CLI, server: Hub, fast_run: Path) -> None:
+def test_a_repository_that_is_public_or_holds_no_run_is_not_changed(cli: CLI, server: Hub, fast_run: Path) -> None:
     server.repos["me/other"] = Repo({"weights.h5": b"0"})
     server.repos["me/public"] = Repo(private=False)
     done = cli("push", fast_run, "me/other")
@@ -271,11 +271,11 @@ def test_a_damaged_or_unfinished_run_is_not_pushed(server: Hub, fast_run: Path, 
 
 def test_the_command_finds_a_run_where_hf_endpoint_says(fast_run: Path, demo_files: Demo, tmp_path: Path) -> None:
     """As a user has it: a process of its own, and the hub's address from the environment."""
-    with serving(Hub()) as one:
-        one.repos["a/b"] = Repo(held(fast_run), private=False)
+    with serving(Hub()) as fake:
+        fake.repos["a/b"] = Repo(contents(fast_run), private=False)
         done = subprocess.run(
             [sys.executable, "-m", "prefcli", "predict", str(demo_files.test), "-m", "hf://a/b"],
-            env={**os.environ, "HF_ENDPOINT": one.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_SECRET"},
+            env={**os.environ, "HF_ENDPOINT": fake.endpoint, "HF_HOME": str(tmp_path / "h"), "HF_TOKEN": "hf_SECRET"},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Caches: reused for the same input and options, never for others, never when damaged; files whole or absent."""
+"""Caches are reused only for the same input and options and never when damaged; files are complete or absent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prefcli.storage import files
 from prefcli.storage.workspace import Stage, StageWriter, Workspace
 
 
-class Teller:
+class Recorder:
     """A reporter that remembers its warnings."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Teller:
 
 
 def make(
-    workspace: Workspace, *, source: str = "abc", options: dict | None = None, version: int = 1, say=None
+    workspace: Workspace, *, source: str = "abc", options: dict | None = None, version: int = 1, reporter=None
 ) -> Stage:
     def produce(writer: StageWriter) -> dict[str, int]:
         writer.write(pa.record_batch({"id": ["1", "2"], "value": [10, 20]}))
@@ -42,7 +42,7 @@ def make(
         source=source,
         options=options or {"a": 1},
         produce=produce,
-        reporter=say or Teller(),
+        reporter=reporter or Recorder(),
     )
 
 
@@ -57,22 +57,22 @@ def test_the_same_input_and_options_find_the_cache(workspace: Workspace) -> None
 
 
 @pytest.mark.parametrize("change", [{"source": "abd"}, {"options": {"a": 2}}, {"version": 2}])
-def test_anything_else_never_does(workspace: Workspace, change: dict) -> None:
+def test_other_input_or_options_make_another_stage(workspace: Workspace, change: dict) -> None:
     make(workspace)
     assert not make(workspace, **change).reused
 
 
 @pytest.mark.parametrize("position", [0, 5, 100, -1, -20])
-def test_a_flipped_byte_is_noticed_named_and_mended(workspace: Workspace, position: int) -> None:
+def test_a_stage_with_a_flipped_byte_is_reported_and_rebuilt(workspace: Workspace, position: int) -> None:
     stage = make(workspace)
     content = bytearray(stage.path.read_bytes())
     content[position] ^= 0x10
     stage.path.write_bytes(content)
-    teller = Teller()
-    again = make(workspace, say=teller)
+    recorder = Recorder()
+    again = make(workspace, reporter=recorder)
     assert not again.reused
     assert again.table()["value"].to_pylist() == [10, 20, 30]
-    assert str(stage.path) in teller.warnings[0]
+    assert str(stage.path) in recorder.warnings[0]
     assert make(workspace).reused
 
 
@@ -85,14 +85,14 @@ def test_a_truncated_cache_and_a_missing_checksum_are_rebuilt(workspace: Workspa
     assert make(workspace).reused
 
 
-def test_a_cache_under_another_ones_name_is_not_trusted(workspace: Workspace) -> None:
-    one, other = make(workspace), make(workspace, source="other")
-    other.path.write_bytes(one.path.read_bytes())
-    other.path.with_suffix(".sha256").write_bytes(one.path.with_suffix(".sha256").read_bytes())
+def test_a_stage_under_the_name_of_another_is_not_used(workspace: Workspace) -> None:
+    first, other = make(workspace), make(workspace, source="other")
+    other.path.write_bytes(first.path.read_bytes())
+    other.path.with_suffix(".sha256").write_bytes(first.path.with_suffix(".sha256").read_bytes())
     assert not make(workspace, source="other").reused
 
 
-def test_a_failure_on_the_way_leaves_nothing(workspace: Workspace) -> None:
+def test_a_failure_while_making_a_stage_leaves_nothing(workspace: Workspace) -> None:
     def produce(writer: StageWriter) -> dict[str, int]:
         writer.write(pa.record_batch({"id": ["1"]}))
         raise RuntimeError("on the way")
@@ -102,7 +102,7 @@ def test_a_failure_on_the_way_leaves_nothing(workspace: Workspace) -> None:
     assert list(workspace.stages.iterdir()) == []
 
 
-def test_a_stage_that_is_gone_is_said(workspace: Workspace) -> None:
+def test_a_missing_stage_is_reported(workspace: Workspace) -> None:
     stage = make(workspace)
     stage.path.unlink()
     with pytest.raises(PrefcliError, match="gone"):
@@ -115,7 +115,7 @@ def test_a_remembered_name_never_leads_out_of_the_workspace(workspace: Workspace
         workspace.open_stage("../../elsewhere.parquet")
 
 
-def test_what_was_made_last_is_remembered_and_damage_forgotten(workspace: Workspace) -> None:
+def test_the_latest_results_are_remembered_and_damaged_ones_ignored(workspace: Workspace) -> None:
     workspace.remember("train", {"run": "a"})
     workspace.remember("preprocess", {"stage": "b"})
     assert workspace.latest("train") == {"run": "a"}
@@ -124,7 +124,7 @@ def test_what_was_made_last_is_remembered_and_damage_forgotten(workspace: Worksp
     assert workspace.latest("preprocess") == {"stage": "b"}
 
 
-def test_an_unknown_run_names_the_known_ones(workspace: Workspace) -> None:
+def test_the_error_for_an_unknown_run_lists_the_known_ones(workspace: Workspace) -> None:
     (workspace.runs / "first-run").mkdir(parents=True)
     with pytest.raises(InputError) as error:
         workspace.find_run("other-run")
@@ -144,7 +144,7 @@ def test_an_atomic_file_replaces_the_old_one_only_when_done(tmp_path: Path) -> N
     assert [p.name for p in tmp_path.iterdir()] == ["out.txt"]
 
 
-def test_what_a_killed_process_left_is_swept_and_a_living_ones_is_not(tmp_path: Path) -> None:
+def test_temporary_files_of_killed_processes_are_removed_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     with files.temporary_directory(tmp_path) as mine:
         name = mine.name
@@ -158,14 +158,14 @@ def test_what_a_killed_process_left_is_swept_and_a_living_ones_is_not(tmp_path: 
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([living.name, other_machines.name, foreign.name])
 
 
-def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PrefcliError) as error:
         files.write_text(tmp_path / "file" / "below.txt", "x")
     assert error.value.exit_code == 1
 
 
-def test_the_lock_of_a_killed_process_does_not_stay(workspace: Workspace) -> None:
+def test_the_lock_of_a_killed_process_is_removed(workspace: Workspace) -> None:
     stage = make(workspace)
     lock = stage.path.with_suffix(".lock")
     lock.write_text("")
@@ -188,14 +188,14 @@ def test_a_folders_checksums_notice_every_change(tmp_path: Path) -> None:
     (tmp_path / "one").write_text("One")
     (tmp_path / "two").unlink()
     assert files.checksum_mismatches(tmp_path) == {"one": "changed", "two": "gone"}
-    whole = (tmp_path / files.CHECKSUMS).read_bytes()
-    for damaged in (b"", whole[:-1], whole[: whole.index(b"\n") + 1], whole.replace(b"  two", b"  ../two")):
+    content = (tmp_path / files.CHECKSUMS).read_bytes()
+    for damaged in (b"", content[:-1], content[: content.index(b"\n") + 1], content.replace(b"  two", b"  ../two")):
         (tmp_path / files.CHECKSUMS).write_bytes(damaged)
         with pytest.raises(ValueError, match="SHA256SUMS"):
             files.checksum_mismatches(tmp_path)
 
 
-def test_what_is_discarded_is_gone_and_a_links_target_stays(tmp_path: Path) -> None:
+def test_a_removed_folder_is_gone_and_a_removed_links_target_stays(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "file").write_text("kept")
@@ -207,7 +207,7 @@ def test_what_is_discarded_is_gone_and_a_links_target_stays(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_json_that_was_signed_is_noticed_when_changed() -> None:
+def test_a_change_of_json_with_a_checksum_is_noticed() -> None:
     text = files.with_checksum({"a": [1.5, None], "b": "c"})
     assert files.verify_checksum(text) == {"a": [1.5, None], "b": "c"}
     for damaged in (text.replace("1.5", "2.5"), text[:-1], "{}", "[]", text.replace("sha256", "sha512")):
