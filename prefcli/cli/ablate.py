@@ -35,9 +35,10 @@ def run(
     debug: common.DebugOption = False,
     **flags: Any,
 ) -> None:
-    """Where softmax belongs: train with the loss on logits, softmax and log-softmax, and score six settings.
+    """Measure where softmax belongs.
 
-    If interrupted, the same command continues. The other flags are those of train.
+    Trains with the loss on logits, softmax and log-softmax, and scores six settings. If interrupted, the same command
+    continues. The other flags are those of train.
     """
     from prefcli import pipeline
     from prefcli.compute import memory

@@ -20,7 +20,10 @@ def run(
     quiet: common.QuietOption = False,
     debug: common.DebugOption = False,
 ) -> None:
-    """Make synthetic train.csv and test.csv, run eda, preprocess, train, predict and score, and show the best score."""
+    """Run all verbs on synthetic battles.
+
+    Writes train.csv and test.csv, runs eda, preprocess, train, predict and score, and compares with the best possible.
+    """
     from prefcli import pipeline
     from prefcli.cli import eda
 

@@ -69,7 +69,9 @@ def run(
     debug: common.DebugOption = False,
     **flags: Any,
 ) -> None:
-    """Write the probabilities of A, B and tie for every battle: Kaggle's submission, in the input's order.
+    """Predict A, B and tie for every battle.
+
+    Writes the probabilities in the input's order, as Kaggle's submission wants them.
 
     With --output - battles are JSON lines, and each is answered by a JSON line as soon as it arrives.
     """

@@ -64,7 +64,10 @@ def run(
     debug: common.DebugOption = False,
     **flags: Any,
 ) -> None:
-    """Train a model; its run holds weights, tokenizer, options, per-battle validation and a model card."""
+    """Train a model on battles with outcomes.
+
+    Its run holds weights, tokenizer, options, the validation of every battle and a model card.
+    """
     from prefcli import pipeline
     from prefcli.compute import memory
 
