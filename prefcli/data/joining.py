@@ -23,7 +23,7 @@ from prefcli.storage import files
 IN_MEMORY_ROWS = 1 << 18
 BUCKETS = 64
 MAX_EXAMPLES = 3
-"""How many rows of each kind of mismatch are named."""
+"""How many rows of each kind of mismatch are shown."""
 
 Values = NDArray[np.float64]
 
@@ -49,7 +49,7 @@ class Rows:
 
 @dataclass
 class Mismatch:
-    """How many rows do not fit, and the first of them: ``(row, id, ...)``."""
+    """How many rows of a kind are wrong, and the first of them: ``(row, id, ...)``."""
 
     count: int = 0
     examples: list[tuple[Any, ...]] = field(default_factory=list)
@@ -201,15 +201,13 @@ class _Spool:
 def _drop_duplicates(table: pa.Table, duplicates: Mismatch) -> pa.Table:
     import pandas as pd
 
-    is_duplicate = pd.Index(table["id"].to_numpy()).duplicated()
+    ids, rows = pd.Index(table["id"].to_numpy()), table["row"].to_numpy()
+    is_duplicate = ids.duplicated()
     if not is_duplicate.any():
         return table
-    rows, ids = table["row"].to_numpy(), table["id"].to_pylist()
-    first_rows: dict[str, int] = {}
-    for row, name in zip(rows.tolist(), ids, strict=True):
-        first_rows.setdefault(name, row)
-    positions = np.flatnonzero(is_duplicate)
-    duplicates.add(((int(rows[i]), ids[i], first_rows[ids[i]]) for i in positions), len(positions))
+    repeated = ids[is_duplicate]
+    first_rows = rows[~is_duplicate][ids[~is_duplicate].get_indexer(repeated)]
+    duplicates.add(zip(rows[is_duplicate].tolist(), repeated, first_rows.tolist(), strict=True), len(repeated))
     return table.filter(pa.array(~is_duplicate))
 
 

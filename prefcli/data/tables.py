@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from prefcli import metrics, readers
 from prefcli.battles import check_unique_ids, duplicate_id_error
-from prefcli.data.joining import Join, Mismatch, Rows
+from prefcli.data.joining import MAX_EXAMPLES, Join, Mismatch, Rows
 from prefcli.errors import InputError
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.readers.cells import first_null_row
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _TO_QUOTE = re.compile(r'[",\r\n]')
-MAX_EXAMPLES = 3
-"""How many wrong rows an error names."""
-
 GRADER_CLIP = 1e-15
 BYTES_PER_ROW = 80
 """Of a file of predictions, roughly."""
@@ -150,15 +147,15 @@ def prediction_rows(path: Path, *, renormalize: bool = False) -> Iterator[Rows]:
     else:
         what = f"not probabilities (finite, within 0 and 1, summing to 1 within {metrics.SUM_TOLERANCE:g})"
         hint = "To clip and renormalise as the competition's grader does, add --renormalize."
-    invalid = _InvalidRows(path, what, hint)
+    invalid = Mismatch()
     for rows in _rows(path, "predictions"):
         if renormalize:
-            invalid.add(rows, np.flatnonzero(~np.isfinite(rows.values).all(axis=1)))
+            _add_rows(invalid, rows, np.flatnonzero(~np.isfinite(rows.values).all(axis=1)))
             yield Rows(rows.ids, clip_and_renormalize(rows.values), rows.first)
         else:
-            invalid.add(rows, metrics.find_improper(rows.values))
+            _add_rows(invalid, rows, metrics.find_improper(rows.values))
             yield rows
-    invalid.raise_if_any()
+    _refuse(invalid, path, what, hint)
 
 
 def clip_and_renormalize(scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -175,14 +172,12 @@ def label_rows(path: Path) -> Iterator[Rows]:
     InputError
         If rows have no winner or several.
     """
-    invalid = _InvalidRows(
-        path, "without exactly one winner", "One of the three winner columns must be 1, the others 0."
-    )
+    invalid = Mismatch()
     for rows in _rows(path, "labels"):
         is_one_hot = np.isin(rows.values, (0, 1)).all(axis=1) & (rows.values.sum(axis=1) == 1)
-        invalid.add(rows, np.flatnonzero(~is_one_hot))
+        _add_rows(invalid, rows, np.flatnonzero(~is_one_hot))
         yield Rows(rows.ids, rows.values.argmax(axis=1).astype(np.float64)[:, None], rows.first)
-    invalid.raise_if_any()
+    _refuse(invalid, path, "without exactly one winner", "One of the three winner columns must be 1, the others 0.")
 
 
 def join_predictions(
@@ -251,28 +246,22 @@ def _numbers(column: pa.Array, path: Path, first: int, name: str) -> NDArray[np.
     return np.array(values, dtype=np.float64)
 
 
-class _InvalidRows:
-    """Invalid rows of a file: how many there are, and the first of them for the message."""
+def _add_rows(invalid: Mismatch, rows: Rows, positions: NDArray[np.intp]) -> None:
+    examples = [
+        (rows.first + i, rows.ids[i].as_py(), ", ".join(f"{value:.7g}" for value in rows.values[i]))
+        for i in positions[:MAX_EXAMPLES].tolist()
+    ]
+    invalid.add(examples, len(positions))
 
-    def __init__(self, path: Path, what: str, hint: str) -> None:
-        self._path, self._what, self._hint = path, what, hint
-        self._count = 0
-        self._examples: list[str] = []
 
-    def add(self, rows: Rows, invalid: NDArray[np.intp]) -> None:
-        self._count += len(invalid)
-        for row in invalid[: MAX_EXAMPLES - len(self._examples)].tolist():
-            numbers = ", ".join(f"{value:.7g}" for value in rows.values[row])
-            self._examples.append(f"row {rows.first + row} (id {rows.ids[row].as_py()[:40]}): {numbers}")
-
-    def raise_if_any(self) -> None:
-        if not self._count:
-            return
-        more = f"; and {self._count - len(self._examples):,} more" if self._count > len(self._examples) else ""
-        count = "1 row is" if self._count == 1 else f"{self._count:,} rows are"
-        raise InputError(
-            f"{count} {self._what}: {'; '.join(self._examples)}{more}", where=str(self._path), hint=self._hint
-        )
+def _refuse(invalid: Mismatch, path: Path, what: str, hint: str) -> None:
+    """Raise an error that counts the invalid rows and shows the first, if there are any."""
+    if not invalid.count:
+        return
+    examples = "; ".join(f"row {row} (id {name[:40]}): {numbers}" for row, name, numbers in invalid.examples)
+    more = invalid.count - len(invalid.examples)
+    count = "1 row is" if invalid.count == 1 else f"{invalid.count:,} rows are"
+    raise InputError(f"{count} {what}: {examples}{f'; and {more:,} more' if more else ''}", where=str(path), hint=hint)
 
 
 def _example_ids(mismatch: Mismatch) -> str:

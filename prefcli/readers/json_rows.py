@@ -96,15 +96,12 @@ def _utf8(data: bytes, row: int, location: Location) -> str:
 def _array_items(stream: IO[bytes], location: Location, max_row_bytes: int) -> Iterator[tuple[Any, int]]:
     decoder = json.JSONDecoder()
     text = io.TextIOWrapper(cast(Any, stream), encoding="utf-8-sig")
-    buffer, position, row, step = "", 0, 0, BLOCK_CHARS
-    ended = False
-    opened = False
+    row, step, ended = 0, BLOCK_CHARS, False
     try:
+        buffer = text.read(step)
+        position = buffer.index("[") + 1
         while True:
             position = _skip(_WHITE, buffer, position)
-            if position < len(buffer) and not opened:
-                opened, position = True, position + 1  # the bracket
-                continue
             if position < len(buffer) and buffer[position] == "]":
                 return
             problem: Exception | None = None
