@@ -120,7 +120,7 @@ def prepare(commands: Commands, data: Path) -> None:
 
 def said(done: Result) -> str:
     """What a command printed, without times."""
-    return re.sub(r"[\d,.]+ (s in all|a second|battles/s)|\d{8}-\d{6}", "", done.out)
+    return re.sub(r"[\d,.]+ (s in all|battles/s)|\d{8}-\d{6}", "", done.out)
 
 
 class Attempts:

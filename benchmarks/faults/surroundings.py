@@ -162,7 +162,7 @@ from prefcli.cli.main import main; main()
             problem = worked(done)
             if number and command.startswith("preprocess") and "reused from the cache" not in done.err:
                 problem = "the cache was not reused"
-            if re.search(r"-\d+(\.\d+)? s\b|-\d[\d,.]* a second|-\d+:\d\d", done.out + done.err):
+            if re.search(r"-\d+(\.\d+)? s\b|-\d[\d,.]* battles/s|-\d+:\d\d", done.out + done.err):
                 problem = f"a negative duration: {done.out}"
             table.add("the clock jumps between commands", "worked", problem)
         found = {path.name for path in (place / ".prefcli" / "runs").iterdir() if path.is_dir()}
@@ -170,7 +170,7 @@ from prefcli.cli.main import main; main()
         names = found
     for command in ALL:
         done = call(command, folder, program=[sys.executable, "-c", jump])
-        negative = re.search(r"-\d+(\.\d+)? s\b|-\d[\d,.]* a second", done.out + done.err)
+        negative = re.search(r"-\d+(\.\d+)? s\b|-\d[\d,.]* battles/s", done.out + done.err)
         table.add("the clock jumps during a command", "worked", worked(done) or (str(negative) if negative else ""))
 
 

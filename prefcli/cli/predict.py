@@ -108,7 +108,7 @@ def run(
     if json:
         common.print_json({name: value for name, value in asdict(predicted).items() if name != "is_main_process"})
     else:
-        common.say(f"{predicted.output}: {predicted.battles:,} battles, {predicted.battles_per_second:,.1f}/s")
+        common.say(f"{predicted.output}: {predicted.battles:,} battles, {predicted.battles_per_second:,.1f} battles/s")
 
 
 def _predict_lines(files: list[Path], refused: list[str], options: PredictOptions, session: common.Session) -> None:
