@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from prefcli import encoders
 from prefcli.compute import devices
@@ -46,9 +47,11 @@ def records(folder: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("encoder", ["bert", "deberta"])
-def test_the_host_waits_for_the_gpu_only_to_write_a_log_line(
+def test_prefcli_waits_for_the_gpu_only_to_write_a_log_line(
     tmp_path: Path, demo_files: Demo, bert_folder: Path, deberta_folder: Path, encoder: str, precision: str
 ) -> None:
+    """transformers itself waits once a pass for BERT, to see whether its attention mask masks anything."""
+    library = str(Path(transformers.__file__).parent)
     folder = bert_folder if encoder == "bert" else deberta_folder
     spec = spec_of(tmp_path, demo_files, folder, replace(OPTIONS, precision=precision))
     waits: dict[int, list[str]] = {}
@@ -57,7 +60,8 @@ def test_the_host_waits_for_the_gpu_only_to_write_a_log_line(
         torch.cuda.set_sync_debug_mode("warn")
 
         def count(state: loop.TrainState) -> None:
-            waits[state.steps] = [f"{w.filename}:{w.lineno}" for w in caught if "synchron" in str(w.message)]
+            places = (f"{w.filename}:{w.lineno}" for w in caught if "synchron" in str(w.message))
+            waits[state.steps] = [place for place in places if not place.startswith(library)]
             caught.clear()
 
         spec.on_step_end = count

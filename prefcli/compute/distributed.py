@@ -35,7 +35,7 @@ class World:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and reports."""
         return self.rank == 0
 
     @property

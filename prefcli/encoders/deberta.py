@@ -282,7 +282,7 @@ def _buckets(stack: Any, attention: Any, max_length: int, device: torch.device) 
     size = attention.pos_ebd_size
     rows = (distances.to(torch.long) + size).clamp(0, 2 * size - 1)
     first, last = int(rows[0]), int(rows[-1])
-    return (rows - first).to(device), first, last
+    return (rows - first).to(device, non_blocking=True), first, last
 
 
 class SelfAttention(original.DisentangledSelfAttention):
