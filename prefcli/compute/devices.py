@@ -1,4 +1,4 @@
-"""Which device and which precision, and why."""
+"""Choose device and precision, with the reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AS_ASKED = "as asked"
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how exactly the arithmetic happens.
+    """Device and precision of the computation, and the reason for them.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Placement:
 
     @property
     def scaled(self) -> bool:
-        """Whether gradients need a loss scale: only float16 is so narrow that they vanish."""
+        """Whether gradients need a loss scale: in float16 small ones vanish without it."""
         return self.precision == "fp16"
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class DeviceRequest:
-    """Device and precision as the user asked for them: torch is not imported before they are placed."""
+    """Device and precision as the user gave them; torch is imported only when they are placed."""
 
     device: str = "auto"
     precision: str = "auto"
@@ -95,16 +95,16 @@ def place(device: str = "auto", precision: str = "auto", local_rank: int = 0) ->
 
 
 def for_language_models(placement: Placement) -> Placement:
-    """bf16 in place of an fp16 that nobody asked for, where the GPU has it.
+    """bf16 instead of an fp16 that ``auto`` chose, where the GPU has it.
 
-    Language models are trained in bf16 and some (Gemma) reach numbers that float16 does not hold.
+    Language models are trained in bf16, and some (Gemma) reach values that float16 cannot represent.
     """
     import torch
 
-    chosen_here = placement.precision == "fp16" and placement.reason != AS_ASKED
-    if not chosen_here or not torch.cuda.is_bf16_supported(including_emulation=False):
+    auto_fp16 = placement.precision == "fp16" and placement.reason != AS_ASKED
+    if not auto_fp16 or not torch.cuda.is_bf16_supported(including_emulation=False):
         return placement
-    return Placement(placement.device, "bf16", "language models outgrow fp16, and this GPU has bf16")
+    return Placement(placement.device, "bf16", "language models overflow in fp16, and this GPU has bf16")
 
 
 def _best_precision(device: torch.device) -> tuple[str, str]:

@@ -1,7 +1,7 @@
-"""Several processes as one: what ``torchrun`` started, and how they agree.
+"""The processes that ``torchrun`` started, and how they exchange values.
 
-There is no launcher here: PyTorch's own (``torchrun -m prefcli train ...``) starts the processes and tells each its
-rank through the environment. Without it the world has one process and everything below does nothing.
+There is no launcher here: PyTorch's own (``torchrun -m prefcli train ...``) starts the processes and sets each one's
+rank in its environment. Without it the world has one process and everything below does nothing.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from datetime import timedelta
 from typing import Any
 
 TIMEOUT = timedelta(minutes=30)
-"""How long one process may wait for another, which may be evaluating or preprocessing."""
+"""How long a process may wait for another, which may be evaluating or preprocessing."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers.
+    """This process and the number of all.
 
     Attributes
     ----------
     rank, size:
-        This process's number and how many there are.
+        Number of this process, and how many there are.
     local_rank:
-        Its number on this machine: which GPU is its own.
+        Its number on this machine, which is that of its GPU.
     """
 
     rank: int = 0
@@ -51,7 +51,7 @@ class World:
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """The first process runs the block before the others do: it fills caches, they reuse them."""
+        """The main process runs the block before the others do: it fills caches, they reuse them."""
         if not self.is_main_process:
             self.barrier()
         yield

@@ -15,7 +15,7 @@ _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
 
-_LARGEST = 2**31 - 1
+_NO_LIMIT = 2**31 - 1
 _PADDING = 64 * 2**20
 
 
@@ -32,7 +32,7 @@ def keep_freed_memory() -> bool:
         return False
     try:
         library = ctypes.CDLL("libc.so.6")
-        settings = ((_M_MMAP_THRESHOLD, _LARGEST), (_M_TRIM_THRESHOLD, _LARGEST), (_M_TOP_PAD, _PADDING))
+        settings = ((_M_MMAP_THRESHOLD, _NO_LIMIT), (_M_TRIM_THRESHOLD, _NO_LIMIT), (_M_TOP_PAD, _PADDING))
         return all(library.mallopt(name, value) for name, value in settings)
     except (OSError, AttributeError):  # another C library
         return False
