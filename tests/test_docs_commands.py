@@ -70,7 +70,7 @@ def run_here(page: Path) -> list[Block]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_says_what_it_is_and_a_reason_is_a_reason(page: Path) -> None:
+def test_every_block_names_its_language_and_every_reason_is_valid(page: Path) -> None:
     for block in blocks(page):
         where = f"{page.name}, line {block.line}"
         if block.language != "sh":
@@ -101,14 +101,14 @@ def test_only_a_reason_right_before_a_block_keeps_it_from_being_run(tmp_path: Pa
     ]
     assert blocks(page)[1].commands == ["prefcli train b.csv"]
     with pytest.raises(AssertionError, match="stands before no block"):
-        test_every_block_says_what_it_is_and_a_reason_is_a_reason(page)
+        test_every_block_names_its_language_and_every_reason_is_valid(page)
 
 
 @pytest.mark.parametrize("text", ["```\nprefcli eda a.csv\n```\n", "```text\nprefcli eda a.csv\n```\n"])
-def test_a_command_cannot_hide_in_a_block_that_is_none(tmp_path: Path, text: str) -> None:
+def test_commands_in_blocks_of_other_languages_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "page.md").write_text(text)
     with pytest.raises(AssertionError, match="line 1"):
-        test_every_block_says_what_it_is_and_a_reason_is_a_reason(tmp_path / "page.md")
+        test_every_block_names_its_language_and_every_reason_is_valid(tmp_path / "page.md")
 
 
 @pytest.fixture(scope="session")

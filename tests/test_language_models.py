@@ -64,7 +64,7 @@ def probabilities(run: Path, demo_files: Demo, **how: Any) -> np.ndarray:
 # What is read
 
 
-def test_a_language_model_is_told_from_an_encoder(
+def test_a_language_model_is_recognised_by_its_attention(
     language_model: Path, bert_folder: Path, deberta_folder: Path
 ) -> None:
     for folder, causal in ((language_model, True), (bert_folder, False), (deberta_folder, False)):
@@ -193,7 +193,7 @@ def test_adapters_train_resume_reload_and_merge_to_the_same_predictions(
     assert Path("merged", name).stat().st_size > 5 * Path("cut", name).stat().st_size
 
 
-def test_only_the_adapters_and_the_head_are_learnt_and_kept(lora_run: Path, llama: Path) -> None:
+def test_only_the_adapters_and_the_head_are_trained_and_saved(lora_run: Path, llama: Path) -> None:
     kept = weights.load(lora_run / neural.WEIGHTS)
     assert {name.split(".")[0] for name in kept} == {"encoder", "classifier"}
     assert all(".lora_" in name for name in kept if name.startswith("encoder."))
@@ -286,13 +286,13 @@ def test_transformers_loads_the_encoder_of_a_run(
     assert again.validation is not None  # a run is an encoder to start another from
 
 
-def test_adapters_have_a_learning_rate_of_their_own() -> None:
+def test_adapters_have_their_own_default_learning_rate() -> None:
     assert TrainOptions(encoder="x", lora_rank=4).learning_rate == 2e-4
     assert TrainOptions(encoder="x", lora_rank=4, lr=1e-3).learning_rate == 1e-3
     assert TrainOptions(encoder="x").learning_rate == 2e-5
 
 
-def test_a_run_trained_with_few_bits_is_used_and_merged_without_a_gpu(
+def test_a_quantized_run_is_used_and_merged_without_a_gpu(
     lora_run: Path, demo_files: Demo, cli: Callable[..., Result]
 ) -> None:
     shutil.copytree(lora_run, "few")
@@ -305,7 +305,7 @@ def test_a_run_trained_with_few_bits_is_used_and_merged_without_a_gpu(
     assert json.loads(Path("whole/config.json").read_text())["options"]["quantize"] == "none"
 
 
-def test_a_merged_run_tells_of_its_own_training_not_of_its_encoders(demo_files: Demo, bert_folder: Path) -> None:
+def test_a_merged_run_describes_its_own_training_not_its_encoders(demo_files: Demo, bert_folder: Path) -> None:
     plain = {"text": "raw", "max_length": 64, "lr": 1e-3}
     prefcli.train(demo_files.train, encoder=str(bert_folder), output="first", limit=60, **plain)
     prefcli.train(demo_files.train, encoder="first", output="second", limit=90, lora_rank=2, **plain)
@@ -316,14 +316,14 @@ def test_a_merged_run_tells_of_its_own_training_not_of_its_encoders(demo_files: 
 
 
 @pytest.mark.parametrize("kind", ["bloom", "mpt", "xglm"])
-def test_language_models_whose_attention_says_nothing_are_known_by_their_family(kind: str) -> None:
+def test_language_models_without_is_causal_are_recognised_by_their_family(kind: str) -> None:
     from transformers import AutoConfig, AutoModel
 
     with torch.device("meta"):
         assert pooling.is_causal(AutoModel.from_config(AutoConfig.for_model(kind)))
 
 
-def test_an_encoder_with_a_decoder_is_refused(demo_files: Demo, bert_folder: Path, cli: Callable[..., Result]) -> None:
+def test_an_encoder_decoder_model_is_refused(demo_files: Demo, bert_folder: Path, cli: Callable[..., Result]) -> None:
     from transformers import T5Config, T5Model
 
     folder = Path(shutil.copytree(bert_folder, "t5"))
@@ -334,7 +334,9 @@ def test_an_encoder_with_a_decoder_is_refused(demo_files: Demo, bert_folder: Pat
     assert not Path("run").exists()
 
 
-def test_what_auto_became_stays(lora_run: Path, demo_files: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_keeps_what_auto_was_resolved_to(
+    lora_run: Path, demo_files: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = probabilities(lora_run, demo_files)
     resolved = json.loads((lora_run / "config.json").read_text())["resolved"]
     assert (resolved["pooling"], resolved["template"]) == ("last", "words")
@@ -390,7 +392,7 @@ def test_adapters_of_folds_become_one_model(llama: Path, demo_files: Demo, cli: 
     assert np.allclose(probabilities(Path("one"), demo_files).sum(axis=1), 1)
 
 
-def test_folds_of_whole_weights_become_one_model(
+def test_folds_with_all_weights_trained_become_one_model(
     demo_files: Demo, bert_folder: Path, cli: Callable[..., Result]
 ) -> None:
     prefcli.train(
@@ -414,14 +416,14 @@ def test_adapters_are_merged_before_they_are_exported_to_onnx(
     assert np.abs(probabilities(Path("small"), demo_files) - probabilities(Path("run"), demo_files)).max() < 1e-4
 
 
-def test_what_adapters_will_cost_is_estimated(llama: Path, demo_files: Demo) -> None:
+def test_the_cost_of_adapters_is_estimated(llama: Path, demo_files: Demo) -> None:
     found = prefcli.estimate(demo_files.train, encoder=str(llama), architecture="cross-encoder", **LORA)
     assert found.pieces == 6
     assert found.seconds > 0
     assert not Path(".prefcli/runs").exists()
 
 
-def test_the_card_tells_of_adapters(lora_run: Path) -> None:
+def test_the_card_describes_adapters(lora_run: Path) -> None:
     card = (lora_run / "README.md").read_text()
     assert "LoRA of rank 4, alpha 8, in 14 layers" in card
 
@@ -456,7 +458,7 @@ def test_the_targets_of_adapters_are_a_choice(llama: Path, wanted: str, found: s
     assert {name.rsplit(".", 1)[-1] for name in adapters.targets(encoder, wanted)} == found
 
 
-def test_targets_that_are_not_there_are_refused_with_those_that_are(llama: Path) -> None:
+def test_unknown_targets_are_refused_and_the_known_ones_listed(llama: Path) -> None:
     encoder = encoders.make_encoder(encoders.ResolvedModel(llama, ""), 0, seed=0)
     with pytest.raises(InputError) as caught:
         adapters.targets(encoder, "q_proj,query")
@@ -464,7 +466,7 @@ def test_targets_that_are_not_there_are_refused_with_those_that_are(llama: Path)
     assert "gate_proj" in str(caught.value.hint)
 
 
-def test_adapters_suit_encoders_too(bert_folder: Path, deberta_folder: Path, demo_files: Demo) -> None:
+def test_adapters_work_for_encoders_too(bert_folder: Path, deberta_folder: Path, demo_files: Demo) -> None:
     for folder in (bert_folder, deberta_folder):
         name = folder.name
         made = prefcli.train(demo_files.train, encoder=str(folder), output=name, **{**LORA, "max_length": 64})
@@ -489,7 +491,7 @@ def test_impossible_combinations_are_refused(llama: Path, demo_files: Demo, cli:
         assert (done.code, words in done.err) == (2, True), done.err
 
 
-def test_without_peft_the_line_that_installs_it_is_said(
+def test_without_peft_the_hint_says_how_to_install_it(
     llama: Path, demo_files: Demo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
@@ -499,7 +501,7 @@ def test_without_peft_the_line_that_installs_it_is_said(
     assert not isinstance(caught.value, ModelError)
 
 
-def test_weights_of_few_bits_need_their_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantized_weights_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     frozen = encoders.FrozenWeights(torch.float16, "8bit", torch.device("cuda"))
     if importlib.util.find_spec("bitsandbytes") is None:
         with pytest.raises(PrefcliError, match="bitsandbytes"):
@@ -512,7 +514,7 @@ def test_weights_of_few_bits_need_their_library(monkeypatch: pytest.MonkeyPatch)
     assert asked["device_map"] == {"": torch.device("cuda")}
 
 
-def test_weights_of_four_bits_are_asked_for_as_qlora_has_them() -> None:
+def test_four_bit_weights_use_the_settings_of_qlora() -> None:
     pytest.importorskip("bitsandbytes")
     frozen = encoders.FrozenWeights(torch.bfloat16, "4bit", torch.device("cuda"))
     asked = frozen.quantization_arguments()["quantization_config"]
@@ -520,7 +522,7 @@ def test_weights_of_four_bits_are_asked_for_as_qlora_has_them() -> None:
     assert asked.bnb_4bit_compute_dtype == torch.bfloat16
 
 
-def test_recomputed_activations_change_no_loss(llama: Path, demo_files: Demo) -> None:
+def test_gradient_checkpointing_changes_no_loss(llama: Path, demo_files: Demo) -> None:
     logs = []
     for name, recompute in (("kept", False), ("again", True)):
         prefcli.train(
@@ -531,7 +533,7 @@ def test_recomputed_activations_change_no_loss(llama: Path, demo_files: Demo) ->
     assert logs[0] == pytest.approx(logs[1], abs=1e-6)
 
 
-def test_frozen_weights_may_be_half_as_wide(llama: Path, demo_files: Demo) -> None:
+def test_frozen_weights_may_be_bf16(llama: Path, demo_files: Demo) -> None:
     """As on a GPU, where only what is learnt needs float32."""
     options = TrainOptions(encoder=str(llama), architecture="cross-encoder", precision="bf16", **LORA)
     frozen = encoders.FrozenWeights(torch.bfloat16, "none", torch.device("cpu"))
@@ -600,7 +602,7 @@ def test_a_model_sharded_over_two_processes_trains_and_resumes_as_in_one(
         assert Path(f"{kind}-2", neural.WEIGHTS).read_bytes() == whole[kind]
 
 
-def test_language_models_get_bf16_where_nobody_chose_and_the_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_language_models_get_bf16_by_default_on_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
     chosen, asked = devices.Placement(gpu, "fp16", "by itself"), devices.Placement(gpu, "fp16", devices.AS_ASKED)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)

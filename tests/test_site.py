@@ -65,7 +65,7 @@ def test_pages_fetch_nothing_from_elsewhere(site: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["[to](nowhere.md)", "[to](training.md#no-such-part)"])
-def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path, broken: str) -> None:
+def test_a_broken_link_fails_the_build(tmp_path: Path, broken: str) -> None:
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     (tmp_path / "prefcli" / "assets").mkdir(parents=True)
     for name in ("mkdocs.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "prefcli/assets/WORDNET-LICENSE"):

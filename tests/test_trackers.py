@@ -114,7 +114,7 @@ def assert_tracked(found: Mapping[str, Mapping[int, float]], folder: Path) -> No
         assert found[name] == pytest.approx(steps, rel=1e-6), name
 
 
-def test_both_trackers_hold_what_the_log_holds_and_the_weights_are_the_same_bytes_as_without(
+def test_both_trackers_get_the_log_and_do_not_change_the_weights(
     tmp_path: Path, small: Demo, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("train", small.train, "--encoder", "tiny", "--text", "raw", "--max-length", "48", "--eval-every", "4")
@@ -185,7 +185,7 @@ def test_after_a_kill_and_a_resume_every_step_is_tracked_once(
     assert_tracked(in_wandb(folder)[0], folder)
 
 
-def test_folds_are_followed_one_by_one_and_the_out_of_fold_score_is_the_runs_own(
+def test_each_fold_is_tracked_and_the_out_of_fold_score_belongs_to_the_run(
     tmp_path: Path, small: Demo, workspace: Workspace
 ) -> None:
     options = TrainOptions(**{**vars(OPTIONS), "tracker": "tensorboard", "folds": 2})
@@ -209,7 +209,7 @@ def test_a_model_without_steps_has_its_final_metrics_tracked(
 
 
 @pytest.mark.parametrize("missing", TRACKERS)
-def test_a_missing_package_is_said_in_one_sentence_before_any_work(
+def test_a_missing_package_is_reported_before_any_work(
     tmp_path: Path, small: Demo, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     found = importlib.util.find_spec
@@ -233,7 +233,7 @@ def test_unknown_trackers_are_refused_and_a_list_may_be_given_either_way(tmp_pat
             resolve({"tracker": wrong})
 
 
-def test_a_tracker_that_fails_is_left_behind_with_a_warning_and_the_training_goes_on() -> None:
+def test_a_failing_tracker_is_disabled_with_a_warning_and_training_continues() -> None:
     class Failing:
         def begin(self, options: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> None: ...
         def record(self, step: int, values: Mapping[str, float]) -> None:
@@ -259,9 +259,7 @@ def test_a_tracker_that_fails_is_left_behind_with_a_warning_and_the_training_goe
     assert reporter.warnings == ["tensorboard is told no more, the training goes on: the disk is full"]
 
 
-def test_wandb_without_a_key_says_how_to_get_on_and_tells_no_secret(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_without_a_key_gives_a_hint_and_prints_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("HOME", str(tmp_path))  # no .netrc
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
@@ -274,7 +272,7 @@ def test_wandb_without_a_key_says_how_to_get_on_and_tells_no_secret(
     assert "WANDB_MODE=offline" in caught.value.hint
 
 
-def test_a_damaged_line_of_the_log_is_no_hindrance(tmp_path: Path) -> None:
+def test_a_damaged_line_of_the_log_is_skipped(tmp_path: Path) -> None:
     tracker = trackers.TensorBoard(tmp_path)
     tracker.begin({}, [*LINES[:2], {"step": 3, "loss": "1.0", "lr": None}, LINES[3]])
     tracker.close(failed=False)
@@ -296,9 +294,7 @@ def test_wandb_that_cannot_be_reached_is_a_network_error(tmp_path: Path, monkeyp
     assert "WANDB_MODE=offline" in caught.value.hint
 
 
-def test_a_service_that_has_the_first_steps_already_is_sent_only_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_steps_that_the_service_lacks_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Online: the service keeps what was sent before a kill, under the same id."""
     import wandb
 

@@ -175,7 +175,7 @@ def test_a_stopped_training_resumes_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_checkpoints_and_says_how_to_go_on(
+def test_a_signal_writes_a_checkpoint_and_prints_how_to_continue(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path, number: int
 ) -> None:
     def interrupt(state: loop.TrainState) -> None:
@@ -194,7 +194,7 @@ def test_a_signal_checkpoints_and_says_how_to_go_on(
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
 
 
-def test_only_the_last_two_checkpoints_stay_and_a_damaged_one_is_passed_over(
+def test_only_the_last_two_checkpoints_stay_and_a_damaged_one_is_skipped(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
     def stop(state: loop.TrainState) -> None:
@@ -229,7 +229,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(
         loop.fit(a_spec(tmp_path, battles, bert_folder, resume=True))
 
 
-def test_damaged_kept_weights_are_refused_before_the_training_goes_on(
+def test_damaged_kept_weights_are_refused_before_training_continues(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
     def stop(state: loop.TrainState) -> None:
@@ -322,7 +322,7 @@ def test_auto_is_bf16_on_a_cpu_whose_amx_onednn_may_use(
     assert devices.place("cpu").precision == precision
 
 
-def test_a_loss_that_is_no_number_stops_the_training(
+def test_a_loss_that_is_not_finite_stops_the_training(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
     spec = a_spec(tmp_path, battles, bert_folder)
@@ -435,7 +435,7 @@ def test_biases_and_norms_do_not_decay(battles: TokenisedBattles, bert_folder: P
 
 
 @pytest.mark.parametrize("architecture", ["siamese", "cross-encoder"])
-def test_swap_shows_both_orders_with_exchanged_labels(
+def test_swap_shows_both_orders_with_swapped_labels(
     battles: TokenisedBattles, bert_folder: Path, tmp_path: Path, architecture: str
 ) -> None:
     """The step's loss is that of twice as many battles, the added ones with answers and labels exchanged."""
@@ -471,7 +471,7 @@ def test_swap_shows_both_orders_with_exchanged_labels(
 
 
 @pytest.mark.parametrize("loss_input", ["softmax", "log-softmax"])
-def test_the_ablations_losses(loss_input: str) -> None:
+def test_the_loss_inputs_of_the_ablation_match_cross_entropy(loss_input: str) -> None:
     logits, labels = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]]), torch.tensor([0, 2])
     targets = torch.nn.functional.one_hot(labels, 3).float()
     found = loop.loss_of(logits, targets, replace(OPTIONS, loss_input=loss_input))
