@@ -351,6 +351,7 @@ def test_normalising_text_imports_nothing_heavy():
     assert not heavy & set(json.loads(done.stdout.replace("'", '"')))
 
 
+@pytest.mark.slow
 def test_the_tokenizer_alone_gives_the_tokens_of_the_plain_import():
     done = run_python(COMPARE_IMPORTS)
     assert done.returncode == 0, done.stderr
@@ -490,6 +491,7 @@ for _ in parallel.normalise_stream(itertools.cycle(many_batches(4)), "nltk", wor
 """
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_survives_its_parent(number):
