@@ -54,8 +54,8 @@ class Result:
             return f"exit code {self.code}"
         if not 1 <= len(self.error_lines) <= 3:
             return f"{len(self.error_lines)} lines of error"
-        if "defect" in self.err:
-            return "taken for a defect"
+        if "bug in prefcli" in self.err:
+            return "taken for a bug"
         return ""
 
 

@@ -200,7 +200,7 @@ def wrong_words(code: int, out: str, err: str) -> Iterator[str]:
     """Promises about exit code and messages that were broken."""
     if code not in (0, 2):
         yield f"exit code {code}"
-    for word in ("Traceback", "This is a defect"):
+    for word in ("Traceback", "This is a bug"):
         if word in err:
             yield f"{word} on stderr"
     lines = err.splitlines()
