@@ -13,13 +13,13 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from prefcli.errors import InputError, ModelError, NetworkError, PrefcliError, one_line
-from prefcli.storage import files
+from prefcli.storage import files, runs
 
 PREFIX = "hf://"
 """What a run's name on the hub begins with."""
@@ -107,9 +107,8 @@ def find(
             ) from None
         try:
             cached = Path(hub.snapshot_download(name, local_files_only=True, **needed))
-            with suppress(OSError, ValueError):
-                if is_complete(cached):
-                    return cached, CACHED
+            if is_complete(cached):
+                return cached, CACHED
         except errors.LocalEntryNotFoundError:
             pass
         except errors.HFValidationError:
@@ -138,42 +137,28 @@ def find_run(name: str) -> Path:
     folder, _ = find(
         match[1],
         "run",
-        is_complete=lambda folder: not _problems(folder),
+        is_complete=lambda folder: _damage(folder) is None,
         patterns=RUN_PATTERNS,
         ignore_patterns=RUN_IGNORE_PATTERNS,
         hint="Use the folder of a run on this machine.",
         revision=match[2],
     )
-    try:
-        problems = _problems(folder)
-    except (OSError, ValueError) as error:
-        problems = [str(error)]
-    if problems:
+    if damage := _damage(folder):
         raise ModelError(
-            f"{match[1]} on the hub is not a complete run of prefcli: {', '.join(problems[:3])}",
-            where=str(folder),
+            f"{match[1]} on the hub is not a complete run of prefcli: {damage.what}",
+            where=damage.where,
             hint="Ask its owner to push the run again (prefcli push RUN owner/name).",
         )
     return folder
 
 
-def _problems(folder: Path) -> list[str]:
-    """Why a folder is not a run whose every file matches its checksum; empty if it is."""
-    problems = []
-    for member in (folder, *sorted(path for path in folder.glob("fold-*") if path.is_dir())):
-        checksums = files.read_checksums(member)
-        if not checksums:
-            problems.append(f"{member.name if member != folder else 'it'} has no {files.CHECKSUMS}")
-            continue
-        problems += [f"{name} is {how}" for name, how in files.checksum_mismatches(member).items()]
-        problems += [
-            f"{path.name} is not in {files.CHECKSUMS}"
-            for path in sorted(member.iterdir())
-            if path.suffix in (".json", ".safetensors", ".txt", ".model", ".parquet")
-            and path.is_file()
-            and path.name not in checksums
-        ]
-    return problems
+def _damage(folder: Path) -> ModelError | None:
+    """Why a folder is not a run whose every file has a matching checksum."""
+    try:
+        runs.verify(folder, strict=True)
+    except ModelError as error:
+        return error
+    return None
 
 
 # Pushing
@@ -208,20 +193,15 @@ def check_push(name: str) -> None:
             account = _with_timeout(CHECK_SECONDS, HfApi().whoami)
         except errors.LocalTokenNotFoundError:
             raise ModelError("nobody is logged in to the hub", hint="Log in with: hf auth login.") from None
-    owner = name.partition("/")[0]
-    orgs = account.get("orgs") if isinstance(account, dict) else None
-    if not isinstance(account, dict) or not isinstance(orgs or [], list):
-        raise NetworkError("the hub did not say who is logged in", hint="Try again later.")
-    accounts = [entry for entry in (account, *(orgs or [])) if isinstance(entry, dict)]
-    writable = [str(entry["name"]) for entry in accounts if entry.get("name")]
-    if owner not in writable:
-        raise ModelError(
-            f"this login of the hub cannot write to {owner}/, only to {', '.join(writable)}",
-            hint="Choose one of these as the owner, or log in as another user: hf auth login.",
-        )
-    token = (account.get("auth") or {}).get("accessToken") or {}
-    if isinstance(token, dict) and token.get("role") == "read":
-        raise ModelError("the hub's token can only read", hint="Create one that can write, then: hf auth login.")
+        owner = name.partition("/")[0]
+        writable = [account["name"], *(organisation["name"] for organisation in account.get("orgs") or [])]
+        if owner not in writable:
+            raise ModelError(
+                f"this login of the hub cannot write to {owner}/, only to {', '.join(writable)}",
+                hint="Choose one of these as the owner, or log in as another user: hf auth login.",
+            )
+        if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise ModelError("the hub's token can only read", hint="Create one that can write, then: hf auth login.")
 
 
 def push(folder: Path, names: Sequence[str], name: str, *, private: bool = True) -> PushResult:

@@ -47,6 +47,10 @@ OWN_KEYS = (
 """Keys of ``config.json`` that are prefcli's; all others are the encoder's, as transformers reads them."""
 UNSEALED = (CARD, METRICS, CURVES, UNFINISHED, files.CHECKSUMS)
 """Files that prediction does not depend on."""
+MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".parquet")
+"""Of files that a model could be loaded from."""
+MAX_LISTED = 5
+"""Damaged files that a message names."""
 FORMAT = 1
 
 
@@ -266,7 +270,7 @@ def published_files(folder: Path) -> list[str]:
     return names
 
 
-def verify(folder: Path, *, resuming: bool = False) -> None:
+def verify(folder: Path, *, resuming: bool = False, strict: bool = False) -> None:
     """Check a run and its folds: finished, and every file matches its checksum. A run without checksums passes.
 
     Parameters
@@ -276,6 +280,8 @@ def verify(folder: Path, *, resuming: bool = False) -> None:
     resuming:
         Its training is about to continue: it may be unfinished, and missing files and the validation file will be
         written again.
+    strict:
+        Also require checksums, and refuse files without one that a model could be loaded from.
 
     Raises
     ------
@@ -291,6 +297,7 @@ def verify(folder: Path, *, resuming: bool = False) -> None:
             )
         try:
             mismatches = files.checksum_mismatches(member)
+            checksums = files.read_checksums(member)
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"the run's checksums cannot be read: {one_line(error)}", where=str(member / files.CHECKSUMS)
@@ -300,9 +307,14 @@ def verify(folder: Path, *, resuming: bool = False) -> None:
             for name, how in mismatches.items()
             if not resuming or (how == "changed" and name != VALIDATION)
         ]
+        if strict and not checksums:
+            damaged.append(f"it has no {files.CHECKSUMS}")
+        elif strict:
+            extra = (path.name for path in sorted(member.iterdir()) if path.suffix in MODEL_SUFFIXES and path.is_file())
+            damaged += [f"{name} is not in {files.CHECKSUMS}" for name in extra if name not in checksums]
         if damaged:
             raise ModelError(
-                f"the run is damaged: {', '.join(damaged)}",
+                f"the run is damaged: {', '.join(damaged[:MAX_LISTED])}",
                 where=str(member),
                 hint=f"Copy the run again, or train anew. If you changed it on purpose, delete {files.CHECKSUMS}.",
             )
