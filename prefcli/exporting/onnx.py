@@ -45,7 +45,6 @@ MAX_GRAPH_BYTES = 1_900_000_000
 """Larger weights are saved in a separate file: the graph's format is limited to 2 GB."""
 TRACED_BATTLES, TRACED_LENGTH = 3, 11
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-COPIED_FILES = (runs.VALIDATION, runs.CARD, runs.CURVES)
 
 
 @dataclass(frozen=True)
@@ -183,16 +182,14 @@ def export(run: Path, folder: Path, samples: Sequence[Sample], *, int8: bool = F
     ModelError
         If the run's encoder cannot be exported, or the export's predictions differ.
     """
-    config = runs.read_config(run)
     with files.atomic(folder) as temporary:
         models = [
             _export_model(member, temporary / member.relative_to(run), sample, int8=int8)
             for member, sample in zip(runs.members(run), samples, strict=True)
         ]
         result = _summary(folder, models, samples, int8=int8)
-        if config["options"]["folds"]:
-            _copy_files(run, temporary)
-            _write_config(temporary, config, {"format": exported.FORMAT, "precision": result.precision})
+        if run not in runs.members(run):
+            _copy_run(run, temporary, {"format": exported.FORMAT, "precision": result.precision})
         for member in runs.all_folders(temporary):
             card.add_export(member, _description(result), folder.name)
             runs.seal(member, trained=True)
@@ -211,7 +208,6 @@ class _ExportedModel:
 
 def _export_model(member: Path, target: Path, sample: Sample, *, int8: bool) -> _ExportedModel:
     """Export one model into a folder of its own."""
-    config = runs.read_config(member)
     model = neural.load(member, devices.place("cpu", "fp32"), fast_attention=False)
     definition = getattr(model.tokenizer, "backend_tokenizer", None)
     if definition is None:
@@ -221,27 +217,34 @@ def _export_model(member: Path, target: Path, sample: Sample, *, int8: bool) -> 
             hint="Train with an encoder that has a fast tokenizer.",
         )
     target.mkdir(parents=True, exist_ok=True)
-    _copy_files(member, target)
-    files.write_text(target / TOKENIZER, definition.to_str())
     settings = {
         **exported.export_settings(model.packing, model.pad_token_id),
-        "precision": "fp32",
+        "precision": "int8" if int8 else "fp32",
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", *PACKAGES)},
     }
-    _write_config(target, config, settings)
+    _copy_run(member, target, settings)
+    files.write_text(target / TOKENIZER, definition.to_str())
     external = sum(p.numel() * p.element_size() for p in model.module.parameters()) > MAX_GRAPH_BYTES
     _write_graph(model, target / GRAPH, external=external)
     onnx_model = exported.load(target)
     difference = _compare(model, onnx_model, sample, member)
-    if not int8:
-        return _ExportedModel(difference, _size(target))
-    fp32 = metrics.softmax(onnx_model.logits(sample.battles)[0])
-    del model, onnx_model
-    _quantise(target, external=external)
-    _write_config(target, config, {**settings, "precision": "int8"})
-    return _ExportedModel(
-        difference, _size(target), fp32, metrics.softmax(exported.load(target).logits(sample.battles)[0])
-    )
+    before = after = None
+    if int8:
+        before = metrics.softmax(onnx_model.logits(sample.battles)[0])
+        del model, onnx_model  # their memory may be needed
+        _quantise(target, external=external)
+        after = metrics.softmax(exported.load(target).logits(sample.battles)[0])
+    size = sum((target / name).stat().st_size for name in (GRAPH, exported.WEIGHTS) if (target / name).is_file())
+    return _ExportedModel(difference, size, before, after)
+
+
+def _copy_run(source: Path, target: Path, settings: Mapping[str, Any]) -> None:
+    """Copy what an export shares with its run, with ``settings`` added to the configuration."""
+    for name in (runs.VALIDATION, runs.CARD, runs.CURVES):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    config = {**runs.read_config(source), "export": dict(settings)}
+    files.write_text(target / runs.CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 class _Graph(nn.Module):
@@ -419,20 +422,6 @@ def _description(result: ExportResult) -> str:
         "both orders of the answers."
     )
     return text if result.int8 is None else f"{text}\n\nIts matrices are quantised to int8, dynamically: {result.int8}."
-
-
-def _copy_files(source: Path, target: Path) -> None:
-    for name in COPIED_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-
-
-def _write_config(target: Path, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    files.write_text(target / runs.CONFIG, json.dumps({**config, "export": dict(settings)}, indent=2) + "\n")
-
-
-def _size(target: Path) -> int:
-    return sum((target / name).stat().st_size for name in (GRAPH, exported.WEIGHTS) if (target / name).is_file())
 
 
 @contextlib.contextmanager
