@@ -1,11 +1,10 @@
 """DeBERTa by transformers and by prefcli, side by side: ``python benchmarks/deberta.py [--batch 4] [--length 512]``.
 
-An encoder of DeBERTa-v3-small's shape with random weights, float32, no padding. Each way of computing lives in a
-process of its own (how freed memory is kept is a matter of the whole process) and they take turns, so that whatever
-else the machine does strikes all of them; medians are printed. *Processor time* is what the work cost over all
-threads: on a busy machine it is the steadier figure. The floor is what the operations that the mathematics needs would
-take at the rate of a plain float32 matrix product, by the faster of PyTorch's two libraries, measured in the same
-rounds.
+An encoder of DeBERTa-v3-small's shape with random weights, float32, no padding. Each way of computing runs in a
+process of its own (how freed memory is kept is a setting of the process). They take turns, so that other load on the
+machine affects all of them; medians are printed. *Processor time* is summed over all threads; it varies less on a busy
+machine. The floor is the time of the necessary operations at the rate of a plain float32 matrix product, by the faster
+of PyTorch's two libraries, measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-AS_THE_COMMAND = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
-"""How threads wait, as the prefcli command sets it for itself; other ways get what PyTorch does by default."""
+COMMAND_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
+"""How threads wait: the prefcli command sets this for itself; the other ways use PyTorch's defaults."""
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 768, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 3072,
@@ -109,7 +108,7 @@ def work(way: str, options: argparse.Namespace) -> None:
 
 
 def peak(way: str, options: argparse.Namespace) -> None:
-    """A process that trains two steps and says how far its memory rose above the model's own, in MB."""
+    """A process that trains two steps and prints its peak memory and how much that is above the model's own, in MB."""
     encoder = make(way, options.dropout)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     training = passes(encoder, options.batch, options.length)["training"]
@@ -120,7 +119,7 @@ def peak(way: str, options: argparse.Namespace) -> None:
 
 
 def differences(options: argparse.Namespace) -> None:
-    """A process that says how far outputs and gradients are apart, relative to the largest."""
+    """A process that prints the largest differences of outputs and gradients, relative to the largest value."""
     import torch
 
     from prefcli.encoders import deberta
@@ -154,7 +153,7 @@ def measure(ways: list[str], arguments: list[str], repeats: int) -> dict[str, di
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | (AS_THE_COMMAND if way == "prefcli" else {}),
+            env=os.environ | (COMMAND_ENVIRONMENT if way == "prefcli" else {}),
         )
         for way in ways
     }
@@ -227,15 +226,15 @@ def main() -> None:
         for way in options.ways:
             wall, used = (statistics.median(t[kind] for t in times[way][name]) for kind in (0, 1))
             first = [statistics.median(t[kind] for t in times[base][name]) for kind in (0, 1)]
-            every = [t[0] for t in times[way][name]]
+            seconds = [t[0] for t in times[way][name]]
             print(
-                f"| {name} | {way} | {wall:.2f} ({min(every):.2f} to {max(every):.2f}) | {used:.2f} "
+                f"| {name} | {way} | {wall:.2f} ({min(seconds):.2f} to {max(seconds):.2f}) | {used:.2f} "
                 f"| {first[0] / wall:.2f}, {first[1] / used:.2f} | {floor[0] / wall:.0%}, {floor[1] / used:.0%} |"
             )
     if memory:
         print("| way | peak MB of two training steps | above the model's own |\n|---|---|---|")
-        for way, (whole, above) in memory.items():
-            print(f"| {way} | {whole:.0f} | {above:.0f} |")
+        for way, (total, above) in memory.items():
+            print(f"| {way} | {total:.0f} | {above:.0f} |")
     return None
 
 

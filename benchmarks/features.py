@@ -1,8 +1,7 @@
 """How fast and how good the `features` architecture is: ``python benchmarks/features.py FILE [--folds 5]``.
 
-Measures on one file of battles with outcomes: how long it takes to extract the features of all of them, to train on
-all of them, and to predict (text in, probabilities out); and the log loss when every battle is predicted by a model
-that has not seen its prompt.
+Measures, on a file of battles with outcomes, how long it takes to extract the features, to train, and to predict (text
+to probabilities); and the log loss when every battle is predicted by a model that has not seen its prompt.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="battles with outcomes, in any format prefcli reads")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="of the folds and of the training")
-    parser.add_argument("--limit", type=int, help="use the first so many battles")
+    parser.add_argument("--limit", type=int, help="use only the first N battles")
     parser.add_argument("--threads", type=int, default=0, help="of LightGBM; 0: as many as there are cores")
     parser.add_argument("--predict", type=int, default=20_000, help="battles to time prediction on")
     options = parser.parse_args()

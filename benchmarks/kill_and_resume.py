@@ -1,8 +1,9 @@
 """Kill a training at random moments, resume it each time, and compare its bytes with those of an undisturbed one.
 
 ``python benchmarks/kill_and_resume.py [--kills 20] [--signal KILL]`` trains ``tiny`` on synthetic battles once without
-disturbance; then again, killed after a random time, resumed, killed, ... until it has been killed as often as asked and
-finished. It prints how often it was killed in which state and whether ``model.safetensors`` is byte-identical.
+disturbance; then again and again, killed after random times and resumed until it has finished, until it has been
+killed ``--kills`` times. It prints in which state it was killed how often, and whether ``model.safetensors`` is
+byte-identical.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ def main() -> None:
     parser.add_argument("--signal", choices=["KILL", "TERM", "INT"], default="KILL")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    number = getattr(signal, f"SIG{options.signal}")
+    signal_number = getattr(signal, f"SIG{options.signal}")
     moments = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         synthetic.write(folder, train=1200, test=10)
         training = ["train.csv", "--encoder", "tiny", "--epochs", "2", "--checkpoint-every", "7", "--eval-every", "31"]
-        begun = time.monotonic()
-        if start(folder, *training, "--output", "whole").wait():
+        started = time.monotonic()
+        if start(folder, *training, "--output", "undisturbed").wait():
             raise SystemExit("the undisturbed training failed")
-        whole = time.monotonic() - begun
-        print(f"undisturbed: {whole:.1f} s, model.safetensors {digest(folder / 'whole')[:16]}")
+        seconds = time.monotonic() - started
+        print(f"undisturbed: {seconds:.1f} s, model.safetensors {digest(folder / 'undisturbed')[:16]}")
         kills = finished = identical = 0
         states: dict[str, int] = {}
         round_ = 0
@@ -53,10 +54,10 @@ def main() -> None:
             run = folder / f"killed-{round_}"
             round_ += 1
             while True:
-                begun_before = (run / "config.json").is_file()
-                arguments = ["--resume", run.name] if begun_before else [*training, "--output", run.name, "--force"]
+                started_before = (run / "config.json").is_file()
+                arguments = ["--resume", run.name] if started_before else [*training, "--output", run.name, "--force"]
                 process = start(folder, *arguments)
-                wait = moments.uniform(0.0, whole) if kills < options.kills else None
+                wait = moments.uniform(0.0, seconds) if kills < options.kills else None
                 try:
                     code = process.wait(timeout=wait)
                 except subprocess.TimeoutExpired:
@@ -66,7 +67,7 @@ def main() -> None:
                         if not (run / "config.json").is_file()
                         else ("before its first checkpoint" if not checkpoints else "with checkpoints")
                     )
-                    process.send_signal(number)
+                    process.send_signal(signal_number)
                     process.wait()
                     kills += 1
                     states[state] = states.get(state, 0) + 1
@@ -74,7 +75,7 @@ def main() -> None:
                 if code:
                     raise SystemExit(f"resuming failed with exit code {code}")
                 finished += 1
-                identical += digest(run) == digest(folder / "whole")
+                identical += digest(run) == digest(folder / "undisturbed")
                 break
         print(f"{kills} times SIG{options.signal}: {', '.join(f'{n} {state}' for state, n in states.items())}")
         print(f"{finished} trainings finished after that, {identical} byte-identical to the undisturbed one")

@@ -1,6 +1,6 @@
 """A language model trained with LoRA, beside Hugging Face's Trainer: ``python benchmarks/lora_speed.py FILE``.
 
-One sequence "prompt, A, B", the same tokens, adapters of the same rank in the same layers, the same pieces of battles,
+One sequence "prompt, A, B", the same tokens, adapters of the same rank in the same layers, the same micro-batches,
 random weights of a named shape:
 
 - *Trainer*: ``AutoModelForSequenceClassification`` with ``peft``, batches of like lengths, padded to their longest;
@@ -58,49 +58,49 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     from prefcli.options import TrainOptions
     from prefcli.readers import open_battles
 
-    place = devices.for_language_models(devices.place(options.device))
+    placement = devices.for_language_models(devices.place(options.device))
     batch = next(b for b, _ in open_battles(options.file).batches()).slice(0, options.limit)
     texts = (text for name in TEXT_FIELDS for text in texts_of(batch.column(name)))
     tokenizer = encoders.train_tokenizer(texts, 30_000)
     tokenizer.add_special_tokens({"eos_token": "[SEP]"})
-    chosen = TrainOptions(
+    train_options = TrainOptions(
         encoder=options.shape, architecture="cross-encoder", lora_rank=16, batch_size=options.batch,
         micro_batch=options.piece, max_length=options.max_length, lr=LEARNING_RATE,
         gradient_checkpointing=options.checkpointing,
     )  # fmt: skip
     encoder = encoders.from_config({**SHAPES[options.shape], "pad_token_id": tokenizer.pad_token_id})
-    frozen = neural.frozen_weights(chosen, place)
+    frozen = neural.frozen_weights(train_options, placement)
     assert frozen is not None
     encoder.to(frozen.dtype)
-    torch.manual_seed(chosen.seed)
-    model = neural.build(chosen, encoder, tokenizer, options.max_length, place)
+    torch.manual_seed(train_options.seed)
+    model = neural.build(train_options, encoder, tokenizer, options.max_length, placement)
     torch.manual_seed(0)
-    return chosen, place, model, tokenise(tokenizer, iter([batch]))
+    return train_options, placement, model, tokenise(tokenizer, iter([batch]))
 
 
-def ours(chosen: Any, place: Any, model: Any, battles: Any) -> Any:
+def prefcli_way(train_options: Any, placement: Any, model: Any, battles: Any) -> Any:
 
     from prefcli.reporting import SILENT
     from prefcli.training import loop
 
     targets = np.eye(3, dtype=np.float32)[battles.labels]
-    spec = loop.FitSpec(model, battles, targets, None, chosen, Path(tempfile.mkdtemp()), SILENT)
-    if chosen.gradient_checkpointing:
+    spec = loop.FitSpec(model, battles, targets, None, train_options, Path(tempfile.mkdtemp()), SILENT)
+    if train_options.gradient_checkpointing:
         model.module.encoder.gradient_checkpointing_enable({"use_reentrant": False})
-    optimizer = loop.make_optimizer(model.module, chosen)
+    optimizer = loop.make_optimizer(model.module, train_options)
     scaler = loop.make_scaler(model.placement)
 
     def train(rows: np.ndarray) -> None:
-        for start in range(0, len(rows), chosen.batch_size):
-            batch = rows[start : start + chosen.batch_size]
+        for start in range(0, len(rows), train_options.batch_size):
+            batch = rows[start : start + train_options.batch_size]
             loop.forward_backward(spec, model.module, scaler, batch, spec.prepare(batch))
-            loop.update(model.module, optimizer, scaler, LEARNING_RATE, chosen.clip)
+            loop.update(model.module, optimizer, scaler, LEARNING_RATE, train_options.clip)
 
     return train
 
 
-def trainer(chosen: Any, place: Any, model: Any, battles: Any) -> Any:
-    """The Trainer's own way: a classifier of transformers, adapters of peft, its collator and its grouping."""
+def trainer_way(train_options: Any, placement: Any, model: Any, battles: Any) -> Any:
+    """The Trainer: transformers' classifier, peft's adapters, batches grouped by length."""
     import torch
     import transformers
     from peft import LoraConfig, get_peft_model
@@ -115,17 +115,17 @@ def trainer(chosen: Any, place: Any, model: Any, battles: Any) -> Any:
     config.num_labels = 3
     classifier = transformers.AutoModelForSequenceClassification.from_config(config)
     classifier.model = model.module.encoder
-    classifier.to(place.device)
+    classifier.to(placement.device)
     classifier = get_peft_model(
         classifier, LoraConfig(task_type="SEQ_CLS", r=16, lora_alpha=32, lora_dropout=0.0, target_modules=names)
     )
     settings = transformers.TrainingArguments(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=chosen.micro_batch,
-        gradient_accumulation_steps=chosen.batch_size // chosen.micro_batch, num_train_epochs=1,
-        learning_rate=LEARNING_RATE, train_sampling_strategy="group_by_length", use_cpu=place.device.type == "cpu",
-        bf16=place.precision == "bf16", fp16=place.precision == "fp16", save_strategy="no", report_to="none",
-        gradient_checkpointing=chosen.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if chosen.gradient_checkpointing else None,
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=train_options.micro_batch,
+        gradient_accumulation_steps=train_options.batch_size // train_options.micro_batch, num_train_epochs=1,
+        learning_rate=LEARNING_RATE, train_sampling_strategy="group_by_length", use_cpu=placement.device.type == "cpu",
+        bf16=placement.precision == "bf16", fp16=placement.precision == "fp16", save_strategy="no", report_to="none",
+        gradient_checkpointing=train_options.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if train_options.gradient_checkpointing else None,
         disable_tqdm=True, remove_unused_columns=False, logging_strategy="no",
     )  # fmt: skip
     optimizer = torch.optim.AdamW([p for p in classifier.parameters() if p.requires_grad], lr=LEARNING_RATE)
@@ -155,36 +155,36 @@ def sequence(model: Any, battles: Any, row: int) -> list[int]:
     return list(packed.ids.tolist())
 
 
-def matmul_rate(place: Any) -> float:
+def matmul_rate(placement: Any) -> float:
     """Operations a second of a large product in the precision that is computed in."""
     import torch
 
-    left = torch.randn(PRODUCT, PRODUCT, device=place.device, dtype=place.dtype)
+    left = torch.randn(PRODUCT, PRODUCT, device=placement.device, dtype=placement.dtype)
     times = []
     for _ in range(5):
         started = time.perf_counter()
         for _ in range(3):
             left @ left
-        if place.device.type == "cuda":
+        if placement.device.type == "cuda":
             torch.cuda.synchronize()
         times.append((time.perf_counter() - started) / 3)
     return 2 * PRODUCT**3 / min(times)
 
 
 def work(options: argparse.Namespace) -> None:
-    """Answer each line of rows with the seconds that training on them took, and with the peak of memory so far."""
+    """Answer each line of rows with the seconds that training on them took and the peak of memory so far."""
     import torch
 
-    chosen, place, model, battles = prepare(options)
+    train_options, placement, model, battles = prepare(options)
     blocks = sum(p.numel() for n, p in model.module.encoder.named_parameters() if "embed" not in n and "lora" not in n)
     lengths = [len(sequence(model, battles, row)) for row in range(len(battles))]
-    train = (ours if options.work == "prefcli" else trainer)(chosen, place, model, battles)
-    facts = {"lengths": lengths, "blocks": blocks, "rate": matmul_rate(place), "placement": str(place)}
+    train = (prefcli_way if options.work == "prefcli" else trainer_way)(train_options, placement, model, battles)
+    facts = {"lengths": lengths, "blocks": blocks, "rate": matmul_rate(placement), "placement": str(placement)}
     print("\n@" + json.dumps(facts), flush=True)
     for line in sys.stdin:
         started = time.perf_counter()
         train(np.array(json.loads(line)))
-        if place.device.type == "cuda":
+        if placement.device.type == "cuda":
             torch.cuda.synchronize()
             peak = torch.cuda.max_memory_allocated() / 1e6
         else:
@@ -229,10 +229,10 @@ def main() -> None:
     peaks: dict[str, float] = {}
     needed = []
     try:
-        said = [answer(worker) for worker in workers.values()][-1]
+        facts = [answer(worker) for worker in workers.values()][-1]
         random = np.random.default_rng(0)
         for number in range(options.rounds + 1):
-            rows = random.choice(len(said["lengths"]), options.battles, replace=False).tolist()
+            rows = random.choice(len(facts["lengths"]), options.battles, replace=False).tolist()
             for way, worker in workers.items():
                 assert worker.stdin is not None
                 worker.stdin.write(json.dumps(rows) + "\n")
@@ -241,15 +241,15 @@ def main() -> None:
                 if number:
                     times[way].append(seconds)
             # Frozen weights cost a product forward and one backward, where trained ones cost three in all.
-            needed.append(4 * said["blocks"] * sum(said["lengths"][row] for row in rows))
+            needed.append(4 * facts["blocks"] * sum(facts["lengths"][row] for row in rows))
     finally:
         for worker in workers.values():
             worker.kill()
             worker.wait()
-    rate, each = said["rate"], statistics.mean(needed[1:]) / options.battles
+    rate, each = facts["rate"], statistics.mean(needed[1:]) / options.battles
     print(
-        f"{options.shape}, {said['blocks'] / 1e6:.0f} M parameters in the blocks, {said['placement']}; "
-        f"{statistics.mean(said['lengths']):.0f} tokens a battle on average; {options.rounds} rounds of "
+        f"{options.shape}, {facts['blocks'] / 1e6:.0f} M parameters in the blocks, {facts['placement']}; "
+        f"{statistics.mean(facts['lengths']):.0f} tokens a battle on average; {options.rounds} rounds of "
         f"{options.battles} battles; a matrix product reaches {rate / 1e12:.2f} TFLOP/s"
     )
     print("| way | battles/s (lowest to highest) | peak MB | share of the matmul rate |\n|---|---|---|---|")

@@ -100,81 +100,81 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--rows", nargs="*", default=[], help="print only rows whose name holds one of these")
     parser.add_argument("--only", nargs="*", default=list(RUNS), help="runs to train now")
-    given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
-    parts = draw(given)
-    for name in given.only:
-        train(name, given, parts)
-    print_table(given, parts)
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    files = draw(args)
+    for name in args.only:
+        train(name, args, files)
+    print_table(args, files)
 
 
-def draw(given: argparse.Namespace) -> dict[str, Path]:
-    """Battles of three parts that share no prompt, as files."""
-    parts = {name: given.folder / f"{name}.parquet" for name in ("train", "validation", "test")}
-    if all(path.exists() for path in parts.values()):
-        return parts
-    table = pa.Table.from_batches([batch for batch, _ in open_battles(Source.of(given.battles)).batches()])
+def draw(args: argparse.Namespace) -> dict[str, Path]:
+    """Training, validation and test battles that share no prompt, as files."""
+    files = {name: args.folder / f"{name}.parquet" for name in ("train", "validation", "test")}
+    if all(path.exists() for path in files.values()):
+        return files
+    table = pa.Table.from_batches([batch for batch, _ in open_battles(Source.of(args.battles)).batches()])
     keys = table["prompt_key"].to_numpy()
     random = np.random.default_rng(0)
     prompts = random.permutation(np.unique(keys))
     cut = (int(len(prompts) * 0.69), int(len(prompts) * 0.81))
-    for (name, path), some in zip(parts.items(), np.split(prompts, cut), strict=True):
-        rows = np.flatnonzero(np.isin(keys, some) & (labels_of(table) >= 0))
-        chosen = np.sort(random.permutation(rows)[: getattr(given, name)])
+    for (name, path), prompts_of_part in zip(files.items(), np.split(prompts, cut), strict=True):
+        rows = np.flatnonzero(np.isin(keys, prompts_of_part) & (labels_of(table) >= 0))
+        chosen = np.sort(random.permutation(rows)[: getattr(args, name)])
         pq.write_table(table.take(chosen), path)
         print(f"{name}: {len(chosen):,} battles, {len(np.unique(keys[chosen])):,} prompts", flush=True)
-    return parts
+    return files
 
 
-def prefcli(given: argparse.Namespace, *arguments: object) -> str:
-    command = [sys.executable, "-m", "prefcli", "--workspace", str(given.folder / ".prefcli"), *map(str, arguments)]
+def prefcli(args: argparse.Namespace, *arguments: object) -> str:
+    command = [sys.executable, "-m", "prefcli", "--workspace", str(args.folder / ".prefcli"), *map(str, arguments)]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def train(name: str, given: argparse.Namespace, parts: dict[str, Path]) -> None:
-    run = given.folder / name
+def train(name: str, args: argparse.Namespace, files: dict[str, Path]) -> None:
+    run = args.folder / name
     if (run / "validation.parquet").exists():
         return
     flags = list(RUNS[name])
     if "features" not in flags:
-        tokens = given.tokens if "cross-encoder" in flags else given.tokens // 2
-        flags += ["--encoder", given.encoder, "--max-length", str(tokens), "--lr", given.lr]
-        flags += ["--precision", given.precision]
+        tokens = args.tokens if "cross-encoder" in flags else args.tokens // 2
+        flags += ["--encoder", args.encoder, "--max-length", str(tokens), "--lr", args.lr]
+        flags += ["--precision", args.precision]
     started = time.monotonic()
-    files = (parts["train"], "--validation-file", parts["validation"])
-    made = json.loads(prefcli(given, "train", *files, *flags, "--output", run, "--force", "--json"))
-    (run / "seconds.json").write_text(json.dumps([time.monotonic() - started, made["battles_per_second"]]))
+    inputs = (files["train"], "--validation-file", files["validation"])
+    result = json.loads(prefcli(args, "train", *inputs, *flags, "--output", run, "--force", "--json"))
+    (run / "seconds.json").write_text(json.dumps([time.monotonic() - started, result["battles_per_second"]]))
 
 
-def print_table(given: argparse.Namespace, parts: dict[str, Path]) -> None:
-    truth = pq.read_table(parts["test"])
+def print_table(args: argparse.Namespace, files: dict[str, Path]) -> None:
+    truth = pq.read_table(files["test"])
     labels, keys = labels_of(truth), truth["prompt_key"].to_numpy()
     prior = np.bincount(labels, minlength=3) / len(labels)
     entropy = -(prior * np.log(prior)).sum()
     print(f"\n{len(labels):,} test battles, {len(np.unique(keys)):,} prompts; prior {entropy:.4f}\n")
     print("| model | log loss | 95 % interval | difference to the first row | to the best single model | calibration |")
     print("|---|---|---|---|---|---|")
-    done: list[tuple[Row, np.ndarray, str]] = []
+    scored: list[tuple[Row, np.ndarray, str]] = []
     for row in ROWS:
-        if given.rows and not any(part in row.name for part in given.rows):
+        if args.rows and not any(part in row.name for part in args.rows):
             continue
-        if not all((given.folder / run / "validation.parquet").exists() for run in row.runs):
+        if not all((args.folder / run / "validation.parquet").exists() for run in row.runs):
             continue
-        models = [part for run in row.runs for part in ("--model", given.folder / run)]
-        output = given.folder / "predictions.parquet"
-        made = json.loads(
-            prefcli(given, "predict", parts["test"], *models, *row.predict, "--output", output, "--force", "--json")
+        models = [part for run in row.runs for part in ("--model", args.folder / run)]
+        output = args.folder / "predictions.parquet"
+        result = json.loads(
+            prefcli(args, "predict", files["test"], *models, *row.predict, "--output", output, "--force", "--json")
         )
         _, probabilities = tables.read_probabilities(output)
         fitted = (
-            ", ".join(f"{weight:.2f}" for weight in made["weights"]) if "--no-calibration" not in row.predict else ""
+            ", ".join(f"{weight:.2f}" for weight in result["weights"]) if "--no-calibration" not in row.predict else ""
         )
-        done.append((row, metrics.losses(probabilities, labels), fitted))
-    best = min((losses for row, losses, _ in done if len(row.runs) == 1), key=lambda losses: float(losses.mean()))
-    for row, losses, fitted in done:
+        scored.append((row, metrics.losses(probabilities, labels), fitted))
+    best = min((losses for row, losses, _ in scored if len(row.runs) == 1), key=lambda losses: float(losses.mean()))
+    for row, losses, fitted in scored:
         interval = "{:.4f} to {:.4f}".format(*metrics.bootstrap_interval(losses, groups=keys))
-        compared = [_difference(losses - other, keys) for other in (done[0][1], best)]
-        print(f"| {row.name} | {losses.mean():.4f} | {interval} | {compared[0]} | {compared[1]} | {fitted} |")
+        differences = [_difference(losses - other, keys) for other in (scored[0][1], best)]
+        print(f"| {row.name} | {losses.mean():.4f} | {interval} | {differences[0]} | {differences[1]} | {fitted} |")
 
 
 def _difference(differences: np.ndarray, keys: np.ndarray) -> str:

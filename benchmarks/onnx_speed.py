@@ -2,9 +2,9 @@
 
 Each neural run is exported in float32 and in int8, then the same battles are predicted, tokenising included, by torch
 as prefcli computes it, by torch with transformers' own attention, and by ONNX Runtime in both precisions. The ways take
-turns in one process; the median of the rounds is printed, and by how much a probability differs from torch's at most,
-in both orders of the answers, on more battles. Text is taken raw, because normalising it takes the same time
-in all ways. Without a run, small ones with the built-in encoder are trained on the file.
+turns in one process; the median of the rounds is printed, and the largest difference of a probability to torch's, in
+both orders of the answers, on more battles. Text is taken raw, because normalising it takes the same time in all ways.
+Without a run, small ones with the built-in encoder are trained on the file.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def main() -> None:
     parser.add_argument("--battles", type=int, default=32, help="timed in every round")
     parser.add_argument("--compared", type=int, default=500, help="on which probabilities are compared")
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
-    everything = pa.Table.from_batches([batch for batch, _ in open_battles(given.file).batches()])
+    args = parser.parse_args()
+    battles = pa.Table.from_batches([batch for batch, _ in open_battles(args.file).batches()])
     with tempfile.TemporaryDirectory() as scratch:
-        for number, run in enumerate(given.runs or tiny_runs(given.file, Path(scratch))):
-            report(run, ways_of(run, Path(scratch) / str(number)), everything, given)
+        for number, run in enumerate(args.runs or tiny_runs(args.file, Path(scratch))):
+            report(run, ways_of(run, Path(scratch) / str(number)), battles, args)
 
 
 def tiny_runs(file: Path, scratch: Path) -> list[Path]:
@@ -59,34 +59,34 @@ def ways_of(run: Path, scratch: Path) -> dict[str, Model]:
     workspace = Workspace(scratch / "workspace")
     for precision in ("fp32", "int8"):
         pipeline.export(str(run), workspace, scratch / precision, int8=precision == "int8")
-    wish = devices.DeviceRequest("cpu", "auto")
-    made = [
+    auto = devices.DeviceRequest("cpu", "auto")
+    models_in_order = [
         models.load(run, devices.DeviceRequest("cpu", "fp32")),
         models.load(run, devices.DeviceRequest("cpu", "fp32"), fast_attention=False),
-        models.load(scratch / "fp32", wish),
-        models.load(scratch / "int8", wish),
+        models.load(scratch / "fp32", auto),
+        models.load(scratch / "int8", auto),
     ]
-    return dict(zip(ORDER, made, strict=True))
+    return dict(zip(ORDER, models_in_order, strict=True))
 
 
-def report(run: Path, ways: dict[str, Model], everything: pa.Table, given: argparse.Namespace) -> None:
-    few = evenly(everything, given.battles)
+def report(run: Path, ways: dict[str, Model], battles: pa.Table, args: argparse.Namespace) -> None:
+    timed_battles = evenly(battles, args.battles)
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(given.rounds + 1):
+    for number in range(args.rounds + 1):
         for name, model in ways.items():
-            seconds = timed(lambda model=model: model.logits(few))  # type: ignore[misc]
+            seconds = timed(lambda model=model: model.logits(timed_battles))  # type: ignore[misc]
             if number:
                 times[name].append(seconds)
-    many = evenly(everything, given.compared)
-    found = {name: probabilities(ways[name], many) for name in (ORDER[0], *ORDER[2:])}
-    print(f"\n{run.name}: {few.num_rows} battles of {given.file.name}, {given.rounds} rounds\n")
-    print(f"| way | battles/s (lowest to highest) | times torch | largest difference on {many.num_rows} battles |")
+    compared_battles = evenly(battles, args.compared)
+    predictions = {name: probabilities(ways[name], compared_battles) for name in (ORDER[0], *ORDER[2:])}
+    print(f"\n{run.name}: {timed_battles.num_rows} battles of {args.file.name}, {args.rounds} rounds\n")
+    print(f"| way | battles/s (lowest to highest) | times torch | largest difference on {args.compared} battles |")
     print("|---|---|---|---|")
     for name, seconds in times.items():
         middle = statistics.median(seconds)
-        low, high = few.num_rows / max(seconds), few.num_rows / min(seconds)
-        rates = f"{few.num_rows / middle:.1f} ({low:.1f} to {high:.1f})"
-        difference = f"{np.abs(found[name] - found[ORDER[0]]).max():.1e}" if name in ORDER[2:] else ""
+        low, high = timed_battles.num_rows / max(seconds), timed_battles.num_rows / min(seconds)
+        rates = f"{timed_battles.num_rows / middle:.1f} ({low:.1f} to {high:.1f})"
+        difference = f"{np.abs(predictions[name] - predictions[ORDER[0]]).max():.1e}" if name in ORDER[2:] else ""
         faster = statistics.median(times[ORDER[0]]) / middle
         print(f"| {name} | {rates} | {faster:.2f} | {difference} |", flush=True)
 
@@ -104,9 +104,9 @@ def timed(work: Callable[[], object]) -> float:
 
 def probabilities(model: Model, battles: pa.RecordBatch) -> np.ndarray:
     """In both orders, shape ``[2, n, 3]``."""
-    straight, exchanged = model.logits(battles, swap_average=True)
-    assert exchanged is not None
-    return np.stack([metrics.softmax(straight), metrics.softmax(exchanged)])
+    logits, swapped_logits = model.logits(battles, swap_average=True)
+    assert swapped_logits is not None
+    return np.stack([metrics.softmax(logits), metrics.softmax(swapped_logits)])
 
 
 if __name__ == "__main__":

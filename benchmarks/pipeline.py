@@ -1,4 +1,4 @@
-"""Time and memory of whole commands, as a user has them: ``python benchmarks/pipeline.py [FILE]``.
+"""Time and memory of complete commands: ``python benchmarks/pipeline.py [FILE]``.
 
 FILE is any file of battles; without one 20,000 synthetic battles are made. Every command runs in a process of its own,
 in a fresh workspace, several times; the median is printed, with the peak memory of the process and its children.

@@ -1,9 +1,9 @@
-"""Whether cost grows with the number of battles and nothing faster: ``python benchmarks/scaling.py FILE``.
+"""Whether cost grows in proportion to the number of battles: ``python benchmarks/scaling.py FILE``.
 
 Cuts the file into its first eighth, quarter, half and all of it, and runs on each, in processes of their own and in
 fresh workspaces: `preprocess` (reading included), tokenising into the cache, and `predict` with a `tiny` siamese and
-with `features` (both trained on a few battles here). Prints seconds a thousand battles and peak memory: the first
-should be level, and so should the second where the work streams.
+with `features` (both trained on a few battles here). Prints seconds per thousand battles and peak memory: both
+should stay level, memory where the work streams.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def measure(command: list[str], folder: Path) -> tuple[float, float]:
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
-    said = process.stderr.read()
+    errors = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"failed: {' '.join(command[:6])}\n{said.decode()}")
+        raise SystemExit(f"failed: {' '.join(command[:6])}\n{errors.decode()}")
     return time.perf_counter() - started, usage.ru_maxrss / 1024
 
 
@@ -56,18 +56,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--predict-length", type=int, default=64, help="--max-length of the tiny siamese")
-    parser.add_argument("--only", default="", help="only work whose name holds this")
-    given = parser.parse_args()
-    whole = pa.Table.from_batches([batch for batch, _ in open_battles(given.file).batches()])
+    parser.add_argument("--only", default="", help="only work whose name contains this")
+    args = parser.parse_args()
+    battles = pa.Table.from_batches([batch for batch, _ in open_battles(args.file).batches()])
     prefcli = [sys.executable, "-m", "prefcli"]
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         files = {}
         for share in (8, 4, 2, 1):
-            files[len(whole) // share] = root / f"{len(whole) // share}.parquet"
-            pq.write_table(whole.slice(0, len(whole) // share), files[len(whole) // share])
+            files[len(battles) // share] = root / f"{len(battles) // share}.parquet"
+            pq.write_table(battles.slice(0, len(battles) // share), files[len(battles) // share])
         train = [*prefcli, "train", str(next(iter(files.values()))), "--limit", "1500", "--text", "raw"]
-        tiny = ["--encoder", "tiny", "--max-length", str(given.predict_length)]
+        tiny = ["--encoder", "tiny", "--max-length", str(args.predict_length)]
         measure([*train, *tiny, "--output", "tiny"], root)
         measure([*train, "--recipe", "fast", "--output", "features"], root)
         commands = {
@@ -76,9 +76,9 @@ def main() -> None:
             "predict, tiny siamese, preprocessed before": lambda file, ws: _predict(prefcli, file, ws, "tiny"),
             "predict, features, preprocessed before": lambda file, ws: _predict(prefcli, file, ws, "features"),
         }
-        print("| work | battles | seconds | seconds a thousand battles | peak MB |\n|---|---|---|---|---|")
+        print("| work | battles | seconds | seconds per thousand battles | peak MB |\n|---|---|---|---|---|")
         for what, command in commands.items():
-            if given.only not in what:
+            if args.only not in what:
                 continue
             for count, file in files.items():
                 workspace = root / f"ws-{count}-{what[:4]}"

@@ -9,7 +9,7 @@ the same battles, in float32:
   with and without ``prefcli.encoders.deberta.accelerate`` (the latter as *prefcli, transformers' attention*).
 
 Each way is a process of its own. They take turns, each given the same battles in a round; medians over the rounds are
-printed. *Processor time* is what the work cost over all threads, the steadier figure on a busy machine. The encoder has
+printed. *Processor time* is summed over all threads; it varies less on a busy machine. The encoder has
 DeBERTa-v3-small's shape and random weights unless a folder is named.
 """
 
@@ -33,8 +33,8 @@ import numpy as np
 
 from prefcli.models.tokens import TokenisedBattles
 
-AS_THE_COMMAND = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
-"""How threads wait, as the prefcli command sets it for itself; other ways get what PyTorch does by default."""
+COMMAND_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
+"""How threads wait: the prefcli command sets this for itself; the other ways use PyTorch's defaults."""
 
 SHAPE: dict[str, Any] = {
     "model_type": "deberta-v2", "hidden_size": 768, "num_hidden_layers": 6, "num_attention_heads": 12,
@@ -90,10 +90,10 @@ def padded(rows: list[list[int]], width: int, padding: int) -> tuple[Any, Any]:
     return ids, mask
 
 
-Doing = Callable[[np.ndarray], None]
+OnRows = Callable[[np.ndarray], None]
 
 
-def notebook(model: Any, battles: TokenisedBattles, options: argparse.Namespace) -> tuple[Doing, Doing]:
+def notebook(model: Any, battles: TokenisedBattles, options: argparse.Namespace) -> tuple[OnRows, OnRows]:
     """The original notebook's way: full padding, one batch after another."""
     import torch
 
@@ -101,10 +101,10 @@ def notebook(model: Any, battles: TokenisedBattles, options: argparse.Namespace)
 
     def batches(rows: np.ndarray) -> Any:
         for start in range(0, len(rows), options.batch):
-            chosen = rows[start : start + options.batch]
-            pairs = [sequences(model, battles, int(row)) for row in chosen]
+            batch = rows[start : start + options.batch]
+            pairs = [sequences(model, battles, int(row)) for row in batch]
             ids, mask = padded([pair[s] for s in (0, 1) for pair in pairs], options.max_length, model.pad_token_id)
-            yield {"input_ids": ids, "attention_mask": mask}, torch.from_numpy(battles.labels[chosen])
+            yield {"input_ids": ids, "attention_mask": mask}, torch.from_numpy(battles.labels[batch])
 
     def train(rows: np.ndarray) -> None:
         model.module.train()
@@ -126,7 +126,7 @@ def notebook(model: Any, battles: TokenisedBattles, options: argparse.Namespace)
     return train, predict
 
 
-def trainer(model: Any, battles: TokenisedBattles, options: argparse.Namespace) -> tuple[Doing, Doing]:
+def trainer(model: Any, battles: TokenisedBattles, options: argparse.Namespace) -> tuple[OnRows, OnRows]:
     """Hugging Face's Trainer: batches of like lengths, padded to their longest."""
     import torch
     import transformers
@@ -165,39 +165,39 @@ def trainer(model: Any, battles: TokenisedBattles, options: argparse.Namespace) 
     )  # fmt: skip
     optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE)
 
-    def made(rows: np.ndarray) -> Any:
+    def make_trainer(rows: np.ndarray) -> Any:
         schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
         return transformers.Trainer(
             module, settings, collate, train_dataset=dataset(rows), optimizers=(optimizer, schedule)
         )
 
     def train(rows: np.ndarray) -> None:
-        made(rows).train()
+        make_trainer(rows).train()
 
     def predict(rows: np.ndarray) -> None:
-        made(rows).predict(dataset(rows))
+        make_trainer(rows).predict(dataset(rows))
 
     return train, predict
 
 
-def prefcli(model: Any, battles: TokenisedBattles, options: argparse.Namespace) -> tuple[Doing, Doing]:
-    """Ours: a step over each batch of 16, micro-batches as the model likes them."""
+def prefcli(model: Any, battles: TokenisedBattles, options: argparse.Namespace) -> tuple[OnRows, OnRows]:
+    """prefcli: an optimizer step over each batch of 16, in the model's own micro-batches."""
 
     from prefcli.options import TrainOptions
     from prefcli.reporting import SILENT
     from prefcli.training import loop
 
-    chosen = TrainOptions(batch_size=STEP, max_length=options.max_length, lr=LEARNING_RATE, precision="fp32")
+    train_options = TrainOptions(batch_size=STEP, max_length=options.max_length, lr=LEARNING_RATE, precision="fp32")
     targets = np.eye(3, dtype=np.float32)[battles.labels]
-    spec = loop.FitSpec(model, battles, targets, None, chosen, Path(tempfile.mkdtemp()), SILENT)
-    optimizer = loop.make_optimizer(model.module, chosen)
+    spec = loop.FitSpec(model, battles, targets, None, train_options, Path(tempfile.mkdtemp()), SILENT)
+    optimizer = loop.make_optimizer(model.module, train_options)
     scaler = loop.make_scaler(model.placement)
 
     def train(rows: np.ndarray) -> None:
-        for start in range(0, len(rows), chosen.batch_size):
-            batch = rows[start : start + chosen.batch_size]
+        for start in range(0, len(rows), train_options.batch_size):
+            batch = rows[start : start + train_options.batch_size]
             loop.forward_backward(spec, model.module, scaler, batch, spec.prepare(batch))
-            loop.update(model.module, optimizer, scaler, LEARNING_RATE, chosen.clip)
+            loop.update(model.module, optimizer, scaler, LEARNING_RATE, train_options.clip)
 
     def predict(rows: np.ndarray) -> None:
         model.logits_from_tokens(battles.take(rows))
@@ -218,9 +218,9 @@ def work(way: str, options: argparse.Namespace) -> None:
     if ours:
         memory.keep_freed_memory()
     tokenizer, battles, encoder = prepare(options)
-    chosen = TrainOptions(fast_attention=way == "prefcli")
-    torch.manual_seed(chosen.seed)
-    model = neural.build(chosen, encoder, tokenizer, options.max_length, devices.place("cpu", "fp32"))
+    train_options = TrainOptions(fast_attention=way == "prefcli")
+    torch.manual_seed(train_options.seed)
+    model = neural.build(train_options, encoder, tokenizer, options.max_length, devices.place("cpu", "fp32"))
     print(f"{way}: {model.attention}", file=sys.stderr)
     make = prefcli if ours else notebook if way == "notebook" else trainer
     train, predict = make(model, battles, options)
@@ -230,7 +230,7 @@ def work(way: str, options: argparse.Namespace) -> None:
         for _ in range(10):
             fast_linear(left, right)  # by the faster of PyTorch's two libraries
 
-    doing = {"train": train, "predict": predict, "product": product}
+    functions = {"train": train, "predict": predict, "product": product}
     lengths = [[len(ids) for ids in sequences(model, battles, row)] for row in range(len(battles))]
     config = encoder.config
     shape = {name: getattr(config, name, None) for name in ("hidden_size", "intermediate_size", "num_hidden_layers")}
@@ -239,8 +239,8 @@ def work(way: str, options: argparse.Namespace) -> None:
     for line in sys.stdin:
         what, rows = json.loads(line)
         started, used = time.perf_counter(), time.process_time()
-        doing[what](np.array(rows))
-        # Said on a line of its own: libraries print too.
+        functions[what](np.array(rows))
+        # On a line of its own, because libraries print too.
         print("\n@" + json.dumps([time.perf_counter() - started, time.process_time() - used]), flush=True)
 
 
@@ -295,13 +295,13 @@ def main() -> None:
             command = [sys.executable, *sys.argv, "--work", way]
             workers[way] = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                env=os.environ | (AS_THE_COMMAND if way.startswith("prefcli") else {}),
+                env=os.environ | (COMMAND_ENVIRONMENT if way.startswith("prefcli") else {}),
             )  # fmt: skip
-        said: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
         for worker in workers.values():
             assert worker.stdout is not None
-            said = json.loads(worker.stdout.readline())
-        lengths: list[list[int]] = said["lengths"]
+            facts = json.loads(worker.stdout.readline())
+        lengths: list[list[int]] = facts["lengths"]
         random = np.random.default_rng(0)
         for number in range(options.rounds + 1):
             rows = random.choice(len(lengths), options.battles, replace=False).tolist()
@@ -314,7 +314,7 @@ def main() -> None:
             count = 10 * 2 * PRODUCT[0] * PRODUCT[1] * PRODUCT[2]
             if number:
                 rates.append((count / wall, count / used))
-                needed.append(operations([length for row in rows for length in lengths[row]], said["shape"]))
+                needed.append(operations([length for row in rows for length in lengths[row]], facts["shape"]))
     finally:
         for worker in workers.values():
             worker.kill()
