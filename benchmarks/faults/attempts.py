@@ -1,8 +1,7 @@
 """What the fault benchmarks share: many commands in little time, small disks, and the table that is printed.
 
-A command of prefcli spends seconds on importing torch and then a fraction of a second on its work. So one process
-imports everything, and every command is a fork of it with its own folder, environment and output: the same code, with
-its own exit and its own clean-up at the end.
+A prefcli command spends seconds on importing torch and then a fraction of a second on its work. So one process imports
+everything, and every command is a fork of it with its own folder, environment, output, exit and clean-up.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from pathlib import Path
 from typing import Any
 
 PAGE = 4096
-"""What a tmpfs gives to a file at a time."""
-LARGEST_SECONDS = 120.0
+"""Bytes by which a file in a tmpfs grows."""
+MAX_SECONDS = 120.0
 STRAY = (".prefcli-", "prefcli-", "tmp")
 """Beginnings of the names of temporary files."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended and what it said; negative codes are signals."""
+    """How a command ended and what it printed; negative codes are signals."""
 
     code: int
     out: str
@@ -47,7 +46,7 @@ class Result:
         return lines[first[0] :] if len(first) == 1 else []
 
     def unclear(self) -> str:
-        """What is wrong with the way in which this command failed; empty where nothing is."""
+        """What is wrong with the error that this command printed; empty if nothing is."""
         if "Traceback" in self.err or "Exception ignored" in self.err:
             return "traceback"
         if self.code not in (1, 2):
@@ -55,12 +54,12 @@ class Result:
         if not 1 <= len(self.error_lines) <= 3:
             return f"{len(self.error_lines)} lines of error"
         if "bug in prefcli" in self.err:
-            return "taken for a bug"
+            return "unexpected exception"
         return ""
 
 
-class Running:
-    """A command under way."""
+class RunningCommand:
+    """A running command."""
 
     def __init__(self, pid: int, owner: Commands, folder: Path) -> None:
         self.pid, self._owner, self._folder = pid, owner, folder
@@ -97,7 +96,7 @@ class Commands:
         self._process.wait()
         self._folders.cleanup()
 
-    def start(self, *arguments: object, folder: Path, before: str = "", **environment: str) -> Running:
+    def start(self, *arguments: object, folder: Path, before: str = "", **environment: str) -> RunningCommand:
         """Start ``prefcli`` with some arguments in a folder; ``before`` is Python run first."""
         self._count += 1
         place = Path(self._folders.name) / str(self._count)
@@ -115,7 +114,7 @@ class Commands:
         self._started = -1
         while self._started < 0:
             self._read()
-        return Running(self._started, self, place)
+        return RunningCommand(self._started, self, place)
 
     def run(self, *arguments: object, folder: Path, before: str = "", **environment: str) -> Result:
         return self.start(*arguments, folder=folder, before=before, **environment).wait()
@@ -138,7 +137,7 @@ class Commands:
 
 
 def serve() -> None:
-    """Read commands from standard input, start each as a fork of this process, tell how it ended."""
+    """Read commands from standard input, start each as a fork of this process, report how it ended."""
     import lightgbm  # noqa: F401
     import nltk  # noqa: F401
     import pandas  # noqa: F401
@@ -154,7 +153,7 @@ def serve() -> None:
     gc.collect()
     gc.freeze()
     requests, waiting = b"", {}
-    tell({"ready": os.getpid()})
+    send({"ready": os.getpid()})
     while True:
         ready, _, _ = select.select([0], [], [], 0.01)
         if ready:
@@ -165,22 +164,22 @@ def serve() -> None:
             line, requests = requests.split(b"\n", 1)
             pid = os.fork()
             if pid == 0:
-                become(json.loads(line))
+                run_command(json.loads(line))
             waiting[pid] = True
-            tell({"started": pid})
+            send({"started": pid})
         for pid in list(waiting):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 del waiting[pid]
-                tell({"ended": pid, "code": os.waitstatus_to_exitcode(status)})
+                send({"ended": pid, "code": os.waitstatus_to_exitcode(status)})
 
 
-def tell(message: dict[str, Any]) -> None:
+def send(message: dict[str, Any]) -> None:
     os.write(1, json.dumps(message).encode() + b"\n")
 
 
-def become(request: dict[str, Any]) -> None:
-    """Be the command that was asked for; does not return."""
+def run_command(request: dict[str, Any]) -> None:
+    """Run the requested command in this process; does not return."""
     from prefcli.cli import main
 
     for descriptor, name, mode in (
@@ -194,7 +193,7 @@ def become(request: dict[str, Any]) -> None:
     os.chdir(request["folder"])
     os.environ.update(request["environment"])
     tempfile.tempdir = None
-    signal.alarm(int(LARGEST_SECONDS))
+    signal.alarm(int(MAX_SECONDS))
     sys.argv = ["prefcli", *request["arguments"]]
     exec(request["before"], {})
     code = main.run(request["arguments"])
@@ -202,7 +201,7 @@ def become(request: dict[str, Any]) -> None:
 
 
 def leave(code: int) -> None:
-    """End as an interpreter does, but without taking apart what was imported, which takes two seconds in a fork."""
+    """End as an interpreter does, but without unloading modules, which takes two seconds in a fork."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     gc.collect()
@@ -218,7 +217,7 @@ def leave(code: int) -> None:
 
 @contextlib.contextmanager
 def small_disk(at: Path) -> Iterator[SmallDisk]:
-    """A file system in memory whose size can be changed; gone when the block ends.
+    """A file system in memory whose size can be changed; unmounted when the block ends.
 
     Parameters
     ----------
@@ -242,18 +241,18 @@ class SmallDisk:
     @property
     def pages(self) -> int:
         """Pages in use."""
-        known = os.statvfs(self.path)
-        return (known.f_blocks - known.f_bfree) * known.f_frsize // PAGE
+        usage = os.statvfs(self.path)
+        return (usage.f_blocks - usage.f_bfree) * usage.f_frsize // PAGE
 
     def leave(self, pages: int | None) -> None:
-        """Leave room for so many pages more; None leaves plenty."""
+        """Leave room for this many more pages; None leaves plenty."""
         size = 256 << 20 if pages is None else (self.pages + pages) * PAGE
         self._remount(f"size={size}")
 
     def leave_names(self, names: int | None) -> None:
-        """Leave room for so many files more, however small."""
-        known = os.statvfs(self.path)
-        used = known.f_files - known.f_ffree
+        """Leave room for this many more files, however small."""
+        usage = os.statvfs(self.path)
+        used = usage.f_files - usage.f_ffree
         self._remount(f"nr_inodes={100_000 if names is None else used + names}")
 
     def read_only(self, only: bool) -> None:
@@ -270,17 +269,17 @@ def refuse_without_root() -> None:
         raise SystemExit(2)
 
 
-# What is left
+# Leftovers
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every file below a folder with the digest of its content; but not a checkpoint's state, which holds times."""
+    """Every file below a folder with the digest of its content; without checkpoints' states, which contain times."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != "state.json")
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files}
 
 
 def strays(*folders: Path) -> list[str]:
-    """Temporary files and locks that were left somewhere."""
+    """Temporary files and locks that were left behind."""
     names = (path for folder in folders for path in folder.rglob("*"))
     return [
         str(path)
@@ -294,13 +293,13 @@ def strays(*folders: Path) -> list[str]:
 
 @dataclass
 class Table:
-    """What was tried, how often, and what happened; failures are explained below it."""
+    """What was tried, how often, and what happened, with the failures below."""
 
     outcomes: dict[str, Counter[str]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
     def add(self, what: str, outcome: str, problem: str = "") -> None:
-        """One attempt; with a problem it counts as failed, whatever the outcome is called."""
+        """Count an attempt; with a problem it counts as failed, whatever the outcome."""
         self.outcomes.setdefault(what, Counter())["FAILED" if problem else outcome] += 1
         if problem:
             self.failures.append(f"{what}: {problem}")

@@ -1,10 +1,10 @@
-"""Every verb on a disk that is too small, at every place where it can run out; and on a disk that is read-only.
+"""Every verb on a disk that fills up at every possible place, and on a read-only disk.
 
 ``python benchmarks/faults/disk.py [--verb NAME] [--sizes 20]`` (as root: it mounts file systems in memory). For each
-verb: how many pages the undisturbed command takes at most; then the command on disks of 20 sizes from nothing to that,
-and between every two sizes where it failed in different places again, until neighbouring pages or the same place are
-reached. Each time it must say what is missing, leave an older output as it was and nothing else behind; given room, the
-same command must end in the same files as the undisturbed one.
+verb, it finds how many pages the undisturbed command takes at most, and runs the command on disks of 20 sizes from
+nothing to that. Between two sizes where it failed in different places it tries again, until the sizes are neighbours or
+the places are the same. Each time the command must report what is missing, keep an older output and leave nothing else
+behind; with more space, the same command must leave the same files as the undisturbed one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 
 from attempts import Commands, Result, SmallDisk, Table, refuse_without_root, small_disk, strays, tree
 
-MOST_ATTEMPTS = 30
+MAX_ATTEMPTS = 30
 """Sizes of a verb."""
-MOST_FILES = 60
+MAX_FILES = 60
 MESSAGE = re.compile(
     r"error: no space left on the disk: (about|more than) [\d.,]+ [kMG]B are needed, [\d.,]+ [kMG]B are free$"
 )
@@ -118,7 +118,7 @@ def prepare(commands: Commands, data: Path) -> None:
     (data / "many-truth.csv").write_text(header + "".join(f"{i},1,0,0\n" for i in numbers[::-1]))
 
 
-def said(done: Result) -> str:
+def output_of(done: Result) -> str:
     """What a command printed, without times."""
     return re.sub(r"[\d,.]+ (s in all|battles/s)|\d{8}-\d{6}", "", done.out)
 
@@ -145,7 +145,7 @@ class Attempts:
         for path in self.disk.path.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         (self.disk.path / "temporary").mkdir()
-        (self.disk.path / "ballast").write_bytes(b"0")  # a size of nothing would be no limit
+        (self.disk.path / "ballast").write_bytes(b"0")  # a size of 0 would be no limit
         if self.verb.old:
             path = self.disk.path / self.verb.old
             path.parent.mkdir(exist_ok=True)
@@ -155,11 +155,11 @@ class Attempts:
         return {name: digest for name, digest in tree(self.disk.path).items() if self.verb.compared(name)}
 
     def undisturbed(self) -> int:
-        """What the command leaves and prints, and the fewest pages that it can do with."""
+        """Record what the command leaves and prints; returns the smallest number of pages that is enough."""
         self.clear()
-        self.whole = self.run()
-        if self.whole.code:
-            raise SystemExit(f"{self.name} failed undisturbed: {self.whole.err}")
+        self.undisturbed_result = self.run()
+        if self.undisturbed_result.code:
+            raise SystemExit(f"{self.name} failed undisturbed: {self.undisturbed_result.err}")
         self.expected = self.left()
         low, high = 0, max(64, 2 * self.disk.pages)
         while low < high:
@@ -170,9 +170,9 @@ class Attempts:
         return high
 
     def attempt(self, pages: int, full_before_file: int = 0) -> str:
-        """Run the command with so much room, then with more; returns where it failed the first time.
+        """Run the command with this much space, then with plenty; returns where it failed the first time.
 
-        With ``full_before_file`` there is room, until just before that file is written the disk is filled.
+        With ``full_before_file`` the disk is filled just before that file is written.
         """
         self.clear()
         self.disk.leave(pages)
@@ -183,7 +183,7 @@ class Attempts:
         filling.unlink(missing_ok=True)
         problems = []
         if failed.code == 0:
-            if self.left() != self.expected or said(failed) != said(self.whole):
+            if self.left() != self.expected or output_of(failed) != output_of(self.undisturbed_result):
                 problems.append("exit 0, but another result")
             place = "succeeded"
         else:
@@ -191,29 +191,29 @@ class Attempts:
             if unclear := failed.unclear():
                 problems.append(unclear)
             elif failed.code != 1 or not MESSAGE.match(failed.error_lines[0]):
-                problems.append("does not say what is missing")
+                problems.append("does not report what is missing")
             elif not failed.error_lines[1:] or not failed.error_lines[1].strip().startswith("in "):
-                problems.append("does not say where")
+                problems.append("does not report where")
             if self.verb.old and self.verb.kept and (self.disk.path / self.verb.old).read_text() != self.old:
                 problems.append("the older output has changed")
-            if found := strays(self.disk.path):
-                problems.append(f"left {found}")
+            if leftovers := strays(self.disk.path):
+                problems.append(f"left {leftovers}")
             self.disk.leave(None)
             again = self.run()
             if again.code:
-                problems.append(f"failed again with room: {again.err[-300:]!r}")
+                problems.append(f"failed again with space: {again.err[-300:]!r}")
             elif self.left() != self.expected:
                 differ = {k for k in {**self.left(), **self.expected} if self.left().get(k) != self.expected.get(k)}
-                problems.append(f"another result with room: {sorted(differ)[:5]}")
-            elif said(again) != said(self.whole):
-                problems.append("says something else with room")
-        if found := strays(self.disk.path):
-            problems.append(f"left {found}")
+                problems.append(f"another result with space: {sorted(differ)[:5]}")
+            elif output_of(again) != output_of(self.undisturbed_result):
+                problems.append("prints something else with space")
+        if leftovers := strays(self.disk.path):
+            problems.append(f"left {leftovers}")
         words = " | ".join(failed.error_lines) or failed.err[-300:]
         how = f"full before file {full_before_file}" if full_before_file else f"{pages} pages"
         self.table.add(
             self.name,
-            "succeeded, the same" if failed.code == 0 else "refused clearly, then the same with room",
+            "succeeded, the same" if failed.code == 0 else "refused clearly, then the same with space",
             f"{how}: {'; '.join(problems)} ({words})" if problems else "",
         )
         return place
@@ -225,12 +225,12 @@ class Attempts:
         tried = {round(i * enough / sizes) for i in range(sizes)} | {enough - 1, enough + 1}
         places = {pages: self.attempt(pages) for pages in sorted(tried) if pages >= 0}
         gaps = True
-        while gaps and len(places) < MOST_ATTEMPTS:
+        while gaps and len(places) < MAX_ATTEMPTS:
             known = sorted(places)
             gaps = [(a, b) for a, b in itertools.pairwise(known) if b - a > 1 and places[a] != places[b]]
-            for a, b in gaps[: MOST_ATTEMPTS - len(places)]:
+            for a, b in gaps[: MAX_ATTEMPTS - len(places)]:
                 places[(a + b) // 2] = self.attempt((a + b) // 2)
-        for number in range(1, MOST_FILES):
+        for number in range(1, MAX_FILES):
             place = self.attempt(enough + 8, number)
             if place == "done":
                 break
@@ -244,7 +244,7 @@ class Attempts:
 
 
 def names_run_out(commands: Commands, disk: SmallDisk, data: Path, table: Table) -> None:
-    """A disk with room, but without another entry for a file."""
+    """A disk with free space, but out of inodes."""
     for name in ("eda --report", "preprocess", "train, features", "predict .csv"):
         attempts = Attempts(commands, name, disk, data, table)
         attempts.clear()
@@ -258,13 +258,13 @@ def names_run_out(commands: Commands, disk: SmallDisk, data: Path, table: Table)
             problem = ""
             if failed.code == 0 and attempts.left() != attempts.expected:
                 problem = "exit 0, but another result"
-            elif failed.code and (failed.unclear() or "no room for another file" not in failed.err):
+            elif failed.code and (failed.unclear() or "cannot hold another file" not in failed.err):
                 problem = f"{failed.unclear() or 'unclear'}: {failed.error_lines or failed.err[-300:]}"
-            elif found := strays(disk.path):
-                problem = f"left {found}"
+            elif leftovers := strays(disk.path):
+                problem = f"left {leftovers}"
             elif attempts.run().code or attempts.left() != attempts.expected:
-                problem = "another result with room"
-            table.add("no room for another file", "succeeded" if failed.code == 0 else "refused clearly", problem)
+                problem = "another result with space"
+            table.add("no inodes left", "succeeded" if failed.code == 0 else "refused clearly", problem)
 
 
 READ_ONLY = {
@@ -286,7 +286,7 @@ READ_ONLY_COMMANDS = {
 
 
 def read_only(commands: Commands, disk: SmallDisk, data: Path, table: Table) -> None:
-    """A workspace that can only be read: what needs nothing but what is there works, all else says what it is."""
+    """A read-only workspace: commands whose stages are cached work, the others report that it is read-only."""
     out = Path(tempfile.mkdtemp(prefix="faults-out-"))
     disk.leave(None)
     for state, (works, refused) in READ_ONLY.items():
@@ -312,7 +312,7 @@ def read_only(commands: Commands, disk: SmallDisk, data: Path, table: Table) -> 
             elif command == "predict" and command in works and (out / "preds.csv").read_bytes() != whole:
                 problem = "other predictions"
             elif state != "trained" and command == "predict" and done.code == 2:
-                pass  # there is no run yet, which is the first thing to say
+                pass  # there is no run yet, which is reported first
             elif command in refused and (
                 done.unclear() or done.code != 1 or "read-only" not in done.err or "--workspace" not in done.err
             ):

@@ -1,8 +1,10 @@
-"""Flip bytes of, and cut short, everything that is kept: ``python benchmarks/faults/flips.py [--flips 2000]``.
+"""Flip bytes of every kind of file that prefcli keeps, and truncate it.
 
-Small files are damaged at every single byte and cut at every length, larger ones at random places. Whatever is damaged
-must be noticed, named, and rebuilt (stages), passed over for the one before it (checkpoints) or refused (runs, weights
-kept by a training under way).
+``python benchmarks/faults/flips.py [--flips 2000]``
+
+Small files are damaged at every byte and cut at every length, larger ones at random places. Each damage must be noticed
+and the file rebuilt (stages), skipped for the checkpoint before it (checkpoints) or refused (runs, weights kept by a
+running training).
 """
 
 from __future__ import annotations
@@ -30,28 +32,28 @@ EVERY_BYTE = 20_000
 """Files up to this size are damaged at every byte."""
 
 
-def damages(path: Path, attempts: int, dice: random.Random) -> Iterator[bytes]:
-    """The file's content, damaged in one place or cut, again and again."""
-    whole = path.read_bytes()
-    every = len(whole) <= EVERY_BYTE and len(whole) * 2 <= max(attempts, 2 * EVERY_BYTE)
-    for number in range(2 * len(whole) if every else attempts):
-        at = number // 2 if every else dice.randrange(len(whole))
+def damages(path: Path, attempts: int, rng: random.Random) -> Iterator[bytes]:
+    """The file's content, damaged or cut at one place after the other."""
+    content = path.read_bytes()
+    every = len(content) <= EVERY_BYTE and len(content) * 2 <= max(attempts, 2 * EVERY_BYTE)
+    for number in range(2 * len(content) if every else attempts):
+        at = number // 2 if every else rng.randrange(len(content))
         if number % 2:
-            yield whole[:at]
+            yield content[:at]
         else:
-            yield whole[:at] + bytes([whole[at] ^ (1 << dice.randrange(8))]) + whole[at + 1 :]
+            yield content[:at] + bytes([content[at] ^ (1 << rng.randrange(8))]) + content[at + 1 :]
 
 
-def unnoticed(path: Path, attempts: int, dice: random.Random, noticed: Callable[[], bool]) -> tuple[int, int]:
-    """How often the file was damaged, and how often nobody noticed; the file is whole again afterwards."""
-    whole, tried, missed = path.read_bytes(), 0, 0
-    for content in damages(path, attempts, dice):
-        path.write_bytes(content)
+def unnoticed(path: Path, attempts: int, rng: random.Random, noticed: Callable[[], bool]) -> tuple[int, int]:
+    """How often the file was damaged, and how often that was not noticed; afterwards the file is as before."""
+    content, tried, missed = path.read_bytes(), 0, 0
+    for damaged in damages(path, attempts, rng):
+        path.write_bytes(damaged)
         tried += 1
         if not noticed():
             missed += 1
-            print(f"NOT NOTICED: {path.name}, {len(content)} bytes of {len(whole)}", flush=True)
-        path.write_bytes(whole)
+            print(f"NOT NOTICED: {path.name}, {len(damaged)} bytes of {len(content)}", flush=True)
+        path.write_bytes(content)
     return tried, missed
 
 
@@ -67,8 +69,8 @@ class Listener:
         self.warning = text
 
 
-def stages(folder: Path, attempts: int, dice: random.Random) -> tuple[int, int]:
-    """A cached stage and its checksum: rebuilt, with the same rows, and the file named."""
+def stages(folder: Path, attempts: int, rng: random.Random) -> tuple[int, int]:
+    """A cached stage and its checksum: rebuilt with the same rows, with a warning that names the file."""
     workspace = Workspace(folder)
     listener = Listener()
 
@@ -85,11 +87,11 @@ def stages(folder: Path, attempts: int, dice: random.Random) -> tuple[int, int]:
     make()
     (stage,) = workspace.stages.glob("*.parquet")
     (checksum,) = workspace.stages.glob("*.sha256")
-    totals = [unnoticed(path, attempts, dice, make) for path in (stage, checksum)]
+    totals = [unnoticed(path, attempts, rng, make) for path in (stage, checksum)]
     return sum(t for t, _ in totals), sum(m for _, m in totals)
 
 
-def held_checkpoints(folder: Path, attempts: int, dice: random.Random) -> tuple[int, int]:
+def newest_checkpoint(folder: Path, attempts: int, rng: random.Random) -> tuple[int, int]:
     """Every file of the newest checkpoint: the one before it is used, the damaged one named."""
     module = torch.nn.Linear(3, 3)
     optimizer = torch.optim.AdamW(module.parameters())
@@ -98,23 +100,23 @@ def held_checkpoints(folder: Path, attempts: int, dice: random.Random) -> tuple[
     for step in (1, 2):
         random_states = {"0.cpu": torch.arange(16, dtype=torch.uint8)}
         state = {"position": {"steps": step}}
-        held = checkpoints.Checkpoint(module.state_dict(), optimizer.state_dict(), random_states, state)
-        checkpoints.save(folder, step, held)
-    said: list[str] = []
+        newest = checkpoints.Checkpoint(module.state_dict(), optimizer.state_dict(), random_states, state)
+        checkpoints.save(folder, step, newest)
+    warnings: list[str] = []
 
-    def passed_over() -> bool:
-        said.clear()
-        found = checkpoints.load_latest(folder, said.append)
-        return found is not None and found.state["position"]["steps"] == 1 and "step-00000002" in said[0]
+    def skipped() -> bool:
+        warnings.clear()
+        checkpoint = checkpoints.load_latest(folder, warnings.append)
+        return checkpoint is not None and checkpoint.state["position"]["steps"] == 1 and "step-00000002" in warnings[0]
 
     tried = missed = 0
     for path in sorted(checkpoints.existing(folder)[-1].iterdir()):
-        t, m = unnoticed(path, attempts, dice, passed_over)
+        t, m = unnoticed(path, attempts, rng, skipped)
         tried, missed = tried + t, missed + m
     return tried, missed
 
 
-def whole_run(run: Path, attempts: int, dice: random.Random) -> tuple[int, int]:
+def finished_run(run: Path, attempts: int, rng: random.Random) -> tuple[int, int]:
     """Every file of a finished run that a prediction depends on, and the checksums themselves: refused."""
 
     def refused() -> bool:
@@ -131,13 +133,13 @@ def whole_run(run: Path, attempts: int, dice: random.Random) -> tuple[int, int]:
         if path.is_file() and (path.name not in runs.UNSEALED or path.name == files.CHECKSUMS)
     ]
     for path in sealed:
-        t, m = unnoticed(path, attempts // len(sealed), dice, refused)
+        t, m = unnoticed(path, attempts // len(sealed), rng, refused)
         tried, missed = tried + t, missed + m
     return tried, missed
 
 
-def kept_weights(run: Path, attempts: int, dice: random.Random) -> tuple[int, int]:
-    """The best weights of a training under way, and what is known of them: refused when the training goes on."""
+def kept_weights(run: Path, attempts: int, rng: random.Random) -> tuple[int, int]:
+    """The best weights of a running training and their record: refused when the training continues."""
 
     def refused() -> bool:
         try:
@@ -146,7 +148,7 @@ def kept_weights(run: Path, attempts: int, dice: random.Random) -> tuple[int, in
             return True
         return False
 
-    totals = [unnoticed(run / name, attempts // 2, dice, refused) for name in (WEIGHTS, loop.KEPT)]
+    totals = [unnoticed(run / name, attempts // 2, rng, refused) for name in (WEIGHTS, loop.KEPT)]
     return sum(t for t, _ in totals), sum(m for _, m in totals)
 
 
@@ -155,7 +157,7 @@ def main() -> None:
     parser.add_argument("--flips", type=int, default=2000, help="of the files that are too large for every byte")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    dice = random.Random(options.seed)
+    rng = random.Random(options.seed)
     bad = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -166,14 +168,14 @@ def main() -> None:
         shutil.copytree(folder / "tiny", folder / "under-way")
         kinds: list[tuple[str, Callable[[Path, int, random.Random], tuple[int, int]], Path]] = [
             ("cached stage and its checksum", stages, folder / "workspace"),
-            ("checkpoint of a training", held_checkpoints, folder / "checkpoints"),
-            ("finished run, tiny", whole_run, folder / "tiny"),
-            ("finished run, features", whole_run, folder / "features"),
-            ("kept weights of a training under way", kept_weights, folder / "under-way"),
+            ("checkpoint of a training", newest_checkpoint, folder / "checkpoints"),
+            ("finished run, tiny", finished_run, folder / "tiny"),
+            ("finished run, features", finished_run, folder / "features"),
+            ("kept weights of a running training", kept_weights, folder / "under-way"),
         ]
         print("| damaged | attempts | not noticed |\n|---|---|---|")
         for what, damage, place in kinds:
-            tried, missed = damage(place, options.flips, dice)
+            tried, missed = damage(place, options.flips, rng)
             print(f"| {what} | {tried:,} | {missed} |", flush=True)
             bad += missed
     sys.exit(1 if bad else 0)

@@ -1,10 +1,10 @@
 """Hostile and damaged input files by the ten thousand, and whether the command keeps its promises on each.
 
 ``python benchmarks/faults/fuzz.py --inputs 20000 [--seed 0] [--workers 2]`` makes the inputs (``hostile_inputs.py``),
-runs a command on each in worker processes, and looks at exit code, messages and files (``promises.py``). A worker that
-dies, or does not answer in time, has failed. Every failure is kept in a folder, with its command; the run ends with a
-table, and with exit code 1 if there was one. ``--only NUMBER`` repeats one case here and shows it. ``--bombs`` instead
-unpacks real bombs of 17 GiB, and ``--processes`` runs commands as processes of their own.
+runs a command on each in worker processes, and checks exit code, messages and files (``promises.py``). A worker that
+dies, or does not answer in time, has failed. Every failure is kept in a folder, with its command; the script ends with
+a table, and with exit code 1 if there was a failure. ``--only NUMBER`` repeats one case and shows it. ``--bombs``
+instead unpacks real bombs of 17 GiB, and ``--processes`` runs commands as separate processes.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from promises import Bench, Case
 PATIENCE_SECONDS = 10.0
 LARGE_PATIENCE_SECONDS = 60.0
 """For inputs of 50 MB."""
-MOST_MEMORY_BYTES = 6 << 30
-"""Of a worker's own data: a file that asks for more is to be refused, not to hurt the machine."""
+MAX_MEMORY_BYTES = 6 << 30
+"""Of a worker's data: a file that needs more must be refused."""
 CASES_A_WORKER = 1000
 BOMB_BYTES = 17 << 30
 
@@ -97,13 +97,13 @@ class Worker:
 
 
 def serve(folder: Path, seed: int) -> None:
-    """The worker's side: numbers of cases in, results out."""
+    """Run in the worker: reads numbers of cases, writes results."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print by themselves
     from prefcli import pipeline  # noqa: F401
 
     bench = Bench(folder / "bench" / "run", folder / "bench" / "predictions.csv", folder / "bench" / "labels.csv")
-    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY_BYTES, MOST_MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
@@ -125,7 +125,7 @@ def fuzz(inputs: int, seed: int, workers: int, failures: Path) -> int:
     lock = threading.Lock()
     counts: dict[tuple[str, str], collections.Counter[str]] = collections.defaultdict(collections.Counter)
     slowest: list[tuple[float, int, str, str]] = []
-    most_memory = 0
+    max_memory = 0
     begun = time.monotonic()
 
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
@@ -133,7 +133,7 @@ def fuzz(inputs: int, seed: int, workers: int, failures: Path) -> int:
         bench = promises.make_bench(folder / "bench")
 
         def work() -> None:
-            nonlocal most_memory
+            nonlocal max_memory
             worker = Worker(folder, seed)
             with contextlib.closing(_Stopping(worker)):
                 while (number := next(numbers)) < inputs:
@@ -146,7 +146,7 @@ def fuzz(inputs: int, seed: int, workers: int, failures: Path) -> int:
                         slowest.append((float(str(answer["seconds"])), number, case.verb, case.input.kind))
                         slowest.sort(reverse=True)
                         del slowest[5:]
-                        most_memory = max(most_memory, int(str(answer["megabytes"])))
+                        max_memory = max(max_memory, int(str(answer["megabytes"])))
                         if answer["broken"]:
                             count["failures"] += 1
                             keep(case, answer, failures, bench)
@@ -159,7 +159,7 @@ def fuzz(inputs: int, seed: int, workers: int, failures: Path) -> int:
     seconds = time.monotonic() - begun
     show(counts)
     failed = sum(count["failures"] for count in counts.values())
-    print(f"\n{inputs:,} inputs in {seconds:,.0f} s, {failed:,} failures; peak of a worker {most_memory:,} MB")
+    print(f"\n{inputs:,} inputs in {seconds:,.0f} s, {failed:,} failures; peak of a worker {max_memory:,} MB")
     for took, number, verb, kind in slowest:
         print(f"slowest: {took:.1f} s, case {number}, {verb}, {kind}")
     return failed
@@ -171,18 +171,18 @@ class _Stopping:
 
 
 def keep(case: Case, answer: dict[str, object], failures: Path, bench: Bench) -> None:
-    """Keep a failing input, and say it."""
+    """Keep a failing input and report it."""
     folder = failures / str(case.number)
     folder.mkdir(parents=True, exist_ok=True)
     name = case.input.name if len(case.input.name) < 200 and "/" not in case.input.name else "input"
     (folder / os.fsencode(name).decode("ascii", "replace").replace("\ufffd", "_")).write_bytes(case.input.data)
-    told = "; ".join(map(str, answer["broken"])) if isinstance(answer["broken"], list) else ""
+    problems = "; ".join(map(str, answer["broken"])) if isinstance(answer["broken"], list) else ""
     command = " ".join(map(repr, case.command(Path("FOLDER"), bench)))
     place = f"place {case.input.place!r}, limits {case.input.limits}, output there before {case.exists}"
     (folder / "about.txt").write_text(
-        f"{told}\n{command}\n{place}\n\n{answer['err']}\n", encoding="utf-8", errors="replace"
+        f"{problems}\n{command}\n{place}\n\n{answer['err']}\n", encoding="utf-8", errors="replace"
     )
-    print(f"case {case.number}: {case.verb}, {case.input.kind}: {told}", file=sys.stderr)
+    print(f"case {case.number}: {case.verb}, {case.input.kind}: {problems}", file=sys.stderr)
 
 
 def show(counts: dict[tuple[str, str], collections.Counter[str]]) -> None:
@@ -193,15 +193,15 @@ def show(counts: dict[tuple[str, str], collections.Counter[str]]) -> None:
     print("|---" * (len(verbs) + 2) + "|")
     total: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for kind in sorted({kind for kind, _ in counts}):
-        whole: collections.Counter[str] = collections.Counter()
+        row_total: collections.Counter[str] = collections.Counter()
         cells = []
         for verb in verbs:
             count = counts.get((kind, verb), collections.Counter())
             cells.append(_cell(count))
-            whole.update(count)
+            row_total.update(count)
             total[verb].update(count)
             total["all"].update(count)
-        print(f"| {kind} | " + " | ".join([*cells, _cell(whole)]) + " |")
+        print(f"| {kind} | " + " | ".join([*cells, _cell(row_total)]) + " |")
     print("| all | " + " | ".join(_cell(total[verb]) for verb in [*verbs, "all"]) + " |")
 
 
@@ -243,7 +243,7 @@ AS_NOBODY = """
 import os, sys
 from prefcli.cli.main import run
 if os.geteuid() == 0:
-    run(sys.argv[1:])  # so that everything is imported: nobody may not read the interpreter's folder either
+    run(sys.argv[1:])  # so that everything is imported: the user nobody cannot read the interpreter's folder
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
@@ -292,10 +292,10 @@ def processes() -> int:
         def check(what: str, arguments: list[str], expected: int, words: str = "", **more: object) -> None:
             nonlocal failed
             code, err, seconds, _ = in_process([*arguments, *end], folder, **more)
-            kept = code == expected and words in err and "Traceback" not in err and "bug in prefcli" not in err
-            failed += not kept
-            said = " | ".join(line for line in err.splitlines() if line.startswith(("error", "  ")))
-            print(f"{'as promised' if kept else 'FAILED'}: {what}: exit {code}, {seconds:.1f} s: {said}")
+            promised = code == expected and words in err and "Traceback" not in err and "bug in prefcli" not in err
+            failed += not promised
+            message = " | ".join(line for line in err.splitlines() if line.startswith(("error", "  ")))
+            print(f"{'as promised' if promised else 'FAILED'}: {what}: exit {code}, {seconds:.1f} s: {message}")
 
         check("a whole file", ["eda", str(good)], 0)
         check("a folder", ["eda", str(folder)], 2, "folder")
@@ -308,7 +308,7 @@ def processes() -> int:
         with good.open("rb") as stream:
             check("standard input", ["eda", "-"], 0, stdin=stream)
         check("a name with escape sequences", ["eda", "\x1b[31m\n.csv"], 2, "\\x1b")
-        check("a file without permission", ["eda", str(closed)], 2, "not readable", as_nobody=True)
+        check("a file without permission", ["eda", str(closed)], 2, "no permission to read", as_nobody=True)
         few = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))}
         check("an endless device, files of at most 1 MB", ["eda", "/dev/zero"], 1, "TMPDIR", **few)
         repeated = folder / "repeated.parquet"
@@ -388,8 +388,8 @@ def unpack_bombs(only: str) -> int:
             shutil.rmtree(workspace, ignore_errors=True)
             refused = code == 2 and not list(promises.wrong_words(code, "", err))
             failed += not refused
-            said = next((line for line in err.splitlines() if line.startswith("error")), err[-200:])
-            print(f"| {what} | {size:.0f} | {code} | {seconds:.0f} | {megabytes:,} | {said} |", flush=True)
+            message = next((line for line in err.splitlines() if line.startswith("error")), err[-200:])
+            print(f"| {what} | {size:.0f} | {code} | {seconds:.0f} | {megabytes:,} | {message} |", flush=True)
     return failed
 
 

@@ -1,21 +1,21 @@
-"""Try to do harm through every file that prefcli reads, and look whether any was done.
+"""Attack prefcli through every file that it reads, and check that no attack works.
 
 ``python benchmarks/faults/hostile.py [--only PART,...]`` prints, for each part, what was tried, how often, and what
-happened; it exits with 1 if anything was run, asked for, opened or shown that must not be. The parts:
+happened; it exits with 1 if anything was run, requested, opened or shown that must not be. The parts:
 
 - ``pickles``: weights, checkpoints and arrays that run code when unpickled; each is first loaded carelessly, which must run it
 - ``models``: model folders with code, kernels, adapters, quantisers, and names that lead elsewhere (see hostile_models.py);
   with ``strace`` also what native code opens and connects to
 - ``runs``: a run's folder in which one file is something else
 - ``paths``: archives, workspaces and files whose names lead elsewhere
-- ``pages``: markup in every text of a report, opened in Chromium while a server listens for what it asks
+- ``pages``: markup in every text of a report, opened in Chromium while a server records its requests
 - ``cards``: Markdown, HTML and YAML in everything a model card names
 - ``terminal``: escape sequences in data and names, on a real terminal (a pty) and in pipes
-- ``secrets``: tokens and passwords in the environment, searched for in everything that is said and left
+- ``secrets``: tokens and passwords in the environment, searched for in all output and files
 - ``temporary``: what lies in the temporary folder during every verb, and who may read it
 
-Install ``chromium`` and ``strace`` for all of it; parts that lack theirs say so. peft and kernels in the environment
-make ``models`` harder.
+Some parts need ``chromium`` or ``strace``, and report it if these are missing. With peft and kernels installed,
+``models`` tests more.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ SECRETS = {
 
 @dataclass
 class Part:
-    """What one part tried and found."""
+    """What one part tried, and the outcomes."""
 
     what: str
     attempts: int = 0
@@ -114,7 +114,7 @@ def quietly(arguments: Iterable[object]) -> tuple[int, str]:
     return code, said.getvalue()
 
 
-def badly_told(code: int, said: str) -> str:
+def unclear_error(code: int, said: str) -> str:
     """Why an error message is not one to three lines without a traceback; empty when it is."""
     if code == 0:
         return ""
@@ -194,8 +194,8 @@ def beacons() -> Iterator[tuple[str, list[str]]]:
         server.shutdown()
 
 
-def unsealed(run: Path) -> None:
-    """Whoever changes a run can change its checksums: make them right, or leave them out."""
+def reseal(run: Path) -> None:
+    """Make a changed run's checksums match, or remove them, as an attacker would."""
     import hashlib
 
     (run / "SHA256SUMS").unlink(missing_ok=True)
@@ -279,17 +279,17 @@ def models(at: Path) -> Iterator[Part]:
         [*tracer, sys.executable, str(HERE / "hostile_models.py"), *map(str, folders)],
         env={**os.environ, "HF_HOME": str(at / "hub")}, input="y\n" * 1000, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     part = Part("model folders: code, kernels, adapters, quantisers, names that lead elsewhere")
-    for one in told:
-        harm = "; ".join(one["did"]) + (one["said"] if "UNFORESEEN" in one["said"] else "")
+    for report in reports:
+        harm = "; ".join(report["did"]) + (report["said"] if "UNFORESEEN" in report["said"] else "")
         part.count(
-            "loaded as the library's own" if one["said"].startswith("loaded | loaded") else "refused",
-            harm and f"{one['folder']}: {harm}",
+            "loaded as the library's own" if report["said"].startswith("loaded | loaded") else "refused",
+            harm and f"{report['folder']}: {harm}",
         )
-    if len(told) != len(folders) or (outside / "ran").exists() or list(outside.glob("*-written*")):
+    if len(reports) != len(folders) or (outside / "ran").exists() or list(outside.glob("*-written*")):
         part.failures.append(
-            f"{len(told)} of {len(folders)} folders survived; {[p.name for p in outside.iterdir() if p.is_file()]}"
+            f"{len(reports)} of {len(folders)} folders survived; {[p.name for p in outside.iterdir() if p.is_file()]}"
         )
     yield part
     native = Part("the same, as the kernel saw it (strace)")
@@ -300,8 +300,8 @@ def models(at: Path) -> Iterator[Part]:
             if opened or asked:
                 native.failures.append(line[:200])
         native.attempts, native.outcomes = (
-            len(told),
-            Counter({"nothing opened or asked": len(told)} if not native.failures else {}),
+            len(reports),
+            Counter({"nothing opened or asked": len(reports)} if not native.failures else {}),
         )
     else:
         native.outcomes["strace is not installed"] = 0
@@ -344,7 +344,7 @@ def runs(at: Path) -> Iterator[Part]:
                 attacked = at / "attacked"
                 shutil.copytree(made[kind], attacked)
                 (attacked / name).write_bytes(data)
-                unsealed(attacked)
+                reseal(attacked)
                 resumes = "checkpoints" in name or name == "metrics.jsonl"
                 verb = (
                     ["train", "--resume", attacked]
@@ -352,7 +352,7 @@ def runs(at: Path) -> Iterator[Part]:
                     else ["predict", test, "-m", attacked, "-o", at / "p.csv", "--force"]
                 )
                 code, said = quietly([*verb, "--workspace", at / "w"])
-                wrong = badly_told(code, said)
+                wrong = unclear_error(code, said)
                 if marker.exists():
                     wrong = "it was run"
                 part.count(
@@ -381,10 +381,10 @@ def runs(at: Path) -> Iterator[Part]:
         config = json.loads((attacked / "config.json").read_text())
         config |= change
         (attacked / "config.json").write_text(json.dumps(config))
-        unsealed(attacked)
+        reseal(attacked)
         (attacked / "evil.py").write_text(hostile_models.CODE.format(marker=str(marker)))
         code, said = quietly(["predict", test, "-m", attacked, "-o", at / "p.csv", "--force", "--workspace", at / "w"])
-        wrong = "it was run" if marker.exists() else badly_told(code, said)
+        wrong = "it was run" if marker.exists() else unclear_error(code, said)
         settings.count("refused" if code else "not obeyed", wrong and f"{change}: {wrong}")
         shutil.rmtree(attacked)
     yield settings
@@ -405,11 +405,11 @@ def runs(at: Path) -> Iterator[Part]:
     )
     fields = [field_, *list(evil_schema)[1:]]
     pq.write_table(table.cast(pa.schema(fields)), made["features"] / "validation.parquet")
-    unsealed(made["features"])
+    reseal(made["features"])
     code, said = quietly(
         ["predict", test, "-m", made["features"], "-o", at / "p.csv", "--force", "--workspace", at / "w"]
     )
-    extension.count("not run", "it was run" if marker.exists() else badly_told(code, said))
+    extension.count("not run", "it was run" if marker.exists() else unclear_error(code, said))
     yield extension
 
 
@@ -446,13 +446,13 @@ def _boosters(at: Path, run: Path, test: Path, part: Part) -> Part:
             shutil.copytree(run, attacked)
             changed = "\n".join(lines)
             (attacked / "booster.txt").write_text(changed)
-            unsealed(attacked)
+            reseal(attacked)
             try:
                 done = subprocess.run(
                     [sys.executable, "-m", "prefcli", "predict", test, "-m", attacked, "-o", at / "p.csv", "--force", "--workspace", at / "w"],
                     capture_output=True, text=True, timeout=60, check=False,
                 )  # fmt: skip
-                wrong = badly_told(done.returncode, done.stderr)
+                wrong = unclear_error(done.returncode, done.stderr)
                 part.count("refused" if done.returncode else "predicted", wrong and f"{key}={value!r}: {wrong}")
             except subprocess.TimeoutExpired:
                 part.count("", f"{key}={value!r}: never ends")
@@ -474,7 +474,7 @@ def paths(at: Path) -> Iterator[Part]:
     def outside(label: str, code: int, said: str) -> None:
         now = {path for path in at.rglob("*") if inside not in path.parents}
         wrong = (
-            f"wrote {now - before}" if now != before or secret.read_text() != "outside\n" else badly_told(code, said)
+            f"wrote {now - before}" if now != before or secret.read_text() != "outside\n" else unclear_error(code, said)
         )
         part.count("refused" if code else "read, nothing outside", wrong and f"{label}: {wrong}")
 
@@ -550,31 +550,29 @@ def paths(at: Path) -> Iterator[Part]:
                 ["predict", inside / "names.csv", "-m", name, "-o", inside / "p.csv", "--workspace", inside / "w"]
             ),
         )
-    for label in ("stages", "runs", "latest.json"):
+    for label in ("stages", "runs", "latest-train.json", "latest-preprocess.json"):
         space = inside / "linked"
         space.mkdir()
         elsewhere = at / "secret.txt"
         (space / label).symlink_to(elsewhere)
         outside(f"workspace with {label} -> elsewhere", *quietly(["preprocess", at / "good.csv", "--workspace", space]))
         shutil.rmtree(space)
-    for latest in (
-        '{"train": {"run": "../../secret.txt"}}',
-        '{"train": {"run": 5}}',
-        '{"train": []}',
-        "[]",
-        '{"preprocess": {"stage": "../../../secret.txt", "source": {"paths": ["/etc/passwd"], "format": null, "columns": null}, "source_sha256": "x", "text": "raw"}}',
+    stage = {"stage": "../../../secret.txt", "source_sha256": "x", "text": "raw"}
+    outside_file = {"paths": ["/etc/passwd"], "format": None, "columns": None}
+    for what, value in (
+        ("train", {"run": "../../secret.txt"}),
+        ("train", {"run": 5}),
+        ("train", []),
+        ("preprocess", {**stage, "source": outside_file}),
+        ("preprocess", []),
     ):
         space = inside / "linked"
         space.mkdir()
-        (space / "latest.json").write_text(latest)
-        outside(
-            f"latest.json {latest[:40]}",
-            *quietly(["predict", at / "good.csv", "-o", inside / "p.csv", "--force", "--workspace", space]),
-        )
-        outside(
-            f"latest.json {latest[:40]}",
-            *quietly(["train", "--encoder", "tiny", "--text", "raw", "--workspace", space]),
-        )
+        (space / f"latest-{what}.json").write_text(json.dumps(value))
+        label = f"latest-{what}.json {json.dumps(value)[:40]}"
+        predict = ["predict", at / "good.csv", "-o", inside / "p.csv", "--force", "--workspace", space]
+        outside(label, *quietly(predict))
+        outside(label, *quietly(["train", "--encoder", "tiny", "--text", "raw", "--workspace", space]))
         shutil.rmtree(space)
     yield part
 
@@ -674,7 +672,7 @@ def pages(at: Path) -> Iterator[Part]:
                 probed.write_text(shown, encoding="utf-8")
                 asked.clear()
                 dom = browse(probed, at / "profile")
-                placements = sum(text.count(one) for one in map(escaped, texts))
+                placements = sum(text.count(shown_text) for shown_text in map(escaped, texts))
                 wrong = f"asked for {asked[:3]}" if asked else ""
                 if label == "policy off":
                     (probe,) = re.findall(r'<pre id="probe">(.*?)</pre>', dom) or [""]
@@ -705,8 +703,8 @@ def cards(at: Path) -> Iterator[Part]:
     made = make_runs(at)
     render = MarkdownIt("commonmark", {"html": True, "linkify": False}).enable("table").render
     from prefcli.options import TrainOptions
-    from prefcli.storage import card as card_room
-    from prefcli.storage import runs as runs_room
+    from prefcli.storage import card
+    from prefcli.storage import runs as runs_module
 
     class Tags(HTMLParser):
         def __init__(self) -> None:
@@ -727,12 +725,12 @@ def cards(at: Path) -> Iterator[Part]:
         return tags.found, front
 
     for kind, folder in made.items():
-        config = runs_room.read_config(folder)
+        config = runs_module.read_config(folder)
         options = TrainOptions(**config["options"])
 
         def write(where: Path, changed: dict[str, Any], options: TrainOptions = options) -> None:
             where.mkdir(exist_ok=True)
-            card_room.write(where, options, changed, None, "", [("length", 0.5)])
+            card.write(where, options, changed, None, "", [("length", 0.5)])
 
         write(at / "plain-card", config)
         plain = tags_of(at / "plain-card")

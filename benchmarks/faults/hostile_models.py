@@ -1,7 +1,7 @@
-"""Model folders made to do harm, and a process that loads them under watch.
+"""Malicious model folders, and a process that loads them and records what that does.
 
 ``python benchmarks/faults/hostile_models.py FOLDER...`` loads each folder as prefcli does and prints a line of JSON for
-each: what it said, and whether anything asked the network, opened a file of that name, or started a program.
+each: the messages, and every use of the network, opened canary file, or started program.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def folders(bert: Path, deberta: Path, at: Path) -> Iterator[Path]:
 
 
 def watched() -> Callable[[], list[str]]:
-    """Start to watch this process; the result tells, and forgets, what it did that loading must not do."""
+    """Start to watch this process; the returned function returns what it did that loading must not do, and forgets it."""
     seen: list[str] = []
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -176,12 +176,12 @@ def watched() -> Callable[[], list[str]]:
 
     sys.addaudithook(hook)
 
-    def told() -> list[str]:
-        found = list(seen)
+    def take_events() -> list[str]:
+        events = list(seen)
         seen.clear()
-        return found
+        return events
 
-    return told
+    return take_events
 
 
 def load(folder: Path) -> str:
@@ -191,7 +191,7 @@ def load(folder: Path) -> str:
     from prefcli import encoders
     from prefcli.errors import PrefcliError
 
-    said = []
+    messages = []
     for step in ("tokenizer", "encoder", "run"):
         try:
             if step == "tokenizer":
@@ -201,22 +201,22 @@ def load(folder: Path) -> str:
                 encoders.make_encoder(encoders.ResolvedModel(folder, "test"), 0, seed=0)
             else:
                 encoders.from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-            said.append("loaded")
+            messages.append("loaded")
         except PrefcliError as error:
-            said.append(error.what)
+            messages.append(error.what)
         except Exception as error:
-            said.append(f"UNFORESEEN {type(error).__name__}: {error}"[:200])
-    return " | ".join(said)
+            messages.append(f"UNFORESEEN {type(error).__name__}: {error}"[:200])
+    return " | ".join(messages)
 
 
 def main() -> None:
-    import torch  # noqa: F401  (imported before watching: what it starts is not a model's doing)
+    import torch  # noqa: F401  (imported before watching: what it starts does not come from a model)
     import transformers  # noqa: F401
 
-    told = watched()
+    take_events = watched()
     for name in sys.argv[1:]:
-        said = load(Path(name))
-        print(json.dumps({"folder": Path(name).name, "said": said, "did": told()}), flush=True)
+        messages = load(Path(name))
+        print(json.dumps({"folder": Path(name).name, "said": messages, "did": take_events()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """Kill every verb at random moments and call it again: ``python benchmarks/faults/kill.py [--kills 200]``.
 
-For each of the five verbs an undisturbed call tells what the result is and how long it takes. Then, again and again
-from the same beginning, the command is started, killed (SIGKILL, its children are left to themselves) after a random
-time within that duration, and called again, unchanged. The second call must succeed and leave the same bytes; nothing
-temporary may lie anywhere afterwards. An output that was complete when the kill came is allowed to be refused as
-"already exists", if it is the same bytes; those are counted by themselves.
+For each verb, an undisturbed call gives the result and the duration. Then, again and again from the same inputs, the
+command is started, killed after a random time within that duration (SIGKILL; its children go on), and called again,
+unchanged. The second call must succeed and leave the same bytes, and no temporary file may be left. If the output was
+complete before the kill, the second call may refuse it as "already exists"; those are counted separately.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ PREFCLI = [sys.executable, "-m", "prefcli"]
 
 @dataclass(frozen=True)
 class Verb:
-    """A command, and what it leaves: the files whose bytes are its result."""
+    """A command, and the files whose bytes are its result."""
 
     name: str
     arguments: list[str]
     result: Callable[[Path], list[Path]]
-    speaks: bool = True
+    prints_result: bool = True
     """Whether what it prints is part of its result."""
 
 
@@ -44,18 +43,18 @@ def run_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.name in names and "checkpoints" not in path.parts)
 
 
-NEURAL = ["--encoder", "tiny", "--checkpoint-every", "4", "--eval-every", "9", "--epochs", "2", "--output", "made"]
+NEURAL = ["--encoder", "tiny", "--checkpoint-every", "4", "--eval-every", "9", "--epochs", "2", "--output", "run"]
 VERBS = (
     Verb("eda", ["eda", "train.csv", "--report", "page.html"], lambda folder: [folder / "page.html"]),
     Verb("preprocess", ["preprocess", "big.csv"], lambda folder: sorted(folder.glob(".prefcli/stages/*.parquet"))),
-    Verb("train, tiny", ["train", "train.csv", *NEURAL], lambda folder: run_files(folder / "made"), speaks=False),
+    Verb("train, tiny", ["train", "train.csv", *NEURAL], lambda folder: run_files(folder / "run"), prints_result=False),
     Verb(
         "train, features in 2 folds",
-        ["train", "train.csv", "--recipe", "fast", "--folds", "2", "--output", "made"],
-        lambda folder: run_files(folder / "made"),
-        speaks=False,
+        ["train", "train.csv", "--recipe", "fast", "--folds", "2", "--output", "run"],
+        lambda folder: run_files(folder / "run"),
+        prints_result=False,
     ),
-    Verb("predict", ["predict", "test.csv", "-o", "p.csv"], lambda folder: [folder / "p.csv"], speaks=False),
+    Verb("predict", ["predict", "test.csv", "-o", "p.csv"], lambda folder: [folder / "p.csv"], prints_result=False),
     Verb("score", ["score", "truth_as_guess.csv", "test_truth.csv", "--json"], lambda folder: []),
 )
 
@@ -72,9 +71,9 @@ def start(verb: Verb, folder: Path, temporary: Path) -> subprocess.Popen[str]:
     )
 
 
-def outcome(verb: Verb, folder: Path, said: str) -> dict[str, str]:
-    found = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in verb.result(folder)}
-    return {**found, "said": said} if verb.speaks else found
+def outcome(verb: Verb, folder: Path, stdout: str) -> dict[str, str]:
+    result_files = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in verb.result(folder)}
+    return {**result_files, "stdout": stdout} if verb.prints_result else result_files
 
 
 def leftovers(*folders: Path) -> list[str]:
@@ -90,7 +89,7 @@ def leftovers(*folders: Path) -> list[str]:
 
 
 def prepare(folder: Path, verb: Verb) -> Path:
-    """Where the verb begins: the files it reads, and for ``predict`` a run."""
+    """The folder that the verb starts from: the files it reads, and for ``predict`` a run."""
     start_at = folder / "start"
     start_at.mkdir(parents=True)
     synthetic.write(start_at, train=600, test=400)
@@ -103,45 +102,45 @@ def prepare(folder: Path, verb: Verb) -> Path:
     return start_at
 
 
-def try_verb(verb: Verb, kills: int, moments: random.Random, folder: Path) -> dict[str, int]:
-    counts = dict.fromkeys(("killed", "done before", "same result", "refused, whole", "failed", "left something"), 0)
-    beginning = prepare(folder, verb)
-    place, temporary = folder / "place", folder / "temporary"
+def try_verb(verb: Verb, kills: int, random_times: random.Random, folder: Path) -> dict[str, int]:
+    counts = dict.fromkeys(("killed", "done before", "same result", "refused, complete", "failed", "left something"), 0)
+    start_folder = prepare(folder, verb)
+    work_folder, temporary = folder / "place", folder / "temporary"
     temporary.mkdir()
 
     def fresh() -> None:
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(beginning, place)
+        shutil.rmtree(work_folder, ignore_errors=True)
+        shutil.copytree(start_folder, work_folder)
 
     fresh()
-    begun = time.monotonic()
-    process = start(verb, place, temporary)
-    said, problem = process.communicate()
-    duration = time.monotonic() - begun
+    started = time.monotonic()
+    process = start(verb, work_folder, temporary)
+    stdout, stderr = process.communicate()
+    duration = time.monotonic() - started
     if process.returncode:
-        raise SystemExit(f"{verb.name}: the undisturbed call failed: {problem}")
-    wanted = outcome(verb, place, said)
+        raise SystemExit(f"{verb.name}: the undisturbed call failed: {stderr}")
+    wanted = outcome(verb, work_folder, stdout)
     while counts["killed"] < kills:
         fresh()
-        process = start(verb, place, temporary)
+        process = start(verb, work_folder, temporary)
         try:
-            process.communicate(timeout=moments.uniform(0, duration))
+            process.communicate(timeout=random_times.uniform(0, duration))
             counts["done before"] += 1
             continue
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
             counts["killed"] += 1
-        process = start(verb, place, temporary)
-        said, problem = process.communicate()
-        refused = process.returncode == 2 and "already exists" in problem
-        found = outcome(verb, place, wanted.get("said", "") if refused else said)
-        if found != wanted or process.returncode not in ((0, 2) if refused else (0,)):
+        process = start(verb, work_folder, temporary)
+        stdout, stderr = process.communicate()
+        refused = process.returncode == 2 and "already exists" in stderr
+        result_files = outcome(verb, work_folder, wanted.get("stdout", "") if refused else stdout)
+        if result_files != wanted or process.returncode not in ((0, 2) if refused else (0,)):
             counts["failed"] += 1
-            print(f"{verb.name}: exit {process.returncode}: {problem[-500:]}\n{found}\n{wanted}", flush=True)
+            print(f"{verb.name}: exit {process.returncode}: {stderr[-500:]}\n{result_files}\n{wanted}", flush=True)
         else:
-            counts["refused, whole" if refused else "same result"] += 1
-        if left := leftovers(place, temporary):
+            counts["refused, complete" if refused else "same result"] += 1
+        if left := leftovers(work_folder, temporary):
             counts["left something"] += 1
             print(f"{verb.name}: left {left}", flush=True)
     return counts
@@ -154,16 +153,16 @@ def main() -> None:
     parser.add_argument("--verb", help="only the verbs whose name begins so")
     options = parser.parse_args()
     verbs = [verb for verb in VERBS if verb.name.startswith(options.verb or "")]
-    moments = random.Random(options.seed)
-    print("| verb | killed | same result | output whole already | failed | left something |")
+    random_times = random.Random(options.seed)
+    print("| verb | killed | same result | output complete already | failed | left something |")
     print("|---|---|---|---|---|---|", flush=True)
     bad = 0
     for number, verb in enumerate(verbs):
         kills = options.kills * (number + 1) // len(verbs) - options.kills * number // len(verbs)
         with tempfile.TemporaryDirectory() as name:
-            counts = try_verb(verb, kills, moments, Path(name))
+            counts = try_verb(verb, kills, random_times, Path(name))
         print(
-            f"| {verb.name} | {counts['killed']} | {counts['same result']} | {counts['refused, whole']} "
+            f"| {verb.name} | {counts['killed']} | {counts['same result']} | {counts['refused, complete']} "
             f"| {counts['failed']} | {counts['left something']} |",
             flush=True,
         )

@@ -1,10 +1,10 @@
-"""Memory of very many battles, and what is said when it runs out: ``python benchmarks/faults/memory.py FILE``.
+"""Memory of very many battles, and the message when it runs out: ``python benchmarks/faults/memory.py FILE``.
 
 The file's battles are repeated, with ids of their own, until there are ``--battles`` of them (default a million; as
 CSV, in a temporary folder). ``preprocess``, ``predict`` and ``score`` of them are measured: seconds, and the peak of
-the memory of all their processes together (resident, what they share counted once for each). 10,000 and 100,000 JSON
+the memory of all their processes together (resident; shared memory counts for each). 10,000 and 100,000 JSON
 lines are answered through a pipe. Then a training is started under one address-space limit after the other: each must
-succeed, or say that memory ran out and which option helps.
+succeed, or report that memory ran out and which option helps.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from prefcli.readers import open_battles
 PREFCLI = [sys.executable, "-m", "prefcli"]
 PAGE = os.sysconf("SC_PAGE_SIZE")
 LIMITS_MB = (2500, 2600, 2700, 2800, 2900, 3000, 3200, 3600, 4000, 5000, 6000, 8000, 10000, 12000)
-"""With less, Python's libraries cannot even be loaded, and some of them end the process by themselves."""
+"""With less, Python's libraries cannot be loaded, and some of them end the process."""
 
 
 def repeated(file: Path, target: Path, battles: int) -> None:
@@ -67,8 +67,8 @@ def resident(pid: int) -> int:
 def measured(
     arguments: list[str], folder: Path, limit: Callable[[], None] | None = None
 ) -> tuple[int, float, int, str]:
-    """Exit code, seconds, peak bytes of all processes, and what was said on stderr."""
-    begun = time.monotonic()
+    """Exit code, seconds, peak bytes of all processes, and stderr."""
+    started = time.monotonic()
     process = subprocess.Popen(
         [*PREFCLI, *arguments],
         cwd=folder,
@@ -77,16 +77,16 @@ def measured(
         preexec_fn=limit,
         text=True,
     )
-    said: list[str] = []
+    stderr: list[str] = []
     assert process.stderr is not None
-    reader = threading.Thread(target=lambda: said.extend(process.stderr))  # type: ignore[arg-type]
+    reader = threading.Thread(target=lambda: stderr.extend(process.stderr))  # type: ignore[arg-type]
     reader.start()
     peak = 0
     while process.poll() is None:
         peak = max(peak, resident(process.pid))
         time.sleep(0.05)
     reader.join()
-    return process.returncode, time.monotonic() - begun, peak, "".join(said)
+    return process.returncode, time.monotonic() - started, peak, "".join(stderr)
 
 
 def many(file: Path, battles: int, folder: Path) -> int:
@@ -110,11 +110,11 @@ def many(file: Path, battles: int, folder: Path) -> int:
         ["predict", "many.csv", "--model", "run", "-o", "p.csv"],
         ["score", "p.csv", "many.csv"],
     ):
-        code, seconds, peak, said = measured(arguments, folder)
+        code, seconds, peak, stderr = measured(arguments, folder)
         print(f"| {arguments[0]} | {seconds:.0f} | {peak / 1e6:,.0f} |", flush=True)
         if code:
             bad += 1
-            print(f"exit {code}: {said[-1000:]}", flush=True)
+            print(f"exit {code}: {stderr[-1000:]}", flush=True)
     return bad
 
 
@@ -145,35 +145,35 @@ def lines(file: Path, folder: Path) -> int:
         assert process.stdin is not None
         assert process.stdout is not None
         threading.Thread(target=send, args=(process.stdin, thousands)).start()
-        begun, peak, answered = time.monotonic(), 0, 0
+        started, peak, answered = time.monotonic(), 0, 0
         for answered, _ in enumerate(process.stdout, start=1):
             if answered % 500 == 0:
                 peak = max(peak, resident(process.pid))
         bad += process.wait() != 0 or answered != thousands * 1000
-        print(f"| {answered:,} | {time.monotonic() - begun:.0f} | {peak / 1e6:,.0f} |", flush=True)
+        print(f"| {answered:,} | {time.monotonic() - started:.0f} | {peak / 1e6:,.0f} |", flush=True)
     return bad
 
 
 def little(file: Path, folder: Path) -> int:
     """Trainings in too little memory."""
     repeated(file, folder / "train.csv", 400)
-    print("\n| address space, MB | exit | said |\n|---|---|---|", flush=True)
+    print("\n| address space, MB | exit | message |\n|---|---|---|", flush=True)
     bad = 0
     for limit in LIMITS_MB:
 
-        def bound(size: int = limit << 20) -> None:
+        def set_limit(size: int = limit << 20) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
         flags = ["--encoder", "tiny", "--max-length", "512", "--batch-size", "256", "--micro-batch", "256"]
-        code, _, _, said = measured(
-            ["train", "train.csv", "--text", "raw", *flags, "--output", f"run-{limit}"], folder, bound
+        code, _, _, stderr = measured(
+            ["train", "train.csv", "--text", "raw", *flags, "--output", f"run-{limit}"], folder, set_limit
         )
-        lines = said.strip().splitlines()
+        lines = stderr.strip().splitlines()
         start = next((i for i, line in enumerate(lines) if line.startswith("error")), max(len(lines) - 1, 0))
-        good = code == 0 or (code == 1 and "out of memory" in said and "--micro-batch" in said)
+        good = code == 0 or (code == 1 and "out of memory" in stderr and "--micro-batch" in stderr)
         bad += not good
-        told = " / ".join(line.strip() for line in lines[start:])[:300] if code else ""
-        print(f"| {limit} | {code} | {told} |{'' if good else ' <-- WRONG'}", flush=True)
+        message = " / ".join(line.strip() for line in lines[start:])[:300] if code else ""
+        print(f"| {limit} | {code} | {message} |{'' if good else ' <-- WRONG'}", flush=True)
     return bad
 
 

@@ -1,4 +1,4 @@
-"""What prefcli promises of every input whatsoever, and one command on one hostile input held against it."""
+"""What prefcli promises for every input, and a check of one command on one hostile input."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ VERBS = {
     "score, labels": 8,
     "train": 2,
 }
-"""What is run on inputs, and how often of a hundred."""
-LONGEST_LINE = 2000
+"""The commands and how often each is run, in percent."""
+MAX_LINE_LENGTH = 2000
 """Characters of a line of an error."""
-KEPT = b"here before\n"
+OLD_OUTPUT = b"here before\n"
 """An output that was there before the command."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What the cases share: a trained run, and a whole file of predictions and one of labels."""
+    """What the cases share: a trained run, and valid files of predictions and of labels."""
 
     run: Path
     predictions: Path
@@ -94,37 +94,37 @@ def case_of(seed: int, number: int, verbs: dict[str, int] = VERBS) -> Case:
     random = Random(f"{seed}/{number}")
     verb = random.choices(list(verbs), list(verbs.values()))[0]
     limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(10_000)  # what is nested deeper than the command can read must be written first
+    sys.setrecursionlimit(10_000)  # input that is nested too deep for the command must be written first
     try:
         if verb.startswith("score"):
-            made = hostile_inputs.score_file(random, labels=verb.endswith("labels"))
+            hostile = hostile_inputs.score_file(random, labels=verb.endswith("labels"))
         else:
-            made = hostile_inputs.battles(random)
+            hostile = hostile_inputs.battles(random)
     finally:
         sys.setrecursionlimit(limit)
     outputs = {"eda --report": "page.html", "predict": random.choice(("preds.csv", "preds.parquet")), "train": "run"}
     exists = verb in ("eda --report", "predict") and random.random() < 0.15
-    return Case(number, verb, made, outputs.get(verb, ""), exists, exists and random.random() < 0.6)
+    return Case(number, verb, hostile, outputs.get(verb, ""), exists, exists and random.random() < 0.6)
 
 
 # The input on the disk
 
 
-def where(made: Hostile, folder: Path) -> Path:
-    """The path under which the command is told of the input."""
+def where(hostile: Hostile, folder: Path) -> Path:
+    """The path of the input that the command is given."""
     special = {"null": Path("/dev/null"), "zero": Path("/dev/zero"), "stdin": Path("-")}
-    below = folder / "input" / made.name
-    return special.get(made.place, below / "below.csv" if made.place == "under a file" else below)
+    below = folder / "input" / hostile.name
+    return special.get(hostile.place, below / "below.csv" if hostile.place == "under a file" else below)
 
 
 @contextlib.contextmanager
-def laid(made: Hostile, folder: Path) -> Iterator[None]:
-    """The input lies where :func:`where` says."""
-    path = folder / "input" / made.name
+def laid(hostile: Hostile, folder: Path) -> Iterator[None]:
+    """The input is at :func:`where`."""
+    path = folder / "input" / hostile.name
     path.parent.mkdir()
-    match made.place:
+    match hostile.place:
         case "" | "under a file":
-            path.write_bytes(made.data)
+            path.write_bytes(hostile.data)
         case "folder":
             path.mkdir()
         case "link":
@@ -132,11 +132,11 @@ def laid(made: Hostile, folder: Path) -> Iterator[None]:
         case "loop":
             path.symlink_to(path.name)
         case "stdin":
-            with mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(made.data))):
+            with mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(hostile.data))):
                 yield
             return
         case "fifo":
-            with _fed(path, made.data):
+            with _fed(path, hostile.data):
                 yield
             return
     yield
@@ -162,12 +162,12 @@ def _fed(path: Path, data: bytes) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lowered(limits: dict[str, int]) -> Iterator[None]:
-    """Limits of the readers lowered, so that a bomb need not be large."""
+    """Lower the readers' limits, so that a bomb need not be large."""
     with contextlib.ExitStack() as stack:
         for name, value in limits.items():
             module, constant = name.split(".")
-            room = importlib.import_module(f"prefcli.readers.{module}")
-            stack.enter_context(mock.patch.object(room, constant, value))
+            reader_module = importlib.import_module(f"prefcli.readers.{module}")
+            stack.enter_context(mock.patch.object(reader_module, constant, value))
         yield
 
 
@@ -175,13 +175,13 @@ def lowered(limits: dict[str, int]) -> Iterator[None]:
 
 
 def try_case(case: Case, folder: Path, bench: Bench) -> Result:
-    """Run a case in an empty folder, in this process, and look at what it said and left."""
+    """Run a case in an empty folder, in this process, and check its messages and files."""
     from prefcli.cli.main import run
 
     (folder / "temporary").mkdir(parents=True)
     output = folder / case.output
     if case.exists:
-        output.write_bytes(KEPT)
+        output.write_bytes(OLD_OUTPUT)
     out, err = io.StringIO(), io.StringIO()
     with (
         laid(case.input, folder),
@@ -191,9 +191,9 @@ def try_case(case: Case, folder: Path, bench: Bench) -> Result:
         contextlib.redirect_stderr(err),
     ):
         code = run(case.command(folder, bench))
-    said = err.getvalue()
-    broken = [*wrong_words(code, out.getvalue(), said), *wrong_files(case, code, folder)]
-    return Result(code, out.getvalue(), said, broken)
+    err_text = err.getvalue()
+    broken = [*wrong_words(code, out.getvalue(), err_text), *wrong_files(case, code, folder)]
+    return Result(code, out.getvalue(), err_text, broken)
 
 
 def wrong_words(code: int, out: str, err: str) -> Iterator[str]:
@@ -219,7 +219,7 @@ def wrong_words(code: int, out: str, err: str) -> Iterator[str]:
     for line in lines:
         if not line.isprintable():
             yield f"unprintable characters: {line[:80]!r}"
-        if len(line) > LONGEST_LINE:
+        if len(line) > MAX_LINE_LENGTH:
             yield f"a line of {len(line):,} characters: {line[:80]!r}"
 
 
@@ -238,7 +238,7 @@ def wrong_files(case: Case, code: int, folder: Path) -> Iterator[str]:
         elif hashlib.sha256(data.read_bytes()).hexdigest() != digest.read_text().split()[0]:
             yield f"a stage that does not match its digest: {name}"
     if code != 0 or (case.exists and not case.force):
-        if case.exists and output.read_bytes() != KEPT:
+        if case.exists and output.read_bytes() != OLD_OUTPUT:
             yield "the output that was there has changed"
         if case.exists and code == 0:
             yield "the output that was there did not stop the command"
@@ -264,7 +264,7 @@ def wrong_files(case: Case, code: int, folder: Path) -> Iterator[str]:
 
 
 def wrong_predictions(path: Path, ids: list[str]) -> Iterator[str]:
-    """Whether a file of predictions has every id, in order, with probabilities."""
+    """What is wrong with a file of predictions: ids, order, probabilities."""
     if path.suffix == ".csv":
         with path.open(encoding="utf-8", newline="") as stream:
             header, *rows = list(csv.reader(stream))
@@ -293,11 +293,11 @@ def empty(folder: Path) -> None:
 
 
 def make_bench(folder: Path, battles: int = 240) -> Bench:
-    """The small run on synthetic battles that predicts in all cases, and whole files to score with."""
+    """A small run on synthetic battles that predicts in all cases, and valid files to score with."""
     from prefcli.cli.main import run
     from prefcli.data import synthetic
 
-    made = synthetic.write(folder, train=battles, test=12)
+    hostile = synthetic.write(folder, train=battles, test=12)
     run_folder = folder / "run"
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         arguments = [
@@ -308,7 +308,7 @@ def make_bench(folder: Path, battles: int = 240) -> Bench:
             "--workspace",
             str(folder / "workspace"),
         ]
-        if code := run(["train", str(made.train), *arguments]):
+        if code := run(["train", str(hostile.train), *arguments]):
             raise SystemExit(f"the run could not be trained: exit code {code}")
     files = {"predictions": hostile_inputs.guesses, "labels": hostile_inputs.truth}
     for name, rows in files.items():

@@ -1,7 +1,7 @@
-"""A machine that is not as one expects it: no temporary folder, no home, a clock that jumps, no terminal, odd names.
+"""Unusual environments: no temporary folder, no home, a clock that jumps, no terminal, odd file names.
 
 ``python benchmarks/faults/surroundings.py [--part NAME]`` (as root, with setpriv and, for clocks, faketime). Every
-command is a process of its own, for much of this is looked at when modules are loaded.
+command is a separate process, because much of this is read when modules are loaded.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ def call(
     command: str | list[str],
     folder: Path,
     *,
-    through: tuple[str, ...] = (),
+    wrapper: tuple[str, ...] = (),
     without: tuple[str, ...] = (),
     program: list[str] = PREFCLI,
     stdin: bytes | None = None,
     **environment: str,
 ) -> Result:
     arguments = command.split() if isinstance(command, str) else command
-    surroundings = {k: v for k, v in os.environ.items() if k not in without} | {"OMP_NUM_THREADS": "1", **environment}
+    variables = {k: v for k, v in os.environ.items() if k not in without} | {"OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(
-        [*through, *program, *arguments], cwd=folder, env=surroundings, input=stdin, capture_output=True, timeout=180
+        [*wrapper, *program, *arguments], cwd=folder, env=variables, input=stdin, capture_output=True, timeout=180
     )
     return Result(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
@@ -98,22 +98,22 @@ def temporary_folders(folder: Path, table: Table) -> None:
     try:
         shutil.copytree(folder, home / "work")
         script = read_only + 'exec "$@"'
-        through = ("unshare", "--mount", "sh", "-c", script, "sh")
+        wrapper = ("unshare", "--mount", "sh", "-c", script, "sh")
         for command in ALL:
-            done = call(command, home / "work", through=through)
+            done = call(command, home / "work", wrapper=wrapper)
             table.add("no usual temporary folder: needs none", "worked", worked(done))
         locked = (
             read_only
             + f"mount --bind {home}/work {home}/work; mount -o remount,ro,bind {home}/work; "
             + (f'cd {home}/work; exec "$@"')
         )
-        through = ("unshare", "--mount", "sh", "-c", locked, "sh")
-        done = call(score, home / "work", through=through, program=[sys.executable, "-c", UNUSABLE])
+        wrapper = ("unshare", "--mount", "sh", "-c", locked, "sh")
+        done = call(score, home / "work", wrapper=wrapper, program=[sys.executable, "-c", UNUSABLE])
         table.add("no temporary folder at all: many rows", "refused clearly", refused(done, "TMPDIR"))
-        done = call("eda -", home / "work", through=through, stdin=(folder / "train.csv").read_bytes())
+        done = call("eda -", home / "work", wrapper=wrapper, stdin=(folder / "train.csv").read_bytes())
         table.add("no temporary folder at all: standard input", "refused clearly", refused(done, "TMPDIR"))
         table.add(
-            "no temporary folder at all: needs none", "worked", worked(call(score, home / "work", through=through))
+            "no temporary folder at all: needs none", "worked", worked(call(score, home / "work", wrapper=wrapper))
         )
     finally:
         shutil.rmtree(home)
@@ -131,7 +131,7 @@ def homes(folder: Path, table: Table) -> None:
         }
         kinds["user without an entry"] = {"without": ("HOME", "USER", "LOGNAME", *hub), "through": STRANGER}
         for kind, how in kinds.items():
-            # The stranger may replace what others made: what he cannot remove would stay until they come by.
+            # This user may replace what others made, otherwise files that it cannot remove would stay.
             for path in (folder, *(path for path in folder.rglob("*") if disk.path not in (path, *path.parents))):
                 path.chmod(0o777 if path.is_dir() else 0o666)
             for command in ALL:
@@ -156,18 +156,20 @@ from prefcli.cli.main import main; main()
             place.mkdir()
             for name in ("train.csv", "test.csv", "test_truth.csv"):
                 shutil.copy(folder / name, place)
-        through = ("faketime", "-f", shift)
+        wrapper = ("faketime", "-f", shift)
         for command in ("preprocess train.csv", "train --architecture features", "predict test.csv --force"):
-            done = call(command, place, through=through)
+            done = call(command, place, wrapper=wrapper)
             problem = worked(done)
             if number and command.startswith("preprocess") and "reused from the cache" not in done.err:
                 problem = "the cache was not reused"
             if re.search(r"-\d+(\.\d+)? s\b|-\d[\d,.]* battles/s|-\d+:\d\d", done.out + done.err):
                 problem = f"a negative duration: {done.out}"
             table.add("the clock jumps between commands", "worked", problem)
-        found = {path.name for path in (place / ".prefcli" / "runs").iterdir() if path.is_dir()}
-        table.add("the clock jumps: a run of its own", "worked", "" if len(found) == len(names) + 1 else f"{found}")
-        names = found
+        run_names = {path.name for path in (place / ".prefcli" / "runs").iterdir() if path.is_dir()}
+        table.add(
+            "the clock jumps: a run of its own", "worked", "" if len(run_names) == len(names) + 1 else f"{run_names}"
+        )
+        names = run_names
     for command in ALL:
         done = call(command, folder, program=[sys.executable, "-c", jump])
         negative = re.search(r"-\d+(\.\d+)? s\b|-\d[\d,.]* battles/s", done.out + done.err)
@@ -175,16 +177,16 @@ from prefcli.cli.main import main; main()
 
 
 def terminals(folder: Path, table: Table) -> None:
-    """Streams that are closed or full, encodings that know little, a folder that is gone."""
+    """Closed or full streams, encodings with few characters, a deleted current folder."""
     for command in ALL:
         for how in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
             script = ("sh", "-c", f'exec "$@" {how}', "sh")
-            table.add(f"closed {how}", "worked", worked(call(command, folder, through=script)))
-        done = call(command, folder, through=("sh", "-c", 'exec "$@" > /dev/full', "sh"))
+            table.add(f"closed {how}", "worked", worked(call(command, folder, wrapper=script)))
+        done = call(command, folder, wrapper=("sh", "-c", 'exec "$@" > /dev/full', "sh"))
         if not command.startswith(("train", "none")) or done.code:
             table.add("stdout is /dev/full", "refused clearly", refused(done, "standard output"))
         script = ("sh", "-c", 'exec "$@" 2> /dev/full', "sh")
-        table.add("stderr is /dev/full", "worked", worked(call(command, folder, through=script)))
+        table.add("stderr is /dev/full", "worked", worked(call(command, folder, wrapper=script)))
     text = (
         (folder / "train.csv").read_text().replace("aurora-7b", "größe-模型-7b").replace("basalt-13b", "\u202eevil\x1b")
     )
@@ -198,7 +200,7 @@ def terminals(folder: Path, table: Table) -> None:
                         "eda größe.csv", "preprocess names.csv --preview 2"):  # fmt: skip
             done = call(command, folder, **settings)
             problem = refused(done) if "größe.csv" in command else worked(done)
-            table.add("an encoding without these letters", "worked or refused clearly", problem)
+            table.add("an encoding without these characters", "worked or refused clearly", problem)
     for command in (
         "eda train.csv",
         "--version",
@@ -208,13 +210,13 @@ def terminals(folder: Path, table: Table) -> None:
         gone = folder / "gone"
         gone.mkdir()
         script = ("sh", "-c", f'cd {gone}; rmdir {gone}; exec "$@"', "sh")
-        done = call(command, folder, through=script)
+        done = call(command, folder, wrapper=script)
         fine = command in ("--version",) or command.startswith("score")
         table.add("a current folder that is gone", "worked or refused clearly", worked(done) if fine else refused(done))
 
 
 def names(folder: Path, table: Table) -> None:
-    """Names of files with everything that a name may hold."""
+    """File names with every kind of character."""
     odd: list[bytes] = [b"with space", b"it's \"quoted\"", b"two\nlines", b"\xff\xfe not text", "größe 模型".encode(),
                         b"-dash", b"[bold]markup", b"$(id)", b"x" * 240, b"\x1b[31m red"]  # fmt: skip
     for name in odd:
@@ -265,18 +267,18 @@ def main() -> None:
     refuse_without_root()
     table = Table()
     for part in options.part or PARTS:
-        begun = time.monotonic()
+        started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="faults-around-") as name:
             folder = Path(name)
             synthetic.write(folder, train=200, test=100)
             subprocess.run([sys.executable, "-c", SAVE_ENCODER], cwd=folder, check=True, stdout=subprocess.DEVNULL)
             for command in ALL:
                 if problem := worked(call(command, folder)):
-                    raise SystemExit(f"{command} failed in usual surroundings: {problem}")
+                    raise SystemExit(f"{command} failed in the usual environment: {problem}")
             PARTS[part](folder, table)
-            if found := strays(folder):
-                table.add(part, "", f"left {found}")
-        print(f"{part}: {time.monotonic() - begun:.0f} s", flush=True)
+            if run_names := strays(folder):
+                table.add(part, "", f"left {run_names}")
+        print(f"{part}: {time.monotonic() - started:.0f} s", flush=True)
     table.finish()
 
 

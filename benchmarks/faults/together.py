@@ -1,8 +1,8 @@
-"""Two and more commands at once in one workspace, and many processes at one lock.
+"""Two commands at once in one workspace, and many processes at one lock.
 
 ``python benchmarks/faults/together.py [--rounds 12]``. Each round starts every pair below once, the second command a
-random moment after the first. What they leave must be what they leave when run alone, nothing may be left over, and
-nobody may be told that a cache had to be rebuilt.
+random time after the first. Together they must leave the same files as one after the other, no temporary file, and no
+cache may be rebuilt.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ REFUSALS = ("another prefcli is training into this folder", "already exists", "n
 
 
 def slow_start(before: float) -> str:
-    """Every command makes its stage slowly, so that the other one meets it on the way."""
+    """Python that slows down writing stages, so that the second command finds the first one at work."""
     return f"""
 import time
 from prefcli.storage import workspace
@@ -69,7 +69,7 @@ workspace.StageWriter.write = slowly
 
 
 def comparable(folder: Path) -> dict[str, str]:
-    """Files that must be the same however they came about: names of runs hold the time, their cards the name."""
+    """Files that must be the same in any order: names of runs contain the time, their cards the name."""
     kept = {}
     for name, digest in tree(folder).items():
         if "latest-" in name or name.endswith(("README.md", "config.json", "SHA256SUMS")):
@@ -105,38 +105,38 @@ class fresh:  # noqa: N801  (used as a function)
 
 
 def meet(
-    commands: Commands, data: Path, name: str, expected: dict[str, str], moments: random.Random, seconds: float
+    commands: Commands, data: Path, name: str, expected: dict[str, str], random_times: random.Random, seconds: float
 ) -> tuple[str, str]:
     """One pair at once: what happened, and what was wrong with it."""
     first, second = (command.format(data=data).split() for command in PAIRS[name])
     with fresh(data) as folder:
-        slow = slow_start(moments.choice([0.0, 0.2]))
-        one = commands.start(*first, folder=folder, before=slow)
-        time.sleep(moments.choice([0.0, moments.uniform(0, seconds)]))
-        other = commands.start(*second, folder=folder, before=slow)
+        slow = slow_start(random_times.choice([0.0, 0.2]))
+        first_running = commands.start(*first, folder=folder, before=slow)
+        time.sleep(random_times.choice([0.0, random_times.uniform(0, seconds)]))
+        second_running = commands.start(*second, folder=folder, before=slow)
         if name.startswith("kill"):
-            time.sleep(moments.uniform(0, seconds))
-            one.kill()
-        results = [one.wait(), other.wait()]
+            time.sleep(random_times.uniform(0, seconds))
+            first_running.kill()
+        results = [first_running.wait(), second_running.wait()]
         problems = list(complaints(name, results))
         refused = [r for r in results if r.code not in (0, -9)]
-        if refused and not problems:  # the same command afterwards brings it to an end
+        if refused and not problems:  # the same command must succeed afterwards
             after = commands.run(*(second if results[1].code else first), folder=folder)
             if after.code and "already exists" not in after.err:
                 problems.append(f"failed afterwards: {after.err[-200:]!r}")
-        if (left := comparable(folder)) != expected:
-            differ = sorted(k for k in {**left, **expected} if left.get(k) != expected.get(k))
+        if (files_left := comparable(folder)) != expected:
+            differ = sorted(k for k in {**files_left, **expected} if files_left.get(k) != expected.get(k))
             problems.append(f"another result: {differ[:4]}")
-        if found := strays(folder):
-            problems.append(f"left {found}")
-    how = "one refused" if refused else ("one killed, the other whole" if results[0].code == -9 else "both whole")
+        if leftovers := strays(folder):
+            problems.append(f"left {leftovers}")
+    how = "one refused" if refused else ("one killed, the other complete" if results[0].code == -9 else "both complete")
     return how, "; ".join(problems)
 
 
 def complaints(name: str, results: list[Result]) -> Iterator[str]:
     for done in results:
         if "rebuilding" in done.err:
-            yield "told that a cache is rebuilt"
+            yield "a cache was rebuilt"
         if "Traceback" in done.err or (done.code not in (0, -9) and done.unclear()):
             yield f"unclear: {done.err[-300:]!r}"
         if done.code not in (0, -9) and not any(words in done.err for words in REFUSALS):
@@ -153,10 +153,10 @@ def lock(table: Table, processes: int, times: int) -> None:
         running = [subprocess.Popen(command, cwd=folder) for _ in range(processes)]
         codes = [process.wait() for process in running]
         count = int((Path(folder) / "counter").read_text())
-        left = sorted(path.name for path in Path(folder).iterdir())
-    whole = not any(codes) and count == processes * times and left == ["counter"]
+        files_left = sorted(path.name for path in Path(folder).iterdir())
+    correct = not any(codes) and count == processes * times and files_left == ["counter"]
     what = f"{processes} processes, each {times} times in one lock"
-    table.add(what, f"counted to {count}", "" if whole else f"codes {codes}, counted to {count}, left {left}")
+    table.add(what, f"counted to {count}", "" if correct else f"codes {codes}, counted to {count}, left {files_left}")
 
 
 def main() -> None:
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pair", choices=list(PAIRS), action="append")
     options = parser.parse_args()
-    moments = random.Random(options.seed)
+    random_times = random.Random(options.seed)
     table = Table()
     begun = time.monotonic()
     if not options.pair:
@@ -174,15 +174,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="faults-together-") as name, Commands() as commands:
         data = Path(name) / "data"
         synthetic.write(data, train=200, test=100)
-        made = commands.run(*f"{TRAIN} --output run".split(), folder=data)
-        if made.code:
-            raise SystemExit(made.err)
+        trained = commands.run(*f"{TRAIN} --output run".split(), folder=data)
+        if trained.code:
+            raise SystemExit(trained.err)
         for pair in options.pair or PAIRS:
             started = time.monotonic()
             expected = alone(commands, data, *PAIRS[pair])
             seconds = time.monotonic() - started
             for _ in range(options.rounds):
-                how, problem = meet(commands, data, pair, expected, moments, seconds)
+                how, problem = meet(commands, data, pair, expected, random_times, seconds)
                 table.add(pair, how, problem)
             print(f"{pair}: {time.monotonic() - started:.0f} s", flush=True)
     print(f"{time.monotonic() - begun:.0f} s")
