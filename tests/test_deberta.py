@@ -213,7 +213,7 @@ def test_the_hidden_state_at_padding_is_zero() -> None:
     assert not hidden[mask == 0].any()
 
 
-def test_a_sequence_without_tokens_harms_nothing() -> None:
+def test_a_sequence_without_tokens_changes_no_other() -> None:
     reference, fast = pair()
     ids, mask = batch("right")
     mask[2] = 0
@@ -334,14 +334,14 @@ def test_accelerating_twice_changes_nothing() -> None:
     assert [type(module) for module in fast.modules()] == types
 
 
-def test_other_encoders_are_left_alone_with_a_reason() -> None:
+def test_other_encoders_are_unchanged_with_a_reason() -> None:
     bert = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8))
     types = [type(module) for module in bert.modules()]
     assert "BertModel" in (deberta.accelerate(bert) or "")
     assert [type(module) for module in bert.modules()] == types
 
 
-def test_changed_layers_are_left_alone_with_a_reason() -> None:
+def test_changed_layers_are_unchanged_with_a_reason() -> None:
     class Another(type(pair()[0].encoder.layer[0].attention.self)):  # type: ignore[misc]
         pass
 
@@ -351,7 +351,7 @@ def test_changed_layers_are_left_alone_with_a_reason() -> None:
     assert not isinstance(module.encoder, deberta.Encoder)
 
 
-def test_another_way_of_computing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incompatible_transformers_release_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A release of transformers that changes the definition must switch this off, not be overridden."""
     module = pair()[0]
     changed = deberta.original.scaled_size_sqrt
@@ -446,7 +446,7 @@ def test_data_parallel_ranks(tmp_path: Path) -> None:
         distributed.destroy_process_group()
 
 
-def test_training_goes_the_same_way() -> None:
+def test_ten_training_steps_give_the_same_losses() -> None:
     """Ten steps of AdamW from the same weights."""
     losses: list[list[float]] = []
     for module in pair():

@@ -61,7 +61,7 @@ def test_deberta_loads_from_the_hubs_files_in_float32(deberta_folder: Path) -> N
     assert encoders.max_input_length(module) is None  # its positions are relative: 512 is no limit
 
 
-def test_a_pair_is_put_together_as_each_tokenizer_does(bert_folder: Path, deberta_folder: Path) -> None:
+def test_a_pair_equals_what_each_tokenizer_makes_of_it(bert_folder: Path, deberta_folder: Path) -> None:
     import numpy as np
 
     for folder in (bert_folder, deberta_folder):
@@ -94,7 +94,7 @@ def test_tinys_weights_follow_the_seed_and_leave_the_global_generator_alone() ->
     assert not torch.equal(first[0], first[2])
 
 
-def test_a_damaged_folder_is_said_in_one_sentence(bert_folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_one_model_error(bert_folder: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
@@ -104,7 +104,7 @@ def test_a_damaged_folder_is_said_in_one_sentence(bert_folder: Path, tmp_path: P
         encoders.make_encoder(encoders.locate(str(broken)), 0, seed=0)
 
 
-def test_an_architecture_survives_being_written_down(bert_folder: Path) -> None:
+def test_an_architecture_round_trips_through_json(bert_folder: Path) -> None:
     module = encoders.make_encoder(encoders.locate(str(bert_folder)), 0, seed=0)
     again = encoders.from_config(json.loads(json.dumps(encoders.config_dict(module))))
     again.load_state_dict(module.state_dict())
@@ -172,19 +172,19 @@ def _locate_elsewhere(name: str, endpoint: str, home: Path, **environment: str) 
         ("broken/model", "NetworkError", "did not give"),
     ],
 )
-def test_what_the_hub_answers_is_said(hub: str, tmp_path: Path, name: str, kind: str, words: str) -> None:
+def test_the_hubs_refusals_are_reported(hub: str, tmp_path: Path, name: str, kind: str, words: str) -> None:
     said, _ = _locate_elsewhere(name, hub, tmp_path)
     assert said.startswith(kind)
     assert words in said
 
 
-def test_a_hub_that_never_answers_is_given_up(hub: str, tmp_path: Path) -> None:
+def test_a_hub_that_never_answers_times_out(hub: str, tmp_path: Path) -> None:
     said, seconds = _locate_elsewhere("slow/model", hub, tmp_path)
     assert said.startswith(NetworkError.__name__)
     assert seconds < 25  # five for the hub, the rest for starting Python on a busy machine
 
 
-def test_no_network_is_called_that(tmp_path: Path) -> None:
+def test_a_missing_network_is_reported(tmp_path: Path) -> None:
     said, _ = _locate_elsewhere("some/model", "http://127.0.0.1:9", tmp_path)
     assert "no network" in said
 

@@ -1,6 +1,6 @@
 """Architectures and what is done with several models: both orders, blending, calibration, soft labels, recipes.
 
-Leaks are planted: what is fitted for predicting must not see the battles that are predicted.
+Some tests plant leaks: what is fitted for prediction must not see the battles that are predicted.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ MODELS = [
 
 
 @pytest.mark.parametrize("options", MODELS, ids=lambda o: "-".join(o.values()))
-def test_exchanged_answers_get_exchanged_probabilities_under_swap_averaging(
+def test_swapped_answers_get_swapped_probabilities_with_swap_averaging(
     bert_folder: Path, options: dict[str, Any]
 ) -> None:
     model = a_model(bert_folder, **options)
@@ -99,14 +99,14 @@ def test_exchanged_answers_get_exchanged_probabilities_under_swap_averaging(
 
 
 @pytest.mark.parametrize("architecture", ["siamese", "cross-encoder"])
-def test_both_orders_at_once_are_each_order_by_itself(bert_folder: Path, architecture: str) -> None:
+def test_both_orders_together_give_the_logits_of_each_order_alone(bert_folder: Path, architecture: str) -> None:
     model = a_model(bert_folder, architecture=architecture)
     rows = [(["river"], ["clear step " * n], ["vague wrong"]) for n in range(1, 20)]
     both = model.logits_from_tokens(model.tokenise(iter([as_batch(rows)])), both_orders=True)
-    straight = model.logits_from_tokens(model.tokenise(iter([as_batch(rows)])))[0]
-    exchanged = model.logits_from_tokens(model.tokenise(iter([as_batch([(p, b, a) for p, a, b in rows])])))[0]
-    assert np.allclose(both[0], straight, atol=1e-5)
-    assert np.allclose(both[1], exchanged, atol=1e-5)
+    original = model.logits_from_tokens(model.tokenise(iter([as_batch(rows)])))[0]
+    swapped = model.logits_from_tokens(model.tokenise(iter([as_batch([(p, b, a) for p, a, b in rows])])))[0]
+    assert np.allclose(both[0], original, atol=1e-5)
+    assert np.allclose(both[1], swapped, atol=1e-5)
 
 
 def test_a_cross_encoder_reads_both_answers_at_once(bert_folder: Path) -> None:
@@ -145,7 +145,7 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory, demo_files: Demo) -> tupl
     return folder / "siamese", folder / "cross", folder / "ws"
 
 
-def test_a_cross_encoder_goes_all_the_way_and_says_what_it_is(
+def test_a_cross_encoder_trains_predicts_and_is_named_in_its_card(
     cli: CLI, two_runs: tuple[Path, Path, Path], demo_files: Demo
 ) -> None:
     _, cross, _ = two_runs
@@ -173,7 +173,7 @@ def test_head_and_tail_and_interaction_train_and_load(cli: CLI, tmp_path: Path) 
     assert "…" in loaded.tokenizer.decode(ids.tolist())
 
 
-def test_fast_attention_is_said_can_be_left_out_and_changes_no_prediction(
+def test_fast_attention_is_reported_is_optional_and_changes_no_prediction(
     cli: CLI, demo_files: Demo, deberta_folder: Path
 ) -> None:
     flags = ["--encoder", deberta_folder, "--text", "raw", "--limit", 60, "--max-length", 48]
@@ -218,7 +218,7 @@ def test_a_recipe_is_a_set_of_defaults_that_flags_and_files_win_over(cli: CLI, d
     assert Path("r/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
 
 
-def test_features_go_all_the_way_without_torch(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
+def test_features_train_predict_and_score_without_torch(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
     """Train, predict and score in processes that never load torch, transformers or nltk."""
     program = (
         "import sys; from prefcli.cli.main import run; code = run(sys.argv[1:]); "
@@ -291,12 +291,12 @@ def test_features_and_neural_runs_blend(cli: CLI, two_runs: tuple[Path, Path, Pa
     """They need their text normalised differently; both were split by prompt with the same seed."""
     flags = ["--recipe", "fast", "--validation", 0.5, "--output", "fast"]
     assert cli("train", demo_files.train, *flags).code == 0
-    made = blended(cli, demo_files.test, [Path("fast"), two_runs[1]], "--swap-average")
-    assert len(made["weights"]) == 2
-    assert made["models"] == ["fast", "cross"]
+    result = blended(cli, demo_files.test, [Path("fast"), two_runs[1]], "--swap-average")
+    assert len(result["weights"]) == 2
+    assert result["models"] == ["fast", "cross"]
     common = set(runs.read_validation(Path("fast")).ids) & set(runs.read_validation(two_runs[1]).ids)
     assert len(common) == 119
-    assert "on 119 battles" in made["calibration"]
+    assert "on 119 battles" in result["calibration"]
 
 
 # Several models
@@ -313,14 +313,14 @@ def test_a_blend_uses_the_weights_fitted_on_common_validation_battles(
     cli: CLI, two_runs: tuple[Path, Path, Path], demo_files: Demo
 ) -> None:
     members = list(two_runs[:2])
-    made = blended(cli, demo_files.test, members)
+    result = blended(cli, demo_files.test, members)
     held_out = [runs.read_validation(member) for member in members]
     assert held_out[0].ids == held_out[1].ids
     from prefcli.prediction import calibration
 
     expected = calibration.calibrate([h.logits for h in held_out], held_out[0].labels, held_out[0].keys)
     assert expected.fitted
-    assert made["weights"] == pytest.approx(expected.weights)
+    assert result["weights"] == pytest.approx(expected.weights)
     parts = []
     for number, member in enumerate(members):
         plain = ["--no-calibration", "-o", f"{number}.parquet"]
@@ -329,15 +329,15 @@ def test_a_blend_uses_the_weights_fitted_on_common_validation_battles(
     assert np.allclose(read_probabilities(Path("blend.parquet"))[1], expected.apply(parts), atol=1e-6)
 
 
-def test_equal_weights_are_said_and_are_the_geometric_mean(
+def test_equal_weights_are_reported_and_are_the_geometric_mean(
     cli: CLI, two_runs: tuple[Path, Path, Path], demo_files: Demo
 ) -> None:
-    made = blended(cli, demo_files.test, list(two_runs[:2]), "--no-calibration")
-    assert made["weights"] == [0.5, 0.5]
+    result = blended(cli, demo_files.test, list(two_runs[:2]), "--no-calibration")
+    assert result["weights"] == [0.5, 0.5]
     other = trained(cli, demo_files.train, "elsewhere", "--encoder", "tiny", "--validation", 0)
-    made = blended(cli, demo_files.test, [two_runs[0], other])
-    assert made["weights"] == [0.5, 0.5]
-    assert "nothing was held out by elsewhere" in made["err"]
+    result = blended(cli, demo_files.test, [two_runs[0], other])
+    assert result["weights"] == [0.5, 0.5]
+    assert "nothing was held out by elsewhere" in result["err"]
 
 
 def test_battles_that_are_predicted_do_not_take_part_in_the_fit(
@@ -353,25 +353,25 @@ def test_battles_that_are_predicted_do_not_take_part_in_the_fit(
         rows = {row["id"]: row for row in csv.DictReader(stream)}
     chosen = [rows[name] for name, key in zip(held_out[0].ids, held_out[0].keys.tolist(), strict=True) if key in leaked]
     file = write_csv(tmp_path / "leak.csv", chosen)
-    made = blended(cli, file, members)
+    result = blended(cli, file, members)
     apart = ~np.isin(held_out[0].keys, list(leaked))
     expected = calibration.calibrate(
         [h.logits[apart] for h in held_out], held_out[0].labels[apart], held_out[0].keys[apart]
     )
     everything = calibration.calibrate([h.logits for h in held_out], held_out[0].labels, held_out[0].keys)
-    assert made["weights"] == pytest.approx(expected.weights)
-    assert made["weights"] != pytest.approx(everything.weights)
-    assert f"{len(chosen)} validation battles share a prompt" in made["err"]
+    assert result["weights"] == pytest.approx(expected.weights)
+    assert result["weights"] != pytest.approx(everything.weights)
+    assert f"{len(chosen)} validation battles share a prompt" in result["err"]
 
 
 def test_runs_with_different_splits_are_blended_on_what_both_held_out(
     cli: CLI, two_runs: tuple[Path, Path, Path], demo_files: Demo
 ) -> None:
-    """A battle that one of them has learnt from would teach the blend to trust it too much."""
+    """A battle that one of the runs was trained on would give that run too much weight."""
     other = trained(cli, demo_files.train, "other", "--encoder", "tiny", "--seed", 5)
     common = set(runs.read_validation(two_runs[0]).ids) & set(runs.read_validation(other).ids)
-    made = blended(cli, demo_files.test, [two_runs[0], other])
-    assert f"on {len(common):,} battles" in made["calibration"] or f"{len(common):,} battles are too few" in made["calibration"]  # fmt: skip  # noqa: E501
+    result = blended(cli, demo_files.test, [two_runs[0], other])
+    assert f"on {len(common):,} battles" in result["calibration"] or f"{len(common):,} battles are too few" in result["calibration"]  # fmt: skip  # noqa: E501
 
 
 def other_voters(path: Path, source: Path, prefix: str, truth: Path | None = None) -> Path:
@@ -392,16 +392,16 @@ def test_calibrating_on_other_voters_moves_the_share_of_ties(
     target = other_voters(tmp_path / "target.csv", demo_files.test, "target", demo_files.truth)
     losses = {}
     for name, flags in (("plain", []), ("refitted", ["--calibrate", sample])):
-        made = blended(cli, target, [two_runs[1]], *flags)
+        result = blended(cli, target, [two_runs[1]], *flags)
         done = cli("score", "blend.parquet", target, "--json")
         assert done.code == 0, done.err
         losses[name] = done.json()["log_loss"]
-    assert made["tie_shift"] > 0.5
-    assert "refitted on" in made["err"]
+    assert result["tie_shift"] > 0.5
+    assert "refitted on" in result["err"]
     assert losses["refitted"] < losses["plain"] - 0.1
 
 
-def test_a_sample_that_holds_the_predicted_battles_is_refused_or_has_no_effect(
+def test_predicted_battles_in_a_calibration_sample_are_refused_or_have_no_effect(
     cli: CLI, two_runs: tuple[Path, Path, Path], demo_files: Demo, tmp_path: Path
 ) -> None:
     sample = other_voters(tmp_path / "sample.csv", demo_files.train, "sample")
@@ -449,7 +449,7 @@ def test_a_student_learns_from_its_teachers_predictions_alone(cli: CLI, demo_fil
     assert "240 battles have soft labels, 240 of them no outcome" in done.err
     assert "Soft labels: weight 1" in Path("student/README.md").read_text()
     assert cli("predict", unlabelled, "--model", "student", "-o", "p.parquet").code == 0
-    # It has learnt the teacher's shares: sqrt-softened, A is likelier than tie, tie likelier than B.
+    # It reproduces the teacher's shares: sqrt-softened, A is likelier than tie, tie likelier than B.
     shares = read_probabilities(Path("p.parquet"))[1].mean(axis=0)
     expected = np.mean([np.sqrt(p) / np.sqrt(p).sum() for p in certain], axis=0)
     assert shares == pytest.approx(expected, abs=0.08)
@@ -466,7 +466,7 @@ def test_out_of_fold_predictions_are_a_teacher(cli: CLI, demo_files: Demo) -> No
     assert Path("plain/booster.txt").read_bytes() != booster
 
 
-def test_the_weight_of_soft_labels_counts(cli: CLI, tmp_path: Path) -> None:
+def test_the_weight_of_soft_labels_has_an_effect(cli: CLI, tmp_path: Path) -> None:
     """Outcomes say A, the teacher says tie: with weight 0 the model says A, with weight 1 tie."""
     rows = [battle(i, 0) for i in range(60)]
     file = write_csv(tmp_path / "battles.csv", rows)

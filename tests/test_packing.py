@@ -31,7 +31,7 @@ def test_the_budget_is_used_up_and_no_field_is_cut_below_an_equal_share(fields: 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(lengths.filter(lambda row: len(row) == 2), min_size=1, max_size=8), st.integers(0, 1200))
-def test_many_rows_at_once_are_cut_as_each_alone(rows: list[list[int]], budget: int) -> None:
+def test_many_rows_together_are_cut_as_each_alone(rows: list[list[int]], budget: int) -> None:
     together = packing.allocate_budget(np.array(rows), budget)
     assert together.tolist() == [packing.allocate_budget(np.array(row), budget).tolist() for row in rows]
 
@@ -160,7 +160,7 @@ def test_turns_are_joined_and_null_turns_skipped(bert_folder: Path) -> None:
     assert tokenizer.decode(field.ids[field.turns[0] :].tolist()).split() == ["step"]
 
 
-def test_ragged_rows_come_back_as_they_went_in() -> None:
+def test_ragged_rows_round_trip() -> None:
     rows = [[1, 2, 3], [], [4]]
     ragged = tokens.Ragged.from_rows(rows)
     assert [r.tolist() for r in ragged.take(np.array([2, 0, 1, 0]))] == [[4], [1, 2, 3], [], [1, 2, 3]]

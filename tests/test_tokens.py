@@ -1,4 +1,4 @@
-"""The stage ``tokens``: the same ids as tokenising anew, found again only for the same battles and tokenizer."""
+"""The stage ``tokens`` holds the tokenizer's ids and is reused only for the same battles and tokenizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prefcli.reporting import SILENT
 from prefcli.storage.workspace import Workspace
 
 
-def a_pool(demo_files: Demo, workspace: Workspace, rows: list[int]) -> TrainingData:
+def training_data(demo_files: Demo, workspace: Workspace, rows: list[int]) -> TrainingData:
     stage = pipeline.preprocess(demo_files.train, workspace, text="raw").stage
     n, chosen = len(rows), np.array(rows)
     labels = np.zeros(n, dtype=np.int64)
@@ -30,10 +30,10 @@ def test_ids_from_the_cache_are_those_of_the_tokenizer(
     demo_files: Demo, workspace: Workspace, bert_folder: Path, by_turn: bool
 ) -> None:
     tokenizer = encoders.load_tokenizer(bert_folder)
-    pool = a_pool(demo_files, workspace, list(range(0, 240, 3)))
-    expected = tokens.tokenise(tokenizer, pool.batches(), by_turn=by_turn)
+    data = training_data(demo_files, workspace, list(range(0, 240, 3)))
+    expected = tokens.tokenise(tokenizer, data.batches(), by_turn=by_turn)
     for _ in range(2):
-        found = cached_tokens(pool, tokenizer, workspace, SILENT, by_turn=by_turn)
+        found = cached_tokens(data, tokenizer, workspace, SILENT, by_turn=by_turn)
         for one, other in ((found.prompt, expected.prompt), (found.response_b, expected.response_b)):
             assert np.array_equal(one.values, other.values)
             assert np.array_equal(one.offsets, other.offsets)
@@ -50,32 +50,32 @@ def test_other_battles_another_tokenizer_or_other_turns_are_another_stage(
 ) -> None:
     tokenizer = encoders.load_tokenizer(bert_folder)
     other = encoders.train_tokenizer([" ".join(LIKED + NEUTRAL[:40])] * 3)
-    pools = [a_pool(demo_files, workspace, rows) for rows in ([1, 2, 3], [1, 2, 4])]
-    for arguments in ((pools[0], tokenizer, False), (pools[1], tokenizer, False), (pools[0], other, False), (pools[0], tokenizer, True)):  # fmt: skip  # noqa: E501
-        pool, used, by_turn = arguments
-        found = cached_tokens(pool, used, workspace, SILENT, by_turn=by_turn)
-        assert found.prompt.values.tolist() == tokens.tokenise(used, pool.batches(), by_turn=by_turn).prompt.values.tolist()  # fmt: skip  # noqa: E501
+    all_data = [training_data(demo_files, workspace, rows) for rows in ([1, 2, 3], [1, 2, 4])]
+    for arguments in ((all_data[0], tokenizer, False), (all_data[1], tokenizer, False), (all_data[0], other, False), (all_data[0], tokenizer, True)):  # fmt: skip  # noqa: E501
+        data, used, by_turn = arguments
+        found = cached_tokens(data, used, workspace, SILENT, by_turn=by_turn)
+        assert found.prompt.values.tolist() == tokens.tokenise(used, data.batches(), by_turn=by_turn).prompt.values.tolist()  # fmt: skip  # noqa: E501
     assert len(list(workspace.stages.glob("tokens-*.parquet"))) == 4
 
 
-def test_a_damaged_cache_of_tokens_is_made_again(demo_files: Demo, workspace: Workspace, bert_folder: Path) -> None:
+def test_a_damaged_cache_of_tokens_is_rebuilt(demo_files: Demo, workspace: Workspace, bert_folder: Path) -> None:
     tokenizer = encoders.load_tokenizer(bert_folder)
-    pool = a_pool(demo_files, workspace, [0, 5])
-    before = cached_tokens(pool, tokenizer, workspace, SILENT, by_turn=False)
+    data = training_data(demo_files, workspace, [0, 5])
+    before = cached_tokens(data, tokenizer, workspace, SILENT, by_turn=False)
     (path,) = workspace.stages.glob("tokens-*.parquet")
     path.write_bytes(path.read_bytes()[:-50])
-    assert cached_tokens(pool, tokenizer, workspace, SILENT, by_turn=False).prompt.values.tolist() == before.prompt.values.tolist()  # fmt: skip  # noqa: E501
+    assert cached_tokens(data, tokenizer, workspace, SILENT, by_turn=False).prompt.values.tolist() == before.prompt.values.tolist()  # fmt: skip  # noqa: E501
 
 
-def test_what_is_made_ahead_comes_in_order_one_by_one() -> None:
-    made: list[int] = []
+def test_prefetched_results_come_in_order_one_ahead() -> None:
+    calls: list[int] = []
 
-    def make(item: int) -> int:
-        made.append(item)
+    def square(item: int) -> int:
+        calls.append(item)
         return item * item
 
-    found = prefetch(make, iter(range(5)))
+    found = prefetch(square, iter(range(5)))
     assert next(found) == 0
-    assert made in ([0], [0, 1]), "one prefetch, not all"
+    assert calls in ([0], [0, 1]), "one ahead, not all"
     assert list(found) == [1, 4, 9, 16]
-    assert list(prefetch(make, [])) == []
+    assert list(prefetch(square, [])) == []
