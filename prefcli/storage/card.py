@@ -7,6 +7,7 @@ the template escapes every value that it inserts, and the hub's library quotes t
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -167,6 +168,7 @@ def _metadata(
     ).to_yaml()
 
 
+@functools.cache
 def _template() -> Template:
     """The card's template; what it inserts is escaped unless a filter has made it safe."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
