@@ -1,1 +1,1 @@
-"""What lies on disk and on the hub: whole files, the workspace, runs and their cards."""
+"""Files on disk and on the hub: atomic writes, the workspace, runs and their cards."""
