@@ -193,15 +193,15 @@ def check_unique_ids(ids: Iterable[str], where: str) -> None:
         Naming the id and both rows (counted from 1).
     """
     first_rows: dict[str, int] = {}
-    for row, name in enumerate(ids, start=1):
-        if (first_row := first_rows.setdefault(name, row)) != row:
-            raise duplicate_id_error(name, first_row, row, where)
+    for row, battle_id in enumerate(ids, start=1):
+        if (first_row := first_rows.setdefault(battle_id, row)) != row:
+            raise duplicate_id_error(battle_id, first_row, row, where)
 
 
-def duplicate_id_error(name: str, first_row: int, row: int, where: str) -> InputError:
+def duplicate_id_error(battle_id: str, first_row: int, row: int, where: str) -> InputError:
     """The error for two rows with the same id."""
     return InputError(
-        f"id {name[:40]!r} occurs twice, in rows {first_row} and {row}",
+        f"id {battle_id[:40]!r} occurs twice, in rows {first_row} and {row}",
         where=where,
         hint="Give every battle its own id: predictions and labels are joined by it.",
     )

@@ -60,19 +60,19 @@ class CsvWriter(PredictionWriter):
         return self
 
     def write(self, ids: pa.Array, probabilities: NDArray[np.float64]) -> None:
-        for name, (a, b, tie) in zip(ids.to_pylist(), probabilities.tolist(), strict=True):
-            if _TO_QUOTE.search(name) or not name:
+        for battle_id, (a, b, tie) in zip(ids.to_pylist(), probabilities.tolist(), strict=True):
+            if _TO_QUOTE.search(battle_id) or not battle_id:
                 # Python's own writer leaves a carriage return unquoted, which breaks the row.
-                name = '"' + name.replace('"', '""') + '"'
-            self._file.write(f"{name},{a!r},{b!r},{tie!r}\n")
+                battle_id = '"' + battle_id.replace('"', '""') + '"'
+            self._file.write(f"{battle_id},{a!r},{b!r},{tie!r}\n")
 
 
 class JsonLinesWriter(PredictionWriter):
     """The same four columns as JSON, one object a line."""
 
     def write(self, ids: pa.Array, probabilities: NDArray[np.float64]) -> None:
-        for name, row in zip(ids.to_pylist(), probabilities.tolist(), strict=True):
-            self._file.write(json.dumps({"id": name, **dict(zip(WINNER_COLUMNS, row, strict=True))}) + "\n")
+        for battle_id, row in zip(ids.to_pylist(), probabilities.tolist(), strict=True):
+            self._file.write(json.dumps({"id": battle_id, **dict(zip(WINNER_COLUMNS, row, strict=True))}) + "\n")
 
 
 class ParquetWriter(PredictionWriter):
@@ -196,8 +196,8 @@ def join_predictions(
         mismatches, (_, battles) = join.mismatches, join.sizes
     for duplicates, file in ((mismatches.left_duplicates, predictions), (mismatches.right_duplicates, labels)):
         if duplicates.count:
-            row, name, first_row = duplicates.examples[0]
-            raise duplicate_id_error(name, first_row, row, str(file))
+            row, battle_id, first_row = duplicates.examples[0]
+            raise duplicate_id_error(battle_id, first_row, row, str(file))
     if missing := mismatches.right_only.count:
         raise InputError(
             f"{missing:,} of {battles:,} battles have no prediction: id {_example_ids(mismatches.right_only)}",
@@ -258,12 +258,12 @@ def _refuse(invalid: Mismatch, path: Path, what: str, hint: str) -> None:
     """Raise an error that counts the invalid rows and shows the first, if there are any."""
     if not invalid.count:
         return
-    examples = "; ".join(f"row {row} (id {name[:40]}): {numbers}" for row, name, numbers in invalid.examples)
+    examples = "; ".join(f"row {row} (id {battle_id[:40]}): {numbers}" for row, battle_id, numbers in invalid.examples)
     more = invalid.count - len(invalid.examples)
     count = "1 row is" if invalid.count == 1 else f"{invalid.count:,} rows are"
     raise InputError(f"{count} {what}: {examples}{f'; and {more:,} more' if more else ''}", where=str(path), hint=hint)
 
 
 def _example_ids(mismatch: Mismatch) -> str:
-    ids = ", ".join(repr(name[:40]) for _, name in mismatch.examples)
+    ids = ", ".join(repr(battle_id[:40]) for _, battle_id in mismatch.examples)
     return ids + (" ..." if mismatch.count > len(mismatch.examples) else "")

@@ -92,7 +92,7 @@ class BattleFile:
                         location = Location(container.name, rows + 1, rows_before)
                         batch, counts = self.layout.convert(raw.rename(layout_names), location)
                     if not self.layout.keeps_ids:
-                        ids = [unique_id(name, last_numbers) for name in batch.column("id").to_pylist()]
+                        ids = [unique_id(battle_id, last_numbers) for battle_id in batch.column("id").to_pylist()]
                         batch = batch.set_column(0, batch.schema.field("id"), pa.array(ids, pa.string()))
                     yield batch, counts
                     rows += raw.num_rows
@@ -101,13 +101,13 @@ class BattleFile:
             rows_before += rows
 
 
-def unique_id(name: str, last_numbers: dict[str, int]) -> str:
+def unique_id(battle_id: str, last_numbers: dict[str, int]) -> str:
     """The id, with a numbered suffix if it was used before; ``last_numbers`` holds used ids and their last number."""
-    free, number = name, last_numbers.get(name, 1)
+    free, number = battle_id, last_numbers.get(battle_id, 1)
     while free in last_numbers:
         number += 1
-        free = f"{name}-{number}"
-    last_numbers[name] = number
+        free = f"{battle_id}-{number}"
+    last_numbers[battle_id] = number
     last_numbers.setdefault(free, 1)
     return free
 
