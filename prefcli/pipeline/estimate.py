@@ -50,7 +50,7 @@ NEIGHBOURS = 4
 """Battles of like length that are sampled together, because batches hold battles of like length."""
 BOOSTING_POWER = 0.8
 """The time of boosting grows with this power of the number of battles, see ``docs/benchmarks.md``."""
-RANGE, FEATURES_RANGE = (0.8, 1.25), (0.7, 1.4)
+RANGE = 0.8, 1.25
 """Lowest and highest real time as a share of the estimate, from ``benchmarks/estimates.py``."""
 
 
@@ -166,7 +166,7 @@ def estimate_training(
             number = interrupted.exit_code - 128
             raise Interrupted(number, "interrupted while timing: nothing but caches is left") from None
         world.barrier()  # the folder is there until all processes are done with it
-        return _estimate(started, timing, timed_workspace, world, FEATURES_RANGE if boosted else RANGE)
+        return _estimate(started, timing, timed_workspace, world)
 
 
 def estimate_prediction(
@@ -211,19 +211,17 @@ def estimate_prediction(
         timing = _time_prediction(predict, data.stages, total, world)
         if data.sample is not None:
             timing.parts["calibrating"] = timing.parts["predicting"] * data.sample.rows / total
-        return _estimate(started, timing, timed_workspace, world, RANGE)
+        return _estimate(started, timing, timed_workspace, world)
 
 
-def _estimate(
-    started: float, timing: _Timing, workspace: _TimedWorkspace, world: World, interval: tuple[float, float]
-) -> Estimate:
+def _estimate(started: float, timing: _Timing, workspace: _TimedWorkspace, world: World) -> Estimate:
     around = time.perf_counter() - started - timing.seconds - workspace.seconds
     parts = {"around": around, **timing.parts}
     seconds = sum(parts.values())
     memory = world.gather(_peak_memory())
     return Estimate(
         seconds=seconds,
-        interval=(interval[0] * seconds, interval[1] * seconds),
+        interval=(RANGE[0] * seconds, RANGE[1] * seconds),
         kept_seconds=workspace.seconds,
         parts=parts,
         pieces=timing.pieces,
@@ -297,8 +295,9 @@ def _time_neural_training(context: TrainContext, folds: Sequence[Fold], reporter
 def _time_boosting(context: TrainContext, folds: Sequence[Fold], reporter: Reporter) -> _Timing:
     """Time `features` on a part of the first fold. How many rounds all battles will take cannot be known before."""
     from prefcli.models import features
-    from prefcli.models.features import statistics
+    from prefcli.models.features import booster, statistics
 
+    booster.import_lightgbm()  # takes as long for all battles as for some
     began = time.perf_counter()
     pool, train = context.training_data, folds[0].train
     size = len(train) // 2

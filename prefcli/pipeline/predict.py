@@ -162,7 +162,7 @@ def find_runs(workspace: Workspace, models: Sequence[str], reporter: Reporter = 
     if models:
         return [workspace.find_run(name) for name in models]
     latest = workspace.latest("train")
-    if latest is None:
+    if latest is None or not isinstance(latest.get("run"), str):
         raise InputError(
             f"no run in {workspace.root} yet",
             hint="Train one first (prefcli train FILE), or name one with --model.",
