@@ -1,5 +1,5 @@
 # make demo           the whole pipeline on synthetic battles, offline
-# make test           all tests                make test-fast  the tests that take under two seconds each
+# make test           all tests                make test-fast  without those marked slow
 # make lint           format, lint and types   make format     format, and fix what can be fixed
 # make docs           the command line reference, from --help
 # make site           the documentation as a site, in site/
@@ -24,10 +24,10 @@ demo: install
 	$(BIN)/prefcli demo demo --force
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-fast: install
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 lint: install
 	$(BIN)/ruff format --check .

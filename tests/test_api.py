@@ -43,6 +43,7 @@ def neural(tmp_path_factory: pytest.TempPathFactory, demo_files: Demo) -> Path:
     return prefcli.train(demo_files.train, output=folder / "run", workspace=folder / "ws", **flags).run
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_docs_run(demo_files: Demo, tmp_path: Path) -> None:
     for file in (demo_files.train, demo_files.test, demo_files.truth):
         shutil.copy(file, tmp_path)
@@ -69,6 +70,7 @@ def test_importing_the_package_loads_no_dependency_and_writes_nothing(tmp_path: 
         _ = prefcli.nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize("which", ["run", "neural"])
 def test_loaded_runs_predict_what_the_command_predicts(
@@ -152,6 +154,7 @@ def lines_of(demo_files: Demo, count: int) -> list[bytes]:
     return [json.dumps(row).encode() + b"\n" for row in rows]
 
 
+@pytest.mark.slow
 def test_a_line_is_answered_before_the_next_one_is_sent(run: Path, demo_files: Demo, tmp_path: Path) -> None:
     first, second = lines_of(demo_files, 2)
     process = subprocess.Popen(
@@ -177,6 +180,7 @@ def test_a_line_is_answered_before_the_next_one_is_sent(run: Path, demo_files: D
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_invalid_lines_get_an_error_in_their_place_and_are_counted(run: Path, demo_files: Demo, cli: CLI) -> None:
     good = lines_of(demo_files, 3)
     bad = [b"{broken\n", b"[1]\n", b'{"id": 7, "prompt": "p"}\n', b'{"prompt": "\xff"}\n', b"[" * 100_000 + b"\n"]
@@ -198,6 +202,7 @@ def test_invalid_lines_get_an_error_in_their_place_and_are_counted(run: Path, de
             assert values == expected[answer["id"]]
 
 
+@pytest.mark.slow
 def test_many_lines_are_answered_in_order(neural: Path, demo_files: Demo) -> None:
     judge = prefcli.load(neural)
     sent = lines_of(demo_files, 60) * 10

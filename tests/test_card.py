@@ -142,6 +142,7 @@ def test_the_card_says_how_the_run_was_made_and_how_to_use_it(tmp_path: Path) ->
     assert "`prefcli train votes.csv --epochs 1`" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["name", "paths", "command", "encoder"])
 def test_names_from_outside_stay_plain_text_in_the_yaml(tmp_path: Path, at: str) -> None:
     expected = metadata(make_card(tmp_path, TrainOptions(encoder="tiny"), encoder_source="built in"))
@@ -186,6 +187,7 @@ def test_a_card_that_cannot_be_read_gets_no_license(tmp_path: Path, content: str
         card.set_license(tmp_path, "mit")
 
 
+@pytest.mark.slow
 def test_a_trained_runs_card_has_the_runs_own_figures(cli: Callable[..., Result], demo_files: Demo) -> None:
     done = cli("train", demo_files.train, "--recipe", "fast", "-o", "run", "--json")
     assert done.code == 0, done.err

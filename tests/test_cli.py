@@ -83,6 +83,7 @@ def test_an_input_error_names_file_and_place_and_leaves_no_cache(cli: CLI, tmp_p
     assert not stages.exists() or list(stages.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_missing_network_is_exit_1_and_quick(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [battle(i, i % 3) for i in range(20)])
     for name in ("no/such-model", "microsoft/deberta-v3-small"):
@@ -145,6 +146,7 @@ def test_with_json_stdout_holds_nothing_else(cli: CLI, demo_files: Demo) -> None
         assert done.err
 
 
+@pytest.mark.slow
 def test_an_interrupted_preprocess_leaves_no_partial_cache(tmp_path: Path) -> None:
     rows = [battle(i, 0, response_a=["The rivers were flooding again. " * 200]) for i in range(3000)]
     path = write_csv(tmp_path / "a.csv", rows)
@@ -253,6 +255,7 @@ def test_help_and_the_package_import_no_heavy_library() -> None:
     assert python(code).stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_score_never_imports_torch_transformers_or_nltk(tmp_path: Path) -> None:
     truth = write_csv(tmp_path / "truth.csv", [battle(1, 0), battle(2, 1)])
     code = (
@@ -264,6 +267,7 @@ def test_score_never_imports_torch_transformers_or_nltk(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
+@pytest.mark.slow
 def test_a_closed_output_pipe_prints_no_traceback(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [battle(1)])
     command = f"{sys.executable} -m prefcli eda {path} --quiet | true"

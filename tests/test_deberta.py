@@ -134,6 +134,7 @@ def test_padding_may_stand_anywhere(padding: str, products: bool) -> None:
     assert_equal(reference, fast, *batch(padding), (1e-5, 1e-4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 2, 3, 17, 64, 257, 512, 700])
 def test_any_length(length: int, products: bool) -> None:
     """Beyond the buckets, beyond the largest relative distance, and in several blocks of rows and heads."""
@@ -380,6 +381,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
             assert difference(recomputed, plain) < 1e-5
 
 
+@pytest.mark.slow
 def test_dropout_has_transformers_distribution() -> None:
     """Mean and spread of the output over many draws, at every place."""
     settings = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "num_hidden_layers": 1}

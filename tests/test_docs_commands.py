@@ -191,6 +191,7 @@ def lay_out(page: Path, stand_ins: Path, folder: Path) -> None:
         (folder / "votes.csv").write_text("\n".join(changed) + "\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if run_here(page)], ids=lambda page: page.name)
 def test_commands_in_the_documents_run(
     page: Path, stand_ins: Path, tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch

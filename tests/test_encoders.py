@@ -164,6 +164,7 @@ def _locate_elsewhere(name: str, endpoint: str, home: Path, **environment: str) 
     return done.stdout, time.monotonic() - started
 
 
+@pytest.mark.network
 @pytest.mark.parametrize(
     ("name", "kind", "words"),
     [
@@ -178,6 +179,8 @@ def test_the_hubs_refusals_are_reported(hub: str, tmp_path: Path, name: str, kin
     assert words in said
 
 
+@pytest.mark.slow
+@pytest.mark.network
 def test_a_hub_that_never_answers_times_out(hub: str, tmp_path: Path) -> None:
     said, seconds = _locate_elsewhere("slow/model", hub, tmp_path)
     assert said.startswith(NetworkError.__name__)

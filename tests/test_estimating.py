@@ -82,6 +82,7 @@ def test_rows_are_taken_from_whichever_batch_holds_them() -> None:
     assert taken.column("number").to_pylist() == [1, 2, 6, 11]
 
 
+@pytest.mark.slow
 def test_a_training_takes_as_long_as_its_battles_at_the_rate_of_the_sample(
     monkeypatch: pytest.MonkeyPatch, demo_files: Demo
 ) -> None:
@@ -108,6 +109,7 @@ def test_a_training_takes_as_long_as_its_battles_at_the_rate_of_the_sample(
 # The commands
 
 
+@pytest.mark.slow
 def test_an_estimate_of_a_training_counts_its_steps_and_leaves_only_caches(cli: CLI, demo_files: Demo) -> None:
     done = cli("train", demo_files.train, *TINY, "--epochs", 3, "--estimate", "--json")
     assert done.code == 0, done.err
@@ -127,6 +129,7 @@ def test_an_estimate_of_a_training_counts_its_steps_and_leaves_only_caches(cli: 
     assert again["pieces"] == 27
 
 
+@pytest.mark.slow
 def test_an_estimate_changes_nothing_about_the_training_that_follows(cli: CLI, demo_files: Demo) -> None:
     flags = (*TINY, "--limit", 80)
     assert cli("train", demo_files.train, *flags, "-o", "one", "--workspace", "w1").code == 0
@@ -135,6 +138,7 @@ def test_an_estimate_changes_nothing_about_the_training_that_follows(cli: CLI, d
     assert Path("one/model.safetensors").read_bytes() == Path("two/model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_estimate_prints_time_range_and_memory(cli: CLI, demo_files: Demo) -> None:
     done = cli("train", demo_files.train, *TINY, "--limit", 60, "--estimate")
     assert done.code == 0, done.err
@@ -144,6 +148,7 @@ def test_an_estimate_prints_time_range_and_memory(cli: CLI, demo_files: Demo) ->
     assert "validation log loss" not in done.err  # a few steps have no meaningful score
 
 
+@pytest.mark.slow
 def test_folds_epochs_and_validations_count(cli: CLI, demo_files: Demo) -> None:
     found = cli("train", demo_files.train, *TINY, "--folds", 3, "--estimate", "--json").json()["estimate"]
     assert found["pieces"] == 3 * 20  # 160 battles a fold
@@ -161,6 +166,7 @@ def test_features_are_estimated_from_smaller_fits(cli: CLI, demo_files: Demo) ->
     assert left() == set()
 
 
+@pytest.mark.slow
 def test_prediction_is_estimated_from_a_sample_and_writes_nothing(cli: CLI, demo_files: Demo) -> None:
     assert cli("train", demo_files.train, *TINY, "--limit", 60, "-o", "run", "--workspace", "w").code == 0
     before = left()
@@ -197,12 +203,15 @@ def test_what_training_would_refuse_is_refused_the_same_way(cli: CLI, demo_files
     assert left() == set()
 
 
+@pytest.mark.slow
 def test_python_gives_the_same_estimate(demo_files: Demo) -> None:
     found = prefcli.estimate(demo_files.train, encoder="tiny", text="raw", max_length=32, limit=60)
     assert found.interval[0] < found.seconds < found.interval[1]
     assert left() == set()
 
 
+@pytest.mark.network
+@pytest.mark.slow
 def test_several_processes_estimate_together(demo_files: Demo) -> None:
     main, other = run_ranks(("train", demo_files.train, *TINY, "--limit", 80, "--estimate", "--json", "--quiet"))
     assert (main.code, other.code) == (0, 0), main.err + other.err
@@ -213,6 +222,7 @@ def test_several_processes_estimate_together(demo_files: Demo) -> None:
     assert left() == set()
 
 
+@pytest.mark.slow
 def test_an_interrupted_estimate_leaves_only_caches(demo_files: Demo, tmp_path: Path) -> None:
     file = write_csv(tmp_path / "many.csv", [battle(i, i % 3, response_a=["word " * 500]) for i in range(300)])
     child = subprocess.Popen(

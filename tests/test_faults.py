@@ -118,6 +118,7 @@ def test_a_full_temporary_folder_is_named_when_scoring_spills(tmp_path: Path, mo
     assert "TMPDIR" in caught.value.hint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["eda", "preprocess", "train"])
 def test_a_disk_full_before_any_file_leaves_nothing_half_done(
     cli: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
@@ -210,6 +211,7 @@ def test_a_lock_that_is_removed_while_held_still_lets_one_process_in_at_a_time(t
     assert os.listdir(tmp_path) == ["counter"]
 
 
+@pytest.mark.slow
 def test_the_same_preprocess_twice_at_once_makes_each_stage_once(tmp_path: Path) -> None:
     synthetic.write(tmp_path, train=60, test=5)
     command = [sys.executable, "-m", "prefcli", "preprocess", "train.csv"]

@@ -152,12 +152,14 @@ def folder(trained: Trained, tmp_path: Path) -> Path:
 # Swapping the answers
 
 
+@pytest.mark.slow
 @unhurried
 @given(some_battles)
 def test_swapped_battles_have_swapped_features(rows):
     same(statistics.extract(as_batch(swapped_rows(rows))), statistics.extract(as_batch(rows)).swapped())
 
 
+@pytest.mark.slow
 @unhurried
 @given(rows=some_battles)
 def test_swapped_answers_get_swapped_probabilities_exactly(trained, rows):
@@ -198,6 +200,7 @@ def test_the_swapped_table_permutes_and_negates_columns(trained):
 # Batches
 
 
+@pytest.mark.slow
 @unhurried
 @given(some_battles)
 def test_a_battle_is_measured_alike_alone_and_in_any_company(rows):
@@ -366,6 +369,7 @@ markdown = st.lists(
 ).map("".join)  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(markdown)
 def test_statistics_are_those_of_a_slow_program(text):
@@ -476,6 +480,7 @@ def bytes_of(text: str) -> Counter[Any]:
     return Counter(text.replace(" ", "").replace("\n", "").encode())
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(markdown, markdown, markdown)
 def test_overlaps_are_those_of_a_slow_program(prompt, a, b):
@@ -918,6 +923,7 @@ def test_a_folder_in_a_files_place_is_an_error(folder):
 # What it costs
 
 
+@pytest.mark.slow
 def test_neither_torch_nor_transformers_nor_nltk_is_loaded(trained, tmp_path):
     trained.model.save(tmp_path / "saved")
     program = f"""

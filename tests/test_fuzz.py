@@ -34,6 +34,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return promises.make_bench(tmp_path_factory.mktemp("bench"), battles=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", range(SHARES))
 def test_promises_are_kept_on_hostile_and_damaged_files(tmp_path: Path, bench: Bench, share: int) -> None:
     broken = {}
@@ -65,6 +66,7 @@ COLUMNS = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), columns=st.sampled_from(COLUMNS))
 def test_rows_of_arbitrary_json_are_read_or_refused(

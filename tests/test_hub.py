@@ -21,6 +21,7 @@ from prefcli.errors import InputError, ModelError, NetworkError
 from prefcli.storage import files, hub, runs
 
 CLI = Callable[..., Result]
+pytestmark = pytest.mark.network
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 # Upload and download
 
 
+@pytest.mark.slow
 def test_a_pushed_run_predicts_from_the_hub_as_it_does_from_its_folder(
     cli: CLI, server: Hub, fast_run: Path, demo_files: Demo
 ) -> None:
@@ -91,6 +93,7 @@ def test_only_what_prediction_needs_is_downloaded_and_only_once(server: Hub, fas
     assert hub.find("a/c", **as_run)[1] == "downloaded from the hub"
 
 
+@pytest.mark.slow
 def test_a_neural_run_with_folds_is_pushed_and_found_without_checkpoints(
     cli: CLI, server: Hub, demo_files: Demo, tmp_path: Path
 ) -> None:
@@ -118,6 +121,7 @@ def test_a_second_push_replaces_the_first_run_completely(server: Hub, fast_run: 
 # What is refused
 
 
+@pytest.mark.slow
 def test_a_run_changed_after_the_push_is_not_loaded(cli: CLI, server: Hub, fast_run: Path, demo_files: Demo) -> None:
     intact = contents(fast_run)
     cases = {
@@ -179,6 +183,7 @@ def test_offline_mode_and_no_network_have_different_messages(server: Hub, monkey
         hub.check_push("me/judge")
 
 
+@pytest.mark.slow
 def test_a_hub_that_never_answers_is_given_up(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "CHECK_SECONDS", 0.3)
     server.hangs = "."
@@ -226,6 +231,7 @@ def test_a_login_without_write_access_is_refused_before_any_work(
     refused("nobody is logged in")
 
 
+@pytest.mark.slow
 def test_a_failed_push_loses_nothing_and_says_how_to_repeat_it(
     cli: CLI, server: Hub, demo_files: Demo, tmp_path: Path
 ) -> None:
@@ -269,6 +275,7 @@ def test_a_damaged_or_unfinished_run_is_not_pushed(server: Hub, fast_run: Path, 
     assert server.asked == []
 
 
+@pytest.mark.slow
 def test_the_command_finds_a_run_where_hf_endpoint_says(fast_run: Path, demo_files: Demo, tmp_path: Path) -> None:
     """As a user has it: a process of its own, and the hub's address from the environment."""
     with serving(Hub()) as fake:

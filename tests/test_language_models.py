@@ -155,6 +155,7 @@ def test_a_length_without_room_for_the_answers_is_refused(
 # Adapters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["siamese", "cross-encoder"])
 def test_adapters_train_resume_reload_and_merge_to_the_same_predictions(
     language_model: Path, architecture: str, demo_files: Demo, tmp_path: Path, cli: Callable[..., Result]
@@ -205,6 +206,7 @@ def test_only_the_adapters_and_the_head_are_trained_and_saved(lora_run: Path, ll
     assert "q_proj" in config["resolved"]["attention"]
 
 
+@pytest.mark.slow
 def test_the_encoder_of_adapters_may_move_but_not_change(
     llama: Path, demo_files: Demo, tmp_path: Path, cli: Callable[..., Result]
 ) -> None:
@@ -265,6 +267,7 @@ def test_peft_loads_the_adapters_of_a_run(lora_run: Path, llama: Path) -> None:
         AutoModel.from_pretrained(lora_run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "deberta"])
 def test_transformers_loads_the_encoder_of_a_run(
     kind: str, bert_folder: Path, deberta_folder: Path, demo_files: Demo
@@ -352,6 +355,7 @@ def test_an_encoder_that_no_run_needs_is_refused(demo_files: Demo, lora_run: Pat
     assert cli("export", lora_run, "--onnx", "out", "--encoder", "elsewhere").code == 2
 
 
+@pytest.mark.slow
 def test_force_replaces_runs_and_nothing_else(
     lora_run: Path, llama: Path, demo_files: Demo, cli: Callable[..., Result]
 ) -> None:
@@ -369,6 +373,7 @@ def test_force_replaces_runs_and_nothing_else(
     assert Path("folds/fold-2/model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_adapters_of_folds_become_one_model(llama: Path, demo_files: Demo, cli: Callable[..., Result]) -> None:
     prefcli.train(demo_files.train, encoder=str(llama), architecture="cross-encoder", folds=2, output="run", **LORA)
     assert cli("export", "run", "--merged", "one").code == 0
@@ -404,6 +409,8 @@ def test_folds_with_all_weights_trained_become_one_model(
         assert torch.allclose(tensor, (states[0][name] + states[1][name]) / 2, atol=1e-6), name
 
 
+@pytest.mark.xdist_group("onnx")
+@pytest.mark.slow
 def test_adapters_are_merged_before_they_are_exported_to_onnx(
     demo_files: Demo, bert_folder: Path, cli: Callable[..., Result]
 ) -> None:
@@ -416,6 +423,7 @@ def test_adapters_are_merged_before_they_are_exported_to_onnx(
     assert np.abs(probabilities(Path("small"), demo_files) - probabilities(Path("run"), demo_files)).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_the_cost_of_adapters_is_estimated(llama: Path, demo_files: Demo) -> None:
     found = prefcli.estimate(demo_files.train, encoder=str(llama), architecture="cross-encoder", **LORA)
     assert found.pieces == 6
@@ -428,6 +436,7 @@ def test_the_card_describes_adapters(lora_run: Path) -> None:
     assert "LoRA of rank 4, alpha 8, in 14 layers" in card
 
 
+@pytest.mark.slow
 def test_what_cannot_be_merged_is_refused(demo_files: Demo, lora_run: Path, cli: Callable[..., Result]) -> None:
     prefcli.train(demo_files.train, recipe="fast", output="fast")
     prefcli.train(demo_files.train, encoder="tiny", text="raw", max_length=64, limit=40, output="tiny")
@@ -466,6 +475,7 @@ def test_unknown_targets_are_refused_and_the_known_ones_listed(llama: Path) -> N
     assert "gate_proj" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_adapters_work_for_encoders_too(bert_folder: Path, deberta_folder: Path, demo_files: Demo) -> None:
     for folder in (bert_folder, deberta_folder):
         name = folder.name
@@ -522,6 +532,7 @@ def test_four_bit_weights_use_the_settings_of_qlora() -> None:
     assert asked.bnb_4bit_compute_dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_loss(llama: Path, demo_files: Demo) -> None:
     logs = []
     for name, recompute in (("kept", False), ("again", True)):

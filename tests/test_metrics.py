@@ -108,6 +108,7 @@ def test_softmax_does_not_overflow() -> None:
     assert metrics.softmax(np.array([[1.0, 1.0, 1.0]]))[0] == pytest.approx([1 / 3] * 3)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(1, 400), parts=st.integers(1, 7), seed=st.integers(0, 1000))
 def test_a_stream_scores_like_all_its_parts_together(n: int, parts: int, seed: int) -> None:

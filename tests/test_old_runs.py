@@ -29,6 +29,7 @@ def probabilities(file: str) -> np.ndarray:
     return np.loadtxt(file, delimiter=",", skiprows=1, usecols=(1, 2, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_predicts_what_it_predicted_when_it_was_made(run: str, cli: Cli) -> None:
     moved = ("--encoder", "encoder") if run == "adapters" else ()
@@ -37,6 +38,7 @@ def test_a_run_predicts_what_it_predicted_when_it_was_made(run: str, cli: Cli) -
     assert probabilities("now.csv") == pytest.approx(probabilities(f"predictions/{run}.csv"), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_cached_stages_are_reused(cli: Cli) -> None:
     stages = Path(".prefcli/stages")
     before = {path.name: path.stat().st_mtime_ns for path in stages.iterdir()}
@@ -47,6 +49,7 @@ def test_cached_stages_are_reused(cli: Cli) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in stages.iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["--resume", "the same command"])
 def test_an_interrupted_training_continues_to_the_weights_of_the_uninterrupted_one(way: str, cli: Cli) -> None:
     command = ("--resume", "runs/unfinished") if way == "--resume" else ("train.csv", *NEURAL, "--output",
@@ -58,6 +61,7 @@ def test_an_interrupted_training_continues_to_the_weights_of_the_uninterrupted_o
     assert probabilities("now.csv") == pytest.approx(probabilities("predictions/siamese.csv"), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_runs_config_trains_another_one(cli: Cli) -> None:
     done = cli("train", "train.csv", "--config", "runs/features/config.json", "--output", "again")
     assert done.code == 0, done.err

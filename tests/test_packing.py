@@ -134,6 +134,7 @@ def test_head_and_tail_of_the_last_turns_are_kept_and_marked(
     assert packing.head_and_tail(field, size, np.array(M, np.int32)).tolist() == kept
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(0, 40), st.integers(1, 3))
 def test_a_cut_field_never_outgrows_its_share_and_keeps_the_order(turns: list[int], size: int, mark: int) -> None:

@@ -103,6 +103,7 @@ def test_the_source_release_holds_what_testing_and_documenting_need(built: Path,
     assert names - made_by_building == {name for name in expected if not name.startswith("prefcli.egg-info/")}
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_normalises_text_with_its_own_files(wheel: Path, tmp_path: Path) -> None:
     place = tmp_path / "installed"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(place)]

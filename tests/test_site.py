@@ -64,6 +64,7 @@ def test_pages_fetch_nothing_from_elsewhere(site: Path) -> None:
         assert not re.findall(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", style.read_text(encoding="utf-8")), style
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["[to](nowhere.md)", "[to](training.md#no-such-part)"])
 def test_a_broken_link_fails_the_build(tmp_path: Path, broken: str) -> None:
     shutil.copytree(ROOT / "docs", tmp_path / "docs")

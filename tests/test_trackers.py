@@ -114,6 +114,7 @@ def assert_tracked(found: Mapping[str, Mapping[int, float]], folder: Path) -> No
         assert found[name] == pytest.approx(steps, rel=1e-6), name
 
 
+@pytest.mark.slow
 def test_both_trackers_get_the_log_and_do_not_change_the_weights(
     tmp_path: Path, small: Demo, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +166,7 @@ run(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_after_a_kill_and_a_resume_every_step_is_tracked_once(
     tmp_path: Path, small: Demo, cli: Callable[..., Result]
 ) -> None:
@@ -185,6 +187,7 @@ def test_after_a_kill_and_a_resume_every_step_is_tracked_once(
     assert_tracked(in_wandb(folder)[0], folder)
 
 
+@pytest.mark.slow
 def test_each_fold_is_tracked_and_the_out_of_fold_score_belongs_to_the_run(
     tmp_path: Path, small: Demo, workspace: Workspace
 ) -> None:

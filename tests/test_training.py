@@ -114,6 +114,7 @@ def test_the_first_losses_equal_a_hand_written_loop(
     assert losses(tmp_path)[:10] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["bert", "deberta"])
 @pytest.mark.parametrize("architecture", ["siamese", "cross-encoder"])
 def test_fast_attention_gives_the_losses_of_transformers_own(
@@ -137,6 +138,7 @@ def test_fast_attention_gives_the_losses_of_transformers_own(
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
@@ -147,6 +149,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
     assert digests[0] == digests[1] != digests[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [2, 4, 5, 9, 13, 17])
 def test_a_stopped_training_resumes_to_the_same_bytes(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path, stop: int
@@ -174,6 +177,7 @@ def test_a_stopped_training_resumes_to_the_same_bytes(
     assert np.array_equal(again.logits, resumed.logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_writes_a_checkpoint_and_prints_how_to_continue(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path, number: int
@@ -194,6 +198,7 @@ def test_a_signal_writes_a_checkpoint_and_prints_how_to_continue(
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_only_the_last_two_checkpoints_stay_and_a_damaged_one_is_skipped(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
@@ -302,6 +307,7 @@ def test_an_overflow_skips_exactly_that_step(tmp_path: Path, battles: TokenisedB
     assert lines[5]["lr"] < lines[4]["lr"]
 
 
+@pytest.mark.slow
 def test_fp16_trains_to_about_the_same_loss(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
     for precision in ("fp32", "fp16", "bf16"):
         options = replace(OPTIONS, precision=precision)
@@ -339,6 +345,7 @@ def test_endless_overflow_stops_the_training(tmp_path: Path, battles: TokenisedB
         loop.fit(spec)
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing_but_rounding(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
@@ -352,12 +359,14 @@ def test_micro_batches_change_nothing_but_rounding(
     assert losses(tmp_path / "3") == pytest.approx(losses(tmp_path / "0"), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
     for name, options in (("off", OPTIONS), ("on", replace(OPTIONS, gradient_checkpointing=True))):
         loop.fit(a_spec(tmp_path / name, battles, bert_folder, options))
     assert losses(tmp_path / "on") == pytest.approx(losses(tmp_path / "off"), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_kept_weights_are_those_of_the_best_validation(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
@@ -413,6 +422,7 @@ def test_max_time_ends_the_training_with_a_validation(
     assert checkpoints.existing(tmp_path / "checkpoints")[-1].name == f"step-{result.state.steps:08d}"
 
 
+@pytest.mark.slow
 def test_patience_stops_early(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
     options = replace(OPTIONS, epochs=50, lr=0.05, eval_every=0, patience=2)
     fitted = loop.fit(a_spec(tmp_path, battles, bert_folder, options))
