@@ -7,7 +7,7 @@ probabilities have shape ``[n, 3]`` in the order A, B, tie; labels have shape ``
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -107,21 +107,16 @@ def brier(probabilities: Array, labels: Labels) -> float:
     return float(((probabilities - one_hot(labels)) ** 2).sum(axis=1).mean())
 
 
-def expected_calibration_error(probabilities: Array, labels: Labels, bins: int = CALIBRATION_BINS) -> float:
-    """Top-label expected calibration error over equal-width bins.
+def _calibration_gaps(probabilities: Array, labels: Labels) -> NDArray[Any]:
+    """For each bin of the largest probability, correct predictions minus the sum of their confidences.
 
-    ``sum_b (n_b / n) |accuracy_b - confidence_b|`` with bins ``(k/bins, (k+1)/bins]`` of the largest probability;
-    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+    Their absolute sum over n is the top-label expected calibration error with bins ``(k/15, (k+1)/15]``; Guo et al.,
+    "On Calibration of Modern Neural Networks", ICML 2017.
     """
-    return float(np.abs(_calibration_gaps(probabilities, labels, bins)).sum() / len(labels))
-
-
-def _calibration_gaps(probabilities: Array, labels: Labels, bins: int) -> Array:
-    """For each bin the number of correct predictions minus the sum of their confidences."""
     confidence = probabilities.max(axis=1)
-    correct = (probabilities.argmax(axis=1) == labels).astype(np.float64)
-    bin_of = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    return np.bincount(bin_of, weights=correct - confidence, minlength=bins).astype(np.float64)
+    correct = probabilities.argmax(axis=1) == labels
+    bin_of = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    return np.bincount(bin_of, weights=correct - confidence, minlength=CALIBRATION_BINS)
 
 
 def prior_log_loss(labels: Labels) -> float:
@@ -129,7 +124,7 @@ def prior_log_loss(labels: Labels) -> float:
     return _entropy(np.bincount(labels, minlength=len(OUTCOMES)))
 
 
-def _entropy(counts: NDArray[np.integer]) -> float:
+def _entropy(counts: NDArray[Any]) -> float:
     shares = counts / counts.sum()
     shares = shares[shares > 0]
     return float(-(shares * np.log(shares)).sum())
@@ -159,7 +154,6 @@ def bootstrap_interval(
     rounds, seed:
         Of the bootstrap.
     """
-    values = np.asarray(values, dtype=np.float64)
     units = _BootstrapUnits(seed)
     if groups is None:
         units.add(values)
@@ -170,74 +164,53 @@ def bootstrap_interval(
 
 
 class _BootstrapUnits:
-    """What is resampled: sums of values and how many values each has. Many are summed up in random groups.
+    """Sums of values and how many values each has, from which the bootstrap draws.
 
-    Values may come in parts: memory does not grow with their number.
+    They may be added in parts: memory does not grow with their number, because many are summed up in random groups.
     """
 
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
-        self._parts: list[tuple[NDArray[Any], Array]] = []
-        self._sums = np.zeros(BOOTSTRAP_MAX_UNITS)
-        self._sizes = np.zeros(BOOTSTRAP_MAX_UNITS)
-        self._count = 0
+        self._parts: list[Array] = []
+        self._groups = np.zeros((2, BOOTSTRAP_MAX_UNITS))
+        self._grouped = 0
 
-    def add(self, sums: NDArray[Any], sizes: NDArray[Any] | None = None) -> None:
+    def add(self, sums: NDArray[Any], sizes: NDArray[np.int64] | None = None) -> None:
         """Add units; without ``sizes`` each is a single value."""
-        self._parts.append((sums, np.ones(len(sums)) if sizes is None else sizes.astype(np.float64)))
-        if self._count + sum(len(part) for part, _ in self._parts) > BOOTSTRAP_MAX_UNITS:
+        self._parts.append(np.stack([sums, np.ones(len(sums)) if sizes is None else sizes]))
+        if self._grouped + sum(part.shape[1] for part in self._parts) > BOOTSTRAP_MAX_UNITS:
             for part in self._parts:
-                self._add_to_groups(*part)
+                group = (self._grouped + self._random.permutation(part.shape[1])) % BOOTSTRAP_MAX_UNITS
+                self._groups += [np.bincount(group, weights=row, minlength=BOOTSTRAP_MAX_UNITS) for row in part]
+                self._grouped += part.shape[1]
             self._parts.clear()
-
-    def _add_to_groups(self, sums: NDArray[Any], sizes: Array) -> None:
-        group = (self._count + self._random.permutation(len(sums))) % BOOTSTRAP_MAX_UNITS
-        self._sums += np.bincount(group, weights=sums, minlength=BOOTSTRAP_MAX_UNITS)
-        self._sizes += np.bincount(group, weights=sizes, minlength=BOOTSTRAP_MAX_UNITS)
-        self._count += len(sums)
 
     def interval(self, rounds: int = BOOTSTRAP_ROUNDS) -> tuple[float, float]:
         """95 % percentile interval of the mean."""
-        sums, sizes = self._sums, self._sizes
-        if self._parts:
-            sums, sizes = (np.concatenate(arrays) for arrays in zip(*self._parts, strict=True))
-        n = len(sums)
+        sums, sizes = np.concatenate(self._parts, axis=1) if self._parts else self._groups
         means = np.empty(rounds)
         for i in range(rounds):
-            drawn = self._random.integers(0, n, size=n)
+            drawn = self._random.integers(0, len(sums), size=len(sums))
             means[i] = sums[drawn].sum() / sizes[drawn].sum()
-        tail = (1 - INTERVAL_LEVEL) / 2
-        low, high = np.quantile(means, [tail, 1 - tail])
+        low, high = np.quantile(means, [(1 - INTERVAL_LEVEL) / 2, (1 + INTERVAL_LEVEL) / 2])
         return float(low), float(high)
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """Sums over battles from which all metrics except the interval are computed; adds up with ``+``."""
+def _sums(probabilities: Array, labels: Labels) -> Array:
+    """What :func:`_score` needs of some battles; adds up.
 
-    log_loss: float
-    binary_log_loss: float
-    correct: float
-    brier: float
-    gaps: Array
-    outcomes: NDArray[np.int64]
-    clipped: int
-
-    @staticmethod
-    def of(probabilities: Array, labels: Labels) -> _Sums:
-        n = len(labels)
-        return _Sums(
-            log_loss=float(losses(probabilities, labels).sum()),
-            binary_log_loss=binary_log_loss(probabilities, labels) * n,
-            correct=accuracy(probabilities, labels) * n,
-            brier=brier(probabilities, labels) * n,
-            gaps=_calibration_gaps(probabilities, labels, CALIBRATION_BINS),
-            outcomes=np.bincount(labels, minlength=len(OUTCOMES)).astype(np.int64),
-            clipped=int((_of_labels(probabilities, labels) < CLIP).sum()),
-        )
-
-    def __add__(self, other: _Sums) -> _Sums:
-        return _Sums(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+    Sums of log loss, binary log loss, correct predictions and Brier score; clipped battles; outcomes; calibration gaps.
+    """
+    n = len(labels)
+    means = [metric(probabilities, labels) for metric in (binary_log_loss, accuracy, brier)]
+    clipped = (_of_labels(probabilities, labels) < CLIP).sum()
+    return np.concatenate(
+        [
+            [losses(probabilities, labels).sum(), *(n * mean for mean in means), clipped],
+            np.bincount(labels, minlength=len(OUTCOMES)),
+            _calibration_gaps(probabilities, labels),
+        ]
+    )
 
 
 def score(probabilities: Array, labels: Labels, *, groups: NDArray[np.int64] | None = None, seed: int = 0) -> Score:
@@ -267,10 +240,8 @@ def score(probabilities: Array, labels: Labels, *, groups: NDArray[np.int64] | N
         )
     if len(improper := find_improper(probabilities)):
         raise ValueError(f"row {improper[0]} is not a probability distribution: {probabilities[improper[0]]}")
-    if groups is None:
-        return score_stream([(probabilities, labels)], seed=seed)
     interval = bootstrap_interval(losses(probabilities, labels), groups=groups, seed=seed)
-    return _score(_Sums.of(probabilities, labels), interval)
+    return _score(_sums(probabilities, labels), interval)
 
 
 def score_stream(parts: Iterable[tuple[Array, Labels]], *, seed: int = 0) -> Score:
@@ -281,11 +252,11 @@ def score_stream(parts: Iterable[tuple[Array, Labels]], *, seed: int = 0) -> Sco
     ValueError
         If there is no battle.
     """
-    total: _Sums | None = None
+    total: Array | None = None
     units = _BootstrapUnits(seed)
     for probabilities, labels in parts:
         if len(labels):
-            sums = _Sums.of(probabilities, labels)
+            sums = _sums(probabilities, labels)
             total = sums if total is None else total + sums
             units.add(losses(probabilities, labels))
     if total is None:
@@ -293,17 +264,19 @@ def score_stream(parts: Iterable[tuple[Array, Labels]], *, seed: int = 0) -> Sco
     return _score(total, units.interval())
 
 
-def _score(sums: _Sums, interval: tuple[float, float]) -> Score:
-    n = int(sums.outcomes.sum())
+def _score(sums: Array, interval: tuple[float, float]) -> Score:
+    means, clipped, outcomes, gaps = np.split(sums, [4, 5, 5 + len(OUTCOMES)])
+    n = int(outcomes.sum())
+    log_loss, binary_log_loss, accuracy, brier = (means / n).tolist()
     return Score(
         n=n,
-        log_loss=sums.log_loss / n,
+        log_loss=log_loss,
         log_loss_ci=interval,
-        binary_log_loss=sums.binary_log_loss / n,
-        accuracy=sums.correct / n,
-        brier=sums.brier / n,
-        ece=float(np.abs(sums.gaps).sum() / n),
-        prior_log_loss=_entropy(sums.outcomes),
+        binary_log_loss=binary_log_loss,
+        accuracy=accuracy,
+        brier=brier,
+        ece=float(np.abs(gaps).sum() / n),
+        prior_log_loss=_entropy(outcomes),
         uniform_log_loss=float(np.log(len(OUTCOMES))),
-        clipped=sums.clipped,
+        clipped=int(clipped[0]),
     )

@@ -54,7 +54,7 @@ def test_calibration_error_by_hand() -> None:
     # Two bins: confidence 0.6 twice, right once -> gap 0.1; confidence 0.9 twice, right twice -> gap 0.1.
     probabilities = np.array([[0.6, 0.2, 0.2], [0.6, 0.2, 0.2], [0.9, 0.05, 0.05], [0.05, 0.9, 0.05]])
     labels = np.array([0, 1, 0, 1])
-    assert metrics.expected_calibration_error(probabilities, labels) == pytest.approx(0.5 * 0.1 + 0.5 * 0.1)
+    assert metrics.score(probabilities, labels).ece == pytest.approx(0.5 * 0.1 + 0.5 * 0.1)
 
 
 def test_the_prior_is_the_entropy_of_the_outcomes() -> None:
