@@ -6,6 +6,7 @@ No torch here: :class:`~prefcli.models.neural.NeuralModel` computes with torch, 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -169,6 +170,10 @@ class BatchedModel:
     def tokenise(self, batches: Iterator[pa.RecordBatch], progress: Any = None) -> TokenisedBattles:
         return tokenise(self.tokenizer, batches, progress, by_turn=self.packing.by_turn)
 
+    def inference(self) -> contextlib.AbstractContextManager[object]:
+        """What surrounds the passes of a prediction."""
+        return contextlib.nullcontext()
+
     def compute(self, prepared: Pass) -> NDArray[np.float64]:
         """Logits ``[len(orders) * n, 3]`` of one pass: all battles in the first order, then all in the second."""
         raise NotImplementedError
@@ -204,12 +209,13 @@ class BatchedModel:
         passes = self.passes(lengths, np.arange(len(battles)), both_orders=both_orders)
         if max_over_ranks is not None:
             passes += passes[-1:] * (max_over_ranks(len(passes)) - len(passes))
-        for prepared in prefetch(lambda item: self.prepare(battles, *item), passes):
-            result = self.compute(prepared)
-            for order, part in zip(prepared.orders, np.split(result, len(prepared.orders)), strict=True):
-                logits[int(order), prepared.rows] = part
-            if done is not None and ORIGINAL_ORDER in prepared.orders:
-                done(len(prepared.rows))
+        with self.inference():
+            for prepared in prefetch(lambda item: self.prepare(battles, *item), passes):
+                result = self.compute(prepared)
+                for order, part in zip(prepared.orders, np.split(result, len(prepared.orders)), strict=True):
+                    logits[int(order), prepared.rows] = part
+                if done is not None and ORIGINAL_ORDER in prepared.orders:
+                    done(len(prepared.rows))
         return logits
 
     def logits(

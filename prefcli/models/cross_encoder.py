@@ -10,16 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from prefcli.models import pooling as pool
 from prefcli.models.input_format import JOINT_INPUT
-from prefcli.models.pooling import (
-    POOLINGS,
-    combine_answers,
-    combined_size,
-    hidden_size,
-    hidden_states,
-    needs_position_ids,
-    span_mask,
-)
 from prefcli.outcomes import OUTCOMES
 
 
@@ -43,15 +35,16 @@ class CrossEncoder(nn.Module):
         self.encoder = encoder
         self.combine = combine
         self.pooling = pooling
-        self.with_position_ids = needs_position_ids(encoder)
-        width = hidden_size(encoder)
-        self.classifier = nn.Linear(width + combined_size(width, combine), len(OUTCOMES))
+        self.with_position_ids = pool.needs_position_ids(encoder)
+        width = pool.hidden_size(encoder)
+        self.classifier = nn.Linear(width + pool.combined_size(width, combine), len(OUTCOMES))
 
     def forward(self, *, spans: Tensor, **inputs: Tensor) -> Tensor:
         """Logits ``[n, 3]`` from ``n`` sequences; ``spans`` ``[n, 3, 2]`` say where prompt, A and B are in them."""
-        hidden = hidden_states(self.encoder, inputs, with_position_ids=self.with_position_ids)
+        hidden = pool.hidden_states(self.encoder, inputs, with_position_ids=self.with_position_ids)
         mask = inputs["attention_mask"]
-        pool = POOLINGS[self.pooling]
-        a, b = (pool(hidden, span_mask(spans[:, field], mask)) for field in (1, 2))
-        logits: Tensor = self.classifier(torch.cat([pool(hidden, mask), combine_answers(a, b, self.combine)], dim=-1))
+        vector = pool.POOLINGS[self.pooling]
+        a, b = (vector(hidden, pool.span_mask(spans[:, field], mask)) for field in (1, 2))
+        combined = pool.combine_answers(a, b, self.combine)
+        logits: Tensor = self.classifier(torch.cat([vector(hidden, mask), combined], dim=-1))
         return logits

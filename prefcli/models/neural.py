@@ -7,8 +7,9 @@ batches are made by :mod:`prefcli.models.batches`.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,23 +102,13 @@ class NeuralModel(BatchedModel):
         logits: NDArray[np.float64] = self.forward(self.module, prepared).double().cpu().numpy()
         return logits
 
-    @torch.inference_mode()
-    def logits_from_tokens(
-        self,
-        battles: TokenisedBattles,
-        *,
-        both_orders: bool = False,
-        done: Callable[[int], None] | None = None,
-        max_over_ranks: Callable[[int], int] | None = None,
-    ) -> NDArray[np.float64]:
-        """See :meth:`BatchedModel.logits_from_tokens`; without gradients, in the placement's precision."""
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[None]:
+        """Without gradients and dropout, in the placement's precision."""
         self.module.eval()
-        with torch.autocast(
-            self.placement.device.type, self.placement.dtype, enabled=self.placement.precision != "fp32"
-        ):
-            return super().logits_from_tokens(
-                battles, both_orders=both_orders, done=done, max_over_ranks=max_over_ranks
-            )
+        place = self.placement
+        with torch.inference_mode(), torch.autocast(place.device.type, place.dtype, enabled=place.precision != "fp32"):
+            yield
 
     def save_tokenizer(self, folder: Path) -> None:
         """Save the tokenizer, its ``tokenizer_config.json`` last: where that file exists, the tokenizer is complete."""

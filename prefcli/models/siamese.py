@@ -5,15 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from prefcli.models import pooling as pool
 from prefcli.models.input_format import PAIR_INPUT
-from prefcli.models.pooling import (
-    POOLINGS,
-    combine_answers,
-    combined_size,
-    hidden_size,
-    hidden_states,
-    needs_position_ids,
-)
 from prefcli.outcomes import OUTCOMES
 
 
@@ -37,8 +30,8 @@ class Siamese(nn.Module):
         self.encoder = encoder
         self.combine = combine
         self.pooling = pooling
-        self.with_position_ids = needs_position_ids(encoder)
-        self.classifier = nn.Linear(combined_size(hidden_size(encoder), combine), len(OUTCOMES))
+        self.with_position_ids = pool.needs_position_ids(encoder)
+        self.classifier = nn.Linear(pool.combined_size(pool.hidden_size(encoder), combine), len(OUTCOMES))
 
     def forward(self, *, spans: Tensor | None = None, both_orders: bool = False, **inputs: Tensor) -> Tensor:
         """Logits from ``2 n`` sequences: the first n hold answer A, the last n answer B.
@@ -47,10 +40,10 @@ class Siamese(nn.Module):
         -------
         ``[n, 3]``; with ``both_orders`` ``[2 n, 3]``, the n swapped battles after the others.
         """
-        hidden = hidden_states(self.encoder, inputs, with_position_ids=self.with_position_ids)
-        a, b = POOLINGS[self.pooling](hidden, inputs["attention_mask"]).unflatten(0, (2, -1)).unbind()
-        combined = combine_answers(a, b, self.combine)
+        hidden = pool.hidden_states(self.encoder, inputs, with_position_ids=self.with_position_ids)
+        a, b = pool.POOLINGS[self.pooling](hidden, inputs["attention_mask"]).unflatten(0, (2, -1)).unbind()
+        combined = pool.combine_answers(a, b, self.combine)
         if both_orders:
-            combined = torch.cat([combined, combine_answers(b, a, self.combine)])
+            combined = torch.cat([combined, pool.combine_answers(b, a, self.combine)])
         logits: Tensor = self.classifier(combined)
         return logits

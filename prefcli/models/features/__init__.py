@@ -16,7 +16,6 @@ A folder holds ``booster.txt`` (LightGBM's own format), ``model.safetensors`` (t
 from prefcli.models.features.booster import SMALL_DATASET
 from prefcli.models.features.model import BOOSTER, MANIFEST, WEIGHTS, FeaturesModel, fit, load
 from prefcli.models.features.names import COLUMNS
-from prefcli.models.features.statistics import Features, extract
 
 __all__ = [
     "BOOSTER",
@@ -24,9 +23,7 @@ __all__ = [
     "MANIFEST",
     "SMALL_DATASET",
     "WEIGHTS",
-    "Features",
     "FeaturesModel",
-    "extract",
     "fit",
     "load",
 ]

@@ -82,10 +82,6 @@ class Features:
         """The battles at these positions, in this order."""
         return Features(self.prompt[rows], self.answers[rows], self.pair[rows], self.words[rows])
 
-    def swapped(self) -> Features:
-        """The same battles with A and B swapped."""
-        return Features(self.prompt, self.answers[:, ::-1], self.pair, -self.words)
-
     @staticmethod
     def concatenate(parts: Sequence[Features]) -> Features:
         """Several batches as one."""
