@@ -308,7 +308,7 @@ def processes() -> int:
         with good.open("rb") as stream:
             check("standard input", ["eda", "-"], 0, stdin=stream)
         check("a name with escape sequences", ["eda", "\x1b[31m\n.csv"], 2, "\\x1b")
-        check("a file without permission", ["eda", str(closed)], 2, "no permission to read", as_nobody=True)
+        check("a file without permission", ["eda", str(closed)], 2, "not readable", as_nobody=True)
         few = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))}
         check("an endless device, files of at most 1 MB", ["eda", "/dev/zero"], 1, "TMPDIR", **few)
         repeated = folder / "repeated.parquet"
