@@ -457,8 +457,8 @@ def test_a_process_that_dies_is_reported(monkeypatch):
 
 
 def test_a_process_that_fails_says_why():
-    with parallel._WorkerPool("stem", 1) as pool, pytest.raises(PrefcliError, match="no text normalisation 'stem'"):
-        pool.submit(many_batches(1)[0]).result()
+    with pytest.raises(PrefcliError, match="no text normalisation 'stem'"):
+        list(parallel._normalise_stream(many_batches(2), "stem", workers=2))
 
 
 def spy_on_processes(monkeypatch) -> list[subprocess.Popen]:

@@ -13,7 +13,6 @@ import os
 import queue
 import subprocess
 import sys
-import threading
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -31,10 +30,12 @@ from prefcli.text.normalise import TextCounts, check_columns, check_normalisatio
 _MAX_PIECE_BYTES = 4_000_000
 _WORKER = "import sys; sys.path[:] = {path!r}; from prefcli.text.parallel import run_worker; run_worker({name!r})"
 
+_Normalised = tuple[pa.RecordBatch, TextCounts]
+
 
 def normalise_stream(
     batches: Iterable[pa.RecordBatch], normalisation: str, *, workers: int | None = None
-) -> Iterator[tuple[pa.RecordBatch, TextCounts]]:
+) -> Iterator[_Normalised]:
     """Normalise battles batch by batch, in several processes.
 
     Parameters
@@ -78,23 +79,41 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _normalise_stream(
-    batches: Iterable[pa.RecordBatch], normalisation: str, workers: int
-) -> Iterator[tuple[pa.RecordBatch, TextCounts]]:
+def _normalise_stream(batches: Iterable[pa.RecordBatch], normalisation: str, workers: int) -> Iterator[_Normalised]:
     pieces = (piece for batch in batches for piece in _cut(batch))
     first = list(islice(pieces, 2))
     if normalisation == "raw" or workers == 1 or len(first) < 2 or not sys.executable:
         for piece in chain(first, pieces):
             yield normalise_batch(piece, normalisation)
         return
-    with _WorkerPool(normalisation, workers) as pool:
-        waiting: deque[tuple[pa.RecordBatch, Future[tuple[pa.RecordBatch, TextCounts]]]] = deque()
+    threads = ThreadPoolExecutor(workers, thread_name_prefix="prefcli-text")  # each waits for a process's answer
+    started: list[_Worker] = []
+    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+
+    def normalise(piece: pa.RecordBatch) -> _Normalised:
+        worker = idle.get()
+        try:
+            return worker.normalise(piece)
+        finally:
+            idle.put(worker)
+
+    try:
+        waiting: deque[Future[_Normalised]] = deque()
         for piece in chain(first, pieces):
-            waiting.append((piece, pool.submit(piece)))
+            if len(started) < workers:
+                started.append(_Worker(normalisation, piece.schema))
+                idle.put(started[-1])
+            waiting.append(threads.submit(normalise, piece))
             if len(waiting) >= 2 * workers:
-                yield _join(*waiting.popleft())
+                yield waiting.popleft().result()
         while waiting:
-            yield _join(*waiting.popleft())
+            yield waiting.popleft().result()
+    finally:  # also when the caller stops early: the processes are killed, whatever they are doing
+        for worker in started:
+            worker.process.kill()
+        threads.shutdown(wait=True, cancel_futures=True)
+        for worker in started:
+            worker.close()
 
 
 def _cut(battles: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -105,17 +124,6 @@ def _cut(battles: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     rows = max(1, -(-battles.num_rows // pieces))
     for start in range(0, max(1, battles.num_rows), rows):
         yield battles.slice(start, rows)
-
-
-def _join(
-    piece: pa.RecordBatch, future: Future[tuple[pa.RecordBatch, TextCounts]]
-) -> tuple[pa.RecordBatch, TextCounts]:
-    """The columns that went to a worker, back among those that did not."""
-    normalised, counts = future.result()
-    for name in TEXT_FIELDS:
-        position = piece.schema.get_field_index(name)
-        piece = piece.set_column(position, piece.schema.field(position), normalised.column(name))
-    return piece, counts
 
 
 class _Worker:
@@ -132,7 +140,7 @@ class _Worker:
         self._requests = pa.ipc.new_stream(self.process.stdin, schema)
         self._answers: pa.ipc.RecordBatchStreamReader | None = None
 
-    def normalise(self, battles: pa.RecordBatch) -> tuple[pa.RecordBatch, TextCounts]:
+    def normalise(self, battles: pa.RecordBatch) -> _Normalised:
         try:
             self._requests.write_batch(battles)
             self.process.stdin.flush()  # type: ignore[union-attr]
@@ -155,52 +163,6 @@ class _Worker:
             with contextlib.suppress(OSError):  # what was not yet sent is lost
                 pipe.close()  # type: ignore[union-attr]
         self.process.wait()
-
-
-class _WorkerPool:
-    """Workers, started as pieces come in, and for each a thread that sends it a piece and waits for the answer.
-
-    Leaving the ``with`` block kills the processes, whatever they are doing.
-    """
-
-    def __init__(self, normalisation: str, count: int) -> None:
-        self._normalisation = normalisation
-        self._threads = ThreadPoolExecutor(count, thread_name_prefix="prefcli-text")
-        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        self._workers: list[_Worker] = []
-        self._closing = False
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> _WorkerPool:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        with self._lock:
-            self._closing = True
-            for worker in self._workers:
-                worker.process.kill()
-        self._threads.shutdown(wait=True, cancel_futures=True)
-        for worker in self._workers:
-            worker.close()
-
-    def submit(self, piece: pa.RecordBatch) -> Future[tuple[pa.RecordBatch, TextCounts]]:
-        return self._threads.submit(self._normalise, piece.select(list(TEXT_FIELDS)))
-
-    def _normalise(self, piece: pa.RecordBatch) -> tuple[pa.RecordBatch, TextCounts]:
-        try:
-            worker = self._idle.get_nowait()
-        except queue.Empty:
-            worker = self._start(piece.schema)
-        result = worker.normalise(piece)
-        self._idle.put(worker)
-        return result
-
-    def _start(self, schema: pa.Schema) -> _Worker:
-        with self._lock:
-            if self._closing:
-                raise PrefcliError("the text processes are being stopped")
-            self._workers.append(_Worker(self._normalisation, schema))
-            return self._workers[-1]
 
 
 def run_worker(normalisation: str) -> None:
