@@ -32,22 +32,13 @@ class LengthBin:
 
 @dataclass(frozen=True)
 class Effect:
-    """How a difference in one property goes with winning.
-
-    Attributes
-    ----------
-    what:
-        The property.
-    wins:
-        How often the answer with more of it won, of the decided battles in which the two differ.
-    odds:
-        Odds ratio of winning for one standard deviation more of it, the other properties held equal; with its
-        interval ``odds_ci``. None where it cannot be estimated.
-    """
+    """How a difference in one property goes with winning."""
 
     what: str
     wins: Share
+    """How often the answer with more of it won, of the decided battles in which the two differ."""
     odds: float | None
+    """Odds ratio of winning for one standard deviation more of it, the other properties held equal, if estimable."""
     odds_ci: tuple[float, float] | None
 
 

@@ -59,42 +59,19 @@ TOKENS_EXPLAINED = "tokens are estimated: characters / 4.5 + bytes beyond ASCII 
 
 @dataclass(frozen=True)
 class BattleStats:
-    """Numbers about n battles; arrays of shape ``[n]``, those of the answers ``[n, 2]`` for A and B.
+    """Numbers about n battles. Hashes are equal for equal texts, within this process only."""
 
-    Attributes
-    ----------
-    label:
-        -1 where unknown.
-    both_bad:
-        1 where the voter called both answers bad, -1 where the source has no such column.
-    prompt_key, prompt_hash, answer_hash:
-        Equal for equal prompts (:func:`prefcli.battles.prompt_key`), prompts and answers; the hashes only within
-        this process.
-    turns:
-        Turns of the prompt.
-    characters:
-        Of prompt, A and B, all turns together; shape ``[n, 3]``.
-    tokens:
-        Estimated tokens of prompt, A and B; shape ``[n, 3]``.
-    nulls:
-        Null turns of prompt, A and B; shape ``[n, 3]``.
-    markup:
-        Matches of each of :data:`MARKUP` in the answers; shape ``[n, len(MARKUP), 2]``.
-    script:
-        Script of the prompt, as a position in :data:`SCRIPT_NAMES`.
-    """
-
-    label: IntArray
-    both_bad: IntArray
-    prompt_key: IntArray
-    prompt_hash: IntArray
-    answer_hash: IntArray
-    turns: IntArray
-    characters: IntArray
-    tokens: IntArray
-    nulls: IntArray
-    markup: IntArray
-    script: IntArray
+    label: IntArray  # [n], -1 where unknown
+    both_bad: IntArray  # [n], 1 where the voter called both answers bad, -1 where the source has no such column
+    prompt_key: IntArray  # [n], equal for equal prompts (prefcli.battles.prompt_key)
+    prompt_hash: IntArray  # [n]
+    answer_hash: IntArray  # [n, 2], of A and B
+    turns: IntArray  # [n], turns of the prompt
+    characters: IntArray  # [n, 3], of prompt, A and B, all turns together
+    tokens: IntArray  # [n, 3], estimated, of prompt, A and B
+    nulls: IntArray  # [n, 3], null turns of prompt, A and B
+    markup: IntArray  # [n, len(MARKUP), 2], matches in A and B
+    script: IntArray  # [n], script of the prompt as a position in SCRIPT_NAMES
 
     @staticmethod
     def concatenate(parts: list[BattleStats]) -> BattleStats:

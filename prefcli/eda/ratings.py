@@ -46,22 +46,12 @@ MAX_STEP = 2.0
 
 @dataclass(frozen=True)
 class PairwiseCounts:
-    """Outcomes per pair of models.
+    """Outcomes per pair of models that met, each unordered pair once."""
 
-    Attributes
-    ----------
-    models:
-        Names, shape ``[m]``.
-    first, second:
-        Positions in ``models`` of the pairs that met, each unordered pair once; shape ``[p]``.
-    counts:
-        How often the first won, the second won, and they tied; shape ``[p, 3]``.
-    """
-
-    models: tuple[str, ...]
-    first: NDArray[np.intp]
-    second: NDArray[np.intp]
-    counts: Array
+    models: tuple[str, ...]  # names, [m]
+    first: NDArray[np.intp]  # [p], positions in `models`
+    second: NDArray[np.intp]  # [p]
+    counts: Array  # [p, 3], how often the first won, the second won, and they tied
 
     @property
     def battles(self) -> Array:
@@ -99,30 +89,19 @@ class ModelRating:
 
 @dataclass(frozen=True)
 class Ratings:
-    """Every model's rating, best first.
-
-    Attributes
-    ----------
-    models:
-        Best first.
-    tie_parameter:
-        Davidson's ``nu``: between equals a share ``nu / (2 + nu)`` of battles is tied.
-    rounds:
-        Of the bootstrap.
-    groups:
-        Number of groups; ratings are comparable within a group only.
-    bounded:
-        Whether every strength has a maximum likelihood without the prior.
-    left_out:
-        Models not rated: they have fewer battles than the :data:`MAX_MODELS` rated ones.
-    """
+    """Every model's rating, best first."""
 
     models: tuple[ModelRating, ...]
     tie_parameter: float
+    """Davidson's ``nu``: between equals a share ``nu / (2 + nu)`` of battles is tied."""
     rounds: int
+    """Of the bootstrap."""
     groups: int
+    """Number of groups; ratings are comparable within a group only."""
     bounded: bool
+    """Whether every strength has a maximum likelihood without the prior."""
     left_out: int
+    """Models not rated: they have fewer battles than the :data:`MAX_MODELS` rated ones."""
 
     def cautions(self) -> list[str]:
         """What to know before comparing these ratings, in sentences."""

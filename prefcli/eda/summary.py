@@ -9,15 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from prefcli.battles import outcome_counts
-from prefcli.eda import texts
-from prefcli.eda.effects import (
-    Effect,
-    LengthBin,
-    TurnsBin,
-    outcomes_by_length,
-    outcomes_by_turns,
-    property_effects,
-)
+from prefcli.eda import effects, quality, texts
 from prefcli.eda.measures import IntArray, measure_all
 from prefcli.eda.models import (
     MIN_BATTLES_FOR_RATE,
@@ -30,10 +22,8 @@ from prefcli.eda.models import (
     tie_closeness,
     top_pairs,
 )
-from prefcli.eda.quality import Agreement, Problems, problems
 from prefcli.eda.ratings import BOOTSTRAP_ROUNDS, Ratings, count_pairs, rate
 from prefcli.eda.shares import Share, share
-from prefcli.eda.texts import Lengths, ScriptShare, Truncation
 from prefcli.outcomes import TIE, A, B
 
 
@@ -53,18 +43,18 @@ class Eda:
     empty_answers: int
     identical_answers: int
     prompts: int
-    lengths: dict[str, Lengths]
+    lengths: dict[str, texts.Lengths]
     top_pairs: tuple[PairCount, ...]
     top_winners: tuple[ModelWins, ...]
     top_rates: tuple[ModelWins, ...]
     position: Share | None
-    length_curve: tuple[LengthBin, ...]
-    rewarded: tuple[Effect, ...]
-    turns: tuple[TurnsBin, ...]
-    agreement: Agreement | None
-    scripts: tuple[ScriptShare, ...]
-    cuts: tuple[Truncation, ...]
-    problems: Problems
+    length_curve: tuple[effects.LengthBin, ...]
+    rewarded: tuple[effects.Effect, ...]
+    turns: tuple[effects.TurnsBin, ...]
+    agreement: quality.Agreement | None
+    scripts: tuple[texts.ScriptShare, ...]
+    cuts: tuple[texts.Truncation, ...]
+    problems: quality.Problems
     ratings: Ratings | None
     tie_closeness: tuple[ClosenessBin, ...]
     head_to_head: HeadToHead | None
@@ -101,7 +91,7 @@ def explore(
     ratings = rate(pairwise, rounds=rounds)
     wins = model_wins(models, stats.label, names)
     rated_wins = [model for model in wins if model.battles >= MIN_BATTLES_FOR_RATE]
-    quality, votes = problems(stats, models, test_keys)
+    problems, votes = quality.problems(stats, models, test_keys)
     return Eda(
         battles=len(stats.label),
         labelled=labelled,
@@ -111,22 +101,22 @@ def explore(
         tie_share=tied / labelled if labelled else 0.0,
         both_bad=int((stats.both_bad == 1).sum()) if (stats.both_bad >= 0).any() else None,
         multi_turn=int((stats.turns > 1).sum()),
-        null_turns=sum(quality.null_turns.values()),
-        empty_answers=quality.empty["response_a"] + quality.empty["response_b"],
-        identical_answers=quality.identical_answers,
+        null_turns=sum(problems.null_turns.values()),
+        empty_answers=problems.empty["response_a"] + problems.empty["response_b"],
+        identical_answers=problems.identical_answers,
         prompts=len(np.unique(stats.prompt_key)),
         lengths=texts.lengths(stats),
         top_pairs=top_pairs(models, names, top),
         top_winners=tuple(sorted(wins, key=lambda model: (-model.wins, model.model))[:top]),
         top_rates=tuple(sorted(rated_wins, key=lambda model: (-model.win_rate, model.model))[:top]),
         position=share(a_won, a_won + b_won) if a_won + b_won else None,
-        length_curve=outcomes_by_length(stats),
-        rewarded=property_effects(stats),
-        turns=outcomes_by_turns(stats),
+        length_curve=effects.outcomes_by_length(stats),
+        rewarded=effects.property_effects(stats),
+        turns=effects.outcomes_by_turns(stats),
         agreement=votes,
         scripts=texts.scripts(stats),
         cuts=tuple(texts.truncation(stats, limit) for limit in sorted({*texts.LENGTH_LIMITS, max_length})),
-        problems=quality,
+        problems=problems,
         ratings=ratings,
         tie_closeness=tie_closeness(pairwise, ratings) if ratings else (),
         head_to_head=head_to_head(pairwise, ratings) if ratings else None,

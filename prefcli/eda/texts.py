@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefcli.battles import TEXT_FIELDS
-from prefcli.eda.measures import SCRIPT_NAMES, BattleStats, IntArray
+from prefcli.eda.measures import SCRIPT_NAMES, BattleStats
 
 LENGTH_LIMITS = (256, 512, 1024, 2048, 4096)
 SPECIAL_TOKENS = 3
@@ -48,16 +48,10 @@ class Truncation:
 
 def lengths(stats: BattleStats) -> dict[str, Lengths]:
     """Distribution of the length of prompts and answers."""
-    return {name: _distribution(stats.characters[:, i]) for i, name in enumerate(TEXT_FIELDS)}
-
-
-def _distribution(values: IntArray) -> Lengths:
-    return Lengths(
-        mean=float(values.mean()),
-        median=float(np.median(values)),
-        p90=float(np.quantile(values, 0.9)),
-        longest=int(values.max()),
-    )
+    return {
+        name: Lengths(float(n.mean()), float(np.median(n)), float(np.quantile(n, 0.9)), int(n.max()))
+        for name, n in zip(TEXT_FIELDS, stats.characters.T, strict=True)
+    }
 
 
 def scripts(stats: BattleStats) -> tuple[ScriptShare, ...]:

@@ -22,24 +22,16 @@ NORMALISATIONS: Mapping[str, int] = types.MappingProxyType({"nltk": 2, "raw": 1,
 
 @dataclass(frozen=True)
 class TextCounts:
-    """What a normalisation did, in numbers; adds up with ``+``.
-
-    Attributes
-    ----------
-    turns:
-        Turns that are not null.
-    emptied:
-        Turns that had text (more than whitespace) before and have none after.
-    emptied_answers:
-        Answers (all turns of one response together) that had text before and have none left.
-    bytes_in, bytes_out:
-        UTF-8 bytes of all turns, before and after.
-    """
+    """What a normalisation did, in numbers; adds up with ``+``."""
 
     turns: int = 0
+    """Turns that are not null."""
     emptied: int = 0
+    """Turns that had text (more than whitespace) before and have none after."""
     emptied_answers: int = 0
+    """Answers (all turns of one response together) that had text before and have none left."""
     bytes_in: int = 0
+    """UTF-8 bytes of all turns, before; ``bytes_out`` after."""
     bytes_out: int = 0
 
     def __add__(self, other: TextCounts) -> TextCounts:
@@ -68,19 +60,9 @@ def normalisation_identity(normalisation: str) -> dict[str, str | int]:
 
 
 def normalise_text(text: str, normalisation: str = "nltk") -> str:
-    """Normalise one text.
+    """Normalise one text, any string; ``nltk`` gives the tokens joined by single spaces.
 
-    Parameters
-    ----------
-    text:
-        Any string. Lone surrogates, which no file can hold, become U+FFFD first, in every normalisation.
-    normalisation:
-        A name in :data:`NORMALISATIONS`.
-
-    Returns
-    -------
-    str
-        The normalised text; for ``nltk`` the tokens joined by single spaces.
+    Lone surrogates, which no file can hold, become U+FFFD first, in every normalisation.
 
     Raises
     ------
