@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from prefcli.cli import common
-from prefcli.cli.flags import add_option_flags, given_options
+from prefcli.cli.flags import command, given_options
 from prefcli.options import TrainOptions, resolve
 
 EXAMPLES = common.examples(
     "prefcli ablate train.csv --encoder tiny --seeds 3",
     "prefcli ablate train.csv --encoder ./deberta-v3-small --output softmax-ablation",
 )
-SET_BY_ABLATION = ("epochs", "loss_input", "folds", "keep", "patience")
 
 
+@command(TrainOptions, without=("epochs", "loss_input", "folds", "keep", "patience"))
 def run(
-    ctx: typer.Context,
+    session: common.Session,
     file: common.FilesArgument,
     format: common.FormatOption = None,
     columns: common.ColumnsOption = None,
@@ -29,10 +28,6 @@ def run(
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Folder of the runs. [default: in the workspace]"),
     ] = None,
-    json: common.JsonOption = False,
-    workspace: common.WorkspaceOption = None,
-    quiet: common.QuietOption = False,
-    debug: common.DebugOption = False,
     **flags: Any,
 ) -> None:
     """Measure where softmax belongs.
@@ -45,7 +40,6 @@ def run(
     from prefcli.pipeline.ablate import COLUMNS, cells
 
     memory.keep_freed_memory()
-    session = common.session(ctx, workspace, quiet)
     options, _ = resolve(given_options(flags))
     ablation = pipeline.ablate(
         common.source(file, format, columns),
@@ -55,8 +49,8 @@ def run(
         output=output,
         reporter=session.reporter,
     )
-    if json:
-        common.print_json(asdict(ablation))
+    if session.json:
+        common.print_json(ablation)
         return
     common.print_table(
         f"{ablation.battles:,} held-out battles over {ablation.seeds} seed(s)",
@@ -65,6 +59,3 @@ def run(
     )
     common.say(f"The prior scores {ablation.prior_log_loss:.4f}. {ablation.reading}")
     common.say(f"{ablation.folder}: the runs and the table (ablation.md, ablation.json)")
-
-
-add_option_flags(run, TrainOptions, without=SET_BY_ABLATION)

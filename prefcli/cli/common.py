@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,19 +69,29 @@ PROGRESS_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Session:
-    """The workspace and the reporter of one command."""
+    """What all commands need: where caches and runs are, where messages go, and how to print results."""
 
     workspace: Workspace
     reporter: Reporter
+    json: bool
+    is_main_process: bool
+    """Whether this process prints results (of several under ``torchrun``)."""
 
 
-def session(ctx: typer.Context, workspace: Path | None, quiet: bool) -> Session:
+def open_session(
+    ctx: typer.Context,
+    json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,  # main.run looks for it
+) -> Session:
     """From the verb's own options, else those given before the verb, else the environment."""
+    from prefcli.compute.distributed import from_environment
     from prefcli.storage.workspace import Workspace
 
-    before_verb = ctx.obj or {}
-    root = workspace or before_verb.get("workspace") or Path(os.environ.get("PREFCLI_WORKSPACE") or ".prefcli")
-    return Session(Workspace(root), WarningsOnly() if quiet or before_verb.get("quiet") else Terminal())
+    root = workspace or ctx.obj["workspace"] or Path(os.environ.get("PREFCLI_WORKSPACE") or ".prefcli")
+    reporter = WarningsOnly() if quiet or ctx.obj["quiet"] else Terminal()
+    return Session(Workspace(root), reporter, json, from_environment().is_main_process)
 
 
 def source(paths: Sequence[Path], format: str | None, columns: str | None) -> Source:
@@ -97,12 +107,14 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def print_json(value: dict[str, Any]) -> None:
-    """Print one JSON object; NaN and infinity become null."""
+def print_json(value: Any) -> None:
+    """Print a dictionary or a dataclass as one JSON object; NaN and infinity become null."""
     sys.stdout.write(json.dumps(_clean(value), default=str) + "\n")
 
 
 def _clean(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _clean(asdict(value))
     if isinstance(value, dict):
         return {key: _clean(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -137,10 +149,12 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     print("\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n")
 
 
-def print_estimate(estimate: Estimate, json: bool) -> None:
+def print_estimate(estimate: Estimate, session: Session) -> None:
     """What a command will take: seconds by part, the range to expect, memory."""
-    if json:
-        print_json({"estimate": estimate.to_json()})
+    if not session.is_main_process:
+        return
+    if session.json:
+        print_json({"estimate": estimate})
         return
     names = {"around": "loading and the like"}
     rows = [[names.get(part, part), f"{seconds:,.1f}"] for part, seconds in estimate.parts.items()]

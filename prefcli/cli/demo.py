@@ -8,17 +8,16 @@ from typing import Annotated
 import typer
 
 from prefcli.cli import common
+from prefcli.cli.flags import command
 
 EXAMPLES = common.examples("prefcli demo", "prefcli demo my-demo")
 
 
+@command(without=("workspace",))
 def run(
-    ctx: typer.Context,
+    session: common.Session,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for its files.")] = Path("prefcli-demo"),
     force: common.ForceOption = False,
-    json: common.JsonOption = False,
-    quiet: common.QuietOption = False,
-    debug: common.DebugOption = False,
 ) -> None:
     """Run all verbs on synthetic battles.
 
@@ -27,10 +26,9 @@ def run(
     from prefcli import pipeline
     from prefcli.cli import eda
 
-    session = common.session(ctx, folder / ".prefcli", quiet)
-    result = pipeline.demo(folder, session.workspace, force=force, reporter=session.reporter)
+    result = pipeline.demo(folder, force=force, reporter=session.reporter)
     score = result.score
-    if json:
+    if session.json:
         common.print_json(
             {
                 "run": str(result.run),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prefcli.cli import common
+from prefcli.cli.flags import command
 
 if TYPE_CHECKING:
     from prefcli.eda import Eda
@@ -23,8 +23,9 @@ EXAMPLES = common.examples(
 )
 
 
+@command()
 def run(
-    ctx: typer.Context,
+    session: common.Session,
     file: common.FilesArgument,
     top: Annotated[int, typer.Option("--top", metavar="N", help="How many pairs and models to list.")] = 5,
     test: Annotated[
@@ -38,16 +39,11 @@ def run(
     ] = None,
     format: common.FormatOption = None,
     columns: common.ColumnsOption = None,
-    json: common.JsonOption = False,
     force: common.ForceOption = False,
-    workspace: common.WorkspaceOption = None,
-    quiet: common.QuietOption = False,
-    debug: common.DebugOption = False,
 ) -> None:
     """Models, outcomes, ratings, what people reward, and what is wrong with a file of battles."""
     from prefcli import pipeline
 
-    session = common.session(ctx, workspace, quiet)
     statistics = pipeline.eda(
         common.source(file, format, columns),
         session.workspace,
@@ -58,8 +54,8 @@ def run(
         force=force,
         reporter=session.reporter,
     )
-    if json:
-        common.print_json(asdict(statistics))
+    if session.json:
+        common.print_json(statistics)
     else:
         show(statistics, top)
 

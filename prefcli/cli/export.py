@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from prefcli.cli import common
+from prefcli.cli.flags import command
 from prefcli.errors import InputError
 
 EXAMPLES = common.examples(
@@ -19,8 +19,9 @@ EXAMPLES = common.examples(
 )
 
 
+@command()
 def run(
-    ctx: typer.Context,
+    session: common.Session,
     model: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or name.")],
     onnx: Annotated[
         Path | None,
@@ -39,10 +40,6 @@ def run(
     ] = None,
     encoder: common.EncoderOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
-    json: common.JsonOption = False,
-    workspace: common.WorkspaceOption = None,
-    quiet: common.QuietOption = False,
-    debug: common.DebugOption = False,
 ) -> None:
     """Write a run in another form: for ONNX Runtime, or merged into one set of weights.
 
@@ -52,7 +49,6 @@ def run(
     from prefcli.compute import memory
 
     memory.keep_freed_memory()
-    session = common.session(ctx, workspace, quiet)
     if (onnx is None) == (merged is None):
         raise InputError("export needs either --onnx DIR or --merged DIR", hint="Give one of them.")
     if encoder is not None and merged is None:
@@ -63,16 +59,16 @@ def run(
         merge = pipeline.merge(
             session.workspace.find_run(model), merged, encoder=encoder, force=force, reporter=session.reporter
         )
-        if json:
-            common.print_json(asdict(merge))
+        if session.json:
+            common.print_json(merge)
             return
         what = f"the mean of {merge.members} folds" if merge.members > 1 else "one model"
         common.say(f"{merge.output}: {what}, {merge.parameters / 1e6:,.1f} M parameters")
         return
     assert onnx is not None
     result = pipeline.export(model, session.workspace, onnx, int8=int8, force=force, reporter=session.reporter)
-    if json:
-        common.print_json(asdict(result))
+    if session.json:
+        common.print_json(result)
         return
     common.say(f"{result.folder}: {result.precision}, {result.bytes / 1e6:,.1f} MB")
     if result.int8 is not None:

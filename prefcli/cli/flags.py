@@ -1,27 +1,53 @@
-"""Flags made from option dataclasses, so that flags, keys of ``--config`` and entries of a run's config agree."""
+"""How a verb becomes a Typer command: the flags that all verbs share, and flags made from option dataclasses.
+
+Flags, keys of ``--config`` and entries of a run's config agree, because all are the fields of one dataclass.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from prefcli.cli import common
 from prefcli.options import PredictOptions, TrainOptions, flag_of
 
+Verb = Callable[..., None]
 
-def add_option_flags(
-    verb: Callable[..., None], options: type[TrainOptions | PredictOptions], without: Collection[str] = ()
-) -> None:
-    """Give a verb that ends in ``**flags`` a flag for every field of ``options`` except those in ``without``."""
-    signature = inspect.signature(verb, eval_str=True)
-    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    parameters += [p for p in _parameters(options) if p.name not in without]
-    verb.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    verb.__annotations__ = {p.name: p.annotation for p in parameters}
+
+def command(
+    options: type[TrainOptions | PredictOptions] | None = None, without: Collection[str] = ()
+) -> Callable[[Verb], Verb]:
+    """Decorate a verb ``run(session, ...)``: it gets the flags of :func:`prefcli.cli.common.open_session`.
+
+    If it ends in ``**flags``, it also gets a flag for every field of ``options``. Flags in ``without`` are left out.
+    """
+
+    def decorate(verb: Verb) -> Verb:
+        shared = {**inspect.signature(common.open_session, eval_str=True).parameters}
+        own = {**inspect.signature(verb, eval_str=True).parameters}
+        del own["session"]
+        own.pop("flags", None)
+        parameters = [
+            p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for p in (*own.values(), *shared.values(), *(_parameters(options) if options else ()))
+            if p.name not in without
+        ]
+
+        @functools.wraps(verb)
+        def run(**given: Any) -> None:
+            session = common.open_session(**{name: given.pop(name) for name in shared if name in given})
+            verb(session, **given)
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
 
 
 def given_options(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,17 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-VERBS = {
-    "eda": eda,
-    "preprocess": preprocess,
-    "train": train,
-    "predict": predict,
-    "export": export,
-    "score": score,
-    "push": push,
-    "ablate": ablate,
-    "demo": demo,
-}
+MODULES = (eda, preprocess, train, predict, export, score, push, ablate, demo)
+VERBS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 for name, verb in VERBS.items():
     app.command(name=name, epilog=verb.EXAMPLES)(verb.run)
 
@@ -56,7 +47,7 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    ctx.obj = {"workspace": workspace, "quiet": quiet, "debug": debug}
+    ctx.obj = {"workspace": workspace, "quiet": quiet}  # run() looks for --debug
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Annotated, Any
 
 import typer
 
 from prefcli.cli import common
-from prefcli.cli.flags import add_option_flags, given_options
+from prefcli.cli.flags import command, given_options
 from prefcli.errors import InputError
 from prefcli.options import PredictOptions, flag_of
 
@@ -28,8 +27,9 @@ EXAMPLES = common.examples(
 )
 
 
+@command(PredictOptions, without=("models", "calibrated"))
 def run(
-    ctx: typer.Context,
+    session: common.Session,
     file: common.FilesArgument,
     model: Annotated[
         list[str] | None,
@@ -63,10 +63,6 @@ def run(
     columns: common.ColumnsOption = None,
     estimate: common.EstimateOption = False,
     force: common.ForceOption = False,
-    json: common.JsonOption = False,
-    workspace: common.WorkspaceOption = None,
-    quiet: common.QuietOption = False,
-    debug: common.DebugOption = False,
     **flags: Any,
 ) -> None:
     """Predict A, B and tie for every battle.
@@ -79,7 +75,6 @@ def run(
     from prefcli.compute import memory
 
     memory.keep_freed_memory()
-    session = common.session(ctx, workspace, quiet)
     options = PredictOptions(tuple(model or ()), calibrated=calibration, **given_options(flags))
     if output == STANDARD_OUTPUT:
         others = {
@@ -88,7 +83,7 @@ def run(
             "--columns": columns,
             "--force": force,
             "--estimate": estimate,
-            "--json": json,
+            "--json": session.json,
         }
         _predict_lines(file, [flag for flag, value in others.items() if value], options, session)
         return
@@ -97,16 +92,15 @@ def run(
         cost = pipeline.estimate_prediction(
             battles, session.workspace, options, calibrate=calibrate, reporter=session.reporter
         )
-        if cost.is_main_process:
-            common.print_estimate(cost, json)
+        common.print_estimate(cost, session)
         return
     predicted = pipeline.predict(
         battles, session.workspace, output, options, calibrate=calibrate, force=force, reporter=session.reporter
     )
-    if not predicted.is_main_process:
+    if not session.is_main_process:
         return
-    if json:
-        common.print_json({name: value for name, value in asdict(predicted).items() if name != "is_main_process"})
+    if session.json:
+        common.print_json(predicted)
     else:
         common.say(f"{predicted.output}: {predicted.battles:,} battles, {predicted.battles_per_second:,.1f} battles/s")
 
@@ -149,6 +143,3 @@ def _json_lines(files: list[Path]) -> Iterator[IO[bytes]]:
         raise InputError(f"cannot read the file: {error.strerror}", where=str(files[0])) from None
     with stream:
         yield stream
-
-
-add_option_flags(run, PredictOptions, without=("models", "calibrated"))

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from prefcli.cli import common
+from prefcli.cli.flags import command
 from prefcli.errors import one_line
 
 EXAMPLES = common.examples(
@@ -16,8 +17,9 @@ EXAMPLES = common.examples(
 )
 
 
+@command()
 def run(
-    ctx: typer.Context,
+    session: common.Session,
     file: common.FilesArgument,
     text: Annotated[
         str,
@@ -29,15 +31,10 @@ def run(
     workers: common.WorkersOption = None,
     format: common.FormatOption = None,
     columns: common.ColumnsOption = None,
-    json: common.JsonOption = False,
-    workspace: common.WorkspaceOption = None,
-    quiet: common.QuietOption = False,
-    debug: common.DebugOption = False,
 ) -> None:
     """Normalise the text of every battle and cache the result as Parquet; `prefcli train` takes it from there."""
     from prefcli import pipeline
 
-    session = common.session(ctx, workspace, quiet)
     if preview:
         for shown in pipeline.preview(common.source(file, format, columns), text=text, battles=preview):
             common.say(f"battle {shown.id}")
@@ -49,7 +46,7 @@ def run(
     result = pipeline.preprocess(
         common.source(file, format, columns), session.workspace, text=text, workers=workers, reporter=session.reporter
     )
-    if json:
+    if session.json:
         common.print_json(
             {"stage": str(result.stage.path), "text": text, "reused": result.stage.reused, "battles": result.stage.rows}
             | dict(result.counts)

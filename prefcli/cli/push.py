@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from prefcli.cli import common
+from prefcli.cli.flags import command
 
 EXAMPLES = common.examples(
     "prefcli push my-run me/my-judge",
@@ -16,8 +16,9 @@ EXAMPLES = common.examples(
 )
 
 
+@command()
 def run(
-    ctx: typer.Context,
+    session: common.Session,
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run, by folder or name.")],
     name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the hub, created when missing.")],
     public: Annotated[
@@ -26,10 +27,6 @@ def run(
     license: Annotated[
         str | None, typer.Option("--license", metavar="NAME", help="License to name in its card: apache-2.0, mit, ...")
     ] = None,
-    json: common.JsonOption = False,
-    workspace: common.WorkspaceOption = None,
-    quiet: common.QuietOption = False,
-    debug: common.DebugOption = False,
 ) -> None:
     """Upload a finished run to the Hugging Face hub, to be used as --model hf://owner/name.
 
@@ -37,9 +34,8 @@ def run(
     """
     from prefcli import pipeline
 
-    session = common.session(ctx, workspace, quiet)
     pushed = pipeline.push(run, name, session.workspace, private=not public, license=license, reporter=session.reporter)
-    if json:
-        common.print_json(asdict(pushed))
+    if session.json:
+        common.print_json(pushed)
     else:
         common.say(f"{pushed.url}: {pushed.files} files")

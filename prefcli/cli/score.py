@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from prefcli.cli import common
+from prefcli.cli.flags import command
 
 EXAMPLES = common.examples(
     "prefcli score preds.csv labels.csv",
@@ -17,8 +17,9 @@ EXAMPLES = common.examples(
 )
 
 
+@command()
 def run(
-    ctx: typer.Context,
+    session: common.Session,
     predictions: Annotated[Path, typer.Argument(metavar="PREDS", help="id and three probabilities, CSV or Parquet.")],
     labels: Annotated[
         Path, typer.Argument(metavar="LABELS", help="id and the three winner columns, such as train.csv.")
@@ -27,18 +28,13 @@ def run(
         bool, typer.Option("--renormalize", help="Clip to [1e-15, 1] and divide by the sum, as the grader does.")
     ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap interval.")] = 0,
-    json: common.JsonOption = False,
-    workspace: common.WorkspaceOption = None,
-    quiet: common.QuietOption = False,
-    debug: common.DebugOption = False,
 ) -> None:
     """Score predictions against labels, joined by id: log loss with its interval, and other metrics."""
     from prefcli import pipeline
 
-    reporter = common.session(ctx, workspace, quiet).reporter
-    score = pipeline.score(predictions, labels, renormalize=renormalize, seed=seed, reporter=reporter)
-    if json:
-        common.print_json(asdict(score))
+    score = pipeline.score(predictions, labels, renormalize=renormalize, seed=seed, reporter=session.reporter)
+    if session.json:
+        common.print_json(score)
         return
     low, high = score.log_loss_ci
     common.print_table(
@@ -55,6 +51,6 @@ def run(
         ],
     )
     if score.clipped:
-        reporter.warn(
+        session.reporter.warn(
             f"{score.clipped:,} battles gave the true outcome a probability of (nearly) 0: 36 nats each after clipping"
         )

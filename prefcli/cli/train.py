@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prefcli.cli import common
-from prefcli.cli.flags import add_option_flags, given_options
+from prefcli.cli.flags import command, given_options
 from prefcli.errors import InputError, PrefcliError
 from prefcli.options import RECIPES, TrainOptions, describe_recipe, flag_of, read_config, resolve
 
@@ -33,8 +33,9 @@ EXAMPLES = common.examples(
 )
 
 
+@command(TrainOptions)
 def run(
-    ctx: typer.Context,
+    session: common.Session,
     file: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -58,10 +59,6 @@ def run(
     ] = None,
     estimate: common.EstimateOption = False,
     force: common.ForceOption = False,
-    json: common.JsonOption = False,
-    workspace: common.WorkspaceOption = None,
-    quiet: common.QuietOption = False,
-    debug: common.DebugOption = False,
     **flags: Any,
 ) -> None:
     """Train a model on battles with outcomes.
@@ -72,7 +69,6 @@ def run(
     from prefcli.compute import memory
 
     memory.keep_freed_memory()
-    session = common.session(ctx, workspace, quiet)
     given = given_options(flags)
     if resume is not None:
         others = {"--output": output, "--config": config, "FILE": file}
@@ -87,8 +83,7 @@ def run(
     battles = common.source(file, format, columns) if file else None
     if estimate:
         cost = pipeline.estimate_training(battles, session.workspace, options, reporter=session.reporter)
-        if cost.is_main_process:
-            common.print_estimate(cost, json)
+        common.print_estimate(cost, session)
         return
     if push_to is not None:
         pipeline.check_push(push_to)  # before hours of training
@@ -103,10 +98,10 @@ def run(
         command=shlex.join(["prefcli", *sys.argv[1:]]),
         reporter=session.reporter,
     )
-    if not trained.is_main_process:
+    if not session.is_main_process:
         return
     pushed, push_error = (None, None) if push_to is None else _push(trained.run, push_to, session)
-    if json:
+    if session.json:
         result = {
             "run": str(trained.run),
             "validation": trained.validation,
@@ -151,6 +146,3 @@ def _print(trained: TrainResult, pushed: str | None) -> None:
     common.say(
         f"{trained.run}: trained at {trained.battles_per_second:,.1f} battles/s, {trained.seconds:,.0f} s in all"
     )
-
-
-add_option_flags(run, TrainOptions)

@@ -31,10 +31,10 @@ class DemoResult:
     best_log_loss: float
 
 
-def demo(folder: Path, workspace: Workspace, *, force: bool = False, reporter: Reporter = SILENT) -> DemoResult:
+def demo(folder: Path, *, force: bool = False, reporter: Reporter = SILENT) -> DemoResult:
     """Write synthetic battles into ``folder`` and run the pipeline on them with the built-in encoder.
 
-    In fp32, so that the score does not depend on which precision the processor is good at.
+    The workspace is there too. In fp32, so that the score does not depend on which precision the processor is good at.
 
     Raises
     ------
@@ -45,6 +45,7 @@ def demo(folder: Path, workspace: Workspace, *, force: bool = False, reporter: R
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
         raise InputError(f"{folder} already exists", hint="Name another folder, or overwrite it with --force.")
+    workspace = Workspace(folder / ".prefcli")
     files = synthetic.write(folder)
     reporter.note(f"wrote {files.train}, {files.test} and {files.truth}")
     statistics = eda(files.train, workspace, reporter=reporter)

@@ -77,8 +77,6 @@ class Estimate:
         How many processes work together; each takes up to ``memory_mb``.
     cuda_mb:
         Peak of the tensors on a GPU, of the process that needs most; None without one.
-    is_main_process:
-        Whether this process is the one that reports (of several under ``torchrun``).
     """
 
     seconds: float
@@ -90,12 +88,6 @@ class Estimate:
     memory_mb: float
     processes: int
     cuda_mb: float | None
-    is_main_process: bool
-
-    def to_json(self) -> dict[str, Any]:
-        fields = dataclasses.asdict(self)
-        del fields["is_main_process"]
-        return fields
 
 
 @dataclass(frozen=True)
@@ -229,7 +221,6 @@ def _estimate(started: float, timing: _Timing, workspace: _TimedWorkspace, world
         memory_mb=max(host for host, _ in memory),
         processes=world.size,
         cuda_mb=max((cuda for _, cuda in memory if cuda is not None), default=None),
-        is_main_process=world.is_main_process,
     )
 
 

@@ -48,8 +48,6 @@ class PredictResult:
     """What was fitted on which battles, in words."""
     seconds: float
     battles_per_second: float
-    is_main_process: bool
-    """Whether this process is the one that reports (of several under ``torchrun``)."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,6 @@ def predict(
         calibration="; ".join(map(str, calibrations)) if options.activation == "softmax" else "none",
         seconds=time.monotonic() - started,
         battles_per_second=total / max(seconds, 1e-9),
-        is_main_process=world.is_main_process,
     )
 
 

@@ -41,10 +41,6 @@ class TrainResult:
     validation: dict[str, Any] | None
     seconds: float
     battles_per_second: float
-    only_prior: bool
-    """Whether the model is not better than the shares of the outcomes."""
-    is_main_process: bool
-    """Whether this process is the one that reports (of several under ``torchrun``)."""
 
 
 def train(  # noqa: PLR0913  (what the command line gives)
@@ -125,14 +121,7 @@ def train(  # noqa: PLR0913  (what the command line gives)
             if remember:
                 workspace.remember("train", {"run": str(run.folder.resolve())})
             runs.finish(run.folder)
-    return TrainResult(
-        run.folder,
-        result.validation,
-        time.monotonic() - started,
-        result.battles_per_second,
-        result.only_prior,
-        world.is_main_process,
-    )
+    return TrainResult(run.folder, result.validation, time.monotonic() - started, result.battles_per_second)
 
 
 @dataclass(frozen=True)

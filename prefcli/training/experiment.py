@@ -36,13 +36,10 @@ class ExperimentResult:
         Every metric on the held-out battles; None where nothing was held out.
     battles_per_second:
         Of the training steps alone, the mean over folds.
-    only_prior:
-        Whether the model is not better than the shares of the outcomes.
     """
 
     validation: dict[str, Any] | None
     battles_per_second: float
-    only_prior: bool
 
 
 @dataclass(frozen=True)
@@ -82,9 +79,10 @@ def run_experiment(context: TrainContext, folds: Sequence[Fold]) -> ExperimentRe
         with _tracking(context.folder, context) as tracking:
             evaluation = _finish(context.folder, context, fit, held_out, tracking)
     if evaluation is None:
-        return ExperimentResult(None, fit.battles_per_second, only_prior=False)
+        return ExperimentResult(None, fit.battles_per_second)
     context.reporter.note(evaluation.calibration)
-    return ExperimentResult(evaluation.validation, fit.battles_per_second, _warn_if_only_prior(context, evaluation))
+    _warn_if_only_prior(context, evaluation)
+    return ExperimentResult(evaluation.validation, fit.battles_per_second)
 
 
 def _tracking(folder: Path, context: TrainContext) -> AbstractContextManager[trackers.Trackers]:
@@ -129,11 +127,11 @@ def _write_artifacts(folder: Path, context: TrainContext, fit: FitResult, evalua
     card.write(folder, context.options, runs.read_config(folder), validation, calibrated, fit.importances)
 
 
-def _warn_if_only_prior(context: TrainContext, evaluation: _Evaluation) -> bool:
+def _warn_if_only_prior(context: TrainContext, evaluation: _Evaluation) -> None:
     battles, options, rows = context.training_data, context.options, evaluation.held_out
     problem = not_better_than_prior(evaluation.probabilities, battles.labels[rows], battles.keys[rows])
     if not problem:
-        return False
+        return
     trained = len(battles) - (0 if options.folds else len(rows))
     more = ", or more battles" if trained < FEW_BATTLES else ""
     if options.architecture != "features":
@@ -141,7 +139,6 @@ def _warn_if_only_prior(context: TrainContext, evaluation: _Evaluation) -> bool:
     else:
         advice = f"try --text raw{more}" if context.data.text != "raw" else "more battles may help"
     context.reporter.warn(f"{problem}: {advice}")
-    return True
 
 
 def not_better_than_prior(
