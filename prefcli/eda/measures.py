@@ -33,19 +33,8 @@ MARKUP: dict[str, tuple[str, ...]] = {
 }
 """Markdown in an answer: name -> regular expressions whose matches are counted."""
 
-SCRIPTS = {
-    "Latin": r"\p{Latin}",
-    "Cyrillic": r"\p{Cyrillic}",
-    "Han": r"\p{Han}",
-    "Kana": r"\p{Hiragana}\p{Katakana}",
-    "Hangul": r"\p{Hangul}",
-    "Arabic": r"\p{Arabic}",
-    "Hebrew": r"\p{Hebrew}",
-    "Greek": r"\p{Greek}",
-    "Devanagari": r"\p{Devanagari}",
-    "Thai": r"\p{Thai}",
-}
-"""Script -> its characters, as in a set of a regular expression."""
+SCRIPTS = ("Latin", "Cyrillic", "Han", "Kana", "Hangul", "Arabic", "Hebrew", "Greek", "Devanagari", "Thai")
+"""Unicode's names of scripts, but Kana is Hiragana and Katakana."""
 SCRIPT_NAMES = (*SCRIPTS, "other", "no letters")
 LATIN, HAN, KANA, NO_LETTERS = (SCRIPT_NAMES.index(name) for name in ("Latin", "Han", "Kana", "no letters"))
 MAX_SCRIPT_CHARACTERS = 2000
@@ -146,20 +135,12 @@ class _Turns:
         offsets = np.concatenate([[0], np.cumsum(int_column(pc.list_value_length(column)))])
         return _Turns(turns.fill_null("") if turns.null_count else turns, turns.is_null(), offsets)
 
-    @property
-    def single(self) -> bool:
-        """Whether every battle has one turn; then nothing needs to be summed or joined."""
-        return len(self.texts) == len(self.offsets) - 1 and bool((np.diff(self.offsets) == 1).all())
-
     def per_battle(self, per_turn: pa.Array) -> IntArray:
         """Sums over the turns of each battle."""
-        values = int_column(per_turn)
-        return values if self.single else np.diff(np.concatenate([[0], np.cumsum(values)])[self.offsets])
+        return np.diff(np.concatenate([[0], np.cumsum(int_column(per_turn))])[self.offsets])
 
     def joined(self) -> pa.Array:
         """Each battle's turns as one text."""
-        if self.single:
-            return self.texts
         return pc.binary_join(pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), self.texts), "\n")
 
     def hashes(self) -> IntArray:
@@ -199,10 +180,10 @@ def find_scripts(turns: _Turns) -> IntArray:
     beginnings = pc.utf8_slice_codeunits(texts.take(pa.array(not_ascii)), 0, MAX_SCRIPT_CHARACTERS)
     letters = pc.replace_substring_regex(beginnings, r"\PL+", "")
     total = int_column(pc.utf8_length(letters))
-    counts = [
-        int_column(pc.utf8_length(pc.replace_substring_regex(letters, f"[^{characters}]+", "")))
-        for characters in SCRIPTS.values()
-    ]
+    counts = []
+    for script in SCRIPTS:
+        characters = r"\p{Hiragana}\p{Katakana}" if script == "Kana" else rf"\p{{{script}}}"
+        counts.append(int_column(pc.utf8_length(pc.replace_substring_regex(letters, f"[^{characters}]+", ""))))
     counts.append(total - sum(counts))
     counts[KANA] = np.where(counts[KANA] > 0, counts[KANA] + counts[HAN] + 1, 0)
     scripts[not_ascii] = np.where(total > 0, np.argmax(counts, axis=0), NO_LETTERS)

@@ -63,7 +63,8 @@ def problems(stats: BattleStats, models: IntArray, test_keys: IntArray | None) -
     """
     hash_a, hash_b = stats.answer_hash.T
     identical = hash_a == hash_b
-    content = _combine_hashes(stats.prompt_hash, np.minimum(hash_a, hash_b), np.maximum(hash_a, hash_b))
+    pieces = np.stack([stats.prompt_hash, np.minimum(hash_a, hash_b), np.maximum(hash_a, hash_b)], axis=1)
+    content = np.array([hash(tuple(hashes)) for hashes in pieces.tolist()])
     # Votes on the same two answers are compared in one order of the answers.
     swap = (hash_a > hash_b) & ((stats.label == A) | (stats.label == B))
     label = np.where(swap, A + B - stats.label, stats.label)
@@ -117,15 +118,6 @@ def agreement(content: IntArray, label: IntArray) -> Agreement | None:
         alpha=1 - observed / expected if expected else None,
         contradictory=int(((counts[:, A] > 0) & (counts[:, B] > 0)).sum()),
     )
-
-
-def _combine_hashes(*hashes: IntArray) -> IntArray:
-    """Several 64-bit hashes as one; equal for equal ones (multiplication by an odd number loses nothing)."""
-    mixed = np.zeros(len(hashes[0]), dtype=np.uint64)
-    for values in hashes:
-        mixed = (mixed ^ values.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
-        mixed ^= mixed >> np.uint64(29)
-    return mixed.astype(np.int64)
 
 
 def _overlap(keys: IntArray, test_keys: IntArray) -> Overlap:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ MAX_POINTS = 300
 Points = list[tuple[int, float]]
 
 
-def learning_curves(records: Iterable[Mapping[str, Any]], prior: float | None) -> str:
+def learning_curves(records: Sequence[Mapping[str, Any]], prior: float | None) -> str:
     """Training loss (mean over neighbouring steps) and validation log loss by step, as an SVG document.
 
     Parameters
@@ -29,13 +29,8 @@ def learning_curves(records: Iterable[Mapping[str, Any]], prior: float | None) -
     prior:
         Log loss of the held-out battles' class shares, drawn as a line to beat; None leaves it out.
     """
-    training: Points = []
-    validations: Points = []
-    for record in records:
-        if "loss" in record and math.isfinite(record["loss"]):
-            training.append((record["step"], record["loss"]))
-        elif "validation_log_loss" in record:
-            validations.append((record["step"], record["validation_log_loss"]))
+    training = [(line["step"], line["loss"]) for line in records if math.isfinite(line.get("loss", math.nan))]
+    validations = [(line["step"], line["validation_log_loss"]) for line in records if "validation_log_loss" in line]
     last = max([step for step, _ in (*training, *validations)], default=1)
     smoothed = _smoothed(training)
     losses = [loss for _, loss in (*smoothed, *validations)] + ([prior] if prior is not None else [])
@@ -57,7 +52,7 @@ def learning_curves(records: Iterable[Mapping[str, Any]], prior: float | None) -
         losses=np.linspace(low, high, 5).tolist(),
         steps=np.linspace(0, last, 5).tolist(),
         prior=prior,
-        lines=[("training", smoothed), ("validation", validations)],
+        training=smoothed,
         validations=validations,
         x=lambda step: round(LEFT + (RIGHT - LEFT) * step / last, 1),
         y=lambda loss: round(TOP + (BOTTOM - TOP) * (high - loss) / (high - low), 1),
@@ -69,10 +64,8 @@ def _smoothed(points: Points) -> Points:
     if len(points) < 3:
         return points
     window = max(1, len(points) // 25)
-    values = np.array([value for _, value in points])
-    steps = np.array([step for step, _ in points])
+    steps, values = np.array(points).T
     sums = np.cumsum(np.concatenate([[0.0], values]))
-    ends = np.arange(window, len(values) + 1)
-    means = (sums[ends] - sums[ends - window]) / window
+    means = (sums[window:] - sums[:-window]) / window
     chosen = np.unique(np.linspace(0, len(means) - 1, MAX_POINTS).astype(int))
     return [(int(steps[i + window - 1]), float(means[i])) for i in chosen]

@@ -74,7 +74,7 @@ def normalise_text(text: str, normalisation: str = "nltk") -> str:
 
 
 def normalise_batch(battles: pa.RecordBatch, normalisation: str) -> tuple[pa.RecordBatch, TextCounts]:
-    """Normalise the text of one batch of battles in this process.
+    """Normalise the text of one batch of battles in this process, and count what happened to it.
 
     Every turn keeps its place, null stays null, other columns and the schema's metadata pass through unchanged.
 
@@ -84,11 +84,6 @@ def normalise_batch(battles: pa.RecordBatch, normalisation: str) -> tuple[pa.Rec
         Has the columns of :data:`prefcli.battles.TEXT_FIELDS`, each ``list<string>``.
     normalisation:
         A name in :data:`NORMALISATIONS`.
-
-    Returns
-    -------
-    battles, counts:
-        A batch with the same rows and schema, and what happened to its text.
 
     Raises
     ------

@@ -16,7 +16,6 @@ import functools
 import gzip
 from collections.abc import Mapping
 from importlib import resources
-from typing import NamedTuple
 
 from prefcli.errors import InputError
 
@@ -34,12 +33,6 @@ _ENDINGS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "adj": (("er", ""), ("est", ""), ("er", "e"), ("est", "e")),
     "adv": (),
 }  # fmt: skip
-
-
-class _PartOfSpeech(NamedTuple):
-    lemmas: frozenset[str]
-    irregular: dict[str, list[str]]
-    endings: tuple[tuple[str, str], ...]
 
 
 def lemmatize(word: str, pos: str = "n") -> str:
@@ -65,22 +58,23 @@ def lemmatize(word: str, pos: str = "n") -> str:
     """
     if pos not in SECTIONS:
         raise InputError(f"'{pos}' is not a part of speech", hint=f"Use one of {', '.join(SECTIONS)}.")
-    lemmas, irregular, endings = _part_of_speech(SECTIONS[pos])
+    section = SECTIONS[pos]
+    lemmas, irregular = _part_of_speech(section)
     candidates = irregular.get(word)
     if candidates is None:
-        candidates = [word[: -len(old)] + new for old, new in endings if word.endswith(old)]
+        candidates = [word[: -len(old)] + new for old, new in _ENDINGS[section] if word.endswith(old)]
     known = [candidate for candidate in (word, *candidates) if candidate in lemmas]
     return min(known, key=len) if known else word
 
 
 @functools.cache
-def _part_of_speech(section: str) -> _PartOfSpeech:
-    """One part of speech, from the embedded index (parsed once in a process, 20 to 60 ms)."""
+def _part_of_speech(section: str) -> tuple[frozenset[str], dict[str, list[str]]]:
+    """Its lemmas and irregular forms, from the embedded index (parsed once in a process, 20 to 60 ms)."""
     packed = resources.files("prefcli").joinpath("assets", INDEX_ASSET).read_bytes()
     text = gzip.decompress(packed).decode("ascii")
     lemmas = _section(text, section).split("\n")
     irregular = (line.split(" ") for line in _section(text, f"{section}.exc").split("\n"))
-    return _PartOfSpeech(frozenset(lemmas), {form: its_lemmas for form, *its_lemmas in irregular}, _ENDINGS[section])
+    return frozenset(lemmas), {form: its_lemmas for form, *its_lemmas in irregular}
 
 
 def _section(text: str, name: str) -> str:
