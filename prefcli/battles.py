@@ -40,8 +40,7 @@ prompt as it was read (see :func:`prompt_key`), so that splits by prompt stay th
 text afterwards. Optional columns follow: soft labels as ``p_a, p_b, p_tie: float32``, and ``both_bad: bool`` where
 the source distinguishes ties between good answers from ties between bad ones (both have the label tie)."""
 
-SOFT_FIELDS = tuple(pa.field(name, pa.float32()) for name in SOFT_LABEL_COLUMNS)
-BOTH_BAD = pa.field("both_bad", pa.bool_())
+OPTIONAL_FIELDS = (*(pa.field(name, pa.float32()) for name in SOFT_LABEL_COLUMNS), pa.field("both_bad", pa.bool_()))
 
 TURN_SEPARATOR = "\n"
 
@@ -51,21 +50,14 @@ STANDARD_INPUT = Path("-")
 
 @dataclass(frozen=True)
 class Source:
-    """Which files to read, and in which format.
-
-    Attributes
-    ----------
-    paths:
-        One or more files of the same layout; ``-`` is standard input.
-    format:
-        A layout's name; None recognises it.
-    columns:
-        Name in the layout -> name in the file, for files with other names.
-    """
+    """Which files to read, and in which format."""
 
     paths: tuple[Path, ...]
+    """One or more files of the same layout; ``-`` is standard input."""
     format: str | None = None
+    """A layout's name; None recognises it."""
     columns: Mapping[str, str] | None = None
+    """Name in the layout -> name in the file, for files with other names."""
 
     @staticmethod
     def of(source: Source | Path | Iterable[Path]) -> Source:
@@ -149,22 +141,13 @@ def make_batch(columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
         Arrays for the schema's other columns. Missing ``model_*`` and ``label`` become null; soft labels and
         ``both_bad`` are optional.
     """
-    n = len(columns["id"])
     keys = pa.array([prompt_key(turns or ()) for turns in columns["prompt"].to_pylist()], pa.int64())
-    schema = BATTLE_SCHEMA
-    if all(name in columns for name in SOFT_LABEL_COLUMNS):
-        for field in SOFT_FIELDS:
-            schema = schema.append(field)
-    if BOTH_BAD.name in columns:
-        schema = schema.append(BOTH_BAD)
-    arrays = []
-    for field in schema:
-        if field.name == "prompt_key":
-            arrays.append(keys)
-        elif field.name in columns:
-            arrays.append(columns[field.name].cast(field.type))
-        else:
-            arrays.append(pa.nulls(n, field.type))
+    columns = {**columns, "prompt_key": keys}
+    schema = pa.schema([*BATTLE_SCHEMA, *(field for field in OPTIONAL_FIELDS if field.name in columns)])
+    arrays = [
+        columns[field.name].cast(field.type) if field.name in columns else pa.nulls(len(keys), field.type)
+        for field in schema
+    ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 

@@ -588,8 +588,8 @@ def test_ids_with_line_breaks_quotes_and_commas_survive_csv(tmp_path: Path) -> N
 
     names = ["", "a\rb", "a\nb", "\r\n", 'say "hi"', "a,b", " blank ", "007", "=cmd|' /C calc'!A0", "ünïcode"]
     values = np.random.default_rng(0).dirichlet([1, 1, 1], size=len(names))
-    with tables.writer_for(tmp_path / "p.csv")(tmp_path / "p.csv") as writer:
-        writer.write(pa.array(names), values)
+    with tables.writer_for(tmp_path / "p.csv")(tmp_path / "p.csv") as append_rows:
+        append_rows(pa.array(names), values)
     ids, found = tables.read_probabilities(tmp_path / "p.csv")
     assert ids.tolist() == names
     assert np.array_equal(found, values)

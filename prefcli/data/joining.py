@@ -30,21 +30,14 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a file.
-
-    Attributes
-    ----------
-    ids:
-        As the file spells them.
-    values:
-        Numbers of each row, shape ``[n, k]``.
-    first:
-        Number of the first row in its file, counted from 1.
-    """
+    """Some rows of a file."""
 
     ids: pa.Array
+    """As the file spells them."""
     values: Values
+    """Numbers of each row, shape ``[n, k]``."""
     first: int
+    """Number of the first row in its file, counted from 1."""
 
 
 @dataclass
@@ -61,29 +54,18 @@ class Mismatch:
 
 @dataclass
 class Mismatches:
-    """Rows of two streams that do not fit together.
-
-    Attributes
-    ----------
-    left_duplicates, right_duplicates:
-        Rows whose id occurred before in their stream: ``(row, id, first row with the id)``.
-    left_only, right_only:
-        Rows whose id is not in the other stream: ``(row, id)``.
-    """
+    """Rows of two streams that do not fit together."""
 
     left_duplicates: Mismatch = field(default_factory=Mismatch)
     right_duplicates: Mismatch = field(default_factory=Mismatch)
+    """Rows whose id occurred before in their stream: ``(row, id, first row with the id)``."""
     left_only: Mismatch = field(default_factory=Mismatch)
     right_only: Mismatch = field(default_factory=Mismatch)
+    """Rows whose id is not in the other stream: ``(row, id)``."""
 
 
 class Join:
-    """Left and right rows with equal ids, side by side; a context manager.
-
-    Parameters
-    ----------
-    left, right:
-        The streams; ``left`` is read to its end first.
+    """Left and right rows with equal ids, side by side; a context manager. ``left`` is read to its end first.
 
     Raises
     ------
@@ -117,21 +99,18 @@ class Join:
 
     def pairs(self) -> Iterator[tuple[Values, Values]]:
         """Values of rows with equal ids, in the order of ``right`` if all rows fit in memory."""
-        for left, right in zip(self._left.buckets(), self._right.buckets(), strict=True):
-            yield self._join(left, right)
-
-    def _join(self, left: pa.Table, right: pa.Table) -> tuple[Values, Values]:
         import pandas as pd
 
-        left = _drop_duplicates(left, self.mismatches.left_duplicates)
-        right = _drop_duplicates(right, self.mismatches.right_duplicates)
-        left_rows = pd.Index(left["id"].to_numpy()).get_indexer(right["id"].to_numpy())
-        has_left = left_rows >= 0
-        has_right = np.zeros(left.num_rows, dtype=bool)
-        has_right[left_rows[has_left]] = True
-        _add_rows(self.mismatches.right_only, right, ~has_left)
-        _add_rows(self.mismatches.left_only, left, ~has_right)
-        return _values(left)[left_rows[has_left]], _values(right)[has_left]
+        for left, right in zip(self._left.buckets(), self._right.buckets(), strict=True):
+            left = _drop_duplicates(left, self.mismatches.left_duplicates)
+            right = _drop_duplicates(right, self.mismatches.right_duplicates)
+            left_rows = pd.Index(left["id"].to_numpy()).get_indexer(right["id"].to_numpy())
+            has_left = left_rows >= 0
+            has_right = np.zeros(left.num_rows, dtype=bool)
+            has_right[left_rows[has_left]] = True
+            _add_rows(self.mismatches.right_only, right, ~has_left)
+            _add_rows(self.mismatches.left_only, left, ~has_right)
+            yield _values(left)[left_rows[has_left]], _values(right)[has_left]
 
 
 class _Spool:

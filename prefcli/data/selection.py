@@ -36,28 +36,19 @@ Positions = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class RunData:
-    """The files a run is trained on.
-
-    Attributes
-    ----------
-    training:
-        The preprocessed battles.
-    source, source_sha256:
-        The files they came from, and the digest of their content.
-    text:
-        Name of the text normalisation.
-    validation:
-        Preprocessed battles of the validation file, if there is one.
-    soft_labels_sha256:
-        Digest of the file of soft labels, if there is one.
-    """
+    """The files a run is trained on."""
 
     training: Stage
+    """The preprocessed battles."""
     source: Source
     source_sha256: str
+    """Of the source's content."""
     text: str
+    """Name of the text normalisation."""
     validation: Stage | None = None
+    """Preprocessed battles of the validation file, if there is one."""
     soft_labels_sha256: str | None = None
+    """Of the file of soft labels, if there is one."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -82,23 +73,17 @@ class Fold:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The battles of a run, training and validation files together, without their texts.
-
-    Attributes
-    ----------
-    stages:
-        Each stage with the positions of the rows that are used.
-    ids, labels, keys:
-        Of the used battles: ids, labels ``[n]`` (-1 where only a soft label is known), prompt keys ``[n]``.
-    targets:
-        Target distribution of each battle, shape ``[n, 3]``.
-    """
+    """The battles of a run, training and validation files together, without their texts."""
 
     stages: tuple[tuple[Stage, Positions], ...]
+    """Each stage with the positions of the rows that are used; the other fields are of these battles only."""
     ids: list[str]
     labels: NDArray[np.int64]
+    """Shape ``[n]``, -1 where only a soft label is known."""
     keys: NDArray[np.int64]
+    """Prompt keys, shape ``[n]``."""
     targets: NDArray[np.float32]
+    """Target distributions, shape ``[n, 3]``."""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -46,33 +46,23 @@ PROMPTS = (
     "Give me three ideas for a {} with a {}.",
 )
 SKILLS = {
-    "aurora-7b": 0.50,
-    "basalt-13b": 0.58,
-    "cirrus-70b": 0.68,
-    "dune-3b": 0.35,
-    "ember-chat": 0.45,
-    "fjord-xl": 0.75,
-}
+    "aurora-7b": 0.50, "basalt-13b": 0.58, "cirrus-70b": 0.68, "dune-3b": 0.35, "ember-chat": 0.45, "fjord-xl": 0.75,
+}  # fmt: skip
 STEEPNESS = 0.8
 TIE_LEVEL = 0.35
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What :func:`write` has written.
-
-    Attributes
-    ----------
-    train, test, truth:
-        Training file; test file without models and winners; the test file's winners.
-    best_log_loss:
-        Of the true probabilities on the test file.
-    """
+    """What :func:`write` has written."""
 
     train: Path
     test: Path
+    """Without models and winners."""
     truth: Path
+    """The test file's winners."""
     best_log_loss: float
+    """Of the true probabilities on the test file."""
 
 
 def write(folder: Path, *, train: int = TRAIN_BATTLES, test: int = TEST_BATTLES, seed: int = SEED) -> Demo:
@@ -99,7 +89,10 @@ def _battles(
 ) -> tuple[list[dict[str, str]], NDArray[np.float64], NDArray[np.int64]]:
     names = list(SKILLS)
     rows, distributions, labels = [], [], []
-    prompts = [_prompt(random) for _ in range(max(1, count * 2 // 3))]
+    prompts = [
+        PROMPTS[random.integers(len(PROMPTS))].format(*random.choice(NEUTRAL, size=2, replace=False))
+        for _ in range(max(1, count * 2 // 3))
+    ]
     for number in range(count):
         a, b = random.choice(len(names), size=2, replace=False)
         turns = 2 if random.random() < 0.1 else 1
@@ -121,11 +114,6 @@ def _battles(
         distributions.append(probabilities)
         labels.append(label)
     return rows, np.array(distributions), np.array(labels)
-
-
-def _prompt(random: np.random.Generator) -> str:
-    template = PROMPTS[random.integers(len(PROMPTS))]
-    return template.format(*(NEUTRAL[i] for i in random.choice(len(NEUTRAL), size=2, replace=False)))
 
 
 def _answer(random: np.random.Generator, skill: float, turns: int) -> tuple[list[str], int]:

@@ -6,11 +6,12 @@ decides between CSV, Parquet and JSON lines. What probabilities are is decided i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -31,68 +32,48 @@ GRADER_CLIP = 1e-15
 BYTES_PER_ROW = 80
 """Of a file of predictions, roughly."""
 
-
-class PredictionWriter:
-    """Writes predictions batch by batch; a context manager."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: Any
-
-    def __enter__(self) -> PredictionWriter:
-        self._file = self._path.open("w", encoding="utf-8", newline="")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def write(self, ids: pa.Array, probabilities: NDArray[np.float64]) -> None:
-        """Append rows: ids ``[n]``, probabilities ``[n, 3]``."""
-        raise NotImplementedError
+AppendRows = Callable[[pa.Array, NDArray[np.float64]], None]
+"""Appends ids ``[n]`` and probabilities ``[n, 3]`` to a file."""
 
 
-class CsvWriter(PredictionWriter):
+@contextlib.contextmanager
+def _csv_writer(path: Path) -> Iterator[AppendRows]:
     """Probabilities as the shortest decimals that give the same float64 back."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(",".join(["id", *WINNER_COLUMNS]) + "\n")
 
-    def __enter__(self) -> PredictionWriter:
-        super().__enter__()
-        self._file.write(",".join(["id", *WINNER_COLUMNS]) + "\n")
-        return self
+        def append(ids: pa.Array, probabilities: NDArray[np.float64]) -> None:
+            for battle_id, (a, b, tie) in zip(ids.to_pylist(), probabilities.tolist(), strict=True):
+                if _TO_QUOTE.search(battle_id) or not battle_id:
+                    # Python's own writer leaves a carriage return unquoted, which breaks the row.
+                    battle_id = '"' + battle_id.replace('"', '""') + '"'
+                file.write(f"{battle_id},{a!r},{b!r},{tie!r}\n")
 
-    def write(self, ids: pa.Array, probabilities: NDArray[np.float64]) -> None:
-        for battle_id, (a, b, tie) in zip(ids.to_pylist(), probabilities.tolist(), strict=True):
-            if _TO_QUOTE.search(battle_id) or not battle_id:
-                # Python's own writer leaves a carriage return unquoted, which breaks the row.
-                battle_id = '"' + battle_id.replace('"', '""') + '"'
-            self._file.write(f"{battle_id},{a!r},{b!r},{tie!r}\n")
-
-
-class JsonLinesWriter(PredictionWriter):
-    """The same four columns as JSON, one object a line."""
-
-    def write(self, ids: pa.Array, probabilities: NDArray[np.float64]) -> None:
-        for battle_id, row in zip(ids.to_pylist(), probabilities.tolist(), strict=True):
-            self._file.write(json.dumps({"id": battle_id, **dict(zip(WINNER_COLUMNS, row, strict=True))}) + "\n")
+        yield append
 
 
-class ParquetWriter(PredictionWriter):
-    """The same four columns as Parquet."""
+@contextlib.contextmanager
+def _json_lines_writer(path: Path) -> Iterator[AppendRows]:
+    with path.open("w", encoding="utf-8", newline="") as file:
+
+        def append(ids: pa.Array, probabilities: NDArray[np.float64]) -> None:
+            for battle_id, row in zip(ids.to_pylist(), probabilities.tolist(), strict=True):
+                file.write(json.dumps({"id": battle_id, **dict(zip(WINNER_COLUMNS, row, strict=True))}) + "\n")
+
+        yield append
+
+
+@contextlib.contextmanager
+def _parquet_writer(path: Path) -> Iterator[AppendRows]:
+    import pyarrow.parquet as pq
 
     schema = pa.schema([("id", pa.string()), *((name, pa.float64()) for name in WINNER_COLUMNS)])
-
-    def __enter__(self) -> PredictionWriter:
-        import pyarrow.parquet as pq
-
-        self._file = pq.ParquetWriter(self._path, self.schema)
-        return self
-
-    def write(self, ids: pa.Array, probabilities: NDArray[np.float64]) -> None:
-        columns = [ids, *(pa.array(probabilities[:, i]) for i in range(len(WINNER_COLUMNS)))]
-        self._file.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.schema))
+    with pq.ParquetWriter(path, schema) as writer:
+        yield lambda ids, probabilities: writer.write_batch(pa.record_batch([ids, *probabilities.T], schema=schema))
 
 
-def writer_for(path: Path) -> type[PredictionWriter]:
-    """The writer for a file, by its suffix.
+def writer_for(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[AppendRows]]:
+    """The writer for a file, by its suffix: a context manager that takes a path and gives a function to append rows.
 
     Raises
     ------
@@ -101,11 +82,11 @@ def writer_for(path: Path) -> type[PredictionWriter]:
     """
     match path.suffix.lower():
         case ".csv":
-            return CsvWriter
+            return _csv_writer
         case ".parquet" | ".pq":
-            return ParquetWriter
+            return _parquet_writer
         case ".jsonl":
-            return JsonLinesWriter
+            return _json_lines_writer
     raise InputError(f"cannot tell the format of {path}", hint="Name it .csv, .parquet or .jsonl.")
 
 

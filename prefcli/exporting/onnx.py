@@ -49,18 +49,11 @@ PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 @dataclass(frozen=True)
 class Sample:
-    """Battles to compare predictions on.
-
-    Attributes
-    ----------
-    battles:
-        A few hundred at most, their text normalised as for the run.
-    labels:
-        Shape ``[n]``; None if the battles are made up, so that a loss would mean nothing.
-    """
+    """Battles to compare predictions on: a few hundred at most, their text normalised as for the run."""
 
     battles: pa.RecordBatch
     labels: NDArray[np.int64] | None
+    """Shape ``[n]``; None if the battles are made up, so that a loss would mean nothing."""
 
     @property
     def name(self) -> str:
@@ -69,21 +62,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class QuantisationError:
-    """How int8 changes the predictions of the same battles.
-
-    Attributes
-    ----------
-    battles, sample:
-        How many, and which.
-    largest_change:
-        Of any probability, compared with float32.
-    log_loss_fp32, log_loss_int8:
-        None if the battles are made up.
-    """
+    """How int8 changes the predictions of the same battles. The log losses are None if the battles are made up."""
 
     battles: int
     sample: str
     largest_change: float
+    """Of any probability, compared with float32."""
     log_loss_fp32: float | None
     log_loss_int8: float | None
 
@@ -97,33 +81,21 @@ class QuantisationError:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What :func:`export` made.
-
-    Attributes
-    ----------
-    folder:
-        Where it is.
-    precision:
-        ``fp32`` or ``int8``.
-    models:
-        One, or one per fold.
-    compared, sample:
-        How many battles of which kind were compared with torch, before any quantisation.
-    largest_difference:
-        Of a probability from torch's.
-    bytes:
-        Of all graphs.
-    int8:
-        The effect of quantisation.
-    """
+    """What :func:`export` made."""
 
     folder: Path
     precision: str
+    """``fp32`` or ``int8``."""
     models: int
+    """One, or one per fold."""
     compared: int
+    """How many battles were compared with torch, before any quantisation."""
     sample: str
+    """Which battles."""
     largest_difference: float
+    """Of a probability from torch's."""
     bytes: int
+    """Of all graphs."""
     int8: QuantisationError | None
 
 
@@ -187,7 +159,16 @@ def export(run: Path, folder: Path, samples: Sequence[Sample], *, int8: bool = F
             _export_model(member, temporary / member.relative_to(run), sample, int8=int8)
             for member, sample in zip(runs.members(run), samples, strict=True)
         ]
-        result = _summary(folder, models, samples, int8=int8)
+        result = ExportResult(
+            folder=folder,
+            precision="int8" if int8 else "fp32",
+            models=len(models),
+            compared=sum(min(COMPARED_BATTLES, sample.battles.num_rows) for sample in samples),
+            sample=samples[0].name,
+            largest_difference=max(model.difference for model in models),
+            bytes=sum(model.size for model in models),
+            int8=_quantisation_error(models, samples) if int8 else None,
+        )
         if run not in runs.members(run):
             _copy_run(run, temporary, {"format": exported.FORMAT, "precision": result.precision})
         for member in runs.all_folders(temporary):
@@ -198,12 +179,11 @@ def export(run: Path, folder: Path, samples: Sequence[Sample], *, int8: bool = F
 
 @dataclass(frozen=True)
 class _ExportedModel:
-    """One model: its largest difference from torch, its size, and its predictions of the sample if quantised."""
+    """One model: its largest difference from torch, its size, and its predictions in fp32 and int8 if quantised."""
 
     difference: float
     size: int
-    fp32: NDArray[np.float64] | None = None
-    int8: NDArray[np.float64] | None = None
+    predictions: list[NDArray[np.float64]]
 
 
 def _export_model(member: Path, target: Path, sample: Sample, *, int8: bool) -> _ExportedModel:
@@ -228,14 +208,14 @@ def _export_model(member: Path, target: Path, sample: Sample, *, int8: bool) -> 
     _write_graph(model, target / GRAPH, external=external)
     onnx_model = exported.load(target)
     difference = _compare(model, onnx_model, sample, member)
-    before = after = None
+    predictions = []
     if int8:
-        before = metrics.softmax(onnx_model.logits(sample.battles)[0])
+        predictions = [metrics.softmax(onnx_model.logits(sample.battles)[0])]
         del model, onnx_model  # their memory may be needed
         _quantise(target, external=external)
-        after = metrics.softmax(exported.load(target).logits(sample.battles)[0])
+        predictions += [metrics.softmax(exported.load(target).logits(sample.battles)[0])]
     size = sum((target / name).stat().st_size for name in (GRAPH, exported.WEIGHTS) if (target / name).is_file())
-    return _ExportedModel(difference, size, before, after)
+    return _ExportedModel(difference, size, predictions)
 
 
 def _copy_run(source: Path, target: Path, settings: Mapping[str, Any]) -> None:
@@ -290,39 +270,25 @@ def _write_graph(model: neural.NeuralModel, path: Path, *, external: bool) -> No
         inputs["token_type_ids"] = torch.zeros_like(ids)
     dynamic = torch.export.Dim.DYNAMIC
     shapes = {name: {1: dynamic} if name == "spans" else {1: dynamic, 2: dynamic} for name in inputs}
-    try:
-        with _quiet():
-            from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    with _quietly("the encoder cannot be exported to ONNX", "Predict with the run itself."):
+        from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-            program = torch.onnx.export(
-                _Graph(model.module).eval(),
-                (),
-                kwargs=inputs,
-                dynamo=True,
-                dynamic_shapes=shapes,
-                output_names=[OUTPUT],
-                verbose=False,
-            )
-            assert program is not None
-            ClearMetadataAndDocStringPass()(program.model)  # paths of this machine
-            program.save(path, external_data=external)
-    except (MemoryError, OSError):
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"the encoder cannot be exported to ONNX: {one_line(error.__cause__ or error)}",
-            hint="Predict with the run itself.",
-        ) from error
+        program = torch.onnx.export(
+            _Graph(model.module).eval(),
+            (),
+            kwargs=inputs,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            output_names=[OUTPUT],
+            verbose=False,
+        )
+        assert program is not None
+        ClearMetadataAndDocStringPass()(program.model)  # paths of this machine
+        program.save(path, external_data=external)
 
 
 def _compare(model: neural.NeuralModel, onnx_model: exported.ExportedModel, sample: Sample, member: Path) -> float:
-    """The largest difference between a probability of the graph and torch's.
-
-    Raises
-    ------
-    ModelError
-        If it exceeds :data:`MAX_DIFFERENCE`.
-    """
+    """The largest difference between a probability of the graph and torch's, at most :data:`MAX_DIFFERENCE`."""
     battles = _spread_over_lengths(sample.battles, COMPARED_BATTLES)
     batched = _probabilities(onnx_model, battles) - _probabilities(model, battles)
     few = _spread_over_lengths(battles, SINGLE_BATTLES)
@@ -352,64 +318,36 @@ def _spread_over_lengths(battles: pa.RecordBatch, count: int) -> pa.RecordBatch:
 
 
 def _quantise(target: Path, *, external: bool) -> None:
-    """Replace a folder's graph by one with int8 matrices.
-
-    Raises
-    ------
-    ModelError
-        If that fails.
-    """
+    """Replace a folder's graph by one with int8 matrices."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    try:
-        with _quiet():
-            model = onnx.load(target / GRAPH)  # with external weights
-            del model.graph.value_info[:]  # before 1.24, onnxruntime transposes matrices and fails on their old shapes
-            for name in (GRAPH, exported.WEIGHTS):
-                (target / name).unlink(missing_ok=True)
-            # A scale for every column costs nothing and was measured to halve the change. 7 bits, because sums of
-            # 8-bit products saturate on processors without VNNI.
-            quantize_dynamic(
-                model,
-                target / GRAPH,
-                weight_type=QuantType.QInt8,
-                per_channel=True,
-                reduce_range=True,
-                use_external_data_format=external,
-            )
-    except (MemoryError, OSError):
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"ONNX Runtime cannot quantise the model: {one_line(error)}",
-            hint="Export it without --int8.",
-        ) from error
-
-
-def _summary(folder: Path, models: Sequence[_ExportedModel], samples: Sequence[Sample], *, int8: bool) -> ExportResult:
-    change = None
-    if int8:
-        fp32_probabilities = np.concatenate([model.fp32 for model in models if model.fp32 is not None])
-        int8_probabilities = np.concatenate([model.int8 for model in models if model.int8 is not None])
-        known = [sample.labels for sample in samples if sample.labels is not None]
-        labels = np.concatenate(known) if len(known) == len(samples) else None
-        change = QuantisationError(
-            battles=len(fp32_probabilities),
-            sample=samples[0].name,
-            largest_change=float(np.abs(int8_probabilities - fp32_probabilities).max()),
-            log_loss_fp32=None if labels is None else metrics.log_loss(fp32_probabilities, labels),
-            log_loss_int8=None if labels is None else metrics.log_loss(int8_probabilities, labels),
+    with _quietly("ONNX Runtime cannot quantise the model", "Export it without --int8."):
+        model = onnx.load(target / GRAPH)  # with external weights
+        del model.graph.value_info[:]  # before 1.24, onnxruntime transposes matrices and fails on their old shapes
+        for name in (GRAPH, exported.WEIGHTS):
+            (target / name).unlink(missing_ok=True)
+        # A scale for every column costs nothing and was measured to halve the change. 7 bits, because sums of
+        # 8-bit products saturate on processors without VNNI.
+        quantize_dynamic(
+            model,
+            target / GRAPH,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=True,
+            use_external_data_format=external,
         )
-    return ExportResult(
-        folder=folder,
-        precision="int8" if int8 else "fp32",
-        models=len(models),
-        compared=sum(min(COMPARED_BATTLES, sample.battles.num_rows) for sample in samples),
+
+
+def _quantisation_error(models: Sequence[_ExportedModel], samples: Sequence[Sample]) -> QuantisationError:
+    fp32, int8 = (np.concatenate(parts) for parts in zip(*(model.predictions for model in models), strict=True))
+    labels = [sample.labels for sample in samples if sample.labels is not None]
+    return QuantisationError(
+        battles=len(fp32),
         sample=samples[0].name,
-        largest_difference=max(model.difference for model in models),
-        bytes=sum(model.size for model in models),
-        int8=change,
+        largest_change=float(np.abs(int8 - fp32).max()),
+        log_loss_fp32=metrics.log_loss(fp32, np.concatenate(labels)) if labels else None,
+        log_loss_int8=metrics.log_loss(int8, np.concatenate(labels)) if labels else None,
     )
 
 
@@ -425,13 +363,17 @@ def _description(result: ExportResult) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress what the exporter and the quantiser print, log and warn of."""
+def _quietly(problem: str, hint: str) -> Iterator[None]:
+    """Suppress what the exporter and the quantiser print, log and warn of; their errors become a ModelError."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise ModelError(f"{problem}: {one_line(error.__cause__ or error)}", hint=hint) from error
     finally:
         logging.disable(before)

@@ -230,13 +230,13 @@ def _combine(
 def _write(batches: Iterator[tuple[pa.Array, Array]], output: Path | None, total: int) -> None:
     """Compute all batches, on every rank; the one with an ``output`` writes them."""
     with contextlib.ExitStack() as stack:
-        writer = None
+        append_rows = None
         if output is not None:
             path = stack.enter_context(files.atomic(output, needs=tables.BYTES_PER_ROW * total))
-            writer = stack.enter_context(tables.writer_for(output)(path))
+            append_rows = stack.enter_context(tables.writer_for(output)(path))
         for ids, probabilities in batches:
-            if writer is not None:
-                writer.write(ids, probabilities)
+            if append_rows is not None:
+                append_rows(ids, probabilities)
 
 
 @dataclass(frozen=True)
