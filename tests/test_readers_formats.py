@@ -41,7 +41,7 @@ def write(path: Path, rows: Iterable[Row]) -> Path:
 
 def read(source: Path | Source, **options: Any) -> tuple[list[dict[str, Any]], ReadCounts, str]:
     """Battles as dicts without their prompt keys, the counts, and the recognised format."""
-    file = open_battles(source, **options)
+    file = open_battles(Source((source,), **options) if options else source)
     rows: list[dict[str, Any]] = []
     counts = ReadCounts()
     for batch, counted in file.batches():

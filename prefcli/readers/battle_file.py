@@ -32,32 +32,25 @@ _EXPECTED = (
 
 @dataclass(frozen=True)
 class BattleFile:
-    """One or more files of battles with a recognised layout.
-
-    Attributes
-    ----------
-    source:
-        The files as the user named them.
-    layout:
-        The recognised layout.
-    containers:
-        The files' containers.
-    columns:
-        The columns to read: name in the layout -> name in the files.
-    """
+    """One or more files of battles with a recognised layout."""
 
     source: Source
+    """The files as the user named them."""
     layout: Layout
     containers: tuple[Container, ...]
     columns: Mapping[str, str]
+    """The columns to read: name in the layout -> name in the files."""
 
     @property
     def description(self) -> str:
         """How the files are read, for the user to check."""
-        members = [container.member for container in self.containers if container.member]
-        return "; ".join(
-            [*([", ".join(members)] if members else []), f"format {self.layout.name}: {self.layout.summary}"]
-        )
+        members = ", ".join(self._members)
+        return f"{members}{'; ' if members else ''}format {self.layout.name}: {self.layout.summary}"
+
+    @property
+    def _members(self) -> list[str]:
+        """The files inside of archives."""
+        return [container.member for container in self.containers if container.member]
 
     def digest(self) -> str:
         """SHA-256 of the content: of the file, or of the files' digests if there are several."""
@@ -69,8 +62,8 @@ class BattleFile:
         options: dict[str, object] = {"layout": self.layout.name}
         if self.source.columns:
             options["columns"] = dict(self.source.columns)
-        if members := [container.member for container in self.containers if container.member]:
-            options["members"] = members
+        if self._members:
+            options["members"] = self._members
         return options
 
     def batches(self) -> Iterator[tuple[pa.RecordBatch, ReadCounts]]:
@@ -112,24 +105,15 @@ def unique_id(battle_id: str, last_numbers: dict[str, int]) -> str:
     return free
 
 
-def open_battles(
-    path: Path | Source, format: str | None = None, columns: Mapping[str, str] | None = None
-) -> BattleFile:
+def open_battles(source: Source | Path) -> BattleFile:
     """Recognise the layout of one or more files of battles.
-
-    Parameters
-    ----------
-    path:
-        A file, or a :class:`Source`.
-    format, columns:
-        For a path, as in :class:`Source`.
 
     Raises
     ------
     InputError
         If a file cannot be read, its columns match no layout, or the files do not fit together.
     """
-    source = path if isinstance(path, Source) else Source((path,), format, columns)
+    source = Source.of(source)
     if not source.paths:
         raise InputError("no file to read")
     containers = tuple(open_container(path) for path in source.paths)

@@ -57,11 +57,8 @@ EXPECTED_KINDS = "Expected CSV, TSV, JSON, JSONL or Parquet, plain, .gz or .zip.
 _KINDS = {
     ".csv": "csv",
     ".tsv": "tsv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".parquet": "parquet",
-    ".pq": "parquet",
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
 }
 _AGAIN = "Download or copy it again."
 _DAMAGED = (gzip.BadGzipFile, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError)
@@ -69,30 +66,20 @@ _DAMAGED = (gzip.BadGzipFile, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZM
 
 @dataclass(frozen=True)
 class Container:
-    """One table of data on disk.
-
-    Attributes
-    ----------
-    name:
-        Its name in messages.
-    path:
-        The file itself, or a temporary copy of a stream.
-    compression:
-        ``gz``, ``zip``, or nothing.
-    member:
-        The file inside a ``.zip``.
-    kind:
-        ``csv``, ``tsv``, ``json`` or ``parquet``.
-    spool:
-        Keeps the temporary copy: it is deleted when this is closed.
-    """
+    """One table of data on disk."""
 
     name: str
+    """In messages."""
     path: Path
+    """The file itself, or a temporary copy of a stream."""
     compression: str = ""
+    """``gz``, ``zip``, or nothing."""
     member: str = ""
+    """The file inside a ``.zip``."""
     kind: str = ""
+    """``csv``, ``tsv``, ``json`` or ``parquet``."""
     spool: Any = field(default=None, repr=False, compare=False)
+    """Keeps the temporary copy: it is deleted when this is closed."""
 
     @property
     def delimiter(self) -> str:
@@ -104,10 +91,10 @@ class Container:
         with readable(self.name):
             if self.compression == "gz":
                 with gzip.open(self.path, "rb") as stream:
-                    yield cast(Any, _Bounded(stream, self.name))
+                    yield cast(Any, _Bounded(stream, self.name, "the file unpacks to more"))
             elif self.compression == "zip":
                 with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
-                    yield cast(Any, _Bounded(stream, self.name))
+                    yield cast(Any, _Bounded(stream, self.name, "the file unpacks to more"))
             else:
                 with self.path.open("rb") as file:
                     yield file
@@ -174,7 +161,7 @@ def open_container(path: Path) -> Container:
 def _spool(stream: IO[bytes], name: str) -> Container:
     """A temporary copy of a stream that can be read only once."""
     spool, path = _temporary_file()
-    _copy(_Bounded(stream, name, f"the input is longer than {MAX_INPUT_BYTES / 2**30:g} GiB"), spool)
+    _copy(_Bounded(stream, name, "the input is longer"), spool)
     return _recognise(Container(name, path, spool=spool), "", "")
 
 
@@ -219,11 +206,8 @@ def _recognise(container: Container, file_name: str, wanted: str) -> Container:
 
 def _member(archive: zipfile.ZipFile, wanted: str, name: str) -> str:
     """The table inside an archive: the wanted one, the only one, or ``train`` of the competition's download."""
-    tables = [
-        member
-        for member in archive.namelist()
-        if Path(member).suffix.lower() in _KINDS and not member.startswith("__MACOSX")
-    ]
+    names = (member for member in archive.namelist() if not member.startswith("__MACOSX"))
+    tables = [member for member in names if Path(member).suffix.lower() in _KINDS]
     if wanted:
         if wanted in tables:
             return wanted
@@ -255,9 +239,9 @@ def _kind(container: Container, file_name: str) -> str:
 class _Bounded(io.RawIOBase):
     """A stream that raises an error when it is longer than :data:`MAX_INPUT_BYTES`."""
 
-    def __init__(self, stream: Any, name: str, problem: str = "") -> None:
-        self._stream, self._name, self._left = stream, name, MAX_INPUT_BYTES
-        self._problem = problem or f"the file unpacks to more than {MAX_INPUT_BYTES / 2**30:g} GiB"
+    def __init__(self, stream: Any, name: str, problem: str) -> None:
+        self._stream, self._name, self._problem = stream, name, problem
+        self._left = MAX_INPUT_BYTES
 
     def readable(self) -> bool:
         return True
@@ -267,7 +251,7 @@ class _Bounded(io.RawIOBase):
         self._left -= len(data)
         if self._left < 0:
             raise InputError(
-                self._problem,
+                f"{self._problem} than {MAX_INPUT_BYTES / 2**30:g} GiB",
                 where=self._name,
                 hint="Is it damaged or malicious? If not, save it as a plain file and use that.",
             )
@@ -358,11 +342,8 @@ def _csv_header(container: Container) -> list[str]:
         except (UnicodeError, csv.Error):
             raise InputError("not a table in UTF-8", where=container.name, hint=EXPECTED_KINDS) from None
         except _TooLongError:
-            raise InputError(
-                f"the header is longer than {MAX_HEADER_CHARS >> 20} MiB",
-                where=container.name,
-                hint=EXPECTED_KINDS,
-            ) from None
+            what = f"the header is longer than {MAX_HEADER_CHARS >> 20} MiB"
+            raise InputError(what, where=container.name, hint=EXPECTED_KINDS) from None
         finally:
             lines.detach()
     if not header:

@@ -16,36 +16,24 @@ CountedBatch = tuple[pa.RecordBatch, ReadCounts]
 
 @dataclass(frozen=True)
 class Layout:
-    """One format that battles are published in.
-
-    Attributes
-    ----------
-    name:
-        As ``--format`` takes it.
-    family:
-        What one battle is made of: ``rows``, ``conversations`` or ``pairs``. Columns of two families are ambiguous.
-    summary:
-        One line for users.
-    required:
-        Columns that a file of this layout must have.
-    optional:
-        Columns that are read if present.
-    excluded:
-        Columns that show that the file has another layout.
-    convert:
-        Raw columns -> canonical batch.
-    keeps_ids:
-        Whether ids are used unchanged; if not, repeated ones get a numbered suffix.
-    """
+    """One format that battles are published in."""
 
     name: str
+    """As ``--format`` takes it."""
     family: str
+    """What one battle is made of: ``rows``, ``conversations`` or ``pairs``. Columns of two families are ambiguous."""
     summary: str
+    """One line for users."""
     required: tuple[str, ...]
+    """Columns that a file of this layout must have."""
     optional: tuple[str, ...]
+    """Columns that are read if present."""
     convert: Callable[[RawBatch, Location], CountedBatch]
+    """Raw columns -> canonical batch."""
     excluded: tuple[str, ...] = ()
+    """Columns that show that the file has another layout."""
     keeps_ids: bool = False
+    """Whether ids are used unchanged; if not, repeated ones get a numbered suffix."""
 
     @property
     def columns(self) -> tuple[str, ...]:

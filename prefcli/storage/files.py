@@ -67,33 +67,21 @@ def atomic(path: Path, *, durable: bool = True, needs: int | None = None) -> Ite
 
 @contextlib.contextmanager
 def temporary_directory(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside ``folder``, removed when the block ends.
-
-    Raises
-    ------
-    PrefcliError
-        If the disk is full or the folder cannot be written.
-    """
+    """A temporary folder inside ``folder``, removed when the block ends. Raises what :func:`atomic` raises."""
     with _as_write_errors(folder, None), _temporary(folder) as temporary:
         temporary.mkdir()
         yield temporary
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically."""
+    """Write a small text file by :func:`atomic`."""
     data = text.encode("utf-8", "backslashreplace")  # a file name in the text may hold bytes that are not characters
     with atomic(path, needs=len(data)) as temporary:
         temporary.write_bytes(data)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a log.
-
-    Raises
-    ------
-    PrefcliError
-        If the disk is full or the file cannot be written.
-    """
+    """Add a line to a log. Raises what :func:`atomic` raises."""
     with _as_write_errors(path, None), path.open("a", encoding="utf-8") as stream:
         stream.write(line + "\n")
 
@@ -131,7 +119,7 @@ def locked(path: Path, *, on_wait: Callable[[], None] | None = None) -> Iterator
     path:
         Of the lock.
     on_wait:
-        Called before waiting for another process in the block. Without it, nothing waits.
+        Called before waiting for another process in the block; it may raise instead. Without it, nothing waits.
 
     Raises
     ------
@@ -280,13 +268,7 @@ def verify_checksum(text: str) -> dict[str, Any]:
 
 
 def refuse_to_overwrite(path: Path, force: bool) -> None:
-    """Check that an output may be written: an existing one needs ``--force``.
-
-    Raises
-    ------
-    InputError
-        If ``path`` exists and ``force`` is false.
-    """
+    """Raise InputError if an output exists already and ``force`` is false."""
     if path.exists() and not force:
         raise InputError(f"{path} already exists", hint="Choose another name, or overwrite it with --force.")
 
@@ -422,8 +404,6 @@ def _machine() -> str:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True

@@ -15,7 +15,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,11 +115,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if config["format"] > FORMAT:
-            raise ModelError(
-                "the run was written by a newer prefcli",
-                where=str(folder),
-                hint="Upgrade: pip install -U prefcli.",
-            )
+            what, hint = "the run was written by a newer prefcli", "Upgrade: pip install -U prefcli."
+            raise ModelError(what, where=str(folder), hint=hint)
         TrainOptions(**config["options"]).check()
     except OSError:
         raise ModelError("the run has no config.json", where=str(folder), hint="Name a run's folder.") from None
@@ -232,15 +229,15 @@ def locked(folder: Path) -> Iterator[None]:
     # Beside the folder, which may be deleted; short, whatever its name; the same, whichever link leads there.
     target = Path(os.path.realpath(folder))
     lock = target.parent / f".prefcli-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.lock"
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(files.locked(lock))
-        except BlockingIOError:
-            raise PrefcliError(
-                "another prefcli is training into this folder",
-                where=str(folder),
-                hint="Wait until it is done, or choose another --output.",
-            ) from None
+
+    def refuse() -> None:
+        raise PrefcliError(
+            "another prefcli is training into this folder",
+            where=str(folder),
+            hint="Wait until it is done, or choose another --output.",
+        )
+
+    with files.locked(lock, on_wait=refuse):
         yield
 
 
@@ -322,39 +319,30 @@ def verify(folder: Path, *, resuming: bool = False, strict: bool = False) -> Non
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A run's predictions for its held-out battles.
-
-    Attributes
-    ----------
-    ids, labels:
-        Of the battles.
-    keys:
-        Of their prompts.
-    logits:
-        Shape ``[n, 3]``.
-    """
+    """A run's predictions for its held-out battles."""
 
     ids: list[str]
     keys: NDArray[np.int64]
+    """Of their prompts."""
     logits: NDArray[np.float64]
+    """Shape ``[n, 3]``."""
     labels: NDArray[np.int64]
 
 
 def write_validation(
-    folder: Path,
-    ids: list[str],
-    logits: NDArray[np.float64],
-    labels: NDArray[np.integer],
-    keys: NDArray[np.int64],
+    folder: Path, ids: list[str], logits: NDArray[np.float64], labels: NDArray[np.integer], keys: NDArray[np.int64]
 ) -> None:
     """Write ``validation.parquet``: id, label, prompt key, probabilities and logits of every held-out battle."""
     import pyarrow.parquet as pq
 
     probabilities = metrics.softmax(logits)
-    columns: dict[str, Any] = {"id": pa.array(ids, pa.string()), "label": pa.array(labels, pa.int8())}
-    columns["prompt_key"] = pa.array(keys, pa.int64())
-    columns |= {name: pa.array(probabilities[:, i]) for i, name in enumerate(WINNER_COLUMNS)}
-    columns |= {name: pa.array(logits[:, i]) for i, name in enumerate(LOGIT_COLUMNS)}
+    columns = {
+        "id": pa.array(ids, pa.string()),
+        "label": pa.array(labels, pa.int8()),
+        "prompt_key": pa.array(keys, pa.int64()),
+        **dict(zip(WINNER_COLUMNS, probabilities.T, strict=True)),
+        **dict(zip(LOGIT_COLUMNS, logits.T, strict=True)),
+    }
     with files.atomic(folder / VALIDATION) as temporary, temporary.open("wb") as stream:
         pq.write_table(pa.table(columns), stream)  # not the path, which need not be text
 

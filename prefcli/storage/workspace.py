@@ -29,21 +29,14 @@ COMPRESSION = "lz4"
 
 @dataclass(frozen=True)
 class Stage:
-    """A cached stage on disk.
-
-    Attributes
-    ----------
-    path:
-        The Parquet file.
-    reused:
-        Whether it existed already.
-    metadata:
-        ``stage, fingerprint, version, input, options``, and the stage's own ``counts``.
-    """
+    """A cached stage on disk."""
 
     path: Path
+    """The Parquet file."""
     reused: bool
+    """Whether it existed already."""
     metadata: Mapping[str, Any]
+    """``stage, fingerprint, version, input, options``, and the stage's own ``counts``."""
 
     @property
     def fingerprint(self) -> str:
@@ -53,8 +46,7 @@ class Stage:
     def rows(self) -> int:
         import pyarrow.parquet as pq
 
-        with pq.ParquetFile(self.path) as parquet:
-            return int(parquet.metadata.num_rows)
+        return int(pq.read_metadata(self.path).num_rows)
 
     @property
     def columns(self) -> list[str]:
