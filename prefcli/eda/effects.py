@@ -116,7 +116,7 @@ def _odds_ratios(x: NDArray[np.float64], won: NDArray[np.bool_]) -> list[tuple[f
         return None
     error = np.sqrt(np.diag(np.linalg.inv(information)))
     low, odds, high = (np.exp(beta + z * error)[1:].tolist() for z in (-Z95, 0, Z95))
-    return [(ratio, interval) for ratio, interval in zip(odds, zip(low, high, strict=True), strict=True)]
+    return list(zip(odds, zip(low, high, strict=True), strict=True))
 
 
 def outcomes_by_turns(stats: BattleStats) -> tuple[TurnsBin, ...]:

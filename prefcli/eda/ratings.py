@@ -177,8 +177,7 @@ def fit(
     for _ in range(MAX_ITERATIONS):
         gradient, information = _derivatives(x, sets, pairwise, ties)
         gradient -= PRIOR_PRECISION * x
-        diagonal = np.arange(size + 1)
-        information[:, diagonal, diagonal] += PRIOR_PRECISION
+        information += PRIOR_PRECISION * np.eye(size + 1)
         step = np.linalg.solve(information, gradient[..., None])[..., 0]
         longest = np.abs(step).max(axis=1, keepdims=True, initial=0)
         x += step * np.minimum(1, MAX_STEP / np.maximum(longest, MAX_STEP))

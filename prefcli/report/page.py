@@ -14,9 +14,6 @@ from prefcli.eda.models import MIN_BATTLES_FOR_RATE
 from prefcli.eda.ratings import ELO_PER_LOG_ODDS, PRIOR_PRECISION
 from prefcli.report import plots, tables, templating
 
-MAX_LISTED_RATINGS = 200
-"""Keeps the page small."""
-
 
 def render(eda: Eda, source: str) -> str:
     """The page about ``source``, which its title names."""
@@ -26,7 +23,6 @@ def render(eda: Eda, source: str) -> str:
         source=source,
         tables=tables,
         plots=plots,
-        max_listed_ratings=MAX_LISTED_RATINGS,
         min_battles_for_rate=MIN_BATTLES_FOR_RATE,
         prior_points=ELO_PER_LOG_ODDS / math.sqrt(PRIOR_PRECISION),
         tokens_explained=TOKENS_EXPLAINED,
