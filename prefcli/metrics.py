@@ -53,13 +53,9 @@ def find_improper(probabilities: Array) -> NDArray[np.intp]:
     A row is proper when its values are finite, within [0, 1], and sum to 1 within :data:`SUM_TOLERANCE`.
     """
     with np.errstate(invalid="ignore", over="ignore"):
-        proper = (
-            np.isfinite(probabilities).all(axis=1)
-            & (probabilities >= 0).all(axis=1)
-            & (probabilities <= 1).all(axis=1)
-            & (np.abs(probabilities.sum(axis=1) - 1) <= SUM_TOLERANCE)
-        )
-    return np.flatnonzero(~proper)
+        in_range = ((probabilities >= 0) & (probabilities <= 1)).all(axis=1)  # false for NaN
+        sums_to_one = np.abs(probabilities.sum(axis=1) - 1) <= SUM_TOLERANCE
+    return np.flatnonzero(~(in_range & sums_to_one))
 
 
 def softmax(logits: Array) -> Array:
