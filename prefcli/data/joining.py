@@ -119,10 +119,8 @@ class _Spool:
     def __init__(self) -> None:
         self.rows = 0
         self._batches: list[pa.RecordBatch] = []
-        self._rows_in_memory = 0
         self._files: list[IO[bytes]] = []
         self._writers: list[Any] = []
-        self._schema: Any = None
 
     @property
     def is_on_disk(self) -> bool:
@@ -132,11 +130,9 @@ class _Spool:
         numbers = np.arange(rows.first, rows.first + len(rows.ids))
         columns = {str(i): pa.array(rows.values[:, i]) for i in range(rows.values.shape[1])}
         batch = pa.RecordBatch.from_pydict({"id": rows.ids, "row": pa.array(numbers), **columns})
-        self._schema = batch.schema
         self._batches.append(batch)
-        self._rows_in_memory += batch.num_rows
         self.rows += batch.num_rows
-        if self._rows_in_memory > IN_MEMORY_ROWS:
+        if sum(batch.num_rows for batch in self._batches) > IN_MEMORY_ROWS:
             self.spill()
 
     def spill(self) -> None:
@@ -147,10 +143,10 @@ class _Spool:
             self._files = [tempfile.TemporaryFile(prefix="prefcli-") for _ in range(BUCKETS)]  # noqa: SIM115
         if not self._batches:
             return
-        if not self._writers:
-            self._writers = [pa.ipc.new_stream(file, self._schema) for file in self._files]
         table = pa.Table.from_batches(self._batches)
-        self._batches, self._rows_in_memory = [], 0
+        self._batches = []
+        if not self._writers:
+            self._writers = [pa.ipc.new_stream(file, table.schema) for file in self._files]
         bucket = pd.util.hash_array(table["id"].to_numpy(), categorize=False) % np.uint64(BUCKETS)
         order = np.argsort(bucket, kind="stable")
         ends = np.cumsum(np.bincount(bucket.astype(np.int64), minlength=BUCKETS))

@@ -9,14 +9,7 @@ counting the header) and the column.
 
 from __future__ import annotations
 
-from prefcli.readers.battle_file import (
-    LAYOUTS,
-    BattleFile,
-    battles_from,
-    column_batches,
-    open_battles,
-    parse_columns,
-)
+from prefcli.readers.battle_file import LAYOUTS, BattleFile, battles_from, column_batches, open_battles, parse_columns
 from prefcli.readers.layouts import Layout
 
 __all__ = ["LAYOUTS", "BattleFile", "Layout", "battles_from", "column_batches", "open_battles", "parse_columns"]

@@ -401,9 +401,7 @@ def _csv_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBa
     import pyarrow.csv
 
     convert = pyarrow.csv.ConvertOptions(
-        column_types=dict.fromkeys(columns, pa.binary()),
-        include_columns=list(columns),
-        strings_can_be_null=False,
+        column_types=dict.fromkeys(columns, pa.binary()), include_columns=list(columns), strings_can_be_null=False
     )
     parse = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=container.delimiter)
     block_bytes, rows_done = BLOCK_BYTES, 0

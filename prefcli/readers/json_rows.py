@@ -22,19 +22,12 @@ _WHITE_OR_COMMAS = re.compile(r"[ \t\r\n,]*")
 def json_rows(stream: IO[bytes], location: Location, max_row_bytes: int) -> Iterator[tuple[dict[str, Any], int]]:
     """The objects of a JSON array, or of JSON lines, each with its length as text.
 
-    Parameters
-    ----------
-    stream:
-        Buffered bytes.
-    location:
-        Of the file's first row, for error messages.
-    max_row_bytes:
-        A row longer than this is refused.
+    The stream must be buffered; ``location`` is that of its first row.
 
     Raises
     ------
     InputError
-        If the text is not JSON or not UTF-8, or a row is not an object.
+        If the text is not JSON or not UTF-8, or a row is not an object or longer than ``max_row_bytes``.
     """
     head = cast(Any, stream).peek(4096)
     is_array = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["

@@ -40,12 +40,10 @@ def winner_column(raw: RawBatch, location: Location) -> dict[str, pa.Array]:
     """
     cells = string_list(raw, "winner", location)
     models = [string_list(raw, name, location) if name in raw else [None] * len(cells) for name in _MODEL_COLUMNS]
-    labels: list[int | None] = []
-    both_bad: list[bool | None] = []
+    winners: list[tuple[int | None, bool | None]] = []
     for row, (cell, model_a, model_b) in enumerate(zip(cells, *models, strict=True)):
         if cell is None:
-            labels.append(None)
-            both_bad.append(None)
+            winners.append((None, None))
             continue
         winner = WINNERS.get(cell.strip().lower())
         if winner is None and model_a != model_b and cell in (model_a, model_b):
@@ -57,9 +55,11 @@ def winner_column(raw: RawBatch, location: Location) -> dict[str, pa.Array]:
                 column="winner",
                 hint="Expected model_a, model_b, tie, both_bad (or a, b, draw), a model's name, or nothing.",
             )
-        labels.append(winner[0])
-        both_bad.append(winner[1])
-    return {"label": pa.array(labels, pa.int8()), "both_bad": pa.array(both_bad, pa.bool_())}
+        winners.append(winner)
+    return {
+        "label": pa.array([label for label, _ in winners], pa.int8()),
+        "both_bad": pa.array([both_bad for _, both_bad in winners], pa.bool_()),
+    }
 
 
 _FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "False": 0, "True": 1}

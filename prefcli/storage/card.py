@@ -81,17 +81,7 @@ def write(
 
 
 def add_export(folder: Path, description: str, name: str) -> None:
-    """Append to the card of an exported run what the export is.
-
-    Parameters
-    ----------
-    folder:
-        Of the export, with a copy of the run's card if it had one.
-    description:
-        How close the export is to the run, in Markdown.
-    name:
-        The folder's final name.
-    """
+    """Append what an export is (its ``description`` in Markdown, its final ``name``) to the card in its ``folder``."""
     path = folder / CARD
     card = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else f"# {_code(name)}\n"
     use = f"```\nprefcli predict battles.csv --model {_shell(name)}\n```\n"
@@ -122,11 +112,7 @@ def set_license(folder: Path, license: str) -> None:
 
 
 def _metadata(
-    name: str,
-    options: TrainOptions,
-    source: Source,
-    resolved: Mapping[str, Any],
-    validation: Mapping[str, Any] | None,
+    name: str, options: TrainOptions, source: Source, resolved: Mapping[str, Any], validation: Mapping[str, Any] | None
 ) -> str:
     """The hub's metadata as YAML, without a license: whoever publishes the run must know what the data allows."""
     with hub.quiet():
@@ -182,9 +168,9 @@ def _template() -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters = {"code": _code, "shell": _shell, "python": _python}
-    for filter_name, function in filters.items():
-        environment.filters[filter_name] = lambda value, function=function: Markup(function(value))
+    filters = {"code": _code, "shell": _shell, "python": lambda name: json.dumps(visible(name), ensure_ascii=False)}
+    for name, function in filters.items():
+        environment.filters[name] = lambda value, function=function: Markup(function(value))
     return environment.get_template("model-card.md.jinja")
 
 
@@ -207,8 +193,3 @@ def _code(value: object) -> str:
 def _shell(value: str) -> str:
     """A value as one word of a shell command."""
     return shlex.quote(visible(value))
-
-
-def _python(value: str) -> str:
-    """A value as a Python string."""
-    return json.dumps(visible(value), ensure_ascii=False)

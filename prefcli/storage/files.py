@@ -98,28 +98,19 @@ def remove(path: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove temporary files that killed processes of this machine left in ``folder``."""
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return
-    for name in names:
-        match = _TEMPORARY.match(name)
-        if match and match[1] == _machine() and not _alive(int(match[2])):
-            _remove(folder / name)
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            match = _TEMPORARY.match(path.name)
+            if match and match[1] == _machine() and not _alive(int(match[2])):
+                _remove(path)
 
 
 @contextlib.contextmanager
 def locked(path: Path, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Let only one process at a time into the block; the lock is a file at ``path``, removed afterwards.
 
-    The lock of a killed process is free. On file systems without locks the block runs unguarded.
-
-    Parameters
-    ----------
-    path:
-        Of the lock.
-    on_wait:
-        Called before waiting for another process in the block; it may raise instead. Without it, nothing waits.
+    The lock of a killed process is free. On file systems without locks the block runs unguarded. ``on_wait`` is called
+    before waiting for another process in the block, and may raise instead; without it, nothing waits.
 
     Raises
     ------
@@ -286,7 +277,9 @@ def write_error(path: Path, error: BaseException, *, needs: int | None = None, w
         Bytes of the complete file, if known, and those written before the failure.
     """
     number = _error_number(error)
+    hint = ""
     if number in (errno.ENOSPC, errno.EDQUOT):
+        hint = "Free some space, or write elsewhere (--workspace DIR moves caches and runs)."
         disk = _disk_usage(path)
         free = 0 if disk is None else disk.f_bavail * disk.f_frsize
         if number == errno.EDQUOT:
@@ -296,19 +289,12 @@ def write_error(path: Path, error: BaseException, *, needs: int | None = None, w
         else:
             size = f"about {_amount(needs)}" if needs is not None else f"more than {_amount(max(written, free))}"
             what = f"no space left on the disk: {size} are needed" + (f", {_amount(free)} are free" if disk else "")
-        return PrefcliError(
-            what,
-            where=str(path),
-            hint="Free some space, or write elsewhere (--workspace DIR moves caches and runs).",
-        )
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return PrefcliError(
-            "no permission to write" if number != errno.EROFS else "cannot write: the file system is read-only",
-            where=str(path),
-            hint="Choose another place (--workspace DIR moves caches and runs).",
-        )
-    reason = (os.strerror(number) if number else "") or one_line(error)
-    return PrefcliError(f"cannot write: {reason}", where=str(path))
+    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        what = "cannot write: the file system is read-only" if number == errno.EROFS else "no permission to write"
+        hint = "Choose another place (--workspace DIR moves caches and runs)."
+    else:
+        what = f"cannot write: {(os.strerror(number) if number else '') or one_line(error)}"
+    return PrefcliError(what, where=str(path), hint=hint)
 
 
 @contextlib.contextmanager

@@ -207,16 +207,7 @@ def check_push(name: str) -> None:
 def push(folder: Path, names: Sequence[str], name: str, *, private: bool = True) -> PushResult:
     """Upload files of a run to ``owner/name``, which is created when missing; an existing run is replaced.
 
-    Parameters
-    ----------
-    folder:
-        Of the run.
-    names:
-        The files, relative to it.
-    name:
-        ``owner/name``.
-    private:
-        Whether only its owner can see it.
+    The file ``names`` are relative to the run's ``folder``. What is ``private`` only its owner can see.
 
     Raises
     ------

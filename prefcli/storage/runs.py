@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from prefcli import metrics
@@ -333,8 +334,6 @@ def write_validation(
     folder: Path, ids: list[str], logits: NDArray[np.float64], labels: NDArray[np.integer], keys: NDArray[np.int64]
 ) -> None:
     """Write ``validation.parquet``: id, label, prompt key, probabilities and logits of every held-out battle."""
-    import pyarrow.parquet as pq
-
     probabilities = metrics.softmax(logits)
     columns = {
         "id": pa.array(ids, pa.string()),
@@ -355,8 +354,6 @@ def read_validation(folder: Path) -> HeldOut:
     ModelError
         If the run held nothing out or did not finish.
     """
-    import pyarrow.parquet as pq
-
     try:
         # Read into Arrow's own memory: Arrow's threads release that of a Python file at any time, which aborts a
         # process that is ending. Not opened by its path, which need not be text.

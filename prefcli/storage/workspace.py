@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from prefcli.errors import InputError, PrefcliError, one_line
 from prefcli.reporting import SILENT, Reporter
@@ -44,28 +45,20 @@ class Stage:
 
     @property
     def rows(self) -> int:
-        import pyarrow.parquet as pq
-
         return int(pq.read_metadata(self.path).num_rows)
 
     @property
     def columns(self) -> list[str]:
-        import pyarrow.parquet as pq
-
         return list(pq.read_schema(self.path).names)
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows, one row group at a time."""
-        import pyarrow.parquet as pq
-
         with pq.ParquetFile(self.path) as parquet:
             for group in range(parquet.num_row_groups):
                 yield from parquet.read_row_group(group, columns=columns).combine_chunks().to_batches()
 
     def table(self, columns: list[str] | None = None) -> pa.Table:
         """All rows at once."""
-        import pyarrow.parquet as pq
-
         return pq.read_table(self.path, columns=columns)
 
 
@@ -110,8 +103,6 @@ class StageWriter:
             self._last.result()
 
     def _write(self, batch: pa.RecordBatch) -> None:
-        import pyarrow.parquet as pq
-
         if self._writer is None:
             # Long texts hardly repeat, so dictionaries would cost time and save nothing. Model names do repeat.
             self._writer = pq.ParquetWriter(
@@ -174,11 +165,9 @@ class Workspace:
         if cached := self._cached(path, metadata, reporter):
             files.remove_stale_lock(lock)
             return cached
-
-        def report_waiting() -> None:
-            reporter.note(f"another prefcli is making {path.name}: waiting for it")
-
-        with files.locked(lock, on_wait=report_waiting):
+        with files.locked(
+            lock, on_wait=lambda: reporter.note(f"another prefcli is making {path.name}: waiting for it")
+        ):
             if cached := self._cached(path, metadata, SILENT):
                 return cached
             with files.atomic(path, needs=needs) as temporary:
@@ -215,15 +204,11 @@ class Workspace:
             return Stage(path, True, self._verified(path, None))
         except (ValueError, OSError) as error:
             raise PrefcliError(
-                f"the cached stage cannot be used: {error}",
-                where=str(path),
-                hint="Run prefcli preprocess FILE again.",
+                f"the cached stage cannot be used: {error}", where=str(path), hint="Run prefcli preprocess FILE again."
             ) from None
 
     def _verified(self, path: Path, expected: Mapping[str, Any] | None) -> dict[str, Any]:
         """The metadata of a stage file. Raises ValueError if the file does not match its checksum or ``expected``."""
-        import pyarrow.parquet as pq
-
         try:
             digest_line = _digest_path(path).read_bytes()
         except OSError:
