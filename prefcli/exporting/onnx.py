@@ -136,18 +136,9 @@ def _is_export(folder: Path) -> bool:
 
 
 def export(run: Path, folder: Path, samples: Sequence[Sample], *, int8: bool = False) -> ExportResult:
-    """Write the folder, or leave nothing.
+    """Export a verified neural run to ``folder``, replacing an existing one, or leave nothing.
 
-    Parameters
-    ----------
-    run:
-        A verified neural run, with or without folds.
-    folder:
-        Of the export; an existing one is replaced.
-    samples:
-        Battles to compare on, for each of the run's models.
-    int8:
-        Quantise the matrices.
+    There is one of the ``samples`` for each of the run's models. With ``int8`` their matrices are quantised.
 
     Raises
     ------

@@ -120,9 +120,6 @@ def first_null_row(column: pa.Array) -> int:
     return int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
 
 
-# Turns
-
-
 def turns_column(raw: RawBatch, name: str, location: Location) -> tuple[pa.Array, int]:
     """A column of turns as ``list<string>``, and how many turns held lone surrogates.
 
@@ -199,9 +196,6 @@ def string_array(values: list[Any]) -> tuple[pa.Array, int]:
         return string_array(repaired)[0], changed
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise TypeError(str(error)) from None
-
-
-# Words for messages
 
 
 def excerpt(cell: object, limit: int = 40) -> str:

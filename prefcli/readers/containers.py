@@ -263,9 +263,6 @@ class _Bounded(io.RawIOBase):
         return len(data)
 
 
-# Columns and rows
-
-
 def column_names(container: Container) -> list[str]:
     """The columns of a table, in the file's order.
 

@@ -161,9 +161,6 @@ def _damage(folder: Path) -> ModelError | None:
     return None
 
 
-# Pushing
-
-
 def check_push(name: str) -> None:
     """Check the name, the login and its permissions, before any work for a push is done.
 
@@ -242,9 +239,6 @@ def push(folder: Path, names: Sequence[str], name: str, *, private: bool = True)
     return PushResult(str(url), len(names))
 
 
-# Errors and time limits
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Turn off the hub's progress bars, warnings and telemetry."""
@@ -302,10 +296,7 @@ def _as_prefcli_errors(name: str, what: str, advice: str, consequence: str, verb
 def _with_timeout(seconds: float, call: Callable[[], T]) -> T:
     """The result of a call, for functions of the hub's library that take no timeout.
 
-    Raises
-    ------
-    TimeoutError
-        If there is no result in time. The call goes on in a thread that does not keep the process alive.
+    After a TimeoutError the call goes on in a thread that does not keep the process alive.
     """
     result: Future[T] = Future()
 
