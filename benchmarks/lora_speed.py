@@ -93,7 +93,7 @@ def prefcli_way(train_options: Any, placement: Any, model: Any, battles: Any) ->
     def train(rows: np.ndarray) -> None:
         for start in range(0, len(rows), train_options.batch_size):
             batch = rows[start : start + train_options.batch_size]
-            loop.forward_backward(spec, model.module, scaler, batch, spec.prepare(batch))
+            loop.forward_backward(spec, model.module, optimizer, scaler, batch, spec.prepare(batch))
             loop.update(model.module, optimizer, scaler, LEARNING_RATE, train_options.clip)
 
     return train

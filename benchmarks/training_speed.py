@@ -196,7 +196,7 @@ def prefcli(model: Any, battles: TokenisedBattles, options: argparse.Namespace) 
     def train(rows: np.ndarray) -> None:
         for start in range(0, len(rows), train_options.batch_size):
             batch = rows[start : start + train_options.batch_size]
-            loop.forward_backward(spec, model.module, scaler, batch, spec.prepare(batch))
+            loop.forward_backward(spec, model.module, optimizer, scaler, batch, spec.prepare(batch))
             loop.update(model.module, optimizer, scaler, LEARNING_RATE, train_options.clip)
 
     def predict(rows: np.ndarray) -> None:

@@ -158,8 +158,8 @@ class TrainOptions:
     )
     validation_file: str | None = option(None, "Validate on the battles of this file instead of holding some out.")
     folds: int = option(0, "Train N folds and predict each battle by the model that did not see it.", at_least=0)
-    max_steps: int = neural_option(0, "Stop after N optimizer steps; 0: no limit.", at_least=0)
-    max_time: float = neural_option(0.0, "Stop after this many minutes; 0: no limit.", at_least=0.0)
+    max_steps: int = neural_option(0, "Stop a fit after N steps; 0: no limit.", at_least=0)
+    max_time: float = neural_option(0.0, "Stop a fit after N minutes, validation included; 0: no limit.", at_least=0.0)
     log_every: int = neural_option(10, "Write metrics every N steps.", at_least=1)
     eval_every: int = neural_option(0, "Validate every N optimizer steps; 0: after each epoch.", at_least=0)
     keep: str = neural_option(

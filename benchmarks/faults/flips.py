@@ -148,7 +148,7 @@ def kept_weights(run: Path, attempts: int, rng: random.Random) -> tuple[int, int
             return True
         return False
 
-    totals = [unnoticed(run / name, attempts // 2, rng, refused) for name in (WEIGHTS, loop.KEPT)]
+    totals = [unnoticed(run / name, attempts // 2, rng, refused) for name in (WEIGHTS, loop.KEPT_RECORD)]
     return sum(t for t, _ in totals), sum(m for _, m in totals)
 
 

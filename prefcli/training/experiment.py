@@ -165,7 +165,9 @@ def merge_folds(folds: Sequence[Fold], fits: Sequence[FitResult]) -> tuple[FitRe
         for name, share in fit.importances:
             shares[name] = shares.get(name, 0.0) + share / len(fits)
     importances = sorted(shares.items(), key=lambda item: -item[1])
-    logits = np.concatenate([fit.logits for fit in fits if fit.logits is not None])
+    parts = [fit.logits for fit in fits if fit.logits is not None]
+    if len(parts) < len(fits):
+        return FitResult(None, rate, importances), np.empty(0, dtype=np.intp)
     positions = np.concatenate([fold.held_out for fold in folds])
     order = np.argsort(positions)
-    return FitResult(logits[order], rate, importances), positions[order]
+    return FitResult(np.concatenate(parts)[order], rate, importances), positions[order]

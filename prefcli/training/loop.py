@@ -8,7 +8,7 @@ Resuming is exact: the order of the battles depends on (seed, epoch) only, the l
 steps, and a checkpoint holds the rest (weights, moments, scale, random states). A training that was killed and resumed
 ends with the same bytes as one that was not.
 
-On a GPU the host does not wait for the device between two lines of ``metrics.jsonl`` (``--log-every``).
+The host of a single GPU does not wait for it between two lines of ``metrics.jsonl`` (``--log-every``).
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ from prefcli.training.trackers import NOTHING, Trackers
 
 CHECKPOINT_SECONDS = 300.0
 MAX_SKIPS_IN_A_ROW = 20
+DIVERGED_HINT = "Try a lower --lr, --warmup 0.1, a smaller --clip, or --precision fp32."
 INITIAL_SCALE = 2.0**16
-KEPT = Path("checkpoints") / "kept.json"
+KEPT_RECORD = Path("checkpoints") / "kept.json"
 """Digests of kept weights, each with the logits that these weights give for the validation battles."""
 
 
@@ -63,7 +64,8 @@ class TrainState:
     steps: int = 0
     """Steps attempted, over all epochs."""
     optimizer_steps: int = 0
-    """Steps in which the optimizer stepped: what the schedule counts. With float16 known one step late."""
+    """Steps in which the optimizer stepped: what the schedule counts. Like the next two, one step late between lines
+    of ``metrics.jsonl``, because only the device knows whether the last step was skipped."""
     skipped: int = 0
     """Steps in which float16 overflowed, so that the scaler left the weights alone."""
     skipped_in_a_row: int = 0
@@ -76,8 +78,10 @@ class TrainState:
     stale: int = 0
     """Validations since the best one."""
     finished: bool = False
+    elapsed: float = 0.0
+    """Seconds since the training began, validation and checkpoints included, but not the time between two calls."""
     unlogged_loss: float = 0.0
-    """Sum of the losses of the steps since the last line of ``metrics.jsonl``; the next three likewise."""
+    """At a checkpoint: sum of the losses since the last line of ``metrics.jsonl``; the next two count its steps."""
     unlogged_steps: int = 0
     unlogged_skips: int = 0
 
@@ -132,6 +136,11 @@ class FitSpec:
             self._order = (epoch, np.random.default_rng([self.options.seed, epoch]).permutation(len(self.train)))
         return self._order[1][number * self.options.batch_size : (number + 1) * self.options.batch_size]
 
+    def battles_until(self, step: int) -> int:
+        """Battles of all steps up to one."""
+        epochs, batches = divmod(step, self.batches_per_epoch)
+        return epochs * len(self.train) + batches * self.options.batch_size
+
     def share(self, rows: NDArray[np.intp], rank: int) -> NDArray[np.intp]:
         """The battles of a batch that a process computes; the first one where it has none."""
         share = rows[rank :: self.world.size]
@@ -150,8 +159,8 @@ class FitSpec:
     def target_tensor(self, each: Pass) -> Tensor:
         """Targets in the order of a pass's logits, on the device; those of a swapped battle are swapped too."""
         targets = self.targets[each.rows]
-        both = np.concatenate([targets[:, SWAPPED] if swapped else targets for swapped in each.orders])
-        return torch.from_numpy(both).to(self.model.placement.device, non_blocking=True)
+        in_orders = np.concatenate([targets[:, SWAPPED] if swapped else targets for swapped in each.orders])
+        return torch.from_numpy(in_orders).to(self.model.placement.device, non_blocking=True)
 
     def batches(self, epoch: int, number: int) -> Iterator[tuple[NDArray[np.intp], list[Pass]]]:
         """All batches from one on, with their passes, each put together while the step before it runs."""
@@ -208,48 +217,47 @@ def fit(spec: FitSpec) -> LoopResult:
     Interrupted
         On SIGINT or SIGTERM, after a checkpoint.
     PrefcliError
-        If the loss is no longer a number, or the memory does not suffice.
+        If the loss is no longer a number.
     """
     training = _Training(spec)
     state, options = training.state, spec.options
     last_checkpoint = time.monotonic()
-    battles = min(len(spec.train) * options.epochs, options.batch_size * spec.total_steps)
-    done = min(battles, state.epoch * len(spec.train) + state.batch * options.batch_size)
-    with _signals() as received, spec.reporter.track("training", battles, done=done) as progress:
+    began = last_checkpoint - state.elapsed
+    time_is_up = False
+    done, total = spec.battles_until(state.steps), spec.battles_until(spec.total_steps)
+    with _signals() as received, spec.reporter.track("training", total, done=done) as progress:
         batches = spec.batches(state.epoch, state.batch)
         while not state.finished:
             started = time.perf_counter()
             rows, passes = next(batches)
             number = state.steps + 1
             end_of_epoch = state.batch + 1 == spec.batches_per_epoch
-            last = number == spec.total_steps
+            last = time_is_up or number == spec.total_steps
             validating = end_of_epoch or last or (options.eval_every > 0 and number % options.eval_every == 0)
             logging = validating or number % options.log_every == 0
             training.step(rows, passes, logging=logging)
-            signal_number, late, overdue = training.exchange(
+            state.elapsed = time.monotonic() - began
+            signal_number, time_is_up, checkpoint_due = training.exchange(
                 received(),
-                late=0 < options.max_time * 60 < state.seconds,
-                overdue=time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS,
+                time_is_up=0 < options.max_time * 60 < state.elapsed,
+                checkpoint_due=time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS,
                 logging=logging,
             )
+            if options.checkpoint_every:
+                checkpoint_due = state.steps % options.checkpoint_every == 0
+            if checkpoint_due:
+                training.wait_for_device()
             state.seconds += time.perf_counter() - started
             progress.advance(len(rows), training.note)
 
-            if late and not last:
-                spec.reporter.note(f"stopped after {options.max_time:g} minutes, at step {state.steps}")
-                if not logging:
-                    training.exchange(0, late=True, overdue=False, logging=True)
-                last = True
-            if validating or last:
+            if validating:
                 training.validate(last=end_of_epoch or last)
             if end_of_epoch:
                 state.epoch, state.batch = state.epoch + 1, 0
             state.finished |= last
             if spec.on_step_end is not None:
                 spec.on_step_end(state)
-            if options.checkpoint_every:
-                overdue = state.steps % options.checkpoint_every == 0
-            if overdue or signal_number or state.finished:
+            if checkpoint_due or signal_number or state.finished:
                 training.checkpoint()
                 last_checkpoint = time.monotonic()
             if signal_number and not state.finished:
@@ -258,12 +266,25 @@ def fit(spec: FitSpec) -> LoopResult:
                     f"interrupted after step {state.steps} of {spec.total_steps}; a checkpoint is saved",
                     hint=f"Continue with: prefcli train --resume {spec.folder}",
                 )
+    if state.steps < spec.total_steps and time_is_up:
+        spec.reporter.note(f"stopped after {options.max_time:g} minutes, at step {state.steps} of {spec.total_steps}")
     spec.world.barrier()  # the main process has written what it keeps
+    if spec.validation is not None and options.keep == "best" and not state.best_step:
+        raise PrefcliError(
+            "the validation log loss was never a number, so no weights were kept",
+            where=str(spec.folder),
+            hint="Try a lower --lr, --warmup 0.1, or --precision fp32.",
+        )
     return LoopResult(state, kept_logits(spec.folder))
 
 
 def forward_backward(
-    spec: FitSpec, module: nn.Module, scaler: torch.amp.GradScaler, rows: NDArray[np.intp], passes: list[Pass]
+    spec: FitSpec,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    rows: NDArray[np.intp],
+    passes: list[Pass],
 ) -> Tensor:
     """Forward and loss under autocast, backward through the scaler, for this process's share of a batch.
 
@@ -275,13 +296,13 @@ def forward_backward(
     """
     options, placement, world = spec.options, spec.model.placement, spec.world
     module.train()
-    module.zero_grad(set_to_none=True)
+    # Not by the module: after a validation, FSDP's module may list gathered parameters, whose gradients are others.
+    optimizer.zero_grad(set_to_none=True)
     # A process without a share of the last, small batch takes part in the exchange with weight 0.
-    has_share = world.rank < len(rows)
-    weight = (world.size if has_share else 0.0) / (len(rows) * (2 if options.swap else 1))
+    share = (world.size if world.rank < len(rows) else 0.0) / (len(rows) * (2 if options.swap else 1))
     # In a sharded model each pass is an exchange: a process with fewer passes repeats one with weight 0.
     missing = _max_passes(spec, rows) - len(passes) if fsdp.is_sharded(module) else 0
-    weighted = [(each, weight) for each in passes] + [(passes[-1], 0.0)] * missing
+    weighted = [(each, share) for each in passes] + [(passes[-1], 0.0)] * missing
     total = torch.zeros((), device=placement.device)
     for number, (each, weight) in enumerate(weighted, start=1):
         targets = spec.target_tensor(each)
@@ -344,7 +365,7 @@ class _Training:
     def step(self, rows: NDArray[np.intp], passes: list[Pass], *, logging: bool) -> None:
         """One optimizer step over a batch."""
         state, options = self.state, self.spec.options
-        self.loss += forward_backward(self.spec, self.module, self.scaler, rows, passes)
+        self.loss += forward_backward(self.spec, self.module, self.optimizer, self.scaler, rows, passes)
         self._count_step()  # the step before: only now, when the device has work, so it does not wait for the host
         self.rate = learning_rate(state.optimizer_steps, self.spec.total_steps, options.learning_rate, options.warmup)
         if logging:
@@ -368,30 +389,39 @@ class _Training:
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
         self.counted = True
         if state.skipped_in_a_row >= MAX_SKIPS_IN_A_ROW:
-            raise self._diverged(math.nan)
+            raise PrefcliError(
+                f"float16 overflowed in {MAX_SKIPS_IN_A_ROW} steps in a row, up to step {state.steps}",
+                hint=DIVERGED_HINT,
+            )
 
-    def exchange(self, signal_number: int, *, late: bool, overdue: bool, logging: bool) -> tuple[int, bool, bool]:
+    def exchange(
+        self, signal_number: int, *, time_is_up: bool, checkpoint_due: bool, logging: bool
+    ) -> tuple[int, bool, bool]:
         """Agree with the other processes after a step, by one small all-reduce, and write the log line if one is due.
 
         Parameters
         ----------
         signal_number:
             The signal that this process received; 0 for none.
-        late, overdue:
-            Whether the time for training is up, and whether a checkpoint is due.
+        time_is_up, checkpoint_due:
+            Whether this process finds so.
         logging:
             Whether a log line is due.
 
         Returns
         -------
-        Signal, ``late`` and ``overdue``, as any process has them.
+        Signal, ``time_is_up`` and ``checkpoint_due``, as any process has them.
         """
-        flags = [signal_number == signal.SIGINT, signal_number == signal.SIGTERM, late, overdue]
+        flags = [signal_number == signal.SIGINT, signal_number == signal.SIGTERM, time_is_up, checkpoint_due]
         *sums, loss = self.spec.world.sum([*map(float, flags), float(self.loss) if logging else 0.0])
-        interrupted, terminated, late, overdue = (value > 0 for value in sums)
+        interrupted, terminated, time_is_up, checkpoint_due = (value > 0 for value in sums)
         if logging:
             self._write_log(loss / self.spec.world.size)
-        return signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0, late, overdue
+        return signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0, time_is_up, checkpoint_due
+
+    def wait_for_device(self) -> None:
+        """So that the time of the steps is not taken for that of the checkpoint which follows."""
+        float(self.loss)
 
     def _write_log(self, loss: float) -> None:
         """A line of ``metrics.jsonl``: means and counts over the steps since the line before."""
@@ -408,16 +438,14 @@ class _Training:
         state.unlogged_loss, state.unlogged_steps, state.unlogged_skips = 0.0, 0, 0
         self.note = f"loss {loss:.4f}, lr {self.rate:.2g}" + (f", {state.skipped} skipped" if state.skipped else "")
 
-    def _check(self, *values: float) -> None:
+    def _check(self, loss: float, grad_norm: float) -> None:
         """Stop a training that has gone wrong instead of letting it run for hours."""
-        if not self.scaler.is_enabled() and not all(map(math.isfinite, values)):
-            raise self._diverged(values[0])
-
-    def _diverged(self, loss: float) -> PrefcliError:
-        return PrefcliError(
-            f"the loss is no longer a number at step {self.state.steps} (loss {loss}, learning rate {self.rate:.3g})",
-            hint="Try a lower --lr, --warmup 0.1, a smaller --clip, or --precision fp32.",
-        )
+        if not self.scaler.is_enabled() and not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise PrefcliError(
+                f"the loss is no longer a number at step {self.state.steps} (loss {loss}, gradient's norm {grad_norm}, "
+                f"learning rate {self.rate:.3g})",
+                hint=DIVERGED_HINT,
+            )
 
     def validate(self, *, last: bool) -> None:
         """Validation log loss of the weights as they are; keeps them if they are the best so far.
@@ -455,7 +483,7 @@ class _Training:
         self._count_step()
         spec, state, module = self.spec, self.state, self.spec.model.module
         [loss] = spec.world.sum([float(self.loss)])
-        self._check(loss)
+        self._check(loss, self.grad_norm.value)
         state.unlogged_loss += loss / spec.world.size
         self.loss.zero_()
         random_states = spec.world.gather(checkpoints.random_states(spec.model.placement.device))
@@ -559,13 +587,13 @@ def _keep(spec: FitSpec, logits: NDArray[np.float64] | None) -> None:
         before = files.sha256(path) if path.exists() else ""
         entries = {before: recorded[before]} if before in recorded else {}
         entries[files.sha256(temporary)] = None if logits is None else logits.tolist()
-        files.write_text(spec.folder / KEPT, files.with_checksum(entries))
+        files.write_text(spec.folder / KEPT_RECORD, files.with_checksum(entries))
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
     """Digests of kept weights and their logits; empty where the file is missing or damaged."""
     try:
-        return files.verify_checksum((folder / KEPT).read_text(encoding="utf-8"))
+        return files.verify_checksum((folder / KEPT_RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
@@ -583,7 +611,7 @@ def kept_logits(folder: Path) -> NDArray[np.float64] | None:
         logits = recorded[files.sha256(folder / WEIGHTS)]
     except (OSError, KeyError):
         raise ModelError(
-            f"the weights kept so far are damaged: {WEIGHTS} does not match {KEPT}",
+            f"the weights kept so far are damaged: {WEIGHTS} does not match {KEPT_RECORD}",
             where=str(folder),
             hint="Nothing else holds them: delete the run and train again.",
         ) from None
