@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -223,20 +221,19 @@ def test_several_processes_estimate_together(demo_files: Demo) -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupted_estimate_leaves_only_caches(demo_files: Demo, tmp_path: Path) -> None:
-    file = write_csv(tmp_path / "many.csv", [battle(i, i % 3, response_a=["word " * 500]) for i in range(300)])
-    child = subprocess.Popen(
-        [sys.executable, "-m", "prefcli", "train", str(file), "--encoder", "tiny", "--text", "raw", "--epochs", "9",
-         "--batch-size", "32", "--max-length", "1024", "--estimate"],
-        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert child.stderr is not None
-    for line in child.stderr:
-        if line.startswith("timing"):
-            break
-    time.sleep(0.2)
-    child.send_signal(signal.SIGINT)
-    messages = child.stderr.read()
-    assert child.wait(60) == 130
-    assert "nothing but caches is left" in messages
-    assert left() == {"many.csv"}
+def test_an_interrupted_estimate_leaves_only_caches(
+    demo_files: Demo, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    step = torch.optim.AdamW.step
+
+    def interrupted_step(optimizer: torch.optim.AdamW, *arguments: Any, **named: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return step(optimizer, *arguments, **named)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", interrupted_step)
+    done = cli("train", demo_files.train, *TINY, "--estimate")
+    assert done.code == 130, done.err
+    assert "nothing but caches is left" in done.err
+    assert left() == set()
