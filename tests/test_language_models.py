@@ -22,10 +22,9 @@ from prefcli.compute import devices
 from prefcli.data.synthetic import Demo
 from prefcli.encoders import adapters
 from prefcli.errors import InputError, ModelError, PrefcliError
-from prefcli.models import neural, pooling, tokens, weights
-from prefcli.models.cross_encoder import CrossEncoder
+from prefcli.models import architectures, neural, tokens, weights
+from prefcli.models.architectures import CrossEncoder, Siamese
 from prefcli.models.packing import Packing, Template
-from prefcli.models.siamese import Siamese
 from prefcli.options import TrainOptions
 from prefcli.reporting import SILENT
 from prefcli.training import loop
@@ -69,7 +68,7 @@ def test_a_language_model_is_recognised_by_its_attention(
 ) -> None:
     for folder, causal in ((language_model, True), (bert_folder, False), (deberta_folder, False)):
         encoder = encoders.make_encoder(encoders.ResolvedModel(folder, ""), 0, seed=0)
-        assert pooling.is_causal(encoder) is causal
+        assert architectures.is_causal(encoder) is causal
         options = TrainOptions(encoder=str(folder), text="raw", max_length=64)
         model = neural.build(options, encoder, encoders.load_tokenizer(folder), 64, devices.place("cpu", "fp32"))
         assert model.module.pooling == ("last" if causal else "mean")
@@ -107,11 +106,11 @@ def test_the_last_token_of_a_span_stands_for_it() -> None:
     hidden = torch.arange(24.0).view(2, 4, 3)
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]])
     spans = torch.tensor([[1, 2], [1, 1]])
-    chosen = pooling.span_mask(spans, mask)
+    chosen = architectures.span_mask(spans, mask)
     assert chosen.tolist() == [[False, False, True, False], [False] * 4]
-    assert pooling.last_token_pool(hidden, chosen).tolist() == [hidden[0, 2].tolist(), [0.0, 0.0, 0.0]]
-    assert pooling.last_token_pool(hidden, mask).tolist() == [hidden[0, 3].tolist(), hidden[1, 1].tolist()]
-    assert pooling.mean_pool(hidden, mask)[0].tolist() == hidden[0, 1:].mean(dim=0).tolist()
+    assert architectures.last_token_pool(hidden, chosen).tolist() == [hidden[0, 2].tolist(), [0.0, 0.0, 0.0]]
+    assert architectures.last_token_pool(hidden, mask).tolist() == [hidden[0, 3].tolist(), hidden[1, 1].tolist()]
+    assert architectures.mean_pool(hidden, mask)[0].tolist() == hidden[0, 1:].mean(dim=0).tolist()
 
 
 def test_the_template_in_words_reads_as_a_text_and_fits_the_budget(language_model: Path) -> None:
@@ -323,7 +322,7 @@ def test_language_models_without_is_causal_are_recognised_by_their_family(kind: 
     from transformers import AutoConfig, AutoModel
 
     with torch.device("meta"):
-        assert pooling.is_causal(AutoModel.from_config(AutoConfig.for_model(kind)))
+        assert architectures.is_causal(AutoModel.from_config(AutoConfig.for_model(kind)))
 
 
 def test_an_encoder_decoder_model_is_refused(demo_files: Demo, bert_folder: Path, cli: Callable[..., Result]) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prefcli import encoders
 from prefcli.battles import make_batch
 from prefcli.models import packing, tokens
-from prefcli.models.input_format import JOINT_INPUT, PAIR_INPUT, InputFormat
+from prefcli.models.packing import JOINT_INPUT, PAIR_INPUT, InputFormat
 
 lengths = st.lists(st.integers(0, 900), min_size=2, max_size=3)
 

@@ -26,6 +26,7 @@ module does not cover (returned attention maps, masks for each query) goes throu
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,63 +67,31 @@ class Segment:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """Where the tokens of a batch are, and their distances: what layers get instead of an attention mask.
-
-    Attributes
-    ----------
-    segments:
-        The sequences, end to end; empty where the batch stays padded.
-    max_length:
-        Of the sequences.
-    buckets:
-        ``[2 * max_length - 1]``: the bucket (row of the relative embeddings, counted from ``first_row``) of each
-        distance i - j, ascending from ``-(max_length - 1)``. None without relative attention.
-    first_row, last_row:
-        The rows of the relative embeddings that any distance here needs.
-    indices:
-        ``[tokens]``: positions in the padded batch; None where the tokens are all of it, in order.
-    padding:
-        ``[tokens]``, True for padding between real tokens; None (as a rule) where there is none.
-    token_mask:
-        ``[batch, length]``, True for real tokens; only where the batch stays padded (GPUs).
-    """
+    """Where the tokens of a batch are, and their distances: what layers get instead of an attention mask."""
 
     segments: tuple[Segment, ...]
+    """The sequences, end to end; empty where the batch stays padded."""
     max_length: int
+    """Of the sequences."""
     buckets: Tensor | None
+    """``[2 * max_length - 1]``: the bucket (row of the relative embeddings, counted from ``first_row``) of each
+    distance i - j, ascending from ``-(max_length - 1)``. None without relative attention."""
     first_row: int = 0
     last_row: int = 0
+    """The rows of the relative embeddings that any distance here needs."""
     indices: Tensor | None = None
+    """``[tokens]``: positions in the padded batch; None where the tokens are all of it, in order."""
     padding: Tensor | None = None
+    """``[tokens]``, True for padding between real tokens; None (as a rule) where there is none."""
     token_mask: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class AttentionInputs:
-    """Projections of a batch: queries (scaled), keys, values ``[batch, length, width]``, and the relative ones.
-
-    Relative keys and queries are ``[2 * max_length - 1, width]`` or None, see :func:`_relative_projections`.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    relative_keys: Tensor | None
-    relative_queries: Tensor | None
-    heads: int
-    dropout: float
+    """``[batch, length]``, True for real tokens; only where the batch stays padded (GPUs)."""
 
 
 def accelerate(encoder: nn.Module, *, batched: bool | None = None) -> str | None:
-    """Make a DeBERTa-v2 or v3 encoder faster, in place.
+    """Make a DeBERTa-v2 or v3 encoder faster, in place; its state dict keeps its keys and tensors.
 
-    Parameters
-    ----------
-    encoder:
-        A ``DebertaV2Model``. Its state dict keeps its keys and tensors.
-    batched:
-        Compute whole padded batches, which suits a GPU, instead of sequence after sequence; by default the device
-        decides.
+    With ``batched`` whole padded batches are computed, which suits a GPU, instead of sequence after sequence; by
+    default the device decides.
 
     Returns
     -------
@@ -195,14 +164,9 @@ class Encoder(original.DebertaV2Encoder):
     ) -> Any:
         if output_attentions or query_states is not None or relative_pos is not None or attention_mask.dim() != 2:
             return super().forward(
-                hidden_states,
-                attention_mask,
-                output_hidden_states=output_hidden_states,
-                output_attentions=output_attentions,
-                query_states=query_states,
-                relative_pos=relative_pos,
-                return_dict=return_dict,
-            )
+                hidden_states, attention_mask, output_hidden_states, output_attentions, query_states, relative_pos,
+                return_dict,
+            )  # fmt: skip
         batched = hidden_states.device.type != "cpu" if self.batched is None else self.batched
         tokens, layout = self._unpad_batch(hidden_states, attention_mask, batched)
         relative = self.get_rel_embedding()
@@ -311,18 +275,15 @@ def _attention(attention: Any, hidden: Tensor, layout: BatchLayout, relative: Te
     scale = 1 / math.sqrt(attention.attention_head_size * terms)
     # The queries are scaled, because they are smaller than the scores. The relative keys meet the scaled queries.
     relative_keys, relative_queries = _relative_projections(attention, layout, relative, scale)
-    inputs = AttentionInputs(
-        query=attention.query_proj(hidden) * scale,
-        key=attention.key_proj(hidden),
-        value=attention.value_proj(hidden),
-        relative_keys=relative_keys,
-        relative_queries=relative_queries,
-        heads=attention.num_attention_heads,
-        dropout=attention.dropout.p if attention.training else 0.0,
-    )
-    if layout.token_mask is not None:
-        return _padded_attention(inputs, layout.token_mask)
-    return _unpadded_attention(inputs, layout)
+    query = attention.query_proj(hidden) * scale
+    projections = (query, attention.key_proj(hidden), attention.value_proj(hidden), relative_keys, relative_queries)
+    compute = _unpadded_attention if layout.token_mask is None else _padded_attention
+    return compute(projections, layout, attention.num_attention_heads, attention.dropout.p * attention.training)
+
+
+Projections = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+"""Queries (scaled), keys, values ``[batch, length, width]``; relative keys and queries ``[2 * max_length - 1, width]``,
+each None if the model has none."""
 
 
 def _relative_projections(
@@ -359,45 +320,41 @@ def _skew(products: Tensor) -> Tensor:
     return flat[:, rows - 1 : -1].unflatten(1, (rows, distances - 1))[:, :, : distances - rows + 1]
 
 
-def _padded_attention(inputs: AttentionInputs, token_mask: Tensor) -> Tensor:
+def _padded_attention(projections: Projections, layout: BatchLayout, heads: int, dropout: float) -> Tensor:
     """Attention for GPUs: all heads of a padded batch at once, in operations that autograd knows.
 
     Checked on CPUs against :func:`_unpadded_attention`; not run on a GPU yet.
     """
-    batch, length, width = inputs.query.shape
-    heads = inputs.heads
-    query, key, value = (
-        x.view(batch, length, heads, -1).transpose(1, 2) for x in (inputs.query, inputs.key, inputs.value)
-    )
+    assert layout.token_mask is not None
+    relative_keys, relative_queries = projections[3:]
+    batch, length, width = projections[0].shape
+    query, key, value = (x.view(batch, length, heads, -1).transpose(1, 2) for x in projections[:3])
 
     def relative_scores(rows: Tensor, relative: Tensor) -> Tensor:
         products = rows @ relative.view(2 * length - 1, heads, -1).permute(1, 2, 0)
         return _skew(products.flatten(0, 1)).unflatten(0, (batch, heads))
 
     bias = torch.zeros((), dtype=query.dtype, device=query.device)
-    if inputs.relative_keys is not None:
-        bias = bias + relative_scores(query, inputs.relative_keys)
-    if inputs.relative_queries is not None:
-        bias = bias + relative_scores(key, inputs.relative_queries).transpose(-1, -2)
-    padding = ~token_mask[:, None, None, :]
+    if relative_keys is not None:
+        bias = bias + relative_scores(query, relative_keys)
+    if relative_queries is not None:
+        bias = bias + relative_scores(key, relative_queries).transpose(-1, -2)
+    padding = ~layout.token_mask[:, None, None, :]
     bias = bias.expand(batch, heads, length, length).masked_fill(padding, torch.finfo(query.dtype).min)
     context = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=bias, dropout_p=inputs.dropout, scale=1.0
+        query, key, value, attn_mask=bias, dropout_p=dropout, scale=1.0
     )
     return context.transpose(1, 2).reshape(batch, length, width)
 
 
-def _unpadded_attention(inputs: AttentionInputs, layout: BatchLayout) -> Tensor:
+def _unpadded_attention(projections: Projections, layout: BatchLayout, heads: int, dropout: float) -> Tensor:
     """Attention for CPUs: sequence after sequence, a few heads at a time.
 
     Half precision is computed in float32, for which a CPU has fast products, and rounded at the end.
     """
-    query = inputs.query
-    by_head = [
-        None if x is None else _by_head(x.reshape(-1, query.shape[-1]), inputs.heads)
-        for x in (query, inputs.key, inputs.value, inputs.relative_keys, inputs.relative_queries)
-    ]
-    masks = DropoutMasks.seeded(inputs.dropout) if inputs.dropout > 0 else None
+    query = projections[0]
+    by_head = [None if x is None else _by_head(x.reshape(-1, query.shape[-1]), heads) for x in projections]
+    masks = DropoutMasks.seeded(dropout) if dropout > 0 else None
     context: Tensor = _AttentionFunction.apply(*by_head, layout, masks)
     return context.transpose(0, 1).reshape(query.shape).to(query.dtype)
 
@@ -432,8 +389,10 @@ class _AttentionFunction(torch.autograd.Function):
         saved: list[Tensor | None] = []
         for segment, heads in _blocks(layout, len(query), dense.uses_onednn(query)):
             q, k, v = (x[heads, segment.rows] for x in (query, key, value))
-            relative = (_own_distances(x, heads, segment, layout) for x in (relative_keys, relative_queries))
-            scores = _scores(q, k, *relative)
+            own_keys, own_queries = _own_distances((relative_keys, relative_queries), heads, segment, layout)
+            scores = _product(q, k.transpose(1, 2))
+            _add_relative(scores, q, own_keys)
+            _add_relative(scores.transpose(1, 2), k, own_queries)
             if segment.padding is not None:
                 scores.masked_fill_(segment.padding, torch.finfo(scores.dtype).min)
             probabilities = torch.softmax(scores, dim=-1)
@@ -457,9 +416,8 @@ class _AttentionFunction(torch.autograd.Function):
         layout: BatchLayout = ctx.layout
         grad_output = grad_output.contiguous()
         grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, value))
-        grad_relative_keys, grad_relative_queries = (
-            None if x is None else torch.zeros_like(x) for x in (relative_keys, relative_queries)
-        )
+        relative = (relative_keys, relative_queries)
+        grad_relative = [None if x is None else torch.zeros_like(x) for x in relative]
         for number, (segment, heads) in enumerate(_blocks(layout, len(query), dense.uses_onednn(query))):
             probabilities, mask = saved[2 * number : 2 * number + 2]
             q, k, v, grad = (x[heads, segment.rows] for x in (query, key, value, grad_output))
@@ -472,17 +430,13 @@ class _AttentionFunction(torch.autograd.Function):
             grad_scores = torch._softmax_backward_data(grad_probabilities, probabilities, -1, probabilities.dtype)
             grad_q = _product(grad_scores, k)
             grad_k = _product_over_rows(grad_scores, q)
-            if relative_keys is not None:
-                own, grad_own = (_own_distances(x, heads, segment, layout) for x in (relative_keys, grad_relative_keys))
-                _add_relative_gradients(grad_scores, q, own, grad_q, grad_own)
-            if relative_queries is not None:
-                own, grad_own = (
-                    _own_distances(x, heads, segment, layout) for x in (relative_queries, grad_relative_queries)
-                )
-                _add_relative_gradients(grad_scores.transpose(1, 2), k, own, grad_k, grad_own)
+            own_keys, own_queries = _own_distances(relative, heads, segment, layout)
+            grad_own_keys, grad_own_queries = _own_distances(grad_relative, heads, segment, layout)
+            _add_relative_gradients(grad_scores, q, own_keys, grad_q, grad_own_keys)
+            _add_relative_gradients(grad_scores.transpose(1, 2), k, own_queries, grad_k, grad_own_queries)
             grad_query[heads, segment.rows] = grad_q
             grad_key[heads, segment.rows] = grad_k
-        return grad_query, grad_key, grad_value, grad_relative_keys, grad_relative_queries, None, None
+        return grad_query, grad_key, grad_value, *grad_relative, None, None
 
 
 def _blocks(layout: BatchLayout, heads: int, onednn: bool) -> list[tuple[Segment, slice]]:
@@ -495,34 +449,28 @@ def _blocks(layout: BatchLayout, heads: int, onednn: bool) -> list[tuple[Segment
     return blocks
 
 
-def _own_distances(relative: Tensor | None, heads: slice, segment: Segment, layout: BatchLayout) -> Any:
-    """The relative keys or queries of the distances in one sequence: a view ``[heads, 2 * length - 1, d]``."""
-    if relative is None:
-        return None
+def _own_distances(
+    relative: Sequence[Tensor | None], heads: slice, segment: Segment, layout: BatchLayout
+) -> list[Tensor | None]:
+    """Of relative keys and queries those of the distances in one sequence: views ``[heads, 2 * length - 1, d]``."""
     beyond = layout.max_length - segment.length
-    return relative[heads, beyond : beyond + 2 * segment.length - 1]
+    return [None if x is None else x[heads, beyond : beyond + 2 * segment.length - 1] for x in relative]
 
 
-def _scores(query: Tensor, key: Tensor, relative_keys: Tensor | None, relative_queries: Tensor | None) -> Tensor:
-    """Scores ``[heads, L, L]`` of queries (scaled) and keys ``[heads, L, d]``."""
-    scores = _product(query, key.transpose(1, 2))
-    if relative_keys is not None:
-        _add_relative(scores, query, relative_keys)
-    if relative_queries is not None:
-        _add_relative(scores.transpose(1, 2), key, relative_queries)
-    return scores
-
-
-def _add_relative(scores: Tensor, rows: Tensor, relative: Tensor) -> None:
+def _add_relative(scores: Tensor, rows: Tensor, relative: Tensor | None) -> None:
     """Add the products of ``rows`` ``[n, L, d]`` with their relative vectors ``[n, 2L-1, d]`` to ``scores``."""
+    if relative is None:
+        return
     for block, distances in _row_blocks(rows.shape[1]):
         scores[:, block] += _skew(_product(rows[:, block], relative[:, distances].transpose(1, 2)))
 
 
 def _add_relative_gradients(
-    grad_scores: Tensor, rows: Tensor, relative: Tensor, grad_rows: Tensor, grad_relative: Tensor
+    grad_scores: Tensor, rows: Tensor, relative: Tensor | None, grad_rows: Tensor, grad_relative: Tensor | None
 ) -> None:
     """The gradient of :func:`_add_relative`, added to ``grad_rows`` and ``grad_relative``."""
+    if relative is None or grad_relative is None:
+        return
     skewed = None
     for block, distances in _row_blocks(rows.shape[1]):
         row_count, distance_count = block.stop - block.start, distances.stop - distances.start

@@ -32,16 +32,7 @@ class Model(Protocol):
 
 
 def load(folder: Path, request: DeviceRequest, *, fast_attention: bool = True, encoder: str | None = None) -> Model:
-    """The model in a run's folder.
-
-    Parameters
-    ----------
-    folder:
-        Of the run, or of one of its folds.
-    request:
-        Device and precision as the user asked.
-    fast_attention, encoder:
-        See :func:`prefcli.models.neural.load`.
+    """The model in the folder of a run or of one of its folds; see :func:`prefcli.models.neural.load`.
 
     Raises
     ------

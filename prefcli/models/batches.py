@@ -16,8 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefcli.models.input_format import InputFormat
-from prefcli.models.packing import Packing, TruncationReport
+from prefcli.models.packing import InputFormat, Packing, TruncationReport
 from prefcli.models.tokens import TokenisedBattles, tokenise
 from prefcli.outcomes import OUTCOMES
 
@@ -56,18 +55,8 @@ def prefetch(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[A
 class BatchedModel:
     """What models of token ids share: battles in, logits out, a few battles at a time.
 
-    Parameters
-    ----------
-    input_format:
-        Which sequences the architecture reads of a battle.
-    tokenizer:
-        Called with texts, gives their token ids.
-    packing:
-        How a battle's fields become sequences.
-    pad_token_id:
-        The token id after the end of a sequence.
-    max_tokens:
-        In one pass, padding included.
+    ``tokenizer`` is called with texts and gives their token ids; ``max_tokens`` are those in one pass, padding
+    included.
     """
 
     def __init__(
@@ -101,8 +90,7 @@ class BatchedModel:
         sequences = [packed for same_position in zip(*per_battle, strict=True) for packed in same_position]
         width = max(len(packed.ids) for packed in sequences)
         input_ids = np.full((len(sequences), width), self.pad_token_id, dtype=np.int64)
-        mask = np.zeros((len(sequences), width), dtype=np.int64)
-        types = np.zeros((len(sequences), width), dtype=np.int64)
+        mask, types = np.zeros_like(input_ids), np.zeros_like(input_ids)
         last_type = self.packing.template.last_type
         for i, packed in enumerate(sequences):
             size = len(packed.ids)
@@ -120,12 +108,7 @@ class BatchedModel:
         raise NotImplementedError
 
     def passes(
-        self,
-        lengths: NDArray[np.int64],
-        rows: NDArray[np.integer],
-        max_battles: int = 0,
-        *,
-        both_orders: bool = False,
+        self, lengths: NDArray[np.int64], rows: NDArray[np.integer], max_battles: int = 0, *, both_orders: bool = False
     ) -> list[tuple[NDArray[np.integer], Orders]]:
         """The forward passes over some battles: positions of the battles, and the orders of their answers.
 
@@ -146,16 +129,9 @@ class BatchedModel:
     def micro_batches(
         self, lengths: NDArray[np.int64], rows: NDArray[np.integer], max_battles: int = 0
     ) -> Iterator[NDArray[np.integer]]:
-        """Split ``rows`` into groups of similar lengths that fit the token budget.
+        """Split the positions ``rows`` into groups of similar lengths that fit the token budget.
 
-        Parameters
-        ----------
-        lengths:
-            Of all battles (:meth:`lengths`).
-        rows:
-            Positions of the battles to group.
-        max_battles:
-            In a group; 0 leaves it to the token budget.
+        ``lengths`` are those of all battles (:meth:`lengths`). Without ``max_battles`` only the budget limits a group.
         """
         budget = self.max_tokens // len(self.input_format.sequences)
         ordered = rows[np.argsort(-lengths[rows], kind="stable")]
@@ -190,8 +166,6 @@ class BatchedModel:
 
         Parameters
         ----------
-        battles:
-            Tokenised battles.
         both_orders:
             Also compute the logits of the battles with A and B swapped.
         done:

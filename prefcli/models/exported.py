@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from prefcli.errors import InputError, ModelError, PrefcliError, one_line
 from prefcli.models.batches import CPU_TOKENS, BatchedModel, Pass
-from prefcli.models.input_format import INPUT_FORMATS, InputFormat
-from prefcli.models.packing import Packing, SequenceTemplate, Template
+from prefcli.models.packing import INPUT_FORMATS, InputFormat, Packing, SequenceTemplate, Template
 from prefcli.models.tokens import TokenisedBattles
 from prefcli.outcomes import OUTCOMES
 
@@ -55,15 +54,7 @@ class FastTokenizer:
 
 
 class ExportedModel(BatchedModel):
-    """Battles in, logits out; see :class:`~prefcli.models.batches.BatchedModel`.
-
-    Parameters
-    ----------
-    session:
-        ONNX Runtime's.
-    input_format, tokenizer, packing, pad_token_id:
-        The exported model's.
-    """
+    """Battles in, logits out, computed by a session of ONNX Runtime."""
 
     def __init__(
         self, session: Any, input_format: InputFormat, tokenizer: Any, packing: Packing, pad_token_id: int
@@ -75,8 +66,9 @@ class ExportedModel(BatchedModel):
             raise ValueError("the graph's inputs and outputs are not those of an exported run")
 
     def inputs(self, battles: TokenisedBattles, rows: NDArray[np.integer], swapped: bool = False) -> dict[str, Any]:
-        arrays = self.arrays(battles, rows, swapped)
-        return {name: by_sequence(arrays[name], len(self.input_format.sequences)) for name in self._input_names}
+        arrays, sequences = self.arrays(battles, rows, swapped), len(self.input_format.sequences)
+        # Rows [sequences * n, ...] as [sequences, n, ...], so that the number of battles is one dynamic axis.
+        return {name: arrays[name].reshape(sequences, -1, *arrays[name].shape[1:]) for name in self._input_names}
 
     def compute(self, prepared: Pass) -> NDArray[np.float64]:
         try:
@@ -94,17 +86,12 @@ class ExportedModel(BatchedModel):
         return logits
 
 
-def by_sequence(array: NDArray[np.int64], sequences: int) -> NDArray[np.int64]:
-    """Rows ``[sequences * n, ...]`` as ``[sequences, n, ...]``, so that the number of battles is one dynamic axis."""
-    return array.reshape(sequences, -1, *array.shape[1:])
-
-
 def export_settings(packing: Packing, pad_token_id: int) -> dict[str, Any]:
     """What a folder must hold beside the graph to make the same sequences, as JSON."""
     template = packing.template
 
     def as_json(sequence: SequenceTemplate) -> dict[str, Any]:
-        return {"leads": [list(prefix) for prefix in sequence.prefixes], "suffix": list(sequence.suffix)}
+        return {"leads": sequence.prefixes, "suffix": sequence.suffix}
 
     return {
         "format": FORMAT,
@@ -134,14 +121,9 @@ def _load_packing(settings: dict[str, Any]) -> Packing:
 
 
 def load(folder: Path, *, device: str = "auto", precision: str = "auto") -> ExportedModel:
-    """The model in an exported folder.
+    """The model in the folder of an export or of one of its folds.
 
-    Parameters
-    ----------
-    folder:
-        Of the export, or of one of its folds.
-    device, precision:
-        As the user asked; an exported model computes on the CPU, in the precision of the export.
+    It computes on the CPU, in the precision of the export.
 
     Raises
     ------
@@ -159,13 +141,9 @@ def load(folder: Path, *, device: str = "auto", precision: str = "auto") -> Expo
             )
         _check_request(folder, device, precision, str(settings["precision"]))
         input_format = INPUT_FORMATS[config["options"]["architecture"]]
-        return ExportedModel(
-            open_session(folder),
-            input_format,
-            FastTokenizer(folder / TOKENIZER),
-            _load_packing(settings["packing"]),
-            int(settings["padding"]),
-        )
+        session, tokenizer = open_session(folder), FastTokenizer(folder / TOKENIZER)
+        packing = _load_packing(settings["packing"])
+        return ExportedModel(session, input_format, tokenizer, packing, int(settings["padding"]))
     except (MemoryError, PrefcliError):
         raise
     except Exception as error:  # untrusted folder: any library error
@@ -201,26 +179,18 @@ def open_session(folder: Path) -> Any:
     except (MemoryError, PrefcliError):
         raise
     except Exception as error:
-        raise ModelError(
-            f"{GRAPH} is damaged, or no model that ONNX Runtime computes: {one_line(error)}",
-            where=str(folder),
-            hint=DAMAGED,
-        ) from None
+        what = f"{GRAPH} is damaged, or no model that ONNX Runtime computes: {one_line(error)}"
+        raise ModelError(what, where=str(folder), hint=DAMAGED) from None
 
 
 def _check_request(folder: Path, device: str, precision: str, exported_precision: str) -> None:
-    if device not in ("auto", "cpu"):
-        raise InputError(
-            f"--device {device}: an exported model computes on the CPU",
-            where=str(folder),
-            hint="Leave --device out, or predict with the run itself.",
-        )
-    if precision not in ("auto", exported_precision):
-        raise InputError(
-            f"--precision {precision}: this model was exported in {exported_precision}",
-            where=str(folder),
-            hint="Leave --precision out, or predict with the run itself.",
-        )
+    for flag, value, possible, what in (
+        ("--device", device, "cpu", "an exported model computes on the CPU"),
+        ("--precision", precision, exported_precision, f"this model was exported in {exported_precision}"),
+    ):
+        if value not in ("auto", possible):
+            hint = f"Leave {flag} out, or predict with the run itself."
+            raise InputError(f"{flag} {value}: {what}", where=str(folder), hint=hint)
 
 
 def _check_weight_files(model: Any, folder: Path) -> None:
@@ -244,18 +214,16 @@ def _tensors(model: Any) -> Iterator[Any]:
     parts = [model.graph, *model.functions]
     while parts:
         part = parts.pop()
+        sparse: list[Any] = []
         if hasattr(part, "initializer"):
             yield from part.initializer
-            yield from _dense(part.sparse_initializer)
+            sparse = [*part.sparse_initializer]
         for attribute in (attribute for node in part.node for attribute in node.attribute):
             yield from (attribute.t, *attribute.tensors)
-            yield from _dense((attribute.sparse_tensor, *attribute.sparse_tensors))
+            sparse += (attribute.sparse_tensor, *attribute.sparse_tensors)
             parts += (attribute.g, *attribute.graphs)
-
-
-def _dense(sparse: Any) -> Iterator[Any]:
-    for tensor in sparse:
-        yield from (tensor.values, tensor.indices)
+        for tensor in sparse:
+            yield from (tensor.values, tensor.indices)
 
 
 def _threads() -> int:

@@ -1,8 +1,7 @@
 """What every neural architecture shares in torch: inputs on a device, forward passes, building, saving and loading.
 
-An architecture is a torch module with ``forward(spans, **inputs) -> logits [n, 3]`` and an ``input_format``
-(:mod:`prefcli.models.input_format`); see :mod:`.siamese`. :class:`NeuralModel` adds a tokenizer, a device and a budget;
-batches are made by :mod:`prefcli.models.batches`.
+An architecture (:mod:`.architectures`) is a torch module with ``forward(spans, **inputs) -> logits [n, 3]``;
+:class:`NeuralModel` adds a tokenizer, a device and a budget. Batches are made by :mod:`.batches`.
 """
 
 from __future__ import annotations
@@ -25,16 +24,12 @@ from prefcli.compute.devices import Placement
 from prefcli.encoders import adapters
 from prefcli.errors import InputError, ModelError, PrefcliError, one_line
 from prefcli.models import weights
+from prefcli.models.architectures import ARCHITECTURES, is_causal
 from prefcli.models.batches import CPU_TOKENS, GPU_TOKENS, BatchedModel, Pass
-from prefcli.models.cross_encoder import CrossEncoder
 from prefcli.models.packing import MIN_TEXT_TOKENS, Packing
-from prefcli.models.pooling import is_causal
-from prefcli.models.siamese import Siamese
 from prefcli.models.tokens import TokenisedBattles
 from prefcli.options import TrainOptions
 from prefcli.storage import files, runs
-
-ARCHITECTURES: dict[str, Any] = {"siamese": Siamese, "cross-encoder": CrossEncoder}
 
 WEIGHTS = "model.safetensors"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -46,9 +41,9 @@ class NeuralModel(BatchedModel):
     Parameters
     ----------
     module:
-        The architecture's module, on the device.
+        The architecture's module, on the placement's device.
     tokenizer:
-        The encoder's tokenizer.
+        The encoder's.
     packing:
         How a battle's fields become sequences.
     placement:
@@ -79,19 +74,11 @@ class NeuralModel(BatchedModel):
         """The module's input for some battles: tensors on the host."""
         tensors = {name: torch.from_numpy(array) for name, array in self.arrays(battles, rows, swapped).items()}
         if self.placement.device.type == "cuda":  # pinned memory is copied to the GPU while it computes
-            return {name: tensor.pin_memory() for name, tensor in tensors.items()}
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return tensors
 
     def forward(self, module: torch.nn.Module, prepared: Pass) -> Tensor:
-        """Logits ``[len(orders) * n, 3]`` of one pass: all battles in the first order, then all in the second.
-
-        Parameters
-        ----------
-        module:
-            This model's module, or what wraps it (DistributedDataParallel).
-        prepared:
-            From :meth:`prepare`.
-        """
+        """:meth:`compute` with gradients; ``module`` is this model's, or what wraps it (DistributedDataParallel)."""
         device = self.placement.device
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in prepared.inputs.items()}
         both = {"both_orders": True} if len(prepared.orders) == 2 else {}
@@ -138,14 +125,10 @@ def build(
 
     Parameters
     ----------
-    options:
-        Architecture, its options, truncation and adapters.
-    encoder, tokenizer:
-        From :mod:`prefcli.encoders`.
+    options, encoder, tokenizer, placement:
+        The encoder is changed in place: adapted, accelerated.
     max_length:
         Tokens in one sequence, as the encoder allows.
-    placement:
-        Device and precision.
     stays_on_host:
         Leave the weights on the host, because sharding moves them to the device.
 
@@ -202,10 +185,8 @@ def load(folder: Path, placement: Placement, *, fast_attention: bool = True, enc
 
     Parameters
     ----------
-    folder:
-        The run's.
-    placement:
-        Device and precision.
+    folder, placement:
+        The run's folder; device and precision.
     fast_attention:
         Whether the encoder is computed by :func:`prefcli.encoders.accelerate`, however it was trained.
     encoder:
@@ -234,25 +215,17 @@ def load(folder: Path, placement: Placement, *, fast_attention: bool = True, enc
         model = build(options, backbone, tokenizer, int(config["resolved"]["max_length"]), placement)
         weights.load_state_dict(model.module, weights.load(folder / WEIGHTS))
         model.module.eval()
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"the run has no {Path(error.filename or WEIGHTS).name}",
-            where=str(folder),
-            hint="Its training did not finish: continue it with prefcli train --resume.",
-        ) from None
-    except SafetensorError as error:
-        raise ModelError(
-            f"{WEIGHTS} is damaged, or not safetensors at all, and was not run: {error}",
-            where=str(folder),
-            hint="Train it again.",
-        ) from None
+        return model
     except (MemoryError, PrefcliError):
         raise
     except Exception as error:  # untrusted folder: any library error
-        raise ModelError(
-            f"the run cannot be loaded: {one_line(error)}", where=str(folder), hint="Train it again."
-        ) from None
-    return model
+        what, hint = f"the run cannot be loaded: {one_line(error)}", "Train it again."
+        if isinstance(error, FileNotFoundError):
+            what = f"the run has no {Path(error.filename or WEIGHTS).name}"
+            hint = "Its training did not finish: continue it with prefcli train --resume."
+        elif isinstance(error, SafetensorError):
+            what = f"{WEIGHTS} is damaged, or not safetensors at all, and was not run: {error}"
+        raise ModelError(what, where=str(folder), hint=hint) from None
 
 
 def save_adapters(folder: Path, options: TrainOptions) -> None:
@@ -265,15 +238,15 @@ def save_adapters(folder: Path, options: TrainOptions) -> None:
 def describe_base(name: str, located: encoders.ResolvedModel) -> dict[str, str]:
     """What a run of adapters records of the encoder that they belong to."""
     assert located.folder is not None
-    is_folder = Path(name).expanduser().is_dir()
+    path = Path(name).expanduser()
     return {
-        "encoder": str(Path(name).expanduser().absolute()) if is_folder else name,
+        "encoder": str(path.absolute()) if path.is_dir() else name,
         "identity": encoders.fingerprint(located.folder),
     }
 
 
 def resolve_base(base: Mapping[str, str], moved_to: str | None, run: Path, *, network: bool) -> encoders.ResolvedModel:
-    """The encoder that a run's adapters belong to.
+    """The encoder that the adapters of the folder ``run`` belong to.
 
     Parameters
     ----------
@@ -281,8 +254,6 @@ def resolve_base(base: Mapping[str, str], moved_to: str | None, run: Path, *, ne
         From :func:`describe_base`.
     moved_to:
         Its folder or name now; None if it has not moved.
-    run:
-        The run's folder.
     network:
         Whether the hub may be asked for it.
 

@@ -1,10 +1,13 @@
 """Fields -> sequences for an encoder, under a budget of tokens, and what was cut, field by field.
 
 Sequences are put together from a battle's tokenised fields (prompt, response A, response B) when a batch is made
-(:class:`Packing`). A sequence longer than the budget is cut by one rule, :func:`allocate_budget`: what a short field
-does not need goes to the long ones. So no field is ever removed, and :class:`TruncationReport` says what was lost.
-Which tokens a cut field keeps is the ``truncation``: its ``head``, as Hugging Face does it, or ``head-tail``: the last
-turns of a long conversation, and the beginning and the end of a long turn, with a visible mark between them.
+(:class:`Packing`); which fields each has depends on the architecture (:class:`InputFormat`). A sequence longer than the
+budget is cut by one rule, :func:`allocate_budget`: what a short field does not need goes to the long ones. So no field
+is ever removed, and :class:`TruncationReport` says what was lost. Which tokens a cut field keeps is the ``truncation``:
+its ``head``, as Hugging Face does it, or ``head-tail``: the last turns of a long conversation, and the beginning and
+the end of a long turn, with a visible mark between them.
+
+No torch here: exported models use the same code.
 """
 
 from __future__ import annotations
@@ -71,18 +74,6 @@ class TruncationReport:
     tokens_cut: dict[str, int]
     """Per field: prompt, response_a, response_b."""
 
-    @staticmethod
-    def from_kept(battles: TokenisedBattles, kept: NDArray[np.int64]) -> TruncationReport:
-        """What is lost when each field keeps ``kept`` tokens, shape ``[n, 3]``."""
-        lengths = np.stack([column.lengths for column in battles.columns], axis=1)
-        lost = lengths - kept
-        return TruncationReport(
-            battles=len(battles),
-            battles_cut=int((lost > 0).any(axis=1).sum()),
-            tokens=int(lengths.sum()),
-            tokens_cut=dict(zip(TEXT_FIELDS, lost.sum(axis=0).tolist(), strict=True)),
-        )
-
     def __str__(self) -> str:
         if not self.battles_cut:
             return "nothing was cut"
@@ -129,21 +120,14 @@ class SequenceTemplate:
 
 @dataclass(frozen=True)
 class Template:
-    """What stands around the fields: the special tokens of an encoder, or words for a language model.
-
-    Attributes
-    ----------
-    pair:
-        For a prompt and one answer.
-    both:
-        For a prompt and both answers.
-    last_type:
-        The token type of the last field, or None when the tokenizer has no token types.
-    """
+    """What stands around the fields: the special tokens of an encoder, or words for a language model."""
 
     pair: SequenceTemplate
+    """For a prompt and one answer."""
     both: SequenceTemplate
+    """For a prompt and both answers."""
     last_type: int | None
+    """The token type of the last field; None if the tokenizer has no token types."""
 
     @staticmethod
     def from_tokenizer(tokenizer: Any, kind: str = "tokens") -> Template:
@@ -196,31 +180,20 @@ def _index_of(ids: list[int], part: list[int], start: int) -> int:
 
 @dataclass(frozen=True)
 class Packing:
-    """How fields become sequences.
-
-    Attributes
-    ----------
-    template:
-        What stands around the fields.
-    max_length:
-        Tokens in one sequence, special ones included.
-    truncation:
-        ``head`` or ``head-tail``.
-    mark:
-        Token ids of :data:`MARK`; empty with ``head``.
-    """
+    """How fields become sequences."""
 
     template: Template
     max_length: int
+    """Tokens in one sequence, special ones included."""
     truncation: str
+    """``head`` or ``head-tail``."""
     mark: Ids
+    """Token ids of :data:`MARK`; empty with ``head``."""
 
     @staticmethod
     def from_tokenizer(tokenizer: Any, max_length: int, truncation: str = "head", template: str = "tokens") -> Packing:
-        mark = token_ids(tokenizer, [MARK])[0] if truncation == "head-tail" else []
-        return Packing(
-            Template.from_tokenizer(tokenizer, template), max_length, truncation, np.array(mark, dtype=np.int32)
-        )
+        mark = np.array(token_ids(tokenizer, [MARK])[0] if truncation == "head-tail" else [], dtype=np.int32)
+        return Packing(Template.from_tokenizer(tokenizer, template), max_length, truncation, mark)
 
     @property
     def by_turn(self) -> bool:
@@ -255,17 +228,56 @@ class Packing:
         return np.where(kept < lengths, np.maximum(kept - len(self.mark), 0), kept)
 
 
+@dataclass(frozen=True)
+class InputFormat:
+    """Which sequences an architecture reads of a battle, how long they are, and what they lose."""
+
+    sequences: tuple[tuple[int, ...], ...]
+    """For each sequence the fields in it: 0 is the prompt, 1 answer A, 2 answer B."""
+
+    @property
+    def encodes_answers_separately(self) -> bool:
+        """Whether each answer has a sequence of its own: both orders then need one pass through the encoder."""
+        return len(self.sequences) > 1
+
+    def pack(self, packing: Packing, fields: tuple[Field, Field, Field]) -> list[Packed]:
+        """The sequences of one battle."""
+        return [packing.pack([fields[i] for i in sequence]) for sequence in self.sequences]
+
+    def lengths(self, packing: Packing, battles: TokenisedBattles) -> NDArray[np.int64]:
+        """Length of the longest sequence of each battle, shape ``[n]``."""
+        columns = battles.columns
+        return np.max([packing.lengths(*(columns[i] for i in sequence)) for sequence in self.sequences], axis=0)
+
+    def truncation_report(self, packing: Packing, battles: TokenisedBattles) -> TruncationReport:
+        """What no sequence holds."""
+        columns = battles.columns
+        lengths = np.stack([column.lengths for column in columns], axis=1)
+        kept = np.zeros_like(lengths)
+        for sequence in self.sequences:
+            fields = list(sequence)
+            kept[:, fields] = np.maximum(kept[:, fields], packing.kept_tokens(*(columns[i] for i in fields)))
+        lost = lengths - kept
+        return TruncationReport(
+            battles=len(battles),
+            battles_cut=int((lost > 0).any(axis=1).sum()),
+            tokens=int(lengths.sum()),
+            tokens_cut=dict(zip(TEXT_FIELDS, lost.sum(axis=0).tolist(), strict=True)),
+        )
+
+
+PAIR_INPUT = InputFormat(((0, 1), (0, 2)))
+"""The prompt with either answer."""
+JOINT_INPUT = InputFormat(((0, 1, 2),))
+"""The prompt and both answers."""
+
+INPUT_FORMATS = {"siamese": PAIR_INPUT, "cross-encoder": JOINT_INPUT}
+
+
 def head_and_tail(field: Field, size: int, mark: Ids) -> Ids:
     """What remains of a field that is too long: its last turns, and the beginning and the end of a turn that is cut.
 
-    Parameters
-    ----------
-    field:
-        Longer than ``size`` tokens.
-    size:
-        Tokens to keep, marks included.
-    mark:
-        Stands wherever something was left out, as far as it fits.
+    Of more than ``size`` tokens so many are kept, with ``mark`` wherever something was left out, as far as it fits.
     """
     pieces: list[Ids] = []
     left, end = size, len(field.ids)

@@ -30,23 +30,9 @@ COLUMNS = (*TEXT_FIELDS, *(f"{name}_turns" for name in TEXT_FIELDS))
 def cached_tokens(
     data: TrainingData, tokenizer: Any, workspace: Workspace, reporter: Reporter, *, by_turn: bool
 ) -> TokenisedBattles:
-    """Token ids of the training data's battles, through the stage ``tokens``.
-
-    Parameters
-    ----------
-    data:
-        The battles.
-    tokenizer:
-        A Hugging Face tokenizer. One without a definition of its own (written in Python) is not cached.
-    workspace:
-        Where the stage is.
-    reporter:
-        Shows progress and how many tokens there are.
-    by_turn:
-        See :func:`prefcli.models.tokens.tokenise`.
-    """
+    """Token ids of the training data's battles (:func:`.tokens.tokenise`), through the stage ``tokens``."""
     definition = getattr(tokenizer, "backend_tokenizer", None)
-    if definition is None:
+    if definition is None:  # tokenizers written in Python have none, so they cannot be told apart
         with reporter.track("tokenising", len(data)) as progress:
             return tokenise(tokenizer, data.batches(), progress, by_turn=by_turn)
 

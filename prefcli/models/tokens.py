@@ -80,23 +80,15 @@ class Field:
 
 @dataclass(frozen=True)
 class TokenisedBattles:
-    """Battles as token ids: what neural models train on and predict.
-
-    Attributes
-    ----------
-    prompt, response_a, response_b:
-        Token ids of each field, without special tokens.
-    labels:
-        Shape ``[n]``, -1 where unknown.
-    turns:
-        For each field the tokens in every turn; None where turns were joined before they were tokenised.
-    """
+    """Battles as token ids, without special tokens: what neural models train on and predict."""
 
     prompt: Ragged
     response_a: Ragged
     response_b: Ragged
     labels: NDArray[np.int64]
+    """Shape ``[n]``, -1 where unknown."""
     turns: tuple[Ragged, Ragged, Ragged] | None = None
+    """For each field the tokens in every turn; None where turns were joined before they were tokenised."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -116,28 +108,17 @@ class TokenisedBattles:
     def take(self, rows: NDArray[np.integer]) -> TokenisedBattles:
         """The battles at these positions, in this order."""
         prompt, a, b = (column.take(rows) for column in self.columns)
-        turns = None
-        if self.turns is not None:
-            turns = (self.turns[0].take(rows), self.turns[1].take(rows), self.turns[2].take(rows))
+        turns = self.turns and (self.turns[0].take(rows), self.turns[1].take(rows), self.turns[2].take(rows))
         return TokenisedBattles(prompt, a, b, self.labels[rows], turns)
 
 
 def tokenise(
     tokenizer: Any, batches: Iterable[pa.RecordBatch], progress: Progress | None = None, *, by_turn: bool = False
 ) -> TokenisedBattles:
-    """Tokenise every field of every battle once.
+    """Tokenise every field of every battle of canonical batches once.
 
-    Parameters
-    ----------
-    tokenizer:
-        A Hugging Face tokenizer.
-    batches:
-        Canonical record batches.
-    progress:
-        Advanced by the number of battles done.
-    by_turn:
-        Tokenise every turn by itself, so that the turns are known when a conversation is cut; otherwise the turns are
-        joined first.
+    With ``by_turn`` every turn by itself, so that the turns are known when a conversation is cut; otherwise the turns
+    are joined first. ``progress`` is advanced by the number of battles done.
     """
     empty = Ragged(np.empty(0, np.int32), np.zeros(1, np.int64))
     columns: dict[str, list[Ragged]] = {name: [empty] for name in TEXT_FIELDS}

@@ -17,13 +17,4 @@ from prefcli.models.features.booster import SMALL_DATASET
 from prefcli.models.features.model import BOOSTER, MANIFEST, WEIGHTS, FeaturesModel, fit, load
 from prefcli.models.features.names import COLUMNS
 
-__all__ = [
-    "BOOSTER",
-    "COLUMNS",
-    "MANIFEST",
-    "SMALL_DATASET",
-    "WEIGHTS",
-    "FeaturesModel",
-    "fit",
-    "load",
-]
+__all__ = ["BOOSTER", "COLUMNS", "MANIFEST", "SMALL_DATASET", "WEIGHTS", "FeaturesModel", "fit", "load"]

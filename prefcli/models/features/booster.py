@@ -93,16 +93,12 @@ def train(
 
     Parameters
     ----------
-    rows:
-        n battles, then the same battles swapped; shape ``[2n, len(COLUMNS)]``.
-    targets:
-        Of the rows, shape ``[2n, 3]``.
+    rows, targets:
+        Of n battles, then of the same battles swapped; shapes ``[2n, len(COLUMNS)]`` and ``[2n, 3]``.
     folds:
         Positions of the battles to train on and of those to evaluate on.
-    seed, threads:
+    seed, threads, progress:
         See :func:`.model.fit`.
-    progress:
-        Called after every round.
     """
     lightgbm = import_lightgbm()
     battles = len(rows) // 2
@@ -125,9 +121,8 @@ def train(
     length = min(map(len, curves))
     best = int(np.mean([curve[:length] for curve in curves], axis=0).argmin()) + 1
     everything = dataset(rows, targets, np.arange(len(rows)))
-    booster: Booster = lightgbm.train(
-        parameters, everything, best, callbacks=[_round_reporter("training", best, progress)]
-    )
+    reporter = _round_reporter("training", best, progress)
+    booster: Booster = lightgbm.train(parameters, everything, best, callbacks=[reporter])
     return booster
 
 
@@ -135,13 +130,8 @@ def dataset(rows: Table, targets: NDArray[np.float32], positions: NDArray[np.int
     """A LightGBM data set in which a row occurs once for every outcome it has a share of, weighted by that share."""
     occurrence, labels = np.nonzero(targets[positions] > 0)
     positions = positions[occurrence]
-    return import_lightgbm().Dataset(
-        rows[positions],
-        labels,
-        weight=targets[positions, labels],
-        params={"max_bin": 63, "verbosity": -1},
-        free_raw_data=True,
-    )
+    weights = targets[positions, labels]
+    return import_lightgbm().Dataset(rows[positions], labels, weight=weights, params={"max_bin": 63, "verbosity": -1})
 
 
 def _round_reporter(what: str, total: int, progress: Progress) -> Callable[[Any], None]:

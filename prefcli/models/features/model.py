@@ -41,24 +41,16 @@ MIN_PROBABILITY = 1e-12
 
 @dataclass(frozen=True)
 class FeaturesModel:
-    """A trained model.
-
-    Attributes
-    ----------
-    word_weights:
-        Weight of each bucket of :attr:`.statistics.Features.words`; shape ``[BUCKETS]``, float32.
-    prior:
-        Probabilities of A, B and tie before anything is known; the first two are equal. Shape ``[3]``.
-    booster:
-        LightGBM's model; None where the prior is all there is.
-    threads:
-        Of LightGBM when predicting; 0 is as many as there are cores.
-    """
+    """A trained model."""
 
     word_weights: NDArray[np.float32]
+    """Weight of each bucket of :attr:`.statistics.Features.words`; shape ``[BUCKETS]``."""
     prior: Array
+    """Probabilities of A, B and tie before anything is known; the first two are equal. Shape ``[3]``."""
     booster: Booster | None
+    """LightGBM's model; None where the prior is all there is."""
     threads: int = 0
+    """Of LightGBM when predicting; 0 is as many as there are cores."""
 
     def probabilities(self, battles: Features) -> Array:
         """Probabilities ``[n, 3]``, the mean over both orders of the answers."""
@@ -168,16 +160,8 @@ def _check_manifest(manifest: Any, folder: Path) -> None:
 def table(battles: Features, scores: Array, *, swapped: bool = False) -> Table:
     """The booster's input, :data:`.names.COLUMNS` of n battles; shape ``[n, len(COLUMNS)]``, float32.
 
-    Swapping A and B permutes their columns and negates those of A - B, exactly.
-
-    Parameters
-    ----------
-    battles:
-        n battles.
-    scores:
-        Of their words, shape ``[n]``.
-    swapped:
-        Whether A and B are swapped.
+    ``scores`` are those of the battles' words, shape ``[n]``. Swapping A and B permutes their columns and negates those
+    of A - B, exactly.
     """
     a, b = battles.answers[:, 0], battles.answers[:, 1]
     if swapped:

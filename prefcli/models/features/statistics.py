@@ -56,24 +56,16 @@ LONG_WORD = 6
 
 @dataclass(frozen=True)
 class Features:
-    """Numbers about n battles.
-
-    Attributes
-    ----------
-    prompt:
-        :data:`TEXT_STATISTICS` of the prompts; shape ``[n, len(TEXT_STATISTICS)]``.
-    answers:
-        :data:`ANSWER_STATISTICS` of A and B; shape ``[n, 2, len(ANSWER_STATISTICS)]``.
-    pair:
-        :data:`PAIR_STATISTICS`; shape ``[n, len(PAIR_STATISTICS)]``.
-    words:
-        How much more often A has the words and word pairs of each bucket than B, sparse; shape ``[n, BUCKETS]``.
-    """
+    """Numbers about n battles."""
 
     prompt: Statistics
+    """:data:`TEXT_STATISTICS` of the prompts; shape ``[n, len(TEXT_STATISTICS)]``."""
     answers: Statistics
+    """:data:`ANSWER_STATISTICS` of A and B; shape ``[n, 2, len(ANSWER_STATISTICS)]``."""
     pair: Statistics
+    """:data:`PAIR_STATISTICS`; shape ``[n, len(PAIR_STATISTICS)]``."""
     words: csr_matrix
+    """How much more often A has the words and word pairs of each bucket than B, sparse; shape ``[n, BUCKETS]``."""
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -109,8 +101,7 @@ def _chunks(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """The batch in slices of about :data:`CHUNK_BYTES` of text; at least one, perhaps empty."""
     sizes = np.zeros(batch.num_rows + 1, dtype=np.int64)
     for name in TEXT_FIELDS:
-        lengths = pc.binary_length(_join_turns(batch.column(name)))
-        sizes[1:] += lengths.to_numpy(zero_copy_only=False)
+        sizes[1:] += pc.binary_length(_join_turns(batch.column(name))).to_numpy(zero_copy_only=False)
     offsets = np.cumsum(sizes)
     start = 0
     while start < batch.num_rows or start == 0:
@@ -164,18 +155,16 @@ def _count_turns(column: pa.ListArray) -> Numbers:
 
 @dataclass(frozen=True)
 class _TextCounts:
-    """What the statistics are computed from: each text's bytes, words and distinct n-grams of words.
-
-    ``ngrams`` holds for 1, 2 and 3 words the distinct keys (see :func:`.textbytes.keys`) and their counts;
-    ``long_words`` the keys of distinct words of at least :data:`LONG_WORD` bytes.
-    """
+    """What the statistics are computed from: each text's bytes, words and distinct n-grams of words."""
 
     texts: Texts
     prefix_hashes: PrefixHashes
     words: Words
     histogram: Numbers
     ngrams: tuple[tuple[Hashes, Numbers], ...]
+    """For 1, 2 and 3 words the distinct keys (:func:`.textbytes.keys`) and their counts."""
     long_words: Hashes
+    """Keys of the distinct words of at least :data:`LONG_WORD` bytes."""
 
     @staticmethod
     def from_texts(texts: Texts) -> _TextCounts:
@@ -440,31 +429,23 @@ def _overlap_statistics(counts: _TextCounts, n: int) -> tuple[Statistics, Statis
     answers = []
     for start in (n, 2 * n):
         word, pair, long = (_overlap(keys, 0, start, n) for keys in (words, pairs, counts.long_words))
-        answers.append(
-            np.stack(
-                [
-                    _ratio(word.both, word.first), _ratio(word.both, word.second), word.jaccard,
-                    _ratio(long.both, long.first), _ratio(long.both, long.second),
-                    _ratio(pair.both, pair.first), _ratio(pair.both, pair.second),
-                    byte_cosine(0, start), beyond_ascii[start : start + n] - beyond_ascii[:n],
-                ],
-                axis=1,
-            )
-        )  # fmt: skip
+        answers.append([
+            _ratio(word.both, word.first), _ratio(word.both, word.second), word.jaccard,
+            _ratio(long.both, long.first), _ratio(long.both, long.second),
+            _ratio(pair.both, pair.first), _ratio(pair.both, pair.second),
+            byte_cosine(0, start), beyond_ascii[start : start + n] - beyond_ascii[:n],
+        ])  # fmt: skip
     word = _overlap(words, n, 2 * n, n, times)
     pair, long = (_overlap(keys, n, 2 * n, n) for keys in (pairs, counts.long_words))
     squares = np.bincount(textbytes.rows_of(words), times**2, 3 * n)
     sizes = np.log1p(np.diff(counts.texts.offsets))
-    between_answers = np.stack(
-        [
-            word.jaccard, pair.jaccard, long.jaccard, _ratio(word.both, np.minimum(word.first, word.second)),
-            word.products / np.maximum(np.sqrt(squares[n : 2 * n] * squares[2 * n :]), 1),
-            byte_cosine(n, 2 * n), np.zeros(n), _common_first_words(counts.words, n),
-            np.abs(sizes[n : 2 * n] - sizes[2 * n :]),
-        ],
-        axis=1,
-    )  # fmt: skip
-    return np.concatenate(answers).astype(np.float32), between_answers.astype(np.float32)
+    between_answers = [
+        word.jaccard, pair.jaccard, long.jaccard, _ratio(word.both, np.minimum(word.first, word.second)),
+        word.products / np.maximum(np.sqrt(squares[n : 2 * n] * squares[2 * n :]), 1),
+        byte_cosine(n, 2 * n), np.zeros(n), _common_first_words(counts.words, n),
+        np.abs(sizes[n : 2 * n] - sizes[2 * n :]),
+    ]  # fmt: skip
+    return np.concatenate(answers, axis=1).T.astype(np.float32), np.stack(between_answers, axis=1).astype(np.float32)
 
 
 def _common_first_words(words: Words, n: int) -> NDArray[np.float64]:

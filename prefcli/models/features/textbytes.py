@@ -12,6 +12,7 @@ two words. That of other scripts (the Arabic comma, for example) belongs to the 
 from __future__ import annotations
 
 import functools
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,32 +40,19 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)
 _INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
 
 
-def _folded() -> Bytes:
-    """What each byte counts as in a hash: capitals as small letters, every digit as 0."""
-    table = np.arange(256, dtype=np.uint8)
-    table[0] = 0xFF  # a byte that UTF-8 does not have; 0 would add nothing to a hash
-    table[ord("A") : ord("Z") + 1] += 32
-    table[ord("0") : ord("9") + 1] = ord("0")
-    return table
+# 0 is replaced by a byte that UTF-8 does not have, because it would add nothing to a hash.
+_FOLDS = bytes.maketrans(b"\x00" + b"123456789", b"\xff" + b"000000000")
+_FOLDED: Bytes = np.frombuffer(bytes(range(256)).lower().translate(_FOLDS), dtype=np.uint8)
+"""What each byte counts as in a hash: capitals as small letters, every digit as 0."""
 
+_WORD_BYTES: Flags = np.isin(np.arange(256), [*(string.ascii_letters + string.digits).encode(), *range(0x80, 0x100)])
+"""Which bytes are parts of words."""
 
-def _word_bytes() -> Flags:
-    """Which bytes are parts of words."""
-    table = np.zeros(256, dtype=bool)
-    for first, last in (("0", "9"), ("A", "Z"), ("a", "z"), ("\x80", "\xff")):
-        table[ord(first) : ord(last) + 1] = True
-    return table
+_SINGLE_WORDS: Bytes = np.zeros(256, dtype=np.uint8)
+_SINGLE_WORDS[0xE3:0xEE], _SINGLE_WORDS[0xF0:0xF8] = 3, 4
+"""By a character's first byte its length in bytes, if it is a word by itself; 0 for others.
 
-
-def _single_words() -> Bytes:
-    """By a character's first byte its length in bytes, if it is a word by itself; 0 for others.
-
-    U+3000 to U+D7FF (kana, Han, Hangul) have first bytes E3 to ED, characters beyond U+FFFF F0 and above.
-    """
-    table = np.zeros(256, dtype=np.uint8)
-    table[0xE3:0xEE] = 3
-    table[0xF0:0xF8] = 4
-    return table
+U+3000 to U+D7FF (kana, Han, Hangul) have first bytes E3 to ED, characters beyond U+FFFF F0 and above."""
 
 
 def _separators() -> Flags:
@@ -83,30 +71,25 @@ def _separators() -> Flags:
     return table
 
 
-_FOLDED, _WORD_BYTES, _SINGLE_WORDS, _SEPARATORS = _folded(), _word_bytes(), _single_words(), _separators()
+_SEPARATORS = _separators()
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts one after the other.
-
-    Attributes
-    ----------
-    data:
-        UTF-8, each text between two line breaks, so that every line has one on both sides.
-    offsets:
-        Text ``i`` with its line breaks is ``data[offsets[i]:offsets[i + 1]]``; shape ``[n + 1]``.
-    """
+    """Texts one after the other."""
 
     data: Bytes
+    """UTF-8, each text between two line breaks, so that every line has one on both sides."""
     offsets: Numbers
+    """Text ``i`` with its line breaks is ``data[offsets[i]:offsets[i + 1]]``; shape ``[n + 1]``."""
 
     @staticmethod
     def from_arrow(texts: pa.Array) -> Texts:
         """From strings without nulls; of those longer than :data:`MAX_BYTES` the beginning."""
         raw = texts.cast(pa.large_binary())
         if len(raw) and (pc.max(pc.binary_length(raw)).as_py() or 0) > MAX_BYTES:
-            raw = pa.array([_beginning(text) for text in raw.to_pylist()], pa.large_binary())
+            beginnings = (text[:MAX_BYTES].decode("utf-8", "ignore") for text in raw.to_pylist())  # whole characters
+            raw = pa.array([text.encode() for text in beginnings], pa.large_binary())
         line_break = pa.scalar(b"\n", pa.large_binary())
         framed = pc.binary_join_element_wise(line_break, raw, line_break, pa.scalar(b"", pa.large_binary()))
         offsets = np.frombuffer(framed.buffers()[1], dtype=np.int64)[framed.offset : framed.offset + len(framed) + 1]
@@ -129,14 +112,6 @@ class Texts:
         cells = np.repeat(np.arange(len(self), dtype=np.int64) << 8, np.diff(self.offsets))
         cells += self.data
         return np.bincount(cells, minlength=len(self) << 8).reshape(len(self), 256)
-
-
-def _beginning(text: bytes) -> bytes:
-    """At most :data:`MAX_BYTES` bytes of UTF-8, ending with a whole character."""
-    end = min(len(text), MAX_BYTES)
-    while end < len(text) and text[end] & 0xC0 == 0x80:
-        end -= 1
-    return text[:end]
 
 
 @dataclass(frozen=True)
@@ -165,22 +140,15 @@ class PrefixHashes:
 
 @dataclass(frozen=True)
 class Words:
-    """The words of some texts in their order; arrays of shape ``[w]``.
-
-    Attributes
-    ----------
-    text:
-        The number of the text that the word is in, ascending.
-    starts, ends:
-        Where it begins and ends in ``Texts.data``.
-    hashes:
-        See :class:`PrefixHashes`.
-    """
+    """The words of some texts in their order; arrays of shape ``[w]``."""
 
     text: Numbers
+    """The number of the text that the word is in, ascending."""
     starts: Numbers
     ends: Numbers
+    """Where it begins and ends in ``Texts.data``."""
     hashes: Hashes
+    """See :class:`PrefixHashes`."""
 
     @staticmethod
     def from_texts(texts: Texts, prefix_hashes: PrefixHashes) -> Words:

@@ -21,14 +21,9 @@ CG_STEPS = 12
 
 
 def word_scores(words: csr_matrix, weights: NDArray[np.floating]) -> Array:
-    """How much better A's words are than B's; shape ``[n]``. Negated exactly when A and B are swapped.
+    """How much better A's words (:attr:`.statistics.Features.words`) are than B's by the weights of their buckets.
 
-    Parameters
-    ----------
-    words:
-        :attr:`.statistics.Features.words` of n battles.
-    weights:
-        Of each bucket of words.
+    Shape ``[n]``. Negated exactly when A and B are swapped.
     """
     return (words @ weights.astype(np.float64)) * _row_scale(words)
 
@@ -45,16 +40,8 @@ def cross_fit(
 ) -> tuple[NDArray[np.float32], Array]:
     """Weights of the words, and scores of the training battles by models that did not see their prompts.
 
-    Parameters
-    ----------
-    words:
-        :attr:`.statistics.Features.words` of n battles.
-    margins:
-        Probability of A minus probability of B, shape ``[n]``.
-    folds:
-        Positions of the battles to train on and of those to score.
-    progress:
-        Called after every fit.
+    ``margins`` are the probability of A minus that of B, shape ``[n]``; ``folds`` the positions of the battles to train
+    on and of those to score.
     """
     scores = np.zeros(len(margins))
     for number, (inside, outside) in enumerate(folds):
