@@ -153,7 +153,7 @@ def test_turns_are_joined_and_null_turns_skipped(bert_folder: Path) -> None:
     columns = {name: pa.array([["clear", None, "step"]], pa.list_(pa.string())) for name in packing.TEXT_FIELDS}
     batch = make_batch({"id": pa.array(["1"]), **columns})
     battles = tokens.tokenise(tokenizer, [batch])
-    assert battles.prompt[0].tolist() == tokenizer("clear\nstep", add_special_tokens=False)["input_ids"]
+    assert battles.columns[0][0].tolist() == tokenizer("clear\nstep", add_special_tokens=False)["input_ids"]
     by_turn = tokens.tokenise(tokenizer, [batch, batch], by_turn=True).take(np.array([1]))
     field = by_turn.fields(0)[2]
     assert field.turns.sum() == len(field.ids)

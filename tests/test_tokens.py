@@ -34,7 +34,7 @@ def test_ids_from_the_cache_are_those_of_the_tokenizer(
     expected = tokens.tokenise(tokenizer, data.batches(), by_turn=by_turn)
     for _ in range(2):
         found = cached_tokens(data, tokenizer, workspace, SILENT, by_turn=by_turn)
-        for one, other in ((found.prompt, expected.prompt), (found.response_b, expected.response_b)):
+        for one, other in ((found.columns[0], expected.columns[0]), (found.columns[2], expected.columns[2])):
             assert np.array_equal(one.values, other.values)
             assert np.array_equal(one.offsets, other.offsets)
         assert (found.turns is not None) == by_turn
@@ -54,7 +54,7 @@ def test_other_battles_another_tokenizer_or_other_turns_are_another_stage(
     for arguments in ((all_data[0], tokenizer, False), (all_data[1], tokenizer, False), (all_data[0], other, False), (all_data[0], tokenizer, True)):  # fmt: skip  # noqa: E501
         data, used, by_turn = arguments
         found = cached_tokens(data, used, workspace, SILENT, by_turn=by_turn)
-        assert found.prompt.values.tolist() == tokens.tokenise(used, data.batches(), by_turn=by_turn).prompt.values.tolist()  # fmt: skip  # noqa: E501
+        assert found.columns[0].values.tolist() == tokens.tokenise(used, data.batches(), by_turn=by_turn).columns[0].values.tolist()  # fmt: skip  # noqa: E501
     assert len(list(workspace.stages.glob("tokens-*.parquet"))) == 4
 
 
@@ -64,7 +64,7 @@ def test_a_damaged_cache_of_tokens_is_rebuilt(demo_files: Demo, workspace: Works
     before = cached_tokens(data, tokenizer, workspace, SILENT, by_turn=False)
     (path,) = workspace.stages.glob("tokens-*.parquet")
     path.write_bytes(path.read_bytes()[:-50])
-    assert cached_tokens(data, tokenizer, workspace, SILENT, by_turn=False).prompt.values.tolist() == before.prompt.values.tolist()  # fmt: skip  # noqa: E501
+    assert cached_tokens(data, tokenizer, workspace, SILENT, by_turn=False).columns[0].values.tolist() == before.columns[0].values.tolist()  # fmt: skip  # noqa: E501
 
 
 def test_prefetched_results_come_in_order_one_ahead() -> None:

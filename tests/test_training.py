@@ -467,14 +467,11 @@ def test_swap_shows_both_orders_with_swapped_labels(
     """The step's loss is that of twice as many battles, the added ones with answers and labels exchanged."""
     options = replace(OPTIONS, swap=True, architecture=architecture)
     spec = a_spec(tmp_path, battles, bert_folder, options)
+    prompt, a, b = battles.columns
     doubled = TokenisedBattles(
-        *(tokens.Ragged.concatenate(pair) for pair in (
-            (battles.prompt, battles.prompt),
-            (battles.response_a, battles.response_b),
-            (battles.response_b, battles.response_a),
-        )),
+        tuple(tokens.Ragged.concatenate(pair) for pair in ((prompt, prompt), (a, b), (b, a))),
         labels=np.concatenate([battles.labels, np.array([1, 0, 2])[battles.labels]]),
-    )  # fmt: skip
+    )
     n = len(battles)
     plain = a_spec(tmp_path, battles, bert_folder, replace(options, swap=False))
     plain.train, plain.targets = doubled, np.eye(3, dtype=np.float32)[doubled.labels]

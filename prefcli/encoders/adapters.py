@@ -43,12 +43,7 @@ def require_peft() -> Any:
 def add(encoder: torch.nn.Module, options: TrainOptions) -> str:
     """Put adapters beside an encoder's linear layers, in place, and freeze everything else.
 
-    Parameters
-    ----------
-    encoder:
-        Its weights stay what they are; their names get ``base_layer`` in them.
-    options:
-        Rank, alpha, dropout and targets.
+    The encoder's weights stay what they are; their names get ``base_layer`` in them.
 
     Returns
     -------
@@ -72,15 +67,10 @@ def add(encoder: torch.nn.Module, options: TrainOptions) -> str:
 
 
 def targets(encoder: torch.nn.Module, wanted: str) -> list[str]:
-    """Full names of the layers to adapt.
+    """Full names of the layers to adapt in an encoder without adapters.
 
-    Parameters
-    ----------
-    encoder:
-        Without adapters.
-    wanted:
-        ``all`` linear layers of the encoder's blocks (Dettmers et al., "QLoRA", NeurIPS 2023, found that all are needed
-        to match full fine-tuning), those of ``attention`` only, or comma-separated names: ``q_proj,v_proj``.
+    ``wanted`` are ``all`` linear layers of its blocks (needed to match full fine-tuning, as Dettmers et al., "QLoRA",
+    NeurIPS 2023, found), those of ``attention`` only, or comma-separated names: ``q_proj,v_proj``.
 
     Raises
     ------
@@ -163,16 +153,8 @@ def remove(encoder: torch.nn.Module) -> None:
 def save(trained: Mapping[str, torch.Tensor], options: TrainOptions, base: str, folder: Path) -> None:
     """Write the adapters into a folder in peft's format: ``adapter_config.json`` and its weights.
 
-    Parameters
-    ----------
-    trained:
-        The trained tensors of a run, by the names of its encoder's modules.
-    options:
-        As for :func:`add`.
-    base:
-        Name or folder of the encoder that the adapters belong to.
-    folder:
-        Gets the two files.
+    ``trained`` are the trained tensors of a run, by the names of its encoder's modules; ``base`` is the name or folder
+    of the encoder that the adapters belong to.
     """
     from safetensors.torch import save_file
 

@@ -47,6 +47,9 @@ MAX_ROWS = 256
 MIN_LENGTH_SINGLE_HEADS = 160
 """From this length on heads are computed one by one with oneDNN, which has no batched product here."""
 
+UNPADDED_DEVICES = ("cpu",)
+"""Devices on which sequence after sequence is computed; others compute whole padded batches."""
+
 PROBE_TOKENS = 9
 PROBE_TOLERANCE = 1e-3
 
@@ -87,11 +90,8 @@ class BatchLayout:
     """``[batch, length]``, True for real tokens; only where the batch stays padded (GPUs)."""
 
 
-def accelerate(encoder: nn.Module, *, batched: bool | None = None) -> str | None:
+def accelerate(encoder: nn.Module) -> str | None:
     """Make a DeBERTa-v2 or v3 encoder faster, in place; its state dict keeps its keys and tensors.
-
-    With ``batched`` whole padded batches are computed, which suits a GPU, instead of sequence after sequence; by
-    default the device decides.
 
     Returns
     -------
@@ -101,7 +101,6 @@ def accelerate(encoder: nn.Module, *, batched: bool | None = None) -> str | None
         return f"it is not transformers' DeBERTa-v2 or v3 but {type(encoder).__name__}"
     stack = encoder.encoder
     if isinstance(stack, Encoder):
-        stack.batched = batched
         return None
     attentions = [module for module in stack.modules() if isinstance(module, original.DisentangledSelfAttention)]
     if type(stack) is not original.DebertaV2Encoder or len(attentions) != len(stack.layer):
@@ -115,7 +114,6 @@ def accelerate(encoder: nn.Module, *, batched: bool | None = None) -> str | None
     if not error < PROBE_TOLERANCE:
         return f"this release of transformers computes DeBERTa in another way (results differ by {error:.1g})"
     stack.__class__ = Encoder
-    stack.batched = batched
     for attention in attentions:
         attention.__class__ = SelfAttention
     dense.accelerate(encoder)
@@ -150,8 +148,6 @@ def _probe(stack: Any, attention: Any) -> float:
 class Encoder(original.DebertaV2Encoder):
     """transformers' stack of layers, given only real tokens."""
 
-    batched: bool | None
-
     def forward(
         self,
         hidden_states: Tensor,
@@ -167,8 +163,7 @@ class Encoder(original.DebertaV2Encoder):
                 hidden_states, attention_mask, output_hidden_states, output_attentions, query_states, relative_pos,
                 return_dict,
             )  # fmt: skip
-        batched = hidden_states.device.type != "cpu" if self.batched is None else self.batched
-        tokens, layout = self._unpad_batch(hidden_states, attention_mask, batched)
+        tokens, layout = self._unpad_batch(hidden_states, attention_mask)
         relative = self.get_rel_embedding()
         shape = hidden_states.shape
         states = [hidden_states]
@@ -184,11 +179,11 @@ class Encoder(original.DebertaV2Encoder):
             return tuple(value for value in (states[-1], hidden) if value is not None)
         return BaseModelOutput(last_hidden_state=states[-1], hidden_states=hidden)
 
-    def _unpad_batch(self, hidden: Tensor, mask: Tensor, batched: bool) -> tuple[Tensor, BatchLayout]:
+    def _unpad_batch(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, BatchLayout]:
         """The tokens in the form that layers get, and their layout."""
         length = hidden.shape[1]
         attention = self.layer[0].attention.self
-        if batched:
+        if hidden.device.type not in UNPADDED_DEVICES:
             buckets = _buckets(self, attention, length, hidden.device)
             return hidden, BatchLayout((), length, *buckets, token_mask=mask.bool())
         mask = mask.bool().cpu()

@@ -61,15 +61,8 @@ def uses_onednn(tensor: Tensor) -> bool:
 def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear`` without autograd, by oneDNN where that is faster.
 
-    Parameters
-    ----------
-    x:
-        ``[..., k]``; oneDNN copies it unless it is contiguous.
-    weight:
-        ``[n, k]``, contiguous or the transpose of a contiguous matrix: other strides make oneDNN a thousand times
-        slower.
-    bias:
-        ``[n]``.
+    oneDNN copies ``x`` ``[..., k]`` unless it is contiguous. ``weight`` ``[n, k]`` is to be contiguous or the transpose
+    of a contiguous matrix: other strides make oneDNN a thousand times slower.
     """
     if uses_onednn(x):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -123,18 +116,11 @@ class Linear(nn.Linear):
 
 
 class DropoutMasks:
-    """Random dropout masks of any shape, from a seed.
+    """Random dropout masks of any shape, from the seed of a generator (SFC64).
 
     The probability is rounded to 1/65,536 (0.1 becomes 0.100006); kept elements are scaled by the share that is really
     kept, so the mean is exact. Drawing the seed from PyTorch's generator (:meth:`seeded`) makes the masks part of
     everything that keeps or restores that generator's state: checkpoints of a run, recomputed activations.
-
-    Parameters
-    ----------
-    probability:
-        Of dropping an element, 0 to 1.
-    seed:
-        Of the generator (SFC64).
     """
 
     def __init__(self, probability: float, seed: int) -> None:
@@ -191,12 +177,10 @@ class Dropout(nn.Dropout):
         return dropped
 
 
-_REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: Linear, nn.Dropout: Dropout}
-
-
 def accelerate(module: nn.Module) -> None:
     """Replace the classes of a module's linear and dropout layers, in place. Its state dict does not change."""
     for layer in module.modules():
-        if type(layer) is nn.Linear and not onednn_is_faster():
-            continue
-        layer.__class__ = _REPLACEMENTS.get(type(layer), type(layer))
+        if type(layer) is nn.Dropout:
+            layer.__class__ = Dropout
+        elif type(layer) is nn.Linear and onednn_is_faster():
+            layer.__class__ = Linear

@@ -38,21 +38,14 @@ class ResolvedModel:
 
 @dataclass(frozen=True)
 class FrozenWeights:
-    """How weights that are not trained are stored: they need no float32.
-
-    Attributes
-    ----------
-    dtype:
-        Of the weights, and of products with quantized weights.
-    quantization:
-        ``none``, ``8bit`` or ``4bit``.
-    device:
-        Where quantized weights are loaded to: at full size they might not fit.
-    """
+    """How weights that are not trained are stored: they need no float32."""
 
     dtype: torch.dtype
+    """Of the weights, and of products with quantized weights."""
     quantization: str
+    """``none``, ``8bit`` or ``4bit``."""
     device: torch.device
+    """Where quantized weights are loaded to: at full size they might not fit."""
 
     def quantization_arguments(self) -> dict[str, Any]:
         """Arguments for ``from_pretrained``; empty without quantization.
@@ -89,14 +82,9 @@ class FrozenWeights:
 
 
 def locate(name: str, *, network: bool = True) -> ResolvedModel:
-    """Find the files of an encoder; download them if only the hub has them.
+    """Find the files of an encoder: of a folder, ``owner/name``, or ``tiny``.
 
-    Parameters
-    ----------
-    name:
-        A folder, ``owner/name``, or ``tiny``.
-    network:
-        Whether the hub may be asked; otherwise only its local cache.
+    Without ``network`` the hub is not asked and nothing is downloaded; only its local cache is searched.
 
     Raises
     ------
@@ -165,18 +153,9 @@ def load_tokenizer(folder: Path) -> Any:
 def make_encoder(
     located: ResolvedModel, vocab_size: int, *, seed: int, frozen: FrozenWeights | None = None
 ) -> torch.nn.Module:
-    """The encoder on the CPU in float32: its weights loaded, or for ``tiny`` drawn at random.
+    """The encoder on the CPU in float32, or with ``frozen`` weights as these are stored.
 
-    Parameters
-    ----------
-    located:
-        From :func:`locate`.
-    vocab_size:
-        Of the tokenizer; used by ``tiny`` only.
-    seed:
-        Of ``tiny``'s random weights.
-    frozen:
-        How weights are stored that are not trained; None where they are trained.
+    Weights are loaded, or for ``tiny`` drawn at random: ``vocab_size`` and ``seed`` are for it alone.
 
     Raises
     ------

@@ -26,14 +26,9 @@ UNTRUSTED = "Do not use this model unless you know why it does this: nothing in 
 
 @contextmanager
 def loading(where: str, folder: Path | None = None) -> Iterator[None]:
-    """Load something quietly and without the network; a library's error is raised as a ModelError.
+    """Load something quietly and without the network; a library's error is raised as a ModelError that names ``where``.
 
-    Parameters
-    ----------
-    where:
-        What the error names.
-    folder:
-        The model's; None where only a configuration is loaded.
+    ``folder`` is the model's; None where only a configuration is loaded.
 
     Raises
     ------

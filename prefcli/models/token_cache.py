@@ -69,8 +69,8 @@ def cached_tokens(
     how = "reused from the cache" if stage.reused else "done"
     reporter.note(f"tokenised: {stage.metadata['counts']['tokens']:,} tokens ({how})")
     table = stage.table()
-    prompt, a, b, *turns = (_ragged(table[name]) for name in table.column_names)
-    return TokenisedBattles(prompt, a, b, data.labels, (turns[0], turns[1], turns[2]) if turns else None)
+    columns = tuple(_ragged(column) for column in table.columns)
+    return TokenisedBattles(columns[: len(TEXT_FIELDS)], data.labels, columns[len(TEXT_FIELDS) :] or None)
 
 
 def _ragged(column: pa.ChunkedArray) -> Ragged:

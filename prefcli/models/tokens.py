@@ -82,21 +82,15 @@ class Field:
 class TokenisedBattles:
     """Battles as token ids, without special tokens: what neural models train on and predict."""
 
-    prompt: Ragged
-    response_a: Ragged
-    response_b: Ragged
+    columns: tuple[Ragged, ...]
+    """The ids of prompt, answer A and answer B."""
     labels: NDArray[np.int64]
     """Shape ``[n]``, -1 where unknown."""
-    turns: tuple[Ragged, Ragged, Ragged] | None = None
+    turns: tuple[Ragged, ...] | None = None
     """For each field the tokens in every turn; None where turns were joined before they were tokenised."""
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    @property
-    def columns(self) -> tuple[Ragged, Ragged, Ragged]:
-        """Token ids of prompt, answer A and answer B."""
-        return self.prompt, self.response_a, self.response_b
 
     def fields(self, row: int) -> tuple[Field, Field, Field]:
         """Prompt, answer A and answer B of one battle."""
@@ -107,9 +101,8 @@ class TokenisedBattles:
 
     def take(self, rows: NDArray[np.integer]) -> TokenisedBattles:
         """The battles at these positions, in this order."""
-        prompt, a, b = (column.take(rows) for column in self.columns)
-        turns = self.turns and (self.turns[0].take(rows), self.turns[1].take(rows), self.turns[2].take(rows))
-        return TokenisedBattles(prompt, a, b, self.labels[rows], turns)
+        turns = self.turns and tuple(column.take(rows) for column in self.turns)
+        return TokenisedBattles(tuple(column.take(rows) for column in self.columns), self.labels[rows], turns)
 
 
 def tokenise(
@@ -121,8 +114,7 @@ def tokenise(
     are joined first. ``progress`` is advanced by the number of battles done.
     """
     empty = Ragged(np.empty(0, np.int32), np.zeros(1, np.int64))
-    columns: dict[str, list[Ragged]] = {name: [empty] for name in TEXT_FIELDS}
-    turn_columns: dict[str, list[Ragged]] = {name: [empty] for name in TEXT_FIELDS}
+    columns, turn_columns = ({name: [empty] for name in TEXT_FIELDS} for _ in range(2))
     labels = [np.empty(0, np.int64)]
     for batch in batches:
         table = pa.Table.from_batches([batch])
@@ -137,9 +129,8 @@ def tokenise(
         labels.append(labels_of(table))
         if progress is not None:
             progress.advance(batch.num_rows)
-    prompt, a, b = (Ragged.concatenate(columns[name]) for name in TEXT_FIELDS)
-    prompt_turns, a_turns, b_turns = (Ragged.concatenate(turn_columns[name]) for name in TEXT_FIELDS)
-    return TokenisedBattles(prompt, a, b, np.concatenate(labels), (prompt_turns, a_turns, b_turns) if by_turn else None)
+    ids, turn_lengths = (tuple(map(Ragged.concatenate, parts.values())) for parts in (columns, turn_columns))
+    return TokenisedBattles(ids, np.concatenate(labels), turn_lengths if by_turn else None)
 
 
 def _split_turns(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int64]]:

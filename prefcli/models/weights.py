@@ -20,7 +20,7 @@ def trainable_state_dict(module: nn.Module) -> dict[str, Tensor]:
     state = module.state_dict()
     trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     if all(parameter.requires_grad for parameter in module.parameters()):
-        return state
+        return state  # buffers included
     return {name: tensor for name, tensor in state.items() if name in trainable}
 
 
