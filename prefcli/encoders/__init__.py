@@ -20,27 +20,15 @@ from prefcli.encoders.loading import (
     make_tokenizer,
     max_input_length,
 )
-from prefcli.encoders.tiny import TINY, train_tokenizer
+from prefcli.encoders.tiny import train_tokenizer
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "TINY",
-    "FrozenWeights",
-    "ResolvedModel",
-    "accelerate",
-    "config_dict",
-    "fingerprint",
-    "from_config",
-    "from_hub",
-    "load_tokenizer",
-    "locate",
-    "make_encoder",
-    "make_tokenizer",
-    "max_input_length",
-    "train_tokenizer",
-]
+    "FrozenWeights", "ResolvedModel", "accelerate", "config_dict", "fingerprint", "from_config", "from_hub",
+    "load_tokenizer", "locate", "make_encoder", "make_tokenizer", "max_input_length", "train_tokenizer",
+]  # fmt: skip
 
 
 def accelerate(encoder: torch.nn.Module) -> str:

@@ -77,7 +77,16 @@ def targets(encoder: torch.nn.Module, wanted: str) -> list[str]:
     InputError
         If the encoder has no such layers.
     """
-    linear = [name for name, module in encoder.named_modules() if _is_linear(module) and _in_a_block(name)]
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    # 8-bit and 4-bit layers derive from Linear; Conv1D is GPT-2's transposed one. Names of layers in blocks contain a
+    # number; poolers and the like, whose output is not used, have none.
+    linear = [
+        name
+        for name, module in encoder.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and any(part.isdigit() for part in name.split("."))
+    ]
     if wanted == "all":
         chosen = linear
     elif wanted == "attention":
@@ -98,19 +107,6 @@ def targets(encoder: torch.nn.Module, wanted: str) -> list[str]:
 
 def _last_part(name: str) -> str:
     return name.rsplit(".", 1)[-1]
-
-
-def _is_linear(module: Any) -> bool:
-    """Also true of 8-bit and 4-bit layers, which derive from ``nn.Linear``, and of GPT-2's transposed ones."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, (torch.nn.Linear, Conv1D))
-
-
-def _in_a_block(name: str) -> bool:
-    """Names of layers in blocks contain a number; poolers and the like, whose output is not used, have none."""
-    return any(part.isdigit() for part in name.split("."))
 
 
 def _config(peft: Any, options: TrainOptions, names: Sequence[str], base: str | None = None) -> Any:

@@ -169,7 +169,8 @@ def open_session(folder: Path) -> Any:
         raise ModelError(f"the export has no {GRAPH}", where=str(folder), hint=DAMAGED)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are exceptions
-    options.intra_op_num_threads = _threads()
+    threads = os.environ.get("OMP_NUM_THREADS", "")  # as torch reads it
+    options.intra_op_num_threads = int(threads) if threads.isdecimal() else 0  # 0 lets ONNX Runtime decide
     options.enable_mem_pattern = False  # no two batches have the same shape
     # Waiting threads sleep after a moment, as torch's do here: see docs/architecture.md on spinning.
     options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
@@ -224,9 +225,3 @@ def _tensors(model: Any) -> Iterator[Any]:
             parts += (attribute.g, *attribute.graphs)
         for tensor in sparse:
             yield from (tensor.values, tensor.indices)
-
-
-def _threads() -> int:
-    """The number in ``OMP_NUM_THREADS``, as torch reads it; without one 0, which lets ONNX Runtime decide."""
-    value = os.environ.get("OMP_NUM_THREADS", "")
-    return int(value) if value.isdecimal() else 0
