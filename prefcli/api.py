@@ -7,7 +7,6 @@ caches and runs, ``reporter`` receives notes, warnings and progress.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -16,24 +15,23 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from prefcli import metrics, pipeline
-from prefcli.battles import Source
-from prefcli.eda import Eda
+from prefcli.battles import PathLike, SourceLike
 from prefcli.errors import InputError
 from prefcli.exporting.merge import MergeResult
 from prefcli.metrics import Score
 from prefcli.options import PredictOptions, TrainOptions, resolve
-from prefcli.pipeline import PredictResult, PreprocessResult, TrainResult
+from prefcli.pipeline import eda as eda
+from prefcli.pipeline import preprocess as preprocess
+from prefcli.pipeline import push as push
 from prefcli.pipeline.estimate import Estimate
+from prefcli.pipeline.predict import PredictResult
+from prefcli.pipeline.train import TrainResult
 from prefcli.prediction.predictor import Predictor
 from prefcli.reporting import SILENT, Reporter
-from prefcli.storage.hub import PushResult
-from prefcli.storage.workspace import Workspace
+from prefcli.storage.workspace import WORKSPACE, Workspace
 
 if TYPE_CHECKING:
     from prefcli.exporting.onnx import ExportResult
-
-PathLike = str | Path
-WORKSPACE = ".prefcli"
 
 
 def load(
@@ -74,7 +72,7 @@ def load(
         encoder=None if encoder is None else str(encoder),
     )
     options.check()
-    return Predictor(pipeline.find_runs(Workspace(Path(workspace)), options.models), options)
+    return Predictor(pipeline.find_runs(Workspace(workspace), options.models), options)
 
 
 def score(probabilities: ArrayLike, labels: ArrayLike, *, groups: ArrayLike | None = None, seed: int = 0) -> Score:
@@ -107,38 +105,8 @@ def score(probabilities: ArrayLike, labels: ArrayLike, *, groups: ArrayLike | No
         raise InputError(str(error)) from None
 
 
-def eda(
-    source: PathLike | Sequence[PathLike],
-    *,
-    top: int = 5,
-    report: PathLike | None = None,
-    force: bool = False,
-    workspace: PathLike = WORKSPACE,
-    reporter: Reporter = SILENT,
-) -> Eda:
-    """Compute statistics of battles; see :func:`prefcli.pipeline.eda`."""
-    page = None if report is None else Path(report)
-    return pipeline.eda(
-        _source(source), Workspace(Path(workspace)), top=top, report=page, force=force, reporter=reporter
-    )
-
-
-def preprocess(
-    source: PathLike | Sequence[PathLike],
-    *,
-    text: str = "nltk",
-    workers: int | None = None,
-    workspace: PathLike = WORKSPACE,
-    reporter: Reporter = SILENT,
-) -> PreprocessResult:
-    """Normalise the text of every battle and cache the result; see :func:`prefcli.pipeline.preprocess`."""
-    return pipeline.preprocess(
-        _source(source), Workspace(Path(workspace)), text=text, workers=workers, reporter=reporter
-    )
-
-
 def train(
-    source: PathLike | Sequence[PathLike] | None = None,
+    source: SourceLike | None = None,
     *,
     output: PathLike | None = None,
     resume: PathLike | None = None,
@@ -163,14 +131,15 @@ def train(
     InputError
         If an option does not exist or its value is impossible.
     """
-    train_options, origins = _train_options(options)
+    _check_names(options, TrainOptions)
+    train_options, origins = resolve(options)
     return pipeline.train(
-        None if source is None else _source(source),
-        Workspace(Path(workspace)),
+        source,
+        Workspace(workspace),
         train_options,
         origins=origins,
-        output=None if output is None else Path(output),
-        resume=None if resume is None else str(resume),
+        output=output,
+        resume=resume,
         force=force,
         command="prefcli.train",
         reporter=reporter,
@@ -178,10 +147,10 @@ def train(
 
 
 def predict(
-    source: PathLike | Sequence[PathLike],
+    source: SourceLike,
     output: PathLike,
     *,
-    calibrate: PathLike | Sequence[PathLike] | None = None,
+    calibrate: SourceLike | None = None,
     force: bool = False,
     workspace: PathLike = WORKSPACE,
     reporter: Reporter = SILENT,
@@ -197,11 +166,11 @@ def predict(
     _check_names(options, PredictOptions)
     options["models"] = tuple(map(str, options.get("models", ())))
     return pipeline.predict(
-        _source(source),
-        Workspace(Path(workspace)),
-        Path(output),
+        source,
+        Workspace(workspace),
+        output,
         PredictOptions(**options),
-        calibrate=None if calibrate is None else _source(calibrate),
+        calibrate=calibrate,
         force=force,
         reporter=reporter,
     )
@@ -249,45 +218,19 @@ def export(
     if (onnx is None) == (merged is None):
         raise InputError("export makes one thing: onnx=DIR or merged=DIR", hint="Name one of them.")
     if merged is not None:
-        folder = Workspace(Path(workspace)).find_run(str(run))
+        folder = Workspace(workspace).find_run(run)
         encoder = None if encoder is None else str(encoder)
         return pipeline.merge(folder, Path(merged), encoder=encoder, force=force, reporter=reporter)
     assert onnx is not None
-    return pipeline.export(str(run), Workspace(Path(workspace)), Path(onnx), int8=int8, force=force, reporter=reporter)
+    return pipeline.export(run, Workspace(workspace), onnx, int8=int8, force=force, reporter=reporter)
 
 
 def estimate(
-    source: PathLike | Sequence[PathLike] | None = None,
-    *,
-    workspace: PathLike = WORKSPACE,
-    reporter: Reporter = SILENT,
-    **options: Any,
+    source: SourceLike | None = None, *, workspace: PathLike = WORKSPACE, reporter: Reporter = SILENT, **options: Any
 ) -> Estimate:
     """Estimate how long :func:`train` with the same arguments would take, and its memory; see ``train --estimate``."""
-    battles = None if source is None else _source(source)
-    train_options, _ = _train_options(options)
-    return pipeline.estimate_training(battles, Workspace(Path(workspace)), train_options, reporter=reporter)
-
-
-def push(
-    run: PathLike,
-    name: str,
-    *,
-    private: bool = True,
-    license: str | None = None,
-    workspace: PathLike = WORKSPACE,
-    reporter: Reporter = SILENT,
-) -> PushResult:
-    """Push a finished run to the hub as ``owner/name``; see :func:`prefcli.pipeline.push`."""
-    return pipeline.push(
-        str(run), name, Workspace(Path(workspace)), private=private, license=license, reporter=reporter
-    )
-
-
-def _train_options(options: dict[str, Any]) -> tuple[TrainOptions, dict[str, str]]:
-
     _check_names(options, TrainOptions)
-    return resolve(options)
+    return pipeline.estimate_training(source, Workspace(workspace), resolve(options)[0], reporter=reporter)
 
 
 def _check_names(options: dict[str, Any], kind: type[TrainOptions | PredictOptions]) -> None:
@@ -295,9 +238,3 @@ def _check_names(options: dict[str, Any], kind: type[TrainOptions | PredictOptio
         raise InputError(
             f"there is no option {unknown[0]!r}", hint=f"Options are the fields of prefcli.options.{kind.__name__}."
         )
-
-
-def _source(source: PathLike | Sequence[PathLike]) -> Source:
-
-    paths = [source] if isinstance(source, (str, Path)) else source
-    return Source(tuple(Path(path) for path in paths))

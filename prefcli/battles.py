@@ -44,6 +44,8 @@ OPTIONAL_FIELDS = (*(pa.field(name, pa.float32()) for name in SOFT_LABEL_COLUMNS
 
 TURN_SEPARATOR = "\n"
 
+PathLike = str | Path
+
 STANDARD_INPUT = Path("-")
 """The file name that stands for standard input."""
 
@@ -60,11 +62,11 @@ class Source:
     """Name in the layout -> name in the file, for files with other names."""
 
     @staticmethod
-    def of(source: Source | Path | Iterable[Path]) -> Source:
+    def of(source: SourceLike) -> Source:
         """A source from one path or several."""
         if isinstance(source, Source):
             return source
-        return Source((source,) if isinstance(source, Path) else tuple(source))
+        return Source(tuple(map(Path, [source] if isinstance(source, (str, Path)) else source)))
 
     def to_json(self) -> dict[str, object]:
         """The source as JSON, with absolute paths."""
@@ -83,6 +85,9 @@ class Source:
     def title(self) -> str:
         """The files' names without their folders."""
         return _summarise([path.name for path in self.paths])
+
+
+SourceLike = Source | PathLike | Iterable[PathLike]
 
 
 def _summarise(names: list[str]) -> str:

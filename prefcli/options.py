@@ -25,13 +25,7 @@ TRACKERS = ("tensorboard", "wandb")
 RECIPES: dict[str, dict[str, Any]] = {
     "baseline": {},
     "fast": {"architecture": "features"},
-    "strong": {
-        "text": "raw",
-        "combine": "interaction",
-        "max_length": 1024,
-        "swap": True,
-        "warmup": 0.1,
-    },
+    "strong": {"text": "raw", "combine": "interaction", "max_length": 1024, "swap": True, "warmup": 0.1},
 }
 """What each recipe sets in place of the defaults. Flags and a configuration file win over it."""
 RECIPE_SUMMARIES = {
@@ -309,18 +303,14 @@ def read_config(path: Path) -> dict[str, Any]:
             options[name] = value
     if problems:
         raise InputError(
-            "; ".join(problems),
-            where=str(path),
-            hint="Keys are the flags of prefcli train without the dashes.",
+            "; ".join(problems), where=str(path), hint="Keys are the flags of prefcli train without the dashes."
         )
     return options
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    kinds = set(getattr(kind, "__args__", (kind,)))
-    if type(value) is int and float in kinds:
-        return True
-    return type(value) in kinds
+    kinds = getattr(kind, "__args__", (kind,))
+    return type(value) in kinds or (type(value) is int and float in kinds)
 
 
 def _type_name(kind: Any) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import prefcli
 from prefcli.compute.distributed import World
+from prefcli.data.selection import take
 from prefcli.data.synthetic import Demo
 from prefcli.pipeline import estimate
 from prefcli.training import loop
@@ -76,7 +77,7 @@ def test_the_bytes_of_a_battle_are_those_of_all_its_turns() -> None:
 
 def test_rows_are_taken_from_whichever_batch_holds_them() -> None:
     batches = [pa.RecordBatch.from_pydict({"number": list(range(i, i + 3))}) for i in (0, 3, 6, 9)]
-    taken = estimate._take(iter(batches), np.array([1, 2, 6, 11]))
+    taken = take(iter(batches), np.array([1, 2, 6, 11]), 12)
     assert taken.column("number").to_pylist() == [1, 2, 6, 11]
 
 

@@ -34,8 +34,7 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only res
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 EstimateOption = Annotated[
-    bool,
-    typer.Option("--estimate", help="Time a sample, print the expected time and memory, and stop."),
+    bool, typer.Option("--estimate", help="Time a sample, print the expected time and memory, and stop.")
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 FilesArgument = Annotated[

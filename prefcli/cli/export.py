@@ -24,8 +24,7 @@ def run(
     session: common.Session,
     model: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or name.")],
     onnx: Annotated[
-        Path | None,
-        typer.Option("--onnx", metavar="DIR", help="A run for ONNX Runtime: predicts without torch."),
+        Path | None, typer.Option("--onnx", metavar="DIR", help="A run for ONNX Runtime: predicts without torch.")
     ] = None,
     int8: Annotated[
         bool, typer.Option("--int8", help="Quantise the matrices to a quarter of the size; the loss is measured.")

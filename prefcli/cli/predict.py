@@ -114,14 +114,12 @@ def _predict_lines(files: list[Path], refused: list[str], options: PredictOption
     if refused:
         raise InputError(f"--output - answers line by line: it cannot be combined with {', '.join(refused)}")
     with _json_lines(files) as lines:
-        answered = pipeline.predict_lines(
+        answered, failed = pipeline.predict_lines(
             lines, sys.stdout.buffer, session.workspace, options, reporter=session.reporter
         )
-    session.reporter.note(f"{answered.lines:,} lines answered")
-    if answered.failed:
-        raise InputError(
-            f"{answered.failed:,} of {answered.lines:,} lines are not valid battles; each got an error reply"
-        )
+    session.reporter.note(f"{answered:,} lines answered")
+    if failed:
+        raise InputError(f"{failed:,} of {answered:,} lines are not valid battles; each got an error reply")
 
 
 @contextlib.contextmanager

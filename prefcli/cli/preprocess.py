@@ -22,8 +22,7 @@ def run(
     session: common.Session,
     file: common.FilesArgument,
     text: Annotated[
-        str,
-        typer.Option("--text", metavar="NAME", help="nltk (the baseline), light (Unicode, whitespace) or raw."),
+        str, typer.Option("--text", metavar="NAME", help="nltk (the baseline), light (Unicode, whitespace) or raw.")
     ] = "nltk",
     preview: Annotated[
         int, typer.Option("--preview", min=0, metavar="N", help="Show N battles before and after; write nothing.")
@@ -36,9 +35,9 @@ def run(
     from prefcli import pipeline
 
     if preview:
-        for shown in pipeline.preview(common.source(file, format, columns), text=text, battles=preview):
-            common.say(f"battle {shown.id}")
-            for field, (before, after) in shown.fields.items():
+        for battle_id, fields in pipeline.preview(common.source(file, format, columns), text=text, battles=preview):
+            common.say(f"battle {battle_id}")
+            for field, (before, after) in fields.items():
                 print(f"  {field}")
                 for when, version in (("before: ", before), ("after:  ", after)):
                     print(f"    {when}{common.visible(one_line(version, 300))}")

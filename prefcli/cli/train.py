@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ from prefcli.errors import InputError, PrefcliError
 from prefcli.options import RECIPES, TrainOptions, describe_recipe, flag_of, read_config, resolve
 
 if TYPE_CHECKING:
-    from prefcli.pipeline import TrainResult
+    from prefcli.pipeline.train import TrainResult
 
 EXAMPLES = common.examples(
     "prefcli train train.csv",
@@ -102,13 +103,7 @@ def run(
         return
     pushed, push_error = (None, None) if push_to is None else _push(trained.run, push_to, session)
     if session.json:
-        result = {
-            "run": str(trained.run),
-            "validation": trained.validation,
-            "seconds": trained.seconds,
-            "battles_per_second": trained.battles_per_second,
-        }
-        common.print_json(result | ({"pushed": pushed} if push_to is not None else {}))
+        common.print_json(asdict(trained) | ({"pushed": pushed} if push_to is not None else {}))
     else:
         _print(trained, pushed)
     if push_error is not None:

@@ -110,6 +110,11 @@ def _filter(batches: Iterator[pa.RecordBatch], positions: Positions, total: int)
         start += batch.num_rows
 
 
+def take(batches: Iterator[pa.RecordBatch], positions: Positions, total: int) -> pa.RecordBatch:
+    """The rows at these positions of ``total`` rows, in the order of the rows, as one batch."""
+    return pa.Table.from_batches(list(_filter(batches, positions, total))).combine_chunks().to_batches()[0]
+
+
 @dataclass(frozen=True)
 class _Columns:
     """The small columns of a stage; ``soft`` is NaN where there is no soft label."""

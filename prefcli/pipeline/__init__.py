@@ -5,29 +5,21 @@ returns plain data. Nothing here prints. Data flows ``read -> (preprocess) -> tr
 and what is preprocessed is cached in the workspace (``stages.py``). Each verb has the file of its name.
 """
 
-from prefcli.exporting.merge import MergeResult, merge
-from prefcli.pipeline.ablate import Ablation, ablate
-from prefcli.pipeline.demo import DemoResult, demo
+from prefcli.exporting.merge import merge
+from prefcli.pipeline.ablate import ablate
+from prefcli.pipeline.demo import demo
 from prefcli.pipeline.eda import eda
 from prefcli.pipeline.estimate import estimate_prediction, estimate_training
 from prefcli.pipeline.export import export
-from prefcli.pipeline.predict import LinesResult, PredictResult, find_runs, predict, predict_lines
-from prefcli.pipeline.preprocess import PreprocessResult, Preview, preprocess, preview
+from prefcli.pipeline.predict import find_runs, predict, predict_lines
+from prefcli.pipeline.preprocess import preprocess, preview
 from prefcli.pipeline.push import push
 from prefcli.pipeline.score import score
 from prefcli.pipeline.stages import read_stage
-from prefcli.pipeline.train import TrainResult, train
+from prefcli.pipeline.train import train
 from prefcli.storage.hub import check_push
 
 __all__ = [
-    "Ablation",
-    "DemoResult",
-    "LinesResult",
-    "MergeResult",
-    "PredictResult",
-    "PreprocessResult",
-    "Preview",
-    "TrainResult",
     "ablate",
     "check_push",
     "demo",

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli import metrics
-from prefcli.battles import Source
+from prefcli.battles import SourceLike
 from prefcli.data.tables import clip_and_renormalize
 from prefcli.errors import InputError, ModelError
 from prefcli.options import TrainOptions
@@ -82,7 +82,7 @@ class Ablation:
 
 
 def ablate(
-    source: Path | Source,
+    source: SourceLike,
     workspace: Workspace,
     options: TrainOptions,
     *,
@@ -94,10 +94,8 @@ def ablate(
 
     Parameters
     ----------
-    source:
-        Files of battles with outcomes.
-    workspace:
-        Where caches are, and the runs if ``output`` is not given.
+    source, workspace:
+        Files of battles with outcomes; where caches are, and the runs if ``output`` is not given.
     options:
         Of all trainings; epochs, loss input and which weights are kept are set by the experiment.
     seeds:
@@ -115,8 +113,10 @@ def ablate(
         raise InputError("an ablation needs held-out battles", hint="Use --validation 0.1 or --validation-file FILE.")
     if options.architecture == "features":
         raise InputError("the ablation is for neural architectures", hint="Use siamese or cross-encoder.")
-    fingerprint = read_stage(source, workspace, reporter).fingerprint
-    folder = output or _default_folder(workspace, fingerprint, options)
+    battles = read_stage(source, workspace, reporter)
+    identity = json.dumps([battles.fingerprint, dataclasses.asdict(options)], sort_keys=True)
+    name = f"ablation-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"  # a repeated command finds its runs
+    folder = output or workspace.root / "ablations" / name
     for seed in range(options.seed, options.seed + seeds):
         for loss_input, epochs in dict.fromkeys((s.loss_input, s.epochs) for s in SETTINGS):
             run = _run_folder(folder, seed, loss_input, epochs)
@@ -130,12 +130,6 @@ def ablate(
             chosen = dataclasses.replace(options, seed=seed, loss_input=loss_input, epochs=epochs, keep="last")
             train(source, workspace, chosen, output=run, remember=False, command="prefcli ablate", reporter=reporter)
     return evaluate(folder, options.seed, seeds)
-
-
-def _default_folder(workspace: Workspace, fingerprint: str, options: TrainOptions) -> Path:
-    """The same folder for the same battles and options, so that a repeated command finds its runs."""
-    identity = json.dumps([fingerprint, dataclasses.asdict(options)], sort_keys=True)
-    return workspace.root / "ablations" / f"ablation-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
 def evaluate(folder: Path, first_seed: int, seeds: int) -> Ablation:
@@ -211,11 +205,8 @@ def _describe(rows: Sequence[Row]) -> str:
         for row in (pick(rows, key=lambda row: row.log_loss) for pick in (min, max))
     )
     claims = []
-    for row, change in (
-        (rows[2], "softmax before the loss"),
-        (rows[3], "log-softmax before it"),
-        (rows[4], "submitting raw scores"),
-    ):
+    changes = ("softmax before the loss", "log-softmax before it", "submitting raw scores")
+    for row, change in zip(rows[2:5], changes, strict=True):
         low, high = row.difference_interval
         verdict = "costs" if low > 0 else "gains" if high < 0 else "makes no clear difference:"
         claims.append(f"{change} {verdict} {abs(row.difference):.4f} ({low:+.4f} to {high:+.4f})")

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefcli.battles import Source
+from prefcli.battles import PathLike, Source, SourceLike
 from prefcli.eda import Eda, explore
 from prefcli.errors import InputError
 from prefcli.pipeline.stages import read_stage
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files
-from prefcli.storage.workspace import Workspace
+from prefcli.storage.workspace import WORKSPACE, Workspace
 
 
 def eda(
-    source: Path | Source,
-    workspace: Workspace,
+    source: SourceLike,
+    workspace: Workspace | PathLike = WORKSPACE,
     *,
     top: int = 5,
-    test: Path | Source | None = None,
+    test: SourceLike | None = None,
     max_length: int = 512,
-    report: Path | None = None,
+    report: PathLike | None = None,
     force: bool = False,
     reporter: Reporter = SILENT,
 ) -> Eda:
@@ -28,33 +28,31 @@ def eda(
 
     Parameters
     ----------
-    source:
-        One file or several.
-    workspace:
-        Where caches are.
+    source, workspace:
+        One file or several; where caches are.
     top:
         How many pairs and models to list.
     test:
         A second file; prompts that are in both are counted.
     max_length:
         A token limit to report about.
-    report:
-        HTML page to write.
-    force:
-        Overwrite ``report``.
+    report, force:
+        HTML page to write; whether to overwrite it.
     """
     if top < 1:
         raise InputError(f"--top is {top}, at least 1 is needed")
     if max_length < 1:
         raise InputError(f"--max-length is {max_length}, at least 1 is needed")
-    if report is not None:
-        files.refuse_to_overwrite(report, force)
+    workspace = Workspace.of(workspace)
+    page_path = None if report is None else Path(report)
+    if page_path is not None:
+        files.refuse_to_overwrite(page_path, force)
     battles = read_stage(source, workspace, reporter)
     test_keys = read_stage(test, workspace, reporter).table(["prompt_key"])["prompt_key"].to_numpy() if test else None
     statistics = explore(battles.batches(), top, max_length=max_length, test_keys=test_keys)
-    if report is not None:
+    if page_path is not None:
         from prefcli.report import page
 
-        files.write_text(report, page.render(statistics, Source.of(source).title))
+        files.write_text(page_path, page.render(statistics, Source.of(source).title))
         reporter.note(f"wrote {report}")
     return statistics

@@ -14,7 +14,7 @@ import gc
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcli.battles import TEXT_FIELDS, Source
+from prefcli.battles import TEXT_FIELDS, SourceLike
+from prefcli.compute import devices
 from prefcli.compute.distributed import World, from_environment, process_group
-from prefcli.data.selection import Fold, select
+from prefcli.data.selection import Fold, select, take
 from prefcli.errors import InputError, Interrupted
 from prefcli.options import PredictOptions, TrainOptions
-from prefcli.pipeline.predict import find_runs, read_data
+from prefcli.pipeline.predict import find_runs, prompt_keys, read_stages
 from prefcli.pipeline.train import find_data, with_absolute_paths
-from prefcli.prediction import blending
+from prefcli.prediction import blending, inference
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, hub
 from prefcli.storage.workspace import Stage, Workspace
@@ -56,38 +57,25 @@ RANGE = 0.8, 1.25
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a command is expected to cost.
-
-    Attributes
-    ----------
-    seconds:
-        Of the command if it were started now, as its own ``--json`` will report them.
-    interval:
-        Lowest and highest ``seconds`` to expect at this machine's current load.
-    kept_seconds:
-        What the cached stages took (reading, text, tokens) that were made for the estimate. The command finds them;
-        without them it would take ``seconds`` and these.
-    parts:
-        ``seconds`` by what they are spent on.
-    pieces, timed:
-        Optimizer steps (of `features` and of a prediction: battles) in all, and how many of them were timed.
-    memory_mb:
-        Peak of the host memory that one process takes, in MB (10^6 bytes).
-    processes:
-        How many processes work together; each takes up to ``memory_mb``.
-    cuda_mb:
-        Peak of the tensors on a GPU, of the process that needs most; None without one.
-    """
+    """What a command is expected to cost."""
 
     seconds: float
+    """Of the command if it were started now, as its own ``--json`` will report them."""
     interval: tuple[float, float]
+    """Lowest and highest ``seconds`` to expect at this machine's current load."""
     kept_seconds: float
+    """What the cached stages took (reading, text, tokens) that were made for the estimate: not part of ``seconds``."""
     parts: dict[str, float]
+    """``seconds`` by what they are spent on."""
     pieces: int
     timed: int
+    """Optimizer steps (of `features` and of a prediction: battles) in all, and how many of them were timed."""
     memory_mb: float
+    """Peak of the host memory that one process takes, in MB (10^6 bytes)."""
     processes: int
+    """How many processes work together; each takes up to ``memory_mb``."""
     cuda_mb: float | None
+    """Peak of the tensors on a GPU, of the process that needs most; None without one."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +107,7 @@ class _TimedWorkspace(Workspace):
 
 
 def estimate_training(
-    source: Path | Source | None, workspace: Workspace, options: TrainOptions, *, reporter: Reporter = SILENT
+    source: SourceLike | None, workspace: Workspace, options: TrainOptions, *, reporter: Reporter = SILENT
 ) -> Estimate:
     """How long :func:`~prefcli.pipeline.train` would take with the same arguments, and how much memory.
 
@@ -162,11 +150,11 @@ def estimate_training(
 
 
 def estimate_prediction(
-    source: Path | Source,
+    source: SourceLike,
     workspace: Workspace,
     options: PredictOptions,
     *,
-    calibrate: Path | Source | None = None,
+    calibrate: SourceLike | None = None,
     reporter: Reporter = SILENT,
 ) -> Estimate:
     """How long :func:`~prefcli.pipeline.predict` would take with the same arguments, and how much memory.
@@ -184,25 +172,22 @@ def estimate_prediction(
     started = time.perf_counter()  # a run that was downloaded above stays on this machine
     with process_group(world):
         with world.main_process_first():
-            data = read_data(source, calibrate, folders, timed_workspace, options, reporter)
-
-        from prefcli.compute import devices
-        from prefcli.prediction import inference
-
+            stages, sample = read_stages(source, calibrate, folders, timed_workspace, options, reporter)
         request = devices.DeviceRequest(options.device, options.precision, world.local_rank)
-        members = inference.open_runs(folders, request, fast_attention=options.fast_attention, encoder=options.encoder)
+        members = inference.open_runs(folders, options, request)
+        keys = prompt_keys(stages)
         if options.calibrated:
-            blending.from_validation(folders, data.battles.table(["prompt_key"])["prompt_key"].to_numpy(), SILENT)
-        total = min(data.battles.rows, options.limit or data.battles.rows)
+            blending.from_validation(folders, keys, SILENT)
+        total = min(len(keys), options.limit or len(keys))
 
         def predict(batches: list[pa.RecordBatch]) -> None:
             for member, batch in zip(members, batches, strict=True):
                 inference.predict_batch(member, batch, swap_average=options.swap_average)
 
         reporter.note(f"timing a sample of {total:,} battles")
-        timing = _time_prediction(predict, data.stages, total, world)
-        if data.sample is not None:
-            timing.parts["calibrating"] = timing.parts["predicting"] * data.sample.rows / total
+        timing = _time_prediction(predict, stages, total, world)
+        if sample:
+            timing.parts["calibrating"] = timing.parts["predicting"] * sample[0].rows / total
         return _estimate(started, timing, timed_workspace, world)
 
 
@@ -300,7 +285,7 @@ def _time_boosting(context: TrainContext, folds: Sequence[Fold], reporter: Repor
     parts = {}
     if context.world.is_main_process:  # it does all the work
         rows = np.sort(np.random.default_rng(context.options.seed).permutation(train)[:size])
-        batch = _take(pool.batches(), rows)
+        batch = take(pool.batches(), rows, len(pool))
         started = time.perf_counter()
         battles = statistics.extract(batch)
         measured = time.perf_counter()
@@ -317,12 +302,12 @@ def _time_prediction(
     began = time.perf_counter()
     lengths = np.concatenate([_text_bytes(batch) for batch in stages[0].batches()])[:total]
 
-    def take(rows: NDArray[np.intp]) -> list[pa.RecordBatch]:
-        return [_take(stage.batches(), rows) for stage in stages]
+    def take_all(rows: NDArray[np.intp]) -> list[pa.RecordBatch]:
+        return [take(stage.batches(), rows, stage.rows) for stage in stages]
 
     on_gpu = _peak_memory()[1] is not None
-    predict(take(np.sort(np.argsort(lengths)[-512 if on_gpu else -16 :])))  # warms up, with the longest battles
-    seconds, timed = _time_all(take, predict, lengths, world)
+    predict(take_all(np.argsort(lengths)[-512 if on_gpu else -16 :]))  # warms up, with the longest battles
+    seconds, timed = _time_all(take_all, predict, lengths, world)
     groups = math.ceil(total / next(stages[0].batches(["id"])).num_rows)  # the processes share them
     seconds *= math.ceil(groups / world.size) / groups
     return _Timing({"predicting": seconds}, total, timed, time.perf_counter() - began)
@@ -351,19 +336,6 @@ def _spread(by_length: NDArray[np.intp], size: int) -> NDArray[np.intp]:
         return np.sort(by_length)
     groups = np.array_split(by_length, max(size // NEIGHBOURS, 1))
     return np.sort(np.concatenate([group[(len(group) - NEIGHBOURS) // 2 :][:NEIGHBOURS] for group in groups]))
-
-
-def _take(batches: Iterator[pa.RecordBatch], rows: NDArray[np.intp]) -> pa.RecordBatch:
-    """Some rows of consecutive batches; ``rows`` are sorted."""
-    import pyarrow as pa
-
-    parts, start = [], 0
-    for batch in batches:
-        first, last = np.searchsorted(rows, [start, start + batch.num_rows])
-        if first < last:
-            parts.append(batch.take(pa.array(rows[first:last] - start)))
-        start += batch.num_rows
-    return pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
 
 
 def _text_bytes(batch: pa.RecordBatch) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from prefcli import readers
-from prefcli.battles import labels_of
+from prefcli.battles import PathLike, labels_of
 from prefcli.data import synthetic
 from prefcli.errors import PrefcliError
 from prefcli.options import TrainOptions
@@ -29,9 +29,9 @@ MAX_WORDS = 1500
 
 
 def export(
-    run: str,
+    run: PathLike,
     workspace: Workspace,
-    folder: Path,
+    folder: PathLike,
     *,
     int8: bool = False,
     force: bool = False,
@@ -44,16 +44,12 @@ def export(
 
     Parameters
     ----------
-    run:
-        By folder or name.
-    workspace:
-        Where runs and caches are.
-    folder:
-        Of the export.
+    run, workspace:
+        By folder or name; where runs and caches are.
+    folder, force:
+        Of the export; whether to replace an existing one.
     int8:
         Quantise the matrices.
-    force:
-        Replace an existing export.
 
     Raises
     ------
@@ -62,7 +58,7 @@ def export(
     ModelError
         If it cannot be exported, or the export's predictions differ; then nothing is left.
     """
-    source = workspace.find_run(run)
+    folder, source = Path(folder), workspace.find_run(run)
     runs.verify(source)
     from prefcli.exporting import onnx
 

@@ -14,13 +14,14 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcli.battles import Source, check_unique_ids
+from prefcli.battles import PathLike, Source, SourceLike, check_unique_ids
+from prefcli.compute import devices
 from prefcli.compute.distributed import from_environment, process_group
 from prefcli.data import tables
 from prefcli.errors import InputError
 from prefcli.options import PredictOptions, TrainOptions
 from prefcli.pipeline.stages import preprocess_stage, read_stage
-from prefcli.prediction import blending
+from prefcli.prediction import blending, inference
 from prefcli.prediction.calibration import Calibration
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, hub, runs
@@ -28,8 +29,6 @@ from prefcli.storage.workspace import Stage, Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from prefcli.compute.devices import DeviceRequest
 
 Array = NDArray[np.float64]
 
@@ -50,27 +49,13 @@ class PredictResult:
     battles_per_second: float
 
 
-@dataclass(frozen=True)
-class PredictionData:
-    """The battles to predict and those to calibrate on, preprocessed for each run."""
-
-    battles: Stage
-    stages: list[Stage]
-    """For each run the battles with its text normalisation."""
-    sample: Stage | None
-    """Labelled battles to calibrate on."""
-    sample_stages: list[Stage]
-    sample_name: str
-    """The sample's files, for messages."""
-
-
 def predict(
-    source: Path | Source,
+    source: SourceLike,
     workspace: Workspace,
-    output: Path,
+    output: PathLike,
     options: PredictOptions,
     *,
-    calibrate: Path | Source | None = None,
+    calibrate: SourceLike | None = None,
     force: bool = False,
     reporter: Reporter = SILENT,
 ) -> PredictResult:
@@ -97,6 +82,7 @@ def predict(
     InputError, ModelError
         If options, battles or output do not allow it; if a run cannot be loaded.
     """
+    output = Path(output)
     _check(options, output, calibrate, force)
     started = time.monotonic()
     world = from_environment()
@@ -106,20 +92,21 @@ def predict(
     names = _run_names(options.models, folders)
     with process_group(world):
         with world.main_process_first():
-            data = read_data(source, calibrate, folders, workspace, options, reporter)
-
-        from prefcli.compute import devices
-        from prefcli.prediction import inference
-
+            stages, sample = read_stages(source, calibrate, folders, workspace, options, reporter)
         request = devices.DeviceRequest(options.device, options.precision, world.local_rank)
-        members = inference.open_runs(folders, request, fast_attention=options.fast_attention, encoder=options.encoder)
+        members = inference.open_runs(folders, options, request)
         reporter.note(f"predicting with {', '.join(names)}{_placement(folders, request)}")
         stream = functools.partial(inference.stream, members, world=world, swap_average=options.swap_average)
-        calibrations = _calibrate(data, folders, stream, options, reporter)
-        total = min(data.battles.rows, options.limit or data.battles.rows)
+        keys = prompt_keys(stages)
+        equal = Calibration.equal(len(folders))
+        calibrations = [blending.from_validation(folders, keys, reporter) if options.calibrated else equal]
+        if calibrate is not None:
+            name = str(Source.of(calibrate))
+            calibrations.append(_refit(calibrations[0], sample, name, keys, stream, reporter))
+        total = min(len(keys), options.limit or len(keys))
         begun = time.monotonic()
         with reporter.track("predicting", total * len(members)) as progress:
-            predictions = stream(data.stages, total, activation=options.activation, done=progress.advance)
+            predictions = stream(stages, total, activation=options.activation, done=progress.advance)
             combined = _combine(predictions, calibrations, options.activation)
             _write(combined, output if world.is_main_process else None, total)
         seconds = time.monotonic() - begun
@@ -139,7 +126,7 @@ def predict(
     )
 
 
-def _check(options: PredictOptions, output: Path, calibrate: Path | Source | None, force: bool) -> None:
+def _check(options: PredictOptions, output: Path, calibrate: SourceLike | None, force: bool) -> None:
     """Refuse what cannot work before anything is read."""
     options.check()
     tables.writer_for(output)
@@ -161,22 +148,21 @@ def find_runs(workspace: Workspace, models: Sequence[str], reporter: Reporter = 
     latest = workspace.latest("train")
     if latest is None or not isinstance(latest.get("run"), str):
         raise InputError(
-            f"no run in {workspace.root} yet",
-            hint="Train one first (prefcli train FILE), or name one with --model.",
+            f"no run in {workspace.root} yet", hint="Train one first (prefcli train FILE), or name one with --model."
         )
     reporter.note(f"using the latest run: {latest['run']}")
     return [workspace.find_run(latest["run"])]
 
 
-def read_data(
-    source: Path | Source,
-    calibrate: Path | Source | None,
+def read_stages(
+    source: SourceLike,
+    calibrate: SourceLike | None,
     folders: Sequence[Path],
     workspace: Workspace,
     options: PredictOptions,
     reporter: Reporter,
-) -> PredictionData:
-    """Read and preprocess all battles that a prediction needs, each text normalisation once."""
+) -> tuple[list[Stage], list[Stage]]:
+    """For each run, the battles to predict and those to calibrate on, with the run's text normalisation."""
     texts = [TrainOptions(**runs.read_config(folder)["options"]).normalisation for folder in folders]
 
     def preprocess(battles: Stage) -> list[Stage]:
@@ -190,28 +176,27 @@ def read_data(
     ids = (name for batch in battles.batches(["id"]) for name in batch.column("id").to_pylist())
     check_unique_ids(ids, str(Source.of(source)))
     stages = preprocess(battles)
-    if calibrate is None:
-        return PredictionData(battles, stages, None, [], "")
-    sample = read_stage(calibrate, workspace, reporter)
-    return PredictionData(battles, stages, sample, preprocess(sample), str(Source.of(calibrate)))
+    return stages, [] if calibrate is None else preprocess(read_stage(calibrate, workspace, reporter))
 
 
-def _calibrate(
-    data: PredictionData,
-    folders: Sequence[Path],
+def prompt_keys(stages: Sequence[Stage]) -> NDArray[np.int64]:
+    """The prompt keys of battles, shape ``[n]``; all stages hold the same battles."""
+    return stages[0].table(["prompt_key"])["prompt_key"].to_numpy()
+
+
+def _refit(
+    blend: Calibration,
+    sample: Sequence[Stage],
+    name: str,
+    predicted: NDArray[np.int64],
     stream: Callable[..., Iterator[tuple[pa.Array, list[Array]]]],
-    options: PredictOptions,
     reporter: Reporter,
-) -> list[Calibration]:
-    """Blending weights or a temperature from held-out battles; then, from the sample, a refit of the result."""
-    keys = data.battles.table(["prompt_key"])["prompt_key"].to_numpy()
-    blend = blending.from_validation(folders, keys, reporter) if options.calibrated else Calibration.equal(len(folders))
-    if data.sample is None:
-        return [blend]
-    with reporter.track("calibrating", data.sample.rows * len(folders)) as progress:
-        predictions = stream(data.sample_stages, data.sample.rows, done=progress.advance)
-        blended = (blend.apply(each) for _, each in predictions)
-        return [blend, blending.from_sample(data.sample, blended, keys, data.sample_name, reporter)]
+) -> Calibration:
+    """A second calibration, of the blended probabilities, from a labelled sample."""
+    total = sample[0].rows
+    with reporter.track("calibrating", total * len(sample)) as progress:
+        blended = (blend.apply(of_runs) for _, of_runs in stream(sample, total, done=progress.advance))
+        return blending.from_sample(sample[0], blended, predicted, name, reporter)
 
 
 def _combine(
@@ -239,22 +224,9 @@ def _write(batches: Iterator[tuple[pa.Array, Array]], output: Path | None, total
                 append_rows(ids, probabilities)
 
 
-@dataclass(frozen=True)
-class LinesResult:
-    """How many JSON lines :func:`predict_lines` answered, and how many of them with an error."""
-
-    lines: int
-    failed: int
-
-
 def predict_lines(
-    lines: IO[bytes],
-    answers: IO[bytes],
-    workspace: Workspace,
-    options: PredictOptions,
-    *,
-    reporter: Reporter = SILENT,
-) -> LinesResult:
+    lines: IO[bytes], answers: IO[bytes], workspace: Workspace, options: PredictOptions, *, reporter: Reporter = SILENT
+) -> tuple[int, int]:
     """Answer battles written as JSON lines, each as soon as it arrives; nothing is cached.
 
     Parameters
@@ -266,6 +238,10 @@ def predict_lines(
     options:
         How to predict; ``activation``, ``limit`` and ``workers`` are not used. The temperature is fitted without the
         prompt of the current battle.
+
+    Returns
+    -------
+    How many lines were answered, and how many of them with an error.
     """
     from prefcli.prediction.predictor import Predictor
 
@@ -279,7 +255,7 @@ def predict_lines(
         answers.flush()
         total += len(batch)
         failed += sum(answer.failed for answer in batch)
-    return LinesResult(total, failed)
+    return total, failed
 
 
 def _run_names(models: Sequence[str], folders: Sequence[Path]) -> list[str]:
@@ -288,7 +264,7 @@ def _run_names(models: Sequence[str], folders: Sequence[Path]) -> list[str]:
     return [name if name.startswith(hub.PREFIX) else folder.name for name, folder in zip(models, folders, strict=True)]
 
 
-def _placement(folders: Sequence[Path], request: DeviceRequest) -> str:
+def _placement(folders: Sequence[Path], request: devices.DeviceRequest) -> str:
     """Where neural runs compute, as `` on ...``; empty for others."""
     runtimes = {runs.runtime_of(runs.read_config(folder)) for folder in folders}
     places = ["ONNX Runtime"] if "onnx" in runtimes else []

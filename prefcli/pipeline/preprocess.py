@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from prefcli import readers
-from prefcli.battles import TEXT_FIELDS, Source, texts_of
+from prefcli.battles import TEXT_FIELDS, PathLike, Source, SourceLike, texts_of
 from prefcli.pipeline.stages import preprocess_stage, read_stage
 from prefcli.reporting import SILENT, Reporter
-from prefcli.storage.workspace import Stage, Workspace
+from prefcli.storage.workspace import WORKSPACE, Stage, Workspace
 from prefcli.text import check_normalisation, normalise_batch
 
 
@@ -21,13 +20,12 @@ class PreprocessResult:
 
     stage: Stage
     text: str
-    source_sha256: str
     counts: Mapping[str, Any]
 
 
 def preprocess(
-    source: Path | Source,
-    workspace: Workspace,
+    source: SourceLike,
+    workspace: Workspace | PathLike = WORKSPACE,
     *,
     text: str = "nltk",
     workers: int | None = None,
@@ -37,45 +35,35 @@ def preprocess(
 
     Parameters
     ----------
-    source:
-        Files of battles.
-    workspace:
-        Where caches live.
+    source, workspace:
+        Files of battles; where caches live.
     text:
         Name of a normalisation, see :data:`prefcli.text.NORMALISATIONS`.
     workers:
         Processes; by default one per core.
     """
     check_normalisation(text)
+    workspace = Workspace.of(workspace)
     source = Source.of(source)
     battles = read_stage(source, workspace, reporter)
     stage = preprocess_stage(battles, workspace, text, workers=workers, reporter=reporter)
     digest = str(battles.metadata["input"])
     workspace.remember(
-        "preprocess",
-        {"stage": stage.path.name, "source": source.to_json(), "source_sha256": digest, "text": text},
+        "preprocess", {"stage": stage.path.name, "source": source.to_json(), "source_sha256": digest, "text": text}
     )
-    return PreprocessResult(stage, text, digest, stage.metadata["counts"])
+    return PreprocessResult(stage, text, stage.metadata["counts"])
 
 
-@dataclass(frozen=True)
-class Preview:
-    """A battle's fields before and after normalisation, turns joined."""
-
-    id: str
-    fields: Mapping[str, tuple[str, str]]
-
-
-def preview(source: Path | Source, *, text: str = "nltk", battles: int = 3) -> list[Preview]:
-    """The first battles before and after normalisation; nothing is cached."""
+def preview(source: SourceLike, *, text: str, battles: int) -> list[tuple[str, dict[str, tuple[str, str]]]]:
+    """The ids of the first battles, and each field before and after normalisation, turns joined; nothing is cached."""
     check_normalisation(text)
-    previews: list[Preview] = []
+    previews: list[tuple[str, dict[str, tuple[str, str]]]] = []
     for batch, _ in readers.open_battles(Source.of(source)).batches():
         before = batch.slice(0, battles - len(previews))
         after, _ = normalise_batch(before, text)
         columns = {name: (texts_of(before.column(name)), texts_of(after.column(name))) for name in TEXT_FIELDS}
         for row, battle_id in enumerate(before.column("id").to_pylist()):
-            previews.append(Preview(battle_id, {field: (old[row], new[row]) for field, (old, new) in columns.items()}))
+            previews.append((battle_id, {field: (old[row], new[row]) for field, (old, new) in columns.items()}))
         if len(previews) == battles:
             break
     return previews

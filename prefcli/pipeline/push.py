@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from prefcli.battles import PathLike
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import card, hub, runs
-from prefcli.storage.workspace import Workspace
+from prefcli.storage.workspace import WORKSPACE, Workspace
 
 
 def push(
-    run: str,
+    run: PathLike,
     name: str,
-    workspace: Workspace,
+    workspace: Workspace | PathLike = WORKSPACE,
     *,
     private: bool = True,
     license: str | None = None,
@@ -34,7 +35,7 @@ def push(
     InputError, ModelError, NetworkError
         If the run is damaged or unfinished, the login may not write there, or the hub does not accept it.
     """
-    folder = workspace.find_run(run)
+    folder = Workspace.of(workspace).find_run(run)
     names = runs.published_files(folder)
     hub.check_push(name)
     if license is not None:

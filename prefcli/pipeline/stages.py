@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from prefcli import readers
-from prefcli.battles import ReadCounts, Source
+from prefcli.battles import ReadCounts, Source, SourceLike
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage.workspace import Stage, StageWriter, Workspace
 from prefcli.text import TextCounts, normalisation_identity
@@ -21,7 +20,7 @@ PREPROCESS_VERSION = 1
 """Raise it when the stage's columns change. Where the text changes, raise the normalisation's own version instead."""
 
 
-def read_stage(source: Path | Source, workspace: Workspace, reporter: Reporter = SILENT) -> Stage:
+def read_stage(source: SourceLike, workspace: Workspace, reporter: Reporter = SILENT) -> Stage:
     """The battles of a file (or of several) as the cached stage ``battles``.
 
     Raises

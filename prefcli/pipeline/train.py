@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefcli.battles import Source
+from prefcli.battles import PathLike, Source, SourceLike
 from prefcli.compute.distributed import World, from_environment, process_group
 from prefcli.data.selection import RunData, select
 from prefcli.errors import InputError, PrefcliError
@@ -18,39 +18,31 @@ from prefcli.options import TrainOptions
 from prefcli.pipeline.stages import preprocess_stage, read_stage
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, hub, runs
-from prefcli.storage.workspace import Stage, Workspace
+from prefcli.storage.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What ``train`` returns.
-
-    Attributes
-    ----------
-    run:
-        The run's folder.
-    validation:
-        Every metric on the held-out battles, None when nothing was held out.
-    seconds:
-        The whole command's time.
-    battles_per_second:
-        Of the training steps alone.
-    """
+    """What ``train`` returns."""
 
     run: Path
+    """The run's folder."""
     validation: dict[str, Any] | None
+    """Every metric on the held-out battles, None when nothing was held out."""
     seconds: float
+    """The whole command's time."""
     battles_per_second: float
+    """Of the training steps alone."""
 
 
 def train(  # noqa: PLR0913  (what the command line gives)
-    source: Path | Source | None,
+    source: SourceLike | None,
     workspace: Workspace,
     options: TrainOptions,
     *,
     origins: Mapping[str, str] | None = None,
-    output: Path | None = None,
-    resume: str | None = None,
+    output: PathLike | None = None,
+    resume: PathLike | None = None,
     force: bool = False,
     remember: bool = True,
     command: str = "",
@@ -66,18 +58,14 @@ def train(  # noqa: PLR0913  (what the command line gives)
         Where caches and runs live.
     options:
         How to train; with ``resume`` the run's own options are used instead.
-    origins:
-        Where each option came from, kept in the run.
-    output:
-        The run's folder; by default a new one in the workspace.
+    output, force:
+        The run's folder, by default a new one in the workspace; whether to overwrite it.
     resume:
         A run to continue, by folder or name.
-    force:
-        Overwrite ``output``.
     remember:
         Whether ``predict`` without ``--model`` uses this run.
-    command:
-        The command line, kept in the run.
+    origins, command:
+        Where each option came from, and the command line; kept in the run.
 
     Raises
     ------
@@ -95,44 +83,37 @@ def train(  # noqa: PLR0913  (what the command line gives)
         reporter = SILENT
     with process_group(world), contextlib.ExitStack() as locks:
         if resume is not None:
-            run = _resume(resume, workspace, world, locks, reporter)
+            folder, data, options, under_way = _resume(str(resume), workspace, world, locks, reporter)
         else:
-            run = _start(source, workspace, options, output, force, world, locks, reporter)
+            folder, data, options, under_way = _start(source, workspace, options, output, force, world, locks, reporter)
         try:
-            training_data, folds = select(run.folder, run.data, run.options, reporter)
+            training_data, folds = select(folder, data, options, reporter)
             context = TrainContext(
-                folder=run.folder,
+                folder=folder,
                 workspace=workspace,
-                data=run.data,
+                data=data,
                 training_data=training_data,
-                options=run.options,
+                options=options,
                 origins=origins or {},
                 command=command,
-                resume=run.under_way,
+                resume=under_way,
                 world=world,
                 reporter=reporter,
             )
             result = experiment.run_experiment(context, folds)
         except BaseException:
             if world.is_main_process:
-                runs.remove_if_empty(run.folder)
+                runs.remove_if_empty(folder)
             raise
         if world.is_main_process:
             if remember:
-                workspace.remember("train", {"run": str(run.folder.resolve())})
-            runs.finish(run.folder)
-    return TrainResult(run.folder, result.validation, time.monotonic() - started, result.battles_per_second)
+                workspace.remember("train", {"run": str(folder.resolve())})
+            runs.finish(folder)
+    return TrainResult(folder, result.validation, time.monotonic() - started, result.battles_per_second)
 
 
-@dataclass(frozen=True)
-class _Started:
-    """A run's folder, locked against other processes, with its data and options."""
-
-    folder: Path
-    data: RunData
-    options: TrainOptions
-    under_way: bool
-    """Whether the folder holds the beginning of this training."""
+_Started = tuple[Path, RunData, TrainOptions, bool]
+"""A run's folder, locked against other processes, its data and options, and whether it holds a beginning."""
 
 
 def _resume(name: str, workspace: Workspace, world: World, locks: contextlib.ExitStack, reporter: Reporter) -> _Started:
@@ -154,14 +135,14 @@ def _resume(name: str, workspace: Workspace, world: World, locks: contextlib.Exi
     trackers.require(options)
     with world.main_process_first():
         data = data_of_run(config["data"], options, workspace, reporter)
-    return _Started(folder, data, options, under_way=True)
+    return folder, data, options, True
 
 
 def _start(
-    source: Path | Source | None,
+    source: SourceLike | None,
     workspace: Workspace,
     options: TrainOptions,
-    output: Path | None,
+    output: PathLike | None,
     force: bool,
     world: World,
     locks: contextlib.ExitStack,
@@ -186,28 +167,24 @@ def _start(
 
     folder, under_way = None, False
     if world.is_main_process:
-        folder = output or runs.new_folder(workspace.runs, options)
+        folder = Path(output) if output else runs.new_folder(workspace.runs, options)
         locks.enter_context(runs.locked(folder))
         under_way = runs.start(folder, force=force, is_same=is_same)
         if under_way:
             runs.verify(folder, resuming=True)
             reporter.note(f"{folder} holds this run, unfinished: continuing it")
     folder, under_way = world.gather((folder, under_way))[0]
-    return _Started(folder, data, options, under_way)
+    return folder, data, options, under_way
 
 
 def with_absolute_paths(options: TrainOptions) -> TrainOptions:
     """Files that options name are found again when the run is continued from elsewhere."""
-
-    def absolute(name: str | None) -> str | None:
-        return None if name is None else str(Path(name).absolute())
-
-    return dataclasses.replace(
-        options, validation_file=absolute(options.validation_file), soft_labels=absolute(options.soft_labels)
-    )
+    names = {"validation_file": options.validation_file, "soft_labels": options.soft_labels}
+    absolute: dict[str, Any] = {option: name and str(Path(name).absolute()) for option, name in names.items()}
+    return dataclasses.replace(options, **absolute)
 
 
-def find_data(source: Path | Source | None, workspace: Workspace, options: TrainOptions, reporter: Reporter) -> RunData:
+def find_data(source: SourceLike | None, workspace: Workspace, options: TrainOptions, reporter: Reporter) -> RunData:
     """What to train on, preprocessed: the named files, what ``preprocess`` last left, or ``train.csv`` here."""
     latest = workspace.latest("preprocess") if source is None else None
     if latest and options.text in (None, latest["text"]) and options.architecture != "features":
@@ -231,24 +208,7 @@ def find_data(source: Path | Source | None, workspace: Workspace, options: Train
         battles = read_stage(battle_source, workspace, reporter)
         training = preprocess_stage(battles, workspace, options.normalisation, reporter=reporter)
         digest, text = str(battles.metadata["input"]), options.normalisation
-    return RunData(
-        training,
-        battle_source,
-        digest,
-        text,
-        _validation_data(options, text, workspace, reporter),
-        _soft_digest(options),
-    )
-
-
-def _soft_digest(options: TrainOptions) -> str | None:
-    if options.soft_labels is None:
-        return None
-    path = Path(options.soft_labels)
-    try:
-        return files.sha256(path)
-    except OSError as error:
-        raise InputError(f"cannot read the soft labels: {error.strerror}", where=str(path)) from None
+    return _with_named_files(RunData(training, battle_source, digest, text), options, workspace, reporter)
 
 
 def data_of_run(record: Mapping[str, Any], options: TrainOptions, workspace: Workspace, reporter: Reporter) -> RunData:
@@ -265,8 +225,7 @@ def data_of_run(record: Mapping[str, Any], options: TrainOptions, workspace: Wor
                 hint="Put the same file back to continue, or train anew.",
             ) from None
         training = preprocess_stage(battles, workspace, text, reporter=reporter)
-    validation = _validation_data(options, text, workspace, reporter)
-    data = RunData(training, source, digest, text, validation, _soft_digest(options))
+    data = _with_named_files(RunData(training, source, digest, text), options, workspace, reporter)
     for name, what, file in (
         ("soft_labels_sha256", "soft labels", options.soft_labels),
         ("validation_input", "validation battles", options.validation_file),
@@ -280,9 +239,15 @@ def data_of_run(record: Mapping[str, Any], options: TrainOptions, workspace: Wor
     return data
 
 
-def _validation_data(options: TrainOptions, text: str, workspace: Workspace, reporter: Reporter) -> Stage | None:
-    if options.validation_file is None:
-        return None
-    return preprocess_stage(
-        read_stage(Path(options.validation_file), workspace, reporter), workspace, text, reporter=reporter
-    )
+def _with_named_files(data: RunData, options: TrainOptions, workspace: Workspace, reporter: Reporter) -> RunData:
+    """The data with the battles of ``--validation-file`` and the digest of ``--soft-labels``."""
+    validation, digest = None, None
+    if options.validation_file is not None:
+        battles = read_stage(options.validation_file, workspace, reporter)
+        validation = preprocess_stage(battles, workspace, data.text, reporter=reporter)
+    if options.soft_labels is not None:
+        try:
+            digest = files.sha256(Path(options.soft_labels))
+        except OSError as error:
+            raise InputError(f"cannot read the soft labels: {error.strerror}", where=options.soft_labels) from None
+    return dataclasses.replace(data, validation=validation, soft_labels_sha256=digest)

@@ -34,31 +34,21 @@ MAX_TIE_SHIFT = 20.0
 
 @dataclass(frozen=True)
 class Calibration:
-    """How to combine the probabilities of one or several models.
-
-    Attributes
-    ----------
-    weights:
-        Factors of each model's log probabilities.
-    tie_shift:
-        Added to the log probability of a tie.
-    fitted:
-        Whether weights and shift come from a fit; otherwise the models have equal weights that sum to 1.
-    battles:
-        How many battles the fit was tried on.
-    before, after:
-        Cross-fitted log loss with equal weights, and with the fit; None if no fit was tried.
-    members:
-        Log loss of each model alone on the same battles.
-    """
+    """How to combine the probabilities of one or several models."""
 
     weights: tuple[float, ...]
+    """Factors of each model's log probabilities."""
     tie_shift: float = 0.0
+    """Added to the log probability of a tie."""
     fitted: bool = False
+    """Whether weights and shift come from a fit; otherwise the models have equal weights that sum to 1."""
     battles: int = 0
+    """How many battles the fit was tried on."""
     before: float | None = None
     after: float | None = None
+    """Cross-fitted log loss with equal weights, and with the fit; None if no fit was tried."""
     members: tuple[float, ...] = ()
+    """Log loss of each model alone on the same battles."""
 
     @staticmethod
     def equal(models: int, battles: int = 0) -> Calibration:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from prefcli import metrics
 from prefcli.errors import InputError
-from prefcli.options import TrainOptions
+from prefcli.options import PredictOptions, TrainOptions
 from prefcli.outcomes import OUTCOMES, SWAPPED
 from prefcli.storage import runs
 
@@ -33,38 +33,30 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Member:
-    """One run that takes part in a prediction.
-
-    Attributes
-    ----------
-    models:
-        Its model, or one per fold.
-    text:
-        The text normalisation it was trained on.
-    """
+    """One run that takes part in a prediction."""
 
     models: tuple[Model, ...]
+    """Its model, or one per fold."""
     text: str
+    """The text normalisation it was trained on."""
 
 
-def open_runs(
-    folders: Sequence[Path], request: DeviceRequest, *, fast_attention: bool = True, encoder: str | None = None
-) -> list[Member]:
+def open_runs(folders: Sequence[Path], options: PredictOptions, request: DeviceRequest) -> list[Member]:
     """Load runs, each with all its folds, after checking their files.
 
     Parameters
     ----------
     folders:
         The runs' folders.
+    options:
+        How to predict; ``fast_attention`` and ``encoder`` are used here.
     request:
         Device and precision as requested.
-    fast_attention, encoder:
-        See :func:`prefcli.models.load`.
 
     Raises
     ------
     InputError
-        If ``encoder`` is given but no run needs it.
+        If an encoder is given but no run needs it.
     ModelError
         If a run is damaged or cannot be loaded.
     """
@@ -72,17 +64,18 @@ def open_runs(
 
     for folder in folders:
         runs.verify(folder)
-    if encoder is not None and not any(runs.read_config(folder)["options"].get("lora_rank") for folder in folders):
+    trained = [TrainOptions(**runs.read_config(folder)["options"]) for folder in folders]
+    if options.encoder is not None and not any(run.lora_rank for run in trained):
         raise InputError("--encoder is for LoRA runs, and none of the runs is one", hint="Leave it out.")
     return [
         Member(
             tuple(
-                models.load(member, request, fast_attention=fast_attention, encoder=encoder)
+                models.load(member, request, fast_attention=options.fast_attention, encoder=options.encoder)
                 for member in runs.members(folder)
             ),
-            TrainOptions(**runs.read_config(folder)["options"]).normalisation,
+            run.normalisation,
         )
-        for folder in folders
+        for folder, run in zip(folders, trained, strict=True)
     ]
 
 

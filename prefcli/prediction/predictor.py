@@ -75,9 +75,7 @@ class Predictor:
         self._swap_average = options.swap_average
         self._calibrated = options.calibrated
         request = devices.DeviceRequest(options.device, options.precision)
-        self._members = inference.open_runs(
-            self.folders, request, fast_attention=options.fast_attention, encoder=options.encoder
-        )
+        self._members = inference.open_runs(self.folders, options, request)
         self._fits: dict[frozenset[int], Calibration] = {}
         self._held_out: frozenset[int] = frozenset()
         if self._calibrated:

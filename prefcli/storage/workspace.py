@@ -24,6 +24,7 @@ from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, hub
 from prefcli.storage.runs import CONFIG
 
+WORKSPACE = ".prefcli"
 METADATA_KEY = "prefcli"
 COMPRESSION = "lz4"
 
@@ -119,10 +120,15 @@ class StageWriter:
 class Workspace:
     """The folder of stages and runs, created on the first write."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.stages = root / "stages"
-        self.runs = root / "runs"
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.stages = self.root / "stages"
+        self.runs = self.root / "runs"
+
+    @staticmethod
+    def of(workspace: Workspace | str | Path) -> Workspace:
+        """A workspace from its folder."""
+        return workspace if isinstance(workspace, Workspace) else Workspace(workspace)
 
     def stage(
         self,
@@ -245,7 +251,7 @@ class Workspace:
     def _latest_path(self, command: str) -> Path:
         return self.root / f"latest-{command}.json"
 
-    def find_run(self, name: str) -> Path:
+    def find_run(self, run: str | Path) -> Path:
         """The folder of a run given by its path, its name in this workspace, or ``hf://owner/name``.
 
         Raises
@@ -255,6 +261,7 @@ class Workspace:
         ModelError, NetworkError
             If it cannot be had from the hub.
         """
+        name = str(run)
         for candidate in (Path(name), self.runs / name):
             if (candidate / CONFIG).is_file():
                 return candidate
