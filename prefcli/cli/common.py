@@ -123,6 +123,15 @@ def _clean(value: Any) -> Any:
     return value
 
 
+def print_result(session: Session, result: Any, *lines: str) -> None:
+    """Print what a verb did: a JSON object with ``--json``, else in words. Under ``torchrun`` one process prints."""
+    if session.is_main_process and session.json:
+        print_json(result)
+    elif session.is_main_process:
+        for line in lines:
+            say(line)
+
+
 def say(text: str) -> None:
     """Print a line. Names may come from files, so control characters are escaped."""
     print(visible(text))
@@ -193,12 +202,13 @@ class Terminal:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
     def note(self, text: str) -> None:
-        self._console.print(visible(text), markup=False, style="dim" if self._console.is_terminal else None)
+        self._print(text, "dim")
 
     def warn(self, text: str) -> None:
-        self._console.print(
-            f"warning: {visible(text)}", markup=False, style="yellow" if self._console.is_terminal else None
-        )
+        self._print(f"warning: {text}", "yellow")
+
+    def _print(self, text: str, style: str) -> None:
+        self._console.print(visible(text), markup=False, style=style if self._console.is_terminal else None)
 
     @contextmanager
     def track(self, what: str, total: float | None, unit: str = "battles", done: float = 0) -> Iterator[Progress]:

@@ -58,17 +58,10 @@ def run(
         merge = pipeline.merge(
             session.workspace.find_run(model), merged, encoder=encoder, force=force, reporter=session.reporter
         )
-        if session.json:
-            common.print_json(merge)
-            return
         what = f"the mean of {merge.members} folds" if merge.members > 1 else "one model"
-        common.say(f"{merge.output}: {what}, {merge.parameters / 1e6:,.1f} M parameters")
+        common.print_result(session, merge, f"{merge.output}: {what}, {merge.parameters / 1e6:,.1f} M parameters")
         return
     assert onnx is not None
     result = pipeline.export(model, session.workspace, onnx, int8=int8, force=force, reporter=session.reporter)
-    if session.json:
-        common.print_json(result)
-        return
-    common.say(f"{result.folder}: {result.precision}, {result.bytes / 1e6:,.1f} MB")
-    if result.int8 is not None:
-        common.say(f"int8 costs: {result.int8}")
+    costs = [] if result.int8 is None else [f"int8 costs: {result.int8}"]
+    common.print_result(session, result, f"{result.folder}: {result.precision}, {result.bytes / 1e6:,.1f} MB", *costs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -97,12 +96,8 @@ def run(
     predicted = pipeline.predict(
         battles, session.workspace, output, options, calibrate=calibrate, force=force, reporter=session.reporter
     )
-    if not session.is_main_process:
-        return
-    if session.json:
-        common.print_json(predicted)
-    else:
-        common.say(f"{predicted.output}: {predicted.battles:,} battles, {predicted.battles_per_second:,.1f} battles/s")
+    summary = f"{predicted.battles:,} battles, {predicted.battles_per_second:,.1f} battles/s"
+    common.print_result(session, predicted, f"{predicted.output}: {summary}")
 
 
 def _predict_lines(files: list[Path], refused: list[str], options: PredictOptions, session: common.Session) -> None:
@@ -122,22 +117,18 @@ def _predict_lines(files: list[Path], refused: list[str], options: PredictOption
         raise InputError(f"{failed:,} of {answered:,} lines are not valid battles; each got an error reply")
 
 
-@contextlib.contextmanager
-def _json_lines(files: list[Path]) -> Iterator[IO[bytes]]:
+def _json_lines(files: list[Path]) -> contextlib.AbstractContextManager[IO[bytes]]:
     """Standard input, or a file of JSON lines, as a stream."""
     if len(files) != 1:
         raise InputError("--output - reads one stream of lines", hint="Give one FILE, or - for standard input.")
     if files[0] == STANDARD_OUTPUT:
-        yield sys.stdin.buffer
-        return
+        return contextlib.nullcontext(sys.stdin.buffer)
     if files[0].suffix.lower() not in (".jsonl", ".ndjson"):
         raise InputError(
             f"--output - answers JSON lines, but {files[0]} is not called .jsonl",
             hint="Name another --output, or give JSON lines.",
         )
     try:
-        stream = files[0].open("rb")
+        return files[0].open("rb")
     except OSError as error:
         raise InputError(f"cannot read the file: {error.strerror}", where=str(files[0])) from None
-    with stream:
-        yield stream

@@ -34,21 +34,16 @@ def run(
     """Normalise the text of every battle and cache the result as Parquet; `prefcli train` takes it from there."""
     from prefcli import pipeline
 
+    battles = common.source(file, format, columns)
     if preview:
-        for battle_id, fields in pipeline.preview(common.source(file, format, columns), text=text, battles=preview):
+        for battle_id, fields in pipeline.preview(battles, text=text, battles=preview):
             common.say(f"battle {battle_id}")
             for field, (before, after) in fields.items():
                 print(f"  {field}")
                 for when, version in (("before: ", before), ("after:  ", after)):
                     print(f"    {when}{common.visible(one_line(version, 300))}")
         return
-    result = pipeline.preprocess(
-        common.source(file, format, columns), session.workspace, text=text, workers=workers, reporter=session.reporter
-    )
-    if session.json:
-        common.print_json(
-            {"stage": str(result.stage.path), "text": text, "reused": result.stage.reused, "battles": result.stage.rows}
-            | dict(result.counts)
-        )
-    else:
-        common.say(str(result.stage.path))
+    result = pipeline.preprocess(battles, session.workspace, text=text, workers=workers, reporter=session.reporter)
+    stage = result.stage
+    summary = {"stage": str(stage.path), "text": text, "reused": stage.reused, "battles": stage.rows, **result.counts}
+    common.print_result(session, summary, str(stage.path))

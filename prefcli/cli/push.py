@@ -35,7 +35,4 @@ def run(
     from prefcli import pipeline
 
     pushed = pipeline.push(run, name, session.workspace, private=not public, license=license, reporter=session.reporter)
-    if session.json:
-        common.print_json(pushed)
-    else:
-        common.say(f"{pushed.url}: {pushed.files} files")
+    common.print_result(session, pushed, f"{pushed.url}: {pushed.files} files")

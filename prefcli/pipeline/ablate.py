@@ -189,12 +189,8 @@ def as_markdown(ablation: Ablation) -> str:
     """The table and what it shows."""
     table = [COLUMNS, ("---",) * len(COLUMNS), *map(cells, ablation.rows)]
     lines = [f"| {' | '.join(line)} |" for line in table]
-    lines += [
-        "",
-        f"{ablation.battles:,} held-out battles over {ablation.seeds} seed(s); prior {ablation.prior_log_loss:.4f}. "
-        f"{ablation.reading}",
-    ]
-    return "\n".join(lines) + "\n"
+    battles = f"{ablation.battles:,} held-out battles over {ablation.seeds} seed(s)"
+    return "\n".join([*lines, "", f"{battles}; prior {ablation.prior_log_loss:.4f}. {ablation.reading}", ""])
 
 
 def _describe(rows: Sequence[Row]) -> str:
