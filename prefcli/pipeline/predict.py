@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import time
@@ -214,14 +213,13 @@ def _combine(
 
 def _write(batches: Iterator[tuple[pa.Array, Array]], output: Path | None, total: int) -> None:
     """Compute all batches, on every rank; the one with an ``output`` writes them."""
-    with contextlib.ExitStack() as stack:
-        append_rows = None
-        if output is not None:
-            path = stack.enter_context(files.atomic(output, needs=tables.BYTES_PER_ROW * total))
-            append_rows = stack.enter_context(tables.writer_for(output)(path))
+    if output is None:
+        for _ in batches:
+            pass
+        return
+    with files.atomic(output, needs=tables.BYTES_PER_ROW * total) as path, tables.writer_for(output)(path) as append:
         for ids, probabilities in batches:
-            if append_rows is not None:
-                append_rows(ids, probabilities)
+            append(ids, probabilities)
 
 
 def predict_lines(

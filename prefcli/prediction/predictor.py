@@ -80,8 +80,8 @@ class Predictor:
         self._held_out: frozenset[int] = frozenset()
         if self._calibrated:
             try:
-                held_out = [runs.read_validation(folder).keys.tolist() for folder in self.folders]
-                self._held_out = frozenset(key for keys in held_out for key in keys)
+                held_out = (runs.read_validation(folder).keys.tolist() for folder in self.folders)
+                self._held_out = frozenset().union(*held_out)
             except ModelError:  # nothing was held out to fit on
                 self._calibrated = False
 
