@@ -31,8 +31,6 @@ from prefcli.storage import files, runs
 from prefcli.storage.workspace import Workspace
 
 CLI = Callable[..., Result]
-pytestmark = pytest.mark.xdist_group("onnx")
-"""On one worker: the exporter takes seconds to import, and the exports are shared."""
 Array = NDArray[np.float64]
 ROUNDING = 1e-5
 MIN_SPREAD = 1e-3

@@ -408,7 +408,6 @@ def test_folds_with_all_weights_trained_become_one_model(
         assert torch.allclose(tensor, (states[0][name] + states[1][name]) / 2, atol=1e-6), name
 
 
-@pytest.mark.xdist_group("onnx")
 @pytest.mark.slow
 def test_adapters_are_merged_before_they_are_exported_to_onnx(
     demo_files: Demo, bert_folder: Path, cli: Callable[..., Result]
