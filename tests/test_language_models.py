@@ -350,7 +350,7 @@ def test_an_encoder_that_no_run_needs_is_refused(demo_files: Demo, lora_run: Pat
     prefcli.train(demo_files.train, recipe="fast", output="fast")
     done = cli("predict", demo_files.test, "--model", "fast", "--encoder", "elsewhere")
     assert done.code == 2
-    assert "none of the runs has any" in done.err
+    assert "none of the runs is one" in done.err
     assert cli("export", lora_run, "--onnx", "out", "--encoder", "elsewhere").code == 2
 
 
