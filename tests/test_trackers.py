@@ -259,7 +259,7 @@ def test_a_failing_tracker_is_disabled_with_a_warning_and_training_continues() -
         following.record(line)
     following.conclude(None)
     following.close(failed=False)
-    assert reporter.warnings == ["tensorboard is told no more, the training goes on: the disk is full"]
+    assert reporter.warnings == ["tensorboard failed and was disabled; training continues: the disk is full"]
 
 
 def test_wandb_without_a_key_gives_a_hint_and_prints_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
