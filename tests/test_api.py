@@ -252,6 +252,7 @@ def test_tables_in_other_layouts_are_read(run: Path) -> None:
     assert judge.predict(frame).shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_two_loaded_runs_blend_as_on_the_command_line(cli: CLI, run: Path, demo_files: Demo, tmp_path: Path) -> None:
     other = prefcli.train(demo_files.train, recipe="fast", output=tmp_path / "other", seed=0).run
     assert cli("predict", demo_files.test, "--model", run, "--model", other, "-o", "p.csv").code == 0

@@ -100,6 +100,7 @@ def test_a_missing_network_is_exit_1_and_quick(tmp_path: Path) -> None:
         assert time.monotonic() - started < 30
 
 
+@pytest.mark.slow
 def test_score_names_wrong_rows(cli: CLI, tmp_path: Path) -> None:
     truth = write_csv(tmp_path / "truth.csv", [battle(i, i % 3) for i in range(1, 6)])
     head = "id,winner_model_a,winner_model_b,winner_tie\n"

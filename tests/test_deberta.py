@@ -162,6 +162,7 @@ def test_small_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_equal(reference, fast, *batch("mixed"), (1e-6, 1e-6))
 
 
+@pytest.mark.slow
 def test_gradients_by_finite_differences() -> None:
     torch.manual_seed(0)
     arguments = [torch.randn(2, 8, 3, dtype=torch.float64, requires_grad=True) for _ in range(3)]

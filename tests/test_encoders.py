@@ -46,6 +46,7 @@ def test_bert_loads_from_its_folder_with_its_own_weights(bert_folder: Path) -> N
     assert all(torch.equal(saved[name], loaded[name]) for name in saved)
 
 
+@pytest.mark.slow
 def test_deberta_loads_from_the_hubs_files_in_float32(deberta_folder: Path) -> None:
     """The hub has float16 weights in a .bin and a sentencepiece model, no tokenizer.json."""
     located = encoders.locate(str(deberta_folder))

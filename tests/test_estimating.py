@@ -182,6 +182,7 @@ def test_prediction_is_estimated_from_a_sample_and_writes_nothing(cli: CLI, demo
     assert (few["pieces"], few["timed"]) == (3, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [(*TINY, "--validation", 0), ("--recipe", "fast", "--validation", 0)])
 def test_three_battles_are_enough_for_an_estimate(cli: CLI, tmp_path: Path, flags: tuple[object, ...]) -> None:
     file = write_csv(tmp_path / "few.csv", [battle(i, i % 3) for i in range(3)])

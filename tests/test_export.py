@@ -31,6 +31,7 @@ from prefcli.storage import files, runs
 from prefcli.storage.workspace import Workspace
 
 CLI = Callable[..., Result]
+pytestmark = pytest.mark.slow
 Array = NDArray[np.float64]
 ROUNDING = 1e-5
 MIN_SPREAD = 1e-3
@@ -103,7 +104,6 @@ def some_battles() -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["siamese-bert", "cross-encoder-bert", "siamese-deberta", "cross-encoder-deberta", "folds"]
 )
@@ -123,7 +123,6 @@ def test_an_exported_run_predicts_what_torch_predicts(twins: Callable[..., Twins
             assert np.abs(np.array(single) - expected[row]).max() < ROUNDING
 
 
-@pytest.mark.slow
 def test_text_normalisation_calibration_and_blending_are_those_of_the_run(
     twins: Callable[..., Twins], cli: CLI, demo_files: Demo
 ) -> None:
@@ -146,7 +145,6 @@ def test_text_normalisation_calibration_and_blending_are_those_of_the_run(
         assert results[name]["weights"] == results["blend"]["weights"]
 
 
-@pytest.mark.slow
 def test_an_export_predicts_without_torch_or_transformers(
     twins: Callable[..., Twins], tmp_path: Path, demo_files: Demo
 ) -> None:
@@ -196,7 +194,6 @@ def test_an_exported_folder_is_complete_and_says_how_close_it_is(twins: Callable
     assert {key: value for key, value in config.items() if key != "export"} == runs.read_config(pair.run)
 
 
-@pytest.mark.slow
 def test_the_loss_of_int8_is_measured_printed_and_written_into_the_card(
     twins: Callable[..., Twins], cli: CLI, demo_files: Demo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,7 +222,6 @@ def test_the_loss_of_int8_is_measured_printed_and_written_into_the_card(
     assert 0 < np.abs(fp32 - int8).max() < 0.1
 
 
-@pytest.mark.slow
 def test_large_weights_are_a_separate_file_and_made_up_battles_are_used_if_none_were_held_out(
     twins: Callable[..., Twins], cli: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

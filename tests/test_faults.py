@@ -223,6 +223,7 @@ def test_the_same_preprocess_twice_at_once_makes_each_stage_once(tmp_path: Path)
     assert len(list((tmp_path / ".prefcli" / "stages").iterdir())) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "arguments", "code"),
     [
@@ -246,6 +247,7 @@ def test_streams_that_are_closed_or_full(tmp_path: Path, how: str, arguments: st
         assert done.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
 def test_names_that_the_terminals_encoding_lacks_are_printed_all_the_same(tmp_path: Path, settings: dict) -> None:
     train = synthetic.write(tmp_path, train=60, test=5).train

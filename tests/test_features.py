@@ -178,6 +178,7 @@ def test_swapped_answers_get_swapped_probabilities_exactly(trained, rows):
     np.testing.assert_allclose(np.exp(original).sum(axis=1), 1)
 
 
+@pytest.mark.slow
 @unhurried
 @given(rows=some_battles)
 def test_identical_answers_are_as_likely_to_win(trained, rows):
@@ -682,6 +683,7 @@ def test_battles_without_an_outcome_are_left_out(trained):
 # The same model again
 
 
+@pytest.mark.slow
 def test_a_seed_gives_a_model_and_another_seed_another(trained):
     few = trained.few(200)
     one, again, other = (models.fit(*few, seed=seed, threads=1) for seed in (1, 1, 2))
@@ -690,6 +692,7 @@ def test_a_seed_gives_a_model_and_another_seed_another(trained):
     assert trees_of(one) != trees_of(other)
 
 
+@pytest.mark.slow
 def test_the_seed_draws_the_inner_folds_and_the_boosters_samples(trained, monkeypatch):
     seeds: list[int] = []
     with_seed_0 = lambda *what: seeds.append(what[-1]) or split_folds(*what[:-1], 0)  # noqa: E731
@@ -704,6 +707,7 @@ def trees_of(model: FeaturesModel) -> str:
     return boosting.to_text(model.booster).partition("\nparameters:")[0].partition("Tree=0")[2]
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_changes_nothing(trained, monkeypatch):
     monkeypatch.setattr(BoosterSettings, "for_battles", few_rounds(4))
     few = trained.few(200)

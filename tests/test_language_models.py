@@ -229,6 +229,7 @@ def test_the_encoder_of_adapters_may_move_but_not_change(
     assert "belong to another encoder" in done.err
 
 
+@pytest.mark.slow
 def test_a_run_of_adapters_does_not_ask_the_hub_for_what_its_files_name(
     llama: Path, demo_files: Demo, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +308,7 @@ def test_a_quantized_run_is_used_and_merged_without_a_gpu(
     assert json.loads(Path("whole/config.json").read_text())["options"]["quantize"] == "none"
 
 
+@pytest.mark.slow
 def test_a_merged_run_describes_its_own_training_not_its_encoders(demo_files: Demo, bert_folder: Path) -> None:
     plain = {"text": "raw", "max_length": 64, "lr": 1e-3}
     prefcli.train(demo_files.train, encoder=str(bert_folder), output="first", limit=60, **plain)
@@ -346,6 +348,7 @@ def test_a_run_keeps_what_auto_was_resolved_to(
     assert np.array_equal(probabilities(lora_run, demo_files), before)
 
 
+@pytest.mark.slow
 def test_an_encoder_that_no_run_needs_is_refused(demo_files: Demo, lora_run: Path, cli: Callable[..., Result]) -> None:
     prefcli.train(demo_files.train, recipe="fast", output="fast")
     done = cli("predict", demo_files.test, "--model", "fast", "--encoder", "elsewhere")
@@ -396,6 +399,7 @@ def test_adapters_of_folds_become_one_model(llama: Path, demo_files: Demo, cli: 
     assert np.allclose(probabilities(Path("one"), demo_files).sum(axis=1), 1)
 
 
+@pytest.mark.slow
 def test_folds_with_all_weights_trained_become_one_model(
     demo_files: Demo, bert_folder: Path, cli: Callable[..., Result]
 ) -> None:

@@ -36,6 +36,7 @@ from prefcli.prediction.inference import Member, predict_batch
 from prefcli.storage import runs
 
 CLI = Callable[..., Result]
+pytestmark = pytest.mark.slow
 TURNS = pa.list_(pa.string())
 WORDS = (*synthetic.LIKED, *synthetic.DISLIKED, *synthetic.NEUTRAL)
 
@@ -76,7 +77,6 @@ MODELS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options", MODELS, ids=lambda o: "-".join(o.values()))
 def test_swapped_answers_get_swapped_probabilities_with_swap_averaging(
     bert_folder: Path, options: dict[str, Any]
@@ -174,7 +174,6 @@ def test_head_and_tail_and_interaction_train_and_load(cli: CLI, tmp_path: Path) 
     assert "…" in loaded.tokenizer.decode(ids.tolist())
 
 
-@pytest.mark.slow
 def test_fast_attention_is_reported_is_optional_and_changes_no_prediction(
     cli: CLI, demo_files: Demo, deberta_folder: Path
 ) -> None:
@@ -220,7 +219,6 @@ def test_a_recipe_is_a_set_of_defaults_that_flags_and_files_win_over(cli: CLI, d
     assert Path("r/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
 
 
-@pytest.mark.slow
 def test_features_train_predict_and_score_without_torch(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
     """Train, predict and score in processes that never load torch, transformers or nltk."""
     program = (
@@ -244,7 +242,6 @@ def test_features_train_predict_and_score_without_torch(cli: CLI, demo_files: De
     assert metrics.log_loss(metrics.softmax(held_out.logits), held_out.labels) < metrics.prior_log_loss(held_out.labels)
 
 
-@pytest.mark.slow
 def test_features_with_folds_are_resumed_and_reproduced_to_the_byte(cli: CLI, demo_files: Demo) -> None:
     import shutil
 
@@ -268,7 +265,6 @@ def test_features_with_folds_are_resumed_and_reproduced_to_the_byte(cli: CLI, de
     assert cli("predict", demo_files.test, "--model", "again", "-o", "p.csv").code == 0
 
 
-@pytest.mark.slow
 def test_features_read_raw_text_whatever_preprocess_left(cli: CLI, demo_files: Demo) -> None:
     assert cli("preprocess", demo_files.train).code == 0
     done = cli("train", "--recipe", "fast", "--output", "run")
@@ -334,7 +330,6 @@ def test_a_blend_uses_the_weights_fitted_on_common_validation_battles(
     assert np.allclose(read_probabilities(Path("blend.parquet"))[1], expected.apply(parts), atol=1e-6)
 
 
-@pytest.mark.slow
 def test_equal_weights_are_reported_and_are_the_geometric_mean(
     cli: CLI, two_runs: tuple[Path, Path, Path], demo_files: Demo
 ) -> None:
@@ -370,7 +365,6 @@ def test_battles_that_are_predicted_do_not_take_part_in_the_fit(
     assert f"{len(chosen)} validation battles share a prompt" in result["err"]
 
 
-@pytest.mark.slow
 def test_runs_with_different_splits_are_blended_on_what_both_held_out(
     cli: CLI, two_runs: tuple[Path, Path, Path], demo_files: Demo
 ) -> None:
@@ -440,7 +434,6 @@ def test_impossible_calibrations_are_refused(cli: CLI, two_runs: tuple[Path, Pat
 # Soft labels
 
 
-@pytest.mark.slow
 def test_a_student_learns_from_its_teachers_predictions_alone(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
     """Distillation on battles without outcome: what predict writes, train takes."""
     with demo_files.train.open(newline="") as stream:
@@ -463,7 +456,6 @@ def test_a_student_learns_from_its_teachers_predictions_alone(cli: CLI, demo_fil
     assert shares == pytest.approx(expected, abs=0.08)
 
 
-@pytest.mark.slow
 def test_out_of_fold_predictions_are_a_teacher(cli: CLI, demo_files: Demo) -> None:
     assert cli("train", demo_files.train, "--recipe", "fast", "--folds", 3, "--output", "teacher").code == 0
     flags = ["--recipe", "fast", "--soft-labels", "teacher/validation.parquet", "--soft-weight", 0.5]
@@ -475,7 +467,6 @@ def test_out_of_fold_predictions_are_a_teacher(cli: CLI, demo_files: Demo) -> No
     assert Path("plain/booster.txt").read_bytes() != booster
 
 
-@pytest.mark.slow
 def test_the_weight_of_soft_labels_has_an_effect(cli: CLI, tmp_path: Path) -> None:
     """Outcomes say A, the teacher says tie: with weight 0 the model says A, with weight 1 tie."""
     rows = [battle(i, 0) for i in range(60)]

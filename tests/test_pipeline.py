@@ -24,6 +24,7 @@ from prefcli.storage import runs
 from prefcli.training.experiment import not_better_than_prior
 
 CLI = Callable[..., Result]
+pytestmark = pytest.mark.slow
 
 
 def predictions(path: Path) -> dict[str, list[float]]:
@@ -43,7 +44,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, demo_files: Demo, bert_fol
     return root
 
 
-@pytest.mark.slow
 def test_all_five_verbs_in_an_empty_folder(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
     t = demo_files.train
     for arguments in (
@@ -188,7 +188,6 @@ def test_training_on_all_battles_says_that_there_is_no_validation_score(cli: CLI
     assert cli("predict", demo_files.test).code == 0
 
 
-@pytest.mark.slow
 def test_folds_predict_every_battle_by_a_model_that_did_not_see_it(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
     done = cli("train", demo_files.train, "--encoder", "tiny", "--folds", 3, "--output", "folds", "--json")
     assert done.code == 0, done.err
@@ -210,7 +209,6 @@ def test_folds_predict_every_battle_by_a_model_that_did_not_see_it(cli: CLI, dem
     assert np.allclose(list(predictions(Path("all.csv")).values()), np.mean(parts, axis=0), atol=1e-6)
 
 
-@pytest.mark.slow
 def test_interrupted_folds_continue(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
     import shutil
 
@@ -238,7 +236,6 @@ def test_prompts_of_the_validation_file_are_left_out_of_training(cli: CLI, tmp_p
     assert runs.read_config(tmp_path / "run")["data"]["train_battles"] == 25
 
 
-@pytest.mark.slow
 def test_a_runs_own_config_reproduces_it(cli: CLI, demo_files: Demo) -> None:
     assert cli("train", demo_files.train, "--encoder", "tiny", "--limit", 80, "--seed", 4, "--output", "one").code == 0
     assert cli("train", demo_files.train, "--config", "one/config.json", "--output", "two").code == 0
@@ -297,7 +294,6 @@ def test_an_existing_run_is_not_overwritten(cli: CLI, demo_files: Demo, tmp_path
     assert (tmp_path / "precious" / "thesis.txt").exists()
 
 
-@pytest.mark.slow
 def test_the_same_command_continues_a_killed_training(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
     small = ["--encoder", "tiny", "--limit", 100, "--checkpoint-every", 2]
     assert cli("train", demo_files.train, *small, "--output", "whole").code == 0
@@ -407,7 +403,6 @@ def test_a_model_no_better_than_the_prior_gets_a_warning(cli: CLI, tmp_path: Pat
     assert not_better_than_prior(np.eye(3)[labels] * 0.4 + 0.2, labels) == ""
 
 
-@pytest.mark.slow
 def test_other_layouts_and_several_files_run_through_all_verbs(cli: CLI, tmp_path: Path) -> None:
     """Names of its own, two files, one of them JSONL: read, trained on, continued, predicted, previewed."""
     rows = [battle(i, i % 3) for i in range(60)]
@@ -516,7 +511,6 @@ def test_duplicate_ids_are_refused(cli: CLI, trained: Path, tmp_path: Path) -> N
 # ablate, demo
 
 
-@pytest.mark.slow
 def test_the_ablation_trains_each_model_once_and_scores_all_six_rows(cli: CLI, demo_files: Demo) -> None:
     small = [
         "ablate",
@@ -554,7 +548,6 @@ def test_the_ablation_trains_each_model_once_and_scores_all_six_rows(cli: CLI, d
     assert "## " not in Path("abl/ablation.md").read_text()
 
 
-@pytest.mark.slow
 def test_the_demos_files_are_reproducible_and_its_best_score_is_plausible(tmp_path: Path) -> None:
     one, two = (synthetic.write(tmp_path / name, train=50, test=3000) for name in ("a", "b"))
     assert one.train.read_bytes() == two.train.read_bytes()

@@ -126,6 +126,7 @@ def test_a_file_without_outcomes_and_models_has_a_page() -> None:
     assert "What to look out for" in parsed.texts
 
 
+@pytest.mark.slow
 def test_the_page_stays_small_however_many_models_there_are() -> None:
     rows = [
         battle(f"x{i}", "y", i % 3, model_a=f"model number {i % 700}", model_b=f"model number {i % 699 + 1}")
@@ -161,6 +162,7 @@ PROBE = """<script>document.addEventListener("DOMContentLoaded", () => {
 }); window.alert = () => { window.hacked = 1; };</script>"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_hostile_names_do_nothing_in_a_real_browser(evil_page: Path, tmp_path: Path, width: int) -> None:

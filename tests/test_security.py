@@ -68,6 +68,7 @@ PLACES = (
 """What a pickle is called, and the index of shards that names it."""
 
 
+@pytest.mark.slow
 def test_a_pickle_is_refused_and_not_run_whatever_it_is_called(deberta_folder: Path, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     tensors = dict(torch.load(deberta_folder / "pytorch_model.bin", weights_only=True))
@@ -264,6 +265,7 @@ def test_a_booster_read_without_sizes_predicts_the_same(fast_run: Path) -> None:
 # Terminals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(payloads.TERMINAL))
 def test_escape_sequences_are_shown_not_obeyed(cli: CLI, tmp_path: Path, name: str) -> None:
     text = payloads.TERMINAL[name]
@@ -303,6 +305,7 @@ def test_a_file_name_in_a_progress_bar_is_shown_not_obeyed(tmp_path: Path) -> No
     assert ":smile:" in said
 
 
+@pytest.mark.slow
 def test_debug_shows_escape_sequences_and_keeps_the_exit_code() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "prefcli", "eda", "missing\x1b]0;owned\x07.csv", "--debug"],
@@ -322,6 +325,7 @@ def test_paths_on_stdout_are_shown_not_obeyed(cli: CLI, tmp_path: Path) -> None:
     assert "\x1b" not in done.out + done.err
 
 
+@pytest.mark.slow
 def test_visible_leaves_nothing_a_terminal_obeys() -> None:
     every = "".join(map(chr, range(0x110000)))
     assert reporting.visible(every).isprintable()
@@ -390,6 +394,7 @@ def test_a_cards_command_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
 # Secrets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token", ["hf_SECRET", "hf_SECRET with\nillegal\u00e9 letters"])
 def test_tokens_and_passwords_are_never_told(tmp_path: Path, token: str) -> None:
     file = write_csv(tmp_path / "a.csv", [battle(i, i % 3) for i in range(20)])

@@ -385,6 +385,7 @@ def test_the_tokenizer_alone_is_not_used_where_nltk_cannot_be_located(monkeypatc
 # Several processes
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives_in_order():
     batches = many_batches(12)
     alone, together = normalised_rows(batches, workers=1), normalised_rows(batches, workers=2)
@@ -392,6 +393,7 @@ def test_two_processes_give_what_one_gives_in_order():
     assert [row["prompt"][0] for row in alone[0][::20]] == [f"question {n} 0" for n in range(12)]
 
 
+@pytest.mark.slow
 def test_a_large_batch_is_cut_and_keeps_its_rows(monkeypatch):
     monkeypatch.setattr(parallel, "_MAX_PIECE_BYTES", 1000)
     batch = pa.Table.from_batches(many_batches(5)).combine_chunks().to_batches()[0]
@@ -409,6 +411,7 @@ def test_one_small_batch_starts_no_process(monkeypatch):
     assert len(list(normalise_stream(many_batches(3), "raw", workers=8))) == 3
 
 
+@pytest.mark.slow
 def test_batches_are_read_only_as_far_ahead_as_there_is_work():
     read = 0
 
@@ -428,6 +431,7 @@ def test_zero_workers_is_an_input_error():
         normalise_stream([], "nltk", workers=0)
 
 
+@pytest.mark.slow
 def test_an_error_of_the_reader_reaches_the_caller_and_ends_the_processes(monkeypatch):
     started = spy_on_processes(monkeypatch)
 
@@ -441,6 +445,7 @@ def test_an_error_of_the_reader_reaches_the_caller_and_ends_the_processes(monkey
     assert all(process.returncode is not None for process in started)
 
 
+@pytest.mark.slow
 def test_leaving_early_ends_the_processes(monkeypatch):
     started = spy_on_processes(monkeypatch)
     stream = normalise_stream(many_batches(20), "nltk", workers=2)

@@ -201,6 +201,7 @@ def test_each_fold_is_tracked_and_the_out_of_fold_score_belongs_to_the_run(
     assert "train/loss" not in whole
 
 
+@pytest.mark.slow
 def test_a_model_without_steps_has_its_final_metrics_tracked(
     tmp_path: Path, demo_files: Demo, workspace: Workspace
 ) -> None:
@@ -262,6 +263,7 @@ def test_a_failing_tracker_is_disabled_with_a_warning_and_training_continues() -
     assert reporter.warnings == ["tensorboard failed and was disabled; training continues: the disk is full"]
 
 
+@pytest.mark.slow
 def test_wandb_without_a_key_gives_a_hint_and_prints_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("HOME", str(tmp_path))  # no .netrc

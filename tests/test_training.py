@@ -73,6 +73,7 @@ def weights(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_the_first_losses_equal_a_hand_written_loop(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path, demo_files: Demo
 ) -> None:
@@ -354,6 +355,7 @@ def test_a_checkpoint_never_holds_weights_that_are_no_numbers(
     assert [path.name for path in checkpoints.existing(tmp_path / "checkpoints")] == ["step-00000004"]
 
 
+@pytest.mark.slow
 def test_endless_overflow_stops_the_training(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
     spec = a_spec(tmp_path, battles, bert_folder, replace(OPTIONS, precision="fp16", epochs=3))
     spec.model.module.classifier.weight.register_hook(lambda gradient: gradient * math.inf)
@@ -403,6 +405,7 @@ def test_the_kept_weights_are_those_of_the_best_validation(
     assert np.allclose(loop.predict_shared(spec, spec.validation), fitted.logits, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_log_line_is_the_mean_since_the_line_before_and_validations_have_one(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
@@ -416,6 +419,7 @@ def test_a_log_line_is_the_mean_since_the_line_before_and_validations_have_one(
     assert weights(tmp_path / "4") == weights(tmp_path / "1")
 
 
+@pytest.mark.slow
 def test_max_steps_ends_the_training_and_its_schedule(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
@@ -426,6 +430,7 @@ def test_max_steps_ends_the_training_and_its_schedule(
     assert rates == pytest.approx([1e-3 * (18 - step) / 18 for step in range(18)])
 
 
+@pytest.mark.slow
 def test_max_time_ends_the_training_with_a_validation(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:
