@@ -32,7 +32,7 @@ def cached_tokens(
 ) -> TokenisedBattles:
     """Token ids of the training data's battles (:func:`.tokens.tokenise`), through the stage ``tokens``."""
     definition = getattr(tokenizer, "backend_tokenizer", None)
-    if definition is None:  # tokenizers written in Python have none, so they cannot be told apart
+    if definition is None:  # tokenizers written in Python have none, so two of them look the same
         with reporter.track("tokenising", len(data)) as progress:
             return tokenise(tokenizer, data.batches(), progress, by_turn=by_turn)
 

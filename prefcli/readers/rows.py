@@ -154,13 +154,13 @@ def _outcome_columns(raw: RawBatch, location: Location) -> dict[str, pa.Array]:
         columns |= soft
         if "label" not in columns:
             rows = zip(*(column.to_pylist() for column in soft.values()), strict=True)
-            columns["label"] = pa.array([_most_probable(row) for row in rows], pa.int8())
+            columns["label"] = pa.array([_argmax(row) for row in rows], pa.int8())
     if "both_bad" in raw and pa.types.is_boolean(getattr(raw.columns["both_bad"], "type", pa.null())):
         columns["both_bad"] = raw.columns["both_bad"]
     return columns
 
 
-def _most_probable(row: tuple[float | None, ...]) -> int | None:
+def _argmax(row: tuple[float | None, ...]) -> int | None:
     values = [value for value in row if value is not None]
     return row.index(max(values)) if values and values.count(max(values)) == 1 else None
 
