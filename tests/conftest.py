@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -187,6 +188,17 @@ def deberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.save_pretrained(folder)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     return folder
+
+
+@pytest.fixture(scope="session")
+def one_layer(tmp_path_factory: pytest.TempPathFactory, bert_folder: Path, deberta_folder: Path) -> dict[str, Path]:
+    """The first layer of both, where one shows as much as two: exporting takes seconds a layer."""
+    folders = {"bert": bert_folder, "deberta": deberta_folder}
+    for name, source in folders.items():
+        folders[name] = shutil.copytree(source, tmp_path_factory.mktemp("one-layer") / name)
+        config = json.loads((source / "config.json").read_text())
+        (folders[name] / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    return folders
 
 
 LANGUAGE_MODEL_SHAPE = {

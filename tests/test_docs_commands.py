@@ -112,7 +112,9 @@ def test_commands_in_blocks_of_other_languages_are_refused(tmp_path: Path, text:
 
 
 @pytest.fixture(scope="session")
-def stand_ins(tmp_path_factory: pytest.TempPathFactory, bert_folder: Path, deberta_folder: Path) -> Path:
+def stand_ins(
+    tmp_path_factory: pytest.TempPathFactory, bert_folder: Path, deberta_folder: Path, one_layer: dict[str, Path]
+) -> Path:
     """A folder with everything that commands in the documents name."""
     folder = tmp_path_factory.mktemp("stand-ins")
     synthetic.write(folder, train=60, test=20)
@@ -143,11 +145,11 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, bert_folder: Path, deber
     # A folder of that name comes before the hub: the default encoder, without a network.
     shutil.copytree(deberta_folder, folder / "microsoft" / "deberta-v3-small")
     make_language_model(folder / "google" / "gemma-2-2b", "gemma2")
-    make_runs(folder)
+    make_runs(folder, one_layer["bert"])
     return folder
 
 
-def make_runs(folder: Path) -> None:
+def make_runs(folder: Path, encoder: Path) -> None:
     """``RUN`` and its like; ``unfinished`` is a training that was killed."""
     workspace = Workspace(folder / "elsewhere")
     train, fast = folder / "train.csv", TrainOptions(architecture="features")

@@ -49,26 +49,22 @@ class Twins:
 
 @pytest.fixture(scope="session")
 def twins(
-    tmp_path_factory: pytest.TempPathFactory, demo_files: Demo, bert_folder: Path, deberta_folder: Path
+    tmp_path_factory: pytest.TempPathFactory, demo_files: Demo, one_layer: dict[str, Path]
 ) -> Callable[..., Twins]:
     """Runs and their exports by name, each made once."""
     folder = tmp_path_factory.mktemp("exports")
-    one_layer = folder / "one-layer"  # every layer is exported in the same way
-    shutil.copytree(bert_folder, one_layer)
-    config = json.loads((one_layer / "config.json").read_text())
-    (one_layer / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
     workspace = Workspace(folder / ".prefcli")
     common: dict[str, Any] = {"limit": 60, "max_length": 48, "lr": 3e-3, "validation": 0.3, "text": "raw"}
     kinds: dict[str, dict[str, Any]] = {
-        "siamese-bert": {"encoder": str(one_layer), "text": "nltk"},
+        "siamese-bert": {"encoder": str(one_layer["bert"]), "text": "nltk"},
         "cross-encoder-bert": {
-            "encoder": str(one_layer), "architecture": "cross-encoder", "combine": "interaction",
+            "encoder": str(one_layer["bert"]), "architecture": "cross-encoder", "combine": "interaction",
             "truncation": "head-tail",
         },
-        "siamese-deberta": {"encoder": str(deberta_folder), "combine": "interaction", "truncation": "head-tail"},
-        "cross-encoder-deberta": {"encoder": str(deberta_folder), "architecture": "cross-encoder"},
-        "folds": {"encoder": str(one_layer), "folds": 2, "max_length": 24},
-        "no-validation": {"encoder": str(one_layer), "validation": 0.0},
+        "siamese-deberta": {"encoder": str(one_layer["deberta"]), "combine": "interaction", "truncation": "head-tail"},
+        "cross-encoder-deberta": {"encoder": str(one_layer["deberta"]), "architecture": "cross-encoder"},
+        "folds": {"encoder": str(one_layer["bert"]), "folds": 2, "max_length": 24},
+        "no-validation": {"encoder": str(one_layer["bert"]), "validation": 0.0},
     }  # fmt: skip
     pairs: dict[str, Twins] = {}
 
