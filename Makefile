@@ -24,7 +24,7 @@ demo: install
 	$(BIN)/prefcli demo demo --force
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: install
 	$(BIN)/python -m pytest -n 2 -m "not slow"
