@@ -431,6 +431,14 @@ def test_max_steps_ends_the_training_and_its_schedule(
 
 
 @pytest.mark.slow
+def test_the_progress_bar_ends_where_the_training_does(
+    tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
+) -> None:
+    spec = a_spec(tmp_path, battles, bert_folder, replace(OPTIONS, epochs=2, max_steps=18))  # 13 batches an epoch
+    expected = len(spec.train) + 5 * OPTIONS.batch_size
+    assert spec.battles_until(spec.total_steps) == expected == loop.fit(spec).state.battles
+
+
 def test_max_time_ends_the_training_with_a_validation(
     tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
 ) -> None:

@@ -251,7 +251,7 @@ def _time_neural_training(context: TrainContext, folds: Sequence[Fold], reporter
     writing = time.perf_counter() - sampling - len(rows) / rate
 
     epochs = math.ceil(spec.total_steps / spec.batches_per_epoch)
-    training = min(len(spec.train) * options.epochs, options.batch_size * spec.total_steps) / rate
+    training = spec.battles_until(spec.total_steps) / rate
     if options.max_time:
         training = min(training, options.max_time * 60)
     validations = epochs + (spec.total_steps // options.eval_every if options.eval_every else 0)
