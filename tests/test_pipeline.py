@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -489,6 +490,30 @@ def test_an_existing_output_is_not_overwritten(cli: CLI, trained: Path, demo_fil
     assert Path("p.csv").read_text() == "precious"
     assert cli("predict", demo_files.test, "--model", run, "--output", "p.csv", "--force", "--limit", 3).code == 0
     assert len(predictions(Path("p.csv"))) == 3
+
+
+def test_predict_takes_test_csv_from_the_competitions_zip(
+    cli: CLI, trained: Path, demo_files: Demo, tmp_path: Path
+) -> None:
+    (run,) = (trained / "runs").iterdir()
+    path = tmp_path / "competition.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, file in (("test.csv", demo_files.test), ("train.csv", demo_files.train)):
+            archive.write(file, name)
+        archive.writestr("sample_submission.csv", "id\n1\n")
+    done = cli("predict", path, "--model", run, "--output", "p.csv")
+    assert done.code == 0, done.err
+    assert "test.csv" in done.err
+    assert list(predictions(Path("p.csv"))) == [row["id"] for row in csv.DictReader(demo_files.test.open(newline=""))]
+    shown = cli("eda", path, "--test", path, "--json")
+    assert shown.json()["battles"] == 240
+    assert "test.csv" in shown.err
+
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.write(demo_files.test, "more/test.csv")
+    refused = cli("predict", path, "--model", run, "--output", "q.csv")
+    assert refused.code == 2
+    assert "test.csv, train.csv, sample_submission.csv, more/test.csv" in refused.err
 
 
 def test_predicting_without_a_run_hints_at_train(cli: CLI, demo_files: Demo) -> None:

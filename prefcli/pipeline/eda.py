@@ -48,7 +48,10 @@ def eda(
     if page_path is not None:
         files.refuse_to_overwrite(page_path, force)
     battles = read_stage(source, workspace, reporter)
-    test_keys = read_stage(test, workspace, reporter).table(["prompt_key"])["prompt_key"].to_numpy() if test else None
+    test_keys = None
+    if test:
+        test_battles = read_stage(test, workspace, reporter, preferred="test")
+        test_keys = test_battles.table(["prompt_key"])["prompt_key"].to_numpy()
     statistics = explore(battles.batches(), top, max_length=max_length, test_keys=test_keys)
     if page_path is not None:
         from prefcli.report import page

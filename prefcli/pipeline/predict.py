@@ -171,7 +171,7 @@ def read_stages(
         }
         return [stages[text] for text in texts]
 
-    battles = read_stage(source, workspace, reporter)
+    battles = read_stage(source, workspace, reporter, preferred="test")
     ids = (name for batch in battles.batches(["id"]) for name in batch.column("id").to_pylist())
     check_unique_ids(ids, str(Source.of(source)))
     stages = preprocess(battles)

@@ -20,8 +20,12 @@ PREPROCESS_VERSION = 1
 """Raise it when the stage's columns change. Where the text changes, raise the normalisation's own version instead."""
 
 
-def read_stage(source: SourceLike, workspace: Workspace, reporter: Reporter = SILENT) -> Stage:
+def read_stage(
+    source: SourceLike, workspace: Workspace, reporter: Reporter = SILENT, *, preferred: str = "train"
+) -> Stage:
     """The battles of a file (or of several) as the cached stage ``battles``.
+
+    ``preferred`` names the table to read from an archive that holds several, such as the competition's download.
 
     Raises
     ------
@@ -29,7 +33,7 @@ def read_stage(source: SourceLike, workspace: Workspace, reporter: Reporter = SI
         If a file is not one of battles.
     """
     source = Source.of(source)
-    battle_file = readers.open_battles(source)
+    battle_file = readers.open_battles(source, preferred)
 
     def produce(writer: StageWriter) -> Mapping[str, Any]:
         counts = ReadCounts()

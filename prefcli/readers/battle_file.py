@@ -105,8 +105,10 @@ def unique_id(battle_id: str, last_numbers: dict[str, int]) -> str:
     return free
 
 
-def open_battles(source: Source | Path) -> BattleFile:
+def open_battles(source: Source | Path, preferred: str = "train") -> BattleFile:
     """Recognise the layout of one or more files of battles.
+
+    ``preferred`` names the table to read from an archive that holds several.
 
     Raises
     ------
@@ -116,7 +118,7 @@ def open_battles(source: Source | Path) -> BattleFile:
     source = Source.of(source)
     if not source.paths:
         raise InputError("no file to read")
-    containers = tuple(open_container(path) for path in source.paths)
+    containers = tuple(open_container(path, preferred) for path in source.paths)
     available = [_available_columns(container, source.columns or {}) for container in containers]
     layouts = [
         _recognise(container.name, names, source.format, functools.partial(raw_batches, container))

@@ -126,13 +126,15 @@ def readable(name: str) -> Iterator[None]:
         raise InputError("the archive is encrypted", where=name, hint="Unpack it first.") from None
 
 
-def open_container(path: Path) -> Container:
+def open_container(path: Path, preferred: str = "train") -> Container:
     """Find out what a file is: compressed or not, which member of an archive, which kind of table.
 
     Parameters
     ----------
     path:
         A file; ``-`` for standard input; ``archive.zip/member.csv`` for one file of an archive.
+    preferred:
+        The name, without its suffix, of the table to read from an archive that holds several.
 
     Raises
     ------
@@ -140,7 +142,7 @@ def open_container(path: Path) -> Container:
         If there is no such file, it is empty or a folder, or an archive holds no table or several.
     """
     if path == STANDARD_INPUT:
-        return _spool(sys.stdin.buffer, "standard input")
+        return _spool(sys.stdin.buffer, "standard input", preferred)
     name, wanted = str(path), ""
     with readable(name):
         if not path.exists():
@@ -154,15 +156,15 @@ def open_container(path: Path) -> Container:
             raise InputError("expected a file, found a folder", where=name)
         if not stat.S_ISREG(mode):
             with path.open("rb") as stream:
-                return _spool(stream, name)
-        return _recognise(Container(name, path), path.name, wanted)
+                return _spool(stream, name, preferred)
+        return _recognise(Container(name, path), path.name, wanted, preferred)
 
 
-def _spool(stream: IO[bytes], name: str) -> Container:
+def _spool(stream: IO[bytes], name: str, preferred: str) -> Container:
     """A temporary copy of a stream that can be read only once."""
     spool, path = _temporary_file()
     _copy(_Bounded(stream, name, "the input is longer"), spool)
-    return _recognise(Container(name, path, spool=spool), "", "")
+    return _recognise(Container(name, path, spool=spool), "", "", preferred)
 
 
 def _temporary_file() -> tuple[IO[bytes], Path]:
@@ -187,7 +189,7 @@ def _copy(source: Any, spool: IO[bytes]) -> None:
             spool.flush()
 
 
-def _recognise(container: Container, file_name: str, wanted: str) -> Container:
+def _recognise(container: Container, file_name: str, wanted: str, preferred: str) -> Container:
     """The container with its compression, member and kind."""
     with container.path.open("rb") as stream:
         head = stream.read(4)
@@ -199,26 +201,26 @@ def _recognise(container: Container, file_name: str, wanted: str) -> Container:
         container = dataclasses.replace(container, compression="gz")
     elif head in (b"PK\x03\x04", b"PK\x05\x06") or suffix == ".zip":
         with zipfile.ZipFile(container.path) as archive:
-            file_name = _member(archive, wanted, container.name)
+            file_name = _member(archive, wanted, preferred, container.name)
         container = dataclasses.replace(container, compression="zip", member=file_name)
     return dataclasses.replace(container, kind=_kind(container, file_name))
 
 
-def _member(archive: zipfile.ZipFile, wanted: str, name: str) -> str:
-    """The table inside an archive: the wanted one, the only one, or ``train`` of the competition's download."""
+def _member(archive: zipfile.ZipFile, wanted: str, preferred: str, name: str) -> str:
+    """The table inside an archive: the wanted one, the only one, or the one with the preferred name."""
     names = (member for member in archive.namelist() if not member.startswith("__MACOSX"))
     tables = [member for member in names if Path(member).suffix.lower() in _KINDS]
     if wanted:
         if wanted in tables:
             return wanted
         raise InputError(f"no {wanted} inside; found {list_names(tables) or 'no table'}", where=name)
-    for candidates in (tables, [member for member in tables if Path(member).stem.lower() == "train"]):
+    for candidates in (tables, [member for member in tables if Path(member).stem.lower() == preferred]):
         if len(candidates) == 1:
             return candidates[0]
     raise InputError(
-        f"expected one table inside, or one called train; found {list_names(tables) or 'none'}",
+        f"expected one table inside, or one called {preferred}; found {list_names(tables) or 'none'}",
         where=name,
-        hint=f"Name the file inside as {name}/{tables[0] if tables else 'train.csv'}, or unpack the archive.",
+        hint=f"Name the file inside as {name}/{tables[0] if tables else f'{preferred}.csv'}, or unpack the archive.",
     )
 
 
