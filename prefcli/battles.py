@@ -52,14 +52,20 @@ STANDARD_INPUT = Path("-")
 
 @dataclass(frozen=True)
 class Source:
-    """Which files to read, and in which format."""
+    """Which files to read, and how their columns become battles. The fields are the options of the same names."""
 
     paths: tuple[Path, ...]
     """One or more files of the same layout; ``-`` is standard input."""
     format: str | None = None
     """A layout's name; None recognises it."""
     columns: Mapping[str, str] | None = None
-    """Name in the layout -> name in the file, for files with other names."""
+    """Name in the layout -> where it is in the file; an empty path means that the file has no such column."""
+    outcome: str | None = None
+    """Which column holds the outcome and what its values mean, such as ``vote: left=a, right=b``."""
+    each: str | None = None
+    """Which column holds a list of answers, and how they are compared, such as ``answers: text=text, score=score``."""
+    encoding: str | None = None
+    """The encoding of a text file; None is UTF-8."""
 
     @staticmethod
     def of(source: SourceLike) -> Source:
@@ -71,12 +77,14 @@ class Source:
     def to_json(self) -> dict[str, object]:
         """The source as JSON, with absolute paths."""
         paths = [str(path if path == STANDARD_INPUT else path.absolute()) for path in self.paths]
-        return {"paths": paths, "format": self.format, "columns": dict(self.columns) if self.columns else None}
+        options = {name: getattr(self, name) for name in ("format", "outcome", "each", "encoding")}
+        return {"paths": paths, **options, "columns": dict(self.columns) if self.columns else None}
 
     @staticmethod
     def from_json(saved: Mapping[str, Any]) -> Source:
         """The source that :meth:`to_json` saved."""
-        return Source(tuple(map(Path, saved["paths"])), saved["format"], saved["columns"])
+        options = {field.name: saved.get(field.name) for field in fields(Source) if field.name != "paths"}
+        return Source(tuple(map(Path, saved["paths"])), **options)
 
     def __str__(self) -> str:
         return _summarise([str(path) for path in self.paths])

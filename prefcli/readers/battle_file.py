@@ -16,7 +16,7 @@ from prefcli.errors import InputError
 from prefcli.readers.arena import ARENA, MT_BENCH
 from prefcli.readers.cells import Location, RawBatch, missing_columns, string_column
 from prefcli.readers.containers import Container, column_names, open_container, raw_batches, readable
-from prefcli.readers.layouts import Layout
+from prefcli.readers.layouts import ID_COLUMNS, Layout
 from prefcli.readers.preferences import PREFERENCES
 from prefcli.readers.rows import GENERIC, KAGGLE, looks_like_turns
 from prefcli.storage import files
@@ -40,6 +40,13 @@ class BattleFile:
     containers: tuple[Container, ...]
     columns: Mapping[str, str]
     """The columns to read: name in the layout -> name in the files."""
+    not_read: tuple[str, ...] = ()
+    """Columns of the files that are not read, in the files' order."""
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether the files hold ids; if not, a battle's id is its row number."""
+        return any(name in self.columns for name in ID_COLUMNS)
 
     @property
     def description(self) -> str:
@@ -138,7 +145,9 @@ def open_battles(source: Source | Path, preferred: str = "train") -> BattleFile:
                 where=f"{containers[0].name}, {container.name}",
                 hint="Files that are read together must have the same columns.",
             )
-    return BattleFile(source, layout, containers, used[0])
+    read = set(used[0].values())
+    not_read = dict.fromkeys(name for names in available for name in names.values() if name not in read)
+    return BattleFile(source, layout, containers, used[0], tuple(not_read))
 
 
 def _available_columns(container: Container, mapping: Mapping[str, str]) -> dict[str, str]:

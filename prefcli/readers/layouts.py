@@ -11,6 +11,9 @@ import pyarrow as pa
 from prefcli.battles import ReadCounts, make_batch
 from prefcli.readers.cells import Location, RawBatch, first_null_row, string_column
 
+ID_COLUMNS = ("id", "question_id", "prompt_id")
+"""Names of columns that identify a battle or its prompt."""
+
 CountedBatch = tuple[pa.RecordBatch, ReadCounts]
 
 
@@ -32,6 +35,8 @@ class Layout:
     """Raw columns -> canonical batch."""
     excluded: tuple[str, ...] = ()
     """Columns that show that the file has another layout."""
+    has_ties: bool = True
+    """Whether a file of this layout can hold ties at all."""
     keeps_ids: bool = False
     """Whether ids are used unchanged; if not, repeated ones get a numbered suffix."""
 

@@ -165,4 +165,5 @@ PREFERENCES = Layout(
     required=_SIDES,
     optional=("prompt", *_ID_COLUMNS, "chosen_model", "rejected_model"),
     convert=_convert,
+    has_ties=False,
 )
