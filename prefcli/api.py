@@ -75,7 +75,14 @@ def load(
     return Predictor(pipeline.find_runs(Workspace(workspace), options.models), options)
 
 
-def score(probabilities: ArrayLike, labels: ArrayLike, *, groups: ArrayLike | None = None, seed: int = 0) -> Score:
+def score(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    outcomes: int | None = None,
+    seed: int = 0,
+) -> Score:
     """Compute the metrics of ``prefcli score`` for arrays.
 
     Parameters
@@ -87,20 +94,23 @@ def score(probabilities: ArrayLike, labels: ArrayLike, *, groups: ArrayLike | No
     groups:
         Shape ``[n]``, integers: battles of one group, such as those of one prompt, are resampled together for the
         interval.
+    outcomes:
+        2 scores the probabilities given that there is no tie, 3 as they are; None takes 2 if none of at least 30 labels
+        is a tie.
     seed:
         Seed of the bootstrap.
 
     Raises
     ------
     InputError
-        If shapes do not match, or values are not probabilities or labels.
+        If shapes do not match, values are not probabilities or labels, or one of two outcomes is a tie.
     """
     try:
         values, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
         if truth.dtype.kind not in "iu" or truth.ndim != 1 or not np.isin(truth, (0, 1, 2)).all():
             raise InputError("labels must be integers: 0 (A won), 1 (B won), 2 (tie), one per battle")
         units = None if groups is None else np.asarray(groups, dtype=np.int64)
-        return metrics.score(values, truth, groups=units, seed=seed)
+        return metrics.score(values, truth, groups=units, outcomes=outcomes, seed=seed)
     except ValueError as error:
         raise InputError(str(error)) from None
 

@@ -2,10 +2,14 @@
 
 The one place where probabilities are checked (:func:`find_improper`) and scored (:func:`score`). Arrays of
 probabilities have shape ``[n, 3]`` in the order A, B, tie; labels have shape ``[n]`` with values 0, 1, 2.
+
+Where the votes know no ties, predictions are scored as two outcomes: the probabilities given that there is no tie
+(:func:`two_outcome`), against the prior and the uniform guess of two.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcli.outcomes import OUTCOMES
+from prefcli.outcomes import OUTCOMES, TIE
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.integer]
@@ -27,7 +31,17 @@ CLIP = float(np.finfo(np.float64).eps)
 CALIBRATION_BINS = 15
 BOOTSTRAP_ROUNDS = 1000
 INTERVAL_LEVEL = 0.95
-BOOTSTRAP_MAX_UNITS = 20_000
+Z95 = 1.959963984540054
+"""The 97.5 % quantile of the standard normal distribution."""
+BOOTSTRAP_MAX_UNITS = 1 << 14
+MIN_UNITS = 20
+"""An interval needs that many prompts, or battles where prompts are not known: fewer say too little of the others."""
+MIN_BATTLES_WITHOUT_TIE = 30
+"""When none of that many battles is a tie, the votes know no ties."""
+
+TWO_OUTCOMES = "no ties among the labels: scored as two outcomes, p_A / (p_A + p_B)"
+
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -35,8 +49,15 @@ class Score:
     """What ``prefcli score`` reports. Log losses are in nats; lower is better, except for accuracy."""
 
     n: int
+    prompts: int | None
+    """How many different prompts the battles have; None where prompts are not known."""
+    outcomes: int
+    """3, or 2 where there are no ties: then all metrics are of :func:`two_outcome` probabilities."""
     log_loss: float
-    log_loss_ci: tuple[float, float]
+    log_loss_ci: Interval | None
+    """95 % interval; None where there are too few prompts or battles for one."""
+    log_loss_ci_reason: str
+    """Why there is no interval; else empty."""
     binary_log_loss: float
     accuracy: float
     brier: float
@@ -86,13 +107,19 @@ def binary_log_loss(probabilities: Array, labels: Labels) -> float:
     Each battle counts as three yes/no predictions (A? B? tie?).
     """
     clipped = np.clip(probabilities, CLIP, 1 - CLIP)
-    targets = one_hot(labels)
+    targets = one_hot(labels, probabilities.shape[1])
     return float(-(targets * np.log(clipped) + (1 - targets) * np.log1p(-clipped)).mean())
 
 
 def accuracy(probabilities: Array, labels: Labels) -> float:
-    """Share of battles whose most probable outcome is the true one; of equals the first, in the order A, B, tie."""
-    return float((probabilities.argmax(axis=1) == labels).mean())
+    """Share of battles whose most probable outcome is the true one; of k equally probable ones each counts as 1/k."""
+    return float(_correct(probabilities, labels).mean())
+
+
+def _correct(probabilities: Array, labels: Labels) -> Array:
+    """1 where the true outcome is the most probable one, 1/k where it is one of k equally probable ones, else 0."""
+    is_largest = probabilities == probabilities.max(axis=1, keepdims=True)
+    return np.asarray(_of_labels(is_largest, labels) / is_largest.sum(axis=1))
 
 
 def brier(probabilities: Array, labels: Labels) -> float:
@@ -100,7 +127,7 @@ def brier(probabilities: Array, labels: Labels) -> float:
 
     G. W. Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78 (1950).
     """
-    return float(((probabilities - one_hot(labels)) ** 2).sum(axis=1).mean())
+    return float(((probabilities - one_hot(labels, probabilities.shape[1])) ** 2).sum(axis=1).mean())
 
 
 def _calibration_gaps(probabilities: Array, labels: Labels) -> NDArray[Any]:
@@ -110,7 +137,7 @@ def _calibration_gaps(probabilities: Array, labels: Labels) -> NDArray[Any]:
     "On Calibration of Modern Neural Networks", ICML 2017.
     """
     confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
+    correct = _correct(probabilities, labels)
     bin_of = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
     return np.bincount(bin_of, weights=correct - confidence, minlength=CALIBRATION_BINS)
 
@@ -126,74 +153,164 @@ def _entropy(counts: NDArray[Any]) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def one_hot(labels: Labels) -> Array:
-    """Labels ``[n]`` as float64 rows ``[n, 3]`` with a single 1."""
-    return np.eye(len(OUTCOMES))[labels]
+def one_hot(labels: Labels, outcomes: int = len(OUTCOMES)) -> Array:
+    """Labels ``[n]`` as float64 rows ``[n, outcomes]`` with a single 1."""
+    return np.eye(outcomes)[labels]
+
+
+def two_outcome(probabilities: Array) -> Array:
+    """Probabilities given that there is no tie: ``p_A / (p_A + p_B)``, ``p_B / (p_A + p_B)`` and 0; shape ``[n, 3]``.
+
+    Where a tie is the only possible outcome, A and B get 1/2 each.
+    """
+    decided = np.asarray(probabilities, dtype=np.float64)[:, :TIE]
+    total = decided.sum(axis=1, keepdims=True)
+    conditional = np.divide(decided, total, out=np.full_like(decided, 0.5), where=total > 0)
+    return np.concatenate([conditional, np.zeros_like(total)], axis=1)
+
+
+def count_outcomes(labels: Labels) -> int:
+    """2 if none of at least :data:`MIN_BATTLES_WITHOUT_TIE` labels is a tie, else 3; unknown labels are -1."""
+    return _count_outcomes(np.bincount(labels[labels >= 0], minlength=len(OUTCOMES)))
+
+
+def _count_outcomes(counts: NDArray[Any]) -> int:
+    return 2 if not counts[TIE] and counts.sum() >= MIN_BATTLES_WITHOUT_TIE else 3
 
 
 def bootstrap_interval(
     values: Array, *, groups: NDArray[np.int64] | None = None, rounds: int = BOOTSTRAP_ROUNDS, seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of ``values``.
+) -> Interval | None:
+    """95 % bootstrap interval of the mean of ``values``; None if there are fewer than :data:`MIN_UNITS` groups.
 
-    Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3. More than
-    :data:`BOOTSTRAP_MAX_UNITS` values are first summed in that many random groups of equal size, which are then
-    resampled: the variance of the mean stays unbiased, and the cost does not grow with n.
+    The percentile interval (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3), expanded for
+    few groups (T. Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69, 2015).
+    Of more than :data:`BOOTSTRAP_MAX_UNITS` groups, those with like hashes are resampled together: the variance of the
+    mean stays unbiased, and the cost does not grow with n.
 
     Parameters
     ----------
     values:
         Shape ``[n]``, n >= 1. For the difference of two models: each battle's difference (a paired bootstrap).
     groups:
-        Shape ``[n]``; values of one group are resampled together. Battles about the same prompt are not independent:
-        where prompts recur, an interval that ignores it is too narrow.
+        Shape ``[n]``; values of one group are resampled together. Battles about the same prompt are not independent,
+        nor are the results of several models on one battle: an interval that ignores it is too narrow.
     rounds, seed:
         Of the bootstrap.
     """
-    units = _BootstrapUnits(seed)
-    if groups is None:
-        units.add(values)
-    else:
-        _, group_of = np.unique(groups, return_inverse=True)
-        units.add(np.bincount(group_of, weights=values), np.bincount(group_of))
-    return units.interval(rounds)
+    units = _BootstrapUnits(1)
+    units.add(groups, values[:, None])
+    return units.interval(rounds=rounds, seed=seed)
 
 
 class _BootstrapUnits:
-    """Sums of values and how many values each has, from which the bootstrap draws.
+    """Sums of values over units (the battles of a prompt, or single ones), from which the bootstrap draws.
 
-    They may be added in parts: memory does not grow with their number, because many are summed up in random groups.
+    Values may be added in parts. Memory is bounded but for 8 bytes a group, which are needed to count the groups.
     """
 
-    def __init__(self, seed: int) -> None:
-        self._random = np.random.default_rng(seed)
-        self._parts: list[Array] = []
-        self._groups = np.zeros((2, BOOTSTRAP_MAX_UNITS))
-        self._grouped = 0
+    def __init__(self, columns: int) -> None:
+        self._keys = np.empty(0, dtype=np.int64)
+        self._sums = np.zeros((0, 1 + columns))  # how many values a unit has, and their sums
+        self._is_hashed = False
+        self._groups: list[NDArray[np.int64]] = []  # keys of groups, sorted; counted only
+        self._rows = 0
 
-    def add(self, sums: NDArray[Any], sizes: NDArray[np.int64] | None = None) -> None:
-        """Add units; without ``sizes`` each is a single value."""
-        self._parts.append(np.stack([sums, np.ones(len(sums)) if sizes is None else sizes]))
-        if self._grouped + sum(part.shape[1] for part in self._parts) > BOOTSTRAP_MAX_UNITS:
-            for part in self._parts:
-                group = (self._grouped + self._random.permutation(part.shape[1])) % BOOTSTRAP_MAX_UNITS
-                self._groups += [np.bincount(group, weights=row, minlength=BOOTSTRAP_MAX_UNITS) for row in part]
-                self._grouped += part.shape[1]
-            self._parts.clear()
+    def add(self, groups: NDArray[np.int64] | None, values: Array) -> None:
+        """Add values, shape ``[n, columns]``; without groups each row is a unit of its own."""
+        if groups is None:
+            groups = np.arange(self._rows, self._rows + len(values))
+        else:
+            self._count(np.unique(groups))
+        self._rows += len(values)
+        rows = np.concatenate([np.ones((len(values), 1)), values], axis=1)
+        if self._is_hashed:
+            groups = _hash_units(groups)
+        self._keys, self._sums = _sum_by_key(
+            np.concatenate([self._keys, groups]), np.concatenate([self._sums, rows], axis=0)
+        )
+        if not self._is_hashed and len(self._keys) > BOOTSTRAP_MAX_UNITS:
+            self._is_hashed = True
+            self._keys, self._sums = _sum_by_key(_hash_units(self._keys), self._sums)
 
-    def interval(self, rounds: int = BOOTSTRAP_ROUNDS) -> tuple[float, float]:
-        """95 % percentile interval of the mean."""
-        sums, sizes = np.concatenate(self._parts, axis=1) if self._parts else self._groups
-        means = np.empty(rounds)
-        for i in range(rounds):
-            drawn = self._random.integers(0, len(sums), size=len(sums))
-            means[i] = sums[drawn].sum() / sizes[drawn].sum()
-        low, high = np.quantile(means, [(1 - INTERVAL_LEVEL) / 2, (1 + INTERVAL_LEVEL) / 2])
+    def _count(self, groups: NDArray[np.int64]) -> None:
+        self._groups.append(groups)
+        if sum(map(len, self._groups[1:])) > len(self._groups[0]):  # merging costs no more than what was added
+            self._groups = [np.unique(np.concatenate(self._groups))]
+
+    @property
+    def groups(self) -> int | None:
+        """How many different groups there are; None if values were added without groups."""
+        return len(np.unique(np.concatenate(self._groups))) if self._groups else None
+
+    def interval(self, column: int = 0, *, rounds: int = BOOTSTRAP_ROUNDS, seed: int = 0) -> Interval | None:
+        """95 % interval of a column's mean; None if there are too few units."""
+        if len(self._keys) < MIN_UNITS:
+            return None
+        random = np.random.default_rng(seed)
+        sizes, sums = self._sums[:, 0], self._sums[:, 1 + column]
+        parts = []
+        at_once = max(1, BOOTSTRAP_MAX_UNITS // len(sums))
+        for begin in range(0, rounds, at_once):
+            drawn = random.integers(0, len(sums), size=(min(at_once, rounds - begin), len(sums)))
+            parts.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+        means = np.concatenate(parts)
+        tail = _expanded_tail(len(sums))
+        low, high = np.quantile(means, [tail, 1 - tail])
         return float(low), float(high)
 
 
+def _sum_by_key(keys: NDArray[np.int64], rows: Array) -> tuple[NDArray[np.int64], Array]:
+    """The different keys, sorted, and for each the sum of its rows."""
+    different, position = np.unique(keys, return_inverse=True)
+    return different, np.stack([np.bincount(position, weights=column) for column in rows.T], axis=1)
+
+
+def _hash_units(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The group's unit, of about :data:`BOOTSTRAP_MAX_UNITS`; multiplicative hashing.
+
+    D. E. Knuth, "The Art of Computer Programming", volume 3, section 6.4, with the constant of 64-bit words.
+    """
+    mixed = groups.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return ((mixed >> np.uint64(32)) % np.uint64(BOOTSTRAP_MAX_UNITS)).astype(np.int64)
+
+
+def _expanded_tail(units: int) -> float:
+    """Share of the bootstrap's means beyond each end of a 95 % interval: ``Phi(-t sqrt(n / (n - 1)))``.
+
+    A percentile interval of n units is too narrow as the normal distribution is against Student's t, and because the
+    bootstrap divides by n, not n - 1. The quantile t is M. Abramowitz & I. Stegun's expansion (1964), 26.7.5.
+    """
+    degrees = units - 1
+    t = Z95 + (Z95**3 + Z95) / (4 * degrees) + (5 * Z95**5 + 16 * Z95**3 + 3 * Z95) / (96 * degrees**2)
+    return math.erfc(t * math.sqrt(units / degrees / 2)) / 2
+
+
+def too_few_units(n: int, prompts: int | None) -> str:
+    """Why battles have no interval; empty if they have one."""
+    if prompts is None or prompts == n:
+        return "" if n >= MIN_UNITS else f"no interval: {plural(n, 'battle')}, {MIN_UNITS} are needed"
+    return "" if prompts >= MIN_UNITS else f"no interval: {plural(prompts, 'prompt')}, {MIN_UNITS} are needed"
+
+
+def describe_interval(interval: Interval | None, reason: str) -> str:
+    """A 95 % interval in words, or why there is none."""
+    return reason if interval is None else "95 % interval {:.4f} to {:.4f}".format(*interval)
+
+
+def describe_battles(n: int, prompts: int | None, what: str = "battle") -> str:
+    """How many battles of how many prompts: ``300 held-out battles of 12 prompts``."""
+    of_prompts = "" if prompts is None else f" of {plural(prompts, 'prompt')}"
+    return f"{plural(n, what)}{of_prompts}"
+
+
+def plural(n: int, what: str) -> str:
+    """A count and its noun: ``1 prompt``, ``1,200 prompts``."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def _sums(probabilities: Array, labels: Labels) -> Array:
-    """What :func:`_score` needs of some battles; adds up.
+    """What :class:`_Totals` needs of some battles, with a column for each outcome that is scored; adds up.
 
     Sums of log loss, binary log loss, correct predictions and Brier score; clipped battles; outcomes; calibration gaps.
     """
@@ -209,7 +326,55 @@ def _sums(probabilities: Array, labels: Labels) -> Array:
     )
 
 
-def score(probabilities: Array, labels: Labels, *, groups: NDArray[np.int64] | None = None, seed: int = 0) -> Score:
+class _Totals:
+    """Adds up battles scored as three outcomes and, until the first tie, as two: only the end shows which it is."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, Array | float] = dict.fromkeys((2, 3), 0.0)
+        self._units = _BootstrapUnits(2)
+        self.has_tie = False
+
+    def add(self, probabilities: Array, labels: Labels, groups: NDArray[np.int64] | None) -> None:
+        self.has_tie |= bool((labels == TIE).any())
+        battle_losses = np.zeros((len(labels), 2))
+        for outcomes in (3,) if self.has_tie else (2, 3):
+            scored = probabilities if outcomes == 3 else two_outcome(probabilities)[:, :2]
+            self._sums[outcomes] = self._sums[outcomes] + _sums(scored, labels)
+            battle_losses[:, outcomes - 2] = losses(scored, labels)
+        self._units.add(groups, battle_losses)
+
+    def score(self, outcomes: int | None, seed: int) -> Score:
+        """The metrics of two or three outcomes; None decides by :func:`count_outcomes`."""
+        counts = np.split(np.asarray(self._sums[3]), [5, 5 + len(OUTCOMES)])[1]
+        outcomes = _count_outcomes(counts) if outcomes is None else outcomes
+        means, clipped, _, gaps = np.split(np.asarray(self._sums[outcomes]), [4, 5, 5 + len(OUTCOMES)])
+        n = int(counts.sum())
+        log_loss, binary_log_loss, accuracy, brier = (means / n).tolist()
+        return Score(
+            n=n,
+            prompts=self._units.groups,
+            outcomes=outcomes,
+            log_loss=log_loss,
+            log_loss_ci=self._units.interval(outcomes - 2, seed=seed),
+            log_loss_ci_reason=too_few_units(n, self._units.groups),
+            binary_log_loss=binary_log_loss,
+            accuracy=accuracy,
+            brier=brier,
+            ece=float(np.abs(gaps).sum() / n),
+            prior_log_loss=_entropy(counts),
+            uniform_log_loss=math.log(outcomes),
+            clipped=int(clipped[0]),
+        )
+
+
+def score(
+    probabilities: Array,
+    labels: Labels,
+    *,
+    groups: NDArray[np.int64] | None = None,
+    outcomes: int | None = None,
+    seed: int = 0,
+) -> Score:
     """Every metric of some predictions.
 
     Parameters
@@ -220,13 +385,15 @@ def score(probabilities: Array, labels: Labels, *, groups: NDArray[np.int64] | N
         Shape ``[n]``, values 0, 1, 2.
     groups:
         Shape ``[n]``, the prompt of each battle where it is known; see :func:`bootstrap_interval`.
+    outcomes:
+        2 or 3; None decides by :func:`count_outcomes`.
     seed:
         Of the bootstrap.
 
     Raises
     ------
     ValueError
-        If the shapes do not fit, there are no rows, or rows are not probabilities.
+        If the shapes do not fit, there are no rows, rows are not probabilities, or one of two outcomes is a tie.
     """
     probabilities = np.asarray(probabilities, dtype=np.float64)
     labels = np.asarray(labels)
@@ -234,45 +401,36 @@ def score(probabilities: Array, labels: Labels, *, groups: NDArray[np.int64] | N
         raise ValueError(
             f"probabilities {probabilities.shape} and labels {labels.shape}: expected [n, 3] and [n], n >= 1"
         )
+    if groups is not None and np.shape(groups) != labels.shape:
+        raise ValueError(f"groups {np.shape(groups)} and labels {labels.shape}: expected one group per battle")
     if len(improper := find_improper(probabilities)):
         raise ValueError(f"row {improper[0]} is not a probability distribution: {probabilities[improper[0]]}")
-    interval = bootstrap_interval(losses(probabilities, labels), groups=groups, seed=seed)
-    return _score(_sums(probabilities, labels), interval)
+    return score_stream([(probabilities, labels, groups)], outcomes=outcomes, seed=seed)
 
 
-def score_stream(parts: Iterable[tuple[Array, Labels]], *, seed: int = 0) -> Score:
-    """Every metric of predictions that come in parts, each as :func:`score` takes them; memory does not grow.
+Part = tuple[Array, Labels, NDArray[np.int64] | None]
+"""Probabilities ``[n, 3]``, labels ``[n]``, and the prompts' keys ``[n]`` where they are known."""
+
+
+def score_stream(parts: Iterable[Part], *, outcomes: int | None = None, seed: int = 0) -> Score:
+    """Every metric of predictions that come in parts, each as :func:`score` takes them.
+
+    Memory does not grow, but for 8 bytes a prompt.
 
     Raises
     ------
     ValueError
-        If there is no battle.
+        If there is no battle, or one of two outcomes is a tie.
     """
-    total: Array | None = None
-    units = _BootstrapUnits(seed)
-    for probabilities, labels in parts:
+    if outcomes not in (None, 2, 3):
+        raise ValueError(f"outcomes must be 2 or 3, not {outcomes}")
+    totals: _Totals | None = None
+    for probabilities, labels, groups in parts:
         if len(labels):
-            sums = _sums(probabilities, labels)
-            total = sums if total is None else total + sums
-            units.add(losses(probabilities, labels))
-    if total is None:
+            totals = totals or _Totals()
+            totals.add(probabilities, labels, groups)
+            if totals.has_tie and outcomes == 2:
+                raise ValueError("there are ties among the labels: they cannot be scored as two outcomes")
+    if totals is None:
         raise ValueError("no battles to score")
-    return _score(total, units.interval())
-
-
-def _score(sums: Array, interval: tuple[float, float]) -> Score:
-    means, clipped, outcomes, gaps = np.split(sums, [4, 5, 5 + len(OUTCOMES)])
-    n = int(outcomes.sum())
-    log_loss, binary_log_loss, accuracy, brier = (means / n).tolist()
-    return Score(
-        n=n,
-        log_loss=log_loss,
-        log_loss_ci=interval,
-        binary_log_loss=binary_log_loss,
-        accuracy=accuracy,
-        brier=brier,
-        ece=float(np.abs(gaps).sum() / n),
-        prior_log_loss=_entropy(outcomes),
-        uniform_log_loss=float(np.log(len(OUTCOMES))),
-        clipped=int(clipped[0]),
-    )
+    return totals.score(outcomes, seed)

@@ -20,7 +20,8 @@ from prefcli.reporting import visible
 from prefcli.storage import card, hub, runs
 
 VALIDATION = {
-    "n": 1234, "log_loss": 0.98765, "log_loss_ci": (0.91234, 1.05432), "prior_log_loss": 1.0876,
+    "n": 1234, "prompts": 987, "outcomes": 3, "log_loss": 0.98765, "log_loss_ci": (0.91234, 1.05432),
+    "log_loss_ci_reason": "", "prior_log_loss": 1.0876,
     "uniform_log_loss": 1.098612, "accuracy": 0.5432, "brier": 0.6123, "ece": 0.0345,
 }  # fmt: skip
 
@@ -60,7 +61,7 @@ def test_the_metadata_is_what_the_hub_reads(tmp_path: Path) -> None:
     results = {result.metric_type: result for result in read.data.eval_results}
     assert results["log_loss"].metric_value == 0.9877
     assert results["log_loss"].metric_name == "log loss, 95 % interval 0.9123 to 1.0543"
-    assert results["log_loss"].dataset_name == "1,234 held-out battles of votes.csv"
+    assert results["log_loss"].dataset_name == "1,234 held-out battles of 987 prompts of votes.csv"
     assert results["accuracy"].metric_value == 0.5432
     assert results["brier_score"].metric_value == 0.6123
     assert results["expected_calibration_error"].metric_value == 0.0345
@@ -92,7 +93,8 @@ def test_without_held_out_battles_there_is_no_figure_anywhere(tmp_path: Path) ->
 def test_the_metrics_are_compared_with_prior_and_uniform_guess(tmp_path: Path) -> None:
     text = make_card(tmp_path)
     for line in (
-        "| held-out battles | 1,234 |", "| log loss | 0.9877 (95 % interval 0.9123 to 1.0543) |",
+        "| held-out battles | 1,234 |", "| their prompts | 987 |",
+        "| log loss | 0.9877 (95 % interval 0.9123 to 1.0543) |",
         "| of the class prior | 1.0876 |", "| of a uniform guess | 1.0986 |", "| accuracy | 0.543 |",
         "| Brier score | 0.6123 |", "| expected calibration error | 0.0345 |",
     ):  # fmt: skip
@@ -124,10 +126,19 @@ def test_the_card_says_how_the_battles_were_split(tmp_path: Path, options: Train
     assert words in make_card(tmp_path, options, **data)
 
 
+def test_few_prompts_have_no_interval_and_two_outcomes_are_named(tmp_path: Path) -> None:
+    reason = "no interval: 3 prompts, 20 are needed"
+    few = {**VALIDATION, "prompts": 3, "outcomes": 2, "log_loss_ci": None, "log_loss_ci_reason": reason}
+    text = make_card(tmp_path, validation=few)
+    assert f"| log loss | 0.9877 ({reason}) |" in text
+    assert "no ties among the labels: scored as two outcomes" in text
+    assert "two outcomes" not in make_card(tmp_path)
+
+
 def test_the_limits_say_what_was_not_tested(tmp_path: Path) -> None:
     text = make_card(tmp_path)
     limits = text[text.index("## Limits") : text.index("## Use")]
-    assert "tested on 1,234 battles of the source it was trained on, and on nothing else" in limits
+    assert "tested on 1,234 battles (987 prompts) of the source it was trained on, and on nothing else" in limits
     for words in ("other voters", "other languages", "position bias: it was shown one order", "`--swap-average`"):
         assert words in limits
     assert "shown both orders" in make_card(tmp_path, TrainOptions(swap=True))

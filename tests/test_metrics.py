@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
 from prefcli import metrics
 
@@ -43,11 +44,82 @@ def test_a_zero_for_the_truth_is_clipped_as_scikit_learn_does_and_counted() -> N
 
 def test_accuracy_and_brier_score() -> None:
     probabilities, labels = random_predictions(400)
-    assert metrics.accuracy(probabilities, labels) == accuracy_score(labels, probabilities.argmax(axis=1))
+    assert metrics.accuracy(probabilities, labels) == pytest.approx(
+        accuracy_score(labels, probabilities.argmax(axis=1))
+    )
     by_hand = np.mean(
         [sum((p[i] - (y == i)) ** 2 for i in range(3)) for p, y in zip(probabilities, labels, strict=True)]
     )
     assert metrics.brier(probabilities, labels) == pytest.approx(by_hand)
+
+
+def test_accuracy_of_equal_probabilities_is_the_mean_over_the_ways_to_break_the_ties() -> None:
+    random = np.random.default_rng(0)
+    probabilities = np.array([[0.4, 0.4, 0.2], [1 / 3] * 3, [0.2, 0.4, 0.4], [0.5, 0.2, 0.3]])[
+        random.integers(0, 4, 60)
+    ]
+    labels = random.integers(0, 3, 60)
+    broken = probabilities + random.uniform(0, 1e-9, (4000, *probabilities.shape))
+    expected = (broken.argmax(axis=2) == labels).mean()
+    assert metrics.accuracy(probabilities, labels) == pytest.approx(expected, abs=0.005)
+    for order in ([1, 0, 2], [2, 1, 0], [1, 2, 0]):
+        relabelled = np.argsort(order)[labels]
+        renamed, original = metrics.score(probabilities[:, order], relabelled), metrics.score(probabilities, labels)
+        assert renamed.accuracy == pytest.approx(original.accuracy, abs=1e-12)
+        assert renamed.ece == pytest.approx(original.ece, abs=1e-12)
+
+
+def test_a_coin_flip_is_right_half_the_time_whatever_the_labels() -> None:
+    coin = np.tile([0.5, 0.5, 0.0], (40, 1))
+    for label in (0, 1):
+        score = metrics.score(coin, np.full(40, label), outcomes=2)
+        assert (score.accuracy, score.ece) == (0.5, 0.0)
+
+
+def test_without_ties_two_outcomes_are_scored_as_scikit_learn_scores_a_binary_classifier() -> None:
+    random = np.random.default_rng(2)
+    probabilities, labels = random.dirichlet([2, 1, 1], size=500), (random.random(500) < 0.4).astype(int)
+    p_b = probabilities[:, 1] / (probabilities[:, 0] + probabilities[:, 1])
+    score = metrics.score(probabilities, labels)
+    assert score.outcomes == 2
+    assert score.log_loss == pytest.approx(log_loss(labels, p_b), abs=1e-12)
+    assert score.binary_log_loss == pytest.approx(score.log_loss, abs=1e-12)
+    assert score.brier == pytest.approx(2 * brier_score_loss(labels, p_b), abs=1e-12)
+    assert score.accuracy == pytest.approx(accuracy_score(labels, p_b > 0.5))
+    assert score.uniform_log_loss == pytest.approx(math.log(2))
+    assert score.prior_log_loss == pytest.approx(log_loss(labels, np.full(500, labels.mean())))
+    confidence, is_right = np.maximum(p_b, 1 - p_b), (p_b > 0.5) == labels
+    bins = np.digitize(confidence, np.arange(1, 15) / 15, right=True)
+    gaps = [abs((is_right - confidence)[bins == i].sum()) for i in range(15)]
+    assert score.ece == pytest.approx(sum(gaps) / 500)
+    assert metrics.score(probabilities, labels, outcomes=3).log_loss > score.log_loss
+
+
+def test_a_tie_or_too_few_battles_make_three_outcomes() -> None:
+    def outcomes(labels: list[int]) -> int:
+        return metrics.score(np.full((len(labels), 3), 1 / 3), np.array(labels)).outcomes
+
+    assert [outcomes([0] * n) for n in (29, 30, 200)] == [3, 2, 2]
+    assert outcomes([0] * 200 + [2]) == 3
+    with pytest.raises(ValueError, match="ties among the labels"):
+        metrics.score(np.full((2, 3), 1 / 3), np.array([0, 2]), outcomes=2)
+    with pytest.raises(ValueError, match="2 or 3"):
+        metrics.score(np.full((2, 3), 1 / 3), np.array([0, 1]), outcomes=4)
+
+
+def test_a_tie_late_in_a_stream_is_scored_like_one_at_its_beginning() -> None:
+    probabilities, labels = random_predictions(300)
+    labels = np.sort(labels)
+    parts = [(probabilities[i : i + 50], labels[i : i + 50], None) for i in range(0, 300, 50)]
+    streamed, expected = metrics.score_stream(parts), metrics.score(probabilities, labels)
+    assert streamed.outcomes == 3
+    assert streamed.log_loss == pytest.approx(expected.log_loss, abs=1e-12)
+    assert streamed.log_loss_ci == pytest.approx(expected.log_loss_ci, abs=1e-12)
+
+
+def test_where_only_a_tie_is_possible_two_outcomes_are_equally_probable() -> None:
+    rows = metrics.two_outcome(np.array([[0.0, 0.0, 1.0], [0.1, 0.3, 0.6], [0.25, 0.75, 0.0]]))
+    assert rows == pytest.approx(np.array([[0.5, 0.5, 0], [0.25, 0.75, 0], [0.25, 0.75, 0]]))
 
 
 def test_calibration_error_by_hand() -> None:
@@ -70,13 +142,58 @@ def test_the_log_loss_of_a_uniform_guess_is_the_logarithm_of_three() -> None:
     assert score.uniform_log_loss == pytest.approx(math.log(3))
 
 
-def test_the_interval_covers_the_mean_as_often_as_its_level_says() -> None:
+def coverage(draw: Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray | None]], true_mean: float) -> float:
+    """Share of 300 intervals, each of a new sample, hold the true mean."""
     random = np.random.default_rng(0)
     hits = 0
-    for seed in range(200):
-        low, high = metrics.bootstrap_interval(random.exponential(1.0, 400), rounds=200, seed=seed)
-        hits += low <= 1.0 <= high
-    assert 0.90 <= hits / 200 <= 0.99
+    for seed in range(300):
+        values, groups = draw(random)
+        interval = metrics.bootstrap_interval(values, groups=groups, rounds=200, seed=seed)
+        assert interval is not None
+        hits += interval[0] <= true_mean <= interval[1]
+    return hits / 300
+
+
+def of_prompts(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Losses of 60 prompts with one to nine battles each, which are alike within a prompt; their mean is 1."""
+    groups = np.repeat(np.arange(60), random.integers(1, 10, 60))
+    return random.normal(1, 0.3, 60)[groups] + random.normal(0, 0.2, len(groups)), groups
+
+
+def test_the_interval_covers_the_mean_as_often_as_its_level_says() -> None:
+    assert 0.92 <= coverage(lambda random: (random.exponential(1.0, 400), None), 1.0) <= 0.98
+    assert 0.92 <= coverage(of_prompts, 1.0) <= 0.98
+    assert 0.91 <= coverage(lambda random: (random.normal(1, 1, metrics.MIN_UNITS), None), 1.0) <= 0.98
+    assert coverage(lambda random: (of_prompts(random)[0], None), 1.0) < 0.8  # what resampling battles gives
+
+
+def test_there_is_no_interval_of_few_prompts_but_the_reason() -> None:
+    probabilities, labels = random_predictions(300)
+    few, enough = np.arange(300) % 19, np.arange(300) % 20
+    score = metrics.score(probabilities, labels, groups=few)
+    assert (score.prompts, score.log_loss_ci) == (19, None)
+    assert score.log_loss_ci_reason == "no interval: 19 prompts, 20 are needed"
+    assert metrics.score(probabilities, labels, groups=enough).log_loss_ci is not None
+    assert metrics.score(probabilities[:1], labels[:1]).log_loss_ci_reason == "no interval: 1 battle, 20 are needed"
+    own_prompts = metrics.score(probabilities[:19], labels[:19], groups=np.arange(19))
+    assert own_prompts.log_loss_ci_reason == "no interval: 19 battles, 20 are needed"
+    assert metrics.describe_battles(300, 1, "held-out battle") == "300 held-out battles of 1 prompt"
+
+
+def test_many_prompts_in_parts_have_the_interval_of_all_prompts_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    probabilities, labels = random_predictions(20_000)
+    groups = np.random.default_rng(1).integers(-(2**62), 2**62, 5000)[np.arange(20_000) % 5000]
+    probabilities = probabilities[np.arange(20_000) % 5000]  # alike within a prompt
+    labels = labels[np.arange(20_000) % 5000]
+    expected = metrics.score(probabilities, labels, groups=groups)
+    monkeypatch.setattr(metrics, "BOOTSTRAP_MAX_UNITS", 1000)
+    cuts = np.array_split(np.random.default_rng(2).permutation(20_000), 30)
+    streamed = metrics.score_stream((probabilities[cut], labels[cut], groups[cut]) for cut in cuts)
+    assert streamed.prompts == expected.prompts == 5000
+    assert streamed.log_loss_ci is not None
+    by_theory = 1.96 * metrics.losses(probabilities, labels).std() / np.sqrt(5000)
+    for low, high in (streamed.log_loss_ci, expected.log_loss_ci):
+        assert (high - low) / 2 == pytest.approx(by_theory, rel=0.08)
 
 
 def test_the_interval_of_many_values_matches_the_normal_approximation() -> None:
@@ -115,7 +232,7 @@ def test_a_stream_scores_like_all_its_parts_together(n: int, parts: int, seed: i
     probabilities, labels = random_predictions(n, seed)
     expected = metrics.score(probabilities, labels)
     cuts = zip(np.array_split(probabilities, parts), np.array_split(labels, parts), strict=True)
-    streamed = metrics.score_stream(cuts)
+    streamed = metrics.score_stream((p, y, None) for p, y in cuts)
     assert streamed.log_loss_ci == expected.log_loss_ci
     for name in ("n", "log_loss", "binary_log_loss", "accuracy", "brier", "ece", "prior_log_loss", "clipped"):
         assert getattr(streamed, name) == pytest.approx(getattr(expected, name), abs=1e-12), name
@@ -126,7 +243,7 @@ def test_the_interval_of_a_long_stream_matches_that_of_all_values(monkeypatch: p
     probabilities, labels = random_predictions(30_000)
     expected = metrics.score(probabilities, labels).log_loss_ci
     cuts = zip(np.array_split(probabilities, 100), np.array_split(labels, 100), strict=True)
-    assert metrics.score_stream(cuts).log_loss_ci == pytest.approx(expected, abs=2e-3)
+    assert metrics.score_stream((p, y, None) for p, y in cuts).log_loss_ci == pytest.approx(expected, abs=2e-3)
     by_theory = 1.96 * metrics.losses(probabilities, labels).std() / np.sqrt(30_000)
     assert (expected[1] - expected[0]) / 2 == pytest.approx(by_theory, rel=0.15)
 

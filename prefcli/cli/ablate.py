@@ -37,7 +37,7 @@ def run(
     """
     from prefcli import pipeline
     from prefcli.compute import memory
-    from prefcli.pipeline.ablate import COLUMNS, cells
+    from prefcli.pipeline.ablate import COLUMNS, cells, title
 
     memory.keep_freed_memory()
     options, _ = resolve(given_options(flags))
@@ -53,7 +53,7 @@ def run(
         common.print_json(ablation)
         return
     common.print_table(
-        f"{ablation.battles:,} held-out battles over {ablation.seeds} seed(s)",
+        title(ablation),
         COLUMNS,
         [cells(row) for row in ablation.rows],
     )

@@ -23,7 +23,7 @@ def run(
 
     Writes train.csv and test.csv, runs eda, preprocess, train, predict and score, and compares with the best possible.
     """
-    from prefcli import pipeline
+    from prefcli import metrics, pipeline
     from prefcli.cli import eda
 
     result = pipeline.demo(folder, force=force, reporter=session.reporter)
@@ -40,14 +40,13 @@ def run(
         )
         return
     eda.show(result.eda)
-    low, high = score.log_loss_ci
     common.print_table(
-        f"Log loss on {score.n:,} test battles",
+        f"Log loss on {metrics.describe_battles(score.n, score.prompts, 'test battle')}",
         ["", "log loss", ""],
         [
             ["uniform guess", score.uniform_log_loss, ""],
             ["prior", score.prior_log_loss, "class shares of the test battles"],
-            ["the model", score.log_loss, f"95 % interval {low:.4f} to {high:.4f}"],
+            ["the model", score.log_loss, metrics.describe_interval(score.log_loss_ci, score.log_loss_ci_reason)],
             ["best possible", result.best_log_loss, "the probabilities the votes were drawn from"],
         ],
     )

@@ -30,18 +30,17 @@ def run(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap interval.")] = 0,
 ) -> None:
     """Score predictions against labels, joined by id: log loss with its interval, and other metrics."""
-    from prefcli import pipeline
+    from prefcli import metrics, pipeline
 
     score = pipeline.score(predictions, labels, renormalize=renormalize, seed=seed, reporter=session.reporter)
     if session.json:
         common.print_json(score)
         return
-    low, high = score.log_loss_ci
     common.print_table(
-        f"{score.n:,} battles",
+        metrics.describe_battles(score.n, score.prompts),
         ["", "value", ""],
         [
-            ["log loss", score.log_loss, f"95 % interval {low:.4f} to {high:.4f}"],
+            ["log loss", score.log_loss, metrics.describe_interval(score.log_loss_ci, score.log_loss_ci_reason)],
             ["  of the prior", score.prior_log_loss, "always predicting these labels' class shares"],
             ["  of a uniform guess", score.uniform_log_loss, ""],
             ["binary log loss", score.binary_log_loss, "each column as a yes/no question"],

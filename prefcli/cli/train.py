@@ -125,15 +125,19 @@ def _push(run: Path, name: str, session: common.Session) -> tuple[str | None, Pr
 
 
 def _print(trained: TrainResult, pushed: str | None) -> None:
+    from prefcli import metrics
+
     if trained.validation is not None:
-        low, high = trained.validation["log_loss_ci"]
+        scores = trained.validation
+        interval = metrics.describe_interval(scores["log_loss_ci"], scores["log_loss_ci_reason"])
+        two_outcomes = metrics.TWO_OUTCOMES if scores["outcomes"] == 2 else ""
         common.print_table(
-            f"{trained.validation['n']:,} held-out battles",
+            metrics.describe_battles(scores["n"], scores["prompts"], "held-out battle"),
             ["", "log loss", ""],
             [
-                ["this model", trained.validation["log_loss"], f"95 % interval {low:.4f} to {high:.4f}"],
-                ["prior", trained.validation["prior_log_loss"], "class shares of the held-out battles"],
-                ["uniform guess", trained.validation["uniform_log_loss"], ""],
+                ["this model", scores["log_loss"], interval],
+                ["prior", scores["prior_log_loss"], "class shares of the held-out battles"],
+                ["uniform guess", scores["uniform_log_loss"], two_outcomes],
             ],
         )
     if pushed:

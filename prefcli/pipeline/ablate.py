@@ -56,16 +56,17 @@ SETTINGS = (
 class Row:
     """A measured row: held-out log loss and difference to the first row, with 95 % bootstrap intervals.
 
-    Means and intervals are over the battles of all seeds together; differences are paired by battle.
+    Means are over the battles of all seeds together; differences are paired by battle. Intervals resample prompts, each
+    with its battles in all seeds: seeds repeat battles, they do not add any. None where there are too few prompts.
     """
 
     setting: Setting
     log_loss: float
-    interval: tuple[float, float]
+    interval: metrics.Interval | None
     by_seed: tuple[float, ...]
     """The log loss of each seed."""
     difference: float
-    difference_interval: tuple[float, float]
+    difference_interval: metrics.Interval | None
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,11 @@ class Ablation:
 
     rows: tuple[Row, ...]
     battles: int
-    """Held-out battles, over all seeds."""
+    """Held-out battles, over all seeds; one that several seeds hold out counts for each."""
+    prompts: int
+    """How many different prompts they have."""
+    outcomes: int
+    """2 where there are no ties, else 3; see :func:`metrics.two_outcome`."""
     prior_log_loss: float
     seeds: int
     reading: str
@@ -118,8 +123,8 @@ def ablate(
     name = f"ablation-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"  # a repeated command finds its runs
     folder = output or workspace.root / "ablations" / name
     for seed in range(options.seed, options.seed + seeds):
-        for loss_input, epochs in dict.fromkeys((s.loss_input, s.epochs) for s in SETTINGS):
-            run = _run_folder(folder, seed, loss_input, epochs)
+        for setting in SETTINGS:  # the rows that differ only at inference share a run
+            run = _run_folder(folder, seed, setting)
             if (run / runs.VALIDATION).is_file():
                 continue
             reporter.note(run.name)
@@ -127,45 +132,66 @@ def ablate(
                 train(None, workspace, options, resume=str(run), remember=False, reporter=reporter)
                 continue
             # The last weights, not the best: what more epochs do is part of the question.
-            chosen = dataclasses.replace(options, seed=seed, loss_input=loss_input, epochs=epochs, keep="last")
+            chosen = dataclasses.replace(
+                options, seed=seed, loss_input=setting.loss_input, epochs=setting.epochs, keep="last"
+            )
             train(source, workspace, chosen, output=run, remember=False, command="prefcli ablate", reporter=reporter)
     return evaluate(folder, options.seed, seeds)
 
 
 def evaluate(folder: Path, first_seed: int, seeds: int) -> Ablation:
     """Score the six rows from the runs below ``folder``, and write the table beside them."""
-    losses_by_row: list[NDArray[np.float64]] = []
+    all_seeds = range(first_seed, first_seed + seeds)
+    held_out = {
+        setting: [_read_validation(_run_folder(folder, seed, setting)) for seed in all_seeds] for setting in SETTINGS
+    }
+    by_seed = held_out[SETTINGS[0]]
+    keys, labels = (np.concatenate([getattr(h, name) for h in by_seed]) for name in ("keys", "labels"))
+    outcomes = metrics.count_outcomes(labels)
     rows: list[Row] = []
-    priors: list[float] = []
+    first_losses: NDArray[np.float64] | None = None
     for setting in SETTINGS:
-        losses_by_seed = []
-        for seed in range(first_seed, first_seed + seeds):
-            run = _run_folder(folder, seed, setting.loss_input, setting.epochs)
-            held_out = runs.read_validation(run)
-            logits, labels = held_out.logits, held_out.labels
-            if not np.isfinite(logits).all():
-                raise ModelError("the training diverged: its scores are not finite", where=str(run))
-            scores = metrics.softmax(logits) if setting.activation == "softmax" else clip_and_renormalize(logits)
-            losses_by_seed.append(metrics.losses(scores, labels))
-            if setting is SETTINGS[0]:
-                priors.append(metrics.prior_log_loss(labels))
+        losses_by_seed = [metrics.losses(_scores(h.logits, setting, outcomes), h.labels) for h in held_out[setting]]
         losses = np.concatenate(losses_by_seed)
-        losses_by_row.append(losses)
-        difference = losses - losses_by_row[0]
+        first_losses = losses if first_losses is None else first_losses
+        difference = losses - first_losses
         rows.append(
             Row(
                 setting,
                 float(losses.mean()),
-                metrics.bootstrap_interval(losses),
+                metrics.bootstrap_interval(losses, groups=keys),
                 tuple(float(of_seed.mean()) for of_seed in losses_by_seed),
                 float(difference.mean()),
-                metrics.bootstrap_interval(difference),
+                metrics.bootstrap_interval(difference, groups=keys),
             )
         )
-    ablation = Ablation(tuple(rows), len(losses_by_row[0]), float(np.mean(priors)), seeds, _describe(rows), folder)
+    prompts = len(np.unique(keys))
+    ablation = Ablation(
+        rows=tuple(rows),
+        battles=len(keys),
+        prompts=prompts,
+        outcomes=outcomes,
+        prior_log_loss=float(np.mean([metrics.prior_log_loss(h.labels) for h in by_seed])),
+        seeds=seeds,
+        reading=_describe(rows, metrics.too_few_units(len(keys), prompts)),
+        folder=folder,
+    )
     files.write_text(folder / "ablation.json", json.dumps(dataclasses.asdict(ablation), indent=2, default=str) + "\n")
     files.write_text(folder / "ablation.md", as_markdown(ablation))
     return ablation
+
+
+def _read_validation(run: Path) -> runs.HeldOut:
+    held_out = runs.read_validation(run)
+    if not np.isfinite(held_out.logits).all():
+        raise ModelError("the training diverged: its scores are not finite", where=str(run))
+    return held_out
+
+
+def _scores(logits: NDArray[np.float64], setting: Setting, outcomes: int) -> NDArray[np.float64]:
+    """The probabilities that are scored, shape ``[n, 3]``."""
+    scores = metrics.softmax(logits) if setting.activation == "softmax" else clip_and_renormalize(logits)
+    return metrics.two_outcome(scores) if outcomes == 2 else scores
 
 
 COLUMNS = ("loss input", "at inference", "epochs", "log loss", "95 % interval", "difference to row 1", "reported")
@@ -173,28 +199,42 @@ COLUMNS = ("loss input", "at inference", "epochs", "log loss", "95 % interval", 
 
 def cells(row: Row) -> tuple[str, ...]:
     """A row of the table as text, under :data:`COLUMNS`."""
-    (low, high), (difference_low, difference_high) = row.interval, row.difference_interval
     return (
         row.setting.loss_input,
         "softmax" if row.setting.activation == "softmax" else "raw scores",
         str(row.setting.epochs),
         f"{row.log_loss:.4f}",
-        f"{low:.4f} to {high:.4f}",
-        f"{row.difference:+.4f} ({difference_low:+.4f} to {difference_high:+.4f})",
+        "none" if row.interval is None else "{:.4f} to {:.4f}".format(*row.interval),
+        _difference(row, f"{row.difference:+.4f}"),
         f"{row.setting.reported:.5f}",
     )
+
+
+def _difference(row: Row, difference: str) -> str:
+    return (
+        difference
+        if row.difference_interval is None
+        else "{} ({:+.4f} to {:+.4f})".format(difference, *row.difference_interval)
+    )
+
+
+def title(ablation: Ablation) -> str:
+    """What the table is of."""
+    battles = metrics.describe_battles(ablation.battles, ablation.prompts, "held-out battle")
+    two_outcomes = f"; {metrics.TWO_OUTCOMES}" if ablation.outcomes == 2 else ""
+    return f"{battles} over {metrics.plural(ablation.seeds, 'seed')}{two_outcomes}"
 
 
 def as_markdown(ablation: Ablation) -> str:
     """The table and what it shows."""
     table = [COLUMNS, ("---",) * len(COLUMNS), *map(cells, ablation.rows)]
     lines = [f"| {' | '.join(line)} |" for line in table]
-    battles = f"{ablation.battles:,} held-out battles over {ablation.seeds} seed(s)"
-    return "\n".join([*lines, "", f"{battles}; prior {ablation.prior_log_loss:.4f}. {ablation.reading}", ""])
+    about = f"{title(ablation)}; prior {ablation.prior_log_loss:.4f}. {ablation.reading}"
+    return "\n".join([*lines, "", about, ""])
 
 
-def _describe(rows: Sequence[Row]) -> str:
-    """Two sentences on what the numbers show, computed from them."""
+def _describe(rows: Sequence[Row], no_interval: str) -> str:
+    """What the numbers show, computed from them; ``no_interval`` says why there are no intervals."""
     best, worst = (
         f"{row.setting.loss_input} as loss input, {row.setting.epochs} epoch{'s' if row.setting.epochs > 1 else ''}, "
         f"{'softmax' if row.setting.activation == 'softmax' else 'raw scores'} at inference ({row.log_loss:.4f})"
@@ -203,14 +243,15 @@ def _describe(rows: Sequence[Row]) -> str:
     claims = []
     changes = ("softmax before the loss", "log-softmax before it", "submitting raw scores")
     for row, change in zip(rows[2:5], changes, strict=True):
-        low, high = row.difference_interval
+        low, high = row.difference_interval or (-np.inf, np.inf)
         verdict = "costs" if low > 0 else "gains" if high < 0 else "makes no clear difference:"
-        claims.append(f"{change} {verdict} {abs(row.difference):.4f} ({low:+.4f} to {high:+.4f})")
+        claims.append(f"{change} {verdict} {_difference(row, f'{abs(row.difference):.4f}')}")
     return (
         f"Best: {best}. Worst: {worst}. "
         f"Against plain cross-entropy for one epoch on the same battles: {'; '.join(claims)}."
+        f"{no_interval and f' {no_interval.capitalize()}.'}"
     )
 
 
-def _run_folder(folder: Path, seed: int, loss_input: str, epochs: int) -> Path:
-    return folder / f"seed-{seed}-{loss_input}-{epochs}"
+def _run_folder(folder: Path, seed: int, setting: Setting) -> Path:
+    return folder / f"seed-{seed}-{setting.loss_input}-{setting.epochs}"

@@ -33,9 +33,9 @@ def score(
     """
     with reporter.track("scoring", None) as progress:
 
-        def parts() -> Iterator[tuple[metrics.Array, metrics.Labels]]:
+        def parts() -> Iterator[metrics.Part]:
             for probabilities, true_labels in tables.join_predictions(predictions, labels, renormalize=renormalize):
-                yield probabilities, true_labels
+                yield probabilities, true_labels, None
                 progress.advance(len(true_labels))
 
         return metrics.score_stream(parts(), seed=seed)

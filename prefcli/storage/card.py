@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from prefcli._version import __version__
 from prefcli.battles import Source
 from prefcli.errors import InputError, one_line
+from prefcli.metrics import TWO_OUTCOMES, describe_battles, describe_interval
 from prefcli.options import TrainOptions
 from prefcli.reporting import visible
 from prefcli.storage import files, hub
@@ -68,7 +69,12 @@ def write(
         max_listed_files=MAX_LISTED_FILES,
         held_out=data.get("held_out_battles", 0),
         validation_file=Path(str(data.get("validation_file"))).name,
-        validation=validation,
+        validation=validation
+        and {
+            **validation,
+            "interval": describe_interval(validation["log_loss_ci"], validation["log_loss_ci_reason"]),
+            "two_outcomes": TWO_OUTCOMES if validation["outcomes"] == 2 else "",
+        },
         calibration=calibration,
         importances=importances[:MAX_LISTED_STATISTICS],
         curves=CURVES if (folder / CURVES).exists() else "",
@@ -122,9 +128,10 @@ def _metadata(
     is_hub_name = from_hub and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", options.encoder, re.ASCII)
     scores: dict[str, Any] = {}
     if validation is not None:
-        low, high = validation["log_loss_ci"]
+        interval = describe_interval(validation["log_loss_ci"], validation["log_loss_ci_reason"])
+        held_out = describe_battles(validation["n"], validation["prompts"], "held-out battle")
         metrics = (
-            ("log_loss", "log_loss", f"log loss, 95 % interval {low:.4f} to {high:.4f}"),
+            ("log_loss", "log_loss", f"log loss, {interval}"),
             ("accuracy", "accuracy", "accuracy"),
             ("brier_score", "brier", "Brier score"),
             ("expected_calibration_error", "ece", "expected calibration error"),
@@ -137,7 +144,7 @@ def _metadata(
                     task_type="text-classification",
                     task_name="preference prediction",
                     dataset_type="held-out",
-                    dataset_name=visible(f"{validation['n']:,} held-out battles of {source.title}"),
+                    dataset_name=visible(f"{held_out} of {source.title}"),
                     metric_type=metric,
                     metric_name=title,
                     metric_value=round(float(validation[key]), 4),

@@ -134,7 +134,9 @@ def _warn_if_only_prior(context: TrainContext, evaluation: _Evaluation) -> None:
         return
     trained = len(battles) - (0 if options.folds else len(rows))
     more = ", or more battles" if trained < FEW_BATTLES else ""
-    if options.architecture != "features":
+    if metrics.too_few_units(len(rows), len(np.unique(battles.keys[rows]))):
+        advice = "hold out more with --validation, or use more battles"
+    elif options.architecture != "features":
         advice = f"try --warmup 0.1, another --lr, more --epochs, --text raw, --recipe fast{more}"
     else:
         advice = f"try --text raw{more}" if context.data.text != "raw" else "more battles may help"
@@ -153,8 +155,13 @@ def not_better_than_prior(
         return "the model predicts only the shares of the outcomes, the same for every battle"
     shares = np.bincount(labels, minlength=len(OUTCOMES)) / len(labels)
     prior = metrics.losses(np.tile(shares, (len(labels), 1)), labels)
-    _, high = metrics.bootstrap_interval(metrics.losses(probabilities, labels) - prior, groups=keys)
-    return "the model is not clearly better than the prior" if high >= 0 else ""
+    advantage = metrics.losses(probabilities, labels) - prior
+    interval = metrics.bootstrap_interval(advantage, groups=keys)
+    if interval is None:
+        prompts = None if keys is None else len(np.unique(keys))
+        held_out = metrics.describe_battles(len(labels), prompts, "held-out battle")
+        return f"{held_out} are too few to say whether the model is better than the prior"
+    return "the model is not clearly better than the prior" if interval[1] >= 0 else ""
 
 
 def merge_folds(folds: Sequence[Fold], fits: Sequence[FitResult]) -> tuple[FitResult, NDArray[np.intp]]:
