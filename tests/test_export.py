@@ -178,7 +178,7 @@ def test_an_exported_folder_is_complete_and_says_how_close_it_is(twins: Callable
     names = {path.name for path in pair.onnx.iterdir()}
     assert {"config.json", "model.onnx", "tokenizer.json", "README.md", "validation.parquet", "SHA256SUMS"} <= names
     sums = (pair.onnx / "SHA256SUMS").read_text(encoding="utf-8")
-    for name in ("config.json", "model.onnx", "tokenizer.json", "validation.parquet"):
+    for name in ("config.json", "model.onnx", "tokenizer.json", "validation.parquet", "training_prompts.parquet"):
         assert name in sums
     graph = (pair.onnx / "model.onnx").read_bytes()
     for trace in (str(Path(prefcli.__file__).parent), sys.prefix, "stack_trace"):  # of the machine that exported

@@ -27,6 +27,7 @@ from prefcli.models.architectures import CrossEncoder, Siamese
 from prefcli.models.packing import Packing, Template
 from prefcli.options import TrainOptions
 from prefcli.reporting import SILENT
+from prefcli.storage import runs
 from prefcli.training import loop
 
 LORA = {"text": "raw", "max_length": 96, "lr": 3e-3, "lora_rank": 4, "limit": 96, "eval_every": 4}
@@ -391,6 +392,8 @@ def test_adapters_of_folds_become_one_model(llama: Path, demo_files: Demo, cli: 
         assert torch.allclose(tensor, (first[name] + second[name]) / 2, atol=1e-6), name
     assert any(not torch.equal(first[name], second[name]) for name in first)
     assert not Path("one", "validation.parquet").exists()  # every battle was learnt by one of the folds
+    trained_on = {key for number in (1, 2) for key in runs.training_prompts(Path("run", f"fold-{number}")).tolist()}
+    assert set(runs.training_prompts(Path("one")).tolist()) == trained_on
     card = Path("one", "README.md").read_text()
     assert "# `one`" in card
     assert "No battle was held out, so there is no honest figure" in card

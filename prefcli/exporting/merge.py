@@ -84,6 +84,8 @@ def merge(
         runs.write_config(temporary, merged_options, _merged_config(run, members, model))
         weights.save(state, temporary / neural.WEIGHTS)
         model.save_tokenizer(temporary)
+        if (prompts := runs.training_prompts(run)) is not None:
+            runs.write_training_prompts(temporary, prompts)
         validation = None
         if not averaged and (run / runs.VALIDATION).is_file():
             shutil.copyfile(run / runs.VALIDATION, temporary / runs.VALIDATION)

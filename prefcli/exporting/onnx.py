@@ -211,7 +211,7 @@ def _export_model(member: Path, target: Path, sample: Sample, *, int8: bool) -> 
 
 def _copy_run(source: Path, target: Path, settings: Mapping[str, Any]) -> None:
     """Copy what an export shares with its run, with ``settings`` added to the configuration."""
-    for name in (runs.VALIDATION, runs.CARD, runs.CURVES):
+    for name in (runs.VALIDATION, runs.TRAINING_PROMPTS, runs.CARD, runs.CURVES):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
     config = {**runs.read_config(source), "export": dict(settings)}

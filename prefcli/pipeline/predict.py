@@ -44,6 +44,8 @@ class PredictResult:
     tie_shift: float
     calibration: str
     """What was fitted on which battles, in words."""
+    trained_on: tuple[int | None, ...]
+    """For each model, how many of the battles have a prompt that it was trained on; None if the run does not say."""
     seconds: float
     battles_per_second: float
 
@@ -103,12 +105,15 @@ def predict(
             name = str(Source.of(calibrate))
             calibrations.append(_refit(calibrations[0], sample, name, keys, stream, reporter))
         total = min(len(keys), options.limit or len(keys))
+        trained_on = _count_trained_on(folders, names, keys[:total], reporter)
         begun = time.monotonic()
         with reporter.track("predicting", total * len(members)) as progress:
             predictions = stream(stages, total, activation=options.activation, done=progress.advance)
             combined = _combine(predictions, calibrations, options.activation)
             _write(combined, output if world.is_main_process else None, total)
         seconds = time.monotonic() - begun
+        if world.is_main_process:
+            workspace.record_predictions(output, folders)
     if options.activation == "none":
         reporter.warn("raw scores, not probabilities, were written: score them with --renormalize")
     blend, *refit = calibrations
@@ -120,6 +125,7 @@ def predict(
         weights=tuple(weight * scale for weight in blend.weights),
         tie_shift=calibrations[-1].tie_shift,
         calibration="; ".join(map(str, calibrations)) if options.activation == "softmax" else "none",
+        trained_on=trained_on,
         seconds=time.monotonic() - started,
         battles_per_second=total / max(seconds, 1e-9),
     )
@@ -181,6 +187,22 @@ def read_stages(
 def prompt_keys(stages: Sequence[Stage]) -> NDArray[np.int64]:
     """The prompt keys of battles, shape ``[n]``; all stages hold the same battles."""
     return stages[0].table(["prompt_key"])["prompt_key"].to_numpy()
+
+
+def _count_trained_on(
+    folders: Sequence[Path], names: Sequence[str], predicted: NDArray[np.int64], reporter: Reporter
+) -> tuple[int | None, ...]:
+    """How many of the battles to predict have a prompt that each run was trained on; a warning says so."""
+    counts: list[int | None] = []
+    for folder, name in zip(folders, names, strict=True):
+        prompts = runs.training_prompts(folder)
+        counts.append(None if prompts is None else int(np.isin(predicted, prompts).sum()))
+        if counts[-1]:
+            reporter.warn(
+                f"{counts[-1]:,} of {len(predicted):,} battles have a prompt that {name} was trained on: "
+                "a score on them is too good"
+            )
+    return tuple(counts)
 
 
 def _refit(

@@ -34,6 +34,8 @@ from prefcli.storage import files
 
 CONFIG = "config.json"
 VALIDATION = "validation.parquet"
+TRAINING_PROMPTS = "training_prompts.parquet"
+"""Keys of the prompts of the training battles: sorted, each once."""
 CARD = "README.md"
 METRICS = "metrics.jsonl"
 CURVES = "curves.svg"
@@ -346,6 +348,47 @@ def write_validation(
         pq.write_table(pa.table(columns), stream)  # not the path, which need not be text
 
 
+def write_training_prompts(folder: Path, keys: NDArray[np.int64]) -> None:
+    """Write :data:`TRAINING_PROMPTS`: what tells later which battles a run was trained on. Differences pack best."""
+    table = pa.table({"prompt_key": np.unique(keys)})
+    with files.atomic(folder / TRAINING_PROMPTS) as temporary, temporary.open("wb") as stream:
+        pq.write_table(table, stream, use_dictionary=False, column_encoding="DELTA_BINARY_PACKED", compression="zstd")
+
+
+def training_prompts(folder: Path) -> NDArray[np.int64] | None:
+    """Keys of every prompt that a run was trained on, ascending; None if the run does not hold them.
+
+    With folds they are those of all folds: a prediction is the mean over folds, of which all but one were trained on
+    a prompt of the training file. A fold's own folder has those of that fold.
+
+    Raises
+    ------
+    ModelError
+        If a file of them is damaged.
+    """
+    keys = []
+    for member in members(folder):
+        if not (member / TRAINING_PROMPTS).is_file():
+            return None
+        try:
+            keys.append(_read_parquet(member / TRAINING_PROMPTS)["prompt_key"].to_numpy().astype(np.int64))
+        except (OSError, ValueError, pa.ArrowException, KeyError) as error:
+            raise ModelError(f"{TRAINING_PROMPTS} cannot be read: {one_line(error)}", where=str(member)) from None
+    return np.unique(np.concatenate(keys))
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    """A small Parquet file, read into Arrow's own memory.
+
+    Arrow's threads release the memory of a Python file at any time, which aborts a process that is ending. It is not
+    opened by its path, which need not be text.
+    """
+    with path.open("rb") as stream:
+        content = pa.allocate_buffer(os.fstat(stream.fileno()).st_size)
+        stream.readinto(memoryview(content))
+    return pq.read_table(pa.BufferReader(content))
+
+
 def read_validation(folder: Path) -> HeldOut:
     """The held-out battles of a run with its predictions.
 
@@ -355,12 +398,7 @@ def read_validation(folder: Path) -> HeldOut:
         If the run held nothing out or did not finish.
     """
     try:
-        # Read into Arrow's own memory: Arrow's threads release that of a Python file at any time, which aborts a
-        # process that is ending. Not opened by its path, which need not be text.
-        with (folder / VALIDATION).open("rb") as stream:
-            content = pa.allocate_buffer(os.fstat(stream.fileno()).st_size)
-            stream.readinto(memoryview(content))
-        table = pq.read_table(pa.BufferReader(content))
+        table = _read_parquet(folder / VALIDATION)
         logits = np.stack([table[name].to_numpy() for name in LOGIT_COLUMNS], axis=1)
         labels = table["label"].to_numpy().astype(np.int64)
         return HeldOut(table["id"].to_pylist(), table["prompt_key"].to_numpy(), logits, labels)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,8 @@ from prefcli.storage.runs import CONFIG
 WORKSPACE = ".prefcli"
 METADATA_KEY = "prefcli"
 COMPRESSION = "lz4"
+MAX_RECORDED = 200
+"""Files of predictions of which the workspace remembers the runs."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,27 @@ class Workspace:
 
     def _latest_path(self, command: str) -> Path:
         return self.root / f"latest-{command}.json"
+
+    def record_predictions(self, output: Path, runs: Sequence[Path]) -> None:
+        """Record which runs made a file of predictions, under its SHA-256; the newest :data:`MAX_RECORDED` are kept.
+
+        It is a convenience: a workspace that cannot be written has no record.
+        """
+        folder = self.root / "predictions"
+        with contextlib.suppress(PrefcliError, OSError):
+            record = {"output": str(output.absolute()), "runs": [str(run.resolve()) for run in runs]}
+            files.write_text(folder / f"{files.sha256(output)}.json", json.dumps(record, indent=2) + "\n")
+            newest_first = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+            for old in newest_first[MAX_RECORDED:]:
+                old.unlink(missing_ok=True)
+
+    def runs_of_predictions(self, path: Path) -> list[Path]:
+        """The runs that made a file of predictions, as far as :meth:`record_predictions` knows and they still exist."""
+        try:
+            record = json.loads((self.root / "predictions" / f"{files.sha256(path)}.json").read_text(encoding="utf-8"))
+            return [run for run in map(Path, record["runs"]) if (run / CONFIG).is_file()]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
 
     def find_run(self, run: str | Path) -> Path:
         """The folder of a run given by its path, its name in this workspace, or ``hf://owner/name``.

@@ -52,7 +52,7 @@ class TrainContext:
     reporter: Reporter
 
     def write_config(self, fold: Fold, resolved: Mapping[str, Any], encoder: Mapping[str, Any] | None = None) -> None:
-        """Write a fold's ``config.json`` (and with folds, once, the whole run's).
+        """Write a fold's ``config.json`` (and with folds, once, the whole run's) and which prompts it is trained on.
 
         Parameters
         ----------
@@ -82,6 +82,7 @@ class TrainContext:
         single = dataclasses.replace(self.options, folds=0) if self.options.folds else self.options
         fold.folder.mkdir(parents=True, exist_ok=True)
         runs.write_config(fold.folder, single, config)
+        runs.write_training_prompts(fold.folder, self.training_data.keys[fold.train])
         if self.options.folds and not (self.folder / runs.CONFIG).exists():
             runs.write_config(self.folder, self.options, config)
 
