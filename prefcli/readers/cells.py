@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import pyarrow as pa
 from prefcli.battles import TURNS
 from prefcli.errors import InputError, one_line
 
+ENCODING_HINT = "Save the file as UTF-8, or name its encoding: --encoding cp1252"
 TURNS_HINT = 'Expected a JSON list of turns, each text or null, such as ["Hello", null].'
 
 
@@ -97,7 +99,7 @@ def _not_text(column: pa.Array, name: str, location: Location, error: Exception)
                     f"byte {decode_error.start} of the cell is not UTF-8",
                     row=row,
                     column=name,
-                    hint="Save the file as UTF-8.",
+                    hint=ENCODING_HINT,
                 )
     return location.error(f"cannot read {one_line(column.type, 60)} as text: {one_line(error)}", column=name)
 
@@ -141,6 +143,36 @@ def turns_column(raw: RawBatch, name: str, location: Location) -> tuple[pa.Array
 
 
 _decode_json = json.JSONDecoder().decode
+_PYTHON_ITEM = re.compile(r"""\s*('[^'\\\n]*(?:\\.[^'\\\n]*)*'|"[^"\\\n]*(?:\\.[^"\\\n]*)*"|None)\s*(,|\]\s*\Z)""")
+"""An item of a list of text as Python prints it, and what follows it."""
+
+
+def parse_list_cell(cell: str) -> list[Any] | None:
+    """The list that a cell spells, in JSON or as Python prints lists of text; None if it spells none.
+
+    ``['Hi' 'there']``, as NumPy prints arrays, spells none: Python would join the two texts.
+    """
+    if not cell.lstrip().startswith("["):
+        return None
+    try:
+        value = _decode_json(cell)
+    except (ValueError, RecursionError):
+        return _parse_python_list(cell)
+    return value if type(value) is list else None
+
+
+def _parse_python_list(cell: str) -> list[Any] | None:
+    items: list[Any] = []
+    position = cell.index("[") + 1
+    while item := _PYTHON_ITEM.match(cell, position):
+        try:
+            items.append(ast.literal_eval(item[1]))
+        except (ValueError, SyntaxError):  # no such escape
+            return None
+        if item[2] != ",":
+            return items
+        position = item.end()
+    return None
 
 
 def _parse_turns(cell: Any, row: int, name: str, location: Location) -> list[Any]:
