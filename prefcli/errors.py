@@ -14,6 +14,24 @@ def one_line(value: object, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate",
+    "cannot allocate",
+    "not enough memory",
+    "bad_alloc",
+    "failed to map segment",
+    "could not create a primitive",
+    "could not create a memory object",
+)
+"""Messages of torch, safetensors, the dynamic loader and oneDNN when memory runs out; they do not raise MemoryError."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of any library says that memory ran out."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY)
+
+
 class PrefcliError(Exception):
     """Something could not be done (no network, disk full, a run that does not exist).
 

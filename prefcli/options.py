@@ -36,6 +36,9 @@ RECIPE_SUMMARIES = {
 RENAMED_RECIPES = {"seed": "baseline"}
 """Former names; flags, configuration files and existing runs may still use them."""
 
+PRECISION_NAMES = {"float32": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
+"""PyTorch's names of the precisions."""
+
 PRETRAINED_LR = 2e-5
 SCRATCH_LR = 1e-3
 LORA_LR = 2e-4
@@ -172,6 +175,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recipe", RENAMED_RECIPES.get(self.recipe, self.recipe))
+        object.__setattr__(self, "precision", PRECISION_NAMES.get(self.precision, self.precision))
 
     @property
     def trackers(self) -> tuple[str, ...]:
@@ -227,6 +231,9 @@ class PredictOptions:
     encoder: str | None = option(None, "Where the encoder of a LoRA run is now, if it has moved.")
     limit: int | None = option(None, "Only the first N battles.", at_least=1)
     workers: int | None = option(None, "Processes for text normalisation. [default: all cores]", at_least=1)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "precision", PRECISION_NAMES.get(self.precision, self.precision))
 
     def check(self) -> None:
         """Refuse impossible values, with one :class:`InputError` that names all of them."""

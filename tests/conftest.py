@@ -193,11 +193,18 @@ def deberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def one_layer(tmp_path_factory: pytest.TempPathFactory, bert_folder: Path, deberta_folder: Path) -> dict[str, Path]:
     """The first layer of both, where one shows as much as two: exporting takes seconds a layer."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
     folders = {"bert": bert_folder, "deberta": deberta_folder}
     for name, source in folders.items():
         folders[name] = shutil.copytree(source, tmp_path_factory.mktemp("one-layer") / name)
         config = json.loads((source / "config.json").read_text())
         (folders[name] / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+        path = next(path for path in folders[name].iterdir() if path.suffix in (".safetensors", ".bin"))
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path)
+        first = {name: tensor for name, tensor in state.items() if ".layer.1." not in name}
+        save_file(first, path, {"format": "pt"}) if path.suffix == ".safetensors" else torch.save(first, path)
     return folders
 
 

@@ -86,7 +86,7 @@ def test_only_what_prediction_needs_is_downloaded_and_only_once(server: Hub, fas
     assert not loaded & {"evil.py", "big.bin", "README.md", "metrics.jsonl", "curves.svg"}
     server.asked.clear()
     assert hub.find_run("hf://a/b") == folder
-    as_run = {"what": "run", "is_complete": Path.exists, "patterns": hub.RUN_PATTERNS, "hint": ""}
+    as_run = {"what": "run", "is_complete": Path.exists, "needed": hub.RUN_FILES, "hint": ""}
     assert hub.find("a/b", **as_run) == (folder, "the hub's local cache")
     assert server.asked == []
     server.repos["a/c"] = server.repos["a/b"]

@@ -14,7 +14,7 @@ import typer
 
 from prefcli._version import __version__
 from prefcli.cli import ablate, common, demo, eda, export, predict, preprocess, push, score, train
-from prefcli.errors import PrefcliError, one_line
+from prefcli.errors import PrefcliError, is_out_of_memory, one_line
 
 app = typer.Typer(
     name="prefcli",
@@ -118,16 +118,6 @@ def run(arguments: list[str]) -> int:
         return _explain(error, arguments)
 
 
-OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate",
-    "cannot allocate",
-    "bad_alloc",
-    "failed to map segment",
-    "could not create a primitive",
-    "could not create a memory object",
-)
-"""Messages of torch, the dynamic loader and oneDNN when memory runs out; they do not raise MemoryError."""
 MEMORY_HINTS = {
     "train": "Try a smaller --micro-batch or --max-length, or --gradient-checkpointing.",
     "ablate": "Try a smaller --micro-batch or --max-length, or --gradient-checkpointing.",
@@ -144,7 +134,7 @@ def _explain(error: Any, arguments: list[str]) -> int:
         return _fail(error.exit_code, message, f"Try: {path} --help") if message else int(error.exit_code)
     if type(error).__name__ == "Abort":
         return _fail(130, "interrupted")
-    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         verb = next((argument for argument in arguments if argument in VERBS), "")
         return _fail(1, "out of memory", MEMORY_HINTS.get(verb, "Free some memory, or use a larger machine."))
     if isinstance(error, OSError):

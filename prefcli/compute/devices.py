@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefcli.errors import InputError, one_line
+from prefcli.options import PRECISION_NAMES, PRECISIONS
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,9 @@ def place(device: str = "auto", precision: str = "auto", local_rank: int = 0) ->
     """
     import torch
 
+    precision = PRECISION_NAMES.get(precision, precision)
+    if precision not in PRECISIONS:
+        raise InputError(f"no precision {precision!r}", hint=f"Use one of {', '.join(PRECISIONS)}.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if device == "cuda" and torch.cuda.is_available():

@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefcli.encoders import pretrained
 from prefcli.encoders.safety import loading, safe_config
 from prefcli.encoders.tiny import TINY, TINY_CONFIG, train_tokenizer
 from prefcli.errors import InputError, ModelError, PrefcliError
+from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import hub
 
 if TYPE_CHECKING:
     import torch
 
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "pytorch_model*.bin"]
 ADAPTER = "adapter_config.json"
 FINGERPRINT_SAMPLES, SAMPLE_BYTES = 16, 1 << 20
 
@@ -105,6 +106,7 @@ def locate(name: str, *, network: bool = True) -> ResolvedModel:
                 where=str(folder),
                 hint="Name a folder saved by transformers' save_pretrained, or a model of the hub as owner/name.",
             )
+        _check_weights(folder)
         return ResolvedModel(folder, f"the folder {folder}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip() or "\\" in name:
         raise InputError(f"no encoder folder at {name!r}", hint="Check the path.")
@@ -115,18 +117,31 @@ def from_hub(name: str, *, network: bool = True) -> ResolvedModel:
     """:func:`locate` for what can only be a name of the hub."""
 
     def is_complete(folder: Path) -> bool:
-        weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-        return (folder / "config.json").is_file() and bool(weights)
+        try:
+            return (folder / "config.json").is_file() and bool(pretrained.weight_files(folder))
+        except ModelError:
+            return False
 
     folder, source = hub.find(
         name,
         "encoder",
         is_complete=is_complete,
-        patterns=HUB_PATTERNS,
+        needed=hub.NeededFiles(pretrained.SMALL_FILES, ("*/*",), pretrained.needed_files),
         hint="Use a folder (--encoder DIR), or --encoder tiny, which needs nothing.",
         network=network,
     )
+    _check_weights(folder)
     return ResolvedModel(folder, source)
+
+
+def _check_weights(folder: Path) -> None:
+    """Raise ModelError unless a folder holds all files of the weights, before anything else is done with it."""
+    if not pretrained.weight_files(folder):
+        raise ModelError(
+            f"the encoder has no weights: neither {' nor '.join(pretrained.WEIGHT_FILES)}, nor an index of one",
+            where=str(folder),
+            hint="Name a folder saved by transformers' save_pretrained, or a model of the hub as owner/name.",
+        )
 
 
 def make_tokenizer(located: ResolvedModel, texts: Iterable[str]) -> Any:
@@ -151,11 +166,17 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def make_encoder(
-    located: ResolvedModel, vocab_size: int, *, seed: int, frozen: FrozenWeights | None = None
+    located: ResolvedModel,
+    vocab_size: int,
+    *,
+    seed: int,
+    frozen: FrozenWeights | None = None,
+    reporter: Reporter = SILENT,
 ) -> torch.nn.Module:
     """The encoder on the CPU in float32, or with ``frozen`` weights as these are stored.
 
-    Weights are loaded, or for ``tiny`` drawn at random: ``vocab_size`` and ``seed`` are for it alone.
+    Weights are loaded, or for ``tiny`` drawn at random; ``vocab_size`` is for it alone. ``seed`` is that of all random
+    numbers: a pooler that the files lack is drawn from it, too.
 
     Raises
     ------
@@ -169,7 +190,7 @@ def make_encoder(
         return from_config({**TINY_CONFIG, "vocab_size": vocab_size}, seed=seed)
     with loading(str(folder), folder):
         import torch
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoConfig
 
         if (folder / ADAPTER).exists():  # whether transformers loads it depends on what else is installed
             raise ModelError(
@@ -178,11 +199,12 @@ def make_encoder(
                 hint="Merge it into the encoder's weights first (merge_and_unload, then save_pretrained).",
             )
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        module: torch.nn.Module = AutoModel.from_pretrained(
+        _check_weights(folder)
+        module = pretrained.load(
             folder,
-            config=safe_config(config),
-            local_files_only=True,
-            trust_remote_code=False,
+            safe_config(config),
+            seed,
+            reporter,
             # The hub's checkpoints are often float16: master weights must be float32, or no scaler can unscale them.
             dtype=torch.float32 if frozen is None else frozen.dtype,
             **({} if frozen is None else frozen.quantization_arguments()),
@@ -241,9 +263,7 @@ def fingerprint(folder: Path) -> str:
     have many gigabytes. So it tells models apart but does not notice every changed byte.
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    patterns = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
-    weight_files = next((paths for pattern in patterns if (paths := sorted(folder.glob(pattern)))), [])
-    for path in weight_files:
+    for path in pretrained.weight_files(folder):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as stream:

@@ -12,12 +12,12 @@ import logging
 import os
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prefcli.errors import ModelError, PrefcliError, one_line
+from prefcli.errors import ModelError, PrefcliError, is_out_of_memory, one_line
 from prefcli.storage import hub
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -47,6 +47,8 @@ def loading(where: str, folder: Path | None = None) -> Iterator[None]:
     except (MemoryError, PrefcliError):
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise MemoryError(one_line(error)) from error
         what, hint = _explain(error, folder)
         raise ModelError(what, where=where, hint=hint) from error
     finally:
@@ -103,11 +105,16 @@ def _check_file_references(folder: Path) -> None:
         (pieces.get("model_file") if isinstance(pieces, dict) else pieces) or "",
     ]
     for source, names in references.items():
-        for name in map(str, names):
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise ModelError(
-                    f"{source} names a file outside of the model's folder: {name!r}", where=str(folder), hint=UNTRUSTED
-                )
+        check_inside(folder, source, map(str, names))
+
+
+def check_inside(folder: Path, source: str, names: Iterable[str]) -> None:
+    """Raise ModelError if one of the files that ``source`` names lies outside of the model's folder."""
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ModelError(
+                f"{source} names a file outside of the model's folder: {name!r}", where=str(folder), hint=UNTRUSTED
+            )
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from prefcli import encoders
 from prefcli.compute import devices
 from prefcli.compute.devices import Placement
 from prefcli.encoders import adapters
-from prefcli.errors import InputError, ModelError, PrefcliError, one_line
+from prefcli.errors import InputError, ModelError, PrefcliError, is_out_of_memory, one_line
 from prefcli.models import weights
 from prefcli.models.architectures import ARCHITECTURES, is_causal
 from prefcli.models.batches import CPU_TOKENS, GPU_TOKENS, BatchedModel, Pass
@@ -219,6 +219,8 @@ def load(folder: Path, placement: Placement, *, fast_attention: bool = True, enc
     except (MemoryError, PrefcliError):
         raise
     except Exception as error:  # untrusted folder: any library error
+        if is_out_of_memory(error):
+            raise MemoryError(one_line(error)) from error
         what, hint = f"the run cannot be loaded: {one_line(error)}", "Train it again."
         if isinstance(error, FileNotFoundError):
             what = f"the run has no {Path(error.filename or WEIGHTS).name}"

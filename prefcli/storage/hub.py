@@ -7,6 +7,7 @@ is downloaded is executed. Tokens are handled by huggingface_hub (``hf auth logi
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import re
@@ -31,10 +32,6 @@ ANSWER_SECONDS = 30.0
 MIN_UPLOAD_SPEED = 100_000
 """Bytes a second; a slower upload counts as stuck."""
 
-RUN_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.parquet", f"*{files.CHECKSUMS}")
-"""Files of a run that prediction may need; neither its log nor its card."""
-RUN_IGNORE_PATTERNS = ("checkpoints/*", "*/checkpoints/*", "*.py", "*.bin")
-
 T = TypeVar("T")
 
 
@@ -46,13 +43,30 @@ class PushResult:
     files: int
 
 
+@dataclass(frozen=True)
+class NeededFiles:
+    """Which of a repository's files are downloaded."""
+
+    patterns: Sequence[str]
+    ignore_patterns: Sequence[str]
+    """Files that match one of these are not needed."""
+    choose: Callable[[Sequence[str]], Sequence[str]] | None = None
+    """Given the names of all files, those to download; by default what matches the patterns."""
+
+
+RUN_FILES = NeededFiles(
+    ("*.json", "*.safetensors", "*.model", "*.txt", "*.parquet", f"*{files.CHECKSUMS}"),
+    ("checkpoints/*", "*/checkpoints/*", "*.py", "*.bin"),
+)
+"""Files of a run that prediction may need; neither its log nor its card."""
+
+
 def find(
     name: str,
     what: str,
     *,
     is_complete: Callable[[Path], bool],
-    patterns: Sequence[str],
-    ignore_patterns: Sequence[str] = (),
+    needed: NeededFiles,
     hint: str,
     revision: str | None = None,
     network: bool = True,
@@ -67,8 +81,8 @@ def find(
         ``encoder`` or ``run``, for messages.
     is_complete:
         Whether a folder of the cache has all files that are needed.
-    patterns, ignore_patterns:
-        The files to download, and those not to.
+    needed:
+        The files to download.
     hint:
         What else the user could do, as one sentence.
     revision:
@@ -85,7 +99,7 @@ def find(
     InputError
         If ``name`` is not a valid name.
     ModelError
-        If the hub does not know the model or refuses access.
+        If the hub does not know the model, refuses access or does not have all of its files.
     NetworkError
         If the hub cannot be reached.
     PrefcliError
@@ -95,9 +109,11 @@ def find(
         import huggingface_hub as hub
         from huggingface_hub import constants, errors
 
-        needed: dict[str, Any] = {
-            "revision": revision, "allow_patterns": list(patterns), "ignore_patterns": list(ignore_patterns),
-        }  # fmt: skip
+        arguments: dict[str, Any] = {
+            "revision": revision,
+            "allow_patterns": list(needed.patterns),
+            "ignore_patterns": list(needed.ignore_patterns),
+        }
         try:
             Path(constants.HF_HUB_CACHE).expanduser()
         except RuntimeError:  # neither HOME nor an entry for the user
@@ -106,7 +122,7 @@ def find(
                 hint=f"Set HF_HOME to a folder. {hint}",
             ) from None
         try:
-            cached = Path(hub.snapshot_download(name, local_files_only=True, **needed))
+            cached = Path(hub.snapshot_download(name, local_files_only=True, **arguments))
             if is_complete(cached):
                 return cached, CACHED
         except errors.LocalEntryNotFoundError:
@@ -119,8 +135,11 @@ def find(
             reason = ", and HF_HUB_OFFLINE forbids asking for it" if network else ""
             raise NetworkError(f"the {what} {name} is not in the hub's local cache{reason}", hint=hint)
         with _as_prefcli_errors(name, what, hint, f"and the {what} {name} is not on this machine"):
-            hub.HfApi().model_info(name, revision=revision, timeout=CHECK_SECONDS)
-            return Path(hub.snapshot_download(name, **needed)), DOWNLOADED
+            repository = hub.HfApi().model_info(name, revision=revision, timeout=CHECK_SECONDS)
+            if needed.choose is not None:
+                chosen = needed.choose([sibling.rfilename for sibling in repository.siblings or []])
+                arguments["allow_patterns"] = [glob.escape(file) for file in chosen]
+            return Path(hub.snapshot_download(name, **arguments)), DOWNLOADED
 
 
 def find_run(name: str) -> Path:
@@ -138,8 +157,7 @@ def find_run(name: str) -> Path:
         match[1],
         "run",
         is_complete=lambda folder: _damage(folder) is None,
-        patterns=RUN_PATTERNS,
-        ignore_patterns=RUN_IGNORE_PATTERNS,
+        needed=RUN_FILES,
         hint="Use the folder of a run on this machine.",
         revision=match[2],
     )

@@ -1,0 +1,228 @@
+"""Pretrained weights from a folder: all of the encoder's, or an error that names the tensors.
+
+transformers fills what a file lacks with random numbers and leaves out what the encoder has no place for. Both are
+normal for the layers after the encoder (a pooler that the file lacks, a task's head that nothing here uses), and for
+nothing else: a missing layer would train and predict, only worse. So everything that transformers reports is checked
+here, and what is drawn at random is drawn from a seed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefcli.encoders.safety import check_inside
+from prefcli.errors import ModelError
+from prefcli.reporting import Reporter
+
+if TYPE_CHECKING:
+    import torch
+
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "encoder.")
+"""What DistributedDataParallel, torch.compile and modules that hold an encoder put before the names of its tensors."""
+MAX_PREFIXES = 4
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""In the order in which transformers looks for them; each may be several files that an index lists."""
+SMALL_FILES = ("*.json", "*.model", "*.txt")
+"""Configuration and tokenizer."""
+HEAD = re.compile(
+    r".*(head|classifier|predict|score|outputs|logits|loss).*|vocab_.*|cls|decoder|dense|pooler|pred_layer|"
+    r"sequence_summary|(value|reward)_.*"
+)
+"""First parts of the names of a task's layers, in transformers' own models and in common reward models."""
+MAX_NAMES = 4
+"""Tensors that a message names."""
+HINT = "The weights must be those of config.json: as save_pretrained writes both, or as the hub has them."
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights, sorted by name; empty if there are none.
+
+    Raises
+    ------
+    ModelError
+        If an index names a file that is not there, as after an interrupted download.
+    """
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            try:
+                names = set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ModelError(f"{index.name} is damaged", where=str(folder), hint="Download it again.") from None
+            check_inside(folder, index.name, names)
+            if missing := sorted(name for name in names if not (folder / name).is_file()):
+                raise ModelError(
+                    f"the weights are incomplete: {_listed(missing)} of {len(names)} files that {index.name} names "
+                    f"{'is' if len(missing) == 1 else 'are'} missing",
+                    where=str(folder),
+                    hint="Download the model again.",
+                )
+            return sorted(folder / name for name in names)
+    return []
+
+
+def needed_files(names: Collection[str]) -> list[str]:
+    """Which of a repository's files an encoder needs: configuration, tokenizer, and its weights in one format."""
+    chosen = [name for name in names if "/" not in name and any(fnmatch(name, pattern) for pattern in SMALL_FILES)]
+    for weights in WEIGHT_FILES:
+        if weights in names:
+            return [*chosen, weights]
+        if f"{weights}.index.json" in names:
+            stem, _, suffix = weights.rpartition(".")
+            return chosen + [name for name in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", name)]
+    return chosen
+
+
+def load(folder: Path, config: Any, seed: int, reporter: Reporter, **arguments: Any) -> torch.nn.Module:
+    """An encoder with the weights of a folder.
+
+    Parameters
+    ----------
+    folder, config:
+        Its files, and its configuration, which has been made safe.
+    seed:
+        Of what the files lack, such as a pooler.
+    reporter:
+        Is told if the names of the tensors had to be changed.
+    arguments:
+        For ``from_pretrained``.
+
+    Raises
+    ------
+    ModelError
+        If the weights are not those of the configuration.
+    """
+    _check_model_type(folder, config)
+    encoder, problems = _load(folder, config, seed, {}, arguments)
+    if problems:
+        for prefix in _prefixes(_tensor_names(folder)):
+            renamed, others = _load(folder, config, seed, {f"^{re.escape(prefix)}": ""}, arguments)
+            if not others:
+                reporter.warn(f"the names of the encoder's tensors begin with {prefix}, which was left out")
+                encoder, problems = renamed, []
+                break
+    if problems:
+        raise ModelError(
+            f"the encoder's weights do not fit its config.json: {'; '.join(problems)}", where=str(folder), hint=HINT
+        )
+    _check_finite(encoder, folder)
+    return encoder
+
+
+def _load(
+    folder: Path, config: Any, seed: int, mapping: dict[str, str], arguments: Mapping[str, Any]
+) -> tuple[torch.nn.Module, list[str]]:
+    """The encoder, and what does not fit; ``mapping`` changes the names of tensors, as in ``from_pretrained``."""
+    import torch
+    from transformers import AutoModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder, report = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported here with the names
+            key_mapping=mapping or None,
+            **arguments,
+        )
+    return encoder, list(_problems(encoder, report))
+
+
+def _problems(encoder: Any, report: Mapping[str, Any]) -> Iterator[str]:
+    """What in transformers' report of a loading is not normal, in words."""
+    own = {name for name, _ in encoder.named_children()} | {name for name, _ in encoder.named_parameters(recurse=False)}
+    missing = [name for name in report["missing_keys"] if "pooler" not in name.split(".")]
+    unexpected = [
+        name
+        for name in report["unexpected_keys"]
+        if (first := name.partition(".")[0]) in own - {"pooler"} or not HEAD.fullmatch(first)
+    ]
+    if missing:
+        yield f"it lacks {_listed(missing)}"
+    if unexpected:
+        yield f"it also holds {_listed(unexpected)}"
+    if report["mismatched_keys"]:
+        name, in_file, expected = min(report["mismatched_keys"])
+        count = len(report["mismatched_keys"])
+        others = f" (and {count - 1:,} more)" if count > 1 else ""
+        yield f"{name} has shape {list(in_file)}, not {list(expected)}{others}"
+    yield from map(str, report["error_msgs"])
+
+
+def _listed(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    others = f" and {len(ordered) - MAX_NAMES:,} more" if len(ordered) > MAX_NAMES else ""
+    return ", ".join(ordered[:MAX_NAMES]) + others
+
+
+def _prefixes(names: Collection[str]) -> Iterator[str]:
+    """Combinations of :data:`WRAPPER_PREFIXES` that most of the names begin with, shortest first."""
+    prefix = ""
+    for _ in range(MAX_PREFIXES):
+        counts = {prefix + each: sum(name.startswith(prefix + each) for name in names) for each in WRAPPER_PREFIXES}
+        prefix = max(counts, key=lambda candidate: counts[candidate])
+        if counts[prefix] * 2 <= len(names):
+            return
+        yield prefix
+
+
+def _tensor_names(folder: Path) -> list[str]:
+    """The names of all tensors in a folder's weights."""
+    import torch
+    from safetensors import safe_open
+
+    names: list[str] = []
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as stream:
+                names += stream.keys()
+        else:
+            names += torch.load(path, map_location="meta", weights_only=True)
+    return names
+
+
+def _check_model_type(folder: Path, config: Any) -> None:
+    """Raise ModelError if the class that the weights were saved by is one of another ``model_type``.
+
+    BERT's and RoBERTa's tensors have the same names and shapes, and mean other things.
+    """
+    from transformers.models.auto import modeling_auto
+
+    types: dict[str, set[str]] = {}
+    for mapping, entries in vars(modeling_auto).items():
+        if mapping.endswith("_MAPPING_NAMES"):
+            for model_type, classes in entries.items():
+                for name in (classes,) if isinstance(classes, str) else classes:
+                    types.setdefault(name, set()).add(model_type)
+    saved_by = next(iter(getattr(config, "architectures", None) or []), None)
+    if saved_by in types and config.model_type not in types[saved_by]:
+        raise ModelError(
+            f"config.json contradicts itself: its model_type is {config.model_type}, and the weights are those of a "
+            f"{saved_by} (architectures)",
+            where=str(folder),
+            hint="Correct the entry that is wrong.",
+        )
+
+
+def _check_finite(encoder: torch.nn.Module, folder: Path) -> None:
+    """Raise ModelError if a weight is not a number."""
+    import torch
+
+    for name, weight in encoder.state_dict().items():
+        # A sum is finite only if every number is; in float16 it would overflow.
+        if weight.is_floating_point() and not bool(torch.isfinite(weight.sum(dtype=torch.float32))):
+            raise ModelError(
+                f"the encoder's weights hold values that are not numbers, in {name}",
+                where=str(folder),
+                hint="Download the model again, or ask whoever made it.",
+            )
