@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
+import io
 import json
 import os
+import pty
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +186,66 @@ def test_a_line_is_answered_before_the_next_one_is_sent(run: Path, demo_files: D
     assert list(tmp_path.iterdir()) == []
 
 
+LINE = json.dumps({"prompt": "p", "response_a": "a", "response_b": "b"}).encode() + b"\n"
+
+
+def wait_for_lines(run: Path, folder: Path, stdin: int, write_to: int) -> subprocess.Popen[bytes]:
+    """A command that answered a line and waits for the next one; a terminal is its own, with Ctrl-C."""
+    folder.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefcli", "predict", "-", "--output", "-", "--model", str(run), "--quiet"],
+        stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder, start_new_session=True,
+        env=os.environ | {"TMPDIR": str(folder)},
+        preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if os.isatty(stdin) else None,
+    )  # fmt: skip
+    os.write(write_to, LINE)
+    assert process.stdout is not None
+    assert b"winner_tie" in process.stdout.readline()
+    return process
+
+
+@pytest.mark.slow
+def test_waiting_for_a_line_ends_by_signal_or_closed_pipe_without_an_abort(run: Path, tmp_path: Path) -> None:
+    keyboard, terminal = pty.openpty()
+    (reading, writing), (reading_2, writing_2) = os.pipe(), os.pipe()
+    with ThreadPoolExecutor() as threads:
+        started = [
+            threads.submit(wait_for_lines, run, tmp_path / name, *descriptors)
+            for name, *descriptors in (
+                ("terminal", terminal, keyboard), ("pipe", reading, writing), ("closed", reading_2, writing_2),
+            )
+        ]  # fmt: skip
+        at_terminal, at_pipe, at_closed_pipe = (future.result() for future in started)
+    os.write(keyboard, b"\x03")
+    assert (at_terminal.communicate(timeout=30)[1], at_terminal.returncode) == (b"error: interrupted\n", 130)
+    at_pipe.send_signal(signal.SIGTERM)
+    assert (at_pipe.communicate(timeout=30)[1], at_pipe.returncode) == (b"error: interrupted\n", 143)
+    assert at_closed_pipe.stdout is not None
+    at_closed_pipe.stdout.close()
+    os.write(writing_2, LINE)
+    assert (at_closed_pipe.wait(timeout=30), at_closed_pipe.stderr.read()) == (1, b"")  # type: ignore[union-attr]
+    assert [file for folder in tmp_path.iterdir() for file in folder.iterdir()] == []
+    for descriptor in (keyboard, terminal, reading, writing, reading_2, writing_2):
+        os.close(descriptor)
+
+
+def test_lines_are_read_as_they_arrive_however_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pieces(io.BytesIO):
+        def read1(self, size: int | None = -1) -> bytes:
+            return super().read1(3)
+
+    text = b"one\n\n  \nfour is longer\r\n5\nlast"
+    expected = [(row, line) for row, line in enumerate(text.split(b"\n"), start=1) if line.strip()]
+    monkeypatch.setattr(predictor, "MAX_TOGETHER", 2)
+    for stream in (io.BytesIO(text), Pieces(text), io.BytesIO(text + b"\n")):
+        parts = list(predictor._waiting_lines(stream))
+        assert [line for part in parts for line in part] == expected
+        assert max(map(len, parts)) <= 2
+    monkeypatch.setattr(predictor, "MAX_ROW_BYTES", 10)
+    with pytest.raises(InputError, match="a line is longer"):
+        list(predictor._waiting_lines(Pieces(text)))
+
+
 @pytest.mark.slow
 def test_invalid_lines_get_an_error_in_their_place_and_are_counted(run: Path, demo_files: Demo, cli: CLI) -> None:
     good = lines_of(demo_files, 3)
@@ -215,7 +281,7 @@ def test_many_lines_are_answered_in_order(neural: Path, demo_files: Demo) -> Non
     threading.Thread(target=send).start()
     with os.fdopen(reading, "rb") as stream:
         parts = list(judge.answers(stream))
-    assert max(map(len, parts)) <= predictor.LINES_AHEAD
+    assert max(map(len, parts)) <= predictor.MAX_TOGETHER
     found = [answer.value["id"] for part in parts for answer in part]
     assert found == [json.loads(line)["id"] for line in sent]
 

@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import Result, battle, write_csv
 
 import prefcli
+from prefcli.cli import main
 from prefcli.data.synthetic import Demo
 
 CLI = Callable[..., Result]
@@ -148,7 +150,8 @@ def test_with_json_stdout_holds_nothing_else(cli: CLI, demo_files: Demo) -> None
 
 
 @pytest.mark.slow
-def test_an_interrupted_preprocess_leaves_no_partial_cache(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_preprocess_leaves_no_partial_cache(tmp_path: Path, number: signal.Signals) -> None:
     rows = [battle(i, 0, response_a=["The rivers were flooding again. " * 200]) for i in range(3000)]
     path = write_csv(tmp_path / "a.csv", rows)
     process = subprocess.Popen(
@@ -157,11 +160,22 @@ def test_an_interrupted_preprocess_leaves_no_partial_cache(tmp_path: Path) -> No
     stages = tmp_path / ".prefcli" / "stages"
     while not list(stages.glob("preprocess-*.lock")) and process.poll() is None:
         time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    assert process.returncode == 128 + number, said
     assert "Traceback" not in said
     assert {p.name.split("-")[0] for p in stages.iterdir()} == {"battles"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), main._Stopped(143)])
+def test_a_signal_that_comes_in_a_destructor_comes_again(error: BaseException) -> None:
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main._raise_again(SimpleNamespace(exc_value=error))
+            time.sleep(10)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def test_quiet_prints_only_warnings(cli: CLI, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,6 +55,7 @@ def root(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit: 0 success, 1 failure, 2 wrong input or usage, 130 interrupted."""
     _prepare_streams()
+    _stop_on_signals()
     try:
         code = run(sys.argv[1:] if arguments is None else arguments)
     except Exception as error:  # only with --debug
@@ -61,7 +64,43 @@ def main(arguments: list[str] | None = None) -> None:
         # Messages may quote files, whose content must not reach the terminal as control sequences.
         print(*map(common.visible, traceback.format_exc().rstrip("\n").split("\n")), sep="\n", file=sys.stderr)
         code = getattr(error, "exit_code", 1)
+    if code > 128:  # interrupted, and cleaned up: what still waits in another thread or at exit does not count
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
+
+
+STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Signals that end the process at once by default, and then leave its temporary files behind."""
+
+
+class _Stopped(SystemExit):
+    """A signal of :data:`STOPPING` came."""
+
+    code: int
+
+
+def _stop_on_signals() -> None:
+    """Leave by an exception when a signal comes, so that temporary files and locks are removed."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise _Stopped(128 + number)
+
+    if "RANK" in os.environ:  # a process of torchrun may be waiting for others in C++, which no exception interrupts
+        return
+    for number in STOPPING:
+        if signal.getsignal(number) == signal.SIG_DFL:  # not ignored, as nohup does
+            signal.signal(number, stop)
+    sys.unraisablehook = _raise_again
+
+
+def _raise_again(unraisable: Any) -> None:
+    """Python ignores exceptions in destructors: one that a signal raised there is raised once more, elsewhere."""
+    if isinstance(unraisable.exc_value, (KeyboardInterrupt, _Stopped)):
+        number = getattr(unraisable.exc_value, "code", 128 + signal.SIGINT) - 128
+        threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, number)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 class _LenientFile(io.FileIO):
@@ -108,6 +147,8 @@ def run(arguments: list[str]) -> int:
         return _fail(error.exit_code, *error.lines())
     except KeyboardInterrupt:
         return _fail(130, "interrupted")
+    except _Stopped as stopped:
+        return _fail(stopped.code, "interrupted")
     except BrokenPipeError:
         # The reader of the output is gone, as in prefcli ... | head.
         _discard_output()

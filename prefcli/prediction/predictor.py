@@ -7,8 +7,6 @@ or JSON lines answered one by one.
 from __future__ import annotations
 
 import json
-import queue
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +37,10 @@ Text = str | Sequence[str | None]
 _NamedBattle = tuple[str, "pa.RecordBatch"]
 """The id and the battle of a line."""
 
-LINES_AHEAD = 256
-"""How many lines are read ahead of the model; at most so many are answered together."""
+MAX_TOGETHER = 256
+"""Lines that are answered together."""
+READ_BYTES = 1 << 20
+"""Of lines that are read at a time, if so many are waiting."""
 MAX_CACHED_FITS = 256
 
 
@@ -207,30 +207,28 @@ def _battle(prompt: Any, response_a: Any, response_b: Any) -> pa.RecordBatch:
 
 
 def _waiting_lines(lines: IO[bytes]) -> Iterator[list[tuple[int, bytes]]]:
-    """Numbered lines that are not empty, as they arrive: all that are waiting, at least one."""
-    arrived: queue.Queue[tuple[int, bytes] | BaseException | None] = queue.Queue(LINES_AHEAD)
+    """Numbered lines that are not empty, as they arrive: all that are waiting, at most :data:`MAX_TOGETHER`."""
+    number = 0
+    for arrived in _arriving_lines(lines):
+        numbered = list(enumerate(arrived, start=number + 1))
+        number += len(arrived)
+        waiting = [(row, line) for row, line in numbered if line.strip()]
+        for start in range(0, len(waiting), MAX_TOGETHER):
+            yield waiting[start : start + MAX_TOGETHER]
 
-    def read() -> None:
-        try:
-            for number, line in enumerate(iter(lambda: lines.readline(MAX_ROW_BYTES), b""), start=1):
-                if line.strip():
-                    arrived.put((number, line))
-            arrived.put(None)
-        except BaseException as error:
-            arrived.put(error)
 
-    threading.Thread(target=read, name="prefcli-lines", daemon=True).start()
-    ended = False
-    while not ended:
-        items = [arrived.get()]
-        while len(items) < LINES_AHEAD and not arrived.empty():  # no other thread takes from the queue
-            items.append(arrived.get())
-        ended = items[-1] is None
-        waiting = []
-        for item in items:
-            if isinstance(item, BaseException):
-                raise item
-            if item is not None:
-                waiting.append(item)
-        if waiting:
-            yield waiting
+def _arriving_lines(lines: IO[bytes]) -> Iterator[list[bytes]]:
+    """All lines of a stream, those together that arrive together.
+
+    They are read in the caller's thread: Python aborts when it ends while another thread waits in a buffered stream.
+    """
+    read = getattr(lines, "read1", lines.readline)  # read1 waits for some bytes, read would wait for all
+    unfinished = bytearray()
+    while block := read(READ_BYTES):
+        unfinished += block
+        if len(unfinished) > MAX_ROW_BYTES:
+            raise InputError(f"a line is longer than {MAX_ROW_BYTES / 2**20:g} MiB")
+        if b"\n" in block:
+            *complete, unfinished = unfinished.split(b"\n")
+            yield list(map(bytes, complete))
+    yield [bytes(unfinished)]
