@@ -14,7 +14,7 @@ from prefcli.storage.workspace import Stage, StageWriter, Workspace
 from prefcli.text import TextCounts, normalisation_identity
 from prefcli.text.parallel import normalise_stream
 
-READ_VERSION = 1
+READ_VERSION = 2
 """Raise it when the same file would give other battles."""
 PREPROCESS_VERSION = 1
 """Raise it when the stage's columns change. Where the text changes, raise the normalisation's own version instead."""

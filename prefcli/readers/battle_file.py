@@ -51,8 +51,8 @@ class BattleFile:
     @property
     def description(self) -> str:
         """How the files are read, for the user to check."""
-        members = ", ".join(self._members)
-        return f"{members}{'; ' if members else ''}format {self.layout.name}: {self.layout.summary}"
+        containers = dict.fromkeys(container.description for container in self.containers if container.description)
+        return "; ".join([*containers, f"format {self.layout.name}: {self.layout.summary}"])
 
     @property
     def _members(self) -> list[str]:
@@ -125,7 +125,7 @@ def open_battles(source: Source | Path, preferred: str = "train") -> BattleFile:
     source = Source.of(source)
     if not source.paths:
         raise InputError("no file to read")
-    containers = tuple(open_container(path, preferred) for path in source.paths)
+    containers = tuple(open_container(path, preferred, source.encoding) for path in source.paths)
     available = [_available_columns(container, source.columns or {}) for container in containers]
     layouts = [
         _recognise(container.name, names, source.format, functools.partial(raw_batches, container))

@@ -1,16 +1,18 @@
 """Containers: CSV, TSV, JSON, JSONL and Parquet, plain, ``.gz`` or ``.zip``, or standard input -> raw batches.
 
-The first bytes of a file say what it is; its name decides only what they leave open. What cannot be read twice
-(standard input, a pipe) is copied into a temporary file first. :data:`MAX_INPUT_BYTES` bounds what is unpacked or
-copied, :data:`MAX_ROW_BYTES` one row.
+The first bytes of a file say what it is; its name decides only what they leave open. Text in another encoding is read
+as UTF-8. What cannot be read twice (standard input, a pipe) is copied into a temporary file first.
+:data:`MAX_INPUT_BYTES` bounds what is unpacked or copied, :data:`MAX_ROW_BYTES` one row.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import dataclasses
 import errno
+import functools
 import gzip
 import io
 import itertools
@@ -30,8 +32,9 @@ import pyarrow as pa
 
 from prefcli.battles import STANDARD_INPUT
 from prefcli.errors import InputError, one_line
-from prefcli.readers.cells import Location, RawBatch, excerpt, list_names
-from prefcli.readers.json_rows import json_rows
+from prefcli.readers import foreign
+from prefcli.readers.cells import ENCODING_HINT, Location, RawBatch, excerpt, list_names
+from prefcli.readers.json_rows import JsonTable, json_rows, scan
 from prefcli.storage import files
 
 BLOCK_BYTES = 8 << 20
@@ -45,21 +48,28 @@ MAX_HEADER_CHARS = 16 << 20
 """Of a table's header."""
 MAX_EXPLAINED_CHARS = 64 << 20
 """Of a row that Arrow refuses: why is not investigated in a longer one."""
-PEEK_BYTES = 1 << 16
-"""Buffer for looking ahead in compressed JSON."""
 PEEK_PARQUET_ROWS = 16
 """Rows from which the size of the others is estimated."""
-PEEK_JSON_ROWS = 100
-"""Rows whose keys are the columns of a JSON file."""
+SNIFFED_BYTES = 1 << 20
+"""Of a table whose delimiter is not clear from the header alone."""
+SNIFFED_ROWS = 20
+DELIMITERS = ",;\t|"
 
 EXPECTED_KINDS = "Expected CSV, TSV, JSON, JSONL or Parquet, plain, .gz or .zip."
 
 _KINDS = {
-    ".csv": "csv",
-    ".tsv": "tsv",
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
     **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
 }
+_MARKS = (
+    (codecs.BOM_UTF8, ""),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""Byte order marks, and the codecs that skip them."""
 _AGAIN = "Download or copy it again."
 _DAMAGED = (gzip.BadGzipFile, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError)
 
@@ -77,17 +87,41 @@ class Container:
     member: str = ""
     """The file inside a ``.zip``."""
     kind: str = ""
-    """``csv``, ``tsv``, ``json`` or ``parquet``."""
+    """``csv``, ``json`` or ``parquet``."""
+    encoding: str = ""
+    """Of text that is not UTF-8."""
+    delimiter: str = ","
+    """Between the cells of CSV."""
     spool: Any = field(default=None, repr=False, compare=False)
     """Keeps the temporary copy: it is deleted when this is closed."""
 
+    @functools.cached_property
+    def json_table(self) -> JsonTable:
+        """How the rows of a JSON file are arranged, and their keys: found by reading all of it."""
+        return scan(self.open, self.name, MAX_ROW_BYTES)
+
     @property
-    def delimiter(self) -> str:
-        return "\t" if self.kind == "tsv" else ","
+    def description(self) -> str:
+        """How the file is read, where that is not obvious: the member of an archive, encoding, delimiter."""
+        delimiter = {";": "semicolons", "\t": "tabs", "|": "|"}.get(self.delimiter)
+        arrangement = self.json_table.description if self.kind == "json" else ""
+        parts = (self.member, self.encoding, delimiter and f"cells separated by {delimiter}", arrangement)
+        return ", ".join(part for part in parts if part)
+
+    def json_rows(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """The rows of a JSON file, each with its length as text."""
+        with self.open() as stream:
+            yield from json_rows(stream, self.json_table, self.name, MAX_ROW_BYTES)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The table's bytes, unpacked."""
+        """The table's bytes, unpacked, and text as UTF-8."""
+        with self.unpacked() as stream:
+            yield cast(Any, _Recoded(stream, self.name, self.encoding)) if self.encoding else stream
+
+    @contextlib.contextmanager
+    def unpacked(self) -> Iterator[IO[bytes]]:
+        """The table's bytes in its own encoding."""
         with readable(self.name):
             if self.compression == "gz":
                 with gzip.open(self.path, "rb") as stream:
@@ -126,7 +160,7 @@ def readable(name: str) -> Iterator[None]:
         raise InputError("the archive is encrypted", where=name, hint="Unpack it first.") from None
 
 
-def open_container(path: Path, preferred: str = "train") -> Container:
+def open_container(path: Path, preferred: str = "train", encoding: str | None = None) -> Container:
     """Find out what a file is: compressed or not, which member of an archive, which kind of table.
 
     Parameters
@@ -135,14 +169,17 @@ def open_container(path: Path, preferred: str = "train") -> Container:
         A file; ``-`` for standard input; ``archive.zip/member.csv`` for one file of an archive.
     preferred:
         The name, without its suffix, of the table to read from an archive that holds several.
+    encoding:
+        Of text without a byte order mark; None is UTF-8.
 
     Raises
     ------
     InputError
         If there is no such file, it is empty or a folder, or an archive holds no table or several.
     """
+    codec = codec_of(encoding)
     if path == STANDARD_INPUT:
-        return _spool(sys.stdin.buffer, "standard input", preferred)
+        return _spool(sys.stdin.buffer, "standard input", preferred, codec)
     name, wanted = str(path), ""
     with readable(name):
         if not path.exists():
@@ -156,15 +193,34 @@ def open_container(path: Path, preferred: str = "train") -> Container:
             raise InputError("expected a file, found a folder", where=name)
         if not stat.S_ISREG(mode):
             with path.open("rb") as stream:
-                return _spool(stream, name, preferred)
-        return _recognise(Container(name, path), path.name, wanted, preferred)
+                return _spool(stream, name, preferred, codec)
+        return _recognise(Container(name, path, encoding=codec), path.name, wanted, preferred)
 
 
-def _spool(stream: IO[bytes], name: str, preferred: str) -> Container:
+def codec_of(encoding: str | None) -> str:
+    """The name of an encoding's codec; nothing for UTF-8.
+
+    Raises
+    ------
+    InputError
+        If there is no such encoding of text.
+    """
+    try:
+        "".encode(encoding or "utf-8")
+        codec = codecs.lookup(encoding or "utf-8").name
+    except (LookupError, ValueError):
+        raise InputError(
+            f"unknown encoding {excerpt(encoding)}",
+            hint="Python's names are taken: cp1252 (Windows), latin-1, utf-16, gb18030, shift_jis, ...",
+        ) from None
+    return "" if codec == "utf-8" else codec
+
+
+def _spool(stream: IO[bytes], name: str, preferred: str, codec: str) -> Container:
     """A temporary copy of a stream that can be read only once."""
     spool, path = _temporary_file()
     _copy(_Bounded(stream, name, "the input is longer"), spool)
-    return _recognise(Container(name, path, spool=spool), "", "", preferred)
+    return _recognise(Container(name, path, encoding=codec, spool=spool), "", "", preferred)
 
 
 def _temporary_file() -> tuple[IO[bytes], Path]:
@@ -190,7 +246,7 @@ def _copy(source: Any, spool: IO[bytes]) -> None:
 
 
 def _recognise(container: Container, file_name: str, wanted: str, preferred: str) -> Container:
-    """The container with its compression, member and kind."""
+    """The container with its compression, member, kind, encoding and delimiter."""
     with container.path.open("rb") as stream:
         head = stream.read(4)
     if not head:
@@ -201,9 +257,69 @@ def _recognise(container: Container, file_name: str, wanted: str, preferred: str
         container = dataclasses.replace(container, compression="gz")
     elif head in (b"PK\x03\x04", b"PK\x05\x06") or suffix == ".zip":
         with zipfile.ZipFile(container.path) as archive:
+            foreign.refuse_archive(archive.namelist(), container.name)
             file_name = _member(archive, wanted, preferred, container.name)
         container = dataclasses.replace(container, compression="zip", member=file_name)
-    return dataclasses.replace(container, kind=_kind(container, file_name))
+    with container.unpacked() as stream:
+        head = stream.read(4096)
+    if not head:
+        raise InputError("the file is empty", where=container.name, hint=EXPECTED_KINDS)
+    foreign.refuse(head, container.name)
+    suffix = Path(file_name).suffix.lower()
+    if head[:4] == b"PAR1" or _KINDS.get(suffix) == "parquet":
+        return dataclasses.replace(container, kind="parquet", encoding="")
+    encoding = _encoding(head, container)
+    beginning = head.decode(encoding or "utf-8", "ignore").lstrip("\ufeff \t\r\n")
+    is_json = _KINDS.get(suffix) == "json" or beginning.startswith(("{", "[") if suffix not in _KINDS else ('{"', "[{"))
+    container = dataclasses.replace(container, kind="json" if is_json else "csv", encoding=encoding)
+    if is_json:
+        return container
+    return dataclasses.replace(container, delimiter=_delimiter(container, "\t" if suffix == ".tsv" else ","))
+
+
+def _encoding(head: bytes, container: Container) -> str:
+    """By the byte order mark, else as it was named."""
+    for mark, encoding in _MARKS:
+        if head.startswith(mark):
+            return encoding
+    if not container.encoding and len(head) > 3 and (head[0] == 0 != head[1] or head[1] == 0 != head[0]):
+        wide = "utf-16-be" if head[0] == 0 else "utf-16-le"
+        raise InputError(
+            "the text seems to be UTF-16", where=container.name, hint=f"Name its encoding: --encoding {wide}"
+        )
+    return container.encoding
+
+
+def _delimiter(container: Container, usual: str) -> str:
+    """The usual delimiter, unless only another one divides header and first rows into the same number of cells."""
+    csv.field_size_limit(MAX_ROW_BYTES)
+    with container.open() as stream:
+        sample = stream.read(SNIFFED_BYTES)
+    rows = {
+        delimiter: _first_rows(sample.decode("utf-8-sig", "replace"), delimiter, len(sample) < SNIFFED_BYTES)
+        for delimiter in DELIMITERS
+    }
+    widths = {delimiter: len(first_rows[0]) for delimiter, first_rows in rows.items() if first_rows}
+
+    def divides(delimiter: str) -> bool:
+        width = widths.get(delimiter, 1)
+        return width > 1 and all(len(cells) in (0, width) for cells in rows[delimiter])
+
+    if max(widths.values(), default=1) == widths.get(usual, 1) or divides(usual):
+        return usual
+    others = [other for other in DELIMITERS if divides(other) and widths[other] > widths[usual]]
+    return others[0] if len(others) == 1 else usual
+
+
+def _first_rows(sample: str, delimiter: str, is_all: bool) -> list[list[str]]:
+    """The rows at the beginning of a table that are complete."""
+    try:
+        rows = list(
+            itertools.islice(csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter), SNIFFED_ROWS + 1)
+        )
+    except csv.Error:
+        return []
+    return rows if is_all else rows[:-1]
 
 
 def _member(archive: zipfile.ZipFile, wanted: str, preferred: str, name: str) -> str:
@@ -224,18 +340,44 @@ def _member(archive: zipfile.ZipFile, wanted: str, preferred: str, name: str) ->
     )
 
 
-def _kind(container: Container, file_name: str) -> str:
-    """By the first bytes if they are unmistakable, else by the name, else by the first character."""
-    with container.open() as stream:
-        head = stream.read(4096)
-    if not head:
-        raise InputError("the file is empty", where=container.name, hint=EXPECTED_KINDS)
-    if head[:4] == b"PAR1":
-        return "parquet"
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise InputError("the text is UTF-16", where=container.name, hint="Save the file as UTF-8.")
-    begins_like_json = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
-    return _KINDS.get(Path(file_name).suffix.lower()) or ("json" if begins_like_json else "csv")
+class _Recoded(io.RawIOBase):
+    """Text of another encoding, as UTF-8."""
+
+    def __init__(self, stream: IO[bytes], name: str, encoding: str) -> None:
+        self._stream, self._name, self._encoding = stream, name, encoding
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._ready, self._position, self._offset = b"", 0, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        size = 0
+        while size < len(buffer):  # Arrow takes a block for a whole one, however short it is
+            data = self._ready[self._position : self._position + len(buffer) - size]
+            buffer[size : size + len(data)] = data
+            self._position += len(data)
+            size += len(data)
+            if not data:
+                block = self._stream.read(BLOCK_BYTES)
+                self._ready, self._position = self._recode(block), 0
+                if not block and not self._ready:
+                    break
+        return size
+
+    def _recode(self, block: bytes) -> bytes:
+        pending = len(self._decoder.getstate()[0])
+        try:
+            data = self._decoder.decode(block, final=not block).encode("utf-8")
+        except UnicodeError as error:
+            at = self._offset - pending + getattr(error, "start", 0)
+            raise InputError(
+                f"byte {at} is not {self._encoding}",
+                where=self._name,
+                hint="Name another --encoding, or save it as UTF-8.",
+            ) from None
+        self._offset += len(block)
+        return data
 
 
 class _Bounded(io.RawIOBase):
@@ -277,12 +419,9 @@ def column_names(container: Container) -> list[str]:
         with _open_parquet(container) as parquet:
             names = list(parquet.schema_arrow.names)
     elif container.kind == "json":
-        rows = [row for row, _ in itertools.islice(_json_rows(container), PEEK_JSON_ROWS)]
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        if not names:
-            raise InputError("the file holds no rows", where=container.name)
+        names = list(container.json_table.names)
     else:
-        names = _csv_header(container)
+        names = [name for cell in _csv_header(container) if (name := cell.strip())]  # none: columns of a spreadsheet
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(f"column {excerpt(min(repeated))} occurs twice", where=container.name)
     return names
@@ -338,8 +477,10 @@ def _csv_header(container: Container) -> list[str]:
         try:
             header = next(csv.reader(lines, delimiter=container.delimiter), None)
             "".join(header or ()).encode("utf-8")
-        except (UnicodeError, csv.Error):
-            raise InputError("not a table in UTF-8", where=container.name, hint=EXPECTED_KINDS) from None
+        except UnicodeError:
+            raise InputError("the header is not UTF-8", where=container.name, hint=ENCODING_HINT) from None
+        except csv.Error:
+            raise InputError("not a table", where=container.name, hint=EXPECTED_KINDS) from None
         except _TooLongError:
             what = f"the header is longer than {MAX_HEADER_CHARS >> 20} MiB"
             raise InputError(what, where=container.name, hint=EXPECTED_KINDS) from None
@@ -399,8 +540,10 @@ def _csv_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBa
     """CSV by Arrow's reader; every cell stays bytes, so that no numbers or nulls are inferred."""
     import pyarrow.csv
 
+    stored = {cell.strip(): cell for cell in _csv_header(container)}
+    cells = [stored[name] for name in columns]
     convert = pyarrow.csv.ConvertOptions(
-        column_types=dict.fromkeys(columns, pa.binary()), include_columns=list(columns), strings_can_be_null=False
+        column_types=dict.fromkeys(cells, pa.binary()), include_columns=cells, strings_can_be_null=False
     )
     parse = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=container.delimiter)
     block_bytes, rows_done = BLOCK_BYTES, 0
@@ -412,8 +555,9 @@ def _csv_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBa
                 pyarrow.csv.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert) as reader,
             ):
                 for batch in reader:
+                    named = pa.RecordBatch.from_arrays(batch.columns, names=list(columns))
                     for start in range(0, batch.num_rows, BATCH_ROWS):
-                        yield RawBatch.from_arrow(batch.slice(start, BATCH_ROWS))
+                        yield RawBatch.from_arrow(named.slice(start, BATCH_ROWS))
                     rows_done += batch.num_rows
             return
         except MemoryError:
@@ -466,16 +610,10 @@ def _explain_csv_error(container: Container, error: Exception) -> InputError:
     return InputError(f"not valid CSV: {one_line(error)}", where=container.name)
 
 
-def _json_rows(container: Container) -> Iterator[tuple[dict[str, Any], int]]:
-    with container.open() as raw:
-        stream = io.BufferedReader(cast(Any, raw), PEEK_BYTES) if container.compression else raw
-        yield from json_rows(stream, Location(container.name, 1), MAX_ROW_BYTES)
-
-
 def _json_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBatch]:
     rows: list[dict[str, Any]] = []
     size = 0
-    for row, length in _json_rows(container):
+    for row, length in container.json_rows():
         rows.append(row)
         size += length
         if len(rows) == BATCH_ROWS // 4 or size >= BLOCK_BYTES:

@@ -1,4 +1,9 @@
-"""Rows of JSON: the objects of an array, or one object a line; streamed, without holding the whole file."""
+"""Rows of JSON: how they are arranged in a file, and the rows one by one, without holding the whole file.
+
+Rows are objects one after the other (JSON lines, or indented), the items of an array, the items of the one list of
+objects inside an object (``{"data": [...]}``), or columns, as pandas writes them. Only columns have to be in memory
+at once.
+"""
 
 from __future__ import annotations
 
@@ -6,128 +11,398 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Iterator
-from typing import IO, Any, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import IO, Any, Literal, cast
 
+from prefcli.battles import TEXT_FIELDS
 from prefcli.errors import InputError, one_line
-from prefcli.readers.cells import Location, json_excerpt
+from prefcli.readers.cells import ENCODING_HINT, Location, excerpt, json_excerpt, list_names
 
-BLOCK_CHARS = 8 << 20
-"""How much of an array is read at a time."""
+BLOCK_CHARS = 1 << 20
+"""How much text is read at a time."""
+MAX_TOKEN_CHARS = 64
+"""A mistake this close to the end of the text that is there may only be its end."""
+
+WRAPPERS = frozenset(("data", "examples", "items", "records", "results", "rows", "test", "train", "validation"))
+"""Keys under which a file's rows are found whatever stands beside them."""
+ROW_NAMES = frozenset(
+    ("id", "prompt", "system", "instruction", "question", "input", "query", "request", "context", "messages")
+)
+"""Keys of an object that is itself a row, so that its lists of objects belong to it."""
+
+Arrangement = Literal["objects", "array", "wrapped", "lists", "columns", "index", "split"]
+"""Of rows in a file. The last four are pandas' ``to_json(orient=...)``."""
 
 _WHITE = re.compile(r"[ \t\r\n]*")
-_WHITE_OR_COMMAS = re.compile(r"[ \t\r\n,]*")
+_INCOMPLETE = "Is the file complete?"
+_ROWS_HINT = "Expected one JSON object a line, or one JSON array of objects. Is the file complete?"
+_decode = json.JSONDecoder().raw_decode
 
 
-def json_rows(stream: IO[bytes], location: Location, max_row_bytes: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """The objects of a JSON array, or of JSON lines, each with its length as text.
+@dataclass(frozen=True)
+class JsonTable:
+    """How a file's rows are arranged, and the union of their keys."""
 
-    The stream must be buffered; ``location`` is that of its first row.
+    arrangement: Arrangement
+    names: tuple[str, ...]
+    """In the order of their first appearance."""
+    wrapper: str = ""
+    """The key under which the rows are."""
+
+    @property
+    def description(self) -> str:
+        """What a user may not expect of a JSON file."""
+        if self.arrangement == "wrapped":
+            return f"rows under {excerpt(self.wrapper)}"
+        return {"lists": "by columns", "columns": "by columns", "split": "by columns"}.get(self.arrangement, "")
+
+
+def scan(open_stream: Callable[[], AbstractContextManager[IO[bytes]]], file: str, max_row_bytes: int) -> JsonTable:
+    """Read a whole JSON file for the arrangement of its rows and their keys.
+
+    Every row is looked at: a key may occur in a late row for the first time.
 
     Raises
     ------
     InputError
-        If the text is not JSON or not UTF-8, or a row is not an object or longer than ``max_row_bytes``.
+        If the text is not JSON or not UTF-8, a row is not an object or longer than ``max_row_bytes``, a key occurs
+        twice in one object, or it is not clear which list holds the rows.
     """
-    head = cast(Any, stream).peek(4096)
-    is_array = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-    values = _array_items(stream, location, max_row_bytes) if is_array else _lines(stream, location, max_row_bytes)
-    for row, (value, length) in enumerate(values):
+    location = Location(file, 1)
+    with open_stream() as stream:
+        text = _Text(stream, location, max_row_bytes, json.JSONDecoder(object_pairs_hook=_unique_keys).raw_decode)
+        with text.errors():
+            try:
+                return _scan(text, location)
+            except UnicodeDecodeError:
+                pass
+    with open_stream() as stream:
+        raise _not_utf8(stream, location, max_row_bytes)
+
+
+def json_rows(
+    stream: IO[bytes], table: JsonTable, file: str, max_row_bytes: int
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """The rows of a file that :func:`scan` looked at, each with its length as text.
+
+    Raises
+    ------
+    InputError
+        If the file is another one by now.
+    """
+    text = _Text(stream, Location(file, 1), max_row_bytes, _decode)
+    with text.errors():
+        if table.arrangement in ("objects", "array"):
+            yield from text.values() if table.arrangement == "objects" else text.items()
+        elif table.arrangement == "wrapped":
+            for name in text.members():
+                if name == table.wrapper:
+                    yield from text.items()
+                    return
+                text.value()
+        else:
+            document, length = text.value()
+            columns = _columns(document, table.arrangement)
+            for cells in zip(*columns.values(), strict=True):
+                yield dict(zip(columns, cells, strict=True)), length // len(next(iter(columns.values())))
+
+
+def _columns(document: dict[str, Any], arrangement: Arrangement) -> dict[str, Sequence[Any]]:
+    """The columns of a document that pandas wrote."""
+    if arrangement == "split":
+        return dict(zip(document["columns"], zip(*document["data"], strict=True), strict=True))
+    if arrangement == "index":
+        names = dict.fromkeys(name for row in document.values() for name in row)
+        return {name: [row.get(name) for row in document.values()] for name in names}
+    if arrangement == "columns":
+        return {name: list(cells.values()) for name, cells in document.items()}
+    return document
+
+
+class _RepeatedKeyError(ValueError):
+    """An object has the same key twice, of which :mod:`json` would keep the last."""
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise _RepeatedKeyError(next(name for name in names if names.count(name) > 1))
+    return value
+
+
+class _Text:
+    """JSON text, read a block at a time."""
+
+    def __init__(self, stream: IO[bytes], location: Location, max_row_bytes: int, decode: Any, errors: str = "strict"):
+        self._text = io.TextIOWrapper(cast(Any, stream), encoding="utf-8-sig", errors=errors, newline="")
+        self._location, self._max_row_bytes, self._decode = location, max_row_bytes, decode
+        self._buffer, self._position, self._ended = "", 0, False
+        self.row = 0
+        """The number of rows that are complete, and so the index of the current one."""
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Leave the stream open, and let what :mod:`json` cannot do be input errors."""
+        try:
+            yield
+        except RecursionError:
+            raise self.broken("nested too deeply", "") from None
+        except _RepeatedKeyError as error:
+            raise self._location.error(
+                f"key {excerpt(error)} occurs twice in one object",
+                row=self.row,
+                hint="Only one of the two can be meant.",
+            ) from None
+        finally:
+            with contextlib.suppress(ValueError):
+                self._text.detach()
+
+    def broken(self, problem: object, hint: str = _ROWS_HINT) -> InputError:
+        """The error for text that is not JSON."""
+        return self._location.error(f"broken JSON: {one_line(problem)}", row=self.row, hint=hint)
+
+    def peek(self) -> str:
+        """The next character that is not white space; nothing at the end."""
+        while True:
+            self._position = cast(re.Match[str], _WHITE.match(self._buffer, self._position)).end()
+            if self._position < len(self._buffer):
+                return self._buffer[self._position]
+            if self._ended:
+                return ""
+            self._read(BLOCK_CHARS)
+
+    def take(self, *characters: str) -> str:
+        """The next character, which must be one of these."""
+        if (character := self.peek()) not in characters:
+            expected = " or ".join(map(repr, characters))
+            raise self.broken(f"expected {expected}, found {repr(character) if character else 'the end'}", _INCOMPLETE)
+        self._position += 1
+        return character
+
+    def value(self) -> tuple[Any, int]:
+        """The next value, and how long it is."""
+        self.peek()
+        step = BLOCK_CHARS
+        while True:
+            try:
+                value, end = self._decode(self._buffer, self._position)
+                # A number may go on in the next block: of 1.5e-3 it may hold 1. or 1.5e-
+                if self._ended or end + 2 < len(self._buffer) or self._buffer[end - 1] in '}]"':
+                    length = end - self._position
+                    if length > self._max_row_bytes:
+                        break
+                    self._position = end
+                    return value, length
+            except _RepeatedKeyError:
+                raise
+            except ValueError as error:
+                if self._ended or not _may_go_on(error, len(self._buffer)):
+                    raise self.broken(error) from None
+            if len(self._buffer) - self._position > self._max_row_bytes:
+                break
+            self._read(step)
+            step = min(step * 2, self._max_row_bytes)
+        raise self._location.error(
+            f"the row is longer than {self._max_row_bytes / 2**20:g} MiB",
+            row=self.row,
+            hint="Was a quote opened and never closed?",
+        )
+
+    def values(self) -> Iterator[tuple[Any, int]]:
+        """Objects one after the other, to the end."""
+        while self.peek():
+            yield self._object()
+
+    def items(self) -> Iterator[tuple[Any, int]]:
+        """The objects of an array."""
+        for _ in self.places():
+            yield self._object()
+
+    def _object(self) -> tuple[dict[str, Any], int]:
+        value, length = self.value()
         if not isinstance(value, dict):
-            raise location.error(
+            raise self._location.error(
                 f"expected an object, found {json_excerpt(value)}",
-                row=row,
+                row=self.row,
                 hint='Every row is a JSON object: {"prompt": ..., ...}.',
             )
-        yield value, length
+        self.row += 1
+        return value, length
 
-
-def _lines(stream: IO[bytes], location: Location, max_row_bytes: int) -> Iterator[tuple[Any, int]]:
-    row = 0
-    while line := stream.readline(max_row_bytes):
-        if len(line) == max_row_bytes and not line.endswith(b"\n"):
-            raise _too_long(max_row_bytes, row, location)
-        text = _utf8(line, row, location)
-        if not text.strip():
-            _skip_blank_lines(stream)
-            continue
-        try:
-            yield json.loads(text), len(text)
-        except (ValueError, RecursionError) as error:
-            raise location.error(
-                f"broken JSON: {one_line(error)}",
-                row=row,
-                hint="Expected one JSON object a line, or one JSON array of objects. Is the file complete?",
-            ) from None
-        row += 1
-
-
-def _too_long(max_row_bytes: int, row: int, location: Location) -> InputError:
-    return location.error(
-        f"the row is longer than {max_row_bytes / 2**20:g} MiB", row=row, hint="Was a quote opened and never closed?"
-    )
-
-
-def _skip_blank_lines(stream: IO[bytes]) -> None:
-    """Skip to the next line with text, block by block: line by line, a file of line breaks would take hours."""
-    while block := cast(Any, stream).peek(1):
-        text = block.lstrip()
-        stream.read(len(block) - len(text))
-        if text:
+    def places(self) -> Iterator[None]:
+        """Stop before each item of an array, which the caller takes."""
+        self.take("[")
+        if self.peek() == "]":
+            self._position += 1
             return
-
-
-def _utf8(data: bytes, row: int, location: Location) -> str:
-    try:
-        return data.decode("utf-8-sig" if row == 0 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise location.error(
-            f"byte {error.start} of the row is not UTF-8", row=row, hint="Save the file as UTF-8."
-        ) from None
-
-
-def _array_items(stream: IO[bytes], location: Location, max_row_bytes: int) -> Iterator[tuple[Any, int]]:
-    decoder = json.JSONDecoder()
-    text = io.TextIOWrapper(cast(Any, stream), encoding="utf-8-sig")
-    row, step, ended = 0, BLOCK_CHARS, False
-    try:
-        buffer = text.read(step)
-        position = buffer.index("[") + 1
         while True:
-            position = _skip(_WHITE, buffer, position)
-            if position < len(buffer) and buffer[position] == "]":
+            yield
+            if not self.peek():
+                raise self.broken("the array is not closed", _INCOMPLETE)
+            if self.take(",", "]") == "]":
                 return
-            problem: Exception | None = None
-            if position < len(buffer):
-                try:
-                    start = _skip(_WHITE_OR_COMMAS, buffer, position) if row else position
-                    value, end = decoder.raw_decode(buffer, start)
-                    follows = _skip(_WHITE, buffer, end)
-                    if follows < len(buffer) or ended:
-                        yield value, end - start
-                        row, position, step = row + 1, end, BLOCK_CHARS
-                        continue
-                except ValueError as error:
-                    problem = error
-            if len(buffer) - position > max_row_bytes:
-                raise _too_long(max_row_bytes, row, location)
-            if ended:
-                raise location.error(
-                    f"broken JSON: {one_line(problem) if problem else 'the array is not closed'}",
-                    row=row,
-                    hint="Is the file complete?",
-                )
-            more = text.read(step)
-            ended, step = not more, min(step * 2, max_row_bytes) if position < len(buffer) else BLOCK_CHARS
-            buffer, position = buffer[position:] + more, 0
-    except UnicodeDecodeError:
-        raise location.error("the text is not UTF-8", row=row, hint="Save the file as UTF-8.") from None
-    except RecursionError:
-        raise location.error("broken JSON: nested too deeply", row=row) from None
-    finally:
-        with contextlib.suppress(ValueError):
-            text.detach()
+
+    def members(self) -> Iterator[str]:
+        """The keys of an object, stopping before each value, which the caller takes."""
+        self.take("{")
+        if self.peek() == "}":
+            self._position += 1
+            return
+        while True:
+            if self.peek() != '"':
+                self.take('"')
+            name, _ = self.value()
+            self.take(":")
+            yield name
+            if self.take(",", "}") == "}":
+                return
+
+    def _read(self, size: int) -> None:
+        more = self._text.read(size)
+        self._ended = not more
+        self._buffer, self._position = self._buffer[self._position :] + more, 0
 
 
-def _skip(characters: re.Pattern[str], text: str, position: int) -> int:
-    return cast(re.Match[str], characters.match(text, position)).end()
+def _may_go_on(error: ValueError, length: int) -> bool:
+    """Whether a value is only cut off at the end of the text that is there, rather than wrong."""
+    position = getattr(error, "pos", None)
+    if position is None:
+        return False
+    return position > length - MAX_TOKEN_CHARS or str(error).startswith("Unterminated string")
+
+
+def _not_utf8(stream: IO[bytes], location: Location, max_row_bytes: int) -> InputError:
+    """The error that names the row of the first byte that is not UTF-8."""
+    text = _Text(stream, location, max_row_bytes, _decode, errors="surrogateescape")
+    escaped = re.compile("[\udc80-\udcff]")
+    with text.errors():
+        rows = text.items() if text.peek() == "[" else text.values()
+        with contextlib.suppress(InputError):
+            for value, _ in rows:
+                if escaped.search(json.dumps(value, ensure_ascii=False)):
+                    text.row -= 1
+                    break
+    return location.error("the text is not UTF-8", row=text.row, hint=ENCODING_HINT)
+
+
+# Which arrangement
+
+
+@dataclass
+class _Member:
+    """A member of the one object that a file is."""
+
+    kind: str
+    """``object``, ``scalar``, or of a list what all its items are: ``texts``, ``scalars``, ``lists``, ``messages`` or
+    other ``objects``, else ``mixed``."""
+    length: int = 0
+    """Of a list."""
+    names: dict[str, None] = field(default_factory=dict)
+    """The keys of the object, or of the list's objects."""
+    texts: list[str] = field(default_factory=list)
+    """The items of a list of texts under the key ``columns``."""
+
+
+def _scan(text: _Text, location: Location) -> JsonTable:
+    names: dict[str, None] = {}
+    if text.peek() == "[":
+        for row, _ in text.items():
+            _add_names(names, row)
+        if text.peek():
+            raise text.broken(f"{text.peek()!r} follows the array", "A file holds one array, or objects without one.")
+        return _table("array", names, location)
+    if text.peek() == "{":
+        members: dict[str, _Member] = {}
+        for name in text.members():
+            if name in members:
+                raise _RepeatedKeyError(name)
+            members[name] = _scan_member(name, text)
+        text.row += 1
+        if not text.peek():
+            return _arrangement_of_one(members, location)
+        names = dict.fromkeys(members)
+    for row, _ in text.values():
+        _add_names(names, row)
+    return _table("objects", names, location)
+
+
+def _add_names(names: dict[str, None], row: Mapping[str, Any]) -> None:
+    if not row.keys() <= names.keys():
+        names.update(dict.fromkeys(row))
+
+
+def _table(arrangement: Arrangement, names: Iterable[str], location: Location, wrapper: str = "") -> JsonTable:
+    if not names:
+        raise InputError("the file holds no rows", where=location.file)
+    return JsonTable(arrangement, tuple(names), wrapper)
+
+
+def _scan_member(name: str, text: _Text) -> _Member:
+    """One member; a list of objects may be as long as the file, and is not kept."""
+    if text.peek() != "[":
+        value, _ = text.value()
+        return _Member("object", names=dict.fromkeys(value)) if isinstance(value, dict) else _Member("scalar")
+    member, kinds = _Member("mixed"), set()
+    for _ in text.places():
+        item, _ = text.value()
+        kinds.add(_kind_of(item))
+        member.length += 1
+        if isinstance(item, dict):
+            _add_names(member.names, item)
+        elif name == "columns" and isinstance(item, str):
+            member.texts.append(item)
+    if len(kinds) == 1:
+        member.kind = kinds.pop()
+    return member
+
+
+def _kind_of(item: Any) -> str:
+    if isinstance(item, dict):
+        is_message = {"role", "from"} & item.keys() and {"content", "value", "text"} & item.keys()
+        return "messages" if is_message else "objects"
+    return "lists" if isinstance(item, list) else "texts" if isinstance(item, str) else "scalars"
+
+
+def _arrangement_of_one(members: Mapping[str, _Member], location: Location) -> JsonTable:
+    """The arrangement of a file that is one object: its rows are inside, or it is the only row."""
+    if _is_split(members):
+        return _table("split", members["columns"].texts, location)
+    kinds = {member.kind for member in members.values()}
+    if kinds == {"object"}:
+        inner = [member.names for member in members.values()]
+        if all(_are_numbers(names) and names == inner[0] for names in inner):
+            return _table("columns", members, location)
+        if _are_numbers(members):
+            return _table("index", dict.fromkeys(name for names in inner for name in names), location)
+    lengths = {member.length for member in members.values()}
+    if kinds and kinds <= {"texts", "scalars", "lists", "mixed"} and len(lengths) == 1:
+        if members.keys() <= set(TEXT_FIELDS) and kinds == {"texts"} and lengths != {1}:
+            raise InputError(
+                "this may be one battle of several turns, or several battles by columns",
+                where=location.file,
+                hint="Of one battle make a list, by [ and ] around it; several write as JSON lines or CSV.",
+            )
+        return _table("lists", members if lengths != {0} else (), location)
+    lists = [name for name, member in members.items() if member.kind == "objects"]
+    if lists and (WRAPPERS.intersection(lists) or not ROW_NAMES.intersection(members)):
+        if len(lists) > 1:
+            raise InputError(
+                f"several lists may be the rows: {list_names(lists)}",
+                where=location.file,
+                hint=f"Take one of them: jq -c '.{lists[0]}[]' FILE | prefcli ... -",
+            )
+        return _table("wrapped", members[lists[0]].names, location, lists[0])
+    return _table("objects", members, location)
+
+
+def _is_split(members: Mapping[str, _Member]) -> bool:
+    if not {"columns", "data"} <= members.keys() <= {"columns", "index", "data"}:
+        return False
+    return members["columns"].kind == "texts" and members["data"].kind == "lists"
+
+
+def _are_numbers(names: Iterable[str]) -> bool:
+    return all(name.isdecimal() for name in names)
