@@ -116,6 +116,8 @@ class ReadCounts:
     """Battles whose conversations continue with different prompts; those turns were dropped."""
     dropped_parts: int = 0
     """Parts of messages that are not text, such as images."""
+    invented_ids: int = 0
+    """Battles whose id is not in the file: it is their row's number, or a repeated id with a number behind it."""
 
     def warnings(self) -> list[str]:
         """The repairs, in words for the user."""
@@ -199,5 +201,5 @@ def duplicate_id_error(battle_id: str, first_row: int, row: int, where: str) -> 
     return InputError(
         f"id {battle_id[:40]!r} occurs twice, in rows {first_row} and {row}",
         where=where,
-        hint="Give every battle its own id: predictions and labels are joined by it.",
+        hint="Give every battle its own id: predictions and labels are joined by it. --columns id= ignores the column.",
     )

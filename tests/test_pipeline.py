@@ -524,15 +524,6 @@ def test_predicting_without_a_run_hints_at_train(cli: CLI, demo_files: Demo) -> 
     assert cli("predict", demo_files.test, "--output", "p.xlsx").code == 2
 
 
-def test_duplicate_ids_are_refused(cli: CLI, trained: Path, tmp_path: Path) -> None:
-    (run,) = (trained / "runs").iterdir()
-    path = write_csv(tmp_path / "test.csv", [battle(1), battle(2), battle(1)])
-    done = cli("predict", path, "--model", run)
-    assert done.code == 2
-    assert "rows 1 and 3" in done.err
-    assert not Path("preds.csv").exists()
-
-
 # ablate, demo
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pytest
-from conftest import Result, battle, write_csv
 
 from prefcli.data.selection import training_targets
 
@@ -30,12 +26,3 @@ def test_the_temperature_softens_and_sharpens() -> None:
     soft = np.array([[0.8, 0.2, 0.0]])
     assert training_targets(np.array([-1]), soft, temperature=2.0)[0] == pytest.approx([2 / 3, 1 / 3, 0])
     assert training_targets(np.array([-1]), soft, temperature=0.5)[0] == pytest.approx([16 / 17, 1 / 17, 0])
-
-
-def test_soft_labels_of_battles_with_equal_ids_are_refused(cli: Callable[..., Result], tmp_path: Path) -> None:
-    train = write_csv(tmp_path / "train.csv", [battle(1), battle(2), battle(1)])
-    soft = tmp_path / "soft.csv"
-    soft.write_text("id,winner_model_a,winner_model_b,winner_tie\n1,0.2,0.3,0.5\n")
-    refused = cli("train", train, "--recipe", "fast", "--soft-labels", soft)
-    assert refused.code == 2
-    assert "id '1' occurs twice, in rows 1 and 3" in refused.err

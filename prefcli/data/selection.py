@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefcli.battles import TEXT_FIELDS, Source, check_unique_ids, labels_of, texts_of
+from prefcli.battles import TEXT_FIELDS, Source, labels_of, texts_of
 from prefcli.data import splits, tables
 from prefcli.errors import InputError
 from prefcli.options import TrainOptions
@@ -146,7 +146,6 @@ def select(folder: Path, data: RunData, options: TrainOptions, reporter: Reporte
     """
     columns = _Columns.read(data.training)
     if options.soft_labels is not None:
-        check_unique_ids(columns.ids, str(data.source))
         columns = _with_soft_label_file(columns, Path(options.soft_labels), reporter)
     is_soft = has_soft_label(columns.soft)
     rows = np.flatnonzero((columns.labels >= 0) | is_soft)

@@ -172,7 +172,7 @@ def estimate_prediction(
     started = time.perf_counter()  # a run that was downloaded above stays on this machine
     with process_group(world):
         with world.main_process_first():
-            stages, sample = read_stages(source, calibrate, folders, timed_workspace, options, reporter)
+            _, stages, sample = read_stages(source, calibrate, folders, timed_workspace, options, reporter)
         request = devices.DeviceRequest(options.device, options.precision, world.local_rank)
         members = inference.open_runs(folders, options, request)
         keys = prompt_keys(stages)

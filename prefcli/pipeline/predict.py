@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcli.battles import PathLike, Source, SourceLike, check_unique_ids
+from prefcli.battles import PathLike, Source, SourceLike
 from prefcli.compute import devices
 from prefcli.compute.distributed import from_environment, process_group
 from prefcli.data import tables
@@ -93,7 +93,7 @@ def predict(
     names = _run_names(options.models, folders)
     with process_group(world):
         with world.main_process_first():
-            stages, sample = read_stages(source, calibrate, folders, workspace, options, reporter)
+            digest, stages, sample = read_stages(source, calibrate, folders, workspace, options, reporter)
         request = devices.DeviceRequest(options.device, options.precision, world.local_rank)
         members = inference.open_runs(folders, options, request)
         reporter.note(f"predicting with {', '.join(names)}{_placement(folders, request)}")
@@ -113,7 +113,7 @@ def predict(
             _write(combined, output if world.is_main_process else None, total)
         seconds = time.monotonic() - begun
         if world.is_main_process:
-            workspace.record_predictions(output, folders)
+            workspace.record_predictions(output, folders, digest)
     if options.activation == "none":
         reporter.warn("raw scores, not probabilities, were written: score them with --renormalize")
     blend, *refit = calibrations
@@ -166,8 +166,8 @@ def read_stages(
     workspace: Workspace,
     options: PredictOptions,
     reporter: Reporter,
-) -> tuple[list[Stage], list[Stage]]:
-    """For each run, the battles to predict and those to calibrate on, with the run's text normalisation."""
+) -> tuple[str, list[Stage], list[Stage]]:
+    """The source's digest; for each run, the battles to predict and those to calibrate on, with its normalised text."""
     texts = [TrainOptions(**runs.read_config(folder)["options"]).normalisation for folder in folders]
 
     def preprocess(battles: Stage) -> list[Stage]:
@@ -178,10 +178,8 @@ def read_stages(
         return [stages[text] for text in texts]
 
     battles = read_stage(source, workspace, reporter, preferred="test")
-    ids = (name for batch in battles.batches(["id"]) for name in batch.column("id").to_pylist())
-    check_unique_ids(ids, str(Source.of(source)))
-    stages = preprocess(battles)
-    return stages, [] if calibrate is None else preprocess(read_stage(calibrate, workspace, reporter))
+    digest, stages = str(battles.metadata["input"]), preprocess(battles)
+    return digest, stages, [] if calibrate is None else preprocess(read_stage(calibrate, workspace, reporter))
 
 
 def prompt_keys(stages: Sequence[Stage]) -> NDArray[np.int64]:

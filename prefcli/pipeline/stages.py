@@ -7,8 +7,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from prefcli import readers
-from prefcli.battles import ReadCounts, Source, SourceLike
+from prefcli.battles import ReadCounts, Source, SourceLike, check_unique_ids
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage.workspace import Stage, StageWriter, Workspace
 from prefcli.text import TextCounts, normalisation_identity
@@ -18,6 +20,8 @@ READ_VERSION = 2
 """Raise it when the same file would give other battles."""
 PREPROCESS_VERSION = 1
 """Raise it when the stage's columns change. Where the text changes, raise the normalisation's own version instead."""
+INVENTED_IDS = "invented_ids"
+"""A count of both stages, see :class:`ReadCounts`; None in stages made before there was one."""
 
 
 def read_stage(
@@ -30,7 +34,7 @@ def read_stage(
     Raises
     ------
     InputError
-        If a file is not one of battles.
+        If a file is not one of battles, or an id occurs twice.
     """
     source = Source.of(source)
     battle_file = readers.open_battles(source, preferred)
@@ -52,12 +56,21 @@ def read_stage(
         produce=produce,
         reporter=reporter,
     )
+    _check_ids(stage, source)
     counts = stage.metadata["counts"]
     how = f"{battle_file.description}; {'reused from the cache' if stage.reused else 'read now'}"
     reporter.note(f"{source}: {counts['battles']:,} battles, {counts['labelled']:,} with an outcome ({how})")
     for warning in ReadCounts(**counts).warnings():
         reporter.warn(f"{source}: {warning}")
     return stage
+
+
+def _check_ids(battles: Stage, source: Source) -> None:
+    """Refuse battles of which two have the same id; first only hashes are compared, which take less memory."""
+    ids = (batch.column("id").to_pylist() for batch in battles.batches(["id"]))
+    hashes = np.concatenate([np.fromiter(map(hash, part), np.int64, len(part)) for part in ids])
+    if len(np.unique(hashes)) < len(hashes):
+        check_unique_ids(battles.table(["id"])["id"].to_pylist(), str(source))
 
 
 def preprocess_stage(
@@ -74,7 +87,7 @@ def preprocess_stage(
                 total += counts
                 rate = total.bytes_in / 1e6 / max(time.monotonic() - started, 1e-9)
                 progress.advance(batch.num_rows, f"{rate:.1f} MB/s")
-        return dataclasses.asdict(total)
+        return {**dataclasses.asdict(total), INVENTED_IDS: battles.metadata["counts"].get(INVENTED_IDS)}
 
     stage = workspace.stage(
         "preprocess",

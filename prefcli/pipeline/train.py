@@ -15,7 +15,7 @@ from prefcli.compute.distributed import World, from_environment, process_group
 from prefcli.data.selection import RunData, select
 from prefcli.errors import InputError, PrefcliError
 from prefcli.options import TrainOptions
-from prefcli.pipeline.stages import preprocess_stage, read_stage
+from prefcli.pipeline.stages import INVENTED_IDS, preprocess_stage, read_stage
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, hub, runs
 from prefcli.storage.workspace import Workspace
@@ -250,4 +250,27 @@ def _with_named_files(data: RunData, options: TrainOptions, workspace: Workspace
             digest = files.sha256(Path(options.soft_labels))
         except OSError as error:
             raise InputError(f"cannot read the soft labels: {error.strerror}", where=options.soft_labels) from None
+        _check_soft_labels(data, Path(options.soft_labels), workspace, reporter)
     return dataclasses.replace(data, validation=validation, soft_labels_sha256=digest)
+
+
+def _check_soft_labels(data: RunData, path: Path, workspace: Workspace, reporter: Reporter) -> None:
+    """Refuse soft labels for battles without ids, unless they are known to be predictions of the very same file."""
+    if not data.training.metadata["counts"].get(INVENTED_IDS):
+        return
+    if _source_of(path, workspace) != data.source_sha256:
+        raise InputError(
+            "soft labels are joined by id, and the battles have no ids, or repeated ones",
+            where=str(data.source),
+            hint=f"Add a column id before both, or let prefcli predict this very file into {path}.",
+        )
+    reporter.note(f"{path} holds predictions of {data.source}: joined by the numbers of its rows")
+
+
+def _source_of(predictions: Path, workspace: Workspace) -> str:
+    """SHA-256 of the battles that predictions are of, if it is known: what ``predict`` wrote, or a run's validation."""
+    if predictions.name == runs.VALIDATION:
+        with contextlib.suppress(PrefcliError):
+            data = runs.read_config(predictions.parent)["data"]
+            return "" if data.get("validation_file") else str(data["source_sha256"])
+    return workspace.source_of_predictions(predictions)

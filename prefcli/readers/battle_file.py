@@ -91,9 +91,14 @@ class BattleFile:
                     with readable(container.name):
                         location = Location(container.name, rows + 1, rows_before)
                         batch, counts = self.layout.convert(raw.rename(layout_names), location)
+                    invented = 0 if self.has_ids else batch.num_rows
                     if not self.layout.keeps_ids:
-                        ids = [unique_id(battle_id, last_numbers) for battle_id in batch.column("id").to_pylist()]
+                        read_ids = batch.column("id").to_pylist()
+                        ids = [unique_id(battle_id, last_numbers) for battle_id in read_ids]
                         batch = batch.set_column(0, batch.schema.field("id"), pa.array(ids, pa.string()))
+                        if self.has_ids:
+                            invented = sum(new != old for new, old in zip(ids, read_ids, strict=True))
+                    counts += ReadCounts(invented_ids=invented)
                     yield batch, counts
                     rows += raw.num_rows
             if not rows:

@@ -253,14 +253,18 @@ class Workspace:
     def _latest_path(self, command: str) -> Path:
         return self.root / f"latest-{command}.json"
 
-    def record_predictions(self, output: Path, runs: Sequence[Path]) -> None:
-        """Record which runs made a file of predictions, under its SHA-256; the newest :data:`MAX_RECORDED` are kept.
+    def record_predictions(self, output: Path, runs: Sequence[Path], source_sha256: str = "") -> None:
+        """Record which runs predicted which battles, under the output's SHA-256; the newest :data:`MAX_RECORDED` stay.
 
         It is a convenience: a workspace that cannot be written has no record.
         """
         folder = self.root / "predictions"
         with contextlib.suppress(PrefcliError, OSError):
-            record = {"output": str(output.absolute()), "runs": [str(run.resolve()) for run in runs]}
+            record = {
+                "output": str(output.absolute()),
+                "runs": [str(run.resolve()) for run in runs],
+                "source_sha256": source_sha256,
+            }
             files.write_text(folder / f"{files.sha256(output)}.json", json.dumps(record, indent=2) + "\n")
             newest_first = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
             for old in newest_first[MAX_RECORDED:]:
@@ -269,10 +273,21 @@ class Workspace:
     def runs_of_predictions(self, path: Path) -> list[Path]:
         """The runs that made a file of predictions, as far as :meth:`record_predictions` knows and they still exist."""
         try:
-            record = json.loads((self.root / "predictions" / f"{files.sha256(path)}.json").read_text(encoding="utf-8"))
-            return [run for run in map(Path, record["runs"]) if (run / CONFIG).is_file()]
-        except (OSError, ValueError, KeyError, TypeError):
+            return [run for run in map(Path, self._predictions(path)["runs"]) if (run / CONFIG).is_file()]
+        except (KeyError, TypeError):
             return []
+
+    def source_of_predictions(self, path: Path) -> str:
+        """SHA-256 of the battles that a file of predictions is of, as far as it is recorded; else empty."""
+        return str(self._predictions(path).get("source_sha256", ""))
+
+    def _predictions(self, path: Path) -> dict[str, Any]:
+        """What :meth:`record_predictions` recorded of a file; empty if nothing."""
+        try:
+            record = json.loads((self.root / "predictions" / f"{files.sha256(path)}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
 
     def find_run(self, run: str | Path) -> Path:
         """The folder of a run given by its path, its name in this workspace, or ``hf://owner/name``.

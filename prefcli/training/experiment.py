@@ -160,7 +160,7 @@ def not_better_than_prior(
     if interval is None:
         prompts = None if keys is None else len(np.unique(keys))
         held_out = metrics.describe_battles(len(labels), prompts, "held-out battle")
-        return f"{held_out} are too few to say whether the model is better than the prior"
+        return f"the model is not clearly better than the prior on {held_out}"
     return "the model is not clearly better than the prior" if interval[1] >= 0 else ""
 
 
