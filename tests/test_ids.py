@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from prefcli.options import TrainOptions
 from prefcli.pipeline.train import find_data
 from prefcli.readers import open_battles
 from prefcli.reporting import SILENT
+from prefcli.storage import files
 from prefcli.storage.workspace import Workspace
 
 CLI = Callable[..., Result]
@@ -60,21 +61,24 @@ def test_invented_ids_are_counted(tmp_path: Path, columns: dict[str, Any], inven
     assert sum(counts.invented_ids for _, counts in battles.batches()) == invented
 
 
-@pytest.mark.slow
 def test_soft_labels_join_battles_without_ids_only_with_predictions_of_the_same_file(cli: CLI, tmp_path: Path) -> None:
-    pairs, shuffled = write_pairs(tmp_path / "a.jsonl", range(60)), write_pairs(tmp_path / "b.jsonl", range(59, -1, -1))
-    assert cli("train", pairs, *FAST, "--validation", 0.2, "--output", "teacher").code == 0
-    for number, source in enumerate((pairs, shuffled)):
-        assert cli("predict", source, "--model", "teacher", "--output", f"soft-{number}.csv").code == 0
-    options = TrainOptions(architecture="features", text="raw")
+    pairs, workspace = write_pairs(tmp_path / "pairs.jsonl", range(30)), Workspace(".prefcli")
+    assert cli("predict", pairs, "--model", _run(cli, tmp_path), "--output", "teacher.csv").code == 0
+    shutil.copytree(tmp_path / "run", "self-trained")
+    config = json.loads(Path("self-trained/config.json").read_text())
+    config["data"]["source_sha256"] = files.sha256(pairs)
+    Path("self-trained/config.json").write_text(json.dumps(config))
+    for run in (tmp_path / "run", "self-trained"):
+        shutil.copy("teacher.csv", Path(run, "validation.parquet"))
 
-    def join(soft_labels: str) -> None:
-        chosen = dataclasses.replace(options, soft_labels=soft_labels)
-        find_data(pairs, Workspace(".prefcli"), chosen, SILENT)
+    def join(soft_labels: Path | str) -> None:
+        find_data(pairs, workspace, TrainOptions(architecture="features", soft_labels=str(soft_labels)), SILENT)
 
-    for teacher in ("soft-0.csv", "teacher/validation.parquet"):
-        join(teacher)
-    Path("edited.csv").write_text(Path("soft-0.csv").read_text() + "\n")
-    for other in ("soft-1.csv", "edited.csv"):
+    join("teacher.csv")
+    join("self-trained/validation.parquet")
+    Path("edited.csv").write_text(Path("teacher.csv").read_text() + "\n")
+    Path("other.csv").write_text("id,winner_model_a,winner_model_b,winner_tie\n1,0.5,0.3,0.2\n")
+    workspace.record_predictions(Path("other.csv"), [], files.sha256(Path("teacher.csv")))
+    for other in ("edited.csv", "other.csv", tmp_path / "run" / "validation.parquet"):
         with pytest.raises(InputError, match="soft labels are joined by id, and the battles have no ids"):
             join(other)
