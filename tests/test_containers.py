@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import operator
 import pickle
 import random
 import sqlite3
@@ -25,6 +26,7 @@ from prefcli.errors import InputError
 from prefcli.readers import containers, json_rows
 from prefcli.readers.cells import parse_list_cell
 from prefcli.readers.containers import column_names, open_container, raw_batches
+from prefcli.readers.tables import raw_table
 
 Row = Mapping[str, Any]
 
@@ -356,3 +358,130 @@ def test_a_list_is_read_from_a_cell_as_json_and_as_python_prints_it(turns: list[
 )
 def test_a_cell_that_spells_no_list_is_none(cell: str) -> None:
     assert parse_list_cell(cell) is None
+
+
+# Tables in memory
+
+MESSAGES = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "x"}]
+RECORDS: list[Row] = [
+    {"id": "1", "turns": ["Hi?", None], "messages": MESSAGES, "n": 1, "score": 0.5, "flag": True, "model": "koala"},
+    {"id": "2", "turns": [], "messages": MESSAGES[:1], "n": 2, "score": None, "flag": False, "model": None},
+]
+
+
+class Exported:
+    """Another library's table, which offers its data as Arrow's stream."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self._table.__arrow_c_stream__(requested_schema)
+
+
+class Dataset:
+    """What ``datasets.Dataset`` offers; its rows are some of those of a larger table, in another order."""
+
+    def __init__(self, table: pa.Table, rows: list[int], format: str | None = None) -> None:
+        self.data, self._rows, self._format = table, rows, format
+
+    def with_format(self, format: str) -> Dataset:
+        return Dataset(self.data, self._rows, format)
+
+    def __getitem__(self, key: slice) -> Any:
+        assert self._format == "arrow"
+        return self.data.take(self._rows[key])
+
+
+class Splits(dict[str, Dataset]):
+    """What ``datasets.DatasetDict`` is."""
+
+    with_format = None
+
+
+TABLES: dict[str, Callable[[], Any]] = {
+    "rows": lambda: RECORDS,
+    "generator": lambda: (row for row in RECORDS),
+    "columns": lambda: {name: [row[name] for row in RECORDS] for name in RECORDS[0]},
+    "pandas": lambda: pd.DataFrame(RECORDS),
+    "pandas, other index": lambda: pd.DataFrame(RECORDS, index=[7, 7]),
+    "pandas from Parquet": lambda: pa.Table.from_pylist(RECORDS).to_pandas(),
+    "pandas, Arrow types": lambda: pa.Table.from_pylist(RECORDS).to_pandas(types_mapper=pd.ArrowDtype),
+    "pandas, nullable types": lambda: pd.DataFrame(RECORDS).convert_dtypes(),
+    "pandas, categories": lambda: pd.DataFrame(RECORDS).astype({"model": "category", "id": "category"}),
+    "arrow": lambda: pa.Table.from_pylist(RECORDS),
+    "arrow in chunks": lambda: pa.concat_tables([pa.Table.from_pylist(RECORDS).slice(i, 1) for i in range(2)]),
+    "arrow batch": lambda: pa.RecordBatch.from_pylist(RECORDS),
+    "arrow, large and views": lambda: pa.Table.from_pylist(
+        RECORDS, pa.schema([pa.field(name, kind) for name, kind in WIDE.items()])
+    ),
+    "exported": lambda: Exported(pa.Table.from_pylist(RECORDS)),
+    "dataset": lambda: Dataset(pa.Table.from_pylist([RECORDS[1], {"id": "0"}, RECORDS[0]]), [2, 0]),
+    "tuples and numpy": lambda: [
+        {
+            **row,
+            "id": np.str_(row["id"]),
+            "turns": np.array(row["turns"], dtype=object),
+            "messages": tuple(row["messages"]),
+            "n": np.int64(row["n"]),
+            "score": np.float32(np.nan if row["score"] is None else row["score"]),
+            "flag": np.bool_(row["flag"]),
+            "model": row["model"] or pd.NA,
+        }
+        for row in RECORDS
+    ],
+}
+WIDE = {
+    "id": pa.string_view(),
+    "turns": pa.large_list(pa.large_string()),
+    "messages": pa.large_list(pa.struct({"role": pa.dictionary(pa.int8(), pa.string()), "content": pa.large_string()})),
+    "n": pa.uint8(),
+    "score": pa.float32(),
+    "flag": pa.bool_(),
+    "model": pa.dictionary(pa.int32(), pa.string()),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_table_in_memory_is_read_whatever_library_it_is_of(kind: str) -> None:
+    raw = raw_table(TABLES[kind](), "the table")
+    assert raw.num_rows == 2
+    assert raw.columns == {name: [row[name] for row in RECORDS] for name in RECORDS[0]}
+    assert {type(cell) for cell in raw.columns["n"]} == {int}
+
+
+@pytest.mark.parametrize(("library", "make"), [("polars", "DataFrame"), ("datasets", "Dataset.from_list")])
+def test_tables_of_other_libraries_are_read_where_they_are_installed(library: str, make: str) -> None:
+    function = operator.attrgetter(make)(pytest.importorskip(library))
+    assert raw_table(function(RECORDS), "t").columns == {name: [row[name] for row in RECORDS] for name in RECORDS[0]}
+
+
+def test_missing_values_and_dates_of_pandas_are_plain() -> None:
+    frame = pd.DataFrame({"when": [pd.Timestamp("2024-01-02"), pd.NaT], "text": ["x", np.nan], "n": [1.0, np.nan]})
+    expected = {"when": ["2024-01-02 00:00:00", None], "text": ["x", None], "n": [1.0, None]}
+    assert raw_table(frame, "t").columns == expected
+
+
+@pytest.mark.parametrize(
+    ("table", "what", "hint"),
+    [
+        (pd.DataFrame([["x", "y"]], columns=["prompt", "prompt"]), "column 'prompt' occurs twice", "Rename"),
+        (pa.table([["x"], ["y"]], names=["prompt", "prompt"]), "column 'prompt' occurs twice", "Rename"),
+        ({"prompt": "Hi?", "response_a": "x"}, "'prompt' is str, not a column", "[battle]"),
+        (Splits({"train": Dataset(pa.table({}), [])}), "'train' is Dataset, not a column", "table['train']"),
+        ({"prompt": ["x"], "response_a": ["x", "y"]}, "different lengths", "[battle]"),
+        ([{"prompt": "x"}, ["y"]], "is list", "a list of dictionaries"),
+        ([{"prompt": "x"}, {"prompt": object()}], "a cell is object", "Cells are text"),
+        ([{"prompt": [{"content": {1, 2}}]}], "a cell is list", "Cells are text"),
+        ([{"prompt": b"\xff"}], "a cell is bytes", "Cells are text"),
+        (pd.Series(["x"]), "is Series", "a DataFrame"),
+        (7, "is int", "a DataFrame"),
+        (pd.DataFrame({"a": [object()]}), "a cell is object", "Cells are text"),
+    ],
+    ids=str,
+)
+def test_what_is_no_table_is_refused_with_what_to_pass(table: Any, what: str, hint: str) -> None:
+    with pytest.raises(InputError) as error:
+        raw_table(table, "the table")
+    assert what in error.value.what
+    assert hint in error.value.hint

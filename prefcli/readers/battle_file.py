@@ -19,6 +19,7 @@ from prefcli.readers.containers import Container, column_names, open_container, 
 from prefcli.readers.layouts import ID_COLUMNS, Layout
 from prefcli.readers.preferences import PREFERENCES
 from prefcli.readers.rows import GENERIC, KAGGLE, looks_like_turns
+from prefcli.readers.tables import raw_table
 from prefcli.storage import files
 
 LAYOUTS: tuple[Layout, ...] = (KAGGLE, GENERIC, MT_BENCH, ARENA, PREFERENCES)
@@ -174,7 +175,7 @@ def battles_from(table: Any, *, format: str | None = None, name: str = "the tabl
     Parameters
     ----------
     table:
-        A pandas DataFrame, a pyarrow Table, or a list of dictionaries.
+        See :func:`~prefcli.readers.tables.raw_table`.
     format:
         A layout's name; None recognises it.
     name:
@@ -185,28 +186,13 @@ def battles_from(table: Any, *, format: str | None = None, name: str = "the tabl
     InputError
         If it is not a table, or its rows are not battles.
     """
-    raw = _raw_table(table, name)
+    raw = raw_table(table, name)
     if not raw.num_rows:
         raise InputError("there are no battles", where=name, hint=_EXPECTED)
     columns = {column: column for column in raw.columns}
     layout = _recognise(name, columns, format, lambda names: iter([raw.select(names)]))
     used = [column for column in layout.columns if column in raw]
     return layout.convert(raw.select(used), Location(name, 1))[0]
-
-
-def _raw_table(table: Any, name: str) -> RawBatch:
-    if isinstance(table, pa.Table):
-        columns = {column: table[column].combine_chunks() for column in table.column_names}
-        return RawBatch.from_arrow(pa.RecordBatch.from_pydict(columns))
-    if hasattr(table, "to_dict") and hasattr(table, "columns"):  # a DataFrame, recognised without importing pandas
-        objects = table.astype(object).where(table.notna(), None)
-        return RawBatch({str(column): objects[column].tolist() for column in objects.columns}, len(table))
-    if isinstance(table, Sequence) and all(isinstance(row, Mapping) for row in table):
-        names = dict.fromkeys(key for row in table for key in row)
-        return RawBatch({key: [row.get(key) for row in table] for key in names}, len(table))
-    raise InputError(
-        f"{name} is {type(table).__name__}", hint="Expected a DataFrame, a pyarrow Table, or a list of dictionaries."
-    )
 
 
 def _recognise(
