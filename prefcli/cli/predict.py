@@ -103,11 +103,13 @@ def run(
 def _predict_lines(files: list[Path], refused: list[str], options: PredictOptions, session: common.Session) -> None:
     """Answer JSON lines on standard output; ``refused`` are given flags that only files can have."""
     from prefcli import pipeline
+    from prefcli.storage.files import refuse_to_replace
 
     default = PredictOptions()
     refused += [flag_of(f) for f in ("activation", "limit", "workers") if getattr(options, f) != getattr(default, f)]
     if refused:
         raise InputError(f"--output - answers line by line: it cannot be combined with {', '.join(refused)}")
+    refuse_to_replace(Path("/dev/stdout"), files)  # answers appended to the lines would be read as lines
     with _json_lines(files) as lines:
         answered, failed = pipeline.predict_lines(
             lines, sys.stdout.buffer, session.workspace, options, reporter=session.reporter

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli import metrics
+from prefcli.errors import InputError
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.storage import files
 
@@ -66,7 +67,13 @@ class Demo:
 
 
 def write(folder: Path, *, train: int = TRAIN_BATTLES, test: int = TEST_BATTLES, seed: int = SEED) -> Demo:
-    """Write ``train.csv``, ``test.csv`` and ``test_truth.csv`` in Kaggle's layout; the same bytes for the same seed."""
+    """Write ``train.csv``, ``test.csv`` and ``test_truth.csv`` in Kaggle's layout; the same bytes for the same seed.
+
+    Raises
+    ------
+    InputError
+        If there are other files of these names.
+    """
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     rows, _, _ = _battles(random, train, first_id=1)
@@ -134,7 +141,10 @@ def _to_json(turns: list[str]) -> str:
 
 
 def _write_csv(path: Path, rows: list[dict[str, str]], columns: list[str]) -> None:
-    with files.atomic(path, durable=False) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    with files.atomic(path, durable=False) as temporary:
+        with temporary.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        if path.exists() and files.sha256(path) != files.sha256(temporary):
+            raise InputError(f"{path} is not the demo's, so it is not overwritten", hint="Name another folder.")

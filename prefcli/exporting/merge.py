@@ -63,6 +63,8 @@ def merge(
     from prefcli.models import neural, weights
 
     _check_output(run, output, force)
+    base = runs.read_config(run).get("base")
+    files.refuse_to_replace(output, [Path(encoder or (base["encoder"] if isinstance(base, dict) else run))])
     options = TrainOptions(**runs.read_config(run)["options"])
     members = runs.members(run)
     if options.architecture == "features" or not (options.lora_rank or len(members) > 1):

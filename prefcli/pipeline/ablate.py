@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli import metrics
-from prefcli.battles import SourceLike
+from prefcli.battles import Source, SourceLike
 from prefcli.data.tables import clip_and_renormalize
 from prefcli.errors import InputError, ModelError
 from prefcli.options import TrainOptions
@@ -42,6 +42,8 @@ class Setting:
     """The score that the original notebook reports."""
 
 
+TABLES = ("ablation.json", "ablation.md")
+"""The files that the table is written to."""
 SETTINGS = (
     Setting("logits", "softmax", 1, 1.04219),
     Setting("logits", "softmax", 3, 1.07467),
@@ -118,10 +120,13 @@ def ablate(
         raise InputError("an ablation needs held-out battles", hint="Use --validation 0.1 or --validation-file FILE.")
     if options.architecture == "features":
         raise InputError("the ablation is for neural architectures", hint="Use siamese or cross-encoder.")
+    source = Source.of(source)
     battles = read_stage(source, workspace, reporter)
     identity = json.dumps([battles.fingerprint, dataclasses.asdict(options)], sort_keys=True)
     name = f"ablation-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"  # a repeated command finds its runs
     folder = output or workspace.root / "ablations" / name
+    for table in TABLES:
+        files.refuse_to_replace(folder / table, source.paths)
     for seed in range(options.seed, options.seed + seeds):
         for setting in SETTINGS:  # the rows that differ only at inference share a run
             run = _run_folder(folder, seed, setting)
@@ -176,8 +181,8 @@ def evaluate(folder: Path, first_seed: int, seeds: int) -> Ablation:
         reading=_describe(rows, metrics.too_few_units(len(keys), prompts)),
         folder=folder,
     )
-    files.write_text(folder / "ablation.json", json.dumps(dataclasses.asdict(ablation), indent=2, default=str) + "\n")
-    files.write_text(folder / "ablation.md", as_markdown(ablation))
+    files.write_text(folder / TABLES[0], json.dumps(dataclasses.asdict(ablation), indent=2, default=str) + "\n")
+    files.write_text(folder / TABLES[1], as_markdown(ablation))
     return ablation
 
 

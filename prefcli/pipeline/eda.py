@@ -43,9 +43,11 @@ def eda(
         raise InputError(f"--top is {top}, at least 1 is needed")
     if max_length < 1:
         raise InputError(f"--max-length is {max_length}, at least 1 is needed")
-    workspace = Workspace.of(workspace)
+    workspace, source = Workspace.of(workspace), Source.of(source)
+    test = None if test is None else Source.of(test)
     page_path = None if report is None else Path(report)
     if page_path is not None:
+        files.refuse_to_replace(page_path, [*source.paths, *(test.paths if test else ())])
         files.refuse_to_overwrite(page_path, force)
     battles = read_stage(source, workspace, reporter)
     test_keys = None
@@ -56,6 +58,6 @@ def eda(
     if page_path is not None:
         from prefcli.report import page
 
-        files.write_text(page_path, page.render(statistics, Source.of(source).title))
+        files.write_text(page_path, page.render(statistics, source.title))
         reporter.note(f"wrote {report}")
     return statistics

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from prefcli import readers
-from prefcli.battles import PathLike, labels_of
+from prefcli.battles import PathLike, Source, labels_of
 from prefcli.data import synthetic
 from prefcli.errors import PrefcliError
 from prefcli.options import TrainOptions
 from prefcli.pipeline.train import data_of_run
 from prefcli.reporting import SILENT, Reporter
-from prefcli.storage import runs
+from prefcli.storage import files, runs
 from prefcli.storage.workspace import Stage, Workspace
 from prefcli.text import normalise_batch
 
@@ -63,6 +63,8 @@ def export(
     from prefcli.exporting import onnx
 
     onnx.check_exportable(source, folder, force)
+    battles = Source.from_json(runs.read_config(source)["data"]["source"])
+    files.refuse_to_replace(folder, [source, *battles.paths])
     samples = _samples(source, workspace, reporter)
     reporter.note(f"exporting {source.name} and comparing it with torch on {samples[0].name}")
     result = onnx.export(source, folder, samples, int8=int8)

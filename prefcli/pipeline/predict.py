@@ -83,13 +83,16 @@ def predict(
     InputError, ModelError
         If options, battles or output do not allow it; if a run cannot be loaded.
     """
-    output = Path(output)
-    _check(options, output, calibrate, force)
+    output, source = Path(output), Source.of(source)
+    calibrate = None if calibrate is None else Source.of(calibrate)
+    _check(options, output, source, calibrate, force)
     started = time.monotonic()
     world = from_environment()
     if not world.is_main_process:
         reporter = SILENT
     folders = find_runs(workspace, options.models, reporter)
+    for folder in folders:
+        files.refuse_to_replace(output, [part / name for part in runs.all_folders(folder) for name in runs.TABLES])
     names = _run_names(options.models, folders)
     with process_group(world):
         with world.main_process_first():
@@ -102,8 +105,7 @@ def predict(
         equal = Calibration.equal(len(folders))
         calibrations = [blending.from_validation(folders, keys, reporter) if options.calibrated else equal]
         if calibrate is not None:
-            name = str(Source.of(calibrate))
-            calibrations.append(_refit(calibrations[0], sample, name, keys, stream, reporter))
+            calibrations.append(_refit(calibrations[0], sample, str(calibrate), keys, stream, reporter))
         total = min(len(keys), options.limit or len(keys))
         trained_on = _count_trained_on(folders, names, keys[:total], reporter)
         begun = time.monotonic()
@@ -131,10 +133,11 @@ def predict(
     )
 
 
-def _check(options: PredictOptions, output: Path, calibrate: SourceLike | None, force: bool) -> None:
+def _check(options: PredictOptions, output: Path, source: Source, calibrate: Source | None, force: bool) -> None:
     """Refuse what cannot work before anything is read."""
     options.check()
     tables.writer_for(output)
+    files.refuse_to_replace(output, [*source.paths, *(calibrate.paths if calibrate else ())])
     files.refuse_to_overwrite(output, force)
     if options.activation == "none" and calibrate is not None:
         raise InputError("--calibrate needs probabilities: it cannot be combined with --activation none")

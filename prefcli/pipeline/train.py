@@ -168,6 +168,8 @@ def _start(
     folder, under_way = None, False
     if world.is_main_process:
         folder = Path(output) if output else runs.new_folder(workspace.runs, options)
+        named = (data.training.path, options.encoder, options.validation_file, options.soft_labels)
+        files.refuse_to_replace(folder, [*data.source.paths, *(Path(name) for name in named if name)])
         locks.enter_context(runs.locked(folder))
         under_way = runs.start(folder, force=force, is_same=is_same)
         if under_way:

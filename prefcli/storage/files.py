@@ -264,6 +264,27 @@ def refuse_to_overwrite(path: Path, force: bool) -> None:
         raise InputError(f"{path} already exists", hint="Choose another name, or overwrite it with --force.")
 
 
+def refuse_to_replace(output: Path, inputs: Iterable[Path]) -> None:
+    """Raise InputError if writing ``output`` would replace a file that the same command reads, whatever ``force`` says.
+
+    It would if it is that file by any name or link, the archive or folder that the file is in, or the file that is
+    redirected to standard input, ``-``.
+    """
+    if not output.is_file() and not output.is_dir():
+        return  # nothing is there, or a device
+    for path in inputs:
+        place = Path("/dev/stdin" if path == Path("-") else path).resolve()
+        if not place.exists() and not any(parent.is_file() for parent in place.parents):
+            continue  # neither a file nor a member of an archive, such as the name of an encoder on the hub
+        for part in (place, *place.parents):
+            with contextlib.suppress(OSError):
+                if os.path.samefile(output, part):
+                    raise InputError(
+                        f"{output} cannot be the output: it {'is' if part == place else 'holds'} an input, {path}",
+                        hint="Choose another name for the output.",
+                    )
+
+
 def write_error(path: Path, error: BaseException, *, needs: int | None = None, written: int = 0) -> PrefcliError:
     """The error for a failed write: what, where, and what to do about it.
 

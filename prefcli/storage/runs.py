@@ -38,6 +38,8 @@ TRAINING_PROMPTS = "training_prompts.parquet"
 """Keys of the prompts of the training battles: sorted, each once."""
 CARD = "README.md"
 METRICS = "metrics.jsonl"
+TABLES = (VALIDATION, TRAINING_PROMPTS, METRICS)
+"""Files of a run that have a name that predictions could have."""
 CURVES = "curves.svg"
 LOGIT_COLUMNS = ("logit_a", "logit_b", "logit_tie")
 UNFINISHED = "unfinished"
