@@ -298,10 +298,10 @@ def describe_interval(interval: Interval | None, reason: str) -> str:
     return reason if interval is None else "95 % interval {:.4f} to {:.4f}".format(*interval)
 
 
-def describe_battles(n: int, prompts: int | None, what: str = "battle") -> str:
-    """How many battles of how many prompts: ``300 held-out battles of 12 prompts``."""
+def describe_battles(n: int, prompts: int | None, what: str = "battle", *, outcomes: int = 3) -> str:
+    """How many battles of how many prompts: ``300 held-out battles of 12 prompts``; says if they have two outcomes."""
     of_prompts = "" if prompts is None else f" of {plural(prompts, 'prompt')}"
-    return f"{plural(n, what)}{of_prompts}"
+    return f"{plural(n, what)}{of_prompts}{f'; {TWO_OUTCOMES}' if outcomes == 2 else ''}"
 
 
 def plural(n: int, what: str) -> str:

@@ -130,14 +130,13 @@ def _print(trained: TrainResult, pushed: str | None) -> None:
     if trained.validation is not None:
         scores = trained.validation
         interval = metrics.describe_interval(scores["log_loss_ci"], scores["log_loss_ci_reason"])
-        two_outcomes = metrics.TWO_OUTCOMES if scores["outcomes"] == 2 else ""
         common.print_table(
-            metrics.describe_battles(scores["n"], scores["prompts"], "held-out battle"),
+            metrics.describe_battles(scores["n"], scores["prompts"], "held-out battle", outcomes=scores["outcomes"]),
             ["", "log loss", ""],
             [
                 ["this model", scores["log_loss"], interval],
                 ["prior", scores["prior_log_loss"], "class shares of the held-out battles"],
-                ["uniform guess", scores["uniform_log_loss"], two_outcomes],
+                ["uniform guess", scores["uniform_log_loss"], ""],
             ],
         )
     if pushed:

@@ -25,7 +25,7 @@ BUCKETS = 64
 MAX_EXAMPLES = 3
 """How many rows of each kind of mismatch are shown."""
 
-Values = NDArray[np.float64]
+Values = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Rows:
     ids: pa.Array
     """As the file spells them."""
     values: Values
-    """Numbers of each row, shape ``[n, k]``."""
+    """Numbers of each row, shape ``[n, k]``, of one type in all rows of a stream."""
     first: int
     """Number of the first row in its file, counted from 1."""
 

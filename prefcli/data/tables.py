@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefcli import metrics, readers
-from prefcli.battles import check_unique_ids, duplicate_id_error
+from prefcli.battles import ReadCounts, Source, check_unique_ids, duplicate_id_error, int_column
 from prefcli.data.joining import MAX_EXAMPLES, Join, Mismatch, Rows
 from prefcli.errors import InputError
 from prefcli.outcomes import WINNER_COLUMNS
@@ -145,35 +145,86 @@ def clip_and_renormalize(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return clipped / clipped.sum(axis=1, keepdims=True)
 
 
-def label_rows(path: Path) -> Iterator[Rows]:
-    """The rows of a file with one-hot winner columns, some at a time; values are labels ``[n, 1]``.
+class LabelFile:
+    """Outcomes to score against: battles of any layout, or one file with only ``id`` and the three winner columns.
 
     Raises
     ------
     InputError
-        If rows have no winner or several.
+        If the file is neither.
     """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.counts = ReadCounts()
+        """Of the battles that were read so far."""
+        self.battles: readers.BattleFile | None = None
+        """None if there are only outcomes."""
+        try:
+            self.battles = readers.open_battles(source)
+        except InputError:
+            if len(source.paths) > 1 or source != Source(source.paths) or not _has_only_outcomes(source.paths[0]):
+                raise
+
+    @property
+    def outcomes(self) -> int | None:
+        """2 if the layout has no ties; None if only the labels show how many outcomes there are."""
+        return 2 if self.battles is not None and not self.battles.layout.has_ties else None
+
+    def rows(self) -> Iterator[Rows]:
+        """Ids and integers ``[n, 2]``: label (-1 where unknown) and prompt key; ``[n, 1]`` if prompts are not known.
+
+        Raises
+        ------
+        InputError
+            If a row is invalid.
+        """
+        if self.battles is None:
+            yield from _label_rows(self.source.paths[0])
+            return
+        first = 1
+        for batch, counts in self.battles.batches():
+            columns = [int_column(batch.column(name), missing=-1) for name in ("label", "prompt_key")]
+            yield Rows(batch.column("id"), np.stack(columns, axis=1), first)
+            first += batch.num_rows
+            self.counts += counts
+
+
+def _has_only_outcomes(path: Path) -> bool:
+    try:
+        next(readers.column_batches(path, ["id", *WINNER_COLUMNS]), None)
+    except InputError:
+        return False
+    return True
+
+
+def _label_rows(path: Path) -> Iterator[Rows]:
+    """The rows of a file with one-hot winner columns, some at a time; values are labels ``[n, 1]``."""
     invalid = Mismatch()
     for rows in _rows(path, "labels"):
         is_one_hot = np.isin(rows.values, (0, 1)).all(axis=1) & (rows.values.sum(axis=1) == 1)
         _add_rows(invalid, rows, np.flatnonzero(~is_one_hot))
-        yield Rows(rows.ids, rows.values.argmax(axis=1).astype(np.float64)[:, None], rows.first)
-    _refuse(invalid, path, "without exactly one winner", "One of the three winner columns must be 1, the others 0.")
+        yield Rows(rows.ids, rows.values.argmax(axis=1)[:, None], rows.first)
+    hint = "One of the three winner columns must be 1, the others 0. Predictions are named first, labels second."
+    _refuse(invalid, path, "without exactly one winner", hint)
 
 
 def join_predictions(
-    predictions: Path, labels: Path, *, renormalize: bool = False
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.int64]]]:
-    """Probabilities ``[n, 3]`` and labels ``[n]`` of the same battles, some at a time; memory does not grow.
+    predictions: Path, label_file: LabelFile, *, renormalize: bool = False
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64] | None]]:
+    """Probabilities ``[n, 3]``, labels ``[n]`` (-1 where unknown) and prompt keys ``[n]`` of the same battles.
+
+    They come some at a time; memory does not grow. Keys are None where prompts are not known.
 
     Raises
     ------
     InputError
         If a file is invalid, or an id occurs twice or is in one file only. Ids are checked after the last part.
     """
-    with Join(prediction_rows(predictions, renormalize=renormalize), label_rows(labels)) as join:
-        for probabilities, label_values in join.pairs():
-            yield probabilities, label_values[:, 0].astype(np.int64)
+    labels = label_file.source
+    with Join(prediction_rows(predictions, renormalize=renormalize), label_file.rows()) as join:
+        for probabilities, values in join.pairs():
+            yield probabilities, values[:, 0], values[:, 1] if values.shape[1] > 1 else None
         mismatches, (_, battles) = join.mismatches, join.sizes
     for duplicates, file in ((mismatches.left_duplicates, predictions), (mismatches.right_duplicates, labels)):
         if duplicates.count:

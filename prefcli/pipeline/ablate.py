@@ -225,9 +225,10 @@ def _difference(row: Row, difference: str) -> str:
 
 def title(ablation: Ablation) -> str:
     """What the table is of."""
-    battles = metrics.describe_battles(ablation.battles, ablation.prompts, "held-out battle")
-    two_outcomes = f"; {metrics.TWO_OUTCOMES}" if ablation.outcomes == 2 else ""
-    return f"{battles} over {metrics.plural(ablation.seeds, 'seed')}{two_outcomes}"
+    battles = metrics.describe_battles(
+        ablation.battles, ablation.prompts, "held-out battle", outcomes=ablation.outcomes
+    )
+    return f"{metrics.plural(ablation.seeds, 'seed')}: {battles}"
 
 
 def as_markdown(ablation: Ablation) -> str:
