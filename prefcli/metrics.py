@@ -255,7 +255,7 @@ class _BootstrapUnits:
             drawn = random.integers(0, len(sums), size=(min(at_once, rounds - begin), len(sums)))
             parts.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
         means = np.concatenate(parts)
-        tail = _expanded_tail(len(sums))
+        tail = _expanded_tail(sizes.sum() ** 2 / (sizes**2).sum())
         low, high = np.quantile(means, [tail, 1 - tail])
         return float(low), float(high)
 
@@ -275,15 +275,16 @@ def _hash_units(groups: NDArray[np.int64]) -> NDArray[np.int64]:
     return ((mixed >> np.uint64(32)) % np.uint64(BOOTSTRAP_MAX_UNITS)).astype(np.int64)
 
 
-def _expanded_tail(units: int) -> float:
+def _expanded_tail(units: float) -> float:
     """Share of the bootstrap's means beyond each end of a 95 % interval: ``Phi(-t sqrt(n / (n - 1)))``.
 
     A percentile interval of n units is too narrow as the normal distribution is against Student's t, and because the
-    bootstrap divides by n, not n - 1. The quantile t is M. Abramowitz & I. Stegun's expansion (1964), 26.7.5.
+    bootstrap divides by n, not n - 1. Units of unequal size count as ``sum(sizes)^2 / sum(sizes^2)`` (L. Kish, "Survey
+    sampling", 1965). The quantile t is M. Abramowitz & I. Stegun's expansion (1964), 26.7.5.
     """
-    degrees = units - 1
+    degrees = max(units - 1, 1.0)
     t = Z95 + (Z95**3 + Z95) / (4 * degrees) + (5 * Z95**5 + 16 * Z95**3 + 3 * Z95) / (96 * degrees**2)
-    return math.erfc(t * math.sqrt(units / degrees / 2)) / 2
+    return math.erfc(t * math.sqrt((degrees + 1) / degrees / 2)) / 2
 
 
 def too_few_units(n: int, prompts: int | None) -> str:

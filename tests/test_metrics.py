@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -154,16 +154,18 @@ def coverage(draw: Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray 
     return hits / 300
 
 
-def of_prompts(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Losses of 60 prompts with one to nine battles each, which are alike within a prompt; their mean is 1."""
-    groups = np.repeat(np.arange(60), random.integers(1, 10, 60))
-    return random.normal(1, 0.3, 60)[groups] + random.normal(0, 0.2, len(groups)), groups
+def of_prompts(random: np.random.Generator, sizes: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
+    """Losses of prompts with 1 to 9 battles each, or as many as ``sizes``; alike within a prompt, with the mean 1."""
+    sizes = sizes or random.integers(1, 10, 60).tolist()
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    return random.normal(1, 0.3, len(sizes))[groups] + random.normal(0, 0.2, len(groups)), groups
 
 
 def test_the_interval_covers_the_mean_as_often_as_its_level_says() -> None:
     assert 0.92 <= coverage(lambda random: (random.exponential(1.0, 400), None), 1.0) <= 0.98
     assert 0.92 <= coverage(of_prompts, 1.0) <= 0.98
     assert 0.91 <= coverage(lambda random: (random.normal(1, 1, metrics.MIN_UNITS), None), 1.0) <= 0.98
+    assert 0.92 <= coverage(lambda random: of_prompts(random, [50] * 3 + [1] * 60), 1.0)  # three hold most of them
     assert coverage(lambda random: (of_prompts(random)[0], None), 1.0) < 0.8  # what resampling battles gives
 
 
