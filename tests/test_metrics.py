@@ -165,7 +165,7 @@ def test_the_interval_covers_the_mean_as_often_as_its_level_says() -> None:
     assert 0.92 <= coverage(lambda random: (random.exponential(1.0, 400), None), 1.0) <= 0.98
     assert 0.92 <= coverage(of_prompts, 1.0) <= 0.98
     assert 0.91 <= coverage(lambda random: (random.normal(1, 1, metrics.MIN_UNITS), None), 1.0) <= 0.98
-    assert 0.92 <= coverage(lambda random: of_prompts(random, [50] * 3 + [1] * 60), 1.0)  # three hold most of them
+    assert coverage(lambda random: of_prompts(random, [50] * 3 + [1] * 60), 1.0) >= 0.92  # three hold most of them
     assert coverage(lambda random: (of_prompts(random)[0], None), 1.0) < 0.8  # what resampling battles gives
 
 

@@ -147,7 +147,7 @@ def test_intervals_of_the_ablation_cover_the_truth_as_often_as_they_say(
     monkeypatch.setattr(runs, "read_validation", read_validation)
     monkeypatch.setattr(metrics, "bootstrap_interval", functools.partial(metrics.bootstrap_interval, rounds=150))
     hits, by_battle = np.zeros(2), 0
-    for _ in range(100):
+    for _ in range(60):
         labels[:] = np.repeat(random.choice(3, size=40, p=SHARES), 3)
         ablation = evaluate(tmp_path, 0, 3)
         first, _, other, *_ = ablation.rows
@@ -162,5 +162,5 @@ def test_intervals_of_the_ablation_cover_the_truth_as_often_as_they_say(
         low, high = metrics.bootstrap_interval(losses) or (0, 0)
         by_battle += low <= truth["logits"] <= high
     assert (ablation.battles, ablation.prompts) == (360, 40)
-    assert (hits >= 90).all()
-    assert by_battle <= 65, "resampling battles, as if seeds made new ones"
+    assert (hits >= 53).all()
+    assert by_battle <= 40, "resampling battles, as if seeds made new ones"
