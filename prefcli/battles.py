@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefcli.errors import InputError
+from prefcli.errors import InputError, one_line
 from prefcli.outcomes import OUTCOMES, SOFT_LABEL_COLUMNS
 
 TEXT_FIELDS = ("prompt", "response_a", "response_b")
@@ -118,6 +118,10 @@ class ReadCounts:
     """Parts of messages that are not text, such as images."""
     invented_ids: int = 0
     """Battles whose id is not in the file: it is their row's number, or a repeated id with a number behind it."""
+    skipped: int = 0
+    """Rows that are no battles: entries of a log that are no votes, lists of fewer than two answers."""
+    left_out_pairs: int = 0
+    """Pairs of answers of long lists, over the limit for one prompt."""
 
     def warnings(self) -> list[str]:
         """The repairs, in words for the user."""
@@ -125,6 +129,8 @@ class ReadCounts:
             (self.surrogates, "turns held lone surrogates, which were replaced by U+FFFD"),
             (self.diverged, "battles have conversations whose prompts diverge; turns from there on were dropped"),
             (self.dropped_parts, "parts of messages are not text (images, for example) and were dropped"),
+            (self.skipped, "rows are no battles (no votes, or fewer than two answers) and were left out"),
+            (self.left_out_pairs, "pairs of answers are over the limit of pairs for one prompt and were left out"),
         )
         return [f"{count:,} {what}" for count, what in repairs if count]
 
@@ -135,6 +141,19 @@ class ReadCounts:
 def texts_of(column: pa.Array | pa.ChunkedArray) -> list[str]:
     """Each row of a ``list<string>`` column as one text: turns separated by a newline, null and empty ones skipped."""
     return [TURN_SEPARATOR.join(turn for turn in turns if turn) if turns else "" for turns in column.to_pylist()]
+
+
+def describe_battle(battles: pa.RecordBatch, *, row: int = 0, outcome: bool = True) -> str:
+    """A battle in words: what was asked, what the two models said, and who won."""
+    fields = {name: one_line(texts_of(battles.column(name).slice(row, 1))[0], 60) for name in TEXT_FIELDS}
+    models = [battles.column(name)[row].as_py() for name in ("model_a", "model_b")]
+    names = [f"{side} ({one_line(model, 30)})" if model else side for side, model in zip("AB", models, strict=True)]
+    answers = ", ".join(f"{name} says {fields[f'response_{side}']!r}" for name, side in zip(names, "ab", strict=True))
+    said = f"asked {fields['prompt']!r}, {answers}"
+    if not outcome:
+        return said
+    label = battles.column("label")[row].as_py()
+    return f"{said}; {'the outcome is unknown' if label is None else ('A won', 'B won', 'a tie')[label]}"
 
 
 def prompt_key(turns: Sequence[str | None]) -> int:

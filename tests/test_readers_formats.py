@@ -301,7 +301,6 @@ def test_the_side_of_the_chosen_answer_carries_no_signal(tmp_path: Path) -> None
     [
         ({"chosen": "Apples.", "rejected": "Pears."}, "no prompt"),
         ({"prompt": "x", "chosen": "Apples.", "rejected": None}, "no answer"),
-        ({"prompt": "x", "chosen": ["Apples."], "rejected": ["Pears.", "Figs."]}, "lists of answers"),
         ({"chosen": messages("Hi?"), "rejected": messages("Hi?", "x")}, "holds no answer"),
     ],
 )
@@ -370,8 +369,8 @@ def test_soft_labels_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "what", "column"),
     [
-        ({"winner": "3"}, "unknown winner '3'", "winner"),
-        ({"response_a": {"text": "x"}}, "a turn is", "response_a"),
+        ({"winner": "third"}, "unknown winner 'third'", "winner"),
+        ({"response_a": {"body": "x"}}, "a turn is", "response_a"),
         ({"p_a": 0.5, "p_b": 0.5, "p_tie": 0.5}, "is 1.5, not 1", ""),
         ({"p_a": -0.5, "p_b": 1, "p_tie": 0.5}, "expected a probability", "p_a"),
         ({"p_a": "many", "p_b": 1, "p_tie": 0}, "expected a probability", "p_a"),
@@ -510,7 +509,7 @@ def test_columns_that_fit_two_formats_are_refused(tmp_path: Path) -> None:
     assert "--format" in refused(path).hint
 
 
-@pytest.mark.parametrize("text", ["prompt", "prompt=", "nonsense=x", "prompt=a,prompt=b", "prompt=a,response_a=a"])
+@pytest.mark.parametrize("text", ["prompt", "=x", "nonsense=x", "prompt=a,prompt=b", "prompt=a,response_a=a"])
 def test_a_wrong_mapping_of_columns_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="--columns"):
         readers.parse_columns(text)

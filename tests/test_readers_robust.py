@@ -511,7 +511,6 @@ def test_parquet_of_unexpected_types_is_read_or_refused(tmp_path: Path, name: st
         pa.array([[{"role": b"\xff", "content": b"\xff"}]]),
         pa.array([[{"role": "user", "content": [{"text": b"\xff"}]}]]),
         pa.array([[{"role": "user", "content": [["a"]]}]]),
-        pa.array([MESSAGES], pa.list_(pa.array(MESSAGES).type, 2)),
         pa.array([[("role", "content")]], pa.map_(pa.string(), pa.string())),
     ],
     ids=lambda column: str(column.type),
@@ -545,7 +544,7 @@ def test_battles_that_need_more_memory_than_available_are_refused(
 ) -> None:
     path = tmp_path / "train.csv"
     path.write_bytes(table(row()))
-    monkeypatch.setattr("prefcli.readers.rows.build_batch", raises(MemoryError()))
+    monkeypatch.setattr("prefcli.readers.engine.make_batch", raises(MemoryError()))
     assert "more memory than is available" in refused(path).what
 
 

@@ -113,7 +113,7 @@ class Predictor:
             If a battle is not valid.
         """
         is_table = response_a is None and response_b is None and not isinstance(prompt, str)
-        batch = readers.battles_from(prompt) if is_table else _battle(prompt, response_a, response_b)
+        batch = readers.battles_from(prompt, outcomes=False) if is_table else _battle(prompt, response_a, response_b)
         probabilities = self._calibrate(self._predict(batch), self._held_out_keys(batch))
         return probabilities if is_table else Probabilities(*probabilities[0].tolist())
 
@@ -190,7 +190,7 @@ def _parse(number: int, line: bytes) -> _NamedBattle | Answer:
             raise InputError("expected a JSON object")
         if isinstance(value.get("id"), (str, int, float)):
             name = str(value["id"])
-        batch = readers.battles_from([value], name=f"line {number}")
+        batch = readers.battles_from([value], name=f"line {number}", outcomes=False)
         if value.get("id") is not None:
             name = batch.column("id")[0].as_py()
         return name, batch.select(BATTLE_SCHEMA.names)  # optional columns differ between lines
@@ -202,6 +202,8 @@ def _battle(prompt: Any, response_a: Any, response_b: Any) -> pa.RecordBatch:
     row = {"prompt": prompt, "response_a": response_a, "response_b": response_b}
     if missing := [name for name, text in row.items() if text is None]:
         raise InputError(f"no {missing[0]}")
+    if wrong := [name for name, text in row.items() if not isinstance(text, (str, list, tuple))]:
+        raise InputError(f"{wrong[0]} is {type(row[wrong[0]]).__name__}, not text")
     row = {name: list(text) if isinstance(text, tuple) else text for name, text in row.items()}
     return readers.battles_from([row], format="generic", name="the battle")
 

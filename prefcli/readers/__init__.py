@@ -1,7 +1,8 @@
 """Read battles from every supported file format. No other module knows formats.
 
-:mod:`~prefcli.readers.containers` turns a file into raw columns. A :class:`Layout` says which columns a format needs
-and how they become battles. :mod:`~prefcli.readers.battle_file` recognises the layout and streams the battles.
+:mod:`~prefcli.readers.containers` turns a file into raw columns. :mod:`~prefcli.readers.layouts` says in which columns
+the published formats keep what, :mod:`~prefcli.readers.recognition` finds the one that a file has, and
+:mod:`~prefcli.readers.engine` turns raw columns into battles. :mod:`~prefcli.readers.battle_file` streams them.
 
 Every problem with a file is an :class:`~prefcli.errors.InputError` that names the file, the row (counted from 1, not
 counting the header) and the column.
@@ -9,7 +10,17 @@ counting the header) and the column.
 
 from __future__ import annotations
 
-from prefcli.readers.battle_file import LAYOUTS, BattleFile, battles_from, column_batches, open_battles, parse_columns
-from prefcli.readers.layouts import Layout
+from prefcli.readers.battle_file import BattleFile, battles_from, column_batches, open_battles
+from prefcli.readers.layouts import LAYOUTS, Layout
+from prefcli.readers.mapping import parse_columns, with_layout_file
 
-__all__ = ["LAYOUTS", "BattleFile", "Layout", "battles_from", "column_batches", "open_battles", "parse_columns"]
+__all__ = [
+    "LAYOUTS",
+    "BattleFile",
+    "Layout",
+    "battles_from",
+    "column_batches",
+    "open_battles",
+    "parse_columns",
+    "with_layout_file",
+]

@@ -1,10 +1,10 @@
-"""Recognise the layout of files of battles, and stream their battles in memory that does not grow with the files."""
+"""Files and tables of battles: recognised, then streamed in memory that does not grow with the files."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,12 @@ import pyarrow as pa
 
 from prefcli.battles import ReadCounts, Source
 from prefcli.errors import InputError
-from prefcli.readers.arena import ARENA, MT_BENCH
 from prefcli.readers.cells import Location, RawBatch, missing_columns, string_column
 from prefcli.readers.containers import Container, column_names, open_container, raw_batches, readable
-from prefcli.readers.layouts import ID_COLUMNS, Layout
-from prefcli.readers.preferences import PREFERENCES
-from prefcli.readers.rows import GENERIC, KAGGLE, looks_like_turns
+from prefcli.readers.layouts import KAGGLE, Layout
+from prefcli.readers.recognition import EXPECTED, PEEK_ROWS, Recognised, recognise
 from prefcli.readers.tables import raw_table
 from prefcli.storage import files
-
-LAYOUTS: tuple[Layout, ...] = (KAGGLE, GENERIC, MT_BENCH, ARENA, PREFERENCES)
-"""Every layout; the first that matches a file's columns is used, with the exceptions in :func:`_recognise`."""
-
-_EXPECTED = (
-    "Expected id, prompt, response_a, response_b (Kaggle), the same with winner, conversation_a and "
-    "conversation_b, or chosen and rejected; other names with --columns prompt=NAME,..."
-)
 
 
 @dataclass(frozen=True)
@@ -37,17 +27,40 @@ class BattleFile:
 
     source: Source
     """The files as the user named them."""
-    layout: Layout
     containers: tuple[Container, ...]
-    columns: Mapping[str, str]
-    """The columns to read: name in the layout -> name in the files."""
-    not_read: tuple[str, ...] = ()
-    """Columns of the files that are not read, in the files' order."""
+    recognised: tuple[Recognised, ...]
+    """How each of the files is read."""
+
+    @property
+    def layout(self) -> Layout:
+        """What the files have in common."""
+        return self.recognised[0].mapped.layout
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Where everything is in the first file: canonical name -> path."""
+        return self.recognised[0].mapped.names()
+
+    @property
+    def not_read(self) -> tuple[str, ...]:
+        """Columns that are not read, in the files' order."""
+        return tuple(dict.fromkeys(name for recognised in self.recognised for name in recognised.not_read))
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """Doubts about columns that are not read, for the user."""
+        return tuple(dict.fromkeys(text for recognised in self.recognised for text in recognised.questions))
 
     @property
     def has_ids(self) -> bool:
         """Whether the files hold ids; if not, a battle's id is its row number."""
-        return any(name in self.columns for name in ID_COLUMNS)
+        return "id" in self.columns
+
+    @property
+    def has_ties(self) -> bool:
+        """Whether the files can hold ties at all."""
+        mapped = self.recognised[0].mapped
+        return mapped.rule.has_ties if mapped.rule else self.layout.has_ties
 
     @property
     def description(self) -> str:
@@ -68,8 +81,11 @@ class BattleFile:
     def options(self) -> dict[str, object]:
         """What else determines the battles, for the cache's fingerprint."""
         options: dict[str, object] = {"layout": self.layout.name}
-        if self.source.columns:
-            options["columns"] = dict(self.source.columns)
+        how = [recognised.mapped.to_json() for recognised in self.recognised]
+        if self.layout is not KAGGLE or any(name != path for name, path in self.columns.items()):
+            options["read"] = how  # stages of Kaggle's files that earlier versions read are still valid
+        if self.source.encoding:
+            options["encoding"] = self.source.encoding
         if self._members:
             options["members"] = self._members
         return options
@@ -82,16 +98,15 @@ class BattleFile:
         InputError
             On the first row that is not a battle, or if a file holds none.
         """
-        layout_names = {file_name: name for name, file_name in self.columns.items()}
         last_numbers: dict[str, int] = {}
         rows_before = 0
-        for container in self.containers:
-            rows = 0
-            for raw in raw_batches(container, list(layout_names)):
+        for container, recognised in zip(self.containers, self.recognised, strict=True):
+            rows = battles = 0
+            for raw in raw_batches(container, recognised.mapped.columns):
                 if raw.num_rows:
                     with readable(container.name):
                         location = Location(container.name, rows + 1, rows_before)
-                        batch, counts = self.layout.convert(raw.rename(layout_names), location)
+                        batch, counts = recognised.mapped.convert(raw, location)
                     invented = 0 if self.has_ids else batch.num_rows
                     if not self.layout.keeps_ids:
                         read_ids = batch.column("id").to_pylist()
@@ -102,8 +117,9 @@ class BattleFile:
                     counts += ReadCounts(invented_ids=invented)
                     yield batch, counts
                     rows += raw.num_rows
-            if not rows:
-                raise InputError("the file holds no battles", where=container.name, hint=_EXPECTED)
+                    battles += batch.num_rows
+            if not battles:
+                raise InputError("the file holds no battles", where=container.name, hint=EXPECTED)
             rows_before += rows
 
 
@@ -118,10 +134,17 @@ def unique_id(battle_id: str, last_numbers: dict[str, int]) -> str:
     return free
 
 
-def open_battles(source: Source | Path, preferred: str = "train") -> BattleFile:
+def open_battles(source: Source | Path, preferred: str = "train", *, outcomes: bool = True) -> BattleFile:
     """Recognise the layout of one or more files of battles.
 
-    ``preferred`` names the table to read from an archive that holds several.
+    Parameters
+    ----------
+    source:
+        The files, and how they are read.
+    preferred:
+        The table to read from an archive that holds several.
+    outcomes:
+        Whether a file is refused whose outcome is not understood.
 
     Raises
     ------
@@ -132,54 +155,63 @@ def open_battles(source: Source | Path, preferred: str = "train") -> BattleFile:
     if not source.paths:
         raise InputError("no file to read")
     containers = tuple(open_container(path, preferred, source.encoding) for path in source.paths)
-    available = [_available_columns(container, source.columns or {}) for container in containers]
-    layouts = [
-        _recognise(container.name, names, source.format, functools.partial(raw_batches, container))
-        for container, names in zip(containers, available, strict=True)
-    ]
-    layout = layouts[0]
-    used = [{name: names[name] for name in layout.columns if name in names} for names in available]
-    for container, other, names in zip(containers, layouts, used, strict=True):
-        if other is not layout:
+    recognised = tuple(
+        recognise(
+            container.name,
+            column_names(container),
+            functools.partial(_peek, container),
+            source,
+            outcomes=outcomes,
+        )
+        for container in containers
+    )
+    first = recognised[0].mapped
+    for container, other in zip(containers, (one.mapped for one in recognised), strict=True):
+        if other.layout is not first.layout:
             raise InputError(
-                f"{container.name} is {other.name}, {containers[0].name} is {layout.name}",
+                f"{container.name} is {other.layout.name}, {containers[0].name} is {first.layout.name}",
                 hint="Files that are read together must have the same layout.",
             )
-        if differing := sorted(set(names) ^ set(used[0])):
+        if differing := sorted(set(other.places) ^ set(first.places)):
             raise InputError(
                 f"column {differing[0]} is in one file and not in the other",
                 where=f"{containers[0].name}, {container.name}",
                 hint="Files that are read together must have the same columns.",
             )
-    read = set(used[0].values())
-    not_read = dict.fromkeys(name for names in available for name in names.values() if name not in read)
-    return BattleFile(source, layout, containers, used[0], tuple(not_read))
+    return BattleFile(source, containers, recognised)
 
 
-def _available_columns(container: Container, mapping: Mapping[str, str]) -> dict[str, str]:
-    """The file's columns, renamed by ``--columns``: name for the layouts -> name in the file."""
-    names = column_names(container)
-    if missing := [file_name for file_name in mapping.values() if file_name not in names]:
-        raise InputError(
-            missing_columns(missing, names),
-            where=container.name,
-            hint="--columns takes KNOWN=NAME, NAME being a column of the file.",
-        )
-    renamed = set(mapping.values())
-    return {**{name: name for name in names if name not in renamed}, **mapping}
+def _peek(container: Container, names: Sequence[str]) -> RawBatch:
+    """The first rows of some columns."""
+    names = list(dict.fromkeys(names))
+    raw = next(raw_batches(container, names), None) if names else None
+    return _first_rows(raw or RawBatch({name: [] for name in names}, 0))
 
 
-def battles_from(table: Any, *, format: str | None = None, name: str = "the table") -> pa.RecordBatch:
+def _first_rows(raw: RawBatch) -> RawBatch:
+    return RawBatch({name: column[:PEEK_ROWS] for name, column in raw.columns.items()}, min(raw.num_rows, PEEK_ROWS))
+
+
+def battles_from(
+    table: Any,
+    source: Source | None = None,
+    *,
+    format: str | None = None,
+    name: str = "the table",
+    outcomes: bool = True,
+) -> pa.RecordBatch:
     """Battles that are in memory already, in any layout that files may have.
 
     Parameters
     ----------
     table:
         See :func:`~prefcli.readers.tables.raw_table`.
-    format:
-        A layout's name; None recognises it.
+    source:
+        How it is read, as a source of no files; ``format`` is short for ``Source((), format=...)``.
     name:
         The table's name in error messages.
+    outcomes:
+        Whether it is refused if its outcome is not understood.
 
     Raises
     ------
@@ -188,73 +220,15 @@ def battles_from(table: Any, *, format: str | None = None, name: str = "the tabl
     """
     raw = raw_table(table, name)
     if not raw.num_rows:
-        raise InputError("there are no battles", where=name, hint=_EXPECTED)
-    columns = {column: column for column in raw.columns}
-    layout = _recognise(name, columns, format, lambda names: iter([raw.select(names)]))
-    used = [column for column in layout.columns if column in raw]
-    return layout.convert(raw.select(used), Location(name, 1))[0]
+        raise InputError("there are no battles", where=name, hint=EXPECTED)
+    peek = functools.partial(_peek_table, raw)
+    source = source or Source((), format=format)
+    mapped = recognise(name, list(raw.columns), peek, source, outcomes=outcomes).mapped
+    return mapped.convert(raw.select(mapped.columns), Location(name, 1))[0]
 
 
-def _recognise(
-    where: str, columns: Mapping[str, str], wanted: str | None, read: Callable[[list[str]], Iterator[RawBatch]]
-) -> Layout:
-    """The layout that matches the columns, or the wanted one if the columns allow it.
-
-    ``read`` gives batches of some columns: a file with Kaggle's columns but no winners may also be a generic one,
-    which its first prompt decides.
-    """
-    names = set(columns)
-    if wanted is not None:
-        layout = next((layout for layout in LAYOUTS if layout.name == wanted), None)
-        if layout is None:
-            raise InputError(
-                f"unknown format {wanted!r}", hint=f"Choose one of {', '.join(layout.name for layout in LAYOUTS)}."
-            )
-        if missing := [name for name in layout.required if name not in names]:
-            hint = f"The format {layout.name} is {layout.summary}."
-            raise InputError(missing_columns(missing, list(columns)), where=where, hint=hint)
-        return layout
-    matching = [layout for layout in LAYOUTS if layout.matches(names)]
-    if not matching:
-        nearest = min(LAYOUTS, key=lambda layout: len(set(layout.required) - names))
-        missing = [name for name in nearest.required if name not in names]
-        raise InputError(missing_columns(missing, list(columns)), where=where, hint=_EXPECTED)
-    if len({layout.family for layout in matching}) > 1:
-        raise InputError(
-            f"the columns fit several formats: {', '.join(layout.name for layout in matching)}",
-            where=where,
-            hint="Choose one with --format.",
-        )
-    if matching[0] is KAGGLE and not names & {"winner_model_a", "prompt_key"}:
-        first = next(read([columns["prompt"]]), None)
-        if first is not None and first.num_rows:
-            raw = first.rename({columns["prompt"]: "prompt"})
-            return KAGGLE if looks_like_turns(raw, Location(where, 1)) else GENERIC
-    return matching[0]
-
-
-def parse_columns(text: str) -> dict[str, str]:
-    """``prompt=question,response_a=left`` as a mapping from layouts' names to the file's.
-
-    Raises
-    ------
-    InputError
-        If it is not written so, or no layout has a column of that name.
-    """
-    known = list(dict.fromkeys(name for layout in LAYOUTS for name in layout.columns))
-    mapping: dict[str, str] = {}
-    for item in text.split(","):
-        name, equals, file_name = (part.strip() for part in item.partition("="))
-        if not (name and equals and file_name):
-            raise InputError(
-                f"--columns: cannot read {item.strip()!r}", hint="Write --columns prompt=question,response_a=left,..."
-            )
-        if name not in known:
-            raise InputError(f"--columns: unknown column {name}", hint=f"Known are {', '.join(known)}.")
-        if name in mapping or file_name in mapping.values():
-            raise InputError(f"--columns: {item.strip()} names a column for the second time")
-        mapping[name] = file_name
-    return mapping
+def _peek_table(raw: RawBatch, names: Sequence[str]) -> RawBatch:
+    return _first_rows(raw.select(names))
 
 
 def column_batches(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -143,22 +145,41 @@ def turns_column(raw: RawBatch, name: str, location: Location) -> tuple[pa.Array
 
 
 _decode_json = json.JSONDecoder().decode
+_PYTHON_MESSAGES = re.compile(r"(?:\[\s*)?\{\s*'")
 _PYTHON_ITEM = re.compile(r"""\s*('[^'\\\n]*(?:\\.[^'\\\n]*)*'|"[^"\\\n]*(?:\\.[^"\\\n]*)*"|None)\s*(,|\]\s*\Z)""")
 """An item of a list of text as Python prints it, and what follows it."""
 
 
-def parse_list_cell(cell: str) -> list[Any] | None:
-    """The list that a cell spells, in JSON or as Python prints lists of text; None if it spells none.
+def parse_nested(text: str) -> Any:
+    """JSON, or the list or dictionary that Python prints and pandas so writes into a CSV file.
 
-    ``['Hi' 'there']``, as NumPy prints arrays, spells none: Python would join the two texts.
+    ``['Hi' 'there']``, as NumPy prints arrays, is neither: Python would join the two texts.
+
+    Raises
+    ------
+    ValueError, RecursionError
+        If it is neither; the message is that of the JSON decoder.
     """
-    if not cell.lstrip().startswith("["):
-        return None
     try:
-        value = _decode_json(cell)
-    except (ValueError, RecursionError):
-        return _parse_python_list(cell)
-    return value if type(value) is list else None
+        return _decode_json(text)
+    except ValueError:
+        if not text.startswith(("[", "{")):
+            raise
+        items = _parse_python_list(text) if text.startswith("[") else None
+        if items is not None:
+            return items
+        if not _PYTHON_MESSAGES.match(text):
+            raise
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return _literal(text)
+        raise
+
+
+def _literal(text: str) -> Any:
+    """What Python prints; without its warnings about unknown escapes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.literal_eval(text)
 
 
 def _parse_python_list(cell: str) -> list[Any] | None:
@@ -166,7 +187,7 @@ def _parse_python_list(cell: str) -> list[Any] | None:
     position = cell.index("[") + 1
     while item := _PYTHON_ITEM.match(cell, position):
         try:
-            items.append(ast.literal_eval(item[1]))
+            items.append(_literal(item[1]))
         except (ValueError, SyntaxError):  # no such escape
             return None
         if item[2] != ",":
@@ -179,7 +200,7 @@ def _parse_turns(cell: Any, row: int, name: str, location: Location) -> list[Any
     if type(cell) is list:
         return cell
     try:
-        value = _decode_json(cell)
+        value = parse_nested(cell)
     except (ValueError, RecursionError, TypeError) as error:
         what = f"broken JSON: {one_line(error)}; the cell begins {excerpt(cell)}" if cell else "no text"
         hint = TURNS_HINT + (" For plain text add --format generic." if cell else "")

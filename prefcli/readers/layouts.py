@@ -1,90 +1,324 @@
-"""What a layout is: the columns it needs, and how a batch of raw columns becomes battles."""
+"""The table of layouts: in which columns the published formats keep prompt, answers and outcome.
+
+Every entry says so in the terms of ``--columns``, ``--outcome`` and ``--each``. Sources are the dataset cards on the
+Hugging Face Hub and the documentation of the tools that are named.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-import pyarrow as pa
+from prefcli.battles import TEXT_FIELDS
+from prefcli.outcomes import SOFT_LABEL_COLUMNS, WINNER_COLUMNS
 
-from prefcli.battles import ReadCounts, make_batch
-from prefcli.readers.cells import Location, RawBatch, first_null_row, string_column
+OUTCOME_COLUMNS = ("winner", *WINNER_COLUMNS, "label", *SOFT_LABEL_COLUMNS, "both_bad")
+CANONICAL_COLUMNS = (
+    *("id", *TEXT_FIELDS, "system", "history", "chosen", "rejected", "conversation_a", "conversation_b"),
+    *("model_a", "model_b", "chosen_model", "rejected_model", "turn", *OUTCOME_COLUMNS),
+)
+"""The names that ``--columns`` takes."""
 
-ID_COLUMNS = ("id", "question_id", "prompt_id")
-"""Names of columns that identify a battle or its prompt."""
+OPTIONAL_COLUMNS = frozenset(("id", "system", "history", "model_a", "model_b", "chosen_model", "rejected_model"))
+"""A file of a layout need not have them."""
 
-CountedBatch = tuple[pa.RecordBatch, ReadCounts]
+ID_COLUMNS = ("id", "question_id", "prompt_id", "conversation_id", "pair_id")
+"""Names of columns that identify a battle or its prompt, the first that exists is read."""
+
+PROMPT_COLUMNS = (
+    *("prompt", "question", "instruction", "input", "query", "request", "context", "conversations", "conversation"),
+    *("messages", "history", "trajectory", "user_prompt", "user_input"),
+)
+SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
+PROMPTS_OF_PARTS = (("instruction", "input"), ("history", "query"), ("history", "instruction", "input"))
+"""Columns that make a prompt together."""
+
+PAIRS_OF_NAMES = (
+    *(("chosen", "rejected"), ("chosen_response", "rejected_response"), ("preferred", "dispreferred")),
+    *(("chosen_answer", "rejected_answer"), ("preferred_output", "non_preferred_output")),
+    *(("preferred_response", "rejected_response"), ("preferred_response", "dispreferred_response")),
+)
+ANSWER_STEMS = ("response", "answer", "output", "completion", "generation", "reply", "candidate", "summary", "text")
+MODEL_STEMS = ("model", "generator", "model_name", "policy")
+SUFFIXES = (("_a", "_b"), ("a", "b"), ("_1", "_2"), ("1", "2"), ("_0", "_1"), ("0", "1"))
+"""How two answers are told apart, and their models."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One format that battles are published in."""
+    """One arrangement of battles in a file."""
 
     name: str
     """As ``--format`` takes it."""
-    family: str
-    """What one battle is made of: ``rows``, ``conversations`` or ``pairs``. Columns of two families are ambiguous."""
     summary: str
     """One line for users."""
-    required: tuple[str, ...]
-    """Columns that a file of this layout must have."""
-    optional: tuple[str, ...]
-    """Columns that are read if present."""
-    convert: Callable[[RawBatch, Location], CountedBatch]
-    """Raw columns -> canonical batch."""
-    excluded: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Canonical name -> path in the file, as ``--columns`` takes it. Parts of a sum after the first may be missing."""
+    outcome: str = ""
+    """As ``--outcome`` takes it."""
+    each: str = ""
+    """As ``--each`` takes it."""
+    also: tuple[str, ...] = ()
+    """More columns by which it is recognised."""
+    without: tuple[str, ...] = ()
     """Columns that show that the file has another layout."""
+    outcome_columns: tuple[str, ...] = ()
+    """Canonical outcomes that are read under their own names, if present."""
     has_ties: bool = True
     """Whether a file of this layout can hold ties at all."""
     keeps_ids: bool = False
     """Whether ids are used unchanged; if not, repeated ones get a numbered suffix."""
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Every column that is read."""
-        return (*self.required, *self.optional)
 
-    def matches(self, columns: set[str]) -> bool:
-        """Whether a file with these columns may have this layout."""
-        return set(self.required) <= columns and not set(self.excluded) & columns
+def _answers(prompt: str, a: str, b: str, outcome: str, **more: str) -> dict[str, object]:
+    """The fields of a layout with two answers in a row."""
+    return {"columns": {"prompt": prompt, "response_a": a, "response_b": b, **more}, "outcome": outcome}
 
 
-def id_column(raw: RawBatch, location: Location, *names: str) -> pa.Array:
-    """The first of the named columns that exists, as ids; without one, row numbers of the whole input."""
-    for name in names:
-        if name in raw:
-            ids = string_column(raw, name, location)
-            if ids.null_count:
-                raise location.error("no id", row=first_null_row(ids), column=name)
-            return ids
-    first = location.rows_before + location.first_row
-    return pa.array([str(number) for number in range(first, first + raw.num_rows)], pa.string())
+KAGGLE = Layout(
+    "kaggle",
+    "Kaggle's train.csv and test.csv: turns as JSON lists, winners one-hot",
+    {name: name for name in ("id", *TEXT_FIELDS, "model_a", "model_b")},
+    outcome_columns=OUTCOME_COLUMNS,
+    without=("winner",),
+    keeps_ids=True,
+)
+GENERIC = Layout(
+    "generic",
+    "a prompt and two answers; outcome as winner in words, one-hot, or p_a, p_b, p_tie",
+    outcome_columns=OUTCOME_COLUMNS,
+    keeps_ids=True,
+)
+PREFERENCES = Layout(
+    "preferences",
+    "chosen and rejected answers (HH-RLHF, UltraFeedback, RewardBench, TRL): no ties, sides by a hash",
+    has_ties=False,
+)
+ARENA = Layout(
+    "arena",
+    "Chatbot Arena's conversations (33k, 100k, 140k): lists of messages, winner in words",
+    {
+        "conversation_a": "conversation_a",
+        "conversation_b": "conversation_b",
+        "model_a": "model_a",
+        "model_b": "model_b",
+    },
+    outcome_columns=("winner",),
+)
+LISTS = Layout("lists", "several answers to one prompt, as --each says: every pair is a battle, sides by a hash")
 
+SPECIFIC_LAYOUTS: tuple[Layout, ...] = (
+    Layout(
+        "prefcli",
+        "prefcli's own Parquet",
+        {name: name for name in ("id", *TEXT_FIELDS, "model_a", "model_b")},
+        outcome="label: 0=a, 1=b, 2=tie",
+        also=("prompt_key",),
+        outcome_columns=(*SOFT_LABEL_COLUMNS, "both_bad"),
+        keeps_ids=True,
+    ),
+    Layout(
+        "mt-bench",
+        "MT-bench's judgments: conversations, several judges of one pair, each of one turn",
+        {**ARENA.columns, "turn": "turn"},
+        also=("judge",),
+        without=("tstamp", "anony"),
+        outcome_columns=("winner",),
+    ),
+    ARENA,
+    Layout(
+        "search-arena",
+        "Search Arena's conversations: messages_a, messages_b, winner in words",
+        {**ARENA.columns, "conversation_a": "messages_a", "conversation_b": "messages_b"},
+        outcome_columns=("winner",),
+    ),
+    Layout(
+        "vote-log",
+        "FastChat's log of votes; its other entries are no battles",
+        {
+            "conversation_a": "states.0",
+            "conversation_b": "states.1",
+            "model_a": "states.0.model_name",
+            "model_b": "states.1.model_name",
+        },
+        outcome="type: leftvote=a, rightvote=b, tievote=tie, bothbad_vote=both_bad, chat=skip, upvote=skip, "
+        "downvote=skip, flag=skip, share=skip, regenerate=skip, clear_history=skip",
+    ),
+    Layout(
+        "mt-bench-pairs",
+        "MT-bench's pairwise judgments in both orders, with question and answers",
+        **_answers(
+            "question",
+            "answer_1",
+            "answer_2",
+            "g1_winner,g2_winner: model_1=a, model_2=b, tie=tie, error=unknown",
+            model_a="model_1",
+            model_b="model_2",
+            id="question_id",
+        ),  # type: ignore[arg-type]
+    ),
+    Layout(
+        "openai-preference",
+        "OpenAI's preference format for fine-tuning",
+        {"prompt": "input.messages", "chosen": "preferred_output", "rejected": "non_preferred_output"},
+        has_ties=False,
+    ),
+    Layout(
+        "nemo-rl",
+        "NeMo RL's preference format: ranked completions",
+        {"prompt": "context"},
+        each="completions: text=completion, rank=rank",
+    ),
+    Layout(
+        "ultrafeedback",
+        "UltraFeedback with all completions and their overall scores",
+        {"prompt": "instruction"},
+        each="completions: text=response, model=model, score=overall_score",
+        also=("models",),
+    ),
+    Layout(
+        "nectar",
+        "Nectar: ranked answers",
+        {"prompt": "prompt"},
+        each="answers: text=answer, model=model, rank=rank",
+        also=("num_responses",),
+    ),
+    Layout(
+        "stack-exchange",
+        "Stack Exchange preferences: answers with scores by votes",
+        {"prompt": "question", "id": "qid"},
+        each="answers: text=text, score=pm_score",
+        also=("qid",),
+    ),
+    Layout(
+        "oasst",
+        "OpenAssistant's trees of messages: ranked replies",
+        {"prompt": "prompt.text", "id": "message_tree_id"},
+        each="prompt.replies: text=text, rank=rank, replies=replies",
+        also=("message_tree_id",),
+    ),
+    Layout(
+        "distilabel",
+        "distilabel: generations with ratings",
+        {"prompt": "instruction"},
+        each="generations: text=., model=/model_names, score=/ratings",
+        without=("chosen",),
+    ),
+    Layout(
+        "distilabel-input",
+        "distilabel: generations with ratings",
+        {"prompt": "input"},
+        each="generations: text=., model=/model_names, score=/ratings",
+        without=("chosen", "instruction"),
+    ),
+    Layout(
+        "ms-swift",
+        "ms-swift: messages that end with the chosen answer, and rejected_response",
+        {"prompt": "messages.:-1", "chosen": "messages.-1", "rejected": "rejected_response"},
+        without=("chosen", "response", "chosen_response"),
+        has_ties=False,
+    ),
+    Layout(
+        "ms-swift-messages",
+        "ms-swift: two conversations, messages and rejected_messages",
+        {"chosen": "messages", "rejected": "rejected_messages"},
+        has_ties=False,
+    ),
+    Layout(
+        "ms-swift-query",
+        "ms-swift: query, response and rejected_response",
+        {
+            "prompt": "query",
+            "history": "history",
+            "system": "system",
+            "chosen": "response",
+            "rejected": "rejected_response",
+        },
+        has_ties=False,
+    ),
+    Layout(
+        "helpsteer3",
+        "HelpSteer3: overall_preference from -3 (first answer) to 3 (second answer)",
+        **_answers("context", "response1", "response2", "overall_preference: -3..-0.5=a, 0.5..3=b, 0=tie"),  # type: ignore[arg-type]
+    ),
+    Layout(
+        "helpsteer2",
+        "HelpSteer2's preferences: preference_strength from -3 (first answer) to 3 (second answer)",
+        **_answers("prompt", "response_1", "response_2", "preference_strength: -3..-0.5=a, 0.5..3=b, 0=tie"),  # type: ignore[arg-type]
+    ),
+    Layout(
+        "safe-rlhf",
+        "PKU-SafeRLHF: better_response_id",
+        **_answers("prompt", "response_0", "response_1", "better_response_id: 0=a, 1=b"),  # type: ignore[arg-type]
+        has_ties=False,
+    ),
+    Layout(
+        "shp",
+        "Stanford Human Preferences: labels is 1 where the first answer is preferred",
+        **_answers("history", "human_ref_A", "human_ref_B", "labels: 1=a, 0=b", id="post_id"),  # type: ignore[arg-type]
+        has_ties=False,
+    ),
+    Layout(
+        "alpaca-eval",
+        "AlpacaEval's annotations: preference from 1 (first answer) to 2 (second answer)",
+        **_answers(
+            "instruction+input",
+            "output_1",
+            "output_2",
+            "preference: 0=tie, 1.5=tie, 1..1.5=a, 1.5..2=b",
+            model_a="generator_1",
+            model_b="generator_2",
+        ),  # type: ignore[arg-type]
+    ),
+    Layout(
+        "llmbar",
+        "LLMBar: label is the number of the better answer",
+        **_answers("input", "output_1", "output_2", "label: 1=a, 2=b"),  # type: ignore[arg-type]
+        has_ties=False,
+    ),
+    Layout(
+        "judgebench",
+        "JudgeBench: label in signs",
+        **_answers("question", "response_A", "response_B", "label: A>B=a, B>A=b, A=B=tie", id="pair_id"),  # type: ignore[arg-type]
+    ),
+    Layout(
+        "webgpt",
+        "WebGPT's comparisons: a score for each answer",
+        **_answers("question.full_text", "answer_0", "answer_1", "score_0,score_1: higher", id="question.id"),  # type: ignore[arg-type]
+    ),
+    Layout(
+        "pandalm",
+        "PandaLM's test set: the majority of three annotators",
+        **_answers(
+            "instruction+input",
+            "response1",
+            "response2",
+            "annotator1,annotator2,annotator3 (majority): 0=tie, 1=a, 2=b",
+            id="idx",
+        ),  # type: ignore[arg-type]
+    ),
+    Layout(
+        "summarize",
+        "Summarize from feedback: two summaries and a choice",
+        **_answers(
+            "info.title+info.post+info.article",
+            "summaries.0.text",
+            "summaries.1.text",
+            "choice: 0=a, 1=b",
+            model_a="summaries.0.policy",
+            model_b="summaries.1.policy",
+        ),  # type: ignore[arg-type]
+        has_ties=False,
+    ),
+    Layout(
+        "preference-collection",
+        "Prometheus' preference collection",
+        **_answers("orig_instruction", "orig_response_A", "orig_response_B", "orig_preference: A=a, B=b"),  # type: ignore[arg-type]
+        has_ties=False,
+    ),
+    KAGGLE,
+)
+"""Layouts with columns of their own; the first whose columns a file has is used."""
 
-def model_columns(raw: RawBatch, location: Location) -> dict[str, pa.Array]:
-    """The columns ``model_a`` and ``model_b``, if the file has them."""
-    return {name: string_column(raw, name, location) for name in ("model_a", "model_b") if name in raw}
-
-
-def build_batch(columns: Mapping[str, Any], fields: Mapping[str, tuple[pa.Array, int]], **counts: int) -> CountedBatch:
-    """A canonical batch with what was repaired.
-
-    Parameters
-    ----------
-    columns:
-        The columns that are not text.
-    fields:
-        For each text field its turns, and how many of them held lone surrogates.
-    counts:
-        What else of :class:`ReadCounts` the layout counted.
-    """
-    batch = make_batch({**columns, **{name: turns for name, (turns, _) in fields.items()}})
-    label = batch.column(batch.schema.get_field_index("label"))
-    return batch, ReadCounts(
-        battles=batch.num_rows,
-        labelled=batch.num_rows - label.null_count,
-        surrogates=sum(surrogates for _, surrogates in fields.values()),
-        null_turns=sum(turns.flatten().null_count for turns, _ in fields.values()),
-        **counts,
-    )
+LAYOUTS: tuple[Layout, ...] = (*SPECIFIC_LAYOUTS, GENERIC, PREFERENCES, LISTS)
+"""Every layout that ``--format`` takes."""

@@ -1,0 +1,90 @@
+"""What the user says about a file: the text of ``--columns``, and a file for ``--layout``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from prefcli.battles import Source
+from prefcli.errors import InputError, one_line
+from prefcli.readers.layouts import CANONICAL_COLUMNS
+from prefcli.readers.paths import did_you_mean
+
+_EXAMPLE = "Write --columns prompt=question,response_a=left,... (a path: a.b.0; several joined: a+b; none: label=)."
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """``prompt=question,response_a=left`` as a mapping from canonical names to paths in the file.
+
+    ``label=`` maps to nothing: the file has no such column, or it is not to be read.
+
+    Raises
+    ------
+    InputError
+        If it is not written so, or there is no such canonical name.
+    """
+    mapping: dict[str, str] = {}
+    for item in text.split(","):
+        name, equals, path = (part.strip() for part in item.partition("="))
+        if not name or not equals:
+            raise InputError(f"--columns: cannot read {item.strip()!r}", hint=_EXAMPLE)
+        if name in mapping or (path and path in mapping.values()):
+            raise InputError(f"--columns: {item.strip()} names a column for the second time")
+        mapping[name] = path
+    check_columns(mapping)
+    return mapping
+
+
+def check_columns(columns: dict[str, str]) -> None:
+    """Refuse names that are not canonical; any column of the file may be mapped to nothing.
+
+    Raises
+    ------
+    InputError
+        Naming the first one.
+    """
+    if unknown := [name for name, path in columns.items() if path and name not in CANONICAL_COLUMNS]:
+        raise InputError(
+            f"--columns: unknown column {unknown[0]}",
+            hint=f"{did_you_mean(unknown[0], CANONICAL_COLUMNS)} Known are {', '.join(CANONICAL_COLUMNS)}.".strip(),
+        )
+
+
+def with_layout_file(source: Source, path: Path) -> Source:
+    """A source with what a TOML file says: ``format``, ``outcome``, ``each``, ``encoding`` and a table ``[columns]``.
+
+    What the source says itself is preferred.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or says something else.
+    """
+    said = _read_toml(path)
+    names = ("format", "outcome", "each", "encoding", "columns")
+    if unknown := sorted(set(said) - set(names)):
+        hint = f"{did_you_mean(unknown[0], names)} Known are {', '.join(names)}.".strip()
+        raise InputError(f"unknown key {unknown[0]}", where=str(path), hint=hint)
+    columns = said.pop("columns", {})
+    texts = [*said.items(), *(columns.items() if isinstance(columns, dict) else [("columns", None)])]
+    if wrong := [name for name, value in texts if not isinstance(value, str)]:
+        raise InputError(f"{wrong[0]} is not text", where=str(path), hint='Write outcome = "vote: left=a, right=b".')
+    check_columns(columns)
+    own = {name: getattr(source, name) for name in said if getattr(source, name) is not None}
+    merged = {**columns, **(source.columns or {})}
+    return dataclasses.replace(source, **{**said, **own}, columns=merged or None)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the layout: {error.strerror or one_line(error)}", where=str(path)) from None
+    except ValueError as error:
+        raise InputError(f"not valid TOML: {one_line(error)}", where=str(path)) from None
