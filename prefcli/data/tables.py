@@ -169,7 +169,7 @@ class LabelFile:
     @property
     def outcomes(self) -> int | None:
         """2 if the layout has no ties; None if only the labels show how many outcomes there are."""
-        return 2 if self.battles is not None and not self.battles.layout.has_ties else None
+        return 2 if self.battles is not None and not self.battles.has_ties else None
 
     def rows(self) -> Iterator[Rows]:
         """Ids and integers ``[n, 2]``: label (-1 where unknown) and prompt key; ``[n, 1]`` if prompts are not known.

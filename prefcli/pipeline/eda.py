@@ -7,7 +7,7 @@ from pathlib import Path
 from prefcli.battles import PathLike, Source, SourceLike
 from prefcli.eda import Eda, explore
 from prefcli.errors import InputError
-from prefcli.pipeline.stages import read_stage
+from prefcli.pipeline.stages import read_stage, show_first_battle
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files
 from prefcli.storage.workspace import WORKSPACE, Workspace
@@ -50,6 +50,7 @@ def eda(
         files.refuse_to_replace(page_path, [*source.paths, *(test.paths if test else ())])
         files.refuse_to_overwrite(page_path, force)
     battles = read_stage(source, workspace, reporter)
+    show_first_battle(battles, reporter)
     test_keys = None
     if test:
         test_battles = read_stage(test, workspace, reporter, preferred="test")

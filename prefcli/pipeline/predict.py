@@ -180,7 +180,7 @@ def read_stages(
         }
         return [stages[text] for text in texts]
 
-    battles = read_stage(source, workspace, reporter, preferred="test")
+    battles = read_stage(source, workspace, reporter, preferred="test", outcomes=False)
     digest, stages = str(battles.metadata["input"]), preprocess(battles)
     return digest, stages, [] if calibrate is None else preprocess(read_stage(calibrate, workspace, reporter))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from prefcli import readers
 from prefcli.battles import TEXT_FIELDS, PathLike, Source, SourceLike, texts_of
-from prefcli.pipeline.stages import preprocess_stage, read_stage
+from prefcli.pipeline.stages import preprocess_stage, read_stage, show_first_battle
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage.workspace import WORKSPACE, Stage, Workspace
 from prefcli.text import check_normalisation, normalise_batch
@@ -46,6 +46,7 @@ def preprocess(
     workspace = Workspace.of(workspace)
     source = Source.of(source)
     battles = read_stage(source, workspace, reporter)
+    show_first_battle(battles, reporter)
     stage = preprocess_stage(battles, workspace, text, workers=workers, reporter=reporter)
     digest = str(battles.metadata["input"])
     workspace.remember(

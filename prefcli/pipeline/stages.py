@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from prefcli import readers
-from prefcli.battles import ReadCounts, Source, SourceLike, check_unique_ids
+from prefcli.battles import ReadCounts, Source, SourceLike, check_unique_ids, describe_battle
+from prefcli.readers.cells import list_names
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage.workspace import Stage, StageWriter, Workspace
 from prefcli.text import TextCounts, normalisation_identity
@@ -25,11 +26,17 @@ INVENTED_IDS = "invented_ids"
 
 
 def read_stage(
-    source: SourceLike, workspace: Workspace, reporter: Reporter = SILENT, *, preferred: str = "train"
+    source: SourceLike,
+    workspace: Workspace,
+    reporter: Reporter = SILENT,
+    *,
+    preferred: str = "train",
+    outcomes: bool = True,
 ) -> Stage:
     """The battles of a file (or of several) as the cached stage ``battles``.
 
     ``preferred`` names the table to read from an archive that holds several, such as the competition's download.
+    ``outcomes`` says whether a file is refused whose outcome is not understood.
 
     Raises
     ------
@@ -37,7 +44,7 @@ def read_stage(
         If a file is not one of battles, or an id occurs twice.
     """
     source = Source.of(source)
-    battle_file = readers.open_battles(source, preferred)
+    battle_file = readers.open_battles(source, preferred, outcomes=outcomes)
 
     def produce(writer: StageWriter) -> Mapping[str, Any]:
         counts = ReadCounts()
@@ -60,9 +67,18 @@ def read_stage(
     counts = stage.metadata["counts"]
     how = f"{battle_file.description}; {'reused from the cache' if stage.reused else 'read now'}"
     reporter.note(f"{source}: {counts['battles']:,} battles, {counts['labelled']:,} with an outcome ({how})")
+    if battle_file.not_read:
+        reporter.note("; ".join([f"{source}: not read: {list_names(battle_file.not_read)}", *battle_file.questions]))
     for warning in ReadCounts(**counts).warnings():
         reporter.warn(f"{source}: {warning}")
     return stage
+
+
+def show_first_battle(battles: Stage, reporter: Reporter) -> None:
+    """Report the first battle in words, so that the user sees who was asked what and who won."""
+    first = next(battles.batches(), None)
+    if first is not None and first.num_rows:
+        reporter.note(f"the first battle: {describe_battle(first)}")
 
 
 def _check_ids(battles: Stage, source: Source) -> None:
