@@ -108,7 +108,7 @@ class BattleFile:
                         location = Location(container.name, rows + 1, rows_before)
                         batch, counts = recognised.mapped.convert(raw, location)
                     invented = 0 if self.has_ids else batch.num_rows
-                    if not self.layout.keeps_ids:
+                    if not recognised.mapped.keeps_ids:
                         read_ids = batch.column("id").to_pylist()
                         ids = [unique_id(battle_id, last_numbers) for battle_id in read_ids]
                         batch = batch.set_column(0, batch.schema.field("id"), pa.array(ids, pa.string()))

@@ -143,6 +143,9 @@ class Each:
         score = number(fields[name], row, f"{self.list_path}, {name}", location)
         if score is None and items > 1 and "replies" not in fields:
             raise location.error(
-                f"an answer has no {name}", row=row, column=self.list_path, hint="Every answer of a list needs one."
+                f"an answer has no {name}",
+                row=row,
+                column=self.list_path,
+                hint="Every answer of a list needs one; is its name right?",
             )
         return score

@@ -31,7 +31,7 @@ from prefcli.readers.each import Each, Pair
 from prefcli.readers.layouts import Layout
 from prefcli.readers.outcome_rules import SKIP, Outcome, OutcomeRule
 from prefcli.readers.outcomes_in_columns import spelling
-from prefcli.readers.paths import Places, as_text, column_cells, is_missing
+from prefcli.readers.paths import Places, as_text, column_cells, is_missing, normalise
 
 CountedBatch = tuple[pa.RecordBatch, ReadCounts]
 
@@ -61,12 +61,19 @@ class Mapped:
     """Whether texts such as HH-RLHF's are split into messages."""
     common_prompt: bool = False
     """Whether the common beginning of chosen and rejected is the prompt."""
+    more_winners: tuple[Places, ...] = ()
+    """More columns with words for a winner, which have to say the same."""
 
     @property
     def columns(self) -> list[str]:
         """The columns of the file that are read."""
-        places = [*self.places.values(), *self.rule_places, *self.each_places.values()]
+        places = [*self.places.values(), *self.rule_places, *self.each_places.values(), *self.more_winners]
         return list(dict.fromkeys(place.column for joined in places for place in joined))
+
+    @property
+    def keeps_ids(self) -> bool:
+        """Whether ids are those of the battles, and used unchanged; those of prompts get a number where they repeat."""
+        return self.layout.keeps_ids and ("id" not in self.places or normalise(str(self.places["id"][0])) == "id")
 
     @property
     def has_outcome(self) -> bool:
@@ -91,6 +98,7 @@ class Mapped:
             "turns": self.turns,
             "written_messages": sorted(self.written_messages),
             "common_prompt": self.common_prompt,
+            "more_winners": [str(place) for places in self.more_winners for place in places],
         }
 
     def convert(self, raw: RawBatch, location: Location) -> CountedBatch:
@@ -233,7 +241,7 @@ class Mapped:
         for pair in pairs:
             reader.row = pair.row
             row = {name: column[pair.row] for name, column in given.items()}
-            turns = self._battle(_with_context(row, pair), pair.answers, ("answer", "answer"), reader)
+            turns = self._battle(_with_context(row, pair), pair.answers, (each.list_path, each.list_path), reader)
             names = tuple(None if is_missing(name) else as_text(name) for name in pair.models)
             battles.append(_Sided(pair.row, turns, names, pair.outcome, pair.number))  # type: ignore[arg-type]
         return self._from_sided(raw, battles, reader, skipped=skipped, left_out_pairs=left_out)
@@ -264,20 +272,21 @@ class Mapped:
             labels[", ".join(self.rule.columns)] = [label for label, _ in outcomes]
             if self.rule.has_both_bad:
                 columns["both_bad"] = pa.array([bad for _, bad in outcomes], pa.bool_())
-        if "winner" in self.places:
-            names = [models[name].to_pylist() if name in models else [None] * raw.num_rows for name in MODELS]
-            outcomes = outcomes_in_columns.winners(
-                self._cells(raw, "winner", location), (names[0], names[1]), self.own_spellings, location
-            )
-            labels["winner"] = [label for label, _ in outcomes]
+        words = [self.places["winner"]] if "winner" in self.places else []
+        for places in (*words, *self.more_winners):
+            a, b = (models[name].to_pylist() if name in models else [None] * raw.num_rows for name in MODELS)
+            name = "+".join(map(str, places))
+            cells = column_cells(raw, places, location)
+            outcomes = outcomes_in_columns.winners(cells, (a, b), self.own_spellings, name, location)
+            labels[name] = [label for label, _ in outcomes]
             if "turn" not in self.places:  # MT-bench does not distinguish bad ties from good ones
-                columns["both_bad"] = pa.array([bad for _, bad in outcomes], pa.bool_())
+                columns.setdefault("both_bad", pa.array([bad for _, bad in outcomes], pa.bool_()))
         if any(name in self.places for name in WINNER_COLUMNS):
             if missing := [name for name in WINNER_COLUMNS if name not in self.places]:
                 hint = "A labelled file has all three winner columns, an unlabelled one has none."
                 raise location.error(missing_columns(missing), hint=hint)
             flags = [self._strings(raw, name, location).to_pylist() for name in WINNER_COLUMNS]
-            labels["winner_model_a, winner_model_b, winner_tie"] = outcomes_in_columns.one_hot_labels(flags, location)
+            labels[",".join(WINNER_COLUMNS)] = outcomes_in_columns.one_hot_labels(flags, location)
         if labels:
             outcomes_in_columns.check_agreement(labels, location)
             columns["label"] = pa.array(_first_known(list(labels.values())), pa.int8())
@@ -428,16 +437,14 @@ def _plain_turns(raw: RawBatch, name: str, location: Location) -> tuple[pa.Array
     """Plain text as a single turn; lists of turns unchanged."""
     column = raw.columns[name]
     if isinstance(column, list):
-        return turns_array([_turn_list(cell) for cell in column], name, location)
-    if raw.is_nested(name):
+        turns = [list(cell) if isinstance(cell, (list, tuple)) else [_scalar_as_text(cell)] for cell in column]
+    elif raw.is_nested(name):
         return turns_column(raw, name, location)
-    return turns_array([[cell] for cell in string_column(raw, name, location).to_pylist()], name, location)
-
-
-def _turn_list(cell: Any) -> list[Any]:
-    if isinstance(cell, (list, tuple)):
-        return list(cell)
-    return [_scalar_as_text(cell)]
+    else:
+        turns = [[cell] for cell in string_column(raw, name, location).to_pylist()]
+    if (row := next((row for row, cell in enumerate(turns) if cell == [None]), None)) is not None:
+        raise location.error("no text", row=row, column=name, hint="Every battle needs a prompt and two answers.")
+    return turns_array(turns, name, location)
 
 
 def _scalar_as_text(cell: Any) -> Any:

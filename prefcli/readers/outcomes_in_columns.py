@@ -38,6 +38,7 @@ def winners(
     cells: Sequence[Any],
     models: tuple[Sequence[str | None], Sequence[str | None]],
     own: Mapping[str, Outcome],
+    column: str,
     location: Location,
 ) -> list[Outcome]:
     """A column ``winner`` in words; empty means unknown.
@@ -48,8 +49,8 @@ def winners(
         The column, and the names of the two models, where they are known.
     own:
         More spellings: the names of the answers' columns in this file.
-    location:
-        Of the first row.
+    column, location:
+        The column's name in the file, and the place of its first row.
 
     Raises
     ------
@@ -69,14 +70,14 @@ def winners(
                 raise location.error(
                     f"winner {excerpt(text)} is a side and also the name of a model",
                     row=row,
-                    column="winner",
-                    hint="Say what it means with --outcome 'winner: ...=a, ...=b', or leave the names out: "
+                    column=column,
+                    hint="Say what it means with --outcome 'NAME: ...=a, ...=b', or leave the names out: "
                     "--columns model_a=,model_b=",
                 )
             by_word = None
         outcome = by_word or by_name
         if outcome is None:
-            raise location.error(f"unknown winner {excerpt(text)}", row=row, column="winner", hint=_EXPECTED)
+            raise location.error(f"unknown winner {excerpt(text)}", row=row, column=column, hint=_EXPECTED)
         outcomes.append(outcome)
     return outcomes
 
@@ -185,7 +186,7 @@ def check_agreement(readings: Mapping[str, Sequence[int | None]], location: Loca
                 raise location.error(
                     f"{first} says {OUTCOMES[one]}, {other} says {OUTCOMES[two]}",
                     row=row,
-                    hint=f"Leave one of them out: --columns {other}= reads {first} alone.",
+                    hint=f"Leave one of them out: --columns {'=,'.join(other.split(','))}= reads {first} alone.",
                 )
 
 

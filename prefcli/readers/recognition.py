@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,8 +132,22 @@ class _Search:
             if name not in places and self.source.outcome is None and (column := self._find(name)):
                 places[name] = self._places(column)
         mapped = Mapped(layout, {name: found for name, found in places.items() if name in layouts.CANONICAL_COLUMNS})
+        self._check_paths(mapped.places)
         mapped = self._with_each(mapped, self.source.each or layout.each)
         return self._with_forms(mapped)
+
+    def _check_paths(self, places: Mapping[str, Places]) -> None:
+        """Refuse the user's paths that lead to nothing in any of the first rows."""
+        for name in self.given.keys() & places.keys():
+            for place in places[name]:
+                if not place.steps or self._holds_something((place,)):
+                    continue
+                cells = [cell for cell in self._peek_cells((ColumnPath(place.column),)) if not is_missing(cell)]
+                if cells:
+                    keys = list(cells[0]) if isinstance(cells[0], dict) else []
+                    holds = f"{place.column} holds {list_names(keys)}" if keys else f"{place.column} holds no objects"
+                    hint = did_you_mean(place.steps[0], keys) or "Check the path; positions are counted from 0."
+                    raise self.error(f"nothing is at {place} in the first rows; {holds}", hint)
 
     def _layout(self) -> Layout:
         if self.source.format is not None:
@@ -224,8 +239,7 @@ class _Search:
         return parse_places("+".join(parts), self.free, self.where) if parts else None
 
     def _holds_something(self, places: Places) -> bool:
-        raw = self.peek([place.column for place in places])
-        return not all(map(is_missing, self._cells(raw, places)))
+        return not all(map(is_missing, self._peek_cells(places)))
 
     def _first(self, names: Sequence[str]) -> str | None:
         return next((column for name in names if name not in self.unmapped and (column := self._find(name))), None)
@@ -308,26 +322,36 @@ class _Search:
             if all(columns) and "prompt" not in present and "question" not in present:
                 parts = [column for column in columns if column]
         others = [name for name in present if name not in parts]
+        others += [name for name in self.free if name not in others and self._may_be_prompt(name, parts)]
         if others and not self._repeated(parts, others):
+            together = sorted([*parts, *others], key=self.all_columns.index)
             raise self.error(
-                f"the prompt may be in several columns: {', '.join([*parts, *others])}",
-                f"Name it: --columns prompt={'+'.join([*others, *parts])} joins them, "
+                f"the prompt may be in several columns: {', '.join(together)}",
+                f"Name it: --columns prompt={'+'.join(together)} joins them, "
                 f"--columns prompt={'+'.join(parts)} reads {' and '.join(parts)} alone.",
             )
         if parts[0] != "prompt" and normalise(parts[0]) == "history" and len(parts) > 1:
             return {"history": self._places(parts[0]), "prompt": self._places("+".join(parts[1:]))}
         return {"prompt": self._places("+".join(parts))}
 
+    def _may_be_prompt(self, name: str, parts: Sequence[str]) -> bool:
+        """Whether a column of texts has a name that is almost one for the prompt, such as ``inp``."""
+        key = normalise(name)
+        if name in parts or key in (*layouts.PROMPT_COLUMNS, *layouts.SYSTEM_COLUMNS):
+            return False
+        known = [*layouts.PROMPT_COLUMNS, *layouts.SYSTEM_COLUMNS]
+        abbreviates = len(key) >= 3 and any(other.startswith(key) for other in known)
+        misspells = difflib.get_close_matches(
+            key, [other for other in known if abs(len(other) - len(key)) <= 2], 1, 0.8
+        )
+        return bool(abbreviates or misspells) and any(map(_is_text, self._peek_cells((ColumnPath(name),))))
+
     def _repeated(self, parts: Sequence[str], others: Sequence[str]) -> bool:
-        """Whether the other columns hold nothing that the prompt does not hold, or the reverse, in the first rows."""
+        """Whether the other columns hold nothing that the prompt does not hold, in the first rows."""
         raw = self.peek([*parts, *others])
         flat = {name: [_flat(cell) for cell in self._cells(raw, name)] for name in (*parts, *others)}
         prompts = ["\n".join(flat[name][row] for name in parts) for row in range(raw.num_rows)]
-        return all(
-            other == "" or other in prompt or (prompt != "" and prompt in other)
-            for name in others
-            for prompt, other in zip(prompts, flat[name], strict=True)
-        )
+        return all(other in prompt for name in others for prompt, other in zip(prompts, flat[name], strict=True))
 
     def _whole_conversations(self, places: Mapping[str, Places]) -> bool:
         """Whether chosen and rejected of the first rows begin with the user's message."""
@@ -373,6 +397,14 @@ class _Search:
         if not raw.num_rows:
             return True
         first = [self._cells(raw, places[name])[0] for name in TEXT_FIELDS]
+        if all(isinstance(cell, str) and _LIKE_LIST.fullmatch(cell) for cell in first):
+            if not all(map(_is_list_of_turns, first)):
+                raise self.error(
+                    f"the texts look like lists of turns, but cannot be read as such: {excerpt(first[0])}",
+                    'Write lists as JSON, such as ["Hello", null]; NumPy\'s form says not where a turn ends. '
+                    "--format generic reads them as plain text.",
+                )
+            return True
         return all(map(_is_list_of_turns, first)) and any(isinstance(cell, str) for cell in first)
 
     def _written_messages(self, places: Mapping[str, Places]) -> frozenset[str]:
@@ -441,20 +473,17 @@ class _Search:
 
     def _with_words(self, mapped: Mapped) -> Mapped:
         """With the column that holds words for a winner, if one has a known name; numbers are never guessed."""
-        if "winner" in mapped.places:
-            place = mapped.places["winner"][0]
-            values = self._values(place.column) if not place.steps else []
+        places = {name: found for name, found in mapped.places.items() if name != "label"}
+        if "winner" in places:
+            values = _different(self._peek_cells(places["winner"]))
             if values and all(isinstance(comparable(value), float) for value in values):
-                places = {name: found for name, found in mapped.places.items() if name != "winner"}
-                return dataclasses.replace(mapped, places=places)
-            return mapped
-        if "label" in mapped.places:
-            mapped = dataclasses.replace(mapped, places={n: p for n, p in mapped.places.items() if n != "label"})
-        if mapped.has_outcome:
-            return mapped
+                del places["winner"]
+        mapped = dataclasses.replace(mapped, places=places)
         label = self.given.get("label")
         names = [place.column for place in label] if label else [n for n in self.free if normalise(n) in OUTCOME_NAMES]
-        in_words = [name for name in names if self._are_words(name, mapped)]
+        in_words = [name for name in names if self._are_words(name, mapped) and name not in mapped.columns]
+        if mapped.has_outcome:  # these have to say the same
+            return dataclasses.replace(mapped, more_winners=tuple(self._places(name) for name in in_words))
         if len(in_words) > 1:
             raise self.error(
                 f"several columns hold words for a winner: {list_names(in_words)}",
@@ -462,16 +491,18 @@ class _Search:
             )
         if not in_words:
             return mapped
-        return dataclasses.replace(mapped, places={**mapped.places, "winner": self._places(in_words[0])})
+        return dataclasses.replace(mapped, places={**places, "winner": self._places(in_words[0])})
 
     def _values(self, name: str) -> list[Any]:
         """The different values of a column in the first rows."""
+        return _different(self._peek_cells((ColumnPath(name),)))
+
+    def _peek_cells(self, places: Places) -> list[Any]:
+        """The cells at some places in the first rows; none if they cannot be read."""
         try:
-            cells = self._cells(self.peek([name]), (ColumnPath(name),))
-        except InputError:  # not a column that can be read
+            return self._cells(self.peek([place.column for place in places]), places)
+        except InputError:
             return []
-        values = [cell for cell in cells if not is_missing(cell) and cell != "" and isinstance(cell, (str, int, float))]
-        return list(dict.fromkeys(values))
 
     def _are_words(self, name: str, mapped: Mapped) -> bool:
         own = mapped.own_spellings
@@ -496,16 +527,17 @@ class _Search:
             f"what {name} means is not clear: it holds {_list_values(values)}" if values else f"is {name} the outcome?"
         )
         readings = _readings(name, values)
-        if len(suspects) > 1 and not readings:
-            pair = next(((a, b) for a, b in self._suffixed(("score", "rating")) if a in suspects), None)
-            readings = [f"{pair[0]},{pair[1]}: higher"] if pair else []
-        first = self._first_battle(mapped, readings)
+        for first, second in self._suffixed(("score", "rating", "reward")):
+            if first in suspects and second in suspects:
+                what = f"what {first} and {second} mean is not clear"
+                readings = [f"{first},{second}: higher", f"{first},{second}: lower"]
+        battle = self._first_battle(mapped, readings)
         how = (
             " or ".join(f"--outcome '{reading}'" for reading in readings)
             or f"--outcome '{name}: ...=a, ...=b, ...=tie'"
         )
         hint = f"Say it with {how}; or {name} is no outcome: --columns {name}="
-        return InputError(f"{what}{first}", where=f"{self.where}, column {name}", hint=hint)
+        return InputError(f"{what}{battle}", where=f"{self.where}, column {name}", hint=hint)
 
     def _first_battle(self, mapped: Mapped, readings: Sequence[str]) -> str:
         """The first battle in words, and who would win by each reading."""
@@ -552,7 +584,9 @@ class _Search:
                 f"several columns may be the answers: {', '.join(name for pair in pairs for name in pair)}",
                 f"Name them: --columns response_a={first[0]},response_b={first[1]}",
             )
-        nearest = max(_NEAREST, key=lambda needed: sum(map(bool, map(self._find, needed))))
+        if (lists := self._lists_of_answers()) is not None:
+            return lists
+        nearest = max(_NEAREST, key=self._nearness)
         if any(map(self._find, nearest)):
             missing = [name for name in nearest if not self._find(name) and name not in self.given]
             hints = [f"{name}: {question}" for name in missing if (question := did_you_mean(name, self.free))]
@@ -560,22 +594,44 @@ class _Search:
             return self.error(
                 missing_columns(missing, names), f"{' '.join(hints)} Name them with --columns {example}.".strip()
             )
-        lists = [name for name in self.free[:100] if self._holds_list(name)]
-        if lists:
-            return self.error(
-                missing_columns(["prompt", "response_a", "response_b"], names),
-                f"For several answers in {lists[0]} use --each '{lists[0]}: text=..., score=...'. {EXPECTED}",
-            )
         return self.error(missing_columns(list(TEXT_FIELDS), names), EXPECTED)
 
-    def _holds_list(self, name: str) -> bool:
-        try:
-            return any(isinstance(cell, list) for cell in self._cells(self.peek([name]), (ColumnPath(name),)))
-        except InputError:
-            return False
+    def _nearness(self, names: Sequence[str]) -> float:
+        """How much of a layout is there; a name that is almost right counts half."""
+        found = [1.0 if self._find(name) else 0.5 if did_you_mean(name, self.free) else 0.0 for name in names]
+        return sum(found) / len(names)
+
+    def _lists_of_answers(self) -> InputError | None:
+        """The refusal of a file with a list of answers in each row."""
+        if self._names_of_pair() or any(map(self._find, (*RESPONSES, *CONVERSATIONS))):
+            return None
+        for name in self.free[:100]:
+            cell = next(
+                (cell for cell in self._peek_cells((ColumnPath(name),)) if isinstance(cell, list) and cell), None
+            )
+            if cell is None or _is_conversation(cell):
+                continue
+            what = f"{name} holds a list; which of its items are compared, and how, is not known"
+            if not isinstance(cell[0], dict):
+                return self.error(
+                    what,
+                    f"If they are two answers: --columns response_a={name}.0,response_b={name}.1 (or chosen=, "
+                    f"rejected=). If they have scores in another column: --each '{name}: text=., score=/SCORES'",
+                )
+            keys = list(cell[0])
+            text = next((key for key in keys if key in _TEXT_KEYS), "TEXT")
+            score = next((key for key in keys if _SCORE_KEYS.search(normalise(key))), "score=SCORE")
+            score = f"{'rank' if 'rank' in score else 'score'}={score}" if "=" not in score else score
+            return self.error(
+                f"{what}; they have {list_names(keys)}", f"Compare them by --each '{name}: text={text}, {score}'"
+            )
+        return None
 
 
 _NEAREST = (TEXT_FIELDS, CONVERSATIONS, PAIR)
+_TEXT_KEYS = ("text", "answer", "response", "completion", "output", "content", "generation")
+_SCORE_KEYS = re.compile(r"(^|_)(score|rating|rank|reward|votes?)($|_)")
+_LIKE_LIST = re.compile(r"""\s*\[\s*['"].*['"]\s*\]\s*""", re.DOTALL)
 _LIKE_MESSAGES = re.compile(r"""\s*\[?\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
 
 
@@ -604,14 +660,23 @@ def _well_known(names: set[str]) -> tuple[str, str] | None:
     return None
 
 
+def _different(cells: Sequence[Any]) -> list[Any]:
+    """The different values of cells, without empty ones and lists."""
+    values = [cell for cell in cells if not is_missing(cell) and cell != "" and isinstance(cell, (str, int, float))]
+    return list(dict.fromkeys(values))
+
+
 def _in_words(label: int | None) -> str:
     return "no outcome" if label is None else ("A wins", "B wins", "a tie")[label]
 
 
 def _flat(cell: Any) -> str:
-    """Every text of a cell, one after the other."""
+    """Every text of a cell but the assistant's, one after the other."""
     if isinstance(cell, dict):
-        return "\n".join(filter(None, (_flat(value) for key, value in cell.items() if key not in ("role", "from"))))
+        role = str(cell.get("role", cell.get("from", "")))
+        if role.lower() in ("assistant", "gpt", "model", "bot"):
+            return ""
+        return "\n".join(filter(None, (_flat(value) for value in cell.values() if value != role)))
     if isinstance(cell, (list, tuple)):
         return "\n".join(filter(None, map(_flat, cell)))
     return "" if is_missing(cell) else str(cell).strip()
