@@ -8,8 +8,9 @@ knows nothing about file formats (see :mod:`prefcli.readers`) and nothing about 
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,21 @@ class Source:
             return source
         return Source(tuple(map(Path, [source] if isinstance(source, (str, Path)) else source)))
 
+    def like(self, other: SourceLike) -> Source:
+        """Other files, read in the same way unless they say how."""
+        return other if isinstance(other, Source) else replace(self, paths=Source.of(other).paths)
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the files are read: the other fields that are given."""
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "paths"}
+        return {name: value for name, value in options.items() if value is not None}
+
+    @property
+    def is_described(self) -> bool:
+        """Whether it says how the files' columns become battles."""
+        return any(name != "encoding" for name in self.reading)
+
     def to_json(self) -> dict[str, object]:
         """The source as JSON, with absolute paths."""
         paths = [str(path if path == STANDARD_INPUT else path.absolute()) for path in self.paths]
@@ -96,6 +112,15 @@ class Source:
 
 
 SourceLike = Source | PathLike | Iterable[PathLike]
+
+
+def describe_reading(reading: Mapping[str, Any]) -> str:
+    """What :attr:`Source.reading` holds, as the command line's options."""
+    texts = {
+        name: ",".join(f"{known}={path}" for known, path in value.items()) if name == "columns" else value
+        for name, value in reading.items()
+    }
+    return one_line(" ".join(f"--{name} {shlex.quote(str(text))}" for name, text in texts.items()), 200)
 
 
 def _summarise(names: list[str]) -> str:

@@ -259,6 +259,7 @@ def test_invalid_lines_get_an_error_in_their_place_and_are_counted(run: Path, de
     assert done.returncode == 2
     assert "5 of 8 lines are not valid battles" in done.stderr
     assert ["error" in answer for answer in answers] == [False, True, True, False, True, True, True, False]
+    assert [answer["id"] for answer in answers if "error" in answer] == [None, None, "7", None, None]
     assert answers[4] == {"id": "7", "line": 6, "error": "missing columns response_a, response_b; found id, prompt"}
     assert cli("predict", demo_files.test, "--model", run, "-o", "p.csv").code == 0
     expected = dict(zip(*(x.tolist() for x in read_probabilities(Path("p.csv"))), strict=True))
@@ -287,7 +288,7 @@ def test_many_lines_are_answered_in_order(neural: Path, demo_files: Demo) -> Non
 
 
 def test_flags_that_need_files_are_refused_with_lines(cli: CLI, demo_files: Demo, run: Path) -> None:
-    for flags in (["--json"], ["--limit", 3], ["--force"], ["--activation", "none"], ["--columns", "prompt=x"]):
+    for flags in (["--json"], ["--limit", 3], ["--force"], ["--activation", "none"], ["--encoding", "cp1252"]):
         done = cli("predict", "-", "--output", "-", "--model", run, *flags)
         assert done.code == 2
         assert flags[0] in done.err

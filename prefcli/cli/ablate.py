@@ -20,9 +20,8 @@ EXAMPLES = common.examples(
 @command(TrainOptions, without=("epochs", "loss_input", "folds", "keep", "patience"))
 def run(
     session: common.Session,
+    reading: common.Reading,
     file: common.FilesArgument,
-    format: common.FormatOption = None,
-    columns: common.ColumnsOption = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Train every model with N seeds.")] = 1,
     output: Annotated[
         Path | None,
@@ -42,7 +41,7 @@ def run(
     memory.keep_freed_memory()
     options, _ = resolve(given_options(flags))
     ablation = pipeline.ablate(
-        common.source(file, format, columns),
+        reading.like(file),
         session.workspace,
         options,
         seeds=seeds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -19,10 +20,13 @@ import typer
 from prefcli.reporting import Silent, visible
 
 if TYPE_CHECKING:
-    from prefcli.battles import Source
+    from prefcli.battles import Source as Reading
     from prefcli.pipeline.estimate import Estimate
     from prefcli.reporting import Progress, Reporter
     from prefcli.storage.workspace import Workspace
+
+else:
+    Reading = Any  # the verbs' signatures are looked at for --help, which imports neither NumPy nor Arrow
 
 WorkspaceOption = Annotated[
     Path | None,
@@ -43,15 +47,7 @@ FilesArgument = Annotated[
         metavar="FILE", help="Battles: CSV, TSV, JSON, JSONL or Parquet, also .gz and .zip; or - for standard input."
     ),
 ]
-FormatOption = Annotated[
-    str | None,
-    typer.Option(
-        "--format", metavar="NAME", help="kaggle, generic, mt-bench, arena or preferences. [default: by the columns]"
-    ),
-]
-ColumnsOption = Annotated[
-    str | None, typer.Option("--columns", metavar="KNOWN=NAME,...", help="Column names of the file, if they differ.")
-]
+ReadingOption = functools.partial(typer.Option, rich_help_panel="Reading")
 EncoderOption = Annotated[
     str | None,
     typer.Option("--encoder", metavar="NAME", help="Where the encoder of a LoRA run is now, if it has moved."),
@@ -93,12 +89,50 @@ def open_session(
     return Session(Workspace(root), reporter, json, from_environment().is_main_process)
 
 
-def source(paths: Sequence[Path], format: str | None, columns: str | None) -> Source:
-    """The source that FILE, ``--format`` and ``--columns`` describe."""
+def open_reading(
+    format: Annotated[
+        str | None,
+        ReadingOption("--format", metavar="NAME", help="A layout's name, see docs/formats.md. [default: by columns]"),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        ReadingOption(
+            "--columns",
+            metavar="KNOWN=PATH,...",
+            help="Where prompt, answers and the like are: prompt=system+question,response_a=answers.0.text.",
+        ),
+    ] = None,
+    outcome: Annotated[
+        str | None,
+        ReadingOption(
+            "--outcome",
+            metavar="RULE",
+            help="What the values of a column mean: 'vote: left=a, right=b, same=tie', 'score_a,score_b: higher'.",
+        ),
+    ] = None,
+    each: Annotated[
+        str | None,
+        ReadingOption(
+            "--each",
+            metavar="RULE",
+            help="A list of answers whose pairs are battles: 'answers: text=text, model=model, score=rating'.",
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        ReadingOption("--encoding", metavar="NAME", help="Of text that is not UTF-8: cp1252, latin-1, gb18030, ..."),
+    ] = None,
+    layout: Annotated[
+        Path | None,
+        ReadingOption("--layout", metavar="FILE.toml", help="These options from a file; flags win."),
+    ] = None,
+) -> Reading:
+    """How every FILE of a command is read, as a source of no files: as the options say, else as ``--layout`` does."""
     from prefcli.battles import Source
-    from prefcli.readers import parse_columns
+    from prefcli.readers import parse_columns, with_layout_file
 
-    return Source(tuple(paths), format, parse_columns(columns) if columns else None)
+    source = Source((), format, parse_columns(columns) if columns else None, outcome, each, encoding)
+    return with_layout_file(source, layout) if layout else source
 
 
 def examples(*lines: str) -> str:

@@ -26,6 +26,7 @@ EXAMPLES = common.examples(
 @command()
 def run(
     session: common.Session,
+    reading: common.Reading,
     file: common.FilesArgument,
     top: Annotated[int, typer.Option("--top", metavar="N", help="How many pairs and models to list.")] = 5,
     test: Annotated[
@@ -37,15 +38,13 @@ def run(
     report: Annotated[
         Path | None, typer.Option("--report", metavar="PAGE.html", help="Write everything as a page with plots.")
     ] = None,
-    format: common.FormatOption = None,
-    columns: common.ColumnsOption = None,
     force: common.ForceOption = False,
 ) -> None:
     """Models, outcomes, ratings, what people reward, and what is wrong with a file of battles."""
     from prefcli import pipeline
 
     statistics = pipeline.eda(
-        common.source(file, format, columns),
+        reading.like(file),
         session.workspace,
         top=top,
         test=test,

@@ -12,11 +12,30 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from prefcli.cli import common
 from prefcli.options import PredictOptions, TrainOptions, flag_of
 
 Verb = Callable[..., None]
+
+OPENERS: dict[str, Callable[..., Any]] = {"session": common.open_session, "reading": common.open_reading}
+"""Parameters of verbs that are made from flags."""
+
+
+class VerbCommand(TyperCommand):
+    """A command whose help shows each panel of options under its title."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                default = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                panels.setdefault(getattr(parameter, "rich_help_panel", None) or default, []).append(record)
+        for title, records in panels.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
 
 def command(
@@ -24,24 +43,30 @@ def command(
 ) -> Callable[[Verb], Verb]:
     """Decorate a verb ``run(session, ...)``: it gets the flags of :func:`prefcli.cli.common.open_session`.
 
-    If it ends in ``**flags``, it also gets a flag for every field of ``options``. Flags in ``without`` are left out.
+    A verb with a parameter ``reading`` also gets those of :func:`~prefcli.cli.common.open_reading`. If it ends in
+    ``**flags``, it also gets a flag for every field of ``options``. Flags in ``without`` are left out.
     """
 
     def decorate(verb: Verb) -> Verb:
-        shared = {**inspect.signature(common.open_session, eval_str=True).parameters}
         own = {**inspect.signature(verb, eval_str=True).parameters}
-        del own["session"]
+        openers = {name: function for name, function in OPENERS.items() if own.pop(name, None)}
+        shared = {name: {**inspect.signature(function, eval_str=True).parameters} for name, function in openers.items()}
         own.pop("flags", None)
         parameters = [
             p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for p in (*own.values(), *shared.values(), *(_parameters(options) if options else ()))
+            for p in (
+                *own.values(),
+                *(p for opened in shared.values() for p in opened.values()),
+                *(_parameters(options) if options else ()),
+            )
             if p.name not in without
         ]
 
         @functools.wraps(verb)
-        def run(**given: Any) -> None:
-            session = common.open_session(**{name: given.pop(name) for name in shared if name in given})
-            verb(session, **given)
+        def run(**flags: Any) -> None:
+            for name, function in openers.items():
+                flags[name] = function(**{flag: flags.pop(flag) for flag in shared[name] if flag in flags})
+            verb(**flags)
 
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -16,6 +16,7 @@ import typer
 
 from prefcli._version import __version__
 from prefcli.cli import ablate, common, demo, eda, export, predict, preprocess, push, score, train
+from prefcli.cli.flags import VerbCommand
 from prefcli.errors import PrefcliError, is_out_of_memory, one_line
 
 app = typer.Typer(
@@ -30,7 +31,7 @@ app = typer.Typer(
 MODULES = (eda, preprocess, train, predict, export, score, push, ablate, demo)
 VERBS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 for name, verb in VERBS.items():
-    app.command(name=name, epilog=verb.EXAMPLES)(verb.run)
+    app.command(name=name, epilog=verb.EXAMPLES, cls=VerbCommand)(verb.run)
 
 
 def _print_version(requested: bool) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,9 @@ from prefcli.cli import common
 from prefcli.cli.flags import command, given_options
 from prefcli.errors import InputError
 from prefcli.options import PredictOptions, flag_of
+
+if TYPE_CHECKING:
+    from prefcli.battles import Source
 
 STANDARD_OUTPUT = Path("-")
 EXAMPLES = common.examples(
@@ -29,6 +33,7 @@ EXAMPLES = common.examples(
 @command(PredictOptions, without=("models", "calibrated"))
 def run(
     session: common.Session,
+    reading: common.Reading,
     file: common.FilesArgument,
     model: Annotated[
         list[str] | None,
@@ -58,8 +63,6 @@ def run(
             help="Labelled battles to refit temperature and share of ties on, for voters other than in training.",
         ),
     ] = None,
-    format: common.FormatOption = None,
-    columns: common.ColumnsOption = None,
     estimate: common.EstimateOption = False,
     force: common.ForceOption = False,
     **flags: Any,
@@ -78,15 +81,14 @@ def run(
     if output == STANDARD_OUTPUT:
         others = {
             "--calibrate": calibrate,
-            "--format": format,
-            "--columns": columns,
+            "--encoding": reading.encoding,
             "--force": force,
             "--estimate": estimate,
             "--json": session.json,
         }
-        _predict_lines(file, [flag for flag, value in others.items() if value], options, session)
+        _predict_lines(reading.like(file), [flag for flag, value in others.items() if value], options, session)
         return
-    battles = common.source(file, format, columns)
+    battles = reading.like(file)
     if estimate:
         cost = pipeline.estimate_prediction(
             battles, session.workspace, options, calibrate=calibrate, reporter=session.reporter
@@ -100,7 +102,7 @@ def run(
     common.print_result(session, predicted, f"{predicted.output}: {summary}")
 
 
-def _predict_lines(files: list[Path], refused: list[str], options: PredictOptions, session: common.Session) -> None:
+def _predict_lines(source: Source, refused: list[str], options: PredictOptions, session: common.Session) -> None:
     """Answer JSON lines on standard output; ``refused`` are given flags that only files can have."""
     from prefcli import pipeline
     from prefcli.storage.files import refuse_to_replace
@@ -109,17 +111,17 @@ def _predict_lines(files: list[Path], refused: list[str], options: PredictOption
     refused += [flag_of(f) for f in ("activation", "limit", "workers") if getattr(options, f) != getattr(default, f)]
     if refused:
         raise InputError(f"--output - answers line by line: it cannot be combined with {', '.join(refused)}")
-    refuse_to_replace(Path("/dev/stdout"), files)  # answers appended to the lines would be read as lines
-    with _json_lines(files) as lines:
+    refuse_to_replace(Path("/dev/stdout"), source.paths)  # answers appended to the lines would be read as lines
+    with _json_lines(source.paths) as lines:
         answered, failed = pipeline.predict_lines(
-            lines, sys.stdout.buffer, session.workspace, options, reporter=session.reporter
+            lines, sys.stdout.buffer, session.workspace, options, reading=source, reporter=session.reporter
         )
     session.reporter.note(f"{answered:,} lines answered")
     if failed:
         raise InputError(f"{failed:,} of {answered:,} lines are not valid battles; each got an error reply")
 
 
-def _json_lines(files: list[Path]) -> contextlib.AbstractContextManager[IO[bytes]]:
+def _json_lines(files: Sequence[Path]) -> contextlib.AbstractContextManager[IO[bytes]]:
     """Standard input, or a file of JSON lines, as a stream."""
     if len(files) != 1:
         raise InputError("--output - reads one stream of lines", hint="Give one FILE, or - for standard input.")

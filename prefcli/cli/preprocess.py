@@ -20,6 +20,7 @@ EXAMPLES = common.examples(
 @command()
 def run(
     session: common.Session,
+    reading: common.Reading,
     file: common.FilesArgument,
     text: Annotated[
         str, typer.Option("--text", metavar="NAME", help="nltk (the baseline), light (Unicode, whitespace) or raw.")
@@ -28,13 +29,11 @@ def run(
         int, typer.Option("--preview", min=0, metavar="N", help="Show N battles before and after; write nothing.")
     ] = 0,
     workers: common.WorkersOption = None,
-    format: common.FormatOption = None,
-    columns: common.ColumnsOption = None,
 ) -> None:
     """Normalise the text of every battle and cache the result as Parquet; `prefcli train` takes it from there."""
     from prefcli import pipeline
 
-    battles = common.source(file, format, columns)
+    battles = reading.like(file)
     if preview:
         for battle_id, fields in pipeline.preview(battles, text=text, battles=preview):
             common.say(f"battle {battle_id}")

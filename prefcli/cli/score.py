@@ -29,12 +29,11 @@ class Outcomes(str, Enum):
 @command()
 def run(
     session: common.Session,
+    reading: common.Reading,
     predictions: Annotated[Path, typer.Argument(metavar="PREDS", help="id and three probabilities, CSV or Parquet.")],
     labels: Annotated[
         Path, typer.Argument(metavar="LABELS", help="Battles with outcomes, or id and the three winner columns.")
     ],
-    format: common.FormatOption = None,
-    columns: common.ColumnsOption = None,
     outcomes: Annotated[
         Outcomes,
         typer.Option(help="Score A, B, tie, or only A against B. auto: 2 if no label is a tie.", show_default=True),
@@ -49,7 +48,7 @@ def run(
 
     score = pipeline.score(
         predictions,
-        common.source([labels], format, columns),
+        reading.like(labels),
         outcomes=None if outcomes is Outcomes.auto else int(outcomes.value),
         renormalize=renormalize,
         seed=seed,

@@ -37,14 +37,13 @@ EXAMPLES = common.examples(
 @command(TrainOptions)
 def run(
     session: common.Session,
+    reading: common.Reading,
     file: Annotated[
         list[Path] | None,
         typer.Argument(
             metavar="FILE", help="Battles with outcomes. [default: what preprocess last left, else train.csv]"
         ),
     ] = None,
-    format: common.FormatOption = None,
-    columns: common.ColumnsOption = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", metavar="FILE", help="Options from a TOML file or a run's config.json; flags win."),
@@ -74,6 +73,7 @@ def run(
     if resume is not None:
         others = {"--output": output, "--config": config, "FILE": file}
         refused = [flag_of(name) for name in given] + [name for name, value in others.items() if value]
+        refused += [flag_of(name) for name in reading.reading]
         if refused:
             raise InputError(f"--resume continues a run as it was: it cannot be combined with {', '.join(refused)}")
         if estimate:
@@ -81,7 +81,9 @@ def run(
     options, origins = resolve(given, read_config(config) if config else None)
     if RECIPES[options.recipe] and resume is None:
         session.reporter.note(describe_recipe(options, origins))
-    battles = common.source(file, format, columns) if file else None
+    if reading.reading and not file:
+        raise InputError(f"--{next(iter(reading.reading))} says how FILE is read: name the file")
+    battles = reading.like(file) if file else None
     if estimate:
         cost = pipeline.estimate_training(battles, session.workspace, options, reporter=session.reporter)
         common.print_estimate(cost, session)

@@ -1,7 +1,8 @@
 """Predictions and truth as files: what ``predict`` writes and ``score`` reads.
 
-The columns are those of Kaggle's submission: ``id, winner_model_a, winner_model_b, winner_tie``. The file's name
-decides between CSV, Parquet and JSON lines. What probabilities are is decided in :mod:`prefcli.metrics`.
+The columns are those of Kaggle's submission: ``id, winner_model_a, winner_model_b, winner_tie``; where the battles say
+which answer was chosen, ``p_chosen`` follows. The file's name decides between CSV, Parquet and JSON lines. What
+probabilities are is decided in :mod:`prefcli.metrics`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from prefcli import metrics, readers
 from prefcli.battles import ReadCounts, Source, check_unique_ids, duplicate_id_error, int_column
 from prefcli.data.joining import MAX_EXAMPLES, Join, Mismatch, Rows
 from prefcli.errors import InputError
-from prefcli.outcomes import WINNER_COLUMNS
+from prefcli.outcomes import TIE, WINNER_COLUMNS
 from prefcli.readers.cells import first_null_row
 
 if TYPE_CHECKING:
@@ -32,48 +33,71 @@ GRADER_CLIP = 1e-15
 BYTES_PER_ROW = 80
 """Of a file of predictions, roughly."""
 
+CHOSEN_COLUMN = "p_chosen"
+"""The probability that the chosen answer wins if there is no tie: which of A and B it is, a hash decided."""
+
+
+def probability_of_chosen(probabilities: NDArray[np.float64], labels: NDArray[np.integer]) -> NDArray[np.float64]:
+    """The probability that the chosen answer wins if there is no tie, shape ``[n]``.
+
+    Parameters
+    ----------
+    probabilities:
+        Shape ``[n, 3]``: A, B, tie. Where A and B are 0, both answers are equally probable.
+    labels:
+        Shape ``[n]``: 0 where A is the chosen answer, 1 where B is.
+    """
+    decided = probabilities[:, :TIE]
+    total = decided.sum(axis=1)
+    own = decided[np.arange(len(labels)), labels]
+    return np.divide(own, total, out=np.full(len(labels), 0.5), where=total > 0)
+
+
 AppendRows = Callable[[pa.Array, NDArray[np.float64]], None]
-"""Appends ids ``[n]`` and probabilities ``[n, 3]`` to a file."""
+"""Appends ids ``[n]`` and numbers ``[n, columns]`` to a file."""
 
 
 @contextlib.contextmanager
-def _csv_writer(path: Path) -> Iterator[AppendRows]:
+def _csv_writer(path: Path, names: Sequence[str] = WINNER_COLUMNS) -> Iterator[AppendRows]:
     """Probabilities as the shortest decimals that give the same float64 back."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        file.write(",".join(["id", *WINNER_COLUMNS]) + "\n")
+        file.write(",".join(["id", *names]) + "\n")
 
         def append(ids: pa.Array, probabilities: NDArray[np.float64]) -> None:
-            for battle_id, (a, b, tie) in zip(ids.to_pylist(), probabilities.tolist(), strict=True):
+            for battle_id, row in zip(ids.to_pylist(), probabilities.tolist(), strict=True):
                 if _TO_QUOTE.search(battle_id) or not battle_id:
                     # Python's own writer leaves a carriage return unquoted, which breaks the row.
                     battle_id = '"' + battle_id.replace('"', '""') + '"'
-                file.write(f"{battle_id},{a!r},{b!r},{tie!r}\n")
+                file.write(f"{battle_id},{','.join(map(repr, row))}\n")
 
         yield append
 
 
 @contextlib.contextmanager
-def _json_lines_writer(path: Path) -> Iterator[AppendRows]:
+def _json_lines_writer(path: Path, names: Sequence[str] = WINNER_COLUMNS) -> Iterator[AppendRows]:
     with path.open("w", encoding="utf-8", newline="") as file:
 
         def append(ids: pa.Array, probabilities: NDArray[np.float64]) -> None:
             for battle_id, row in zip(ids.to_pylist(), probabilities.tolist(), strict=True):
-                file.write(json.dumps({"id": battle_id, **dict(zip(WINNER_COLUMNS, row, strict=True))}) + "\n")
+                file.write(json.dumps({"id": battle_id, **dict(zip(names, row, strict=True))}) + "\n")
 
         yield append
 
 
 @contextlib.contextmanager
-def _parquet_writer(path: Path) -> Iterator[AppendRows]:
+def _parquet_writer(path: Path, names: Sequence[str] = WINNER_COLUMNS) -> Iterator[AppendRows]:
     import pyarrow.parquet as pq
 
-    schema = pa.schema([("id", pa.string()), *((name, pa.float64()) for name in WINNER_COLUMNS)])
+    schema = pa.schema([("id", pa.string()), *((name, pa.float64()) for name in names)])
     with pq.ParquetWriter(path, schema) as writer:
         yield lambda ids, probabilities: writer.write_batch(pa.record_batch([ids, *probabilities.T], schema=schema))
 
 
-def writer_for(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[AppendRows]]:
-    """The writer for a file, by its suffix: a context manager that takes a path and gives a function to append rows.
+def writer_for(path: Path) -> Callable[..., contextlib.AbstractContextManager[AppendRows]]:
+    """The writer for a file, by its suffix.
+
+    It is a context manager that takes a path, and the names of the columns if they are not the three winner columns;
+    it gives a function to append rows.
 
     Raises
     ------

@@ -44,7 +44,7 @@ def eda(
     if max_length < 1:
         raise InputError(f"--max-length is {max_length}, at least 1 is needed")
     workspace, source = Workspace.of(workspace), Source.of(source)
-    test = None if test is None else Source.of(test)
+    test = None if test is None else source.like(test)
     page_path = None if report is None else Path(report)
     if page_path is not None:
         files.refuse_to_replace(page_path, [*source.paths, *(test.paths if test else ())])
@@ -53,7 +53,7 @@ def eda(
     show_first_battle(battles, reporter)
     test_keys = None
     if test:
-        test_battles = read_stage(test, workspace, reporter, preferred="test")
+        test_battles = read_stage(test, workspace, reporter, preferred="test", outcomes=False)
         test_keys = test_battles.table(["prompt_key"])["prompt_key"].to_numpy()
     statistics = explore(battles.batches(), top, max_length=max_length, test_keys=test_keys)
     if page_path is not None:

@@ -19,7 +19,8 @@ from prefcli.compute.distributed import from_environment, process_group
 from prefcli.data import tables
 from prefcli.errors import InputError
 from prefcli.options import PredictOptions, TrainOptions
-from prefcli.pipeline.stages import preprocess_stage, read_stage
+from prefcli.outcomes import WINNER_COLUMNS
+from prefcli.pipeline.stages import CHOSEN, preprocess_stage, read_stage
 from prefcli.prediction import blending, inference
 from prefcli.prediction.calibration import Calibration
 from prefcli.reporting import SILENT, Reporter
@@ -84,7 +85,7 @@ def predict(
         If options, battles or output do not allow it; if a run cannot be loaded.
     """
     output, source = Path(output), Source.of(source)
-    calibrate = None if calibrate is None else Source.of(calibrate)
+    calibrate = None if calibrate is None else source.like(calibrate)
     _check(options, output, source, calibrate, force)
     started = time.monotonic()
     world = from_environment()
@@ -96,7 +97,7 @@ def predict(
     names = _run_names(options.models, folders)
     with process_group(world):
         with world.main_process_first():
-            digest, stages, sample = read_stages(source, calibrate, folders, workspace, options, reporter)
+            battles, stages, sample = read_stages(source, calibrate, folders, workspace, options, reporter)
         request = devices.DeviceRequest(options.device, options.precision, world.local_rank)
         members = inference.open_runs(folders, options, request)
         reporter.note(f"predicting with {', '.join(names)}{_placement(folders, request)}")
@@ -112,10 +113,12 @@ def predict(
         with reporter.track("predicting", total * len(members)) as progress:
             predictions = stream(stages, total, activation=options.activation, done=progress.advance)
             combined = _combine(predictions, calibrations, options.activation)
-            _write(combined, output if world.is_main_process else None, total)
+            has_chosen = battles.metadata["options"][CHOSEN] and options.activation == "softmax"
+            chosen = battles.table(["label"])["label"].to_numpy() if has_chosen else None
+            _write(combined, output if world.is_main_process else None, total, chosen)
         seconds = time.monotonic() - begun
         if world.is_main_process:
-            workspace.record_predictions(output, folders, digest)
+            workspace.record_predictions(output, folders, str(battles.metadata["input"]))
     if options.activation == "none":
         reporter.warn("raw scores, not probabilities, were written: score them with --renormalize")
     blend, *refit = calibrations
@@ -169,8 +172,8 @@ def read_stages(
     workspace: Workspace,
     options: PredictOptions,
     reporter: Reporter,
-) -> tuple[str, list[Stage], list[Stage]]:
-    """The source's digest; for each run, the battles to predict and those to calibrate on, with its normalised text."""
+) -> tuple[Stage, list[Stage], list[Stage]]:
+    """The battles; for each run, those to predict and those to calibrate on, with its normalised text."""
     texts = [TrainOptions(**runs.read_config(folder)["options"]).normalisation for folder in folders]
 
     def preprocess(battles: Stage) -> list[Stage]:
@@ -180,9 +183,13 @@ def read_stages(
         }
         return [stages[text] for text in texts]
 
-    battles = read_stage(source, workspace, reporter, preferred="test", outcomes=False)
-    digest, stages = str(battles.metadata["input"]), preprocess(battles)
-    return digest, stages, [] if calibrate is None else preprocess(read_stage(calibrate, workspace, reporter))
+    usual = next(filter(None, map(runs.reading_of, folders)), None)
+    battles = read_stage(source, workspace, reporter, preferred="test", outcomes=False, usual=usual)
+    stages = preprocess(battles)
+    if calibrate is None:
+        return battles, stages, []
+    sample = read_stage(Source.of(source).like(calibrate), workspace, reporter, usual=usual)
+    return battles, stages, preprocess(sample)
 
 
 def prompt_keys(stages: Sequence[Stage]) -> NDArray[np.int64]:
@@ -234,19 +241,38 @@ def _combine(
         yield ids, of_runs[0]
 
 
-def _write(batches: Iterator[tuple[pa.Array, Array]], output: Path | None, total: int) -> None:
-    """Compute all batches, on every rank; the one with an ``output`` writes them."""
+def _write(
+    batches: Iterator[tuple[pa.Array, Array]], output: Path | None, total: int, chosen: NDArray[np.int8] | None
+) -> None:
+    """Compute all batches, on every rank; the one with an ``output`` writes them.
+
+    ``chosen`` are the labels of the chosen answers, where the file says which they are.
+    """
     if output is None:
         for _ in batches:
             pass
         return
-    with files.atomic(output, needs=tables.BYTES_PER_ROW * total) as path, tables.writer_for(output)(path) as append:
+    names = WINNER_COLUMNS if chosen is None else (*WINNER_COLUMNS, tables.CHOSEN_COLUMN)
+    writer = tables.writer_for(output)
+    with files.atomic(output, needs=tables.BYTES_PER_ROW * total) as path, writer(path, names) as append:
+        done = 0
         for ids, probabilities in batches:
-            append(ids, probabilities)
+            values = probabilities
+            if chosen is not None:
+                labels = chosen[done : done + len(ids)]
+                values = np.column_stack([probabilities, tables.probability_of_chosen(probabilities, labels)])
+            append(ids, values)
+            done += len(ids)
 
 
 def predict_lines(
-    lines: IO[bytes], answers: IO[bytes], workspace: Workspace, options: PredictOptions, *, reporter: Reporter = SILENT
+    lines: IO[bytes],
+    answers: IO[bytes],
+    workspace: Workspace,
+    options: PredictOptions,
+    *,
+    reading: Source | None = None,
+    reporter: Reporter = SILENT,
 ) -> tuple[int, int]:
     """Answer battles written as JSON lines, each as soon as it arrives; nothing is cached.
 
@@ -255,10 +281,13 @@ def predict_lines(
     lines:
         One battle per line, a JSON object in any layout that prefcli reads.
     answers:
-        Gets a line for each: ``id`` and the three probabilities, or ``id``, ``line`` and ``error``; flushed at once.
+        Gets a line for each: ``id``, the three probabilities and perhaps ``p_chosen``, or ``id`` (null if the line has
+        none), ``line`` and ``error``; flushed at once.
     options:
         How to predict; ``activation``, ``limit`` and ``workers`` are not used. The temperature is fitted without the
         prompt of the current battle.
+    reading:
+        How the lines are read, as a source of no files; by default as the run's training battles were.
 
     Returns
     -------
@@ -271,7 +300,7 @@ def predict_lines(
     predictor = Predictor(folders, options)
     reporter.note(f"answering with {', '.join(_run_names(options.models, folders))}")
     total = failed = 0
-    for batch in predictor.answers(lines):
+    for batch in predictor.answers(lines, reading):
         answers.write(b"".join(json.dumps(answer.value).encode() + b"\n" for answer in batch))
         answers.flush()
         total += len(batch)

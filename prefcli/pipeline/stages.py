@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from prefcli import readers
-from prefcli.battles import ReadCounts, Source, SourceLike, check_unique_ids, describe_battle
+from prefcli.battles import ReadCounts, Source, SourceLike, check_unique_ids, describe_battle, describe_reading
 from prefcli.readers.cells import list_names
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage.workspace import Stage, StageWriter, Workspace
@@ -19,6 +19,8 @@ from prefcli.text.parallel import normalise_stream
 
 READ_VERSION = 2
 """Raise it when the same file would give other battles."""
+CHOSEN = "chosen"
+"""Among a stage's options: whether the files say which answer was chosen, and a hash which of them is A."""
 PREPROCESS_VERSION = 1
 """Raise it when the stage's columns change. Where the text changes, raise the normalisation's own version instead."""
 INVENTED_IDS = "invented_ids"
@@ -32,11 +34,16 @@ def read_stage(
     *,
     preferred: str = "train",
     outcomes: bool = True,
+    usual: Mapping[str, Any] | None = None,
 ) -> Stage:
     """The battles of a file (or of several) as the cached stage ``battles``.
 
-    ``preferred`` names the table to read from an archive that holds several, such as the competition's download.
-    ``outcomes`` says whether a file is refused whose outcome is not understood.
+    Parameters
+    ----------
+    source, workspace:
+        The files; where caches live.
+    preferred, outcomes, usual:
+        See :func:`prefcli.readers.open_battles`: ``usual`` is how the training files of a run were read.
 
     Raises
     ------
@@ -44,7 +51,11 @@ def read_stage(
         If a file is not one of battles, or an id occurs twice.
     """
     source = Source.of(source)
-    battle_file = readers.open_battles(source, preferred, outcomes=outcomes)
+    battle_file = readers.open_battles(source, preferred, outcomes=outcomes, usual=usual)
+    if usual and not source.is_described:
+        as_usual = battle_file.source.is_described
+        how = "read as" if as_usual else "recognised by its columns, which are not those of"
+        reporter.note(f"{source}: {how} the run's training battles ({describe_reading(usual)})")
 
     def produce(writer: StageWriter) -> Mapping[str, Any]:
         counts = ReadCounts()
@@ -59,7 +70,7 @@ def read_stage(
         "battles",
         version=READ_VERSION,
         source=battle_file.digest(),
-        options=battle_file.options(),
+        options=battle_file.options() | {CHOSEN: {"chosen", "rejected"} <= battle_file.columns.keys()},
         produce=produce,
         reporter=reporter,
     )

@@ -245,7 +245,7 @@ def _with_named_files(data: RunData, options: TrainOptions, workspace: Workspace
     """The data with the battles of ``--validation-file`` and the digest of ``--soft-labels``."""
     validation, digest = None, None
     if options.validation_file is not None:
-        battles = read_stage(options.validation_file, workspace, reporter)
+        battles = read_stage(data.source.like(options.validation_file), workspace, reporter)
         validation = preprocess_stage(battles, workspace, data.text, reporter=reporter)
     if options.soft_labels is not None:
         try:

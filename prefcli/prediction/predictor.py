@@ -6,7 +6,6 @@ or JSON lines answered one by one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli import readers
-from prefcli.battles import BATTLE_SCHEMA
+from prefcli.battles import BATTLE_SCHEMA, Source, int_column
 from prefcli.compute import devices
+from prefcli.data.tables import CHOSEN_COLUMN, probability_of_chosen
 from prefcli.errors import InputError, ModelError, one_line
 from prefcli.options import PredictOptions
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.prediction import blending, inference
 from prefcli.prediction.calibration import Calibration
 from prefcli.readers.containers import MAX_ROW_BYTES
+from prefcli.readers.json_rows import loads
 from prefcli.reporting import SILENT
 from prefcli.storage import runs
 from prefcli.text import normalise_batch
@@ -34,8 +35,17 @@ if TYPE_CHECKING:
 
 Text = str | Sequence[str | None]
 """A text, or the turns of a conversation."""
-_NamedBattle = tuple[str, "pa.RecordBatch"]
-"""The id and the battle of a line."""
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line that is a battle."""
+
+    id: str
+    battle: pa.RecordBatch
+    has_chosen: bool
+    """Whether it says which answer was chosen: its label then says which of A and B that is."""
+
 
 MAX_TOGETHER = 256
 """Lines that are answered together."""
@@ -76,6 +86,7 @@ class Predictor:
         self._calibrated = options.calibrated
         request = devices.DeviceRequest(options.device, options.precision)
         self._members = inference.open_runs(self.folders, options, request)
+        self._usual = next(filter(None, map(runs.reading_of, self.folders)), None)
         self._fits: dict[frozenset[int], Calibration] = {}
         self._held_out: frozenset[int] = frozenset()
         if self._calibrated:
@@ -89,19 +100,38 @@ class Predictor:
     def predict(self, prompt: Text, response_a: Text, response_b: Text) -> Probabilities: ...
 
     @overload
-    def predict(self, prompt: pd.DataFrame | pa.Table | Sequence[Mapping[str, Any]]) -> NDArray[np.float64]: ...
+    def predict(
+        self,
+        prompt: pd.DataFrame | pa.Table | Sequence[Mapping[str, Any]],
+        *,
+        format: str | None = ...,
+        columns: Mapping[str, str] | None = ...,
+        each: str | None = ...,
+    ) -> NDArray[np.float64]: ...
 
-    def predict(self, prompt: Any, response_a: Any = None, response_b: Any = None) -> Any:
+    def predict(
+        self,
+        prompt: Any,
+        response_a: Any = None,
+        response_b: Any = None,
+        *,
+        format: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        each: str | None = None,
+    ) -> Any:
         """Probabilities of one battle, or of a table of battles.
 
         Parameters
         ----------
         prompt:
-            The prompt: text, or its turns as a list. Or, as the only argument, a table of battles: a pandas DataFrame,
-            a pyarrow Table, or a list of dictionaries, in any layout that prefcli reads from files. The temperature is
-            fitted without these prompts, as on the command line.
+            The prompt: text, or its turns as a list. Or, as the only argument, a table of battles: a DataFrame (pandas
+            or polars), a pyarrow Table, a dataset, a dictionary of columns, or a list of dictionaries, in any layout
+            that prefcli reads from files. The temperature is fitted without these prompts, as on the command line.
         response_a, response_b:
             The two answers: text, or turns as a list.
+        format, columns, each:
+            How a table is read, as :class:`prefcli.battles.Source` says it; by default as the training battles were if
+            the table's columns allow it, else by its columns.
 
         Returns
         -------
@@ -113,39 +143,51 @@ class Predictor:
             If a battle is not valid.
         """
         is_table = response_a is None and response_b is None and not isinstance(prompt, str)
-        batch = readers.battles_from(prompt, outcomes=False) if is_table else _battle(prompt, response_a, response_b)
+        if is_table:
+            reading = Source((), format, columns, each=each)
+            batch = readers.battles_from(prompt, reading, outcomes=False, usual=self._usual)
+        else:
+            batch = _battle(prompt, response_a, response_b)
         probabilities = self._calibrate(self._predict(batch), self._held_out_keys(batch))
         return probabilities if is_table else Probabilities(*probabilities[0].tolist())
 
-    def answers(self, lines: IO[bytes]) -> Iterator[list[Answer]]:
+    def answers(self, lines: IO[bytes], reading: Source | None = None) -> Iterator[list[Answer]]:
         """Answer JSON lines: each as soon as it arrives, those that are waiting together.
 
         Parameters
         ----------
         lines:
             One battle per line, a JSON object in any layout that prefcli reads.
+        reading:
+            How the lines are read, as a source of no files; by default as the training battles were if a line's keys
+            allow it, else by its keys.
 
         Yields
         ------
-        Answers in the order of the lines; a line that is not a valid battle gets an error in its place.
+        Answers in the order of the lines; a line that is not a valid battle gets an error in its place, with its id or
+        null. ``p_chosen`` is there where the line says which answer was chosen.
         """
         for waiting in _waiting_lines(lines):
-            parsed = [_parse(number, line) for number, line in waiting]
+            parsed = [_parse(number, line, reading or Source(()), self._usual) for number, line in waiting]
             predicted = iter(self._answer([line for line in parsed if not isinstance(line, Answer)]))
             yield [line if isinstance(line, Answer) else next(predicted) for line in parsed]
 
-    def _answer(self, battles: Sequence[_NamedBattle]) -> list[Answer]:
+    def _answer(self, lines: Sequence[_Line]) -> list[Answer]:
         import pyarrow as pa
 
-        if not battles:
+        if not lines:
             return []
-        batch = pa.Table.from_batches([battle for _, battle in battles]).combine_chunks().to_batches()[0]
+        batch = pa.Table.from_batches([line.battle for line in lines]).combine_chunks().to_batches()[0]
         predictions = self._predict(batch)
         answers = []
-        for row, (name, battle) in enumerate(battles):
+        for row, line in enumerate(lines):
             own = [prediction[row : row + 1] for prediction in predictions]
-            (values,) = self._calibrate(own, self._held_out_keys(battle)).tolist()
-            answers.append(Answer({"id": name, **dict(zip(WINNER_COLUMNS, values, strict=True))}, failed=False))
+            probabilities = self._calibrate(own, self._held_out_keys(line.battle))
+            value = {"id": line.id, **dict(zip(WINNER_COLUMNS, probabilities[0].tolist(), strict=True))}
+            if line.has_chosen:
+                chosen = int_column(line.battle.column("label"))
+                value[CHOSEN_COLUMN] = float(probability_of_chosen(probabilities, chosen)[0])
+            answers.append(Answer(value, failed=False))
         return answers
 
     def _predict(self, batch: pa.RecordBatch) -> list[NDArray[np.float64]]:
@@ -178,24 +220,29 @@ class Answer:
     failed: bool
 
 
-def _parse(number: int, line: bytes) -> _NamedBattle | Answer:
-    """The id and the battle of a line; of a line that is not a valid battle, the answer."""
-    name = str(number)
+def _parse(number: int, line: bytes, reading: Source, usual: Mapping[str, Any] | None) -> _Line | Answer:
+    """A line's battle; of a line that is not a valid battle, the answer."""
+    known_id = None
     try:
         try:
-            value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            value = loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except (ValueError, RecursionError) as error:
             raise InputError(f"broken JSON: {one_line(error, 160)}") from None
         if not isinstance(value, dict):
             raise InputError("expected a JSON object")
-        if isinstance(value.get("id"), (str, int, float)):
-            name = str(value["id"])
-        batch = readers.battles_from([value], name=f"line {number}", outcomes=False)
-        if value.get("id") is not None:
-            name = batch.column("id")[0].as_py()
-        return name, batch.select(BATTLE_SCHEMA.names)  # optional columns differ between lines
+        columns = reading.columns or (usual or {}).get("columns") or {}
+        cell = value.get(columns.get("id", "id"))
+        if isinstance(cell, (str, int, float)):
+            known_id = str(cell)
+        table = readers.read_table([value], reading, name=f"line {number}", outcomes=False, usual=usual)
+        if table.battles.num_rows != 1:
+            what = f"the line holds {table.battles.num_rows} battles, expected one"
+            raise InputError(what, hint="Lists of answers are read from files.")
+        name = table.battles.column("id")[0].as_py() if "id" in table.columns else str(number)
+        has_chosen = {"chosen", "rejected"} <= table.columns.keys()
+        return _Line(name, table.battles.select(BATTLE_SCHEMA.names), has_chosen)  # optional columns differ
     except InputError as error:
-        return Answer({"id": name, "line": number, "error": error.what}, failed=True)
+        return Answer({"id": known_id, "line": number, "error": error.what}, failed=True)
 
 
 def _battle(prompt: Any, response_a: Any, response_b: Any) -> pa.RecordBatch:

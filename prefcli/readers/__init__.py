@@ -10,17 +10,19 @@ counting the header) and the column.
 
 from __future__ import annotations
 
-from prefcli.readers.battle_file import BattleFile, battles_from, column_batches, open_battles
+from prefcli.readers.battle_file import BattleFile, BattleTable, battles_from, column_batches, open_battles, read_table
 from prefcli.readers.layouts import LAYOUTS, Layout
 from prefcli.readers.mapping import parse_columns, with_layout_file
 
 __all__ = [
     "LAYOUTS",
     "BattleFile",
+    "BattleTable",
     "Layout",
     "battles_from",
     "column_batches",
     "open_battles",
     "parse_columns",
+    "read_table",
     "with_layout_file",
 ]

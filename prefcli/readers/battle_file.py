@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -134,7 +136,13 @@ def unique_id(battle_id: str, last_numbers: dict[str, int]) -> str:
     return free
 
 
-def open_battles(source: Source | Path, preferred: str = "train", *, outcomes: bool = True) -> BattleFile:
+def open_battles(
+    source: Source | Path,
+    preferred: str = "train",
+    *,
+    outcomes: bool = True,
+    usual: Mapping[str, Any] | None = None,
+) -> BattleFile:
     """Recognise the layout of one or more files of battles.
 
     Parameters
@@ -145,6 +153,9 @@ def open_battles(source: Source | Path, preferred: str = "train", *, outcomes: b
         The table to read from an archive that holds several.
     outcomes:
         Whether a file is refused whose outcome is not understood.
+    usual:
+        How other files of the same kind are read (:attr:`Source.reading`): done so if the source does not say how, and
+        the columns allow it. :attr:`BattleFile.source` then has it.
 
     Raises
     ------
@@ -155,6 +166,13 @@ def open_battles(source: Source | Path, preferred: str = "train", *, outcomes: b
     if not source.paths:
         raise InputError("no file to read")
     containers = tuple(open_container(path, preferred, source.encoding) for path in source.paths)
+    if usual and not source.is_described:
+        with contextlib.suppress(InputError):
+            return _recognise_files(dataclasses.replace(source, **usual), containers, outcomes)
+    return _recognise_files(source, containers, outcomes)
+
+
+def _recognise_files(source: Source, containers: tuple[Container, ...], outcomes: bool) -> BattleFile:
     recognised = tuple(
         recognise(
             container.name,
@@ -192,14 +210,30 @@ def _first_rows(raw: RawBatch) -> RawBatch:
     return RawBatch({name: column[:PEEK_ROWS] for name, column in raw.columns.items()}, min(raw.num_rows, PEEK_ROWS))
 
 
-def battles_from(
+@dataclass(frozen=True)
+class BattleTable:
+    """Battles that were in memory already."""
+
+    battles: pa.RecordBatch
+    columns: Mapping[str, str]
+    """Where everything was: canonical name -> path."""
+
+
+def battles_from(table: Any, source: Source | None = None, **options: Any) -> pa.RecordBatch:
+    """The battles of a table in memory, see :func:`read_table`; ``format`` is short for a source with it."""
+    if "format" in options:
+        source = Source((), format=options.pop("format"))
+    return read_table(table, source, **options).battles
+
+
+def read_table(
     table: Any,
     source: Source | None = None,
     *,
-    format: str | None = None,
     name: str = "the table",
     outcomes: bool = True,
-) -> pa.RecordBatch:
+    usual: Mapping[str, Any] | None = None,
+) -> BattleTable:
     """Battles that are in memory already, in any layout that files may have.
 
     Parameters
@@ -207,11 +241,11 @@ def battles_from(
     table:
         See :func:`~prefcli.readers.tables.raw_table`.
     source:
-        How it is read, as a source of no files; ``format`` is short for ``Source((), format=...)``.
+        How it is read, as a source of no files.
     name:
         The table's name in error messages.
-    outcomes:
-        Whether it is refused if its outcome is not understood.
+    outcomes, usual:
+        See :func:`open_battles`.
 
     Raises
     ------
@@ -221,10 +255,17 @@ def battles_from(
     raw = raw_table(table, name)
     if not raw.num_rows:
         raise InputError("there are no battles", where=name, hint=EXPECTED)
+    source = source or Source(())
+    if usual and not source.is_described:
+        with contextlib.suppress(InputError):
+            return _convert_table(raw, dataclasses.replace(source, **usual), name, outcomes)
+    return _convert_table(raw, source, name, outcomes)
+
+
+def _convert_table(raw: RawBatch, source: Source, name: str, outcomes: bool) -> BattleTable:
     peek = functools.partial(_peek_table, raw)
-    source = source or Source((), format=format)
     mapped = recognise(name, list(raw.columns), peek, source, outcomes=outcomes).mapped
-    return mapped.convert(raw.select(mapped.columns), Location(name, 1))[0]
+    return BattleTable(mapped.convert(raw.select(mapped.columns), Location(name, 1))[0], mapped.names())
 
 
 def _peek_table(raw: RawBatch, names: Sequence[str]) -> RawBatch:

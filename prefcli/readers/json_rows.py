@@ -121,8 +121,14 @@ def _columns(document: dict[str, Any], arrangement: Arrangement) -> dict[str, Se
     return document
 
 
+def loads(text: str) -> Any:
+    """A JSON value; ValueError also for a key that occurs twice in one object, of which :mod:`json` keeps the last."""
+    return json.loads(text, object_pairs_hook=_unique_keys)
+
+
 class _RepeatedKeyError(ValueError):
-    """An object has the same key twice, of which :mod:`json` would keep the last."""
+    def __str__(self) -> str:
+        return f"key {excerpt(self.args[0])} occurs twice in one object"
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -151,11 +157,7 @@ class _Text:
         except RecursionError:
             raise self.broken("nested too deeply", "") from None
         except _RepeatedKeyError as error:
-            raise self._location.error(
-                f"key {excerpt(error)} occurs twice in one object",
-                row=self.row,
-                hint="Only one of the two can be meant.",
-            ) from None
+            raise self._location.error(str(error), row=self.row, hint="Only one of the two can be meant.") from None
         finally:
             with contextlib.suppress(ValueError):
                 self._text.detach()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def parse_columns(text: str) -> dict[str, str]:
     return mapping
 
 
-def check_columns(columns: dict[str, str]) -> None:
+def check_columns(columns: Mapping[str, str]) -> None:
     """Refuse names that are not canonical; any column of the file may be mapped to nothing.
 
     Raises

@@ -18,6 +18,7 @@ from prefcli.readers.conversations import is_transcript
 from prefcli.readers.each import Each
 from prefcli.readers.engine import CONVERSATIONS, PAIR, RESPONSES, Mapped
 from prefcli.readers.layouts import Layout
+from prefcli.readers.mapping import check_columns
 from prefcli.readers.outcome_rules import OutcomeRule, comparable
 from prefcli.readers.outcomes_in_columns import WINNERS, spelling
 from prefcli.readers.paths import (
@@ -82,9 +83,25 @@ def recognise(where: str, columns: Sequence[str], peek: Peek, source: Source, *,
     InputError
         If no layout fits, several do, or what the columns mean would have to be guessed.
     """
-    search = _Search(where, columns, peek, source)
+    check_columns(source.columns or {})
+    search = _Search(where, columns, peek, source if outcomes else _without_absent_outcome(source, where, columns))
     mapped = search.mapped()
     return search.with_outcome(mapped, outcomes)
+
+
+def _without_absent_outcome(source: Source, where: str, columns: Sequence[str]) -> Source:
+    """The source without what it says about outcomes that a file has not, as of battles that are to be predicted."""
+
+    def is_there(path: str) -> bool:
+        try:
+            return bool(parse_places(path, columns, where))
+        except InputError:
+            return False
+
+    mapping = source.columns or {}
+    kept = {n: path for n, path in mapping.items() if not path or n not in layouts.OUTCOME_COLUMNS or is_there(path)}
+    has_outcome = source.outcome is not None and all(map(is_there, OutcomeRule.parse(source.outcome).columns))
+    return dataclasses.replace(source, columns=kept or None, outcome=source.outcome if has_outcome else None)
 
 
 class _Search:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from prefcli import metrics
 from prefcli._version import __version__
+from prefcli.battles import Source
 from prefcli.errors import InputError, ModelError, PrefcliError, one_line
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, WINNER_COLUMNS
@@ -107,6 +108,15 @@ def write_config(folder: Path, options: TrainOptions, more: Mapping[str, Any]) -
         "versions": package_versions(),
     }
     files.write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def reading_of(folder: Path) -> dict[str, Any]:
+    """How the run's training files were read, as far as the command said it: fields of :class:`Source`.
+
+    The encoding is not among them: it is a property of a file, not of its layout.
+    """
+    reading = Source.from_json(read_config(folder)["data"]["source"]).reading
+    return {name: value for name, value in reading.items() if name != "encoding"}
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -164,7 +164,8 @@ class Workspace:
         reporter:
             Receives a warning if the stage is rebuilt.
         """
-        identity = {"stage": name, "version": version, "input": source, "options": dict(options)}
+        options = json.loads(json.dumps(dict(options)))  # compared with those of a file, which knows no tuples
+        identity = {"stage": name, "version": version, "input": source, "options": options}
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         metadata = {**identity, "fingerprint": fingerprint}
         path = self.stages / f"{name}-{fingerprint}.parquet"
