@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
 
 from prefcli.data import splits
 
@@ -60,3 +64,57 @@ def test_holding_nothing_out_trains_on_everything() -> None:
     train, held_out = splits.split_validation(np.arange(5), np.zeros(5, dtype=int), 0.0, 0)
     assert train.tolist() == [0, 1, 2, 3, 4]
     assert held_out.size == 0
+
+
+def test_a_prompt_of_many_battles_is_not_held_out_where_small_ones_fit_exactly() -> None:
+    groups = np.concatenate([np.repeat([0, 1], [500, 300]), np.arange(2, 202)])
+    labels = np.random.default_rng(0).integers(0, 3, 1000)
+    _, held_out = splits.split_validation(groups, labels, 0.1, 0)
+    assert len(held_out) == 100
+    assert groups[held_out].min() >= 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(2, 6), st.integers(0, 8))
+def test_every_part_gets_a_group_if_there_are_enough(seed: int, parts: int, more: int) -> None:
+    random = np.random.default_rng(seed)
+    sizes = np.minimum(random.pareto(0.7, parts + more) * 3 + 1, 500).astype(int)
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    labels = random.integers(0, 3, len(groups))
+    assert len(np.unique(splits.assign_parts(groups, labels, [1 / parts] * parts, seed))) == parts
+    assert len(splits.split_validation(groups, labels, 0.02, seed)[1])
+
+
+def imbalance(parts: list[np.ndarray], labels: np.ndarray, share: float) -> tuple[float, float]:
+    """The largest error of a part's share, and of the share of an outcome within a part."""
+    overall = np.bincount(labels, minlength=3) / len(labels)
+    outcomes = [np.bincount(labels[part], minlength=3) / max(len(part), 1) for part in parts]
+    return max(abs(len(part) / len(labels) - share) for part in parts), max(abs(o - overall).max() for o in outcomes)
+
+
+@pytest.mark.parametrize("sizes", ["single", "geometric", "heavy-tailed", "uniform"])
+def test_parts_are_as_balanced_as_scikit_learns(sizes: str) -> None:
+    """Mean over random group sizes, shares of outcomes and numbers of folds; outcomes are alike within a group."""
+    errors = []
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        count, folds = int(random.integers(30, 100)), int(random.integers(2, 11))
+        draw = {
+            "single": lambda n, random=random: np.ones(n, dtype=int),
+            "geometric": lambda n, random=random: random.geometric(0.3, n),
+            "heavy-tailed": lambda n, random=random: np.minimum(random.pareto(1.1, n) + 1, 300).astype(int),
+            "uniform": lambda n, random=random: random.integers(1, 30, n),
+        }[sizes]
+        groups = np.repeat(np.arange(count), draw(count))
+        chances = random.dirichlet(random.dirichlet([2, 2, 1]) * random.choice([0.5, 3, 50]) + 1e-3, size=count)
+        labels = (random.random((len(groups), 1)) > chances[groups].cumsum(axis=1)[:, :2]).sum(axis=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an outcome may be rarer than there are folds
+            sklearns = [part for _, part in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(
+                labels, labels, groups)]  # fmt: skip
+        ours = [part for _, part in splits.split_folds(groups, labels, folds, seed)]
+        validation = splits.split_validation(groups, labels, 1 / folds, seed)[1]
+        errors.append([imbalance(parts, labels, 1 / folds) for parts in (sklearns, ours, sklearns[:1], [validation])])
+    of_sklearn, of_ours, of_sklearns_first, of_validation = np.mean(errors, axis=0)
+    assert (of_ours <= of_sklearn + 1e-3).all()
+    assert (of_validation <= of_sklearns_first + 1e-3).all()

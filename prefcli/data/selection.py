@@ -49,6 +49,8 @@ class RunData:
     """Preprocessed battles of the validation file, if there is one."""
     soft_labels_sha256: str | None = None
     """Of the file of soft labels, if there is one."""
+    split_version: int = splits.VERSION
+    """The rule by which battles are held out (:func:`splits.assign_parts`)."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -166,8 +168,10 @@ def select(folder: Path, data: RunData, options: TrainOptions, reporter: Reporte
         return _with_validation_file(folder, data, columns, rows, options, reporter)
     battles = _training_data([(columns, _limit(rows, columns.keys, options, reporter))], options)
     if options.folds:
-        return battles, _folds(folder, battles, options, reporter)
-    train, held_out = splits.split_validation(battles.keys, battles.labels, options.validation, options.seed)
+        return battles, _folds(folder, battles, options, data.split_version, reporter)
+    train, held_out = splits.split_validation(
+        battles.keys, battles.labels, options.validation, options.seed, version=data.split_version
+    )
     held_out = held_out[battles.labels[held_out] >= 0]
     if options.validation and not (len(train) and len(held_out)):
         raise InputError(
@@ -182,11 +186,11 @@ def select(folder: Path, data: RunData, options: TrainOptions, reporter: Reporte
     return battles, [Fold(folder, train, held_out)]
 
 
-def _folds(folder: Path, battles: TrainingData, options: TrainOptions, reporter: Reporter) -> list[Fold]:
+def _folds(folder: Path, battles: TrainingData, options: TrainOptions, version: int, reporter: Reporter) -> list[Fold]:
     prompts = len(np.unique(battles.keys))
     if prompts < options.folds:
         raise InputError(f"--folds {options.folds}, but there are only {prompts} different prompts")
-    parts = splits.split_folds(battles.keys, battles.labels, options.folds, options.seed)
+    parts = splits.split_folds(battles.keys, battles.labels, options.folds, options.seed, version=version)
     reporter.note(f"{len(battles):,} battles in {options.folds} folds by prompt")
     return [
         Fold(folder / f"fold-{number}", train, held_out[battles.labels[held_out] >= 0])

@@ -86,6 +86,8 @@ def train(  # noqa: PLR0913  (what the command line gives)
             folder, data, options, under_way = _resume(str(resume), workspace, world, locks, reporter)
         else:
             folder, data, options, under_way = _start(source, workspace, options, output, force, world, locks, reporter)
+        if under_way:
+            data = dataclasses.replace(data, split_version=_split_version(folder))
         try:
             training_data, folds = select(folder, data, options, reporter)
             context = TrainContext(
@@ -177,6 +179,11 @@ def _start(
             reporter.note(f"{folder} holds this run, unfinished: continuing it")
     folder, under_way = world.gather((folder, under_way))[0]
     return folder, data, options, under_way
+
+
+def _split_version(folder: Path) -> int:
+    """The rule by which a run that is continued was split; runs that do not say so were split by the first."""
+    return int(runs.read_config(folder)["data"].get("split_version", 1))
 
 
 def with_absolute_paths(options: TrainOptions) -> TrainOptions:

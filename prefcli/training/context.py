@@ -73,6 +73,7 @@ class TrainContext:
                 "stage": self.data.training.path.name,
                 "validation_file": self.options.validation_file,
                 **self.data.identity,
+                "split_version": self.data.split_version,
                 "train_battles": len(fold.train),
                 "held_out_battles": len(fold.held_out),
                 "shares": (labels / labels.sum()).tolist(),
