@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from prefcli.battles import Source
-from prefcli.readers import open_battles
+from prefcli.errors import InputError
+from prefcli.readers import open_battles, parse_columns, with_layout_file
 
 Battle = tuple[list[str | None], list[str | None], list[str | None], object]
 """Prompt, two answers, and who wins: 1, 2, "tie" or None."""
@@ -582,3 +583,243 @@ def test_published_layouts_are_read(tmp_path: Path, name: str) -> None:
     found, read = battles(write(tmp_path / "rows.jsonl", rows))
     assert found == layout
     assert list(map(with_answers_sorted, read)) == list(map(with_answers_sorted, expected))
+
+
+def read_with(tmp_path: Path, rows: Sequence[Mapping[str, Any]], **options: Any) -> list[Battle]:
+    if isinstance(options.get("columns"), str):
+        options["columns"] = parse_columns(options["columns"])
+    return battles(Source((write(tmp_path / "rows.jsonl", rows),), **options))[1]
+
+
+def refused(tmp_path: Path, rows: Sequence[Mapping[str, Any]], **options: Any) -> InputError:
+    with pytest.raises(InputError) as error:
+        read_with(tmp_path, rows, **options)
+    assert len(error.value.lines()) <= 3
+    return error.value
+
+
+PLAIN = {"prompt": "Q?", "response_a": "x", "response_b": "y"}
+CHOSEN = {"chosen": "The sky is blue.", "rejected": "The sky is black."}
+
+
+# What the user says
+
+
+@pytest.mark.parametrize(
+    ("rule", "values", "outcomes"),
+    [
+        ("vote: left=a, right=b, same=tie, none=both_bad", ["LEFT", "right", "Same", "none", "", None],
+         [1, 2, "tie", "tie", None, None]),
+        ("vote: 1=a, -1=b, 0=tie", [1, 1.0, "1", "-1", 0.0, "0"], [1, 1, 1, 2, "tie", "tie"]),
+        ("vote: <1.5=a, >1.5=b, 1.5=tie", [1, "1.49", 1.51, 2, 1.5], [1, 1, 2, 2, "tie"]),
+        ("vote: <=2=a, >=4=b, 2..4=tie", [2, 4, 3, 2.5], [1, 2, "tie", "tie"]),
+        ("vote: true=a, false=b", [True, False, "True"], [1, 2, 1]),
+        ('vote: "left, clearly"=a, A=B=tie, other=unknown', ["left, clearly", "A=B", "other"], [1, "tie", None]),
+    ],
+)  # fmt: skip
+def test_outcome_says_what_values_mean(tmp_path: Path, rule: str, values: list[Any], outcomes: list[object]) -> None:
+    read = read_with(tmp_path, [{**PLAIN, "vote": value} for value in values], outcome=rule)
+    assert [outcome for *_, outcome in read] == outcomes
+
+
+def test_several_columns_agree_or_tie_or_vote_by_majority(tmp_path: Path) -> None:
+    votes = [("l", "l", "l"), ("l", "l", "r"), ("r", "r", "l"), ("l", "r", "t"), ("l", "t", "t"), ("l", "", "")]
+    rows = [{**PLAIN, "one": one, "two": two, "three": three} for one, two, three in votes]
+    unanimous = read_with(tmp_path, rows, outcome="one,two,three: l=a, r=b, t=tie")
+    assert [outcome for *_, outcome in unanimous] == [1, "tie", "tie", "tie", "tie", None]
+    majority = read_with(tmp_path, rows, outcome="one,two,three (majority): l=a, r=b, t=tie")
+    assert [outcome for *_, outcome in majority] == [1, 1, 2, "tie", "tie", 1]
+
+
+def test_two_scores_are_compared(tmp_path: Path) -> None:
+    rows = [{**PLAIN, "s": {"a": a, "b": b}} for a, b in ((1, 2), (2.5, "1"), (3, 3.0), (None, 1))]
+    assert [o for *_, o in read_with(tmp_path, rows, outcome="s.a,s.b: higher")] == [2, 1, "tie", None]
+    assert [o for *_, o in read_with(tmp_path, rows, outcome="s.a,s.b: lower")] == [1, 2, "tie", None]
+
+
+def test_rows_can_be_skipped_and_are_counted(tmp_path: Path) -> None:
+    rows = [{**PLAIN, "vote": vote} for vote in ("l", "chat", "l")]
+    source = Source((write(tmp_path / "rows.jsonl", rows),), outcome="vote: l=a, chat=skip")
+    ((batch, counts),) = open_battles(source).batches()
+    assert batch.column("id").to_pylist() == ["1", "3"]
+    assert counts.skipped == 1
+
+
+def test_paths_and_sums_name_where_texts_are(tmp_path: Path) -> None:
+    row = {"d": {"s": "", "q": ["no", "Q?"]}, "a.b": "x", "o": [{"t": "y"}], "i+j": "w"}
+    read = read_with(tmp_path, [row, row], columns="prompt=d.s+d.q.1+d.q.0,response_a=a.b,response_b=o.-1.t")
+    assert read == [(["Q?\nno"], ["x"], ["y"], None)] * 2
+    read = read_with(tmp_path, [row, row], columns="prompt=i+j,response_a=a.b,response_b=o.0.t")
+    assert read == [(["w"], ["x"], ["y"], None)] * 2
+
+
+def test_lists_of_answers_become_pairs(tmp_path: Path) -> None:
+    row = {"prompt": "Q?", "texts": ["x", "y", "z"], "points": [2, 1, 2]}
+    read = read_with(tmp_path, [row], each="texts: text=., score=/points")
+    pairs = [(["x"], ["y"], 1), (["x"], ["z"], "tie"), (["y"], ["z"], 2)]
+    assert list(map(with_answers_sorted, read)) == [(["Q?"], *pair) for pair in pairs]
+    long = {"prompt": "Q?", "texts": [f"{i:03}" for i in range(20)], "points": list(range(20))}
+    source = Source((write(tmp_path / "long.jsonl", [long]),), each="texts: text=., score=/points")
+    ((batch, counts),) = open_battles(source).batches()
+    assert batch.num_rows == 100
+    assert counts.left_out_pairs == 20 * 19 // 2 - 100
+    assert batch.column("id").to_pylist()[:2] == ["1-1", "1-2"]
+
+
+def test_a_layout_file_says_the_same(tmp_path: Path) -> None:
+    toml = tmp_path / "layout.toml"
+    toml.write_text('outcome = "vote: l=a, r=b"\n[columns]\nprompt = "d.q"\nresponse_a = "o1"\nresponse_b = "o2"\n')
+    path = write(tmp_path / "rows.jsonl", [{"d": {"q": "Q?"}, "o1": "x", "o2": "y", "vote": "r"}])
+    assert battles(with_layout_file(Source((path,)), toml))[1] == [SECOND]
+    own = with_layout_file(Source((path,), outcome="vote: r=a", columns={"response_a": "o2", "response_b": "o1"}), toml)
+    assert battles(own)[1] == [(["Q?"], ["y"], ["x"], 1)]
+    toml.write_text('outcom = "vote: l=a"\n')
+    with pytest.raises(InputError, match="unknown key outcom") as error:
+        with_layout_file(Source((path,)), toml)
+    assert "Did you mean outcome" in error.value.hint
+
+
+# What is never guessed
+
+
+def test_numbers_for_the_outcome_are_refused_with_both_readings(tmp_path: Path) -> None:
+    error = refused(tmp_path, [{**PLAIN, "label": label} for label in (1, -1, 0)])
+    assert "asked 'Q?', A says 'x', B says 'y'" in error.what
+    for rule, words in (("label: 1=a, -1=b, 0=tie", "A wins"), ("label: -1=a, 1=b, 0=tie", "B wins")):
+        assert f"--outcome '{rule}'" in error.hint
+        assert f"by {rule!r} {words}" in error.what
+        (first, *_) = read_with(tmp_path, [{**PLAIN, "label": label} for label in (1, -1, 0)], outcome=rule)
+        assert first[-1] == {"A wins": 1, "B wins": 2}[words]
+    unread = read_with(tmp_path, [{**PLAIN, "label": 1}], columns="label=")
+    assert unread == [UNKNOWN]
+    file = open_battles(write(tmp_path / "rows.jsonl", [{**PLAIN, "label": 1}]), outcomes=False)
+    assert file.not_read == ("label",)
+    assert "label" in file.questions[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "outcome"),
+    [
+        ({"winner": "A", "model_a": "B", "model_b": "A"}, 2),
+        ({"winner": "A", "model_a": "A", "model_b": "gpt"}, 1),
+        ({"winner": "gpt", "model_a": "A", "model_b": "gpt"}, 2),
+        ({"winner": "tie", "model_a": "m", "model_b": "n"}, "tie"),
+        ({"winner": "A", "model_a": "gpt", "model_b": "A"}, None),
+        ({"winner": "tie", "model_a": "tie", "model_b": "gpt"}, None),
+    ],
+)
+def test_models_that_are_called_like_sides(tmp_path: Path, row: Mapping[str, Any], outcome: object) -> None:
+    if outcome is not None:
+        assert read_with(tmp_path, [{**PLAIN, **row}])[0][-1] == outcome
+    else:
+        assert "also the name of a model" in refused(tmp_path, [{**PLAIN, **row}]).what
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ({"winner": "a", "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}, "winner says A"),
+        ({"winner": "a", "vote": "right"}, "vote says B"),
+        ({"winner": "a", "p_a": 0, "p_b": 1, "p_tie": 0}, "p_a is 0"),
+    ],
+)
+def test_contradictions_between_outcomes_are_refused(tmp_path: Path, row: Mapping[str, Any], what: str) -> None:
+    error = refused(tmp_path, [{**PLAIN, **row}])
+    assert what in error.what
+    assert "row 1" in error.where
+
+
+@pytest.mark.parametrize(
+    ("rows", "what", "hint"),
+    [
+        ([{**CHOSEN, "source": "web crawl"}], "not read: source", "--columns prompt="),
+        ([{"chosen": reply("x"), "rejected": reply("y")}], "holds no message of the user", "prompt=NAME"),
+        ([{"conversation_a": reply("x"), "conversation_b": reply("y")}], "no message of the user", ""),
+        ([{"prompt": "P?", "chosen": whole("x"), "rejected": whole("y")}], "does not begin with prompt", "prompt="),
+        ([{"prompt": "Q?", "context": "C", **CHOSEN}], "several columns: prompt, context", "prompt=prompt+context"),
+        ([{"instruction": "Q?", "inp": "d", **CHOSEN}], "several columns: instruction, inp", "prompt=instruction+inp"),
+        ([{"prompt": None, **CHOSEN}, {"prompt": "Q?", **CHOSEN}], "no prompt", ""),
+        ([{"promt": "Q?", "response_a": "x", "response_b": "y"}], "missing column prompt", "mean promt"),
+        ([{"prompt": "Q?", "choosen": "x", "rejected": "y"}], "missing column chosen", "mean choosen"),
+        ([{"prompt": "Q?", "answers": [{"text": "x", "rank": 1}]}], "they have text, rank", "text=text, rank=rank"),
+        ([{**PLAIN, "score_a": 1, "score_b": 2}], "what score_a and score_b mean", "'score_a,score_b: higher'"),
+        ([{**PLAIN, "response_a": None}], "no text", ""),
+        ([{"question_id": 1, "model_1": "m", "model_2": "n", "g1_winner": "tie", "g2_winner": "tie"}],
+         "without questions and answers", "Join them"),
+    ],
+)  # fmt: skip
+def test_what_would_have_to_be_guessed_is_refused(
+    tmp_path: Path, rows: list[dict[str, Any]], what: str, hint: str
+) -> None:
+    error = refused(tmp_path, rows)
+    assert what in error.what
+    assert hint in error.hint
+
+
+def test_the_common_beginning_is_the_prompt_only_if_nothing_else_can_be(tmp_path: Path) -> None:
+    split = [(["The sky is"], ["black."], ["blue."], 2)]
+    assert list(map(with_answers_sorted, read_with(tmp_path, [{**CHOSEN, "score": 1.5}]))) == split
+    asked = read_with(tmp_path, [{**CHOSEN, "source": "web crawl"}], columns="prompt=")
+    assert list(map(with_answers_sorted, asked)) == split
+    same_beginning = read_with(tmp_path, [{"request": "Story?", **CHOSEN}])
+    assert list(map(with_answers_sorted, same_beginning)) == [
+        (["Story?"], ["The sky is black."], ["The sky is blue."], 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": USER, "chosen": whole("x"), "rejected": whole("y")},
+        {"prompt": "Q?", "chosen": whole("x"), "rejected": whole("y")},
+        {"prompt": "Q?", "chosen": "Q? x", "rejected": "Q?\ny"},
+        {"prompt": "Q?", "chosen": f"{HH} x", "rejected": f"{HH} y"},
+    ],
+    ids=["messages", "text and messages", "text", "transcript"],
+)
+def test_a_prompt_that_the_answers_repeat_is_taken_once(tmp_path: Path, row: Mapping[str, Any]) -> None:
+    assert list(map(with_answers_sorted, read_with(tmp_path, [row]))) == [FIRST]
+
+
+def test_answers_that_begin_like_a_short_prompt_are_left_alone(tmp_path: Path) -> None:
+    read = read_with(tmp_path, [{"prompt": "Hi", "chosen": "Hi there", "rejected": "Hi you"}])
+    assert with_answers_sorted(read[0]) == (["Hi"], ["Hi there"], ["Hi you"], 1)
+
+
+TOOL_CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "w"}}]}
+
+
+def test_what_a_tool_returns_is_never_an_answer(tmp_path: Path) -> None:
+    conversations = {
+        f"conversation_{side}": [*USER, TOOL_CALL, {"role": "tool", "content": said}, *reply(text)]
+        for side, said, text in (("a", "1", "x"), ("b", "2", "y"))
+    }
+    assert read_with(tmp_path, [{**conversations, "winner": "a"}]) == [FIRST]
+    prompt = [*USER, TOOL_CALL, {"role": "observation", "content": "rain"}]
+    (battle,) = read_with(tmp_path, [{"prompt": prompt, "chosen": reply("x"), "rejected": reply("y")}])
+    assert with_answers_sorted(battle) == (["Q?", "rain"], ["", "x"], ["", "y"], 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ("\"['Hi', None]\",\"['a', 'b']\",\"['c', 'd']\"", ""),
+        ("\"['Hi' 'you']\",\"['a' 'b']\",\"['c' 'd']\"", "look like lists of turns"),
+    ],
+    ids=["Python", "NumPy"],
+)
+def test_lists_of_turns_as_pandas_writes_them(tmp_path: Path, text: str, refusal: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"prompt,response_a,response_b,winner\n{text},a\n")
+    if refusal:
+        with pytest.raises(InputError, match=refusal):
+            battles(path)
+    else:
+        assert battles(path)[1] == [(["Hi", None], ["a", "b"], ["c", "d"], 1)]
+
+
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{**PLAIN, "winner": "a", "language": "en", "label": 1}])
+    file = open_battles(path)
+    assert file.not_read == ("language", "label")
+    assert file.questions == ("label is not read: another column holds the outcome",)
