@@ -19,7 +19,8 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,27 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_bytes(data)
 
 
+def to_json(value: Any, *, indent: int | None = None, non_finite: Callable[[float], Any] = lambda number: None) -> str:
+    """A value as JSON: dataclasses become objects, paths text.
+
+    JSON has no NaN and no infinity, though Python writes them: they become what ``non_finite`` says, null by default.
+    """
+
+    def finite(value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            return finite(asdict(value))
+        if isinstance(value, Mapping):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [finite(item) for item in value]
+        return non_finite(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+    def plain(value: Any) -> Any:
+        return finite(value.item()) if hasattr(value, "item") else os.fspath(value)  # a number of NumPy, or a path
+
+    return json.dumps(finite(value), indent=indent, allow_nan=False, default=plain)
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line to a log. Raises what :func:`atomic` raises."""
     with _as_write_errors(path, None), path.open("a", encoding="utf-8") as stream:
@@ -122,24 +144,26 @@ def locked(path: Path, *, on_wait: Callable[[], None] | None = None) -> Iterator
     import filelock
 
     lock = filelock.FileLock(path)
-    with _as_write_errors(path, None):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            if on_wait is None:
-                raise BlockingIOError(f"another process holds {path}") from None
-            on_wait()
-            lock.acquire()
-        except NotImplementedError:
-            pass
     try:
+        with _as_write_errors(path, None):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                if on_wait is None:
+                    raise BlockingIOError(f"another process holds {path}") from None
+                on_wait()
+                lock.acquire()
+            except NotImplementedError:
+                pass
         yield
     finally:
-        # Removed while it is held: a process that waits for it notices that it is gone and makes a new one.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, filelock.Timeout):
+            with contextlib.suppress(NotImplementedError):
+                lock.acquire(timeout=0)  # a signal may have come between making the file and locking it
+            # Removed while it is held: a process that waits for it notices that it is gone and makes a new one.
             path.unlink(missing_ok=True)
-        lock.release()
+        lock.release(force=True)
 
 
 def remove_stale_lock(path: Path) -> None:
@@ -235,7 +259,7 @@ def read_checksums(folder: Path) -> dict[str, str]:
 
 def with_checksum(value: dict[str, Any]) -> str:
     """JSON that contains its own checksum, for :func:`verify_checksum`."""
-    body = json.dumps(value, sort_keys=True)
+    body = json.dumps(value, sort_keys=True)  # text inside of JSON, and read by Python alone: it may hold NaN
     return json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "body": body})
 
 
