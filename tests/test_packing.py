@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from prefcli import encoders
 from prefcli.battles import make_batch
+from prefcli.errors import ModelError
 from prefcli.models import packing, tokens
 from prefcli.models.packing import JOINT_INPUT, PAIR_INPUT, InputFormat
 
@@ -45,6 +46,56 @@ def test_a_pair_is_cut_as_hugging_faces_longest_first(bert_folder: Path, first: 
     ids = [np.array(tokenizer(t, add_special_tokens=False)["input_ids"], np.int32) for t in texts]
     packed = packing.Packing.from_tokenizer(tokenizer, 32).pack([a_field(i) for i in ids])
     assert packed.ids.tolist() == expected
+
+
+def tokenizer_with(single: str, pair: str, vocabulary: Sequence[str] = ("[UNK]", "[CLS]", "[SEP]")) -> Any:
+    """A tokenizer of words with its special tokens where the templates say; text is ``$A`` and ``$B``."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {word: number for number, word in enumerate(vocabulary)}
+    backend = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    specials = [(name, ids[name]) for name in ("[CLS]", "[SEP]")]
+    backend.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=specials)
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", model_input_names=inputs)
+
+
+WORDS = ("[UNK]", "[CLS]", "[SEP]", "alpha", "omega", "people", "prefer")
+
+
+@pytest.mark.parametrize("vocabulary", [WORDS, WORDS[:3]])
+@pytest.mark.parametrize(
+    ("pair", "expected"),
+    [
+        ("[CLS] $A:0 [SEP]:0 $B:1 [SEP]:1", (((1,), (2,)), (2,), 1)),
+        ("[CLS] $A [SEP] [SEP] $B [SEP]", (((1,), (2, 2)), (2,), 0)),
+        ("$A [SEP] $B:2 [SEP]:2 [CLS]:3", (((), (2,)), (2, 1), 2)),
+        ("$A $B", (((), ()), (), 0)),
+    ],
+)
+def test_special_tokens_stay_where_the_tokenizer_puts_them(pair: str, expected: Any, vocabulary: Sequence[str]) -> None:
+    template = packing.Template.from_tokenizer(tokenizer_with("[CLS] $A [SEP]", pair, vocabulary))
+    assert (template.pair.prefixes, template.pair.suffix, template.last_type) == expected
+    assert template.both.prefixes == (*template.pair.prefixes, template.pair.prefixes[1])
+
+
+def test_a_tokenizer_that_swaps_the_texts_of_a_pair_is_refused() -> None:
+    tokenizer = tokenizer_with("[CLS] $A [SEP]", "[CLS] $B [SEP] $A [SEP]", WORDS)
+    with pytest.raises(ModelError, match="encodes a text alone in another way"):
+        packing.Template.from_tokenizer(tokenizer)
+    assert packing.Template.from_tokenizer(tokenizer, "words").pair.prefixes[0][0] == 1
+
+
+@pytest.mark.parametrize("kind", ["tokens", "words"])
+def test_a_tokenizer_that_drops_the_text_is_refused(kind: str) -> None:
+    from tokenizers import Regex, normalizers
+
+    tokenizer = tokenizer_with("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", WORDS)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex("[a-z]"), "")
+    with pytest.raises(ModelError, match="encodes a text alone in another way"):
+        packing.Template.from_tokenizer(tokenizer, kind)
 
 
 def a_field(ids: Any, turns: Sequence[int] | None = None) -> tokens.Field:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from prefcli.errors import InputError, PrefcliError
-from prefcli.storage import files
+from prefcli.options import TrainOptions
+from prefcli.storage import files, runs
 from prefcli.storage.workspace import Stage, StageWriter, Workspace
 
 
@@ -213,3 +218,45 @@ def test_a_change_of_json_with_a_checksum_is_noticed() -> None:
     for damaged in (text.replace("1.5", "2.5"), text[:-1], "{}", "[]", text.replace("sha256", "sha512")):
         with pytest.raises(ValueError, match="it"):
             files.verify_checksum(damaged)
+
+
+def test_json_has_no_nan_and_no_infinity() -> None:
+    @dataclass
+    class Result:
+        path: Path
+        values: tuple[float, ...]
+
+    numbers = {"a": math.nan, "b": [1.5, -math.inf, {"c": np.float32("inf"), "d": np.int64(2), "e": np.float64("nan")}]}
+    text = files.to_json({**numbers, "f": Result(Path("x"), (math.inf, 0.5))})
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    assert json.loads(text, parse_constant=refuse) == {
+        "a": None, "b": [1.5, None, {"c": None, "d": 2, "e": None}], "f": {"path": "x", "values": [None, 0.5]},
+    }  # fmt: skip
+    with pytest.raises(TypeError):
+        files.to_json(object())
+
+
+def test_an_infinite_number_of_an_encoders_configuration_survives_in_a_run_as_transformers_spells_it(
+    tmp_path: Path,
+) -> None:
+    from transformers import AutoConfig, Mamba2Config
+
+    original = Mamba2Config(hidden_size=32, num_heads=8, expand=2, head_dim=8)
+    assert original.time_step_limit[1] == math.inf
+    runs.write_config(tmp_path, TrainOptions(), original.to_dict())
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    json.loads((tmp_path / runs.CONFIG).read_text(), parse_constant=refuse)
+    assert list(runs.encoder_config(runs.read_config(tmp_path))["time_step_limit"]) == [0.0, math.inf]
+    assert list(AutoConfig.from_pretrained(tmp_path).time_step_limit) == [0.0, math.inf]
+
+
+def test_a_log_that_holds_nan_is_read_without_it(tmp_path: Path) -> None:
+    lines = ('{"step": 1, "loss": NaN, "lr": 0.1}', '{"step": 2, "loss": Infinity}', '{"step": 3')
+    (tmp_path / runs.METRICS).write_text("\n".join(lines))
+    assert runs.read_metrics(tmp_path) == [{"step": 1, "lr": 0.1}, {"step": 2}]

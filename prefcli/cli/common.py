@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
-import math
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -141,20 +139,10 @@ def examples(*lines: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Print a dictionary or a dataclass as one JSON object; NaN and infinity become null."""
-    sys.stdout.write(json.dumps(_clean(value), default=str) + "\n")
+    """Print a dictionary or a dataclass as one JSON object."""
+    from prefcli.storage.files import to_json
 
-
-def _clean(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return _clean(asdict(value))
-    if isinstance(value, dict):
-        return {key: _clean(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_clean(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    sys.stdout.write(to_json(value) + "\n")
 
 
 def print_result(session: Session, result: Any, *lines: str) -> None:

@@ -8,7 +8,6 @@ probabilities are is decided in :mod:`prefcli.metrics`.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from prefcli.data.joining import MAX_EXAMPLES, Join, Mismatch, Rows
 from prefcli.errors import InputError
 from prefcli.outcomes import TIE, WINNER_COLUMNS
 from prefcli.readers.cells import first_null_row
+from prefcli.storage import files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +79,7 @@ def _json_lines_writer(path: Path, names: Sequence[str] = WINNER_COLUMNS) -> Ite
 
         def append(ids: pa.Array, probabilities: NDArray[np.float64]) -> None:
             for battle_id, row in zip(ids.to_pylist(), probabilities.tolist(), strict=True):
-                file.write(json.dumps({"id": battle_id, **dict(zip(names, row, strict=True))}) + "\n")
+                file.write(files.to_json({"id": battle_id, **dict(zip(names, row, strict=True))}) + "\n")
 
         yield append
 

@@ -162,7 +162,9 @@ def save(trained: Mapping[str, torch.Tensor], options: TrainOptions, base: str, 
         # peft's files leave out the adapter's own name: whoever loads it chooses another.
         save_file({PREFIX + name.replace(".default.", "."): tensor for name, tensor in tensors.items()}, temporary)
     config = _config(require_peft(), options, layers, base).to_dict()
-    files.write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True, default=_to_json) + "\n")
+    files.write_text(
+        folder / CONFIG, json.dumps(config, indent=2, sort_keys=True, allow_nan=False, default=_to_json) + "\n"
+    )
 
 
 def _to_json(value: Any) -> Any:

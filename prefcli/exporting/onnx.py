@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import json
 import logging
 import shutil
 import warnings
@@ -215,7 +214,7 @@ def _copy_run(source: Path, target: Path, settings: Mapping[str, Any]) -> None:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
     config = {**runs.read_config(source), "export": dict(settings)}
-    files.write_text(target / runs.CONFIG, json.dumps(config, indent=2) + "\n")
+    runs.save_config(target, config)
 
 
 class _Graph(nn.Module):

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli.battles import TEXT_FIELDS
+from prefcli.errors import ModelError
 from prefcli.models.tokens import Field, Ids, Ragged, TokenisedBattles, token_ids
 
 MARK = " … "
@@ -31,6 +32,10 @@ MIN_TEXT_TOKENS = 3
 PAIR_WORDS = ("Question:\n", "\n\nAnswer:\n", "\n\nHow good is this answer:")
 BOTH_WORDS = ("Question:\n", "\n\nAnswer A:\n", "\n\nAnswer B:\n", "\n\nWhich answer is better:")
 """What a language model reads before each field and after the last, where its judgement is taken."""
+
+
+EXAMPLES = (("alpha", "omega"), ("people", "prefer"))
+"""Pairs of texts that show where a tokenizer puts its special tokens."""
 
 
 def allocate_budget(lengths: NDArray[np.integer], budget: int) -> NDArray[np.int64]:
@@ -140,28 +145,21 @@ class Template:
 
 
 def _special_token_template(tokenizer: Any) -> Template:
-    """``prefix first middle second [middle third] suffix``, found by encoding a pair of short texts."""
-    first, second = token_ids(tokenizer, ["alpha", "omega"])
-    encoded = tokenizer("alpha", "omega")
-    ids = list(encoded["input_ids"])
-    first_start = _index_of(ids, first, 0)
-    second_start = _index_of(ids, second, first_start + len(first))
-    prefix = tuple(ids[:first_start])
-    middle = tuple(ids[first_start + len(first) : second_start])
-    suffix = tuple(ids[second_start + len(second) :])
+    """``prefix first middle second [middle third] suffix``, as a pair of texts is encoded."""
+    prefix, middle, suffix = _around_texts(tokenizer, 2)
+    encoded = tokenizer(*EXAMPLES[0])
     types = encoded.get("token_type_ids")
+    last_of_text = len(encoded["input_ids"]) - len(suffix) - 1
     return Template(
         SequenceTemplate((prefix, middle), suffix),
         SequenceTemplate((prefix, middle, middle), suffix),
-        int(types[second_start]) if types is not None else None,
+        int(types[last_of_text]) if types is not None else None,
     )
 
 
 def _word_template(tokenizer: Any) -> Template:
     """:data:`PAIR_WORDS` and :data:`BOTH_WORDS`, after whatever the tokenizer begins a text with."""
-    (first,) = token_ids(tokenizer, ["alpha"])
-    ids = list(tokenizer("alpha")["input_ids"])
-    beginning = tuple(ids[: _index_of(ids, first, 0)])
+    beginning, _ = _around_texts(tokenizer, 1)
 
     def sequence(words: Sequence[str]) -> SequenceTemplate:
         before, *others = (tuple(part) for part in token_ids(tokenizer, list(words)))
@@ -170,12 +168,36 @@ def _word_template(tokenizer: Any) -> Template:
     return Template(sequence(PAIR_WORDS), sequence(BOTH_WORDS), None)
 
 
-def _index_of(ids: list[int], part: list[int], start: int) -> int:
-    """Where ``part`` begins in ``ids``, from ``start`` on; ``start`` where it is not found."""
-    for position in range(start, len(ids) - len(part) + 1):
-        if ids[position : position + len(part)] == part:
-            return position
-    return start
+def _around_texts(tokenizer: Any, count: int) -> list[tuple[int, ...]]:
+    """The ids that a tokenizer puts before, between and after one text or two.
+
+    Raises
+    ------
+    ModelError
+        If they cannot be found: the ids of a text alone are not among those of the pair, or what stands around them
+        depends on the text.
+    """
+    around = [_split(tokenizer, texts[:count]) for texts in EXAMPLES]
+    if around[0] is None or around[0] != around[1]:
+        raise ModelError(
+            "the tokenizer encodes a text alone in another way than among special tokens",
+            hint="Try --template words, or another encoder." if count == 2 else "Choose another encoder.",
+        )
+    return around[0]
+
+
+def _split(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]] | None:
+    """The ids before, between and after the texts; None if a text's own ids do not occur in their order."""
+    ids = list(tokenizer(*texts)["input_ids"])
+    around, end = [], 0
+    for text in token_ids(tokenizer, list(texts)):
+        places = (start for start in range(end, len(ids)) if ids[start : start + len(text)] == text)
+        start = next(places, None) if text else None
+        if start is None:
+            return None
+        around.append(tuple(ids[end:start]))
+        end = start + len(text)
+    return [*around, tuple(ids[end:])]
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ def evaluate(folder: Path, first_seed: int, seeds: int) -> Ablation:
         reading=_describe(rows, metrics.too_few_units(len(keys), prompts)),
         folder=folder,
     )
-    files.write_text(folder / TABLES[0], json.dumps(dataclasses.asdict(ablation), indent=2, default=str) + "\n")
+    files.write_text(folder / TABLES[0], files.to_json(ablation, indent=2) + "\n")
     files.write_text(folder / TABLES[1], as_markdown(ablation))
     return ablation
 

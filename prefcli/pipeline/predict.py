@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -301,7 +300,7 @@ def predict_lines(
     reporter.note(f"answering with {', '.join(_run_names(options.models, folders))}")
     total = failed = 0
     for batch in predictor.answers(lines, reading):
-        answers.write(b"".join(json.dumps(answer.value).encode() + b"\n" for answer in batch))
+        answers.write(b"".join(files.to_json(answer.value).encode() + b"\n" for answer in batch))
         answers.flush()
         total += len(batch)
         failed += sum(answer.failed for answer in batch)

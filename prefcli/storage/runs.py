@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import platform
 import time
@@ -107,7 +108,20 @@ def write_config(folder: Path, options: TrainOptions, more: Mapping[str, Any]) -
         "options": asdict(options),
         "versions": package_versions(),
     }
-    files.write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+    save_config(folder, config)
+
+
+NON_FINITE = "__float__"
+"""Key of the object that transformers writes for a number that JSON lacks: ``{"__float__": "Infinity"}``."""
+
+
+def save_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write ``config.json``; the encoder's configuration may hold an infinite number, which transformers spells so."""
+
+    def spell(number: float) -> dict[str, str]:
+        return {NON_FINITE: "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"}
+
+    files.write_text(folder / CONFIG, files.to_json(config, indent=2, non_finite=spell) + "\n")
 
 
 def reading_of(folder: Path) -> dict[str, Any]:
@@ -128,7 +142,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         If it is missing, damaged, or written by a newer release.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        text = (folder / CONFIG).read_text(encoding="utf-8")
+        config = json.loads(text, object_hook=lambda o: float(o[NON_FINITE]) if o.keys() == {NON_FINITE} else o)
         if config["format"] > FORMAT:
             what, hint = "the run was written by a newer prefcli", "Upgrade: pip install -U prefcli."
             raise ModelError(what, where=str(folder), hint=hint)
@@ -419,11 +434,11 @@ def read_validation(folder: Path) -> HeldOut:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The valid lines of ``metrics.jsonl``: a crash may have left part of a line."""
+    """The valid lines of ``metrics.jsonl``, without what is not a finite number; a crash may have left part of one."""
     records = []
     for line in (folder / METRICS).read_text(encoding="utf-8", errors="replace").splitlines():
         with suppress(ValueError):
-            record = json.loads(line)
+            record = json.loads(line, parse_constant=lambda name: None)
             if isinstance(record, dict) and isinstance(record.get("step"), int):
-                records.append(record)
+                records.append({name: value for name, value in record.items() if value is not None})
     return records

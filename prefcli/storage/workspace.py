@@ -90,7 +90,7 @@ class StageWriter:
         metadata = {**self._metadata, "counts": dict(counts)}
         if self._writer is None:
             raise PrefcliError("a stage produced no rows", where=str(self._path))
-        self._writer.add_key_value_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+        self._writer.add_key_value_metadata({METADATA_KEY: files.to_json(metadata)})
         self._writer.close()
         return metadata
 
@@ -241,7 +241,7 @@ class Workspace:
         An unchanged value is not written again, so that a read-only workspace can be used.
         """
         if self.latest(command) != value:
-            files.write_text(self._latest_path(command), json.dumps(dict(value), indent=2, sort_keys=True) + "\n")
+            files.write_text(self._latest_path(command), files.to_json(value, indent=2) + "\n")
 
     def latest(self, command: str) -> Mapping[str, Any] | None:
         """The last value that :meth:`remember` recorded; None if there is none or its file is damaged."""
@@ -266,7 +266,7 @@ class Workspace:
                 "runs": [str(run.resolve()) for run in runs],
                 "source_sha256": source_sha256,
             }
-            files.write_text(folder / f"{files.sha256(output)}.json", json.dumps(record, indent=2) + "\n")
+            files.write_text(folder / f"{files.sha256(output)}.json", files.to_json(record, indent=2) + "\n")
             newest_first = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
             for old in newest_first[MAX_RECORDED:]:
                 old.unlink(missing_ok=True)

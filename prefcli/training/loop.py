@@ -14,7 +14,6 @@ The host of a single GPU does not wait for it between two lines of ``metrics.jso
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 import time
@@ -636,13 +635,13 @@ class _Log:
             return
         records = read_metrics(path.parent) if steps and path.exists() else []
         records = [record for record in records if record["step"] <= steps]
-        files.write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+        files.write_text(path, "".join(files.to_json(record) + "\n" for record in records))
         trackers.begin(records)
 
     def write(self, **record: Any) -> None:
         if self._enabled:
-            finite = {name: value for name, value in record.items() if math.isfinite(value)}  # JSON has no NaN
-            files.append_line(self._path, json.dumps(finite))
+            finite = {name: value for name, value in record.items() if math.isfinite(value)}
+            files.append_line(self._path, files.to_json(finite))
             self._trackers.record(finite)
 
 

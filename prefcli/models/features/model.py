@@ -105,7 +105,7 @@ class FeaturesModel:
             "boosted": self.booster is not None,
             "sha256": {name: files.sha256(folder / name) for name in (BOOSTER, WEIGHTS)},
         }
-        files.write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        files.write_text(folder / MANIFEST, files.to_json(manifest, indent=1) + "\n")
 
 
 def load(folder: Path, *, threads: int = 0) -> FeaturesModel:
