@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from prefcli.eda import ratings
 from prefcli.outcomes import TIE, A, B
+from prefcli.report import plots, tables
 
 NAMES = tuple(f"m{i}" for i in range(8))
 
@@ -150,3 +151,16 @@ def test_battles_that_all_end_alike_give_equal_ratings(label: int) -> None:
     )
     assert rated is not None
     assert [model.rating for model in rated.models] == pytest.approx([1000] * 3)
+
+
+def test_a_model_of_few_battles_has_a_rating_without_an_interval() -> None:
+    a, b = np.array([0] * 40 + [2]), np.array([1] * 40 + [1])
+    rated = ratings.rate(ratings.count_pairs(a, b, np.array([A, B, TIE, B] * 10 + [A]), ("x", "y", "rare")))
+    assert rated is not None
+    intervals = {model.model: (model.low, model.high) for model in rated.models}
+    assert intervals["rare"] == (None, None)
+    assert all(low < high for low, high in (intervals["x"], intervals["y"]))
+    _, rows = tables.ratings(rated, 3)
+    assert "none: fewer than 20 battles" in {row[2] for row in rows}
+    dots, axis = plots.ratings(rated)
+    assert axis.low <= min(dot.low for dot in dots)

@@ -33,6 +33,8 @@ ELO_PER_LOG_ODDS = 400 / np.log(10)
 ELO_CENTRE = 1000
 """The mean rating of all models."""
 BOOTSTRAP_ROUNDS = 200
+MIN_BATTLES = 20
+"""A model of fewer has no interval: that of one battle would be a point."""
 MAX_MODELS = 500
 """Only the models with most battles are rated: the fit solves a system of this size."""
 BATCH_BYTES = 8 << 20
@@ -74,12 +76,12 @@ class DavidsonFit:
 
 @dataclass(frozen=True)
 class ModelRating:
-    """A model's rating in points, with its bootstrap interval."""
+    """A model's rating in points, with its bootstrap interval if it has :data:`MIN_BATTLES`."""
 
     model: str
     rating: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     battles: int
     group: int
     """Models are in one group if battles connect them, directly or through others."""
@@ -246,7 +248,7 @@ def bootstrap(pairwise: PairwiseCounts, centre: DavidsonFit, *, rounds: int = BO
 
 
 def rate(pairwise: PairwiseCounts, *, rounds: int = BOOTSTRAP_ROUNDS, seed: int = 0) -> Ratings | None:
-    """Ratings with 95 % percentile bootstrap intervals; None when no two models met.
+    """Ratings with 95 % percentile bootstrap intervals, of battles as if independent; None when no two models met.
 
     Parameters
     ----------
@@ -270,8 +272,8 @@ def rate(pairwise: PairwiseCounts, *, rounds: int = BOOTSTRAP_ROUNDS, seed: int 
         ModelRating(
             model=pairwise.models[i],
             rating=elo(centre.strengths[i]),
-            low=elo(low[i]),
-            high=elo(high[i]),
+            low=elo(low[i]) if battles[i] >= MIN_BATTLES else None,
+            high=elo(high[i]) if battles[i] >= MIN_BATTLES else None,
             battles=int(battles[i]),
             group=int(groups[i]),
             one_sided=bool(never_lost[i] or never_won[i]),

@@ -84,11 +84,18 @@ def outcomes(eda: Eda) -> list[Bar]:
 def ratings(ratings: Ratings) -> tuple[list[Dot], Axis]:
     """The best models, and an axis with at most a few round ticks."""
     plotted = ratings.models[:MAX_PLOTTED_RATINGS]
-    low, high = min(model.low for model in plotted), max(model.high for model in plotted)
+    ends = [end for model in plotted for end in (model.low, model.rating, model.high) if end is not None]
+    low, high = min(ends), max(ends)
     step = next(step for step in (25, 50, 100, 200, 500, 1000, 2500, 5000, 1e9) if (high - low) / step <= 5)
     low, high = math.floor(low / step) * step, math.ceil(high / step) * step
     dots = [
-        Dot(model_label(model, ratings), model.rating, model.low, model.high, f"{model.rating:.0f}")
+        Dot(
+            model_label(model, ratings),
+            model.rating,
+            model.rating if model.low is None else model.low,
+            model.rating if model.high is None else model.high,
+            f"{model.rating:.0f}",
+        )
         for model in plotted
     ]
     return dots, Axis(low, high, tuple((value, f"{value:,.0f}") for value in np.arange(low, high + 1, step)))

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from prefcli.eda import Eda
 from prefcli.eda.models import ModelWins
 from prefcli.eda.quality import Agreement
-from prefcli.eda.ratings import ModelRating, Ratings
+from prefcli.eda.ratings import MIN_BATTLES, ModelRating, Ratings
 
 Table = tuple[list[str], list[list[str]]]
 """Column names, and rows of as many cells."""
 
 
-def interval(low: float, high: float, spec: str = ".1%") -> str:
-    """Both ends of an interval, written by a format specification."""
+def interval(low: float | None, high: float | None, spec: str = ".1%") -> str:
+    """Both ends of an interval, written by a format specification; empty if there is none."""
+    if low is None or high is None:
+        return ""
     return f"{low:{spec}} – {high:{spec}}"
 
 
@@ -51,9 +53,14 @@ def wins(models: Sequence[ModelWins]) -> Table:
     return ["model", "wins", "ties", "battles", "win rate", "95 %"], rows
 
 
+def rating_interval(model: ModelRating) -> str:
+    """The interval of a rating, or why there is none."""
+    return interval(model.low, model.high, ".0f") or f"none: fewer than {MIN_BATTLES} battles"
+
+
 def ratings(ratings: Ratings, top: int) -> Table:
     rows = [
-        [model_label(model, ratings), f"{model.rating:.0f}", interval(model.low, model.high, ".0f"),
+        [model_label(model, ratings), f"{model.rating:.0f}", rating_interval(model),
          f"{model.battles:,}"]
         for model in ratings.models[:top]
     ]  # fmt: skip
