@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Result, battle, write_csv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
@@ -72,6 +75,18 @@ def test_a_prompt_of_many_battles_is_not_held_out_where_small_ones_fit_exactly()
     _, held_out = splits.split_validation(groups, labels, 0.1, 0)
     assert len(held_out) == 100
     assert groups[held_out].min() >= 2
+
+
+@pytest.mark.slow
+def test_a_hold_out_of_another_size_than_asked_is_said(cli: Callable[..., Result], tmp_path: Path) -> None:
+    rows = [battle(i, i % 3, prompt=[f"Q{min(i // 20, 2)}"]) for i in range(100)]  # 20, 20 and 60 battles of a prompt
+    done = cli("train", write_csv(tmp_path / "votes.csv", rows), "--recipe", "fast")
+    assert "80 battles of 2 prompts to train on, 20 battles of 1 prompt held out" in done.err
+    assert "20% of the battles are held out instead of 10%" in done.err
+    assert "20 held-out battles of 1 prompt" in done.out
+    assert "no interval: 1 prompt, 20 are needed" in done.out
+    card = next(Path(".prefcli/runs").glob("*/README.md")).read_text()
+    assert "no interval: 1 prompt, 20 are needed" in card
 
 
 @settings(max_examples=60, deadline=None)

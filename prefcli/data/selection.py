@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from prefcli.battles import TEXT_FIELDS, Source, labels_of, texts_of
 from prefcli.data import splits, tables
 from prefcli.errors import InputError
+from prefcli.metrics import describe_battles
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, SOFT_LABEL_COLUMNS
 from prefcli.reporting import Reporter
@@ -180,10 +181,26 @@ def select(folder: Path, data: RunData, options: TrainOptions, reporter: Reporte
             hint="Train on all of them with --validation 0, or use more battles.",
         )
     if options.validation:
-        reporter.note(f"split by prompt: {len(train):,} battles to train on, {len(held_out):,} held out")
+        described = (_describe(battles.keys[rows]) for rows in (train, held_out))
+        reporter.note("split by prompt: {} to train on, {} held out".format(*described))
+        _warn_if_uneven(len(held_out), len(battles), options.validation, "held out", reporter)
     else:
         reporter.note(f"training on all {len(train):,} battles: nothing is held out, so there is no validation score")
     return battles, [Fold(folder, train, held_out)]
+
+
+def _describe(keys: NDArray[np.int64]) -> str:
+    """How many battles of how many prompts."""
+    return describe_battles(len(keys), len(np.unique(keys)))
+
+
+def _warn_if_uneven(battles: int, total: int, share: float, where: str, reporter: Reporter) -> None:
+    """Say when prompts of many battles leave no split of the wanted size."""
+    if abs(battles / total - share) > max(share / 2, 1 / total):
+        reporter.warn(
+            f"{battles / total:.0%} of the battles are {where} instead of {share:.0%}: the battles of a prompt stay "
+            "together, and some prompts have very many"
+        )
 
 
 def _folds(folder: Path, battles: TrainingData, options: TrainOptions, version: int, reporter: Reporter) -> list[Fold]:
@@ -191,7 +208,9 @@ def _folds(folder: Path, battles: TrainingData, options: TrainOptions, version: 
     if prompts < options.folds:
         raise InputError(f"--folds {options.folds}, but there are only {prompts} different prompts")
     parts = splits.split_folds(battles.keys, battles.labels, options.folds, options.seed, version=version)
-    reporter.note(f"{len(battles):,} battles in {options.folds} folds by prompt")
+    reporter.note(f"{_describe(battles.keys)} in {options.folds} folds by prompt")
+    largest = max(len(held_out) for _, held_out in parts)
+    _warn_if_uneven(largest, len(battles), 1 / options.folds, "in the largest fold", reporter)
     return [
         Fold(folder / f"fold-{number}", train, held_out[battles.labels[held_out] >= 0])
         for number, (train, held_out) in enumerate(parts, start=1)
@@ -215,7 +234,8 @@ def _with_validation_file(
         raise InputError("every training battle shares a prompt with the validation file", where=str(data.source))
     rows = _limit(rows, columns.keys, options, reporter)
     battles = _training_data([(columns, rows), (validation, held_out)], options)
-    reporter.note(f"{len(rows):,} battles to train on, {len(held_out):,} of {options.validation_file} to validate on")
+    trained, validated = _describe(columns.keys[rows]), _describe(validation.keys[held_out])
+    reporter.note(f"{trained} to train on, {validated} of {options.validation_file} to validate on")
     return battles, [Fold(folder, np.arange(len(rows)), np.arange(len(rows), len(battles)))]
 
 
