@@ -10,14 +10,14 @@ Where the votes know no ties, predictions are scored as two outcomes: the probab
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from prefcli.outcomes import OUTCOMES, TIE
+from prefcli.outcomes import OUTCOMES, SWAPPED, TIE
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.integer]
@@ -84,6 +84,59 @@ def softmax(logits: Array) -> Array:
     logits = np.asarray(logits, dtype=np.float64)
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+UNSEEN_PROBABILITY = 0.01
+"""Of an outcome that none of a model's training battles had: they say nothing about how often it happens."""
+MIN_MASS = 1e-3
+"""Training battles, soft labels counted by their share, with fewer of an outcome have not seen it."""
+
+
+def unseen_outcomes(mass: ArrayLike, *, both_orders: bool) -> tuple[int, ...]:
+    """The outcomes that training never saw.
+
+    Parameters
+    ----------
+    mass:
+        How many training battles had each outcome, shape ``[3]``.
+    both_orders:
+        Whether every battle was shown in both orders: then a win of A is one of B too.
+    """
+    counts = np.asarray(mass, dtype=np.float64)
+    if both_orders:
+        counts = counts + counts[list(SWAPPED)]
+    return tuple(np.flatnonzero(counts < MIN_MASS).tolist())
+
+
+def with_unseen(logits: Array, unseen: Sequence[int]) -> Array:
+    """Logits whose softmax gives each of the ``unseen`` outcomes :data:`UNSEEN_PROBABILITY`; the others share the rest.
+
+    A model drives the logit of an outcome that it never sees to minus infinity, as far as the number of steps goes.
+    """
+    if not unseen:
+        return logits
+    logits = np.array(logits, dtype=np.float64)
+    seen = [outcome for outcome in range(len(OUTCOMES)) if outcome not in unseen]
+    odds = UNSEEN_PROBABILITY / (1 - UNSEEN_PROBABILITY * len(unseen))
+    logits[..., list(unseen)] = np.logaddexp.reduce(logits[..., seen], axis=-1, keepdims=True) + np.log(odds)
+    return logits
+
+
+def validation_outcomes(labels: Labels, unseen: Sequence[int]) -> int:
+    """How many outcomes a run is validated on: 2 if it saw no ties in training and none is held out, else 3."""
+    return 2 if TIE in unseen and not (labels == TIE).any() else 3
+
+
+def held_out_probabilities(logits: Array, labels: Labels, unseen: Sequence[int]) -> Array:
+    """What a run is scored by on its held-out battles: two outcomes' probabilities if that is what it knows."""
+    probabilities = softmax(logits)
+    return two_outcome(probabilities) if validation_outcomes(labels, unseen) == 2 else probabilities
+
+
+def find_non_finite(logits: Array) -> NDArray[np.intp]:
+    """Row numbers of battles with a logit that is not a finite number; shape of ``logits`` is ``[..., n, 3]``."""
+    finite = np.isfinite(logits).all(axis=-1)
+    return np.flatnonzero(~finite.reshape(-1, finite.shape[-1]).all(axis=0))
 
 
 def losses(probabilities: Array, labels: Labels) -> Array:

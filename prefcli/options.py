@@ -188,6 +188,11 @@ class TrainOptions:
         return self.text or ("raw" if self.architecture == "features" else "nltk")
 
     @property
+    def shows_both_orders(self) -> bool:
+        """Whether every battle is trained on in both orders of the answers."""
+        return self.swap or self.architecture == "features"
+
+    @property
     def learning_rate(self) -> float:
         """The peak learning rate: as given, or the encoder's default."""
         if self.lr is not None:

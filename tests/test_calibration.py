@@ -85,7 +85,9 @@ def test_a_fit_that_does_not_help_on_unseen_battles_is_discarded() -> None:
 
 def test_with_few_battles_or_prompts_nothing_is_fitted() -> None:
     logits, labels, keys = truth(49)
-    assert calibration.calibrate([logits * 9], labels, keys) == Calibration((1.0,), battles=49)
+    fit = calibration.calibrate([logits * 9], labels, keys)
+    assert (fit.weights, fit.fitted, fit.battles) == ((1.0,), False, 49)
+    assert "49 battles of 25 prompts are too few" in str(fit)
     logits, labels, keys = truth(200)
     fit = calibration.calibrate([logits * 9, logits], labels, np.zeros(200, dtype=np.int64))
     assert fit.weights == (0.5, 0.5)

@@ -61,6 +61,21 @@ def a_spec(
     )  # fmt: skip
 
 
+class Recorder:
+    """A reporter that remembers its warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def note(self, text: str) -> None:
+        pass
+
+    track = SILENT.track
+
+
 def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -258,7 +273,7 @@ def test_kept_weights_and_their_logits_agree_wherever_keeping_is_interrupted(
     from prefcli.storage import files
 
     spec = a_spec(tmp_path, battles, bert_folder)
-    first, second = np.full((4, 3), 1.0), np.full((4, 3), 2.0)
+    first, second = np.full((2, 4, 3), 1.0), np.full((2, 4, 3), 2.0)
     loop._keep(spec, first)
     with torch.no_grad():
         spec.model.module.classifier.weight += 1
@@ -355,6 +370,65 @@ def test_a_checkpoint_never_holds_weights_that_are_no_numbers(
     assert [path.name for path in checkpoints.existing(tmp_path / "checkpoints")] == ["step-00000004"]
 
 
+def break_validation_from(spec: loop.FitSpec, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the validation after a step on, one battle's logits in the swapped order overflow."""
+    compute, state = spec.model.compute, {"steps": 0}
+
+    def overflowing(prepared: Any) -> Any:
+        logits = compute(prepared)
+        if state["steps"] >= step - 1 and 7 in prepared.rows:
+            logits[len(prepared.rows) + int(np.flatnonzero(prepared.rows == 7)[0])] = math.nan
+        return logits
+
+    monkeypatch.setattr(spec.model, "compute", overflowing)
+    spec.on_step_end = lambda reached: state.update(steps=reached.steps)
+
+
+def test_a_validation_without_numbers_names_the_battle_and_ends_with_the_kept_weights(
+    tmp_path: Path, battles: TokenisedBattles, bert_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = loop.fit(a_spec(tmp_path / "plain", battles, bert_folder, replace(OPTIONS, max_steps=5)))
+    recorder = Recorder()
+    spec = a_spec(tmp_path / "broken", battles, bert_folder, validation_ids=[f"vote-{n}" for n in range(60)])
+    spec.reporter = recorder
+    break_validation_from(spec, 10, monkeypatch)
+    result = loop.fit(spec)
+    assert any("logits of 1 validation battle are not finite numbers (the first is battle vote-7)" in w
+               and "the weights kept at step 5" in w for w in recorder.warnings)  # fmt: skip
+    assert (result.state.steps, result.state.best_step, result.state.finished) == (10, 5, True)
+    assert np.isfinite(result.logits).all()
+    assert np.isfinite(result.swapped).all()
+    assert plain.logits.shape == result.logits.shape
+    module = spec.model.module
+    model_weights.load_state_dict(module, model_weights.load(tmp_path / "broken" / "model.safetensors"))
+    monkeypatch.undo()
+    both = loop.predict_shared(spec, spec.validation, both_orders=True)
+    assert np.allclose(both[0], result.logits, atol=1e-6)
+    assert np.allclose(both[1][:, [1, 0, 2]], result.swapped, atol=1e-6)
+
+
+def test_without_kept_weights_a_validation_without_numbers_is_an_error(
+    tmp_path: Path, battles: TokenisedBattles, bert_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = a_spec(tmp_path, battles, bert_folder)
+    break_validation_from(spec, 5, monkeypatch)
+    with pytest.raises(PrefcliError, match=r"step 5.*battle number 8\), and no weights have been kept") as refused:
+        loop.fit(spec)
+    assert "--precision fp32" in refused.value.hint
+
+
+def test_without_ties_the_validation_loss_is_that_of_two_outcomes(
+    tmp_path: Path, battles: TokenisedBattles, bert_folder: Path
+) -> None:
+    decided = battles.take(np.flatnonzero(battles.labels < 2))
+    spec = a_spec(tmp_path, decided, bert_folder, replace(OPTIONS, max_steps=5), unseen=(2,))
+    result = loop.fit(spec)
+    a, b, tie = np.exp(result.logits - np.logaddexp.reduce(result.logits, axis=1, keepdims=True)).T
+    assert tie == pytest.approx(0.01)
+    expected = -np.log(np.where(spec.validation.labels == 0, a, b) / (a + b)).mean()
+    assert records(tmp_path)[-1]["validation_log_loss"] == pytest.approx(expected)
+
+
 @pytest.mark.slow
 def test_endless_overflow_stops_the_training(tmp_path: Path, battles: TokenisedBattles, bert_folder: Path) -> None:
     spec = a_spec(tmp_path, battles, bert_folder, replace(OPTIONS, precision="fp16", epochs=3))
@@ -402,7 +476,7 @@ def test_the_kept_weights_are_those_of_the_best_validation(
     assert best != max(validations)  # or this test would show nothing
 
     model_weights.load_state_dict(spec.model.module, model_weights.load(tmp_path / "model.safetensors"))
-    assert np.allclose(loop.predict_shared(spec, spec.validation), fitted.logits, atol=1e-6)
+    assert np.allclose(loop.predict_shared(spec, spec.validation)[0], fitted.logits, atol=1e-6)
 
 
 @pytest.mark.slow

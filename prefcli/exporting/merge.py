@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from prefcli import metrics
 from prefcli.compute import devices
 from prefcli.errors import InputError
@@ -92,8 +94,11 @@ def merge(
         if not averaged and (run / runs.VALIDATION).is_file():
             shutil.copyfile(run / runs.VALIDATION, temporary / runs.VALIDATION)
             held_out = runs.read_validation(run)
-            probabilities = metrics.softmax(held_out.logits)
-            validation = dataclasses.asdict(metrics.score(probabilities, held_out.labels, groups=held_out.keys))
+            outcomes = metrics.validation_outcomes(held_out.labels, runs.unseen_outcomes(runs.read_config(run)))
+            score = metrics.score(
+                held_out.probabilities(swap_average=False), held_out.labels, groups=held_out.keys, outcomes=outcomes
+            )
+            validation = dataclasses.asdict(score)
         card.write(temporary, merged_options, runs.read_config(temporary), validation, name=output.name)
         runs.seal(temporary, trained=True)
     return MergeResult(output, len(members), bool(options.lora_rank), sum(tensor.numel() for tensor in state.values()))
@@ -142,5 +147,8 @@ def _merged_config(run: Path, members: Sequence[Path], model: NeuralModel) -> di
         data = config["data"]  # each battle was in the training data of some member
         battles = data["train_battles"] + data["held_out_battles"]
         config["data"] = {**data, "train_battles": battles, "held_out_battles": 0}
+        counts = [runs.read_config(member)["data"].get("outcomes") for member in members]
+        if all(counts):  # each battle is in the training data of all members but one
+            config["data"]["outcomes"] = (np.sum(counts, axis=0) / (len(members) - 1)).tolist()
     config["resolved"] = {**config["resolved"], "merged": description}
     return config | model.encoder_config()

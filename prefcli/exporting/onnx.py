@@ -199,11 +199,21 @@ def _export_model(member: Path, target: Path, sample: Sample, *, int8: bool) -> 
     onnx_model = exported.load(target)
     difference = _compare(model, onnx_model, sample, member)
     predictions = []
+
+    def predict(exported_model: exported.ExportedModel) -> NDArray[np.float64]:
+        unseen = runs.unseen_outcomes(runs.read_config(member))
+        logits = metrics.with_unseen(exported_model.logits(sample.battles)[0], unseen)
+        return (
+            metrics.softmax(logits)
+            if sample.labels is None
+            else (metrics.held_out_probabilities(logits, sample.labels, unseen))
+        )
+
     if int8:
-        predictions = [metrics.softmax(onnx_model.logits(sample.battles)[0])]
+        predictions = [predict(onnx_model)]
         del model, onnx_model  # their memory may be needed
         _quantise(target, external=external)
-        predictions += [metrics.softmax(exported.load(target).logits(sample.battles)[0])]
+        predictions += [predict(exported.load(target))]
     size = sum((target / name).stat().st_size for name in (GRAPH, exported.WEIGHTS) if (target / name).is_file())
     return _ExportedModel(difference, size, predictions)
 

@@ -8,6 +8,7 @@ until a model is needed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,8 +32,26 @@ class Model(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class _WithUnseen:
+    """A model that gives outcomes which it never saw in training a fixed probability."""
+
+    model: Model
+    unseen: tuple[int, ...]
+
+    def logits(
+        self, batch: pa.RecordBatch, *, swap_average: bool = False, done: Callable[[int], None] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        from prefcli.metrics import with_unseen
+
+        logits, swapped = self.model.logits(batch, swap_average=swap_average, done=done)
+        return with_unseen(logits, self.unseen), None if swapped is None else with_unseen(swapped, self.unseen)
+
+
 def load(folder: Path, request: DeviceRequest, *, fast_attention: bool = True, encoder: str | None = None) -> Model:
     """The model in the folder of a run or of one of its folds; see :func:`prefcli.models.neural.load`.
+
+    An outcome that none of its training battles had gets :data:`prefcli.metrics.UNSEEN_PROBABILITY`.
 
     Raises
     ------
@@ -41,7 +60,13 @@ def load(folder: Path, request: DeviceRequest, *, fast_attention: bool = True, e
     """
     from prefcli.storage import runs
 
-    runtime = runs.runtime_of(runs.read_config(folder))
+    config = runs.read_config(folder)
+    model = _load(folder, runs.runtime_of(config), request, fast_attention=fast_attention, encoder=encoder)
+    unseen = runs.unseen_outcomes(config)
+    return _WithUnseen(model, unseen) if unseen else model
+
+
+def _load(folder: Path, runtime: str, request: DeviceRequest, *, fast_attention: bool, encoder: str | None) -> Model:
     if runtime == "features":
         from prefcli.models import features
 

@@ -177,7 +177,7 @@ def estimate_prediction(
         members = inference.open_runs(folders, options, request)
         keys = prompt_keys(stages)
         if options.calibrated:
-            blending.from_validation(folders, keys, SILENT)
+            blending.from_validation(folders, keys, SILENT, swap_average=options.swap_average)
         total = min(len(keys), options.limit or len(keys))
 
         def predict(batches: list[pa.RecordBatch]) -> None:
@@ -257,7 +257,7 @@ def _time_neural_training(context: TrainContext, folds: Sequence[Fold], reporter
     validations = epochs + (spec.total_steps // options.eval_every if options.eval_every else 0)
     validation = 0.0
     if held_out is not None:
-        predict, lengths = partial(loop.predict_shared, spec), spec.model.lengths(held_out)
+        predict, lengths = partial(loop.predict_shared, spec, both_orders=True), spec.model.lengths(held_out)
         validation, _ = _time_all(held_out.take, predict, lengths, spec.world)
     every = options.checkpoint_every
     checkpoints = 1 + (spec.total_steps // every if every else int(training / loop.CHECKPOINT_SECONDS))

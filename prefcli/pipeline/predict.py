@@ -18,7 +18,7 @@ from prefcli.compute.distributed import from_environment, process_group
 from prefcli.data import tables
 from prefcli.errors import InputError
 from prefcli.options import PredictOptions, TrainOptions
-from prefcli.outcomes import WINNER_COLUMNS
+from prefcli.outcomes import OUTCOMES, WINNER_COLUMNS
 from prefcli.pipeline.stages import CHOSEN, preprocess_stage, read_stage
 from prefcli.prediction import blending, inference
 from prefcli.prediction.calibration import Calibration
@@ -44,6 +44,8 @@ class PredictResult:
     tie_shift: float
     calibration: str
     """What was fitted on which battles, in words."""
+    unseen: tuple[tuple[str, ...], ...]
+    """For each model, the outcomes that it never saw in training: A, B, tie."""
     trained_on: tuple[int | None, ...]
     """For each model, how many of the battles have a prompt that it was trained on; None if the run does not say."""
     seconds: float
@@ -100,12 +102,18 @@ def predict(
         request = devices.DeviceRequest(options.device, options.precision, world.local_rank)
         members = inference.open_runs(folders, options, request)
         reporter.note(f"predicting with {', '.join(names)}{_placement(folders, request)}")
+        unseen = _describe_unseen(folders, names, reporter)
         stream = functools.partial(inference.stream, members, world=world, swap_average=options.swap_average)
         keys = prompt_keys(stages)
-        equal = Calibration.equal(len(folders))
-        calibrations = [blending.from_validation(folders, keys, reporter) if options.calibrated else equal]
+        calibrations: list[Calibration] = [Calibration.equal(len(folders))]
+        if options.calibrated:
+            calibrations = [blending.from_validation(folders, keys, reporter, swap_average=options.swap_average)]
         if calibrate is not None:
-            calibrations.append(_refit(calibrations[0], sample, str(calibrate), keys, stream, reporter))
+            fit = functools.partial(
+                blending.from_sample, sample[0], predicted=keys, name=str(calibrate), reporter=reporter,
+                trained=_training_prompts(folders), unseen=calibrations[0].unseen,
+            )  # fmt: skip
+            calibrations.append(_refit(fit, calibrations[0], sample, stream, reporter))
         total = min(len(keys), options.limit or len(keys))
         trained_on = _count_trained_on(folders, names, keys[:total], reporter)
         begun = time.monotonic()
@@ -129,6 +137,7 @@ def predict(
         weights=tuple(weight * scale for weight in blend.weights),
         tie_shift=calibrations[-1].tie_shift,
         calibration="; ".join(map(str, calibrations)) if options.activation == "softmax" else "none",
+        unseen=unseen,
         trained_on=trained_on,
         seconds=time.monotonic() - started,
         battles_per_second=total / max(seconds, 1e-9),
@@ -196,6 +205,27 @@ def prompt_keys(stages: Sequence[Stage]) -> NDArray[np.int64]:
     return stages[0].table(["prompt_key"])["prompt_key"].to_numpy()
 
 
+def _describe_unseen(folders: Sequence[Path], names: Sequence[str], reporter: Reporter) -> tuple[tuple[str, ...], ...]:
+    """The outcomes that each run never saw in training, and a message about them."""
+    unseen_by_run = []
+    for folder, name in zip(folders, names, strict=True):
+        unseen: dict[int, None] = {}
+        for member in runs.members(folder):
+            config = runs.read_config(member)
+            of_member = runs.unseen_outcomes(config)
+            unseen |= dict.fromkeys(of_member)
+            if of_member:
+                of_fold = name if member == folder else f"{name}/{member.name}"
+                reporter.note(f"{of_fold}: {runs.describe_unseen(of_member, config['data']['train_battles'])}")
+            if runs.lacks_unseen(config):
+                reporter.warn(
+                    f"{name} was trained without ties by an earlier release, so it gives them a probability near 0: "
+                    "--calibrate FILE fits their share, or train it again"
+                )
+        unseen_by_run.append(tuple(OUTCOMES[outcome] for outcome in sorted(unseen)))
+    return tuple(unseen_by_run)
+
+
 def _count_trained_on(
     folders: Sequence[Path], names: Sequence[str], predicted: NDArray[np.int64], reporter: Reporter
 ) -> tuple[int | None, ...]:
@@ -212,11 +242,15 @@ def _count_trained_on(
     return tuple(counts)
 
 
+def _training_prompts(folders: Sequence[Path]) -> NDArray[np.int64]:
+    """Keys of the prompts that any of the runs was trained on, as far as they say."""
+    return np.concatenate([np.empty(0, np.int64), *(p for f in folders if (p := runs.training_prompts(f)) is not None)])
+
+
 def _refit(
+    fit: Callable[..., Calibration],
     blend: Calibration,
     sample: Sequence[Stage],
-    name: str,
-    predicted: NDArray[np.int64],
     stream: Callable[..., Iterator[tuple[pa.Array, list[Array]]]],
     reporter: Reporter,
 ) -> Calibration:
@@ -224,7 +258,7 @@ def _refit(
     total = sample[0].rows
     with reporter.track("calibrating", total * len(sample)) as progress:
         blended = (blend.apply(of_runs) for _, of_runs in stream(sample, total, done=progress.advance))
-        return blending.from_sample(sample[0], blended, predicted, name, reporter)
+        return fit(probabilities=blended)
 
 
 def _combine(

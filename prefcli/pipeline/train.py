@@ -33,6 +33,10 @@ class TrainResult:
     """The whole command's time."""
     battles_per_second: float
     """Of the training steps alone."""
+    outcomes: tuple[float, ...]
+    """How many training battles had the outcomes A, B, tie; soft labels are counted by their shares."""
+    unseen: tuple[str, ...]
+    """The outcomes that none of them had; each gets :data:`prefcli.metrics.UNSEEN_PROBABILITY`."""
 
 
 def train(  # noqa: PLR0913  (what the command line gives)
@@ -111,7 +115,14 @@ def train(  # noqa: PLR0913  (what the command line gives)
             if remember:
                 workspace.remember("train", {"run": str(folder.resolve())})
             runs.finish(folder)
-    return TrainResult(folder, result.validation, time.monotonic() - started, result.battles_per_second)
+    return TrainResult(
+        folder,
+        result.validation,
+        time.monotonic() - started,
+        result.battles_per_second,
+        result.outcomes,
+        result.unseen,
+    )
 
 
 _Started = tuple[Path, RunData, TrainOptions, bool]

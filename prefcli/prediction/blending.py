@@ -6,25 +6,116 @@ predicted are left out, so that no score of the predictions is too good.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcli import metrics
 from prefcli.battles import labels_of
 from prefcli.errors import InputError, ModelError
+from prefcli.outcomes import OUTCOMES
 from prefcli.prediction import calibration
 from prefcli.prediction.calibration import Calibration
 from prefcli.reporting import Reporter
 from prefcli.storage import runs
 from prefcli.storage.workspace import Stage
 
+MIN_GAIN = 1e-3
+"""A run whose validation log loss is not that far below its prior gets no weight beside one whose is."""
 
-def from_validation(folders: Sequence[Path], predicted: NDArray[np.int64], reporter: Reporter) -> Calibration:
-    """Fit blending weights of several runs, or one run's temperature, on the battles that all of them held out.
 
-    The logits that runs keep are of the original order of the answers; swap averaging is not repeated for the fit.
+@dataclass(frozen=True)
+class HeldOutRun:
+    """What is known of a run from its held-out battles, without those whose prompt is predicted.
+
+    Attributes
+    ----------
+    name:
+        Of the run.
+    held_out:
+        Its battles.
+    logs:
+        Log probabilities of the outcomes as the run predicts them, shape ``[n, 3]``.
+    unseen:
+        The outcomes that it never saw in training.
+    no_scale:
+        Why no temperature can be fitted on these battles; empty if it can.
+    """
+
+    name: str
+    held_out: runs.HeldOut
+    logs: NDArray[np.float64]
+    unseen: tuple[int, ...]
+    no_scale: str
+
+    @property
+    def score(self) -> metrics.Score:
+        """The run's metrics on these battles; there must be one."""
+        labels, keys = self.held_out.labels, self.held_out.keys
+        outcomes = metrics.validation_outcomes(labels, self.unseen)
+        return metrics.score(metrics.softmax(self.logs), labels, groups=keys, outcomes=outcomes)
+
+
+FOLDS_PREDICT_THEIR_MEAN = "every battle was held out by one fold only, and the mean over folds predicts"
+ONE_ORDER = "its held-out battles are kept in one order of the answers, and both orders predict"
+
+
+def held_out_run(
+    folder: Path, predicted: NDArray[np.int64], reporter: Reporter, *, swap_average: bool = False
+) -> HeldOutRun:
+    """Read a run's held-out battles.
+
+    Parameters
+    ----------
+    folder:
+        The run's.
+    predicted:
+        Prompt keys of the battles to be predicted.
+    swap_average:
+        Whether the run predicts the mean over both orders of the answers.
+
+    Raises
+    ------
+    ModelError
+        If nothing was held out.
+    """
+    held_out, config = runs.read_validation(folder), runs.read_config(folder)
+    no_scale = ""
+    if runs.members(folder) != [folder]:
+        no_scale = FOLDS_PREDICT_THEIR_MEAN
+    elif swap_average and held_out.swapped is None:
+        no_scale = ONE_ORDER
+    with np.errstate(invalid="ignore"):
+        probabilities = held_out.probabilities(swap_average=swap_average and held_out.swapped is not None)
+    finite = np.isfinite(probabilities).all(axis=1)
+    if not finite.all():
+        reporter.warn(
+            f"{(~finite).sum():,} held-out battles of {folder.name} have logits that are not finite numbers (the first "
+            f"is {held_out.ids[int(np.argmin(finite))]}): nothing is fitted on them"
+        )
+    shared = np.isin(held_out.keys, predicted)
+    if shared.any():
+        reporter.note(
+            f"{shared.sum():,} validation battles of {folder.name} share a prompt with those to be predicted: "
+            "nothing is fitted on them"
+        )
+    rows = np.flatnonzero(finite & ~shared)
+    logs = np.log(np.maximum(probabilities[rows], calibration.MIN_PROBABILITY))
+    return HeldOutRun(folder.name, held_out.take(rows), logs, runs.unseen_outcomes(config), no_scale)
+
+
+def from_validation(
+    folders: Sequence[Path], predicted: NDArray[np.int64], reporter: Reporter, *, swap_average: bool = False
+) -> Calibration:
+    """Fit one run's temperature, or blending weights of several runs, on the battles that all of them held out.
+
+    A temperature is fitted only for what is then used. Folds predict their mean, which is less certain than each fold,
+    but every battle was held out by one fold alone: their temperature stays 1. With ``swap_average`` it is fitted on
+    the mean over both orders of the answers, where the run keeps the logits of both.
 
     Parameters
     ----------
@@ -32,33 +123,104 @@ def from_validation(folders: Sequence[Path], predicted: NDArray[np.int64], repor
         The runs.
     predicted:
         Prompt keys of the battles to be predicted.
+    swap_average:
+        Whether the runs predict the mean over both orders of the answers.
     """
-    try:
-        held_out = [runs.read_validation(folder) for folder in folders]
-    except ModelError:
-        missing = [folder.name for folder in folders if not (folder / runs.VALIDATION).is_file()]
-        reporter.note(f"equal weights, no temperature: nothing was held out by {', '.join(missing) or 'these runs'}")
-        return Calibration.equal(len(folders))
+    known: list[HeldOutRun] = []
+    missing: list[str] = []
+    for folder in folders:
+        try:
+            known.append(held_out_run(folder, predicted, reporter, swap_average=swap_average))
+        except ModelError as error:
+            missing.append(folder.name)
+            if (folder / runs.VALIDATION).is_file():
+                reporter.warn(f"{folder.name}: {error.what}")
+    if len(folders) > 1:
+        return _blend(known, missing, reporter)
+    if missing:
+        reporter.note(f"temperature 1: nothing was held out by {missing[0]}")
+        return Calibration.equal(1)
+    (run,) = known
+    fit = calibration_of(run)
+    reporter.note(f"calibration on validation battles: {fit}")
+    return fit
+
+
+def calibration_of(run: HeldOutRun) -> Calibration:
+    """One run's temperature, if its held-out battles can tell it."""
+    if run.no_scale:
+        remark = f"{run.no_scale} (--calibrate FILE fits it on other battles)"
+        return Calibration((1.0,), unseen=run.unseen, remarks=(remark,))
+    return calibration.calibrate([run.logs], run.held_out.labels, run.held_out.keys, unseen=run.unseen)
+
+
+def _blend(known: Sequence[HeldOutRun], missing: Sequence[str], reporter: Reporter) -> Calibration:
+    """Weights of several runs: fitted on common held-out battles, else by how good each was on its own."""
+    if missing:
+        return _equal_weights(len(known) + len(missing), known, f"nothing was held out by {_listed(missing)}", reporter)
+    weights, reason = _weights_by_gain(known)
+    rows = _common_rows([run.held_out for run in known])
+    held_out = known[0].held_out
+    fit = calibration.calibrate(
+        [run.logs[r] for run, r in zip(known, rows, strict=True)],
+        held_out.labels[rows[0]],
+        held_out.keys[rows[0]],
+        scale=not any(run.no_scale for run in known),
+        start=weights,
+        unseen=[outcome for outcome in range(len(OUTCOMES)) if all(outcome in run.unseen for run in known)],
+    )
+    if fit.before is not None:
+        reporter.note(f"blend on common validation battles: {fit}")
+    elif weights is None:
+        return _equal_weights(len(known), known, f"{reason}; {fit.remarks[0]}", reporter)
+    else:
+        figures = ", ".join(map(_figure, known))
+        reporter.note(f"weights by each run's own validation log loss ({figures}): {fit}")
+    return fit
+
+
+def _equal_weights(models: int, known: Sequence[HeldOutRun], reason: str, reporter: Reporter) -> Calibration:
+    """Equal weights, with a warning that says what is known of the runs."""
+    figures = ", ".join(_figure(run) for run in known if run.held_out.ids)
+    known_losses = f": validation log loss {figures}" if figures else ""
+    reporter.warn(f"equal weights ({reason}): a weak run can worsen a blend{known_losses}")
+    return dataclasses.replace(Calibration.equal(models), remarks=(reason,))
+
+
+def _weights_by_gain(known: Sequence[HeldOutRun]) -> tuple[list[float] | None, str]:
+    """Weights that sum to 1, or why there are none.
+
+    They are proportional to the squares of how far each run's validation log loss is below its prior. In simulations,
+    where runs see the outcomes through noise of their own, the best weights are near to these, from equally good runs
+    to those of which one knows next to nothing; proportional ones leave a weak run too much.
+    """
+    if few := [run.name for run in known if len(run.held_out.ids) < calibration.MIN_BATTLES]:
+        return None, f"fewer than {calibration.MIN_BATTLES} held-out battles of {_listed(few)} can be used"
+    scores = [run.score for run in known]
+    gains = [max(score.prior_log_loss - score.log_loss, 0.0) for score in scores]
+    if max(gains) < MIN_GAIN:
+        return None, "no run is better than its prior"
+    squares = np.square(gains)
+    return (squares / squares.sum()).tolist(), ""
+
+
+def _figure(run: HeldOutRun) -> str:
+    score = run.score
+    return f"{run.name} {score.log_loss:.4f} (prior {score.prior_log_loss:.4f}, {metrics.plural(score.n, 'battle')})"
+
+
+def _common_rows(held_out: Sequence[runs.HeldOut]) -> list[NDArray[np.intp]]:
+    """For each run the rows of the battles that all of them held out, in one order."""
     row_of = [
         {battle: row for row, battle in enumerate(zip(h.ids, h.keys.tolist(), h.labels.tolist(), strict=True))}
         for h in held_out
     ]
     common = [battle for battle in row_of[0] if all(battle in other for other in row_of[1:])]
-    excluded = set(predicted.tolist())
-    usable = [battle for battle in common if battle[1] not in excluded]
-    if len(usable) < len(common):
-        reporter.note(
-            f"{len(common) - len(usable):,} validation battles share a prompt with those to be predicted: "
-            "nothing is fitted on them"
-        )
-    rows = [np.array([row_of_run[battle] for battle in usable], dtype=np.intp) for row_of_run in row_of]
-    fit = calibration.calibrate(
-        [h.logits[r] for h, r in zip(held_out, rows, strict=True)],
-        held_out[0].labels[rows[0]],
-        held_out[0].keys[rows[0]],
-    )
-    reporter.note(f"{'blend on common' if len(folders) > 1 else 'calibration on'} validation battles: {fit}")
-    return fit
+    return [np.array([row_of_run[battle] for battle in common], dtype=np.intp) for row_of_run in row_of]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)
 
 
 def from_sample(
@@ -67,6 +229,9 @@ def from_sample(
     predicted: NDArray[np.int64],
     name: str,
     reporter: Reporter,
+    *,
+    trained: NDArray[np.int64],
+    unseen: Sequence[int] = (),
 ) -> Calibration:
     """Refit temperature and share of ties on a labelled sample.
 
@@ -80,28 +245,38 @@ def from_sample(
         Prompt keys of the battles to be predicted.
     name:
         The sample's files, for messages.
+    trained:
+        Prompt keys of the battles that the runs were trained on, as far as they are known.
+    unseen:
+        Outcomes that no run saw in training.
 
     Raises
     ------
     InputError
-        If no battle of the sample has an outcome, or all share a prompt with those to be predicted.
+        If no battle of the sample has an outcome, or all share a prompt with those to be predicted or trained on.
     """
     table = sample.table(["label", "prompt_key"])
     labels, keys = labels_of(table), table["prompt_key"].to_numpy()
     labelled = labels >= 0
-    shared = labelled & np.isin(keys, predicted)
     if not labelled.any():
         raise InputError("no battle to calibrate on has an outcome", where=name)
-    if shared.sum() == labelled.sum():
-        raise InputError(
-            "every battle to calibrate on shares its prompt with a battle to be predicted",
-            where=name,
-            hint="Calibrate on other battles: a score on battles the calibration has seen means nothing.",
-        )
-    if shared.any():
-        reporter.warn(f"{shared.sum():,} battles of {name} share a prompt with those to be predicted: not fitted on")
-    rows = np.flatnonzero(labelled & ~shared)
+    usable = labelled.copy()
+    for others, whose, why in (
+        (predicted, "a battle to be predicted", "a score on battles the calibration has seen means nothing"),
+        (trained, "a battle that the model was trained on", "a model is overconfident on its own training data"),
+    ):
+        shared = usable & np.isin(keys, others)
+        usable &= ~shared
+        if not usable.any():
+            raise InputError(
+                f"every battle to calibrate on shares its prompt with {whose}",
+                where=name,
+                hint=f"Calibrate on other battles: {why}.",
+            )
+        if shared.any():
+            reporter.warn(f"{shared.sum():,} battles of {name} share a prompt with {whose}: not fitted on")
+    rows = np.flatnonzero(usable)
     logs = np.log(np.maximum(np.concatenate(list(probabilities))[rows], calibration.MIN_PROBABILITY))
-    fit = calibration.calibrate([logs], labels[rows], keys[rows], tie=True)
+    fit = calibration.calibrate([logs], labels[rows], keys[rows], tie=True, unseen=unseen)
     reporter.note(f"refitted on {name}: {fit}")
     return fit

@@ -6,6 +6,9 @@ logarithmic opinion pool (Genest & Zidek, "Combining probability distributions",
 temperature; ``t`` moves the share of ties, which differs most between groups of voters. The loss is convex in all of
 them.
 
+Only what the outcomes can tell is fitted. Battles without a tie say nothing about the share of ties, and battles that
+only one answer wins nothing about the temperature: such a share or temperature stays as it was.
+
 A fit is kept only if it helps on unseen battles, as measured by five-fold cross-fitting over prompts. The caller must
 leave out the battles that are to be predicted.
 """
@@ -19,10 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli import metrics
+from prefcli.battles import outcome_counts
 from prefcli.data import splits
-from prefcli.outcomes import OUTCOMES, TIE
+from prefcli.outcomes import OUTCOMES, TIE, A, B
 
 Array = NDArray[np.float64]
+Labels = NDArray[np.integer]
 
 FOLDS = 5
 MIN_BATTLES = 50
@@ -30,6 +35,9 @@ MIN_BATTLES = 50
 MIN_PROBABILITY = 1e-300
 MAX_WEIGHT = 100.0
 MAX_TIE_SHIFT = 20.0
+"""Either way from the shift that makes a tie as probable as a win of A or B, on average over the battles of the fit."""
+WEIGHT_TOLERANCE = 1e-3
+"""How near to a bound a parameter counts as being there; for the upper bounds as a share of them."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +49,18 @@ class Calibration:
     tie_shift: float = 0.0
     """Added to the log probability of a tie."""
     fitted: bool = False
-    """Whether weights and shift come from a fit; otherwise the models have equal weights that sum to 1."""
+    """Whether weights and shift come from a fit."""
     battles: int = 0
     """How many battles the fit was tried on."""
     before: float | None = None
     after: float | None = None
-    """Cross-fitted log loss with equal weights, and with the fit; None if no fit was tried."""
+    """Cross-fitted log loss with the weights before the fit, and with the fit; None if no fit was tried."""
     members: tuple[float, ...] = ()
     """Log loss of each model alone on the same battles."""
+    unseen: tuple[int, ...] = ()
+    """Outcomes that no model saw in training: they keep :data:`prefcli.metrics.UNSEEN_PROBABILITY`."""
+    remarks: tuple[str, ...] = ()
+    """Why there is no fit, what the outcomes did not tell, and what ended at a bound."""
 
     @staticmethod
     def equal(models: int, battles: int = 0) -> Calibration:
@@ -59,29 +71,39 @@ class Calibration:
         """One set of probabilities ``[n, 3]`` from each model's, rows summing to 1."""
         if self.weights == (1.0,) and not self.tie_shift:
             return probabilities[0] / probabilities[0].sum(axis=1, keepdims=True)
-        return metrics.softmax(_combine([_log(p) for p in probabilities], np.array([*self.weights, self.tie_shift])))
+        combined = _combine([_log(p) for p in probabilities], np.array([*self.weights, self.tie_shift]))
+        return metrics.softmax(metrics.with_unseen(combined, self.unseen))
 
     def __str__(self) -> str:
         several = len(self.weights) > 1
-        unfitted = "equal weights" if several else "temperature 1"
-        if not self.battles:
-            return f"{unfitted}: nothing to fit on"
+        weights = ", ".join(f"{weight:.3f}" for weight in self.weights)
+        unfitted = f"weights {weights}" if several else "temperature 1"
+        if several and len(set(self.weights)) == 1:
+            unfitted = "equal weights"
         if self.before is None or self.after is None:
-            return f"{unfitted}: {self.battles:,} battles are too few for a fit"
+            return f"{unfitted}: {'; '.join(self.remarks) or 'nothing to fit on'}"
+        remarks = "".join(f"; {remark}" for remark in self.remarks)
         figures = f"cross-fitted log loss {self.before:.4f} -> {self.after:.4f} on {self.battles:,} battles"
         if not self.fitted:
-            return f"{unfitted} kept: fitting does not help ({figures})"
+            return f"{unfitted} kept: fitting does not help ({figures}){remarks}"
         shift = f", tie shift {self.tie_shift:+.3f}" if self.tie_shift else ""
         if several:
-            weights = ", ".join(f"{weight:.3f}" for weight in self.weights)
-            return f"weights {weights}{shift} ({figures}; the best model alone {min(self.members):.4f})"
-        return f"temperature {1 / max(self.weights[0], 1 / MAX_WEIGHT):.3f}{shift} ({figures})"
+            return f"weights {weights}{shift} ({figures}; the best model alone {min(self.members):.4f}){remarks}"
+        temperature = f"{1 / self.weights[0]:.3f}" if self.weights[0] > 0 else "infinite"
+        return f"temperature {temperature}{shift} ({figures}){remarks}"
 
 
 def calibrate(
-    logits: Sequence[Array], labels: NDArray[np.integer], keys: NDArray[np.int64], *, tie: bool = False
+    logits: Sequence[Array],
+    labels: Labels,
+    keys: NDArray[np.int64],
+    *,
+    tie: bool = False,
+    scale: bool = True,
+    start: Sequence[float] | None = None,
+    unseen: Sequence[int] = (),
 ) -> Calibration:
-    """Fit weights (and with ``tie`` the tie shift) on labelled battles, if that helps.
+    """Fit weights (and the tie shift) on labelled battles, if that helps.
 
     Parameters
     ----------
@@ -93,30 +115,54 @@ def calibrate(
         Prompt key of each battle; folds of the cross-fit share no prompt.
     tie:
         Whether the share of ties may change.
+    scale:
+        Whether the weights may have any sum, which is an inverse temperature; otherwise the sum stays 1.
+    start:
+        Weights to be kept unless a fit is better; by default equal ones that sum to 1.
+    unseen:
+        Outcomes that no model saw in training. They keep their probability unless these battles have them.
     """
     models, n = len(logits), len(labels)
+    weights = np.full(models, 1 / models) if start is None else np.asarray(start, dtype=np.float64)
+    unseen = tuple(outcome for outcome in unseen if not (labels == outcome).any())
+    prompts = len(np.unique(keys))
+    if n < MIN_BATTLES or prompts < FOLDS:
+        too_few = f"{metrics.describe_battles(n, prompts)} are too few for a fit: {MIN_BATTLES} of {FOLDS} are needed"
+        return Calibration(tuple(weights.tolist()), battles=n, unseen=unseen, remarks=(too_few,))
     logs = [_log(metrics.softmax(z)) for z in logits]
-    if n < MIN_BATTLES or len(np.unique(keys)) < FOLDS:
-        return Calibration.equal(models, n)
-    start = np.array([1 / models] * models + [0.0])
-    before = metrics.losses(metrics.softmax(_combine(logs, start)), labels)
-    after = np.empty(n)
+    initial = np.append(weights, 0.0)
+
+    def losses(rows: NDArray[np.intp], parameters: Array) -> Array:
+        combined = metrics.with_unseen(_combine([z[rows] for z in logs], parameters), unseen)
+        probabilities = metrics.softmax(combined)
+        if not (labels == TIE).any():
+            probabilities = metrics.two_outcome(probabilities)
+        return metrics.losses(probabilities, labels[rows])
+
+    everything = np.arange(n)
+    before, after = losses(everything, initial), np.empty(n)
     # The first rule of splits, so that earlier runs predict what they predicted.
     folds = splits.split_folds(keys, np.asarray(labels, dtype=np.int64), FOLDS, seed=0, version=1)
     for train, held_out in folds:
-        parameters = _fit([z[train] for z in logs], labels[train], tie)
-        probabilities = metrics.softmax(_combine([z[held_out] for z in logs], parameters))
-        after[held_out] = metrics.losses(probabilities, labels[held_out])
+        parameters, _ = _fit([z[train] for z in logs], labels[train], initial, tie, scale)
+        after[held_out] = losses(held_out, parameters)
     helps = bool(after.mean() < before.mean())
-    final = _fit(logs, labels, tie) if helps else start
+    final, remarks = _fit(logs, labels, initial, tie, scale)
+    if helps:
+        remarks += _bounds(final, logs) if scale else ()
+    else:
+        final = initial
+    alone = [float(losses(everything, np.append(row, 0.0)).mean()) for row in np.eye(models)]
     return Calibration(
         weights=tuple(final[:-1].tolist()),
-        tie_shift=float(final[-1]),
+        tie_shift=0.0 if TIE in unseen else float(final[-1]),
         fitted=helps,
         battles=n,
         before=float(before.mean()),
         after=float(after.mean()),
-        members=tuple(metrics.log_loss(metrics.softmax(z), labels) for z in logs),
+        members=tuple(alone),
+        unseen=unseen,
+        remarks=remarks,
     )
 
 
@@ -131,20 +177,103 @@ def _combine(logs: Sequence[Array], parameters: Array) -> Array:
     return np.asarray(combined)
 
 
-def _fit(logs: Sequence[Array], labels: NDArray[np.integer], tie: bool) -> Array:
-    """Weights and tie shift that minimise the log loss; shape ``[models + 1]``."""
-    from scipy.optimize import minimize
+def _fit(logs: Sequence[Array], labels: Labels, start: Array, tie: bool, scale: bool) -> tuple[Array, tuple[str, ...]]:
+    """Weights and tie shift that minimise the log loss, shape ``[models + 1]``, and remarks on what was not fitted."""
+    a_wins, b_wins, ties = outcome_counts(labels).tolist()
+    weights_known = bool(a_wins and b_wins) and (scale or len(logs) > 1)
+    tie_known = tie and bool(ties) and bool(a_wins or b_wins)
+    remarks = []
+    if not (a_wins and b_wins):
+        kept = "weights are" if len(logs) > 1 else "temperature is"
+        remarks.append(f"none of these battles is won by {'B' if a_wins else 'A'}, so the {kept} kept")
+    if tie and not tie_known:
+        remarks.append(f"{'all' if ties else 'none'} of these battles are ties, so the share of ties is kept")
+    parameters = start.copy()
+    if weights_known or tie_known:
+        parameters = _minimise(logs, labels, start, weights_known, tie_known, scale)
+    if not ties:
+        parameters[-1] = _shift_that_keeps_ties(logs, start, parameters)
+    return parameters, tuple(remarks)
 
-    stacked = np.stack(logs)
-    targets = np.eye(len(OUTCOMES))[labels]
+
+def _minimise(
+    logs: Sequence[Array], labels: Labels, start: Array, weights_known: bool, tie_known: bool, scale: bool
+) -> Array:
+    """Minimise the log loss over what is known; without ties among the labels, that of A against B."""
+    from scipy.optimize import LinearConstraint, minimize
+
+    models, columns = len(logs), len(OUTCOMES) if (labels == TIE).any() else TIE
+    stacked = np.stack(logs)[..., :columns].copy()
+    offsets = _tie_offsets(logs)
+    if tie_known:
+        # Weights and shift then hardly depend on one another, however improbable ties are.
+        stacked[..., TIE] -= offsets[:, None]
+    targets = np.eye(columns)[labels]
 
     def loss_and_gradient(parameters: Array) -> tuple[float, Array]:
-        probabilities = metrics.softmax(_combine(logs, parameters))
-        residual = (probabilities - targets) / len(labels)
-        gradient = np.append(np.einsum("mnk,nk->m", stacked, residual), residual[:, TIE].sum() if tie else 0.0)
-        return float(metrics.losses(probabilities, labels).mean()), gradient
+        combined = np.tensordot(parameters[:-1], stacked, axes=1)
+        if columns > TIE:
+            combined[:, TIE] += parameters[-1]
+        highest = combined.max(axis=1, keepdims=True)
+        log_p = combined - highest - np.log(np.exp(combined - highest).sum(axis=1, keepdims=True))
+        residual = (np.exp(log_p) - targets) / len(labels)
+        gradient = np.append(np.einsum("mnk,nk->m", stacked, residual), residual[:, TIE:].sum())
+        return -float((targets * log_p).sum() / len(labels)), gradient
 
-    models = len(logs)
-    bounds = [(0.0, MAX_WEIGHT)] * models + [(-MAX_TIE_SHIFT, MAX_TIE_SHIFT) if tie else (0.0, 0.0)]
-    start = np.array([1 / models] * models + [0.0])
-    return np.asarray(minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds).x)
+    bounds = [(0.0, MAX_WEIGHT) if weights_known else (weight, weight) for weight in start[:-1].tolist()]
+    begin = start.copy()
+    if tie_known:
+        begin[-1] += begin[:-1] @ offsets
+        bounds.append((-MAX_TIE_SHIFT, MAX_TIE_SHIFT))
+    else:
+        bounds.append((start[-1], start[-1]))
+    if scale or not weights_known:
+        fit = minimize(
+            loss_and_gradient, begin, jac=True, method="L-BFGS-B", bounds=bounds,
+            options={"ftol": 1e-13, "gtol": 1e-8, "maxiter": 1000},
+        )  # fmt: skip
+    else:
+        sum_of_weights = LinearConstraint(np.append(np.ones(models), 0.0), 1.0, 1.0)
+        fit = minimize(
+            loss_and_gradient, begin, jac=True, method="SLSQP", bounds=bounds, constraints=[sum_of_weights],
+            options={"ftol": 1e-12, "maxiter": 1000},
+        )  # fmt: skip
+    found = np.asarray(fit.x)
+    if tie_known:
+        found[-1] -= found[:-1] @ offsets
+    return found
+
+
+def _tie_offsets(logs: Sequence[Array]) -> Array:
+    """Each model's mean log odds of a tie."""
+    return np.array([(z[:, TIE] - np.logaddexp(z[:, A], z[:, B])).mean() for z in logs])
+
+
+def _shift_that_keeps_ties(logs: Sequence[Array], before: Array, after: Array) -> float:
+    """The tie shift with which the weights ``after`` give ties the same mean probability as ``before``."""
+    from scipy.optimize import brentq
+
+    if np.array_equal(before, after):
+        return float(before[-1])
+    wanted = np.clip(metrics.softmax(_combine(logs, before))[:, TIE].mean(), MIN_PROBABILITY, 1 - metrics.CLIP)
+    combined = _combine(logs, np.append(after[:-1], 0.0))
+    log_odds = combined[:, TIE] - np.logaddexp(combined[:, A], combined[:, B])
+
+    def excess(shift: float) -> float:
+        return float((1 / (1 + np.exp(-np.clip(log_odds + shift, -700, 700)))).mean() - wanted)
+
+    # Between the shifts at which no battle has as many ties as wanted and all have.
+    aim = np.log(wanted / (1 - wanted))
+    return float(brentq(excess, aim - log_odds.max() - 1, aim - log_odds.min() + 1))
+
+
+def _bounds(parameters: Array, logs: Sequence[Array]) -> tuple[str, ...]:
+    """Remarks on parameters that ended at a bound; for one of several models 0 is a weight like any other."""
+    weights, remarks = parameters[:-1], []
+    if len(weights) == 1 and weights[0] < WEIGHT_TOLERANCE:
+        remarks.append("the weight ended at its bound 0: the outcomes do not follow what the model prefers")
+    if weights.max() > MAX_WEIGHT * (1 - WEIGHT_TOLERANCE):
+        remarks.append(f"a weight ended at its bound {MAX_WEIGHT:g}: no outcome is against what the model prefers")
+    if abs(parameters[-1] + weights @ _tie_offsets(logs)) > MAX_TIE_SHIFT * (1 - WEIGHT_TOLERANCE):
+        remarks.append(f"the tie shift ended at its bound {parameters[-1]:+.3f}")
+    return tuple(remarks)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli import metrics
-from prefcli.errors import InputError
+from prefcli.errors import InputError, ModelError
 from prefcli.options import PredictOptions, TrainOptions
 from prefcli.outcomes import OUTCOMES, SWAPPED
 from prefcli.storage import runs
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from prefcli.storage.workspace import Stage
 
 Array = NDArray[np.float64]
+
+
+class NonFiniteError(ModelError):
+    """A model computes something for a battle that is not a finite number."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +110,22 @@ def predict_batch(
     Returns
     -------
     Shape ``[n, 3]``, float64, in the order A, B, tie.
+
+    Raises
+    ------
+    NonFiniteError
+        If a logit is not a finite number.
     """
     activate = metrics.softmax if activation == "softmax" else np.asarray
     predictions = []
     for model in member.models:
         logits, swapped = model.logits(batch, swap_average=swap_average, done=done)
+        if len(broken := metrics.find_non_finite(np.stack([logits] if swapped is None else [logits, swapped]))):
+            raise NonFiniteError(
+                f"the model computes no finite numbers for {metrics.plural(len(broken), 'battle')}, "
+                f"the first is battle {batch.column('id')[int(broken[0])].as_py()}",
+                hint="Predict with --precision fp32; if that does not help, the run's training has diverged.",
+            )
         prediction = activate(logits)
         if swapped is not None:
             prediction = (prediction + activate(swapped)[:, SWAPPED]) / 2

@@ -178,7 +178,12 @@ class Predictor:
         if not lines:
             return []
         batch = pa.Table.from_batches([line.battle for line in lines]).combine_chunks().to_batches()[0]
-        predictions = self._predict(batch)
+        try:
+            predictions = self._predict(batch)
+        except inference.NonFiniteError as error:
+            if len(lines) == 1:
+                return [Answer({"id": lines[0].id, "error": error.what}, failed=True)]
+            return [answer for line in lines for answer in self._answer([line])]
         answers = []
         for row, line in enumerate(lines):
             own = [prediction[row : row + 1] for prediction in predictions]
@@ -208,7 +213,7 @@ class Predictor:
             if len(self._fits) > MAX_CACHED_FITS:
                 self._fits.clear()
             keys = np.array(sorted(without), dtype=np.int64)
-            self._fits[without] = blending.from_validation(self.folders, keys, SILENT)
+            self._fits[without] = blending.from_validation(self.folders, keys, SILENT, swap_average=self._swap_average)
         return self._fits[without].apply(predictions)
 
 

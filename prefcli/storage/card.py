@@ -22,7 +22,7 @@ from prefcli.metrics import TWO_OUTCOMES, describe_battles, describe_interval
 from prefcli.options import TrainOptions
 from prefcli.reporting import visible
 from prefcli.storage import files, hub
-from prefcli.storage.runs import CARD, CURVES
+from prefcli.storage.runs import CARD, CURVES, describe_unseen, unseen_outcomes
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -66,6 +66,7 @@ def write(
         data=data,
         resolved=resolved,
         source=source,
+        unseen=describe_unseen(unseen, data["train_battles"]) if (unseen := unseen_outcomes(config)) else "",
         max_listed_files=MAX_LISTED_FILES,
         held_out=data.get("held_out_battles", 0),
         validation_file=Path(str(data.get("validation_file"))).name,

@@ -15,7 +15,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from prefcli._version import __version__
 from prefcli.battles import Source
 from prefcli.errors import InputError, ModelError, PrefcliError, one_line
 from prefcli.options import TrainOptions
-from prefcli.outcomes import OUTCOMES, WINNER_COLUMNS
+from prefcli.outcomes import OUTCOMES, TIE, WINNER_COLUMNS
 from prefcli.storage import files
 
 CONFIG = "config.json"
@@ -44,6 +44,8 @@ TABLES = (VALIDATION, TRAINING_PROMPTS, METRICS)
 """Files of a run that have a name that predictions could have."""
 CURVES = "curves.svg"
 LOGIT_COLUMNS = ("logit_a", "logit_b", "logit_tie")
+SWAPPED_LOGIT_COLUMNS = ("swapped_logit_a", "swapped_logit_b", "swapped_logit_tie")
+"""The logits of the same outcomes when the answers are shown in the other order."""
 UNFINISHED = "unfinished"
 """A file that is in a run's folder until the run is complete."""
 TRAINED = (VALIDATION, "model.safetensors")
@@ -148,6 +150,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             what, hint = "the run was written by a newer prefcli", "Upgrade: pip install -U prefcli."
             raise ModelError(what, where=str(folder), hint=hint)
         TrainOptions(**config["options"]).check()
+        unseen_outcomes(config)
     except OSError:
         raise ModelError("the run has no config.json", where=str(folder), hint="Name a run's folder.") from None
     except InputError as error:
@@ -167,6 +170,41 @@ def runtime_of(config: Mapping[str, Any]) -> str:
     if config["options"]["architecture"] == "features":
         return "features"
     return "onnx" if "export" in config else "torch"
+
+
+def unseen_outcomes(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The outcomes that none of a run's training battles had; empty for a run of an earlier release, without counts.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the configuration is damaged.
+    """
+    data = config.get("data")
+    counts = data.get("outcomes") if isinstance(data, dict) else None
+    if counts is None:
+        return ()
+    mass = np.array(counts, dtype=np.float64)
+    if mass.shape != (len(OUTCOMES),) or not np.isfinite(mass).all() or mass.min() < 0 or mass.max() <= 0:
+        raise ValueError(f"data.outcomes is {counts!r}")
+    return metrics.unseen_outcomes(mass, both_orders=TrainOptions(**config["options"]).shows_both_orders)
+
+
+def lacks_unseen(config: Mapping[str, Any]) -> bool:
+    """Whether an earlier release trained a run on battles without ties: it gives ties a probability near 0."""
+    data = config.get("data")
+    shares = data.get("shares") if isinstance(data, dict) and "outcomes" not in data else None
+    return isinstance(shares, list) and len(shares) == len(OUTCOMES) and shares[TIE] == 0
+
+
+def describe_unseen(unseen: Sequence[int], battles: int) -> str:
+    """``no ties among the 1,200 training battles: a tie gets probability 0.01``."""
+    names = [("wins of A", "a win of A"), ("wins of B", "a win of B"), ("ties", "a tie")]
+    plural = " and no ".join(names[outcome][0] for outcome in unseen)
+    single = " and ".join(names[outcome][1] for outcome in unseen)
+    get = "gets" if len(unseen) == 1 else "each get"
+    probability = f"{metrics.UNSEEN_PROBABILITY:g}"
+    return f"no {plural} among the {battles:,} training battles: {single} {get} probability {probability}"
 
 
 def members(folder: Path) -> list[Path]:
@@ -357,20 +395,35 @@ class HeldOut:
     logits: NDArray[np.float64]
     """Shape ``[n, 3]``."""
     labels: NDArray[np.int64]
+    swapped: NDArray[np.float64] | None = None
+    """Logits of the same outcomes when the answers are shown in the other order, shape ``[n, 3]``; None if unknown."""
+
+    def take(self, rows: NDArray[np.intp]) -> HeldOut:
+        """Some of the battles."""
+        ids, swapped = [self.ids[row] for row in rows], None if self.swapped is None else self.swapped[rows]
+        return HeldOut(ids, self.keys[rows], self.logits[rows], self.labels[rows], swapped)
+
+    def probabilities(self, *, swap_average: bool) -> NDArray[np.float64]:
+        """As the run predicts them; ``swap_average`` needs the logits of both orders."""
+        original = metrics.softmax(self.logits)
+        if not swap_average:
+            return original
+        assert self.swapped is not None
+        return np.asarray((original + metrics.softmax(self.swapped)) / 2)
 
 
-def write_validation(
-    folder: Path, ids: list[str], logits: NDArray[np.float64], labels: NDArray[np.integer], keys: NDArray[np.int64]
-) -> None:
+def write_validation(folder: Path, held_out: HeldOut) -> None:
     """Write ``validation.parquet``: id, label, prompt key, probabilities and logits of every held-out battle."""
-    probabilities = metrics.softmax(logits)
+    probabilities = metrics.softmax(held_out.logits)
     columns = {
-        "id": pa.array(ids, pa.string()),
-        "label": pa.array(labels, pa.int8()),
-        "prompt_key": pa.array(keys, pa.int64()),
+        "id": pa.array(held_out.ids, pa.string()),
+        "label": pa.array(held_out.labels, pa.int8()),
+        "prompt_key": pa.array(held_out.keys, pa.int64()),
         **dict(zip(WINNER_COLUMNS, probabilities.T, strict=True)),
-        **dict(zip(LOGIT_COLUMNS, logits.T, strict=True)),
+        **dict(zip(LOGIT_COLUMNS, held_out.logits.T, strict=True)),
     }
+    if held_out.swapped is not None:
+        columns |= dict(zip(SWAPPED_LOGIT_COLUMNS, held_out.swapped.T, strict=True))
     with files.atomic(folder / VALIDATION) as temporary, temporary.open("wb") as stream:
         pq.write_table(pa.table(columns), stream)  # not the path, which need not be text
 
@@ -427,9 +480,14 @@ def read_validation(folder: Path) -> HeldOut:
     try:
         table = _read_parquet(folder / VALIDATION)
         logits = np.stack([table[name].to_numpy() for name in LOGIT_COLUMNS], axis=1)
+        swapped = None
+        if read_config(folder)["options"]["architecture"] == "features":
+            swapped = logits  # order-invariant by construction
+        elif SWAPPED_LOGIT_COLUMNS[0] in table.column_names:
+            swapped = np.stack([table[name].to_numpy() for name in SWAPPED_LOGIT_COLUMNS], axis=1)
         labels = table["label"].to_numpy().astype(np.int64)
-        return HeldOut(table["id"].to_pylist(), table["prompt_key"].to_numpy(), logits, labels)
-    except (OSError, pa.ArrowException, KeyError) as error:
+        return HeldOut(table["id"].to_pylist(), table["prompt_key"].to_numpy(), logits, labels, swapped)
+    except (OSError, ValueError, pa.ArrowException, KeyError) as error:
         raise ModelError(f"the run has no usable {VALIDATION}: {one_line(error)}", where=str(folder)) from None
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcli import metrics
 from prefcli.compute.distributed import World
 from prefcli.data.selection import Fold, RunData, TrainingData
 from prefcli.options import TrainOptions
@@ -51,6 +52,14 @@ class TrainContext:
     world: World
     reporter: Reporter
 
+    def outcomes(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        """How many of some training battles had each outcome, soft labels counted by their shares; shape ``[3]``."""
+        return np.asarray(self.training_data.targets[rows].sum(axis=0, dtype=np.float64))
+
+    def unseen(self, rows: NDArray[np.intp]) -> tuple[int, ...]:
+        """The outcomes that a model trained on these battles never sees."""
+        return metrics.unseen_outcomes(self.outcomes(rows), both_orders=self.options.shows_both_orders)
+
     def write_config(self, fold: Fold, resolved: Mapping[str, Any], encoder: Mapping[str, Any] | None = None) -> None:
         """Write a fold's ``config.json`` (and with folds, once, the whole run's) and which prompts it is trained on.
 
@@ -63,7 +72,7 @@ class TrainContext:
         encoder:
             The encoder's own configuration, or where its weights are.
         """
-        labels = self.training_data.targets[fold.train].sum(axis=0)
+        outcomes = self.outcomes(fold.train)
         config = {
             **(encoder or {}),
             "origins": dict(self.origins),
@@ -76,7 +85,8 @@ class TrainContext:
                 "split_version": self.data.split_version,
                 "train_battles": len(fold.train),
                 "held_out_battles": len(fold.held_out),
-                "shares": (labels / labels.sum()).tolist(),
+                "shares": (outcomes / outcomes.sum()).tolist(),
+                "outcomes": outcomes.round(6).tolist(),
             },
             "command": self.command,
         }
@@ -97,6 +107,8 @@ class FitResult:
     battles_per_second: float
     importances: list[tuple[str, float]] = field(default_factory=list)
     """Shares of the statistics in the model's gain; empty for neural models."""
+    swapped: NDArray[np.float64] | None = None
+    """Logits of the same outcomes when the answers are shown in the other order; None where that changes nothing."""
 
 
 class Fitter(Protocol):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from prefcli import metrics
 from prefcli.data.selection import Fold
 from prefcli.outcomes import OUTCOMES
-from prefcli.prediction import calibration
+from prefcli.prediction import blending
 from prefcli.report.curves import learning_curves
 from prefcli.storage import card, files, runs
 from prefcli.training import trackers
@@ -36,10 +36,16 @@ class ExperimentResult:
         Every metric on the held-out battles; None where nothing was held out.
     battles_per_second:
         Of the training steps alone, the mean over folds.
+    outcomes:
+        How many training battles had each outcome, soft labels counted by their shares.
+    unseen:
+        The outcomes that none of them had: A, B, tie.
     """
 
     validation: dict[str, Any] | None
     battles_per_second: float
+    outcomes: tuple[float, ...]
+    unseen: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class _Evaluation:
 
     held_out: NDArray[np.intp]
     probabilities: NDArray[np.float64]
+    """What is scored: of two outcomes for a run that knows only two."""
     validation: dict[str, Any]
     calibration: str
 
@@ -65,6 +72,8 @@ def fitter_for(context: TrainContext, folds: Sequence[Fold]) -> Fitter:
 
 def run_experiment(context: TrainContext, folds: Sequence[Fold]) -> ExperimentResult:
     """Fit every fold into the run's folder, score it, and write everything a run holds."""
+    trained_on = np.unique(np.concatenate([fold.train for fold in folds]))
+    unseen = _report_unseen(context, folds, trained_on)
     fitter = fitter_for(context, folds)
     fits: list[FitResult] = []
     evaluation = None
@@ -72,17 +81,32 @@ def run_experiment(context: TrainContext, folds: Sequence[Fold]) -> ExperimentRe
         prefix = f"fold {number} of {len(folds)}: " if context.options.folds else ""
         with _tracking(fold.folder, context) as tracking:
             fits.append(fitter.fit(fold, prefix, tracking))
-            evaluation = _finish(fold.folder, context, fits[-1], fold.held_out, tracking)
+            evaluation = _finish(fold, context, fits[-1], tracking)
     fit = fits[-1]
     if context.options.folds:
         fit, held_out = merge_folds(folds, fits)
         with _tracking(context.folder, context) as tracking:
-            evaluation = _finish(context.folder, context, fit, held_out, tracking)
-    if evaluation is None:
-        return ExperimentResult(None, fit.battles_per_second)
-    context.reporter.note(evaluation.calibration)
-    _warn_if_only_prior(context, evaluation)
-    return ExperimentResult(evaluation.validation, fit.battles_per_second)
+            evaluation = _finish(Fold(context.folder, trained_on, held_out), context, fit, tracking)
+    if evaluation is not None:
+        context.reporter.note(evaluation.calibration)
+        _warn_if_only_prior(context, evaluation)
+    return ExperimentResult(
+        evaluation.validation if evaluation else None,
+        fit.battles_per_second,
+        tuple(context.outcomes(trained_on).round(6).tolist()),
+        tuple(OUTCOMES[outcome] for outcome in unseen),
+    )
+
+
+def _report_unseen(context: TrainContext, folds: Sequence[Fold], trained_on: NDArray[np.intp]) -> tuple[int, ...]:
+    """The outcomes that no training battle has, and messages about them and about those that a fold lacks."""
+    unseen = context.unseen(trained_on)
+    for fold in [Fold(context.folder, trained_on, trained_on[:0]), *(folds if context.options.folds else ())]:
+        lacking = context.unseen(fold.train)
+        if lacking and (fold.folder == context.folder or lacking != unseen):
+            where = "" if fold.folder == context.folder else f"{fold.folder.name}: "
+            context.reporter.warn(f"{where}{runs.describe_unseen(lacking, len(fold.train))}")
+    return unseen
 
 
 def _tracking(folder: Path, context: TrainContext) -> AbstractContextManager[trackers.Trackers]:
@@ -93,32 +117,48 @@ def _tracking(folder: Path, context: TrainContext) -> AbstractContextManager[tra
     return trackers.tracking(folder, context.options, title, context.reporter)
 
 
-def _finish(
-    folder: Path, context: TrainContext, fit: FitResult, held_out: NDArray[np.intp], tracking: trackers.Trackers
-) -> _Evaluation | None:
-    """Evaluate a fit on every process; on the main one write its artifacts, feed the trackers and seal its folder."""
-    evaluation = _evaluate(context, fit.logits, held_out) if fit.logits is not None else None
+def _finish(fold: Fold, context: TrainContext, fit: FitResult, tracking: trackers.Trackers) -> _Evaluation | None:
+    """Evaluate a fit on every process; on the main one write its artifacts, feed the trackers and seal its folder.
+
+    ``fold`` is what was fitted: a fold, or all of them as one.
+    """
+    held_out = None if fit.logits is None else _held_out(context, fit.logits, fit.swapped, fold.held_out)
+    evaluation = None if held_out is None else _evaluate(context, fold, held_out)
     if context.world.is_main_process:
-        _write_artifacts(folder, context, fit, evaluation)
+        if held_out is not None:
+            runs.write_validation(fold.folder, held_out)
+        _write_artifacts(fold.folder, context, fit, evaluation)
         tracking.conclude(evaluation.validation if evaluation else None)
-        runs.seal(folder, trained=True)
+        runs.seal(fold.folder, trained=True)
     return evaluation
 
 
-def _evaluate(context: TrainContext, logits: NDArray[np.float64], held_out: NDArray[np.intp]) -> _Evaluation:
+def _held_out(
+    context: TrainContext, logits: NDArray[np.float64], swapped: NDArray[np.float64] | None, rows: NDArray[np.intp]
+) -> runs.HeldOut:
     battles = context.training_data
-    labels, keys, probabilities = battles.labels[held_out], battles.keys[held_out], metrics.softmax(logits)
-    validation = dataclasses.asdict(metrics.score(probabilities, labels, groups=keys))
-    return _Evaluation(held_out, probabilities, validation, str(calibration.calibrate([logits], labels, keys)))
+    ids = [battles.ids[row] for row in rows]
+    return runs.HeldOut(ids, battles.keys[rows], logits, battles.labels[rows], swapped)
+
+
+def _evaluate(context: TrainContext, fold: Fold, held_out: runs.HeldOut) -> _Evaluation:
+    unseen = context.unseen(fold.train)
+    scored = metrics.held_out_probabilities(held_out.logits, held_out.labels, unseen)
+    outcomes = metrics.validation_outcomes(held_out.labels, unseen)
+    score = metrics.score(scored, held_out.labels, groups=held_out.keys, outcomes=outcomes)
+    is_mean_of_folds = context.options.folds and fold.folder == context.folder
+    run = blending.HeldOutRun(
+        context.folder.name,
+        held_out,
+        held_out.logits,
+        unseen,
+        blending.FOLDS_PREDICT_THEIR_MEAN if is_mean_of_folds else "",
+    )
+    return _Evaluation(fold.held_out, scored, dataclasses.asdict(score), str(blending.calibration_of(run)))
 
 
 def _write_artifacts(folder: Path, context: TrainContext, fit: FitResult, evaluation: _Evaluation | None) -> None:
-    """Write what a finished run holds besides its model: per-battle probabilities, learning curves, card."""
-    battles = context.training_data
-    if evaluation is not None and fit.logits is not None:
-        rows = evaluation.held_out
-        ids = [battles.ids[row] for row in rows]
-        runs.write_validation(folder, ids, fit.logits, battles.labels[rows], battles.keys[rows])
+    """Write what a finished run holds besides its model and its held-out battles: learning curves, card."""
     validation = evaluation.validation if evaluation else None
     if (folder / runs.METRICS).is_file():
         prior = validation["prior_log_loss"] if validation else None
@@ -177,4 +217,6 @@ def merge_folds(folds: Sequence[Fold], fits: Sequence[FitResult]) -> tuple[FitRe
         return FitResult(None, rate, importances), np.empty(0, dtype=np.intp)
     positions = np.concatenate([fold.held_out for fold in folds])
     order = np.argsort(positions)
-    return FitResult(np.concatenate(parts)[order], rate, importances), positions[order]
+    swapped = [fit.swapped for fit in fits if fit.swapped is not None]
+    both = np.concatenate(swapped)[order] if len(swapped) == len(fits) else None
+    return FitResult(np.concatenate(parts)[order], rate, importances, both), positions[order]

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from prefcli import metrics
 from prefcli.data.selection import Fold
 from prefcli.errors import ModelError
 from prefcli.models import features as models
@@ -58,7 +59,10 @@ class FeaturesFitter:
                 )
             model.save(fold.folder)
         rate = len(fold.train) / max(time.monotonic() - started, 1e-9)
-        logits = np.log(model.probabilities(battles.take(fold.held_out))) if len(fold.held_out) else None
+        logits = None
+        if len(fold.held_out):
+            raw = np.log(model.probabilities(battles.take(fold.held_out)))
+            logits = metrics.with_unseen(raw, context.unseen(fold.train))
         return FitResult(logits, rate, model.importances())
 
     def _load_fitted(self, fold: Fold) -> models.FeaturesModel | None:

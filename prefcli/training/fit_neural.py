@@ -58,7 +58,7 @@ class NeuralFitter:
         result = loop.fit(spec)
         if self.context.options.lora_rank and self.context.world.is_main_process:
             neural.save_adapters(fold.folder, self.context.options)
-        return FitResult(result.logits, result.battles_per_second)
+        return FitResult(result.logits, result.battles_per_second, swapped=result.swapped)
 
     def spec(self, fold: Fold, prefix: str) -> loop.FitSpec:
         """Build a fold's model and write the header of its folder: everything that :func:`loop.fit` needs."""
@@ -85,6 +85,8 @@ class NeuralFitter:
             train=train,
             targets=context.training_data.targets[fold.train],
             validation=self.battles.take(fold.held_out) if len(fold.held_out) else None,
+            validation_ids=[context.training_data.ids[row] for row in fold.held_out],
+            unseen=context.unseen(fold.train),
             options=options,
             folder=fold.folder,
             reporter=context.reporter,

@@ -17,7 +17,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,9 @@ class LoopResult:
     state: TrainState
     logits: NDArray[np.float64] | None
     """Of the validation battles, by the kept weights; shape ``[n, 3]``."""
+    swapped: NDArray[np.float64] | None = None
+    """The same for swapped answers, in the order of the original outcomes; None in a run that an earlier release began.
+    """
 
     @property
     def battles_per_second(self) -> float:
@@ -107,6 +110,7 @@ class FitSpec:
     targets: NDArray[np.float32]
     """Target probabilities of the training battles, shape ``[n, 3]``."""
     validation: TokenisedBattles | None
+    """Battles whose labels are known."""
     options: TrainOptions
     folder: Path
     reporter: Reporter
@@ -116,6 +120,10 @@ class FitSpec:
     """Called after every step."""
     trackers: Trackers = NOTHING
     """They get every line of ``metrics.jsonl``."""
+    validation_ids: Sequence[str] = ()
+    """Of the validation battles, for messages."""
+    unseen: tuple[int, ...] = ()
+    """Outcomes that no training battle has."""
 
     def __post_init__(self) -> None:
         if not len(self.train):
@@ -216,7 +224,7 @@ def fit(spec: FitSpec) -> LoopResult:
     Interrupted
         On SIGINT or SIGTERM, after a checkpoint.
     PrefcliError
-        If the loss is no longer a number.
+        If the loss is no longer a number, or a validation's logits are not and no weights have been kept yet.
     """
     training = _Training(spec)
     state, options = training.state, spec.options
@@ -268,13 +276,10 @@ def fit(spec: FitSpec) -> LoopResult:
     if state.steps < spec.total_steps and time_is_up:
         spec.reporter.note(f"stopped after {options.max_time:g} minutes, at step {state.steps} of {spec.total_steps}")
     spec.world.barrier()  # the main process has written what it keeps
-    if spec.validation is not None and options.keep == "best" and not state.best_step:
-        raise PrefcliError(
-            "the validation log loss was never a number, so no weights were kept",
-            where=str(spec.folder),
-            hint="Try a lower --lr, --warmup 0.1, or --precision fp32.",
-        )
-    return LoopResult(state, kept_logits(spec.folder))
+    kept = kept_logits(spec.folder)
+    if kept is None:
+        return LoopResult(state, None)
+    return LoopResult(state, kept[0], kept[1][:, SWAPPED] if len(kept) == 2 else None)
 
 
 def forward_backward(
@@ -459,8 +464,13 @@ class _Training:
             if last:
                 _keep(spec, None)
             return
-        logits = predict_shared(spec, spec.validation)
-        loss = metrics.log_loss(metrics.softmax(logits), spec.validation.labels)
+        labels = spec.validation.labels
+        logits = predict_shared(spec, spec.validation, both_orders=True)
+        if len(broken := metrics.find_non_finite(logits)):
+            self._refuse_validation(broken)
+            return
+        logits = metrics.with_unseen(logits, spec.unseen)
+        loss = metrics.log_loss(metrics.held_out_probabilities(logits[0], labels, spec.unseen), labels)
         self.log.write(step=state.steps, epoch=state.epoch, validation_log_loss=loss)
         better = loss < state.best
         if better or spec.options.keep == "last":
@@ -476,6 +486,21 @@ class _Training:
                     f"at step {state.best_step}"
                 )
         reporter.note(f"step {state.steps}: validation log loss {loss:.4f}, best {state.best:.4f}")
+
+    def _refuse_validation(self, broken: NDArray[np.intp]) -> None:
+        """End the training with the weights kept so far: what computes no numbers now would predict none."""
+        spec, state = self.spec, self.state
+        first = spec.validation_ids[broken[0]] if spec.validation_ids else f"number {broken[0] + 1}"
+        what = (
+            f"step {state.steps}: logits of {metrics.plural(len(broken), 'validation battle')} are not finite numbers "
+            f"(the first is battle {first})"
+        )
+        if not state.best_step:
+            hint = "Train with --precision bf16 or fp32." if self.scaler.is_enabled() else DIVERGED_HINT
+            raise PrefcliError(f"{what}, and no weights have been kept yet", where=str(spec.folder), hint=hint)
+        kept = f"step {state.best_step}" if spec.options.keep == "best" else "the last validation"
+        spec.reporter.warn(f"{what}: training ends here, with the weights kept at {kept}")
+        state.finished = True
 
     def checkpoint(self) -> None:
         """Write everything that is needed to go on; all processes call it, the main one writes."""
@@ -554,19 +579,21 @@ def _gradient_sync(module: nn.Module, *, enabled: bool) -> contextlib.AbstractCo
     return contextlib.nullcontext()
 
 
-def predict_shared(spec: FitSpec, battles: TokenisedBattles) -> NDArray[np.float64]:
-    """Logits ``[n, 3]``, the battles shared out among the processes, the result on all of them."""
+def predict_shared(spec: FitSpec, battles: TokenisedBattles, *, both_orders: bool = False) -> NDArray[np.float64]:
+    """Logits ``[orders, n, 3]``, the battles shared out among the processes, the result on all of them."""
     world = spec.world
     share = spec.share(np.arange(len(battles)), world.rank)
     sharded = fsdp.is_sharded(spec.model.module)
     logits_of_share = spec.model.logits_from_tokens(
         battles if world.alone else battles.take(share),
+        both_orders=both_orders,
         # Each pass of a sharded model is an exchange: all processes make the same number.
         max_over_ranks=(lambda passes: max(world.gather(passes))) if sharded else None,
-    )[0]
-    logits = np.empty((len(battles), len(OUTCOMES)))
+    )
+    logits = np.empty((1 + both_orders, len(battles), len(OUTCOMES)))
     for rank, part in enumerate(world.gather(logits_of_share)):
-        logits[rank :: world.size] = part[: len(logits[rank :: world.size])]
+        of_rank = logits[:, rank :: world.size]
+        of_rank[:] = part[:, : of_rank.shape[1]]
     return logits
 
 
@@ -598,7 +625,9 @@ def _recorded(folder: Path) -> dict[str, Any]:
 
 
 def kept_logits(folder: Path) -> NDArray[np.float64] | None:
-    """Logits of the validation battles by the weights kept so far; None where there are none.
+    """Logits of the validation battles by the weights kept so far, shape ``[orders, n, 3]``; None without validation.
+
+    There is one order of the answers in what an earlier release kept, else two.
 
     Raises
     ------
@@ -614,7 +643,10 @@ def kept_logits(folder: Path) -> NDArray[np.float64] | None:
             where=str(folder),
             hint="Nothing else holds them: delete the run and train again.",
         ) from None
-    return None if logits is None else np.array(logits, dtype=np.float64).reshape(-1, len(OUTCOMES))
+    if logits is None:
+        return None
+    array = np.array(logits, dtype=np.float64)
+    return array if array.ndim == 3 else array[None]
 
 
 def _data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
