@@ -455,6 +455,12 @@ def test_the_common_prompt_of_text_without_white_space_is_found_in_linear_time(t
     assert battles["prompt"].to_pylist() == [["Why?"]]
 
 
+def test_a_cell_of_white_space_is_looked_at_in_linear_time(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"prompt,response_a,response_b,winner\nHi?,{' ' * 300_000},b,a\n")
+    assert read(path).num_rows == 1
+
+
 def test_fifty_thousand_equal_ids_are_numbered_in_linear_time() -> None:
     seen: dict[str, int] = {}
     ids = [unique_id(name, seen) for name in ["q", "q-2", *["q"] * 50_000, "q-2"]]
@@ -511,6 +517,7 @@ def test_parquet_of_unexpected_types_is_read_or_refused(tmp_path: Path, name: st
         pa.array([[{"role": b"\xff", "content": b"\xff"}]]),
         pa.array([[{"role": "user", "content": [{"text": b"\xff"}]}]]),
         pa.array([[{"role": "user", "content": [["a"]]}]]),
+        pa.array([[[b"\xff"]]]),
         pa.array([[("role", "content")]], pa.map_(pa.string(), pa.string())),
     ],
     ids=lambda column: str(column.type),

@@ -260,7 +260,7 @@ def excerpt(cell: object, limit: int = 40) -> str:
 def json_excerpt(value: object) -> str:
     """The beginning of a JSON value, quoted."""
     try:
-        return excerpt(json.dumps(value))
+        return excerpt(json.dumps(value, default=str))
     except RecursionError:
         return "something nested too deeply"
 

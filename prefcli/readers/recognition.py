@@ -649,7 +649,7 @@ _NEAREST = (TEXT_FIELDS, CONVERSATIONS, PAIR)
 _TEXT_KEYS = ("text", "answer", "response", "completion", "output", "content", "generation")
 _SCORE_KEYS = re.compile(r"(^|_)(score|rating|rank|reward|votes?)($|_)")
 _LIKE_LIST = re.compile(r"""\s*\[\s*['"].*['"]\s*\]\s*""", re.DOTALL)
-_LIKE_MESSAGES = re.compile(r"""\s*\[?\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
+_LIKE_MESSAGES = re.compile(r"""\s*(?:\[\s*)?\{\s*['"](?:role|from|content|value)['"]\s*:""")
 
 
 def _well_known(names: set[str]) -> tuple[str, str] | None:
