@@ -743,7 +743,6 @@ def test_contradictions_between_outcomes_are_refused(tmp_path: Path, row: Mappin
         ([{"prompt": "Q?", "choosen": "x", "rejected": "y"}], "missing column chosen", "mean choosen"),
         ([{"prompt": "Q?", "answers": [{"text": "x", "rank": 1}]}], "they have text, rank", "text=text, rank=rank"),
         ([{**PLAIN, "score_a": 1, "score_b": 2}], "what score_a and score_b mean", "'score_a,score_b: higher'"),
-        ([{**PLAIN, "response_a": None}], "no text", ""),
         ([{"question_id": 1, "model_1": "m", "model_2": "n", "g1_winner": "tie", "g2_winner": "tie"}],
          "without questions and answers", "Join them"),
     ],

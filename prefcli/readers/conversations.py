@@ -95,6 +95,10 @@ class Reader:
         return messages
 
     def _message(self, item: Any, default_role: str = "") -> Message:
+        if type(item) is dict and type(text := item.get("content")) is str:  # the usual form, at once
+            role = _ROLES.get(item["role"]) if type(item.get("role")) is str else None
+            if role is not None:
+                return role, text
         if isinstance(item, (list, tuple)) and len(item) == 2:
             file_role, content = item
         elif isinstance(item, dict) and (default_role or {"role", "from"} & set(item)):

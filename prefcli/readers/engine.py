@@ -438,13 +438,10 @@ def _plain_turns(raw: RawBatch, name: str, location: Location) -> tuple[pa.Array
     column = raw.columns[name]
     if isinstance(column, list):
         turns = [list(cell) if isinstance(cell, (list, tuple)) else [_scalar_as_text(cell)] for cell in column]
-    elif raw.is_nested(name):
+        return turns_array(turns, name, location)
+    if raw.is_nested(name):
         return turns_column(raw, name, location)
-    else:
-        turns = [[cell] for cell in string_column(raw, name, location).to_pylist()]
-    if (row := next((row for row, cell in enumerate(turns) if cell == [None]), None)) is not None:
-        raise location.error("no text", row=row, column=name, hint="Every battle needs a prompt and two answers.")
-    return turns_array(turns, name, location)
+    return turns_array([[cell] for cell in string_column(raw, name, location).to_pylist()], name, location)
 
 
 def _scalar_as_text(cell: Any) -> Any:
