@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefcli.errors import InputError, PrefcliError
+from prefcli.errors import InputError, PrefcliError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 PREFIX = "base_model.model."
 """What peft puts before the names of an encoder's modules in its files."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MAMBA, FUSED_LAYERS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"), ("dt_proj", "out_proj", "x_proj")
+"""Families whose GPU kernels read the weights of these layers themselves: adapters there would have no effect."""
 MAX_NAMES = 12
 """Kinds of layers that the description of the adapters names."""
 
@@ -57,7 +59,13 @@ def add(encoder: torch.nn.Module, options: TrainOptions) -> str:
     peft = require_peft()
     names = targets(encoder, options.lora_targets)
     config = _config(peft, options, names)
-    peft.inject_adapter_in_model(config, encoder)
+    try:
+        peft.inject_adapter_in_model(config, encoder)
+    except ValueError as error:
+        raise InputError(
+            f"peft cannot adapt this encoder: {one_line(error)}",
+            hint="Name other layers with --lora-targets, or train it without --lora-rank.",
+        ) from error
     for parameter in encoder.parameters():
         if parameter.requires_grad:  # trained weights need float32, however narrow the frozen ones are
             parameter.data = parameter.data.float()
@@ -87,6 +95,8 @@ def targets(encoder: torch.nn.Module, wanted: str) -> list[str]:
         for name, module in encoder.named_modules()
         if isinstance(module, (torch.nn.Linear, Conv1D)) and any(part.isdigit() for part in name.split("."))
     ]
+    if getattr(encoder.config, "model_type", "") in MAMBA:
+        linear = [name for name in linear if _last_part(name) not in FUSED_LAYERS]
     if wanted == "all":
         chosen = linear
     elif wanted == "attention":

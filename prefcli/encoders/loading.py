@@ -225,7 +225,7 @@ def from_config(config: dict[str, Any], *, seed: int = 0) -> torch.nn.Module:
     with loading("encoder_config"):
         from transformers import AutoConfig, AutoModel
 
-        settings = dict(config)
+        settings = _decode_floats(dict(config))
         parsed = AutoConfig.for_model(settings.pop("model_type"), **settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -233,6 +233,14 @@ def from_config(config: dict[str, Any], *, seed: int = 0) -> torch.nn.Module:
                 safe_config(parsed), trust_remote_code=False, dtype=torch.float32
             )
     return module
+
+
+def _decode_floats(value: Any) -> Any:
+    """JSON with transformers' spelling of infinity and NaN as numbers: Mamba-2's configuration holds one."""
+    if isinstance(value, dict):
+        special = value.get("__float__")
+        return float(special) if isinstance(special, str) else {k: _decode_floats(v) for k, v in value.items()}
+    return [_decode_floats(v) for v in value] if isinstance(value, list) else value
 
 
 def config_dict(module: Any) -> dict[str, Any]:
@@ -244,15 +252,26 @@ def config_dict(module: Any) -> dict[str, Any]:
 
 
 def max_input_length(module: Any) -> int | None:
-    """The most tokens that an encoder takes; None where positions are relative or unlimited."""
+    """The most tokens that an encoder's configuration allows; None where positions are relative or unlimited.
+
+    A trial pass may find fewer (:mod:`prefcli.models.trial`).
+    """
+    import torch
+
     config = module.config
-    limit = getattr(config, "max_position_embeddings", None)
+    try:
+        limit = config.max_position_embeddings
+    except (AttributeError, NotImplementedError):  # relative positions have no such entry
+        return None
     if not isinstance(limit, int) or limit <= 0:
         return None
     if config.model_type in ("deberta", "deberta-v2") and not getattr(config, "position_biased_input", True):
         return None
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        return limit - (config.pad_token_id or 0) - 1  # their positions start after the padding id
+    tables = [part for name, part in module.named_modules() if name.endswith("position_embeddings")]
+    for table in tables:
+        if isinstance(table, torch.nn.Embedding) and table.padding_idx is not None:
+            # In RoBERTa and its relatives the positions of tokens start after the padding id.
+            return int(min(limit, table.num_embeddings - table.padding_idx - 1))
     return limit
 
 

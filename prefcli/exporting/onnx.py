@@ -179,6 +179,12 @@ class _ExportedModel:
 def _export_model(member: Path, target: Path, sample: Sample, *, int8: bool) -> _ExportedModel:
     """Export one model into a folder of its own."""
     model = neural.load(member, devices.place("cpu", "fp32"), fast_attention=False)
+    if not model.traits.ignores_padding:
+        raise InputError(
+            "padding changes the results of the run's encoder, and an exported model computes padded batches",
+            where=str(member),
+            hint="Predict with the run itself.",
+        )
     definition = getattr(model.tokenizer, "backend_tokenizer", None)
     if definition is None:
         raise InputError(
@@ -365,10 +371,10 @@ def _description(result: ExportResult) -> str:
 @contextlib.contextmanager
 def _quietly(problem: str, hint: str) -> Iterator[None]:
     """Suppress what the exporter and the quantiser print, log and warn of; their errors become a ModelError."""
-    before = logging.root.manager.disable
+    before, sink = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
             warnings.simplefilter("ignore")
             yield
     except (MemoryError, OSError):

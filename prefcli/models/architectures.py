@@ -7,12 +7,31 @@ that pads (which in language models may also end a text) changes anything.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from prefcli.models.packing import JOINT_INPUT, PAIR_INPUT, InputFormat
 from prefcli.outcomes import OUTCOMES
+
+
+class EncoderCall:
+    """How an encoder is called: with those of the inputs that it takes."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        parameters = inspect.signature(encoder.forward).parameters
+        self.names = frozenset(parameters)
+        # Language models count padding on the left as positions, too, unless they are given.
+        self.with_position_ids = is_causal(encoder) and "position_ids" in parameters
+
+    def __call__(self, encoder: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """A vector per token, ``[batch, length, width]``, float32 whatever the type of the weights."""
+        arguments = {name: tensor for name, tensor in inputs.items() if name in self.names}
+        if self.with_position_ids:
+            arguments["position_ids"] = positions(inputs["attention_mask"]).clamp(min=0)
+        hidden: Tensor = encoder(**arguments).last_hidden_state
+        return hidden.float()
 
 
 class Architecture(nn.Module):
@@ -26,30 +45,50 @@ class Architecture(nn.Module):
         How the two answers' vectors are combined, see :func:`combine_answers`.
     pooling:
         Which vector stands for a span: the ``mean`` over its tokens, or the ``last`` one's.
+    width:
+        Numbers in a token's vector; by default what the encoder's configuration says.
+    pads:
+        Whether the encoder may be given padded sequences; otherwise it computes those of one length at a time.
     """
 
     input_format: InputFormat
     other_vectors = 0
     """Vectors that the classifier sees beside the answers'."""
 
-    def __init__(self, encoder: nn.Module, combine: str = "concat", pooling: str = "mean") -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        combine: str = "concat",
+        pooling: str = "mean",
+        *,
+        width: int | None = None,
+        pads: bool = True,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.combine = combine
         self.pooling = pooling
         self.pool = {"mean": mean_pool, "last": last_token_pool}[pooling]
-        # Language models count padding on the left as positions, too, unless they are given.
-        self.with_position_ids = is_causal(encoder) and "position_ids" in inspect.signature(encoder.forward).parameters
+        self.pads = pads
+        self.call_encoder = EncoderCall(encoder)
         vectors = self.other_vectors + (2 if combine == "concat" else 4)
-        width = encoder.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
+        width = width or encoder.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
         self.classifier = nn.Linear(vectors * width, len(OUTCOMES))
 
     def hidden_states(self, inputs: dict[str, Tensor]) -> Tensor:
-        """A vector per token, ``[batch, length, width]``, float32 whatever the type of the weights."""
-        if self.with_position_ids:
-            inputs = {**inputs, "position_ids": positions(inputs["attention_mask"]).clamp(min=0)}
-        hidden: Tensor = self.encoder(**inputs).last_hidden_state
-        return hidden.float()
+        """A vector per token, ``[batch, length, width]``, float32; padding, where there is any, is on the right."""
+        if self.pads:
+            return self.call_encoder(self.encoder, inputs)
+        lengths = inputs["attention_mask"].sum(dim=1)
+        hidden = None
+        for length in lengths.unique().tolist():
+            rows = lengths == length
+            part = self.call_encoder(self.encoder, {name: tensor[rows, :length] for name, tensor in inputs.items()})
+            if hidden is None:
+                hidden = part.new_zeros(*inputs["input_ids"].shape, part.shape[-1])
+            hidden[rows, :length] = part
+        assert hidden is not None
+        return hidden
 
 
 class Siamese(Architecture):

@@ -23,11 +23,12 @@ from prefcli.compute import devices
 from prefcli.compute.devices import Placement
 from prefcli.encoders import adapters
 from prefcli.errors import InputError, ModelError, PrefcliError, is_out_of_memory, one_line
-from prefcli.models import weights
+from prefcli.models import trial, weights
 from prefcli.models.architectures import ARCHITECTURES, is_causal
 from prefcli.models.batches import CPU_TOKENS, GPU_TOKENS, BatchedModel, Pass
-from prefcli.models.packing import MIN_TEXT_TOKENS, Packing
+from prefcli.models.packing import MIN_TEXT_TOKENS, Packing, Template
 from prefcli.models.tokens import TokenisedBattles
+from prefcli.models.trial import EncoderTraits
 from prefcli.options import TrainOptions
 from prefcli.storage import files, runs
 
@@ -48,6 +49,8 @@ class NeuralModel(BatchedModel):
         How a battle's fields become sequences.
     placement:
         Device and precision.
+    traits:
+        What the encoder reads and gives.
     attention:
         How the encoder is computed, in words.
     template:
@@ -60,6 +63,7 @@ class NeuralModel(BatchedModel):
         tokenizer: Any,
         packing: Packing,
         placement: Placement,
+        traits: EncoderTraits,
         attention: str = "",
         template: str = "tokens",
     ) -> None:
@@ -67,6 +71,7 @@ class NeuralModel(BatchedModel):
         super().__init__(module.input_format, tokenizer, packing, int(tokenizer.pad_token_id or 0), max_tokens)
         self.attention = attention
         self.template = template
+        self.traits = traits
         self.module = module
         self.placement = placement
 
@@ -86,7 +91,8 @@ class NeuralModel(BatchedModel):
         return logits
 
     def compute(self, prepared: Pass) -> NDArray[np.float64]:
-        logits: NDArray[np.float64] = self.forward(self.module, prepared).double().cpu().numpy()
+        # In float64 only on the host: Apple's GPUs (mps) do not have it.
+        logits: NDArray[np.float64] = self.forward(self.module, prepared).cpu().double().numpy()
         return logits
 
     @contextlib.contextmanager
@@ -120,6 +126,7 @@ def build(
     placement: Placement,
     *,
     stays_on_host: bool = False,
+    traits: EncoderTraits | None = None,
 ) -> NeuralModel:
     """A model on an encoder: the architecture's head and adapters, initialised from torch's random generator.
 
@@ -128,9 +135,11 @@ def build(
     options, encoder, tokenizer, placement:
         The encoder is changed in place: adapted, accelerated.
     max_length:
-        Tokens in one sequence, as the encoder allows.
+        Tokens in one sequence, or fewer if the encoder does not read so many.
     stays_on_host:
         Leave the weights on the host, because sharding moves them to the device.
+    traits:
+        What is known of the encoder; None to try it out.
 
     Raises
     ------
@@ -145,6 +154,17 @@ def build(
     causal = is_causal(encoder)
     pooling = options.pooling if options.pooling != "auto" else "last" if causal else "mean"
     template = options.template if options.template != "auto" else "words" if causal else "tokens"
+    attention = _adapt(encoder, options)
+    traits = traits or _try_out(encoder, tokenizer, max_length, template)
+    max_length = traits.max_length
+    if not traits.ignores_padding:
+        attention += "; without padding, because it changes this encoder's results (slower)"
+    if options.shard and not traits.ignores_padding:
+        raise InputError(
+            f"--shard cannot train {options.encoder}: its results depend on padding, so it computes sequences of one "
+            "length at a time, and the processes would make different numbers of passes",
+            hint="Leave --shard out, or choose another encoder.",
+        )
     packing = Packing.from_tokenizer(tokenizer, max_length, options.truncation, template)
     overhead = (packing.template.both if options.architecture == "cross-encoder" else packing.template.pair).overhead
     if max_length < overhead + MIN_TEXT_TOKENS:
@@ -153,17 +173,39 @@ def build(
             f"{overhead} tokens",
             hint=f"Use --max-length {overhead + MIN_TEXT_TOKENS} or more.",
         )
-    adapted = f"{adapters.add(encoder, options)}; " if options.lora_rank else ""
-    if not options.fast_attention:
-        attention = "transformers' own attention, as asked"
-    elif options.lora_rank and encoder.config.model_type == "deberta-v2":  # type: ignore[union-attr]
-        attention = "transformers' own attention, in which adapters take part"
-    else:
-        attention = encoders.accelerate(encoder)
-    module = ARCHITECTURES[options.architecture](encoder, options.combine, pooling)
+    module = ARCHITECTURES[options.architecture](
+        encoder, options.combine, pooling, width=traits.width, pads=traits.ignores_padding
+    )
     if not stays_on_host:
         module.to(placement.device)
-    return NeuralModel(module, tokenizer, packing, placement, adapted + attention, template)
+    return NeuralModel(module, tokenizer, packing, placement, traits, attention, template)
+
+
+def _adapt(encoder: torch.nn.Module, options: TrainOptions) -> str:
+    """Add adapters to an encoder or accelerate it, as the options say; returns what was done, in words."""
+    adapted = f"{adapters.add(encoder, options)}; " if options.lora_rank else ""
+    if not options.fast_attention:
+        return f"{adapted}transformers' own attention, as asked"
+    if options.lora_rank and encoder.config.model_type == "deberta-v2":  # type: ignore[union-attr]
+        return f"{adapted}transformers' own attention, in which adapters take part"
+    return adapted + encoders.accelerate(encoder)
+
+
+def _try_out(encoder: Any, tokenizer: Any, max_length: int, template: str) -> EncoderTraits:
+    """Refuse an encoder that does not fit its tokenizer or cannot be used, and find out what it reads."""
+    trial.check_vocabulary(encoder, tokenizer)
+    limit = encoders.max_input_length(encoder)
+    max_length = max_length if limit is None else min(max_length, limit)
+    token_type = Template.from_tokenizer(tokenizer, template).last_type
+    return trial.try_out(encoder, max_length, int(tokenizer.pad_token_id or 0), token_type, whole_length=True)
+
+
+def recorded_traits(config: Mapping[str, Any]) -> EncoderTraits | None:
+    """What a run's configuration says of its encoder; None in older runs."""
+    resolved = config["resolved"]
+    if "ignores_padding" not in resolved:
+        return None
+    return EncoderTraits(int(resolved["max_length"]), int(resolved["width"]), bool(resolved["ignores_padding"]))
 
 
 def with_resolved_auto(options: TrainOptions, config: Mapping[str, Any]) -> TrainOptions:
@@ -209,10 +251,14 @@ def load(folder: Path, placement: Placement, *, fast_attention: bool = True, enc
             placement = devices.for_language_models(placement)
             # The user did not name the encoder that the run's file names: the hub is not asked for it.
             located = resolve_base(config["base"], encoder, folder, network=encoder is not None)
-            backbone = encoders.make_encoder(located, 0, seed=0, frozen=frozen_weights(options, placement))
+            frozen = frozen_weights(options, placement)
+            backbone = encoders.make_encoder(located, 0, seed=options.seed, frozen=frozen)
         else:
             backbone = encoders.from_config(runs.encoder_config(config))
-        model = build(options, backbone, tokenizer, int(config["resolved"]["max_length"]), placement)
+        max_length = int(config["resolved"]["max_length"])
+        # Of an older run, trained whatever the encoder does with padding, only that is tried out.
+        traits = recorded_traits(config) or trial.try_out(backbone, max_length, int(tokenizer.pad_token_id or 0))
+        model = build(options, backbone, tokenizer, max_length, placement, traits=traits)
         weights.load_state_dict(model.module, weights.load(folder / WEIGHTS))
         model.module.eval()
         return model

@@ -13,14 +13,16 @@ from pathlib import Path
 from torch import Tensor, nn
 
 ENCODER_PREFIX, HEAD_PREFIX = "encoder.", "classifier."
+ADAPTER = ".lora_"
+"""Part of the names of adapters' tensors."""
 
 
 def trainable_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """The part of a module's state that training changes: without frozen encoder weights."""
+    """A module's state; beside adapters without the encoder's own weights, which training does not change."""
     state = module.state_dict()
+    if not any(ADAPTER in name for name in state):
+        return state
     trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    if all(parameter.requires_grad for parameter in module.parameters()):
-        return state  # buffers included
     return {name: tensor for name, tensor in state.items() if name in trainable}
 
 
@@ -39,6 +41,7 @@ def load_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         raise RuntimeError(f"a tensor {unexpected[0]} that the model does not have ({len(unexpected)} in all)")
     from prefcli.compute import fsdp
 
+    # Not strict, because frozen weights are not in the state: what it must hold was compared above.
     module.load_state_dict({name: fsdp.shard_like(t, expected[name]) for name, t in state.items()}, strict=False)
 
 

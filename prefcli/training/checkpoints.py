@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefcli.errors import ModelError, one_line
+from prefcli.errors import ModelError, is_out_of_memory, one_line
 from prefcli.models import weights
 from prefcli.storage import files
 
@@ -103,6 +103,8 @@ def _load(path: Path) -> Checkpoint:
             load_file(path / "model.safetensors"), optimizer, load_file(path / "random.safetensors"), state
         )
     except (OSError, SafetensorError, KeyError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise MemoryError(one_line(error)) from error
         raise ValueError(one_line(error)) from None
 
 

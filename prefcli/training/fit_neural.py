@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,17 +67,26 @@ class NeuralFitter:
         options = context.options
         under_way = context.resume and bool(checkpoints.existing(fold.folder / "checkpoints"))
         source, encoder = self._encoder(fold.folder, under_way=under_way)
+        traits = None
         if under_way:
-            options = neural.with_resolved_auto(options, runs.read_config(fold.folder))
-        max_length = self._max_length(encoder)
+            config = runs.read_config(fold.folder)
+            options, traits = neural.with_resolved_auto(options, config), neural.recorded_traits(config)
         torch.manual_seed(options.seed)
-        model = neural.build(options, encoder, self.tokenizer, max_length, self.placement, stays_on_host=options.shard)
+        model = neural.build(
+            options,
+            encoder,
+            self.tokenizer,
+            options.max_length,
+            self.placement,
+            stays_on_host=options.shard,
+            traits=traits,
+        )
         train = self.battles.take(fold.train)
         if not under_way:
             cut = str(model.truncation_report(train))
-            self._report(model, source, f"{max_length} tokens a sequence: {cut}", prefix)
+            self._report(model, source, cut, prefix)
             if context.world.is_main_process:
-                self._write_header(fold, model, source, max_length, cut)
+                self._write_header(fold, model, source, cut)
             context.world.barrier()
         if options.shard:
             fsdp.shard(model.module, self.placement.device, context.world)
@@ -105,16 +115,14 @@ class NeuralFitter:
         else:
             source = encoders.locate(options.encoder)
         frozen = neural.frozen_weights(options, self.placement)
-        return source, encoders.make_encoder(source, len(self.tokenizer), seed=options.seed, frozen=frozen)
+        return source, encoders.make_encoder(
+            source, len(self.tokenizer), seed=options.seed, frozen=frozen, reporter=self.context.reporter
+        )
 
-    def _max_length(self, encoder: Any) -> int:
-        wanted, limit = self.context.options.max_length, encoders.max_input_length(encoder)
-        if limit is None or limit >= wanted:
-            return wanted
-        self.context.reporter.note(f"max length {wanted} -> {limit}: the encoder's limit")
-        return limit
-
-    def _report(self, model: neural.NeuralModel, source: encoders.ResolvedModel, lengths: str, prefix: str) -> None:
+    def _report(self, model: neural.NeuralModel, source: encoders.ResolvedModel, cut: str, prefix: str) -> None:
+        wanted, max_length = self.context.options.max_length, model.traits.max_length
+        if max_length < wanted:
+            self.context.reporter.note(f"max length {wanted} -> {max_length}: the encoder's limit")
         parameters = list(model.module.parameters())
         size = sum(p.numel() for p in parameters) / 1e6
         trainable = sum(p.numel() for p in parameters if p.requires_grad) / 1e6
@@ -122,18 +130,16 @@ class NeuralFitter:
         for line in (
             f"encoder {self.context.options.encoder}: {source.source}; {size:.1f} M parameters{part}",
             f"{self.placement}; {model.attention}; {model.module.pooling} pooling",
-            lengths,
+            f"{max_length} tokens a sequence: {cut}",
         ):
             self.context.reporter.note(f"{prefix}{line}")
 
-    def _write_header(
-        self, fold: Fold, model: neural.NeuralModel, source: encoders.ResolvedModel, max_length: int, cut: str
-    ) -> None:
+    def _write_header(self, fold: Fold, model: neural.NeuralModel, source: encoders.ResolvedModel, cut: str) -> None:
         """Write what a run's folder holds before its training begins: config and tokenizer."""
         context = self.context
         resolved = {
             "placement": str(self.placement),
-            "max_length": max_length,
+            **dataclasses.asdict(model.traits),
             "lr": context.options.learning_rate,
             "encoder_source": source.source,
             "cut": cut,
