@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,17 +152,57 @@ def test_an_atomic_file_replaces_the_old_one_only_when_done(tmp_path: Path) -> N
 
 
 def test_temporary_files_of_killed_processes_are_removed_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    code = "from prefcli.storage import files; from pathlib import Path; print(files._temporary_name(Path()))"
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     with files.temporary_directory(tmp_path) as mine:
-        name = mine.name
-    left = tmp_path / name.replace(f"-{os.getpid()}-", f"-{int(dead.stdout)}-")
-    living = tmp_path / name.replace(f"-{os.getpid()}-", f"-{os.getppid()}-")
-    other_machines = tmp_path / left.name.replace(left.name[9:17], "0" * 8)
-    foreign = tmp_path / f".x.{int(dead.stdout)}.tmp"
-    for path in (left, living, other_machines, foreign):
-        path.write_text("")
+        living = mine.name
+    machine, process = living[9:17], living.split("-")[2]
+    number_taken = living.replace(process, f"{os.getpid()}.1")  # by this process, which began later
+    of_parent = living.replace(process, str(os.getppid()))  # as earlier releases wrote it
+    elsewhere, old_elsewhere, old_folder_elsewhere, used_elsewhere = (
+        name.replace(machine, "0" * 8)[:-12] + f"{number:08x}.tmp"
+        for number, name in enumerate((killed, killed, killed, of_parent))
+    )
+    foreign = ".x.1.tmp"
+    for name in (killed, living, number_taken, of_parent, elsewhere, old_elsewhere, foreign):
+        (tmp_path / name).write_text("")
+    for name in (old_folder_elsewhere, used_elsewhere):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("")
+    two_days_ago = (time.time() - 2 * 86400,) * 2
+    for name in (old_elsewhere, foreign, f"{old_folder_elsewhere}/file", old_folder_elsewhere, used_elsewhere):
+        os.utime(tmp_path / name, two_days_ago)
     files.sweep(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([living.name, other_machines.name, foreign.name])
+    kept = {living, of_parent, elsewhere, used_elsewhere, foreign}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+HOLD_AND_SWEEP = """
+import sys
+from pathlib import Path
+from prefcli.storage import files
+
+with files.temporary_directory(Path(sys.argv[1])):
+    print("held", flush=True)
+    input()
+    files.sweep(Path(sys.argv[1]))
+"""
+
+
+def test_containers_with_one_host_name_leave_each_others_live_files_alone(tmp_path: Path) -> None:
+    if not shutil.which("unshare") or subprocess.run([*CONTAINER, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no containers can be made here")
+    with files.temporary_directory(tmp_path) as outside:
+        command = [*CONTAINER, sys.executable, "-c", HOLD_AND_SWEEP, str(tmp_path)]
+        container = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert container.stdout is not None
+        assert container.stdout.readline() == "held\n"
+        files.sweep(tmp_path)
+        assert len(list(tmp_path.iterdir())) == 2
+        container.communicate("sweep\n")
+        assert container.returncode == 0
+        assert list(tmp_path.iterdir()) == [outside]
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
@@ -239,6 +281,7 @@ def test_json_has_no_nan_and_no_infinity() -> None:
         files.to_json(object())
 
 
+@pytest.mark.slow
 def test_an_infinite_number_of_an_encoders_configuration_survives_in_a_run_as_transformers_spells_it(
     tmp_path: Path,
 ) -> None:

@@ -19,6 +19,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -29,7 +30,11 @@ from prefcli.errors import InputError, PrefcliError, one_line
 CHECKSUMS = "SHA256SUMS"
 """Checksums of a folder's files, as ``sha256sum --check`` reads them."""
 
-_TEMPORARY = re.compile(r"^\.prefcli-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp$")
+_TEMPORARY = re.compile(r"^\.prefcli-([0-9a-f]{8})-(\d+)(?:\.(\d+))?-[0-9a-f]{8}\.tmp$")
+"""Groups: the machine, the process, and when that began, which earlier releases did not write."""
+MAX_IDLE_SECONDS = 24 * 3600.0
+"""A temporary file of another machine or container is taken for a killed process's if nothing was written for so long.
+"""
 
 
 @contextlib.contextmanager
@@ -119,11 +124,13 @@ def remove(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary files that killed processes of this machine left in ``folder``."""
+    """Remove temporary files that killed processes left in ``folder``.
+
+    Whether a process of another machine or container lives is not known: its files go after :data:`MAX_IDLE_SECONDS`.
+    """
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
-            match = _TEMPORARY.match(path.name)
-            if match and match[1] == _machine() and not _alive(int(match[2])):
+            if _is_abandoned(path):
                 _remove(path)
 
 
@@ -373,7 +380,8 @@ def _temporary(folder: Path) -> Iterator[Path]:
 
 def _temporary_name(folder: Path) -> Path:
     # Not predictable: in a folder that others can write to, somebody could put a link at this path.
-    return folder / f".prefcli-{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    process = f"{os.getpid()}.{_start_of(os.getpid())}"
+    return folder / f".prefcli-{_machine()}-{process}-{secrets.token_hex(4)}.tmp"
 
 
 def _remove(path: Path) -> None:
@@ -412,6 +420,8 @@ def _amount(size: int) -> str:
 
 
 def _flush(path: Path) -> None:
+    if os.name == "nt":  # it flushes neither folders nor files that are open for reading
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -428,13 +438,48 @@ def _umask() -> int:
 
 @functools.cache
 def _machine() -> str:
-    """Identifies this machine or container in a folder that several share."""
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    """Identifies this machine or container in a folder that several share.
+
+    Containers may have the same host name, and number their processes alike: their process namespaces differ. So do
+    machines' boots, where they have the name in common.
+    """
+    parts = [platform.node()]
+    with contextlib.suppress(OSError):  # not on Linux
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:8]
 
 
-def _alive(pid: int) -> bool:
+def _start_of(pid: int) -> int:
+    """When a process of this machine began, in ticks since the machine did; 0 where the system does not say."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def _alive(pid: int, start: int) -> bool:
+    """Whether a process of this machine lives; another one may have got its number since, unless ``start`` is 0."""
+    if os.name == "nt":
+        return True  # os.kill would end it
     try:
         os.kill(pid, 0)
     except OSError as error:
         return not isinstance(error, ProcessLookupError)
-    return True
+    return not start or _start_of(pid) in (0, start)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether a path is a temporary file of a process that was killed."""
+    if not (match := _TEMPORARY.match(path.name)):
+        return False
+    if match[1] == _machine():
+        return not _alive(int(match[2]), int(match[3] or 0))
+    with contextlib.suppress(OSError):  # removed meanwhile
+        return _idle_seconds(path) > MAX_IDLE_SECONDS
+    return False
+
+
+def _idle_seconds(path: Path) -> float:
+    """For how long nothing was written to a file, or to any file of a folder."""
+    return time.time() - max(file.stat().st_mtime for file in (path, *path.rglob("*")))
