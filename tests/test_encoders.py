@@ -213,3 +213,38 @@ def test_a_model_in_the_hubs_cache_needs_no_network(bert_folder: Path, tmp_path:
         check=True,
     )
     assert "local cache" in done.stdout
+
+
+SETTINGS = """
+import json, os, sys
+from pathlib import Path
+before = dict(os.environ)
+import prefcli
+from prefcli import encoders
+assert not {"transformers", "huggingface_hub"} & set(sys.modules)
+encoders.load_tokenizer(Path(sys.argv[1]))
+from huggingface_hub import constants
+from huggingface_hub.utils import are_progress_bars_disabled
+from transformers.utils import logging
+settings = [
+    are_progress_bars_disabled(), logging.is_progress_bar_enabled(), logging.get_verbosity(),
+    constants.HF_HUB_DISABLE_TELEMETRY, constants.HF_HUB_OFFLINE, dict(os.environ) == before,
+]
+logging.set_verbosity_info()
+logging.disable_progress_bar()
+encoders.load_tokenizer(Path(sys.argv[1]))
+settings += [are_progress_bars_disabled(), logging.is_progress_bar_enabled(), logging.get_verbosity()]
+print(json.dumps(settings))
+"""
+
+
+@pytest.mark.slow
+def test_loading_leaves_the_callers_settings_of_the_libraries_alone(bert_folder: Path) -> None:
+    import logging
+
+    unset = ("HF_HUB_DISABLE_TELEMETRY", "TRANSFORMERS_VERBOSITY", "TOKENIZERS_PARALLELISM")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    command = [sys.executable, "-c", SETTINGS, str(bert_folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert json.loads(done.stdout) == [False, True, logging.WARNING, False, False, True, True, False, logging.INFO]
+    assert done.stderr == ""

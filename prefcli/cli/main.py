@@ -138,6 +138,9 @@ def run(arguments: list[str]) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     # NumPy solves only small linear systems here, which threads make slower.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         code = app(args=arguments, prog_name="prefcli", standalone_mode=False)
         sys.stdout.flush()

@@ -8,8 +8,6 @@ something are refused or ignored. A library's failure becomes one :class:`~prefc
 from __future__ import annotations
 
 import json
-import logging
-import os
 import pickle
 import warnings
 from collections.abc import Iterable, Iterator
@@ -57,21 +55,22 @@ def loading(where: str, folder: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep transformers' and the hub's progress bars and advice off the user's terminal."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with hub.quiet(), warnings.catch_warnings():
-            from transformers.utils import logging as transformers_logging
+    """Keep transformers' and the hub's progress bars and advice off the user's terminal, for the block alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Not in hub.quiet(): what it finds when it is imported becomes its own default.
+        from transformers.utils import logging as transformers_logging
 
+        with hub.quiet():
+            level, has_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+            transformers_logging.set_verbosity_error()
             transformers_logging.disable_progress_bar()
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+            try:
+                yield
+            finally:
+                transformers_logging.set_verbosity(level)
+                if has_bars:
+                    transformers_logging.enable_progress_bar()
 
 
 def safe_config(config: Any) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import logging
-import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -259,18 +258,21 @@ def push(folder: Path, names: Sequence[str], name: str, *, private: bool = True)
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Turn off the hub's progress bars, warnings and telemetry."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the library is imported
-    from huggingface_hub.utils import disable_progress_bars
+    """Turn off the hub's progress bars, warnings and telemetry; afterwards they are as the caller had them."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     logger = logging.getLogger("huggingface_hub")
-    level = logger.level
+    level, telemetry, disabled = logger.level, constants.HF_HUB_DISABLE_TELEMETRY, are_progress_bars_disabled()
     logger.setLevel(logging.ERROR)
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     disable_progress_bars()
     try:
         yield
     finally:
         logger.setLevel(level)
+        constants.HF_HUB_DISABLE_TELEMETRY = telemetry
+        (disable_progress_bars if disabled else enable_progress_bars)()
 
 
 @contextmanager
