@@ -817,6 +817,30 @@ def test_lists_of_turns_as_pandas_writes_them(tmp_path: Path, text: str, refusal
         assert battles(path)[1] == [(["Hi", None], ["a", "b"], ["c", "d"], 1)]
 
 
+def test_conversations_in_cells_of_text_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    cells = [json.dumps(whole("x")), str(whole("y"))]  # as JSON, and as pandas writes lists
+    path.write_text("source,chosen,rejected\nweb," + ",".join('"' + c.replace('"', '""') + '"' for c in cells) + "\n")
+    assert list(map(with_answers_sorted, battles(path)[1])) == [FIRST]
+
+
+def test_answers_that_are_json_stay_text(tmp_path: Path) -> None:
+    row = {"prompt": "JSON, please", "response_a": '["x"]', "response_b": '{"a": 1}', "winner": "a"}
+    assert read_with(tmp_path, [row]) == [(["JSON, please"], ['["x"]'], ['{"a": 1}'], 1)]
+
+
+def test_a_third_answer_is_not_overlooked(tmp_path: Path) -> None:
+    row = {"question": "Q?", "answer_1": "x", "answer_2": "y", "answer_3": "z", "winner": "answer_1"}
+    assert "more than two of a kind: answer_1, answer_2, answer_3" in refused(tmp_path, [row]).what
+    assert read_with(tmp_path, [row], columns="response_a=answer_3,response_b=answer_1") == [(["Q?"], ["z"], ["x"], 2)]
+
+
+def test_a_layouts_outcome_is_not_applied_to_answers_that_the_user_maps(tmp_path: Path) -> None:
+    row = {"input": "Q?", "output_1": "x", "output_2": "y", "label": 1}
+    assert read_with(tmp_path, [row]) == [FIRST]
+    assert "what label means" in refused(tmp_path, [row], columns="response_a=output_2,response_b=output_1").what
+
+
 def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{**PLAIN, "winner": "a", "language": "en", "label": 1}])
     file = open_battles(path)

@@ -17,8 +17,9 @@ from prefcli.battles import ReadCounts, Source
 from prefcli.errors import InputError
 from prefcli.readers.cells import Location, RawBatch, missing_columns, string_column
 from prefcli.readers.containers import Container, column_names, open_container, raw_batches, readable
+from prefcli.readers.file_columns import EXPECTED, PEEK_ROWS
 from prefcli.readers.layouts import KAGGLE, Layout
-from prefcli.readers.recognition import EXPECTED, PEEK_ROWS, Recognised, recognise
+from prefcli.readers.recognition import Recognised, recognise
 from prefcli.readers.tables import raw_table
 from prefcli.storage import files
 

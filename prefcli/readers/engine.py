@@ -76,12 +76,16 @@ class Mapped:
         return self.layout.keeps_ids and ("id" not in self.places or normalise(str(self.places["id"][0])) == "id")
 
     @property
+    def has_known_winner(self) -> bool:
+        """Whether the columns of the answers, or scores in lists of them, say which one won."""
+        return self.each is not None or "chosen" in self.places
+
+    @property
     def has_outcome(self) -> bool:
         """Whether an outcome is read at all."""
         return bool(
             self.rule
-            or self.each
-            or "chosen" in self.places
+            or self.has_known_winner
             or any(name in self.places for name in ("winner", *WINNER_COLUMNS, *SOFT_LABEL_COLUMNS))
         )
 

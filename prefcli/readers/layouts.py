@@ -40,8 +40,12 @@ PAIRS_OF_NAMES = (
 )
 ANSWER_STEMS = ("response", "answer", "output", "completion", "generation", "reply", "candidate", "summary", "text")
 MODEL_STEMS = ("model", "generator", "model_name", "policy")
-SUFFIXES = (("_a", "_b"), ("a", "b"), ("_1", "_2"), ("1", "2"), ("_0", "_1"), ("0", "1"))
-"""How two answers are told apart, and their models."""
+SUFFIXES = (
+    *(("_a", "_b", "_c"), ("a", "b", "c")),
+    *(("_1", "_2", "_3"), ("1", "2", "3")),
+    *(("_0", "_1", "_2"), ("0", "1", "2")),
+)
+"""How two answers are told apart, and their models; the last one would be a third."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,9 @@ KAGGLE = Layout(
     "kaggle",
     "Kaggle's train.csv and test.csv: turns as JSON lists, winners one-hot",
     {name: name for name in ("id", *TEXT_FIELDS, "model_a", "model_b")},
-    outcome_columns=OUTCOME_COLUMNS,
+    also=("id",),
     without=("winner",),
+    outcome_columns=OUTCOME_COLUMNS,
     keeps_ids=True,
 )
 GENERIC = Layout(

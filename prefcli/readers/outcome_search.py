@@ -1,0 +1,189 @@
+"""Which column holds the outcome: read if that is certain, else refused with the likely readings."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from prefcli.battles import describe_battle
+from prefcli.errors import InputError
+from prefcli.outcomes import SOFT_LABEL_COLUMNS, WINNER_COLUMNS
+from prefcli.readers.cells import RawBatch, excerpt, list_names
+from prefcli.readers.engine import Mapped
+from prefcli.readers.file_columns import FileColumns
+from prefcli.readers.outcome_rules import OutcomeRule, comparable
+from prefcli.readers.outcomes_in_columns import WINNERS, spelling
+from prefcli.readers.paths import ColumnPath, normalise
+
+_NAMES_OF_OUTCOMES = """
+    winner label labels preferred preference choice vote verdict judgment judgement better outcome result
+    preferred_response better_response preferred_answer better_answer human_preference
+"""
+OUTCOME_NAMES = frozenset(_NAMES_OF_OUTCOMES.split())
+"""Names of a column that is read as the outcome if it holds words for a winner, and nothing else does."""
+
+MAX_SUSPECTS = 100
+"""Columns that are looked at."""
+
+_OUTCOME_WORDS = re.compile(
+    r"(^|_)(winner|win|labels?|preferred|preferences?|choice|votes?|verdict|judge?ments?|better|safer|best|outcome|"
+    r"ratings?|scores?|ranks?|ranking|annotator_?\d*|annotations?|selected|\w*vote)($|_)"
+)
+
+
+def find_outcome(mapped: Mapped, columns: FileColumns, needed: bool) -> tuple[Mapped, tuple[str, ...]]:
+    """Complete how a file is read by its outcome.
+
+    Parameters
+    ----------
+    mapped, columns:
+        How the file is read so far; its columns.
+    needed:
+        Whether a file is refused whose outcome is not understood.
+
+    Returns
+    -------
+    How it is read, and questions about columns that are not read although they look like an outcome.
+
+    Raises
+    ------
+    InputError
+        If what the outcome means would have to be guessed.
+    """
+    rule = columns.source.outcome or mapped.layout.outcome
+    if rule:
+        mapped = _with_rule(mapped, OutcomeRule.parse(rule), columns)
+    elif not mapped.has_known_winner:
+        mapped = _with_words(mapped, columns)
+    if columns.source.outcome or mapped.has_known_winner or mapped.rule:
+        return mapped, ()
+    not_read = [name for name in columns.names if name not in mapped.columns]
+    said = [place.column for name in ("winner", "label") for place in columns.given.get(name, ())]
+    suspects = [name for name in dict.fromkeys([*said, *_suspects(not_read, columns)]) if name in not_read]
+    if not mapped.has_outcome and suspects and needed:
+        raise _unclear(mapped, suspects, columns)
+    if mapped.has_outcome:
+        return mapped, tuple(f"{name} is not read: another column holds the outcome" for name in suspects)
+    return mapped, tuple(f"is {name} the outcome? {_how_to_read(name, columns)}" for name in suspects)
+
+
+def _with_rule(mapped: Mapped, rule: OutcomeRule, columns: FileColumns) -> Mapped:
+    if mapped.has_known_winner:
+        what = f"--outcome cannot be used with {mapped.layout.name}"
+        raise columns.error(what, "There the columns or scores of the answers say which one won.")
+    places = {name: found for name, found in mapped.places.items() if name not in ("winner", "label", *WINNER_COLUMNS)}
+    rule_places = tuple(columns.places(path, "--outcome") for path in rule.columns)
+    return dataclasses.replace(mapped, places=places, rule=rule, rule_places=rule_places)
+
+
+def _with_words(mapped: Mapped, columns: FileColumns) -> Mapped:
+    """With the column that holds words for a winner, if one has a known name; numbers are never guessed."""
+    places = {name: found for name, found in mapped.places.items() if name != "label"}
+    if not all(name in places for name in SOFT_LABEL_COLUMNS):
+        places = {name: found for name, found in places.items() if name not in SOFT_LABEL_COLUMNS}
+    if "winner" in places:
+        values = columns.values(places["winner"])
+        if values and all(isinstance(comparable(value), float) for value in values):
+            del places["winner"]
+    mapped = dataclasses.replace(mapped, places=places)
+    label = columns.given.get("label")
+    names = [p.column for p in label] if label else [n for n in columns.free if normalise(n) in OUTCOME_NAMES]
+    in_words = [name for name in names if name not in mapped.columns and _are_words(name, mapped, columns)]
+    if mapped.has_outcome:  # these have to say the same
+        return dataclasses.replace(mapped, more_winners=tuple((ColumnPath(name),) for name in in_words))
+    if len(in_words) > 1:
+        what = f"several columns hold words for a winner: {list_names(in_words)}"
+        raise columns.error(what, f"Choose one: --columns winner={in_words[0]}")
+    if not in_words:
+        return mapped
+    return dataclasses.replace(mapped, places={**places, "winner": (ColumnPath(in_words[0]),)})
+
+
+def _are_words(name: str, mapped: Mapped, columns: FileColumns) -> bool:
+    words = [spelling(str(value)) for value in columns.values((ColumnPath(name),))]
+    return bool(words) and all(word in WINNERS or word in mapped.own_spellings for word in words)
+
+
+def _suspects(names: Sequence[str], columns: FileColumns) -> list[str]:
+    """Columns that look like an outcome: by name, or by their values."""
+    suspects = []
+    for name in names[:MAX_SUSPECTS]:
+        words = [spelling(str(value)) for value in columns.values((ColumnPath(name),))]
+        if _OUTCOME_WORDS.search(normalise(name)) or (words and all(word in WINNERS for word in words)):
+            suspects.append(name)
+    return suspects
+
+
+def _unclear(mapped: Mapped, suspects: Sequence[str], columns: FileColumns) -> InputError:
+    """The refusal of a file whose outcome would have to be guessed, with its first battle in words."""
+    name = suspects[0]
+    values = columns.values((ColumnPath(name),))
+    what = f"what {name} means is not clear" + (f": it holds {_list_values(values)}" if values else "")
+    readings = _readings(name, values)
+    for first, second in columns.pairs(("score", "rating", "reward")):
+        if first in suspects and second in suspects:
+            what = f"what {first} and {second} mean is not clear"
+            readings = [f"{first},{second}: higher", f"{first},{second}: lower"]
+    how = " or ".join(f"--outcome '{reading}'" for reading in readings or [f"{name}: ...=a, ...=b, ...=tie"])
+    hint = f"Say it with {how}; or {name} is no outcome: --columns {name}="
+    where = f"{columns.where}, column {name}"
+    return InputError(what + _first_battle(mapped, readings, columns), where=where, hint=hint)
+
+
+def _first_battle(mapped: Mapped, readings: Sequence[str], columns: FileColumns) -> str:
+    """The first battle in words, and who would win by each reading."""
+    try:
+        tried = [
+            _convert_first(_with_rule(mapped, OutcomeRule.parse(reading), columns), columns) for reading in readings
+        ]
+        text = describe_battle(tried[0] if tried else _convert_first(mapped, columns), outcome=False)
+    except (InputError, IndexError):  # it is not even a battle
+        return ""
+    said = [f"by {reading!r} {_winner(batch)}" for reading, batch in zip(readings, tried, strict=True)]
+    return "; ".join(["", f"the first battle: {text}", *([", ".join(said)] if said else [])])
+
+
+def _convert_first(mapped: Mapped, columns: FileColumns) -> pa.RecordBatch:
+    raw = columns.peek(mapped.columns)
+    first = RawBatch({name: column[:1] for name, column in raw.columns.items()}, min(1, raw.num_rows))
+    return mapped.convert(first, columns.location)[0]
+
+
+def _winner(batch: pa.RecordBatch) -> str:
+    label = batch.column("label")[0].as_py()
+    return "no outcome" if label is None else ("A wins", "B wins", "a tie")[label]
+
+
+def _list_values(values: Sequence[Any]) -> str:
+    shown = ", ".join(excerpt(value, 20).strip("'") for value in values[:5])
+    return shown + (", ..." if len(values) > 5 else "")
+
+
+def _readings(name: str, values: Sequence[Any]) -> list[str]:
+    """The two likely meanings of a column of numbers."""
+    present = {number for value in values if isinstance(number := comparable(value), float)}
+    if not present or not all(isinstance(comparable(value), float) for value in values):
+        return []
+    for choices, first, second in (
+        ({0.0, 1.0}, "1=a, 0=b", "0=a, 1=b"),
+        ({1.0, 2.0}, "1=a, 2=b", "2=a, 1=b"),
+        ({-1.0, 1.0}, "1=a, -1=b", "-1=a, 1=b"),
+        ({-1.0, 0.0, 1.0}, "1=a, -1=b, 0=tie", "-1=a, 1=b, 0=tie"),
+        ({0.0, 1.0, 2.0}, "0=a, 1=b, 2=tie", "1=a, 2=b, 0=tie"),
+        ({1.0, 2.0, 3.0}, "1=a, 2=b, 3=tie", "1=a, 3=b, 2=tie"),
+    ):
+        if present <= choices:
+            return [f"{name}: {first}", f"{name}: {second}"]
+    low, high = min(present), max(present)
+    middle = 0.0 if low < 0 < high else 0.5 if low >= 0 and high <= 1 else (low + high) / 2
+    bound = f"{middle:g}"
+    return [f"{name}: >{bound}=a, <{bound}=b, {bound}=tie", f"{name}: <{bound}=a, >{bound}=b, {bound}=tie"]
+
+
+def _how_to_read(name: str, columns: FileColumns) -> str:
+    readings = _readings(name, columns.values((ColumnPath(name),))) or [f"{name}: ...=a, ...=b"]
+    return f"--outcome '{readings[0]}' reads it, --columns {name}= says no"

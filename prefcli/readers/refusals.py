@@ -1,0 +1,102 @@
+"""Refusals of files that no layout fits, from what *is* there, with the option that would read them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from prefcli.battles import TEXT_FIELDS
+from prefcli.errors import InputError
+from prefcli.readers import layouts
+from prefcli.readers.cells import list_names, missing_columns
+from prefcli.readers.engine import CONVERSATIONS, PAIR, RESPONSES
+from prefcli.readers.file_columns import EXPECTED, FileColumns, is_conversation
+from prefcli.readers.paths import did_you_mean, normalise
+
+MAX_COLUMNS = 100
+"""Columns that are looked at."""
+
+_NEAREST = (TEXT_FIELDS, CONVERSATIONS, PAIR)
+_TEXT_KEYS = ("text", "answer", "response", "completion", "output", "content", "generation")
+_SCORE_KEYS = re.compile(r"(^|_)(score|rating|rank|reward|votes?)($|_)")
+
+
+def no_layout(columns: FileColumns) -> InputError:
+    """The error for a file that no layout fits."""
+    names = columns.all_names
+    if known := _well_known(set(map(normalise, names))):
+        return columns.error(*known)
+    pairs = columns.pairs(layouts.ANSWER_STEMS)
+    if len(pairs) > 1:
+        return columns.error(
+            f"several columns may be the answers: {', '.join(name for pair in pairs for name in pair)}",
+            f"Name them: --columns response_a={pairs[0][0]},response_b={pairs[0][1]}",
+        )
+    if (error := _lists_of_answers(columns)) is not None:
+        return error
+    nearest = max(_NEAREST, key=lambda needed: _nearness(needed, columns))
+    missing = columns.absent(nearest)
+    if len(missing) == len(nearest):
+        return columns.error(missing_columns(list(TEXT_FIELDS), names), EXPECTED)
+    hints = [f"{name}: {question}" for name in missing if (question := did_you_mean(name, columns.free))]
+    example = ",".join(f"{name}=NAME" for name in missing)
+    return columns.error(
+        missing_columns(missing, names), f"{' '.join(hints)} Name them with --columns {example}".strip()
+    )
+
+
+def _nearness(names: Sequence[str], columns: FileColumns) -> float:
+    """How much of a layout is there; a name that is almost right counts half."""
+    absent = columns.absent(names)
+    alike = sum(bool(did_you_mean(name, columns.free)) for name in absent)
+    return (len(names) - len(absent) + alike / 2) / len(names)
+
+
+def _lists_of_answers(columns: FileColumns) -> InputError | None:
+    """The refusal of a file with a list of answers in each row."""
+    if columns.pair_of_chosen() or any(map(columns.find, (*RESPONSES, *CONVERSATIONS))):
+        return None
+    for name in columns.free[:MAX_COLUMNS]:
+        items = next((cell for cell in columns.column(name) if isinstance(cell, list) and cell), None)
+        if items is None or is_conversation(items):
+            continue
+        what = f"{name} holds a list; which of its items are compared, and how, is not known"
+        if not isinstance(items[0], dict):
+            return columns.error(
+                what,
+                f"If they are two answers: --columns response_a={name}.0,response_b={name}.1 (or chosen=, "
+                f"rejected=). If they have scores in another column: --each '{name}: text=., score=/SCORES'",
+            )
+        keys = list(items[0])
+        text = next((key for key in keys if key in _TEXT_KEYS), "TEXT")
+        score = next((key for key in keys if _SCORE_KEYS.search(normalise(key))), "SCORE")
+        kind = "rank" if "rank" in score else "score"
+        return columns.error(
+            f"{what}; they have {list_names(keys)}", f"Compare them by --each '{name}: text={text}, {kind}={score}'"
+        )
+    return None
+
+
+def _well_known(names: set[str]) -> tuple[str, str] | None:
+    """What is missing in files that are published beside the battles."""
+    if {"g1_winner", "g2_winner"} <= names:
+        return (
+            "MT-bench's judgments without questions and answers: these are in other files, joined by question_id",
+            "Join them first, as columns question, answer_1 and answer_2.",
+        )
+    if {"message_id", "parent_id", "text", "role"} <= names:
+        return (
+            "messages of OpenAssistant, one a row: which ones answer the same prompt is not in the row",
+            "Use the file of trees (oasst_ready.trees.jsonl.gz).",
+        )
+    if {"games", "model", "judge"} <= names or {"games", "question_id"} <= names:
+        return (
+            "Arena-Hard's judgments without questions and answers: these are in other files",
+            "Join them first, as columns prompt, response_a and response_b.",
+        )
+    if {"prompt", "completion", "label"} <= names or {"messages", "label"} <= names:
+        return (
+            "one answer a row (TRL's unpaired preferences): a battle needs two answers to one prompt",
+            "Join the rows of the same prompt first.",
+        )
+    return None
