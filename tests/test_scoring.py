@@ -14,7 +14,7 @@ from sklearn.metrics import log_loss
 
 from prefcli import metrics, pipeline
 from prefcli.battles import Source
-from prefcli.errors import InputError
+from prefcli.errors import InputError, ModelError
 from prefcli.options import TrainOptions
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.pipeline.ablate import evaluate
@@ -164,3 +164,15 @@ def test_intervals_of_the_ablation_cover_the_truth_as_often_as_they_say(
     assert (ablation.battles, ablation.prompts) == (360, 40)
     assert (hits >= 53).all()
     assert by_battle <= 40, "resampling battles, as if seeds made new ones"
+
+
+def test_an_ablation_of_runs_with_different_held_out_battles_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_validation(run: Path) -> runs.HeldOut:
+        ids = ["1", "3" if "softmax" in run.name else "2"]
+        return runs.HeldOut(ids, np.arange(2), np.zeros((2, 3)), np.array([0, 1]))
+
+    monkeypatch.setattr(runs, "read_validation", read_validation)
+    with pytest.raises(ModelError, match="held out different battles"):
+        evaluate(tmp_path, 0, 1)

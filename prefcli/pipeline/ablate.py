@@ -151,6 +151,14 @@ def evaluate(folder: Path, first_seed: int, seeds: int) -> Ablation:
         setting: [_read_validation(_run_folder(folder, seed, setting)) for seed in all_seeds] for setting in SETTINGS
     }
     by_seed = held_out[SETTINGS[0]]
+    for setting, of_setting in held_out.items():
+        for seed, first, other in zip(all_seeds, by_seed, of_setting, strict=True):
+            if first.ids != other.ids:
+                raise ModelError(
+                    "this run and those beside it held out different battles",
+                    where=str(_run_folder(folder, seed, setting)),
+                    hint=f"Delete {folder}, which an earlier version began, or choose another --output.",
+                )
     keys, labels = (np.concatenate([getattr(h, name) for h in by_seed]) for name in ("keys", "labels"))
     outcomes = metrics.count_outcomes(labels)
     rows: list[Row] = []
