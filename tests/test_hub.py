@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,10 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Result
 from fake_hub import Hub, Repo, serving
 
 import prefcli
+from prefcli import encoders
 from prefcli.data.synthetic import Demo
 from prefcli.errors import InputError, ModelError, NetworkError
 from prefcli.storage import files, hub, runs
@@ -91,6 +94,42 @@ def test_only_what_prediction_needs_is_downloaded_and_only_once(server: Hub, fas
     assert server.asked == []
     server.repos["a/c"] = server.repos["a/b"]
     assert hub.find("a/c", **as_run)[1] == "downloaded from the hub"
+
+
+def test_an_interrupted_download_of_an_encoder_is_completed(server: Hub, bert_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sharded"
+    encoder = encoders.make_encoder(encoders.locate(str(bert_folder)), 0, seed=0)
+    encoder.save_pretrained(folder, max_shard_size="20KB")
+    for path in bert_folder.glob("*token*"):
+        shutil.copy(path, folder)
+    others = {"pytorch_model.bin": b"0", "consolidated.safetensors": b"0", "onnx/config.json": b"{}"}
+    server.repos["a/b"] = Repo(contents(folder) | others, private=False)
+    last = max(path.name for path in folder.glob("model-*.safetensors"))
+    server.refuses = {f"{last}$": 500}
+    with pytest.raises(NetworkError):
+        encoders.locate("a/b")
+    with pytest.raises(NetworkError, match="not in the hub's local cache"):
+        encoders.locate("a/b", network=False)
+    server.refuses = {}
+    server.asked.clear()
+    located = encoders.locate("a/b")
+    assert {line.rsplit("/", 1)[1] for line in server.downloads()} >= {last}
+    assert located.folder is not None
+    assert {path.name for path in located.folder.iterdir()} == {path.name for path in folder.iterdir()}
+    loaded = encoders.make_encoder(located, 0, seed=0).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in encoder.state_dict().items())
+    assert encoders.locate("a/b", network=False).source == hub.CACHED
+
+
+def test_a_repository_without_all_files_of_its_index_is_refused(server: Hub, bert_folder: Path) -> None:
+    files = contents(bert_folder)
+    del files["model.safetensors"]
+    files["model.safetensors.index.json"] = json.dumps(
+        {"weight_map": {"x": "model-00001-of-00001.safetensors"}}
+    ).encode()
+    server.repos["a/b"] = Repo(files, private=False)
+    with pytest.raises(ModelError, match="model-00001-of-00001.safetensors of 1 files"):
+        encoders.locate("a/b")
 
 
 @pytest.mark.slow

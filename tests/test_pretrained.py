@@ -14,9 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prefcli import encoders
+from prefcli.compute import devices
 from prefcli.encoders import pretrained
 from prefcli.errors import ModelError
+from prefcli.models import neural
 from prefcli.reporting import Silent
+from prefcli.training import checkpoints
 
 State = dict[str, Tensor]
 
@@ -147,3 +150,35 @@ def test_one_weight_format_is_downloaded() -> None:
         chosen = pretrained.needed_files([*small, *weights, *others])
         assert sorted(chosen) == sorted([*small, *weights])
     assert sorted(pretrained.needed_files([*small, *others])) == sorted([*small, "pytorch_model.bin"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)
+def test_out_of_memory_is_not_taken_for_damage(
+    bert_folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Neither of an encoder nor of a run nor of a checkpoint."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("transformers.AutoModel.from_pretrained", fail)
+    with pytest.raises(MemoryError):
+        load(bert_folder)
+    monkeypatch.setattr("prefcli.encoders.load_tokenizer", fail)
+    run = {"options": {"encoder": "tiny"}, "resolved": {}}
+    (Path() / "config.json").write_text(json.dumps(run))
+    with pytest.raises(MemoryError):
+        neural.load(Path(), devices.place("cpu", "fp32"))
+    monkeypatch.setattr("prefcli.training.checkpoints.files.verify_checksum", fail)
+    (Path() / "step-00000001").mkdir()
+    (Path() / "step-00000001" / checkpoints.STATE).write_text("{}")
+    with pytest.raises((MemoryError, RuntimeError)):
+        checkpoints.load_latest(Path(), pytest.fail)
