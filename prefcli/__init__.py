@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prefcli._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from prefcli.api import Source as Source
     from prefcli.api import estimate as estimate
     from prefcli.api import export as export
     from prefcli.api import load as load
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from prefcli.api import score as score
     from prefcli.api import train as train
 
-_API = ("estimate", "export", "load", "predict", "preprocess", "push", "score", "train")
+_API = ("Source", "estimate", "export", "load", "predict", "preprocess", "push", "score", "train")
 
 
 def __getattr__(name: str) -> Any:

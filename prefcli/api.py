@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from prefcli import metrics, pipeline
 from prefcli.battles import PathLike, SourceLike
+from prefcli.battles import Source as Source
 from prefcli.errors import InputError
 from prefcli.exporting.merge import MergeResult
 from prefcli.metrics import Score

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -68,12 +68,16 @@ class Source:
     encoding: str | None = None
     """The encoding of a text file; None is UTF-8."""
 
+    def __post_init__(self) -> None:
+        paths: Any = [self.paths] if isinstance(self.paths, (str, Path)) else self.paths
+        object.__setattr__(self, "paths", tuple(map(Path, paths)))
+
     @staticmethod
-    def of(source: SourceLike) -> Source:
-        """A source from one path or several."""
+    def of(source: SourceLike, **reading: Any) -> Source:
+        """A source from one path or several; ``reading`` are its other fields."""
         if isinstance(source, Source):
-            return source
-        return Source(tuple(map(Path, [source] if isinstance(source, (str, Path)) else source)))
+            return replace(source, **reading)
+        return Source(cast(Any, source), **reading)
 
     def like(self, other: SourceLike) -> Source:
         """Other files, read in the same way unless they say how."""

@@ -164,7 +164,7 @@ class Workspace:
         reporter:
             Receives a warning if the stage is rebuilt.
         """
-        options = json.loads(json.dumps(dict(options)))  # compared with those of a file, which knows no tuples
+        options = json.loads(files.to_json(dict(options)))  # compared with those of a file: no tuples, no infinity
         identity = {"stage": name, "version": version, "input": source, "options": options}
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         metadata = {**identity, "fingerprint": fingerprint}
