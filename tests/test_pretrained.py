@@ -103,6 +103,16 @@ def test_a_missing_pooler_comes_from_the_seed_and_a_tasks_head_is_left_out(bert_
     assert not torch.equal(first, other)
 
 
+def test_constants_that_older_releases_saved_are_left_out(bert_folder: Path, tmp_path: Path) -> None:
+    names = (
+        "encoder.layer.0.attn.bias",
+        "encoder.layer.0.attn.masked_bias",
+        "embeddings.position_ids",
+        "rotary.inv_freq",
+    )
+    load(altered(bert_folder, tmp_path / "altered", lambda state: state | {name: torch.ones(2) for name in names}))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_numbers_are_refused(bert_folder: Path, tmp_path: Path, value: float) -> None:
     name = "encoder.layer.1.output.dense.bias"

@@ -88,8 +88,21 @@ def test_vectors_narrower_than_the_hidden_size_are_read_as_they_are(make_model: 
 
 
 def test_a_tokenizer_with_more_ids_than_the_encoder_has_rows_is_refused(make_model: MakeModel) -> None:
-    with pytest.raises(InputError, match=r"the tokenizer has \d+ ids, and the encoder's embedding 100 rows"):
+    with pytest.raises(InputError, match=r"the tokenizer has ids up to \d+, and the encoder's embedding 100 rows"):
         make_model("bert", {"vocab_size": 100})
+
+
+def test_a_special_token_without_a_vector_is_refused_where_a_text_holds_it(make_model: MakeModel) -> None:
+    """Gemma 3's tokenizer has a token for images, of which its text models have no vector."""
+    model = make_model("bert", max_length=40)
+    encoder, tokenizer = model.module.encoder, model.tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<image{number}>" for number in range(700)]})
+    trial.check_vocabulary(encoder, tokenizer)
+    model.logits(battles())
+    held = battles(1).set_column(3, "prompt", pa.array([["see <image699>"]], pa.list_(pa.string())))
+    assert "<image699>" in str(held.column("prompt"))
+    with pytest.raises(InputError, match="the token '<image699>'"):
+        model.logits(held)
 
 
 @pytest.mark.parametrize("architecture", ["siamese", "cross-encoder"])

@@ -34,6 +34,8 @@ HEAD = re.compile(
     r"sequence_summary|(value|reward)_.*"
 )
 """First parts of the names of a task's layers, in transformers' own models and in common reward models."""
+BUFFER = re.compile(r".*(\b|_)(masked_bias|inv_freq|position_ids|attn\.bias|attn\.attention\.bias)")
+"""Names of constants that older releases of transformers saved beside the weights, and newer ones compute."""
 MAX_NAMES = 4
 """Tensors that a message names."""
 HINT = "The weights must be those of config.json: as save_pretrained writes both, or as the hub has them."
@@ -145,6 +147,7 @@ def _problems(encoder: Any, report: Mapping[str, Any]) -> Iterator[str]:
     unexpected = [
         name
         for name in report["unexpected_keys"]
+        if not BUFFER.fullmatch(name)
         if (first := name.partition(".")[0]) in own - {"pooler"} or not HEAD.fullmatch(first)
     ]
     if missing:

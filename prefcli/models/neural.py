@@ -72,12 +72,15 @@ class NeuralModel(BatchedModel):
         self.attention = attention
         self.template = template
         self.traits = traits
+        self.vocabulary_size = trial.vocabulary_size(module.encoder)
         self.module = module
         self.placement = placement
 
     def inputs(self, battles: TokenisedBattles, rows: NDArray[np.integer], swapped: bool = False) -> dict[str, Tensor]:
         """The module's input for some battles: tensors on the host."""
-        tensors = {name: torch.from_numpy(array) for name, array in self.arrays(battles, rows, swapped).items()}
+        arrays = self.arrays(battles, rows, swapped)
+        trial.check_ids(self.vocabulary_size, arrays["input_ids"], self.tokenizer)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if self.placement.device.type == "cuda":  # pinned memory is copied to the GPU while it computes
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return tensors

@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from prefcli.errors import InputError, is_out_of_memory, one_line
@@ -42,17 +44,37 @@ class EncoderTraits:
 def check_vocabulary(encoder: Any, tokenizer: Any) -> None:
     """Refuse a tokenizer with ids that the encoder has no vector for.
 
+    Not because of special tokens that no text holds, as Gemma 3's for images; see :func:`check_ids`.
+
     Raises
     ------
     InputError
         If there are such ids.
     """
-    rows = _rows(encoder)
-    ids = 1 + max(max(tokenizer.get_vocab().values(), default=0), len(tokenizer) - 1)
-    if rows is not None and ids > rows:
+    rows = vocabulary_size(encoder)
+    special = set(tokenizer.all_special_ids) - {tokenizer.pad_token_id}
+    largest = max((number for number in tokenizer.get_vocab().values() if number not in special), default=0)
+    if rows is not None and largest >= rows:
         raise InputError(
-            f"the tokenizer has {ids:,} ids, and the encoder's embedding {rows:,} rows: they do not belong together",
+            f"the tokenizer has ids up to {largest:,}, and the encoder's embedding {rows:,} rows: they do not belong "
+            "together",
             hint="Use the encoder's own tokenizer, or enlarge the embedding (resize_token_embeddings) and save it.",
+        )
+
+
+def check_ids(rows: int | None, ids: NDArray[np.integer], tokenizer: Any) -> None:
+    """Refuse texts with tokens that the encoder has no vector for.
+
+    Raises
+    ------
+    InputError
+        If ``ids`` holds one that is not below ``rows``.
+    """
+    if rows is not None and ids.size and ids.max() >= rows:
+        token = tokenizer.convert_ids_to_tokens(int(ids.max()))
+        raise InputError(
+            f"a text holds the token {token!r}, which the encoder has no vector for",
+            hint="Take it out of the texts, or enlarge the encoder's embedding (resize_token_embeddings) and save it.",
         )
 
 
@@ -157,7 +179,7 @@ class _Passes:
 
     def tokens(self, count: int) -> Tensor:
         """Ids that are not the padding's."""
-        rows = _rows(self.encoder) or 2
+        rows = vocabulary_size(self.encoder) or 2
         generator = torch.Generator().manual_seed(SEED)
         ids = torch.randint(rows - 1, (count,), generator=generator)
         return ids + (ids >= self.pad_token_id)
@@ -189,8 +211,8 @@ class _Passes:
         return hidden
 
 
-def _rows(encoder: Any) -> int | None:
-    """How many ids the encoder has vectors for; None where that cannot be found."""
+def vocabulary_size(encoder: Any) -> int | None:
+    """How many token ids the encoder has vectors for; None where that cannot be found."""
     try:
         return int(encoder.get_input_embeddings().weight.shape[0])
     except (AttributeError, NotImplementedError, TypeError):

@@ -15,7 +15,7 @@ from prefcli.compute import devices, fsdp
 from prefcli.data.selection import Fold
 from prefcli.encoders import adapters
 from prefcli.errors import InputError
-from prefcli.models import neural, token_cache
+from prefcli.models import neural, token_cache, trial
 from prefcli.storage import runs
 from prefcli.training import checkpoints, loop
 from prefcli.training.context import FitResult, TrainContext
@@ -81,6 +81,8 @@ class NeuralFitter:
             stays_on_host=options.shard,
             traits=traits,
         )
+        for column in self.battles.columns:
+            trial.check_ids(model.vocabulary_size, column.values, self.tokenizer)
         train = self.battles.take(fold.train)
         if not under_way:
             cut = str(model.truncation_report(train))
