@@ -41,6 +41,8 @@ MIN_BATTLES_WITHOUT_TIE = 30
 
 TWO_OUTCOMES = "no ties among the labels: scored as two outcomes, p_A / (p_A + p_B)"
 
+NO_VARIATION = "no interval: all battles have the same loss"
+
 Interval = tuple[float, float]
 
 
@@ -234,7 +236,7 @@ def _count_outcomes(counts: NDArray[Any]) -> int:
 def bootstrap_interval(
     values: Array, *, groups: NDArray[np.int64] | None = None, rounds: int = BOOTSTRAP_ROUNDS, seed: int = 0
 ) -> Interval | None:
-    """95 % bootstrap interval of the mean of ``values``; None if there are fewer than :data:`MIN_UNITS` groups.
+    """95 % bootstrap interval of the mean of ``values``; None for fewer than :data:`MIN_UNITS` groups, or equal means.
 
     The percentile interval (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3), expanded for
     few groups (T. Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69, 2015).
@@ -297,11 +299,11 @@ class _BootstrapUnits:
         return len(np.unique(np.concatenate(self._groups))) if self._groups else None
 
     def interval(self, column: int = 0, *, rounds: int = BOOTSTRAP_ROUNDS, seed: int = 0) -> Interval | None:
-        """95 % interval of a column's mean; None if there are too few units."""
-        if len(self._keys) < MIN_UNITS:
+        """95 % interval of a column's mean; None if there are too few units, or all have the same mean."""
+        sizes, sums = self._sums[:, 0], self._sums[:, 1 + column]
+        if len(sums) < MIN_UNITS or np.ptp(sums / sizes) < 1e-12:
             return None
         random = np.random.default_rng(seed)
-        sizes, sums = self._sums[:, 0], self._sums[:, 1 + column]
         parts = []
         at_once = max(1, BOOTSTRAP_MAX_UNITS // len(sums))
         for begin in range(0, rounds, at_once):
@@ -404,13 +406,14 @@ class _Totals:
         means, clipped, _, gaps = np.split(np.asarray(self._sums[outcomes]), [4, 5, 5 + len(OUTCOMES)])
         n = int(counts.sum())
         log_loss, binary_log_loss, accuracy, brier = (means / n).tolist()
+        interval = self._units.interval(outcomes - 2, seed=seed)
         return Score(
             n=n,
             prompts=self._units.groups,
             outcomes=outcomes,
             log_loss=log_loss,
-            log_loss_ci=self._units.interval(outcomes - 2, seed=seed),
-            log_loss_ci_reason=too_few_units(n, self._units.groups),
+            log_loss_ci=interval,
+            log_loss_ci_reason="" if interval else too_few_units(n, self._units.groups) or NO_VARIATION,
             binary_log_loss=binary_log_loss,
             accuracy=accuracy,
             brier=brier,

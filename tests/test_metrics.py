@@ -182,6 +182,11 @@ def test_there_is_no_interval_of_few_prompts_but_the_reason() -> None:
     assert metrics.describe_battles(300, 1, "held-out battle") == "300 held-out battles of 1 prompt"
 
 
+def test_equal_losses_have_no_interval_for_one_would_be_a_point() -> None:
+    score = metrics.score(np.tile([0.7, 0.2, 0.1], (50, 1)), np.zeros(50, dtype=int), outcomes=3)
+    assert (score.log_loss_ci, score.log_loss_ci_reason) == (None, "no interval: all battles have the same loss")
+
+
 def test_many_prompts_in_parts_have_the_interval_of_all_prompts_together(monkeypatch: pytest.MonkeyPatch) -> None:
     probabilities, labels = random_predictions(20_000)
     groups = np.random.default_rng(1).integers(-(2**62), 2**62, 5000)[np.arange(20_000) % 5000]

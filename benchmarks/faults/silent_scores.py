@@ -470,11 +470,12 @@ def _ablation(folder: Path, prompts: int, seeds: int, seed: int) -> str:
     """Seeds that repeat the battles leave the interval as it is; one of few prompts is none."""
     random = np.random.default_rng(seed)
     logits, labels = random.normal(0, 1, (prompts, 3)), random.integers(0, 3, prompts)
+    held_out = runs.HeldOut([str(i) for i in range(prompts)], np.arange(prompts), logits, labels)
     names = ("logits-1", "logits-3", "softmax-1", "log-softmax-1", "softmax-3")
     for name in (f"seed-{number}-{name}" for number in range(seeds) for name in names):
         run = folder / name
         run.mkdir(parents=True, exist_ok=True)
-        runs.write_validation(run, [str(i) for i in range(prompts)], logits, labels, np.arange(prompts))
+        runs.write_validation(run, held_out)
     row = evaluate(folder, 0, seeds).rows[0]
     if prompts < 20:
         return RIGHT if row.interval is None else f"silent: {row.interval} of {prompts} prompts"

@@ -228,7 +228,10 @@ def find_data(source: SourceLike | None, workspace: Workspace, options: TrainOpt
         battles = read_stage(battle_source, workspace, reporter)
         training = preprocess_stage(battles, workspace, options.normalisation, reporter=reporter)
         digest, text = str(battles.metadata["input"]), options.normalisation
-    return _with_named_files(RunData(training, battle_source, digest, text), options, workspace, reporter)
+    data = _with_named_files(RunData(training, battle_source, digest, text), options, workspace, reporter)
+    if options.soft_labels is not None:
+        _check_soft_labels(data, Path(options.soft_labels), workspace, reporter)
+    return data
 
 
 def data_of_run(record: Mapping[str, Any], options: TrainOptions, workspace: Workspace, reporter: Reporter) -> RunData:
@@ -270,7 +273,6 @@ def _with_named_files(data: RunData, options: TrainOptions, workspace: Workspace
             digest = files.sha256(Path(options.soft_labels))
         except OSError as error:
             raise InputError(f"cannot read the soft labels: {error.strerror}", where=options.soft_labels) from None
-        _check_soft_labels(data, Path(options.soft_labels), workspace, reporter)
     return dataclasses.replace(data, validation=validation, soft_labels_sha256=digest)
 
 
@@ -282,7 +284,7 @@ def _check_soft_labels(data: RunData, path: Path, workspace: Workspace, reporter
         raise InputError(
             "soft labels are joined by id, and the battles have no ids, or repeated ones",
             where=str(data.source),
-            hint=f"Add a column id before both, or let prefcli predict this very file into {path}.",
+            hint=f"Give the battles ids before both are made, or let prefcli predict this very file into {path}.",
         )
     reporter.note(f"{path} holds predictions of {data.source}: joined by the numbers of its rows")
 
