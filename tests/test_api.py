@@ -127,8 +127,8 @@ def test_errors_are_exceptions_and_nothing_is_printed(
         prefcli.train("train.csv", learning_speed=1)
     with pytest.raises(InputError, match="no option 'swap'"):
         prefcli.predict("test.csv", "p.csv", swap=True)
-    with pytest.raises(InputError, match="--precision is 'half', not one of .*; --limit is 0, at least 1"):
-        prefcli.predict("test.csv", "p.csv", precision="half", limit=0)
+    with pytest.raises(InputError, match="--precision is 'quarter', not one of .*; --limit is 0, at least 1"):
+        prefcli.predict("test.csv", "p.csv", precision="quarter", limit=0)
     shutil.copytree(run, tmp_path / "damaged")
     with (tmp_path / "damaged" / "booster.txt").open("a") as stream:
         stream.write("x")

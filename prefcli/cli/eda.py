@@ -18,7 +18,9 @@ EXAMPLES = common.examples(
     "prefcli eda train.csv",
     "prefcli eda train.csv --test test.csv --report page.html",
     "prefcli eda arena-*.parquet --top 10 --json",
-    "prefcli eda votes.jsonl --columns prompt=question,response_a=left,response_b=right",
+    "prefcli eda votes.jsonl --columns prompt=question,response_a=left,response_b=right --outcome 'vote: l=a, r=b'",
+    "prefcli eda answers.jsonl --each 'completions: text=response, model=model, score=overall_score'",
+    "prefcli eda export.csv --layout ours.toml --encoding cp1252",
     "zcat votes.jsonl.gz | prefcli eda -",
 )
 

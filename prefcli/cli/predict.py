@@ -25,6 +25,7 @@ EXAMPLES = common.examples(
     "prefcli predict test.csv --model my-run --estimate",
     "prefcli predict test.csv --model run-1 --model run-2 --swap-average --output blend.parquet",
     "prefcli predict ours.csv --model run-1 --calibrate our-votes.csv",
+    "prefcli predict ours.jsonl --columns prompt=question,response_a=left,response_b=right",
     "prefcli predict test.csv --model hf://owner/judge",
     "produce-battles | prefcli predict - --output - | consume-probabilities",
 )
@@ -69,7 +70,8 @@ def run(
 ) -> None:
     """Predict A, B and tie for every battle.
 
-    Writes the probabilities in the input's order, as Kaggle's submission wants them.
+    Writes the probabilities in the input's order, as Kaggle's submission wants them. Chosen and rejected answers also
+    get p_chosen, the probability that the chosen one wins if there is no tie.
 
     With --output - battles are JSON lines, and each is answered by a JSON line as soon as it arrives.
     """

@@ -14,6 +14,7 @@ from prefcli.cli.flags import command
 EXAMPLES = common.examples(
     "prefcli score preds.csv labels.csv",
     "prefcli score preds.csv train.csv --json",
+    "prefcli score preds.csv votes.jsonl --layout ours.toml",
     "prefcli score raw_scores.csv labels.csv --renormalize",
 )
 

@@ -25,6 +25,7 @@ EXAMPLES = common.examples(
     "prefcli train train.csv",
     "prefcli train train.csv --encoder tiny",
     "prefcli train train.csv --recipe fast",
+    "prefcli train votes.jsonl --layout ours.toml --validation-file later-votes.jsonl",
     "prefcli train train.csv --estimate",
     "prefcli train train.csv --encoder ./deberta-v3-small --text raw --epochs 2",
     "prefcli train train.csv --folds 5 --output runs/five-folds",
