@@ -1,9 +1,8 @@
 """Situations around splits, scores, intervals and joins in which the right answer is known.
 
 :func:`situations` gives each a name and a function that ends in ``right`` (the answer equals an independent
-calculation), ``refused`` (an error, or a warning, says what is wrong) or ``silent: ...``. By itself:
-
-    python benchmarks/faults/silent_scores.py [SEED]
+calculation), ``refused`` (a warning says what is wrong), ``silent: ...`` or an error of prefcli's. By themselves:
+``python benchmarks/faults/silent.py --only silent_scores``.
 """
 
 from __future__ import annotations
@@ -11,10 +10,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
-import sys
-import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -27,7 +23,6 @@ from sklearn.model_selection import StratifiedGroupKFold
 import prefcli
 from prefcli import metrics, pipeline
 from prefcli.data import selection, splits
-from prefcli.errors import InputError, PrefcliError
 from prefcli.options import TrainOptions
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.pipeline.ablate import evaluate
@@ -58,18 +53,7 @@ def situations(folder: Path, seed: int) -> Iterator[Situation]:
         below = folder / part.__name__.strip("_")
         below.mkdir(parents=True, exist_ok=True)
         for name, run in part(below, np.random.default_rng([seed, number])):
-            yield f"{part.__name__.strip('_')}: {name}", functools.partial(_ends, run)
-
-
-def _ends(run: Callable[[], str]) -> str:
-    try:
-        return run()
-    except InputError:
-        return REFUSED
-    except PrefcliError as error:
-        return f"silent: not the input's fault, says {error.what}"
-    except Exception as error:  # a defect is neither right nor a refusal
-        return f"silent: {type(error).__name__}: {error}"
+            yield f"{part.__name__.strip('_')}: {name}", run
 
 
 def _compare(value: Any, expected: Any, tolerance: float = 1e-9) -> str:
@@ -475,6 +459,7 @@ def _ablation(folder: Path, prompts: int, seeds: int, seed: int) -> str:
     for name in (f"seed-{number}-{name}" for number in range(seeds) for name in names):
         run = folder / name
         run.mkdir(parents=True, exist_ok=True)
+        runs.write_config(run, TrainOptions(), {})
         runs.write_validation(run, held_out)
     row = evaluate(folder, 0, seeds).rows[0]
     if prompts < 20:
@@ -483,19 +468,3 @@ def _ablation(folder: Path, prompts: int, seeds: int, seed: int) -> str:
     expected = 1.96 * losses.std(ddof=1) / np.sqrt(prompts)
     width = 0 if row.interval is None else (row.interval[1] - row.interval[0]) / 2
     return _compare(width / expected, 1, tolerance=0.2)
-
-
-def main() -> None:
-    """Run all situations and say how each kind ended."""
-    with tempfile.TemporaryDirectory() as folder:
-        endings: Counter[str] = Counter()
-        for name, run in situations(Path(folder), int(sys.argv[1]) if len(sys.argv) > 1 else 0):
-            ending = run()
-            endings[ending.split(":")[0]] += 1
-            if ending not in (RIGHT, REFUSED):
-                print(f"{name}: {ending}")
-        print(", ".join(f"{count} {ending}" for ending, count in sorted(endings.items())))
-
-
-if __name__ == "__main__":
-    main()
