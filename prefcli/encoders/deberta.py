@@ -37,6 +37,7 @@ from transformers.models.deberta_v2 import modeling_deberta_v2 as original
 
 from prefcli.encoders import dense
 from prefcli.encoders.dense import DropoutMasks, fast_linear
+from prefcli.errors import is_out_of_memory
 
 MAX_SCORES = 2**19
 """Elements of the scores (heads x length x length) that are computed at once: 2 MB, about a core's cache."""
@@ -110,6 +111,8 @@ def accelerate(encoder: nn.Module) -> str | None:
     try:
         error = _probe(stack, attentions[0])
     except Exception as problem:  # another release of transformers may have moved anything
+        if is_out_of_memory(problem):
+            raise
         return f"this release of transformers computes DeBERTa in another way ({type(problem).__name__}: {problem})"
     if not error < PROBE_TOLERANCE:
         return f"this release of transformers computes DeBERTa in another way (results differ by {error:.1g})"

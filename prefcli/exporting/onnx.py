@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from prefcli import metrics
 from prefcli.battles import TEXT_FIELDS, texts_of
 from prefcli.compute import devices
-from prefcli.errors import InputError, ModelError, PrefcliError, one_line
+from prefcli.errors import InputError, ModelError, PrefcliError, is_out_of_memory, one_line
 from prefcli.models import exported, neural
 from prefcli.models.exported import GRAPH, OUTPUT, TOKENIZER
 from prefcli.storage import card, files, runs
@@ -380,6 +380,8 @@ def _quietly(problem: str, hint: str) -> Iterator[None]:
     except (MemoryError, OSError):
         raise
     except Exception as error:
+        if is_out_of_memory(error.__cause__ or error):
+            raise MemoryError(one_line(error)) from error
         raise ModelError(f"{problem}: {one_line(error.__cause__ or error)}", hint=hint) from error
     finally:
         logging.disable(before)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcli.errors import InputError, ModelError, PrefcliError, one_line
+from prefcli.errors import InputError, ModelError, PrefcliError, is_out_of_memory, one_line
 from prefcli.models.batches import CPU_TOKENS, BatchedModel, Pass
 from prefcli.models.packing import INPUT_FORMATS, InputFormat, Packing, SequenceTemplate, Template
 from prefcli.models.tokens import TokenisedBattles
@@ -74,7 +74,7 @@ class ExportedModel(BatchedModel):
         try:
             (output,) = self.session.run([OUTPUT], prepared.inputs)
         except Exception as error:
-            if isinstance(error, MemoryError) or "alloc" in str(error).lower():
+            if is_out_of_memory(error) or "alloc" in str(error).lower():
                 raise MemoryError(str(error)) from None
             raise ModelError(f"ONNX Runtime cannot compute the model: {one_line(error)}", hint=DAMAGED) from None
         orders = len(prepared.orders)
@@ -147,6 +147,8 @@ def load(folder: Path, *, device: str = "auto", precision: str = "auto") -> Expo
     except (MemoryError, PrefcliError):
         raise
     except Exception as error:  # untrusted folder: any library error
+        if is_out_of_memory(error):
+            raise MemoryError(one_line(error)) from None
         raise ModelError(f"the export cannot be loaded: {one_line(error)}", where=str(folder), hint=DAMAGED) from None
 
 
@@ -180,6 +182,8 @@ def open_session(folder: Path) -> Any:
     except (MemoryError, PrefcliError):
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise MemoryError(one_line(error)) from None
         what = f"{GRAPH} is damaged, or no model that ONNX Runtime computes: {one_line(error)}"
         raise ModelError(what, where=str(folder), hint=DAMAGED) from None
 
