@@ -172,7 +172,8 @@ def test_train_prints_resolved_options_and_a_json_result(cli: CLI, demo_files: D
     done = cli("train", demo_files.train, "--encoder", "tiny", "--limit", 120, "--json")
     assert done.code == 0, done.err
     result = done.json()
-    assert set(result) == {"run", "validation", "seconds", "battles_per_second"}
+    assert set(result) == {"run", "validation", "seconds", "battles_per_second", "outcomes", "unseen"}
+    assert sum(result["outcomes"]) + result["validation"]["n"] == 120
     assert result["validation"]["n"] > 0
     assert {"log_loss", "prior_log_loss", "uniform_log_loss"} <= set(result["validation"])
     for said in ("fp32", "split by prompt", "limited to 120 battles", "built in", "nothing was cut"):
