@@ -369,7 +369,7 @@ LAYOUTS: dict[str, tuple[str, list[dict[str, Any]], list[Battle]]] = {
         [FIRST, (["Q?", "S?"], ["x", "u"], ["x", "v"], 2)],
     ),
     "reward-bench 2": (
-        "preferences",
+        "reward-bench-2",
         [
             {
                 "id": "1",

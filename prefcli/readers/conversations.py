@@ -265,8 +265,12 @@ def _context(texts: Texts, reader: Reader) -> list[Message]:
     context: list[Message] = []
     if not is_missing(texts.system) and texts.system != "":
         context += [("system", text) for _, text in reader.messages(texts.system, "system", "system")]
-    if isinstance(texts.history, (list, tuple)):
-        for pair in texts.history:
+    history = texts.history
+    if isinstance(history, str) and history.strip():
+        reader.column = "history"
+        history = reader.conversation_cell(history)
+    if isinstance(history, (list, tuple)):
+        for pair in history:
             if isinstance(pair, (list, tuple)) and len(pair) == 2 and str(pair[0]).lower() not in _ROLES:
                 context += [("user", as_text(pair[0])), ("assistant", as_text(pair[1]))]
             else:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from prefcli.battles import TEXT_FIELDS, ReadCounts, make_batch
 from prefcli.outcomes import SOFT_LABEL_COLUMNS, WINNER_COLUMNS, A, B
@@ -159,9 +160,11 @@ class Mapped:
     def _judged_turns(self, raw: RawBatch, location: Location) -> list[int | None]:
         turns: list[int | None] = []
         for row, cell in enumerate(self._strings(raw, "turn", location).to_pylist()):
-            if cell is None or not (cell.isascii() and cell.isdecimal() and 1 <= len(cell) <= 6 and cell[0] != "0"):
-                raise location.error(f"expected a turn from 1, found {excerpt(cell or '')}", row=row, column="turn")
-            turns.append(int(cell))
+            if cell is not None and not (
+                cell.isascii() and cell.isdecimal() and 1 <= len(cell) <= 6 and cell[0] != "0"
+            ):
+                raise location.error(f"expected a turn from 1, found {excerpt(cell)}", row=row, column="turn")
+            turns.append(None if cell is None else int(cell))
         return turns
 
     def _mixed(self, raw: RawBatch, rows: Sequence[int], reader: Reader) -> list[AlignedTurns]:
@@ -196,14 +199,17 @@ class Mapped:
         """Prompt and answers as turns, if all are texts or lists of texts; None if messages are among them."""
         if "system" in self.places or "history" in self.places or self.written_messages:
             return None
-        fields = {}
+        cells = {}
         for name in TEXT_FIELDS:
             places = self.places[name]
             simple = len(places) == 1 and not places[0].steps
-            column = raw.columns[places[0].column] if simple else column_cells(raw, places, location)
-            if _holds_messages(column):
+            cells[name] = raw.columns[places[0].column] if simple else column_cells(raw, places, location)
+            if _holds_messages(cells[name]):
                 return None
-            own_name = "+".join(map(str, places))
+        _check_some_text(list(cells.values()), location)
+        fields = {}
+        for name, column in cells.items():
+            own_name = "+".join(map(str, self.places[name]))
             part = RawBatch({own_name: column}, raw.num_rows)
             fields[name] = (turns_column if self.turns else _plain_turns)(part, own_name, location)
         return fields
@@ -283,7 +289,7 @@ class Mapped:
             cells = column_cells(raw, places, location)
             outcomes = outcomes_in_columns.winners(cells, (a, b), self.own_spellings, name, location)
             labels[name] = [label for label, _ in outcomes]
-            if "turn" not in self.places:  # MT-bench does not distinguish bad ties from good ones
+            if self.layout.has_both_bad:  # MT-bench does not distinguish bad ties from good ones
                 columns.setdefault("both_bad", pa.array([bad for _, bad in outcomes], pa.bool_()))
         if any(name in self.places for name in WINNER_COLUMNS):
             if missing := [name for name in WINNER_COLUMNS if name not in self.places]:
@@ -291,18 +297,18 @@ class Mapped:
                 raise location.error(missing_columns(missing), hint=hint)
             flags = [self._strings(raw, name, location).to_pylist() for name in WINNER_COLUMNS]
             labels[",".join(WINNER_COLUMNS)] = outcomes_in_columns.one_hot_labels(flags, location)
-        if labels:
-            outcomes_in_columns.check_agreement(labels, location)
-            columns["label"] = pa.array(_first_known(list(labels.values())), pa.int8())
         if all(name in self.places for name in SOFT_LABEL_COLUMNS):
             soft = outcomes_in_columns.soft_labels(
                 [self._strings(raw, name, location).to_pylist() for name in SOFT_LABEL_COLUMNS], location
             )
             columns |= soft
-            if "label" in columns:
-                outcomes_in_columns.check_soft_labels(columns["label"].to_pylist(), soft, location)
+            if len(labels) == len(self.more_winners):  # nothing better known says who won
+                labels = {",".join(SOFT_LABEL_COLUMNS): outcomes_in_columns.most_probable(soft), **labels}
             else:
-                columns["label"] = pa.array(outcomes_in_columns.most_probable(soft), pa.int8())
+                outcomes_in_columns.check_soft_labels(next(iter(labels.values())), soft, location)
+        if labels:
+            outcomes_in_columns.check_agreement(labels, location)
+            columns["label"] = pa.array(_first_known(list(labels.values())), pa.int8())
         if "both_bad" in self.places:
             column = raw.columns[self.places["both_bad"][0].column]
             if pa.types.is_boolean(getattr(column, "type", pa.null())):
@@ -435,6 +441,21 @@ def _holds_messages(column: Any) -> bool:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return bool(pa.types.is_nested(kind.value_type))
     return bool(pa.types.is_struct(kind))
+
+
+def _check_some_text(columns: Sequence[Any], location: Location) -> None:
+    """Refuse rows in which prompt and both answers are missing: they belong to another layout, or to none."""
+    missing = [
+        np.array([cell is None for cell in column]) if isinstance(column, list) else _null_mask(column)
+        for column in columns
+    ]
+    rows = np.flatnonzero(np.logical_and.reduce(missing))
+    if len(rows):
+        raise location.error("neither a prompt nor answers", row=int(rows[0]), hint="Is it a row of another layout?")
+
+
+def _null_mask(column: pa.Array) -> NDArray[np.bool_]:
+    return np.asarray(column.is_null().to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def _plain_turns(raw: RawBatch, name: str, location: Location) -> tuple[pa.Array, int]:

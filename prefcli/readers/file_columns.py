@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,14 +10,13 @@ from typing import Any
 from prefcli.battles import Source
 from prefcli.errors import InputError
 from prefcli.readers import layouts
-from prefcli.readers.cells import Location, RawBatch, parse_nested
+from prefcli.readers.cells import Location, RawBatch, list_names, parse_nested
 from prefcli.readers.conversations import is_transcript
 from prefcli.readers.outcome_rules import comparable
 from prefcli.readers.paths import (
     ColumnPath,
     Places,
     column_cells,
-    did_you_mean,
     find_column,
     is_missing,
     normalise,
@@ -98,7 +98,8 @@ class FileColumns:
                     pairs.append((by_name[stem + first], by_name[stem + second]))
                     if stem + third in by_name:
                         raise self.error(
-                            f"more than two of a kind: {', '.join((*pairs[-1], by_name[stem + third]))}",
+                            f"more than two of a kind: {', '.join((*pairs[-1], by_name[stem + third]))}; "
+                            f"found {list_names(self.all_names)}",
                             f"Name two: --columns response_a={pairs[-1][0]},response_b={pairs[-1][1]}",
                         )
         return pairs
@@ -116,10 +117,12 @@ class FileColumns:
                 return columns[0], columns[1]
         return None
 
-    def hint_for(self, name: str, read: Sequence[str] = ()) -> str:
-        """How to name a missing column, with a likely one if there is one."""
-        others = [column for column in self.names if column not in read]
-        return f"{did_you_mean(name, others)} Name it with --columns {name}=NAME.".strip()
+    def hint_for(self, name: str, likely: Sequence[str] = ()) -> str:
+        """How to name a missing column: the likely one if there is one, or one with a similar name."""
+        alike = list(likely) if len(likely) == 1 else difflib.get_close_matches(name, self.free, 1)
+        if alike:
+            return f"Did you mean {alike[0]}? Name it with --columns {name}={alike[0]}"
+        return f"Name it with --columns {name}=NAME."
 
     # The first rows
 

@@ -19,7 +19,9 @@ CANONICAL_COLUMNS = (
 )
 """The names that ``--columns`` takes."""
 
-OPTIONAL_COLUMNS = frozenset(("id", "system", "history", "model_a", "model_b", "chosen_model", "rejected_model"))
+OPTIONAL_COLUMNS = frozenset(
+    ("id", "system", "history", "model_a", "model_b", "chosen_model", "rejected_model", "turn")
+)
 """A file of a layout need not have them."""
 
 ID_COLUMNS = ("id", "question_id", "prompt_id", "conversation_id", "pair_id")
@@ -30,7 +32,7 @@ PROMPT_COLUMNS = (
     *("messages", "history", "trajectory", "user_prompt", "user_input"),
 )
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
-PROMPTS_OF_PARTS = (("instruction", "input"), ("history", "query"), ("history", "instruction", "input"))
+PROMPT_OF_PARTS = ("instruction", "input")
 """Columns that make a prompt together."""
 
 PAIRS_OF_NAMES = (
@@ -70,6 +72,10 @@ class Layout:
     """Canonical outcomes that are read under their own names, if present."""
     has_ties: bool = True
     """Whether a file of this layout can hold ties at all."""
+    has_both_bad: bool = True
+    """Whether words for a winner tell bad ties from good ones."""
+    lists: tuple[str, ...] = ()
+    """Columns that have to hold lists of texts, by which it is told from layouts with the same names."""
     keeps_ids: bool = False
     """Whether ids are used unchanged; if not, repeated ones get a numbered suffix."""
 
@@ -102,12 +108,7 @@ PREFERENCES = Layout(
 ARENA = Layout(
     "arena",
     "Chatbot Arena's conversations (33k, 100k, 140k): lists of messages, winner in words",
-    {
-        "conversation_a": "conversation_a",
-        "conversation_b": "conversation_b",
-        "model_a": "model_a",
-        "model_b": "model_b",
-    },
+    {name: name for name in ("conversation_a", "conversation_b", "model_a", "model_b", "turn")},
     outcome_columns=("winner",),
 )
 LISTS = Layout("lists", "several answers to one prompt, as --each says: every pair is a battle, sides by a hash")
@@ -125,9 +126,10 @@ SPECIFIC_LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "mt-bench",
         "MT-bench's judgments: conversations, several judges of one pair, each of one turn",
-        {**ARENA.columns, "turn": "turn"},
-        also=("judge",),
+        ARENA.columns,
+        also=("judge", "turn"),
         without=("tstamp", "anony"),
+        has_both_bad=False,
         outcome_columns=("winner",),
     ),
     ARENA,
@@ -239,6 +241,27 @@ SPECIFIC_LAYOUTS: tuple[Layout, ...] = (
             "chosen": "response",
             "rejected": "rejected_response",
         },
+        has_ties=False,
+    ),
+    Layout(
+        "llama-factory-output",
+        "LLaMA-Factory's older form: output holds the chosen and the rejected answer",
+        {
+            "prompt": "instruction+input",
+            "history": "history",
+            "system": "system",
+            "chosen": "output.0",
+            "rejected": "output.1",
+        },
+        lists=("output",),
+        has_ties=False,
+    ),
+    Layout(
+        "reward-bench-2",
+        "RewardBench 2: lists of right and wrong answers",
+        {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+        also=("num_correct", "num_incorrect"),
+        lists=("chosen", "rejected"),
         has_ties=False,
     ),
     Layout(

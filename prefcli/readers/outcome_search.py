@@ -12,7 +12,7 @@ import pyarrow as pa
 from prefcli.battles import describe_battle
 from prefcli.errors import InputError
 from prefcli.outcomes import SOFT_LABEL_COLUMNS, WINNER_COLUMNS
-from prefcli.readers.cells import RawBatch, excerpt, list_names
+from prefcli.readers.cells import RawBatch, excerpt, list_names, missing_columns
 from prefcli.readers.engine import Mapped
 from prefcli.readers.file_columns import FileColumns
 from prefcli.readers.outcome_rules import OutcomeRule, comparable
@@ -30,7 +30,7 @@ MAX_SUSPECTS = 100
 """Columns that are looked at."""
 
 _OUTCOME_WORDS = re.compile(
-    r"(^|_)(winner|win|labels?|preferred|preferences?|choice|votes?|verdict|judge?ments?|better|safer|best|outcome|"
+    r"(^|_)(winner|win|chosen|labels?|preferred|preferences?|choice|votes?|verdict|judge?ments?|better|safer|best|outcome|"
     r"ratings?|scores?|ranks?|ranking|annotator_?\d*|annotations?|selected|\w*vote)($|_)"
 )
 
@@ -58,7 +58,7 @@ def find_outcome(mapped: Mapped, columns: FileColumns, needed: bool) -> tuple[Ma
     if rule:
         mapped = _with_rule(mapped, OutcomeRule.parse(rule), columns)
     elif not mapped.has_known_winner:
-        mapped = _with_words(mapped, columns)
+        mapped = _with_words(mapped, columns, needed)
     if columns.source.outcome or mapped.has_known_winner or mapped.rule:
         return mapped, ()
     not_read = [name for name in columns.names if name not in mapped.columns]
@@ -80,10 +80,15 @@ def _with_rule(mapped: Mapped, rule: OutcomeRule, columns: FileColumns) -> Mappe
     return dataclasses.replace(mapped, places=places, rule=rule, rule_places=rule_places)
 
 
-def _with_words(mapped: Mapped, columns: FileColumns) -> Mapped:
+def _with_words(mapped: Mapped, columns: FileColumns, needed: bool) -> Mapped:
     """With the column that holds words for a winner, if one has a known name; numbers are never guessed."""
     places = {name: found for name, found in mapped.places.items() if name != "label"}
-    if not all(name in places for name in SOFT_LABEL_COLUMNS):
+    soft = [name for name in SOFT_LABEL_COLUMNS if name in places]
+    if 0 < len(soft) < len(SOFT_LABEL_COLUMNS):
+        if needed and not any(name in places for name in ("winner", *WINNER_COLUMNS)):
+            missing = [name for name in SOFT_LABEL_COLUMNS if name not in places]
+            hint = f"Soft labels are all three; or leave them out: --columns {','.join(f'{name}=' for name in soft)}"
+            raise columns.error(missing_columns(missing, columns.all_names), hint)
         places = {name: found for name, found in places.items() if name not in SOFT_LABEL_COLUMNS}
     if "winner" in places:
         values = columns.values(places["winner"])

@@ -14,9 +14,12 @@ from prefcli.readers.cells import Location, excerpt
 from prefcli.readers.outcome_rules import UNKNOWN, Outcome
 from prefcli.readers.paths import as_text, is_missing
 
+MIN_SURE, MAX_DOUBTED = 0.9, 0.05
+"""Soft labels of which one is at least the first, and that of the stated outcome at most the second, contradict it."""
+
 _words = str.split
 _NAMES = ("model", "response", "answer", "assistant", "output", "completion", "option")
-_TIES = "tie tied draw equal same [[c]] a=b b=a both_good tie_(both_good) tie_(bothgood)"
+_TIES = "tie tied draw equal same [[c]] a=b b=a both_good tie_(inconsistent) tie_(both_good) tie_(bothgood)"
 WINNERS: dict[str, Outcome] = {
     **dict.fromkeys([*(f"{name}_a" for name in _NAMES), *_words("a left [[a]] a>b a>>b b<a b<<a")], (A, False)),
     **dict.fromkeys([*(f"{name}_b" for name in _NAMES), *_words("b right [[b]] b>a b>>a a<b a<<b")], (B, False)),
@@ -191,10 +194,12 @@ def check_agreement(readings: Mapping[str, Sequence[int | None]], location: Loca
 
 
 def check_soft_labels(labels: Sequence[int | None], soft: Mapping[str, pa.Array], location: Location) -> None:
-    """Refuse rows whose soft labels give the stated outcome no probability at all."""
+    """Refuse rows whose soft labels are sure of another outcome than the stated one."""
     rows = zip(labels, *(soft[name].to_pylist() for name in SOFT_LABEL_COLUMNS), strict=True)
     for row, (label, *probabilities) in enumerate(rows):
-        if label is not None and probabilities[label] is not None and probabilities[label] < 1e-6:
+        if label is None or None in probabilities:
+            continue
+        if probabilities[label] <= MAX_DOUBTED + 1e-6 and max(probabilities) >= MIN_SURE - 1e-6:
             raise location.error(
                 f"the outcome is {OUTCOMES[label]}, but {SOFT_LABEL_COLUMNS[label]} is {probabilities[label]:g}",
                 row=row,

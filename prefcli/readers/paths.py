@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefcli.errors import InputError, one_line
-from prefcli.readers.cells import Location, RawBatch, list_names, parse_nested, string_column
+from prefcli.readers.cells import Location, RawBatch, excerpt, list_names, parse_nested, string_column
 
 _INDEX = re.compile(r"-?[0-9]{1,9}")
 
@@ -86,10 +86,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def cell_at(value: Any, steps: Sequence[str]) -> Any:
-    """The value that the steps lead to; None if a key or a position is missing. Text that is JSON is entered."""
+    """The value that the steps lead to; None if a key or a position is missing. Text is entered as JSON.
+
+    Raises
+    ------
+    ValueError, RecursionError
+        If text that is to be entered is not JSON.
+    """
     for step in steps:
-        if isinstance(value, str):
-            value = parse_nested(value)
+        if isinstance(value, str) and value.strip():
+            value = parse_nested(value.strip())
         if isinstance(value, Mapping):
             value = value.get(step)
         elif isinstance(value, (list, tuple)) and step == ":-1":
@@ -109,8 +115,19 @@ def is_missing(value: Any) -> bool:
 
 def column_cells(raw: RawBatch, places: Places, location: Location) -> list[Any]:
     """The cells at some places as Python values; several texts are joined by a line break, messages to a list."""
-    columns = [[cell_at(cell, place.steps) for cell in python_cells(raw, place.column, location)] for place in places]
+    columns = [_cells_at(python_cells(raw, place.column, location), place, location) for place in places]
     return columns[0] if len(columns) == 1 else [_join(cells) for cells in zip(*columns, strict=True)]
+
+
+def _cells_at(cells: list[Any], place: ColumnPath, location: Location) -> list[Any]:
+    values = []
+    for row, cell in enumerate(cells):
+        try:
+            values.append(cell_at(cell, place.steps))
+        except (ValueError, RecursionError) as error:
+            what = f"broken JSON: {one_line(error)}; the cell begins {excerpt(cell)}"
+            raise location.error(what, row=row, column=place.column) from None
+    return values
 
 
 def _join(cells: Sequence[Any]) -> Any:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prefcli.battles import TEXT_FIELDS, Source
 from prefcli.errors import InputError
@@ -187,7 +188,14 @@ class _Search:
             each = Each.parse(layout.each)
             paths += [each.list_path, *(path for key, path in each.parallel.items() if key != "model")]
         needed = [*map(_top, paths), *layout.also]
-        return all(map(self.columns.find, needed)) and not any(map(self.columns.find, layout.without))
+        if not all(map(self.columns.find, needed)) or any(map(self.columns.find, layout.without)):
+            return False
+        return all(map(self._holds_lists, layout.lists))
+
+    def _holds_lists(self, name: str) -> bool:
+        """Whether a column holds lists of texts, perhaps written as JSON."""
+        cells = [cell for cell in self.columns.column(self.columns.find(name) or name) if not is_missing(cell)]
+        return bool(cells) and all(map(is_list_of_turns, cells))
 
     def _layout_places(self, path: str) -> Places | None:
         """The places of a layout's path; parts of a sum that are not there are left out."""
@@ -201,6 +209,8 @@ class _Search:
         columns = self.columns
         missing = columns.absent(names)
         if not missing:
+            if names == RESPONSES and not columns.given.keys() & {*names}:
+                columns.pairs(("response",))  # refuses a third one
             pair = {name: columns.given.get(name) or columns.places(name) for name in names}
         elif len(missing) == 2 and (found := find_pair()) is not None:
             pair = {name: columns.places(column) for name, column in zip(names, found, strict=True)}
@@ -233,15 +243,17 @@ class _Search:
             if answers and all(map(is_conversation, answers)):
                 return {"prompt": columns.places("prompt")} if columns.find("prompt") else {}
         present = [column for name in layouts.PROMPT_COLUMNS if (column := columns.find(name))]
+        around: dict[str, Places] = {}
+        history = columns.find("history")
+        if history in present[1:] and all(map(_is_history, columns.column(history))):
+            around["history"] = columns.places(history)
+            present.remove(history)
         if not present:
-            return {}
-        parts = present[:1]
-        for names in layouts.PROMPTS_OF_PARTS:
-            together = [column for name in names if (column := columns.find(name))]
-            if len(together) == len(names) and present[0] in together:
-                parts = together
+            return around
+        together = [column for name in layouts.PROMPT_OF_PARTS if (column := columns.find(name))]
+        parts = together if present[0] in together else present[:1]
         others = [name for name in present if name not in parts]
-        others += [name for name in columns.free if name not in others and self._may_be_prompt(name, parts)]
+        others += [name for name in columns.free if name not in (*others, history) and self._may_be_prompt(name, parts)]
         if others and not self._repeated(parts, others):
             together = sorted([*parts, *others], key=columns.all_names.index)
             raise columns.error(
@@ -250,9 +262,7 @@ class _Search:
                 f"--columns prompt={'+'.join(parts)} reads {' and '.join(parts)} alone.",
             )
         self._check_prompt(parts)
-        if normalise(parts[0]) == "history" and len(parts) > 1:
-            return {"history": columns.places(parts[0]), "prompt": columns.places("+".join(parts[1:]))}
-        return {"prompt": columns.places("+".join(parts))}
+        return {**around, "prompt": columns.places("+".join(parts))}
 
     def _may_be_prompt(self, name: str, parts: Sequence[str]) -> bool:
         """Whether a column of texts has a name that is almost one for the prompt, such as ``inp``."""
@@ -304,7 +314,7 @@ class _Search:
         rows = "response_a" in places
         if rows and self.columns.source.format == layouts.GENERIC.name:
             return dataclasses.replace(mapped, transcripts=False)
-        written = self._written_messages(places)
+        written = self._written_messages(places) | self._written_lists(mapped)
         turns = rows and not written and self._turns(places)
         common_prompt = "chosen" in places and "prompt" not in places and self._common_prompt(mapped, written)
         return dataclasses.replace(
@@ -329,10 +339,26 @@ class _Search:
         """The columns whose texts are messages, written as JSON or as Python writes them."""
         written = set()
         for name in (*TEXT_FIELDS, *PAIR, "system", "history"):
-            cells = self.columns.answers(places, [name]) if name in places else []
+            cells = [cell for cell in (self.columns.answers(places, [name]) if name in places else []) if cell != ""]
             if cells and all(isinstance(cell, str) and LIKE_MESSAGES.match(cell) for cell in cells):
                 written.add(name)
         return frozenset(written)
+
+    def _written_lists(self, mapped: Mapped) -> frozenset[str]:
+        """Chosen and rejected, if their texts are lists of answers, written as JSON."""
+        if "chosen" not in mapped.places or mapped.places["chosen"][0].steps:
+            return frozenset()
+        cells = self.columns.answers(mapped.places, PAIR)
+        if not cells or not all(isinstance(cell, str) and is_list_of_turns(cell) for cell in cells):
+            return frozenset()
+        if mapped.layout.lists:
+            return frozenset(PAIR)
+        if self.columns.source.format is not None:
+            return frozenset()
+        raise self.columns.error(
+            f"chosen and rejected are texts that hold lists: {excerpt(cells[0])}",
+            "--format reward-bench-2 reads each as a list of answers, --format preferences as one answer.",
+        )
 
     def _common_prompt(self, mapped: Mapped, written: frozenset[str]) -> bool:
         """Whether the prompt is the common beginning of the answers: asked for, or no other column holds text."""
@@ -347,9 +373,14 @@ class _Search:
         if texts and not all(map(is_transcript, plain)):
             raise columns.error(
                 f"no prompt: no column has a name that is known for it; not read: {list_names(texts)}",
-                f"{columns.hint_for('prompt')} If the answers begin with the prompt, add --columns prompt=",
+                f"{columns.hint_for('prompt', texts)} If the answers begin with the prompt, add --columns prompt=",
             )
         return not texts
+
+
+def _is_history(cell: Any) -> bool:
+    """Whether a cell may hold earlier turns: a list, perhaps written as JSON, or nothing."""
+    return is_missing(cell) or isinstance(cell, list) or (isinstance(cell, str) and cell.strip()[:1] in ("", "["))
 
 
 _NO_PROMPTS = frozenset(layouts.ID_COLUMNS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 
@@ -38,11 +39,10 @@ def no_layout(columns: FileColumns) -> InputError:
     missing = columns.absent(nearest)
     if len(missing) == len(nearest):
         return columns.error(missing_columns(list(TEXT_FIELDS), names), EXPECTED)
-    hints = [f"{name}: {question}" for name in missing if (question := did_you_mean(name, columns.free))]
-    example = ",".join(f"{name}=NAME" for name in missing)
-    return columns.error(
-        missing_columns(missing, names), f"{' '.join(hints)} Name them with --columns {example}".strip()
-    )
+    alike = {name: difflib.get_close_matches(name, columns.free, 1) for name in missing}
+    hints = [f"Did you mean {close[0]}?" for close in alike.values() if close]
+    example = ",".join(f"{name}={close[0] if close else 'NAME'}" for name, close in alike.items())
+    return columns.error(missing_columns(missing, names), " ".join([*hints, f"Name them with --columns {example}"]))
 
 
 def _nearness(names: Sequence[str], columns: FileColumns) -> float:
