@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
@@ -329,6 +330,7 @@ def foreign_files(folder: Path) -> dict[str, tuple[bytes, str]]:
         "a.feather": (feather.getvalue(), "Feather"),
         "a.arrow": (stream.getvalue(), "Arrow"),
         "a.db": ((folder / "a.db").read_bytes(), "SQLite"),
+        "a.bz2": (bz2.compress(b"id,prompt"), "bzip2"),
         "a.gz": (gzip.compress(pickle.dumps(EXPECTED)), "pickle"),
     }
 
@@ -338,6 +340,18 @@ def test_files_of_other_kinds_are_called_by_their_names(tmp_path: Path) -> None:
         error = refused(write(tmp_path / name, content))
         assert what in error.what, name
         assert error.hint, name
+
+
+@pytest.mark.parametrize("start", [b"ORCID,a", b"BZh1,a", b"ARROW1,a", b"ORC", b"Rar!,a", b"%,PDF-"])
+def test_a_header_that_begins_like_another_kind_of_file_is_a_header(tmp_path: Path, start: bytes) -> None:
+    assert column_names(open_container(write(tmp_path / "a.csv", start + b"\n1,2\n"))) == start.decode().split(",")
+
+
+def test_a_table_beside_other_files_in_an_archive_is_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("vectors.npy", b"x")
+        archive.writestr("table.csv", table(","))
+    assert read(tmp_path / "a.zip") == EXPECTED
 
 
 # Cells

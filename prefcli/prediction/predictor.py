@@ -106,6 +106,7 @@ class Predictor:
         *,
         format: str | None = ...,
         columns: Mapping[str, str] | None = ...,
+        outcome: str | None = ...,
         each: str | None = ...,
     ) -> NDArray[np.float64]: ...
 
@@ -117,6 +118,7 @@ class Predictor:
         *,
         format: str | None = None,
         columns: Mapping[str, str] | None = None,
+        outcome: str | None = None,
         each: str | None = None,
     ) -> Any:
         """Probabilities of one battle, or of a table of battles.
@@ -129,7 +131,7 @@ class Predictor:
             that prefcli reads from files. The temperature is fitted without these prompts, as on the command line.
         response_a, response_b:
             The two answers: text, or turns as a list.
-        format, columns, each:
+        format, columns, outcome, each:
             How a table is read, as :class:`prefcli.battles.Source` says it; by default as the training battles were if
             the table's columns allow it, else by its columns.
 
@@ -144,7 +146,7 @@ class Predictor:
         """
         is_table = response_a is None and response_b is None and not isinstance(prompt, str)
         if is_table:
-            reading = Source((), format, columns, each=each)
+            reading = Source((), format, columns, outcome, each)
             batch = readers.battles_from(prompt, reading, outcomes=False, usual=self._usual)
         else:
             batch = _battle(prompt, response_a, response_b)

@@ -257,7 +257,8 @@ def _recognise(container: Container, file_name: str, wanted: str, preferred: str
         container = dataclasses.replace(container, compression="gz")
     elif head in (b"PK\x03\x04", b"PK\x05\x06") or suffix == ".zip":
         with zipfile.ZipFile(container.path) as archive:
-            foreign.refuse_archive(archive.namelist(), container.name)
+            if not any(Path(member).suffix.lower() in _KINDS for member in archive.namelist()):
+                foreign.refuse_archive(archive.namelist(), container.name)
             file_name = _member(archive, wanted, preferred, container.name)
         container = dataclasses.replace(container, compression="zip", member=file_name)
     with container.unpacked() as stream:

@@ -19,14 +19,12 @@ _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (b"{\\rtf", "an RTF document", _AS_TABLE),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel file (or another old Office file)", "Save the sheet as CSV."),
     (b"\x93NUMPY", "a NumPy array", _AS_TABLE),
-    (b"ARROW1", "an Arrow or Feather file", "Save the table as Parquet: pyarrow.parquet.write_table, to_parquet."),
-    (b"FEA1", "a Feather file", "Save the table as Parquet: to_parquet."),
+    (b"ARROW1\0\0", "an Arrow or Feather file", "Save the table as Parquet: pyarrow.parquet.write_table, to_parquet."),
     (b"\xff\xff\xff\xff", "a stream of Arrow", "Save the table as Parquet: pyarrow.parquet.write_table."),
     (b"SQLite format 3\x00", "an SQLite database", "Export the table as CSV: sqlite3 -csv -header FILE 'select ...'"),
     (b"\x89HDF\r\n", "an HDF5 file", _AS_TABLE),
-    (b"ORC", "an ORC file", _AS_TABLE),
     (b"Obj\x01", "an Avro file", _AS_TABLE),
-    (b"BZh", "a bzip2 file", _UNPACK),
+    *((b"BZh%d1AY&SY" % level, "a bzip2 file", _UNPACK) for level in range(1, 10)),
     (b"\xfd7zXZ\x00", "an xz file", _UNPACK),
     (b"\x28\xb5\x2f\xfd", "a zstd file", _UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
@@ -79,7 +77,7 @@ def refuse(head: bytes, name: str) -> None:
 
 
 def refuse_archive(members: Sequence[str], name: str) -> None:
-    """Refuse a ``.zip`` that is a document of another program.
+    """Refuse a ``.zip`` without tables that is a document of another program.
 
     Raises
     ------
