@@ -123,6 +123,8 @@ def test_a_fold_without_an_outcome_is_named_and_smoothed(cli: Cli, tmp_path: Pat
     assert done.json()["validation"]["outcomes"] == 3
     (fold,) = [n for n in (1, 2) if runs.unseen_outcomes(runs.read_config(Path(f"run/fold-{n}"))) == (2,)]
     assert f"fold-{fold}: no ties among the" in done.err
+    assert runs.unseen_outcomes(runs.read_config(Path("run"))) == (), "other folds have seen ties"
+    assert "There were no" not in Path("run/README.md").read_text()
     assert runs.read_validation(Path(f"run/fold-{fold}")).probabilities(swap_average=False)[:, 2] == pytest.approx(0.01)
     probabilities = [prefcli.load(f"run{part}").predict("x", "y", "z").tie for part in ("/fold-1", "/fold-2", "")]
     assert probabilities[fold - 1] == pytest.approx(0.01)

@@ -330,8 +330,12 @@ def predict_lines(
 
     options.check()
     folders = find_runs(workspace, options.models, reporter)
+    names = _run_names(options.models, folders)
     predictor = Predictor(folders, options)
-    reporter.note(f"answering with {', '.join(_run_names(options.models, folders))}")
+    reporter.note(f"answering with {', '.join(names)}")
+    _describe_unseen(folders, names, reporter)
+    if options.calibrated:  # what it says of the fit; each battle's own leaves out the battle's prompt
+        blending.from_validation(folders, np.empty(0, dtype=np.int64), reporter, swap_average=options.swap_average)
     total = failed = 0
     for batch in predictor.answers(lines, reading):
         answers.write(b"".join(files.to_json(answer.value).encode() + b"\n" for answer in batch))

@@ -127,7 +127,8 @@ def calibrate(
     unseen = tuple(outcome for outcome in unseen if not (labels == outcome).any())
     prompts = len(np.unique(keys))
     if n < MIN_BATTLES or prompts < FOLDS:
-        too_few = f"{metrics.describe_battles(n, prompts)} are too few for a fit: {MIN_BATTLES} of {FOLDS} are needed"
+        needed = f"{metrics.describe_battles(MIN_BATTLES, FOLDS)} are needed"
+        too_few = f"{metrics.describe_battles(n, prompts)} are too few for a fit: {needed}"
         return Calibration(tuple(weights.tolist()), battles=n, unseen=unseen, remarks=(too_few,))
     logs = [_log(metrics.softmax(z)) for z in logits]
     initial = np.append(weights, 0.0)

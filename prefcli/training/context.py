@@ -95,7 +95,9 @@ class TrainContext:
         runs.write_config(fold.folder, single, config)
         runs.write_training_prompts(fold.folder, self.training_data.keys[fold.train])
         if self.options.folds and not (self.folder / runs.CONFIG).exists():
-            runs.write_config(self.folder, self.options, config)
+            of_all_folds = self.outcomes(np.arange(len(self.training_data))).round(6).tolist()
+            whole = {**config, "data": {**config["data"], "outcomes": of_all_folds}}
+            runs.write_config(self.folder, self.options, whole)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def _report_unseen(context: TrainContext, folds: Sequence[Fold], trained_on: NDA
     unseen = context.unseen(trained_on)
     for fold in [Fold(context.folder, trained_on, trained_on[:0]), *(folds if context.options.folds else ())]:
         lacking = context.unseen(fold.train)
-        if lacking and (fold.folder == context.folder or lacking != unseen):
+        if lacking and not context.resume and (fold.folder == context.folder or lacking != unseen):
             where = "" if fold.folder == context.folder else f"{fold.folder.name}: "
             context.reporter.warn(f"{where}{runs.describe_unseen(lacking, len(fold.train))}")
     return unseen
@@ -142,7 +142,7 @@ def _held_out(
 
 
 def _evaluate(context: TrainContext, fold: Fold, held_out: runs.HeldOut) -> _Evaluation:
-    unseen = context.unseen(fold.train)
+    unseen = runs.unseen_outcomes(runs.read_config(fold.folder))
     scored = metrics.held_out_probabilities(held_out.logits, held_out.labels, unseen)
     outcomes = metrics.validation_outcomes(held_out.labels, unseen)
     score = metrics.score(scored, held_out.labels, groups=held_out.keys, outcomes=outcomes)

@@ -62,7 +62,7 @@ class FeaturesFitter:
         logits = None
         if len(fold.held_out):
             raw = np.log(model.probabilities(battles.take(fold.held_out)))
-            logits = metrics.with_unseen(raw, context.unseen(fold.train))
+            logits = metrics.with_unseen(raw, runs.unseen_outcomes(runs.read_config(fold.folder)))
         return FitResult(logits, rate, model.importances())
 
     def _load_fitted(self, fold: Fold) -> models.FeaturesModel | None:

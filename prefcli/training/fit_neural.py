@@ -98,7 +98,7 @@ class NeuralFitter:
             targets=context.training_data.targets[fold.train],
             validation=self.battles.take(fold.held_out) if len(fold.held_out) else None,
             validation_ids=[context.training_data.ids[row] for row in fold.held_out],
-            unseen=context.unseen(fold.train),
+            unseen=runs.unseen_outcomes(runs.read_config(fold.folder)),
             options=options,
             folder=fold.folder,
             reporter=context.reporter,
