@@ -146,3 +146,14 @@ def test_a_run_of_an_earlier_release_predicts_as_before_and_warns(cli: Cli, pair
     Path("run/config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"config.json is damaged"):
         runs.read_config(Path("run"))
+
+
+def test_a_number_of_rounds_at_its_maximum_is_said(cli: Cli, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefcli.models import features
+    from prefcli.models.features import booster
+
+    monkeypatch.setattr(booster, "MAX_ROUNDS", 3)
+    monkeypatch.setattr(features, "MAX_ROUNDS", 3)
+    done = cli("train", pairs, "--architecture", "features", "--output", "run")
+    assert done.code == 0, done.err
+    assert "the best number of rounds was the largest that is tried, 3" in done.err

@@ -57,6 +57,11 @@ class FeaturesFitter:
                     seed=context.options.seed,
                     progress=lambda what, done, total: progress.advance(1, f"{what} {done} of {total}"),
                 )
+            if model.booster is not None and model.booster.current_iteration() == models.MAX_ROUNDS:
+                context.reporter.note(
+                    f"{prefix}the best number of rounds was the largest that is tried, {models.MAX_ROUNDS}: more might "
+                    "still help"
+                )
             model.save(fold.folder)
         rate = len(fold.train) / max(time.monotonic() - started, 1e-9)
         logits = None

@@ -31,6 +31,9 @@ SMALL_DATASET = 5000
 """With fewer battles the booster is simpler, and the number of rounds is the best over all inner folds, not one."""
 
 
+MAX_ROUNDS = 500
+
+
 @dataclass(frozen=True)
 class BoosterSettings:
     """How the booster is trained, in LightGBM's own names."""
@@ -46,8 +49,8 @@ class BoosterSettings:
     def for_battles(count: int) -> BoosterSettings:
         """Few battles are learned from in small steps by small trees."""
         if count < SMALL_DATASET:
-            return BoosterSettings(8, 0.04, 20, 0.2, 500, 60)
-        return BoosterSettings(31, 0.06, 100, 0.3, 500, 30)
+            return BoosterSettings(8, 0.04, 20, 0.2, MAX_ROUNDS, 60)
+        return BoosterSettings(31, 0.06, 100, 0.3, MAX_ROUNDS, 30)
 
     def parameters(self, seed: int, threads: int) -> dict[str, Any]:
         """For ``lightgbm.train``; the result does not depend on the number of threads."""
