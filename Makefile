@@ -1,7 +1,7 @@
 # make demo           the whole pipeline on synthetic battles, offline
 # make test           all tests                make test-fast  without those marked slow
 # make lint           format, lint and types   make format     format, and fix what can be fixed
-# make docs           the command line reference, from --help
+# make docs           the command line reference, from --help, and the table of layouts
 # make site           the documentation as a site, in site/
 # make bench          the benchmarks (DATA=FILE: on these battles)
 # make release        a wheel and a source release, in dist/

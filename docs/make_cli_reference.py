@@ -1,4 +1,7 @@
-"""Write docs/cli.md from the command's own help: ``python docs/make_cli_reference.py`` (``make docs``)."""
+"""Write docs/cli.md from the command's own help, and the table of layouts: ``python docs/make_cli_reference.py``.
+
+``make docs`` does the same.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 from pathlib import Path
 
 PAGE = Path(__file__).parent / "cli.md"
+FORMATS = Path(__file__).parent / "formats.md"
 
 HEAD = """# Command line reference
 
@@ -35,5 +39,21 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def formats() -> str:
+    """The page of formats with the table of layouts as the code has it."""
+    from prefcli.readers import LAYOUTS
+
+    rows = ["| `--format` | what | where |", "|---|---|---|"]
+    for layout in LAYOUTS:
+        columns = ",".join(f"{name}={path}" for name, path in layout.columns.items() if name != path)
+        where = [columns, layout.each, layout.outcome]
+        rows.append(f"| `{layout.name}` | {layout.summary} | {'<br>'.join(f'`{text}`' for text in where if text)} |")
+    before, _, rest = FORMATS.read_text(encoding="utf-8").partition("<!-- layouts -->\n")
+    return "\n".join(
+        [before + "<!-- layouts -->", *rows, "<!-- end of layouts -->" + rest.partition("<!-- end of layouts -->")[2]]
+    )
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    FORMATS.write_text(formats(), encoding="utf-8")

@@ -17,13 +17,14 @@ ROOT = Path(__file__).parent.parent
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_command_line_reference_is_what_help_prints() -> None:
+def test_the_command_line_reference_and_the_layouts_are_what_the_code_has() -> None:
     spec = importlib.util.spec_from_file_location("make_cli_reference", ROOT / "docs" / "make_cli_reference.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), "stale: run make docs"
+    assert module.FORMATS.read_text(encoding="utf-8") == module.formats(), "stale: run make docs"
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
