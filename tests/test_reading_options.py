@@ -123,6 +123,17 @@ def test_a_run_keeps_how_its_battles_were_read(own: dict[str, Path]) -> None:
     }
 
 
+def test_a_run_begun_with_another_mapping_is_not_continued(own: dict[str, Path]) -> None:
+    columns = dict(part.split("=") for part in COLUMNS.split(","))
+    source = Source((own["votes"],), columns=columns, outcome=OUTCOME)
+    run = prefcli.train(source, recipe="fast", limit=60, output="begun", workspace=own["workspace"]).run
+    (run / runs.UNFINISHED).touch()
+    other = Source((own["votes"],), columns=columns, outcome="vote: l=b, r=a, same=tie")
+    with pytest.raises(InputError, match="other battles or options"):
+        prefcli.train(other, recipe="fast", limit=60, output="begun", workspace=own["workspace"])
+    assert prefcli.train(source, recipe="fast", limit=60, output="begun", workspace=own["workspace"]).run == run
+
+
 def test_predict_reads_new_battles_as_the_run_did_unless_their_columns_differ(
     cli: CLI, own: dict[str, Path], demo_files: Demo
 ) -> None:

@@ -176,7 +176,8 @@ def _start(
 
     def is_same(config: Mapping[str, Any]) -> bool:
         identity = {name: config["data"].get(name) for name in data.identity}
-        return identity == data.identity and TrainOptions(**config["options"]) == options
+        is_read_alike = Source.from_json(config["data"]["source"]).reading == data.source.reading
+        return is_read_alike and identity == data.identity and TrainOptions(**config["options"]) == options
 
     folder, under_way = None, False
     if world.is_main_process:
