@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefcli.battles import TEXT_FIELDS, ReadCounts, make_batch
@@ -130,7 +131,8 @@ class Mapped:
         if self.rule is not None and any(clause.target == "skip" for clause in self.rule.clauses):
             keep = np.asarray(columns["label"].fill_null(0).to_numpy(zero_copy_only=False)) != SKIP[0]
             columns = {name: column.filter(pa.array(keep)) for name, column in columns.items()}
-        if CONVERSATIONS[0] not in self.places and (fields := self._plain_fields(raw, location)) is not None:
+        unknown = _null_mask(outcomes["label"]) if "label" in outcomes else np.zeros(raw.num_rows, dtype=bool)
+        if CONVERSATIONS[0] not in self.places and (fields := self._plain_fields(raw, unknown, location)) is not None:
             if keep is not None:
                 fields = {name: (column.filter(pa.array(keep)), count) for name, (column, count) in fields.items()}
             return _counted(columns, fields, skipped=0 if keep is None else int((~keep).sum()))
@@ -195,8 +197,13 @@ class Mapped:
         )
         return to_turns(texts, reader)
 
-    def _plain_fields(self, raw: RawBatch, location: Location) -> dict[str, tuple[pa.Array, int]] | None:
-        """Prompt and answers as turns, if all are texts or lists of texts; None if messages are among them."""
+    def _plain_fields(
+        self, raw: RawBatch, unknown: NDArray[np.bool_], location: Location
+    ) -> dict[str, tuple[pa.Array, int]] | None:
+        """Prompt and answers as turns, if all are texts or lists of texts; None if messages are among them.
+
+        ``unknown`` says of each row whether it has no outcome although the file has outcomes.
+        """
         if "system" in self.places or "history" in self.places or self.written_messages:
             return None
         cells = {}
@@ -204,9 +211,10 @@ class Mapped:
             places = self.places[name]
             simple = len(places) == 1 and not places[0].steps
             cells[name] = raw.columns[places[0].column] if simple else column_cells(raw, places, location)
-            if _holds_messages(cells[name]):
+            if not self.turns and _holds_messages(cells[name]):
                 return None
-        _check_some_text(list(cells.values()), location)
+        if not self.turns:
+            _check_some_text(list(map(_empty_mask, cells.values())), unknown, location)
         fields = {}
         for name, column in cells.items():
             own_name = "+".join(map(str, self.places[name]))
@@ -443,15 +451,26 @@ def _holds_messages(column: Any) -> bool:
     return bool(pa.types.is_struct(kind))
 
 
-def _check_some_text(columns: Sequence[Any], location: Location) -> None:
-    """Refuse rows in which prompt and both answers are missing: they belong to another layout, or to none."""
-    missing = [
-        np.array([cell is None for cell in column]) if isinstance(column, list) else _null_mask(column)
-        for column in columns
-    ]
-    rows = np.flatnonzero(np.logical_and.reduce(missing))
+def _check_some_text(empty: Sequence[NDArray[np.bool_]], unknown: NDArray[np.bool_], location: Location) -> None:
+    """Refuse rows without answers and without prompt or outcome: they belong to another layout, or to none."""
+    prompt, a, b = empty
+    rows = np.flatnonzero(a & b & (prompt | unknown))
     if len(rows):
-        raise location.error("neither a prompt nor answers", row=int(rows[0]), hint="Is it a row of another layout?")
+        what = "neither a prompt nor answers" if prompt[rows[0]] else "no answers, and no outcome"
+        raise location.error(what, row=int(rows[0]), hint="Is it a row of another layout?")
+
+
+def _empty_mask(column: Any) -> NDArray[np.bool_]:
+    """Which cells hold nothing, or empty text."""
+    if isinstance(column, list):
+        return np.array([cell is None or cell == "" for cell in column], dtype=bool)
+    if pa.types.is_nested(column.type):
+        return _null_mask(column)
+    kind = column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
+        return _null_mask(column)
+    lengths = pc.binary_length(column).fill_null(0)
+    return np.asarray(lengths.to_numpy(zero_copy_only=False) == 0, dtype=bool)
 
 
 def _null_mask(column: pa.Array) -> NDArray[np.bool_]:

@@ -140,10 +140,12 @@ class _Search:
             return layouts.LISTS
         families = self._families()
         if len(families) > 1:
-            what = f"the columns fit several formats: {', '.join(layout.name for layout in families)}"
-            raise self.columns.error(what, "Choose one with --format.")
+            raise self._several(families)
         for layout in layouts.SPECIFIC_LAYOUTS:
             if self._matches(layout):
+                foreign = [other for other in families if not _FAMILIES[other.name] <= {*layout.columns.values()}]
+                if foreign:
+                    raise self._several([layout, *foreign])
                 if layout is layouts.KAGGLE and not self.columns.find(WINNER_COLUMNS[0]) and not self._turns():
                     return layouts.GENERIC
                 return layout
@@ -153,11 +155,15 @@ class _Search:
             return layouts.GENERIC
         raise no_layout(self.columns)
 
+    def _several(self, fitting: Sequence[Layout]) -> InputError:
+        what = f"the columns fit several formats: {', '.join(layout.name for layout in fitting)}"
+        return self.columns.error(what, "Choose one with --format, or leave columns out: --columns NAME=")
+
     def _families(self) -> list[Layout]:
         """The layouts whose answers are there, under their best-known names."""
         columns = self.columns
-        kinds = ((layouts.PREFERENCES, PAIR), (layouts.ARENA, CONVERSATIONS), (layouts.GENERIC, RESPONSES))
-        present = [layout for layout, names in kinds if not columns.absent(names)]
+        known = (layouts.PREFERENCES, layouts.ARENA, layouts.GENERIC)
+        present = [layout for layout in known if not columns.absent(sorted(_FAMILIES[layout.name]))]
         if layouts.PREFERENCES not in present and columns.pair_of_chosen() is not None:
             present.append(layouts.PREFERENCES)
         return present
@@ -382,6 +388,9 @@ def _is_history(cell: Any) -> bool:
     """Whether a cell may hold earlier turns: a list, perhaps written as JSON, or nothing."""
     return is_missing(cell) or isinstance(cell, list) or (isinstance(cell, str) and cell.strip()[:1] in ("", "["))
 
+
+_FAMILIES = {"preferences": {*PAIR}, "arena": {*CONVERSATIONS}, "generic": {*RESPONSES}}
+"""The best-known names of answers, by the layout that they mean."""
 
 _NO_PROMPTS = frozenset(layouts.ID_COLUMNS)
 
