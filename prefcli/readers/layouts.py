@@ -50,7 +50,7 @@ SUFFIXES = (
 """How two answers are told apart, and their models; the last one would be a third."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """One arrangement of battles in a file."""
 

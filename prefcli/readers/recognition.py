@@ -140,17 +140,17 @@ class _Search:
             return layouts.LISTS
         families = self._families()
         if len(families) > 1:
-            raise self._several(families)
+            raise self._several(list(families))
         for layout in layouts.SPECIFIC_LAYOUTS:
             if self._matches(layout):
-                foreign = [other for other in families if not _FAMILIES[other.name] <= {*layout.columns.values()}]
-                if foreign:
+                own = {self.columns.find(_top(path)) for path in layout.columns.values()}
+                if foreign := [other for other, names in families.items() if not names <= own]:
                     raise self._several([layout, *foreign])
                 if layout is layouts.KAGGLE and not self.columns.find(WINNER_COLUMNS[0]) and not self._turns():
                     return layouts.GENERIC
                 return layout
         if families:
-            return families[0]
+            return next(iter(families))
         if self.columns.pair_of_answers() is not None:
             return layouts.GENERIC
         raise no_layout(self.columns)
@@ -159,13 +159,13 @@ class _Search:
         what = f"the columns fit several formats: {', '.join(layout.name for layout in fitting)}"
         return self.columns.error(what, "Choose one with --format, or leave columns out: --columns NAME=")
 
-    def _families(self) -> list[Layout]:
-        """The layouts whose answers are there, under their best-known names."""
+    def _families(self) -> dict[Layout, set[str | None]]:
+        """The layouts whose answers are there, under their best-known names, and the columns of these answers."""
         columns = self.columns
-        known = (layouts.PREFERENCES, layouts.ARENA, layouts.GENERIC)
-        present = [layout for layout in known if not columns.absent(sorted(_FAMILIES[layout.name]))]
-        if layouts.PREFERENCES not in present and columns.pair_of_chosen() is not None:
-            present.append(layouts.PREFERENCES)
+        kinds = ((layouts.PREFERENCES, PAIR), (layouts.ARENA, CONVERSATIONS), (layouts.GENERIC, RESPONSES))
+        present = {layout: set(map(columns.find, names)) for layout, names in kinds if not columns.absent(names)}
+        if layouts.PREFERENCES not in present and (pair := columns.pair_of_chosen()) is not None:
+            present[layouts.PREFERENCES] = set(pair)
         return present
 
     def _named(self, wanted: str) -> Layout:
@@ -388,9 +388,6 @@ def _is_history(cell: Any) -> bool:
     """Whether a cell may hold earlier turns: a list, perhaps written as JSON, or nothing."""
     return is_missing(cell) or isinstance(cell, list) or (isinstance(cell, str) and cell.strip()[:1] in ("", "["))
 
-
-_FAMILIES = {"preferences": {*PAIR}, "arena": {*CONVERSATIONS}, "generic": {*RESPONSES}}
-"""The best-known names of answers, by the layout that they mean."""
 
 _NO_PROMPTS = frozenset(layouts.ID_COLUMNS)
 
