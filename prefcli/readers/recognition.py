@@ -354,11 +354,11 @@ class _Search:
         """Chosen and rejected, if their texts are lists of answers, written as JSON."""
         if "chosen" not in mapped.places or mapped.places["chosen"][0].steps:
             return frozenset()
+        if mapped.layout.lists:
+            return frozenset(PAIR)
         cells = self.columns.answers(mapped.places, PAIR)
         if not cells or not all(isinstance(cell, str) and is_list_of_turns(cell) for cell in cells):
             return frozenset()
-        if mapped.layout.lists:
-            return frozenset(PAIR)
         if self.columns.source.format is not None:
             return frozenset()
         raise self.columns.error(
