@@ -142,6 +142,10 @@ def test_random_json_is_read_as_pythons_own_reader_does(tmp_path: Path, monkeypa
         {"prompt": {"role": "user", "content": "q"}, "chosen": {"role": "assistant", "content": "x"}},
         {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "x"}},
         {"prompt": ["q", "r"], "response_a": ["x", "y"], "response_b": ["x"]},
+        {
+            "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [1]}],
+            "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x"}],
+        },
         {"id": "1", "prompt": ["q", "r"], "response_a": ["x", "y"], "response_b": ["x", "z"]},
     ],
     ids=lambda row: " ".join(row),
@@ -168,6 +172,8 @@ def test_the_only_row_of_a_file_is_a_row(tmp_path: Path, row: Row) -> None:
         ("[[1, 2], [3, 4]]", "expected an object, found '[1, 2]'", "row 1"),
         ("{}", "no rows", ""),
         ('{"data": []}', "no rows", ""),
+        ('{"columns": ["a", "b"], "data": [[1, 2], [3]]}', "not 2 cells long", ""),
+        ('{"columns": ["a", "a"], "data": [[1, 2], [3, 4]]}', "column 'a' occurs twice", ""),
         ('{"a": 1' + "0" * 5000 + "}", "broken JSON", "row 1"),
     ],
 )

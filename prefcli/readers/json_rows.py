@@ -104,6 +104,9 @@ def json_rows(
                 text.value()
         else:
             document, length = text.value()
+            if table.arrangement == "split" and {len(row) for row in document["data"]} != {len(table.names)}:
+                what = f"'data' holds rows that are not {len(table.names)} cells long, as 'columns' says"
+                raise InputError(what, where=file, hint=_INCOMPLETE)
             columns = _columns(document, table.arrangement)
             for cells in zip(*columns.values(), strict=True):
                 yield dict(zip(columns, cells, strict=True)), length // len(next(iter(columns.values())))
@@ -299,13 +302,16 @@ class _Member:
 
     kind: str
     """``object``, ``scalar``, or of a list what all its items are: ``texts``, ``scalars``, ``lists``, ``messages`` or
-    other ``objects``, else ``mixed``."""
+    other ``objects``; ``mixed`` if they are several of the first three, else ``other``."""
     length: int = 0
     """Of a list."""
     names: dict[str, None] = field(default_factory=dict)
     """The keys of the object, or of the list's objects."""
     texts: list[str] = field(default_factory=list)
     """The items of a list of texts under the key ``columns``."""
+
+
+_CELLS = {"texts", "scalars", "lists"}
 
 
 def _scan(text: _Text, location: Location) -> JsonTable:
@@ -358,6 +364,8 @@ def _scan_member(name: str, text: _Text) -> _Member:
             member.texts.append(item)
     if len(kinds) == 1:
         member.kind = kinds.pop()
+    elif not kinds <= _CELLS:  # such as messages of which one holds no text
+        member.kind = "other"
     return member
 
 
@@ -380,7 +388,7 @@ def _arrangement_of_one(members: Mapping[str, _Member], location: Location) -> J
         if _are_numbers(members):
             return _table("index", dict.fromkeys(name for names in inner for name in names), location)
     lengths = {member.length for member in members.values()}
-    if kinds and kinds <= {"texts", "scalars", "lists", "mixed"} and len(lengths) == 1:
+    if kinds and kinds <= _CELLS | {"mixed"} and len(lengths) == 1:
         if members.keys() <= set(TEXT_FIELDS) and kinds == {"texts"} and lengths != {1}:
             raise InputError(
                 "this may be one battle of several turns, or several battles by columns",
