@@ -153,7 +153,10 @@ def test_an_atomic_file_replaces_the_old_one_only_when_done(tmp_path: Path) -> N
 
 def test_temporary_files_of_killed_processes_are_removed_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
     code = "from prefcli.storage import files; from pathlib import Path; print(files._temporary_name(Path()))"
-    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    ended = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is not yet waited for
+    assert ended.stdout is not None
+    killed = ended.stdout.read().strip()
     with files.temporary_directory(tmp_path) as mine:
         living = mine.name
     machine, process = living[9:17], living.split("-")[2]
@@ -173,6 +176,7 @@ def test_temporary_files_of_killed_processes_are_removed_and_those_of_living_one
     for name in (old_elsewhere, foreign, f"{old_folder_elsewhere}/file", old_folder_elsewhere, used_elsewhere):
         os.utime(tmp_path / name, two_days_ago)
     files.sweep(tmp_path)
+    ended.communicate()
     kept = {living, of_parent, elsewhere, used_elsewhere, foreign}
     assert {path.name for path in tmp_path.iterdir()} == kept
 

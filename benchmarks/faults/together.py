@@ -72,7 +72,7 @@ def comparable(folder: Path) -> dict[str, str]:
     """Files that must be the same in any order: names of runs contain the time, their cards the name."""
     kept = {}
     for name, digest in tree(folder).items():
-        if "latest-" in name or name.endswith(("README.md", "config.json", "SHA256SUMS")):
+        if "latest-" in name or "predictions/" in name or name.endswith(("README.md", "config.json", "SHA256SUMS")):
             continue
         kept[re.sub(r"runs/\d{8}-\d{6}-(\w+?)(-\d+)?/", r"runs/\1/", name)] = digest
     return kept

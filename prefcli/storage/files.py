@@ -450,12 +450,16 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> int:
-    """When a process of this machine began, in ticks since the machine did; 0 where the system does not say."""
+    """When a process of this machine began, in ticks since the machine did.
+
+    0 where the system does not say, -1 of a process that has ended and is only remembered for its parent.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return 0
-    return int(stat.rpartition(")")[2].split()[19])
+    state, *fields = stat.rpartition(")")[2].split()
+    return -1 if state == "Z" else int(fields[18])
 
 
 def _alive(pid: int, start: int) -> bool:
