@@ -123,6 +123,7 @@ def test_a_run_keeps_how_its_battles_were_read(own: dict[str, Path]) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_run_begun_with_another_mapping_is_not_continued(own: dict[str, Path]) -> None:
     columns = dict(part.split("=") for part in COLUMNS.split(","))
     source = Source((own["votes"],), columns=columns, outcome=OUTCOME)
@@ -134,6 +135,7 @@ def test_a_run_begun_with_another_mapping_is_not_continued(own: dict[str, Path])
     assert prefcli.train(source, recipe="fast", limit=60, output="begun", workspace=own["workspace"]).run == run
 
 
+@pytest.mark.slow
 def test_predict_reads_new_battles_as_the_run_did_unless_their_columns_differ(
     cli: CLI, own: dict[str, Path], demo_files: Demo
 ) -> None:
@@ -150,6 +152,7 @@ def test_predict_reads_new_battles_as_the_run_did_unless_their_columns_differ(
     assert list(probabilities(Path("own.csv"))) == list(probabilities(Path("kaggle.csv")))
 
 
+@pytest.mark.slow
 def test_a_mapping_applies_to_every_file_of_a_command(cli: CLI, own: dict[str, Path]) -> None:
     flags = ["--columns", COLUMNS, "--outcome", OUTCOME]
     model = ["--model", own["run"], "--workspace", own["workspace"]]
@@ -161,10 +164,14 @@ def test_a_mapping_applies_to_every_file_of_a_command(cli: CLI, own: dict[str, P
     assert scored["n"] == 240
     seen = cli("eda", own["votes"], *flags, "--test", own["new"], "--json")
     assert seen.code == 0, seen.err
+    lines = own["votes"].read_text(encoding="utf-8").splitlines(keepends=True)
+    Path("early.jsonl").write_text("".join(lines[:180]), encoding="utf-8")
+    Path("late.jsonl").write_text("".join(lines[180:]), encoding="utf-8")
     trained = cli(
-        "train", own["votes"], *flags, "--recipe", "fast", "--validation-file", own["votes"], "--limit", 50, "-o", "run"
+        "train", "early.jsonl", *flags, "--recipe", "fast", "--validation-file", "late.jsonl", "-o", "run", "--json"
     )
-    assert "missing column" not in trained.err
+    assert trained.code == 0, trained.err
+    assert trained.json()["validation"]["n"] == 60
 
 
 # Tables and lines
