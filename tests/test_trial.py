@@ -147,6 +147,14 @@ def test_adapters_of_mamba_are_in_layers_that_take_part_everywhere(make_model: M
     assert "in 2 layers (in_proj)" in model.attention
 
 
+def test_frozen_half_precision_weights_are_tried_as_they_are_trained(tmp_path: Path) -> None:
+    """XLNet adds float32 positions to them, which only autocast allows."""
+    folder = families.make_folder(tmp_path / "xlnet", "xlnet")
+    frozen = encoders.FrozenWeights(torch.bfloat16, "none", torch.device("cpu"))
+    encoder = encoders.make_encoder(encoders.ResolvedModel(folder, ""), 0, seed=0, frozen=frozen)
+    assert trial.try_out(encoder, 40, 0) == trial.EncoderTraits(40, 32, ignores_padding=True)
+
+
 def test_sharding_needs_an_encoder_that_ignores_padding(make_model: MakeModel) -> None:
     with pytest.raises(InputError, match="results depend on padding"):
         make_model("fnet", shard=True)

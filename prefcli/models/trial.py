@@ -174,8 +174,10 @@ class _Passes:
         self.token_type = token_type
         self.device = next(encoder.parameters()).device
         self.parameters = sum(parameter.numel() for parameter in encoder.parameters())
-        in_float32 = all(p.dtype is torch.float32 for p in encoder.parameters())
-        self.tolerance = FLOAT32_TOLERANCE if in_float32 else HALF_TOLERANCE
+        # Frozen weights may be narrower than adapters beside them; autocast computes both, as in training.
+        dtypes = {parameter.dtype for parameter in encoder.parameters()}
+        self.dtype = next((dtype for dtype in (torch.float16, torch.bfloat16) if dtype in dtypes), torch.float32)
+        self.tolerance = FLOAT32_TOLERANCE if self.dtype is torch.float32 else HALF_TOLERANCE
 
     def tokens(self, count: int) -> Tensor:
         """Ids that are not the padding's."""
@@ -202,7 +204,8 @@ class _Passes:
             types = torch.zeros_like(ids)
             types[:, SHORT_LENGTH // 2 :] = self.token_type  # the same places, however long the sequence
             inputs["token_type_ids"] = types
-        hidden = self.call(self.encoder, {name: tensor.to(self.device) for name, tensor in inputs.items()})
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+            hidden = self.call(self.encoder, {name: tensor.to(self.device) for name, tensor in inputs.items()})
         if hidden.shape[:2] != ids.shape:
             raise InputError(
                 f"the encoder gives {hidden.shape[1]} vectors for {ids.shape[1]} tokens, and one for each is needed",
