@@ -25,7 +25,7 @@ State = dict[str, Tensor]
 
 
 class Notes(Silent):
-    """Keeps what it is told."""
+    """Keeps notes and warnings."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -60,16 +60,16 @@ def prefixed(prefix: str) -> Callable[[State], State]:
 @pytest.mark.parametrize(
     ("change", "config", "named"),
     [
-        (without(".layer.1."), {}, "it lacks encoder.layer.1.attention"),
-        (dict, {"num_hidden_layers": 3}, "it lacks encoder.layer.2.attention"),
-        (dict, {"num_hidden_layers": 1}, "it also holds encoder.layer.1.attention"),
+        (without(".layer.1."), {}, "missing tensors encoder.layer.1.attention"),
+        (dict, {"num_hidden_layers": 3}, "missing tensors encoder.layer.2.attention"),
+        (dict, {"num_hidden_layers": 1}, "unexpected tensors encoder.layer.1.attention"),
         (dict, {"hidden_size": 16}, "embeddings.LayerNorm.bias has shape"),
         (dict, {"vocab_size": 50}, "embeddings.word_embeddings.weight has shape"),
         (dict, {"model_type": "roberta"}, "model_type is roberta, and the weights are those of a BertModel"),
-        (dict, {"model_type": "distilbert", "architectures": None}, "it lacks transformer.layer.0"),
-        (lambda state: state | {"adapter.weight": torch.ones(2)}, {}, "it also holds adapter.weight"),
-        (prefixed("backbone."), {}, "it lacks embeddings"),
-        (lambda state: prefixed("module.")(without(".layer.1.")(state)), {}, "it lacks"),
+        (dict, {"model_type": "distilbert", "architectures": None}, "missing tensors transformer.layer.0"),
+        (lambda state: state | {"adapter.weight": torch.ones(2)}, {}, "unexpected tensors adapter.weight"),
+        (prefixed("backbone."), {}, "missing tensors embeddings"),
+        (lambda state: prefixed("module.")(without(".layer.1.")(state)), {}, "missing tensors"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_with_their_names(

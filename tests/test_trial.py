@@ -138,7 +138,7 @@ def test_encoders_that_respect_the_mask_are_padded(make_model: MakeModel, family
 
 def test_token_types_do_not_look_like_padding(bert_folder: Path) -> None:
     encoder = encoders.make_encoder(encoders.locate(str(bert_folder)), 0, seed=0)
-    assert trial.try_out(encoder, 64, 0, token_type=1, whole_length=True).ignores_padding
+    assert trial.try_out(encoder, 64, 0, token_type=1, find_longest=True).ignores_padding
 
 
 @pytest.mark.parametrize("family", ["mamba", "mamba2"])
@@ -182,7 +182,7 @@ def test_an_encoder_that_gives_fewer_vectors_than_tokens_is_refused(make_model: 
 def test_a_trial_leaves_the_random_generator_and_the_mode_alone(bert_folder: Path) -> None:
     encoder = encoders.make_encoder(encoders.locate(str(bert_folder)), 0, seed=0).train()
     before = torch.get_rng_state()
-    trial.try_out(encoder, 64, 0, whole_length=True)
+    trial.try_out(encoder, 64, 0, find_longest=True)
     assert torch.equal(torch.get_rng_state(), before)
     assert encoder.training
 
@@ -198,7 +198,7 @@ def test_running_out_of_memory_is_not_a_limit_of_the_encoder(bert_folder: Path) 
 
     encoder.embeddings.register_forward_hook(fail_if_long)
     with pytest.raises(RuntimeError, match="can't allocate"):
-        trial.try_out(encoder, 64, 0, whole_length=True)
+        trial.try_out(encoder, 64, 0, find_longest=True)
 
 
 def test_logits_become_float64_on_the_host_only(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:

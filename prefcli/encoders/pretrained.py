@@ -92,7 +92,7 @@ def load(folder: Path, config: Any, seed: int, reporter: Reporter, **arguments: 
     seed:
         Of what the files lack, such as a pooler.
     reporter:
-        Is told if the names of the tensors had to be changed.
+        Receives a warning if the names of the tensors had to be changed.
     arguments:
         For ``from_pretrained``.
 
@@ -151,9 +151,9 @@ def _problems(encoder: Any, report: Mapping[str, Any]) -> Iterator[str]:
         if (first := name.partition(".")[0]) in own - {"pooler"} or not HEAD.fullmatch(first)
     ]
     if missing:
-        yield f"it lacks {_listed(missing)}"
+        yield f"missing tensors {_listed(missing)}"
     if unexpected:
-        yield f"it also holds {_listed(unexpected)}"
+        yield f"unexpected tensors {_listed(unexpected)}"
     if report["mismatched_keys"]:
         name, in_file, expected = min(report["mismatched_keys"])
         count = len(report["mismatched_keys"])

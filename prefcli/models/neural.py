@@ -200,7 +200,7 @@ def _try_out(encoder: Any, tokenizer: Any, max_length: int, template: str) -> En
     limit = encoders.max_input_length(encoder)
     max_length = max_length if limit is None else min(max_length, limit)
     token_type = Template.from_tokenizer(tokenizer, template).last_type
-    return trial.try_out(encoder, max_length, int(tokenizer.pad_token_id or 0), token_type, whole_length=True)
+    return trial.try_out(encoder, max_length, int(tokenizer.pad_token_id or 0), token_type, find_longest=True)
 
 
 def recorded_traits(config: Mapping[str, Any]) -> EncoderTraits | None:

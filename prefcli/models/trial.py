@@ -79,7 +79,7 @@ def check_ids(rows: int | None, ids: NDArray[np.integer], tokenizer: Any) -> Non
 
 
 def try_out(
-    encoder: Any, max_length: int, pad_token_id: int, token_type: int | None = None, *, whole_length: bool = False
+    encoder: Any, max_length: int, pad_token_id: int, token_type: int | None = None, *, find_longest: bool = False
 ) -> EncoderTraits:
     """Compute a few made-up sequences and see what comes out.
 
@@ -91,7 +91,7 @@ def try_out(
         Tokens in the longest sequence that is wanted.
     pad_token_id, token_type:
         What sequences are padded with, and the type of their last tokens (None without types).
-    whole_length:
+    find_longest:
         Try ``max_length``, and find the longest sequence that can be computed; otherwise ``max_length`` is believed.
 
     Raises
@@ -104,12 +104,12 @@ def try_out(
     encoder.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            return _try_out(passes, max_length, whole_length=whole_length)
+            return _try_out(passes, max_length, find_longest=find_longest)
     finally:
         encoder.train(training)
 
 
-def _try_out(passes: _Passes, max_length: int, *, whole_length: bool) -> EncoderTraits:
+def _try_out(passes: _Passes, max_length: int, *, find_longest: bool) -> EncoderTraits:
     short = min(SHORT_LENGTH, max_length)
     try:
         alone = passes.alone(short)
@@ -136,7 +136,7 @@ def _try_out(passes: _Passes, max_length: int, *, whole_length: bool) -> Encoder
             hint="Choose another encoder.",
         )
     padded_length = min(MAX_PADDED_LENGTH, max_length)
-    if whole_length and 6 * passes.parameters * max_length <= MAX_OPERATIONS:
+    if find_longest and 6 * passes.parameters * max_length <= MAX_OPERATIONS:
         max_length = padded_length = _longest(passes, max_length, short)
     try:
         padded = passes.padded(short, padded_length)
