@@ -296,8 +296,8 @@ def test_features_and_neural_runs_blend(cli: CLI, two_runs: tuple[Path, Path, Pa
     assert len(result["weights"]) == 2
     assert result["models"] == ["fast", "cross"]
     common = set(runs.read_validation(Path("fast")).ids) & set(runs.read_validation(two_runs[1]).ids)
-    assert len(common) == 119
-    assert "on 119 battles" in result["calibration"]
+    assert len(common) == 120
+    assert "on 120 battles" in result["calibration"]
 
 
 # Several models
@@ -310,6 +310,17 @@ def blended(cli: CLI, file: Path, members: list[Path], *flags: object) -> dict[s
     return dict(done.json()) | {"err": done.err}
 
 
+def fitted_weights(held_out: list[runs.HeldOut], rows: Any = slice(None)) -> Any:
+    """The calibration of a blend, beginning with weights by the squares of how far each run is below its prior."""
+    from prefcli.prediction import calibration
+
+    labels, keys, logits = held_out[0].labels[rows], held_out[0].keys[rows], [h.logits[rows] for h in held_out]
+    losses = np.array([metrics.log_loss(metrics.softmax(z), labels) for z in logits])
+    squares = np.maximum(metrics.prior_log_loss(labels) - losses, 0) ** 2
+    start = squares / squares.sum() if squares.max() >= 1e-6 else None
+    return calibration.calibrate(logits, labels, keys, start=start)
+
+
 def test_a_blend_uses_the_weights_fitted_on_common_validation_battles(
     cli: CLI, two_runs: tuple[Path, Path, Path], demo_files: Demo
 ) -> None:
@@ -317,10 +328,7 @@ def test_a_blend_uses_the_weights_fitted_on_common_validation_battles(
     result = blended(cli, demo_files.test, members)
     held_out = [runs.read_validation(member) for member in members]
     assert held_out[0].ids == held_out[1].ids
-    from prefcli.prediction import calibration
-
-    expected = calibration.calibrate([h.logits for h in held_out], held_out[0].labels, held_out[0].keys)
-    assert expected.fitted
+    expected = fitted_weights(held_out)
     assert result["weights"] == pytest.approx(expected.weights)
     parts = []
     for number, member in enumerate(members):
@@ -345,8 +353,6 @@ def test_battles_that_are_predicted_do_not_take_part_in_the_fit(
     cli: CLI, two_runs: tuple[Path, Path, Path], demo_files: Demo, tmp_path: Path
 ) -> None:
     """Planted leak: half of the validation battles are predicted. The weights are those of the other half alone."""
-    from prefcli.prediction import calibration
-
     members = list(two_runs[:2])
     held_out = [runs.read_validation(member) for member in members]
     leaked = set(np.unique(held_out[0].keys)[::2].tolist())
@@ -356,12 +362,10 @@ def test_battles_that_are_predicted_do_not_take_part_in_the_fit(
     file = write_csv(tmp_path / "leak.csv", chosen)
     result = blended(cli, file, members)
     apart = ~np.isin(held_out[0].keys, list(leaked))
-    expected = calibration.calibrate(
-        [h.logits[apart] for h in held_out], held_out[0].labels[apart], held_out[0].keys[apart]
-    )
-    everything = calibration.calibrate([h.logits for h in held_out], held_out[0].labels, held_out[0].keys)
+    expected = fitted_weights(held_out, apart)
     assert result["weights"] == pytest.approx(expected.weights)
-    assert result["weights"] != pytest.approx(everything.weights)
+    assert f"{expected.before:.4f} -> {expected.after:.4f} on {apart.sum():,} battles" in result["calibration"]
+    assert expected.before != pytest.approx(fitted_weights(held_out).before, abs=1e-3)
     for member in members:
         assert f"{len(chosen)} validation battles of {member.name} share a prompt" in result["err"]
 
