@@ -200,7 +200,10 @@ def _parse_turns(cell: Any, row: int, name: str, location: Location) -> list[Any
     if type(cell) is list:
         return cell
     try:
-        value = parse_nested(cell)
+        try:
+            value = _decode_json(cell)
+        except ValueError:
+            value = parse_nested(cell)
     except (ValueError, RecursionError, TypeError) as error:
         what = f"broken JSON: {one_line(error)}; the cell begins {excerpt(cell)}" if cell else "no text"
         hint = TURNS_HINT + (" For plain text add --format generic." if cell else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -127,8 +128,16 @@ class FileColumns:
     # The first rows
 
     def peek(self, names: Sequence[str]) -> RawBatch:
-        """The first rows of some columns."""
-        return self._peek(names)
+        """The first rows of some columns; of all at once, unless one of them cannot be read."""
+        first = self._first_rows
+        return self._peek(names) if first is None else first.select(list(dict.fromkeys(names)))
+
+    @functools.cached_property
+    def _first_rows(self) -> RawBatch | None:
+        try:
+            return self._peek(self.all_names)
+        except InputError:
+            return None
 
     def cells(self, places: Places) -> list[Any]:
         """The cells at some places in the first rows; none if they cannot be read."""
