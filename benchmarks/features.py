@@ -64,7 +64,7 @@ def main() -> None:
     for inside, outside in split_folds(groups, labels, options.folds, options.seed):
         fold = architecture.fit(everything.take(inside), targets[inside], groups[inside], **choices)
         probabilities[outside] = fold.probabilities(everything.take(outside))
-    score = metrics.score(probabilities, labels)
+    score = metrics.score(probabilities, labels, groups=groups)
     assert score.log_loss_ci is not None
     low, high = score.log_loss_ci
     print(f"| log loss, {options.folds} folds by prompt | {score.log_loss:.4f} ({low:.4f} to {high:.4f}) |")

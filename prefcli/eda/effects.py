@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from prefcli.battles import outcome_counts
 from prefcli.eda.measures import MARKUP, BattleStats
-from prefcli.eda.shares import Z95, Share, share
+from prefcli.eda.shares import Share, share
+from prefcli.metrics import Z95
 from prefcli.outcomes import TIE, A, B
 
 LENGTH_RATIOS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, np.inf)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Z95 = 1.959963984540054
-"""The 97.5 % quantile of the standard normal distribution."""
+from prefcli.metrics import Z95
 
 
 @dataclass(frozen=True)

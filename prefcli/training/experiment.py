@@ -196,12 +196,13 @@ def not_better_than_prior(
     shares = np.bincount(labels, minlength=len(OUTCOMES)) / len(labels)
     prior = metrics.losses(np.tile(shares, (len(labels), 1)), labels)
     advantage = metrics.losses(probabilities, labels) - prior
-    interval = metrics.bootstrap_interval(advantage, groups=keys)
-    if interval is None:
-        prompts = None if keys is None else len(np.unique(keys))
+    prompts = None if keys is None else len(np.unique(keys))
+    if metrics.too_few_units(len(labels), prompts):
         held_out = metrics.describe_battles(len(labels), prompts, "held-out battle")
         return f"the model is not clearly better than the prior on {held_out}"
-    return "the model is not clearly better than the prior" if interval[1] >= 0 else ""
+    interval = metrics.bootstrap_interval(advantage, groups=keys)
+    high = float(advantage.mean()) if interval is None else interval[1]
+    return "the model is not clearly better than the prior" if high >= 0 else ""
 
 
 def merge_folds(folds: Sequence[Fold], fits: Sequence[FitResult]) -> tuple[FitResult, NDArray[np.intp]]:
