@@ -20,7 +20,7 @@ from prefcli import pipeline
 from prefcli.battles import Source
 from prefcli.data import tables
 from prefcli.data.synthetic import Demo
-from prefcli.errors import InputError
+from prefcli.errors import InputError, ModelError
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.readers import battles_from, open_battles
 from prefcli.storage import runs
@@ -123,6 +123,18 @@ def test_a_run_keeps_how_its_battles_were_read(own: dict[str, Path]) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "damage", [{"columns": 5}, {"columns": {"prompt": 1}}, {"columns": ["prompt"]}, {"outcome": 3}]
+)
+def test_a_damaged_record_of_how_battles_were_read_is_refused(own: dict[str, Path], damage: dict[str, Any]) -> None:
+    config = json.loads((own["run"] / runs.CONFIG).read_text())
+    config["data"]["source"] |= damage
+    Path("damaged").mkdir()
+    Path("damaged", runs.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"config\.json is damaged"):
+        runs.reading_of(Path("damaged"))
+
+
 @pytest.mark.slow
 def test_a_run_begun_with_another_mapping_is_not_continued(own: dict[str, Path]) -> None:
     columns = dict(part.split("=") for part in COLUMNS.split(","))
@@ -162,6 +174,9 @@ def test_a_mapping_applies_to_every_file_of_a_command(cli: CLI, own: dict[str, P
     assert cli("predict", own["votes"], *flags, *model, "-o", "p.csv").code == 0
     scored = cli("score", "p.csv", own["votes"], *flags, "--json").json()
     assert scored["n"] == 240
+    without = cli("score", "p.csv", own["votes"], "--workspace", own["workspace"], "--json")
+    assert "read as the run's training battles" in without.err
+    assert without.json()["log_loss"] == scored["log_loss"]
     seen = cli("eda", own["votes"], *flags, "--test", own["new"], "--json")
     assert seen.code == 0, seen.err
     lines = own["votes"].read_text(encoding="utf-8").splitlines(keepends=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -172,20 +172,25 @@ def clip_and_renormalize(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 class LabelFile:
     """Outcomes to score against: battles of any layout, or one file with only ``id`` and the three winner columns.
 
+    Parameters
+    ----------
+    source, usual:
+        See :func:`prefcli.readers.open_battles`.
+
     Raises
     ------
     InputError
         If the file is neither.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, usual: Mapping[str, Any] | None = None) -> None:
         self.source = source
         self.counts = ReadCounts()
         """Of the battles that were read so far."""
         self.battles: readers.BattleFile | None = None
         """None if there are only outcomes."""
         try:
-            self.battles = readers.open_battles(source)
+            self.battles = readers.open_battles(source, usual=usual)
         except InputError:
             if len(source.paths) > 1 or source != Source(source.paths) or not _has_only_outcomes(source.paths[0]):
                 raise

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from prefcli.battles import Source, SourceLike
 from prefcli.data import tables
 from prefcli.errors import InputError, ModelError
 from prefcli.outcomes import TIE
+from prefcli.pipeline.stages import report_reading
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import runs
 from prefcli.storage.workspace import Workspace
@@ -48,7 +51,8 @@ def score(
         A file with ``id`` and the three winner columns as probabilities.
     labels:
         Battles with outcomes, in any layout; or a file with ``id`` and the three winner columns one-hot. Where the
-        prompts are known, the interval resamples prompts, else battles.
+        prompts are known, the interval resamples prompts, else battles. They are read as the training battles of the
+        predicting run were if the source does not say how, and their columns allow it.
     outcomes:
         2 scores the probabilities given that there is no tie, 3 as they are. None takes 2 if the layout has no ties or
         none of at least :data:`metrics.MIN_BATTLES_WITHOUT_TIE` labels is a tie.
@@ -65,7 +69,10 @@ def score(
         If the files do not fit together, the predictions are not probabilities (it names the first such rows), or one
         of two outcomes is a tie.
     """
-    label_file = tables.LabelFile(Source.of(labels))
+    usual = _usual_reading(predictions, workspace)
+    label_file = tables.LabelFile(Source.of(labels), usual)
+    if label_file.battles is not None:
+        report_reading(label_file.battles, label_file.source, usual, reporter)
     outcomes = outcomes or label_file.outcomes
     prompts = _training_prompts(predictions, workspace, reporter)
     unlabelled, trained_on = 0, 0
@@ -99,6 +106,14 @@ def score(
     return ScoreResult(
         **dataclasses.asdict(result), unlabelled=unlabelled, trained_on=trained_on if knows_trained_on else None
     )
+
+
+def _usual_reading(predictions: Path, workspace: Workspace | None) -> dict[str, Any]:
+    """How the training battles of the predicting run were read; empty if that was not said or is not known."""
+    for run in workspace.runs_of_predictions(predictions) if workspace is not None else ():
+        with contextlib.suppress(ModelError):  # damaged since
+            return runs.reading_of(run)
+    return {}
 
 
 def _training_prompts(predictions: Path, workspace: Workspace | None, reporter: Reporter) -> NDArray[np.int64] | None:

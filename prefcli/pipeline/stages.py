@@ -52,10 +52,7 @@ def read_stage(
     """
     source = Source.of(source)
     battle_file = readers.open_battles(source, preferred, outcomes=outcomes, usual=usual)
-    if usual and not source.is_described:
-        as_usual = battle_file.source.is_described
-        how = "read as" if as_usual else "recognised by its columns, which are not those of"
-        reporter.note(f"{source}: {how} the run's training battles ({describe_reading(usual)})")
+    report_reading(battle_file, source, usual, reporter)
 
     def produce(writer: StageWriter) -> Mapping[str, Any]:
         counts = ReadCounts()
@@ -83,6 +80,16 @@ def read_stage(
     for warning in ReadCounts(**counts).warnings():
         reporter.warn(f"{source}: {warning}")
     return stage
+
+
+def report_reading(
+    battle_file: readers.BattleFile, source: Source, usual: Mapping[str, Any] | None, reporter: Reporter
+) -> None:
+    """Report whether a file that says nothing itself is read as a run's training battles were (``usual``)."""
+    if usual and not source.is_described:
+        as_usual = battle_file.source.is_described
+        how = "read as" if as_usual else "recognised by its columns, which are not those of"
+        reporter.note(f"{source}: {how} the run's training battles ({describe_reading(usual)})")
 
 
 def show_first_battle(battles: Stage, reporter: Reporter) -> None:

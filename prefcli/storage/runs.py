@@ -130,8 +130,18 @@ def reading_of(folder: Path) -> dict[str, Any]:
     """How the run's training files were read, as far as the command said it: fields of :class:`Source`.
 
     The encoding is not among them: it is a property of a file, not of its layout.
+
+    Raises
+    ------
+    ModelError
+        If the run's ``config.json`` is damaged.
     """
-    reading = Source.from_json(read_config(folder)["data"]["source"]).reading
+    source = read_config(folder).get("data", {}).get("source", {"paths": []})
+    reading = Source.from_json(source).reading
+    columns = reading.get("columns", {})
+    texts = [text for name, text in reading.items() if name != "columns"]
+    if not isinstance(columns, dict) or not all(isinstance(text, str) for text in (*columns.values(), *texts)):
+        raise ModelError("the run's config.json is damaged: how its battles were read is not text", where=str(folder))
     return {name: value for name, value in reading.items() if name != "encoding"}
 
 
