@@ -846,3 +846,17 @@ def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
     file = open_battles(path)
     assert file.not_read == ("language", "label")
     assert file.questions == ("label is not read: another column holds the outcome",)
+
+
+def test_files_of_two_layouts_are_refused(tmp_path: Path) -> None:
+    llmbar = {"input": "Q?", "output_1": "x", "output_2": "y", "label": 1}
+    alpaca = {"instruction": "Q?", "output_1": "x", "output_2": "y", "preference": 2, "generator_1": "m"}
+    assert "two columns: preference, label" in refused(tmp_path, [llmbar, alpaca]).what
+    assert "several formats" in refused(tmp_path, [llmbar, {"prompt": "Q?", **CHOSEN}]).what
+    rows = [{**PLAIN, "winner": "a"}, {"text": "x"}]
+    assert "row 2" in refused(tmp_path, rows).where
+
+
+def test_a_sum_takes_a_text_that_repeats_once(tmp_path: Path) -> None:
+    row = {"instruction": "Q?", "input": "Q?", "chosen": "x", "rejected": "y"}
+    assert list(map(with_answers_sorted, read_with(tmp_path, [row]))) == [FIRST]

@@ -17,7 +17,7 @@ from prefcli.readers.engine import Mapped
 from prefcli.readers.file_columns import FileColumns
 from prefcli.readers.outcome_rules import OutcomeRule, comparable
 from prefcli.readers.outcomes_in_columns import WINNERS, spelling
-from prefcli.readers.paths import ColumnPath, normalise
+from prefcli.readers.paths import ColumnPath, is_missing, normalise
 
 _NAMES_OF_OUTCOMES = """
     winner label labels preferred preference choice vote verdict judgment judgement better outcome result
@@ -57,6 +57,8 @@ def find_outcome(mapped: Mapped, columns: FileColumns, needed: bool) -> tuple[Ma
     rule = columns.source.outcome or mapped.layout.outcome
     if rule:
         mapped = _with_rule(mapped, OutcomeRule.parse(rule), columns)
+        if not columns.source.outcome:
+            _check_rows_of_one_layout(mapped, OutcomeRule.parse(rule), columns)
     elif not mapped.has_known_winner:
         mapped = _with_words(mapped, columns, needed)
     if columns.source.outcome or mapped.has_known_winner or mapped.rule:
@@ -69,6 +71,21 @@ def find_outcome(mapped: Mapped, columns: FileColumns, needed: bool) -> tuple[Ma
     if mapped.has_outcome:
         return mapped, tuple(f"{name} is not read: another column holds the outcome" for name in suspects)
     return mapped, tuple(f"is {name} the outcome? {_how_to_read(name, columns)}" for name in suspects)
+
+
+def _check_rows_of_one_layout(mapped: Mapped, rule: OutcomeRule, columns: FileColumns) -> None:
+    """Refuse a file with first rows that have their outcome in another column than the layout's."""
+    own = [columns.cells(places) for places in mapped.rule_places]
+    for name in columns.free:
+        if normalise(name) not in OUTCOME_NAMES or name in mapped.columns:
+            continue
+        for row, (other, *cells) in enumerate(zip(columns.column(name), *own, strict=True), start=1):
+            if not is_missing(other) and other != "" and all(is_missing(cell) or cell == "" for cell in cells):
+                raise InputError(
+                    f"the outcome may be in two columns: {list_names([*rule.columns, name])}",
+                    where=f"{columns.where}, row {row}",
+                    hint=f"Are these rows of two layouts? If {name} is no outcome: --columns {name}=",
+                )
 
 
 def _with_rule(mapped: Mapped, rule: OutcomeRule, columns: FileColumns) -> Mapped:

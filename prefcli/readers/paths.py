@@ -114,7 +114,10 @@ def is_missing(value: Any) -> bool:
 
 
 def column_cells(raw: RawBatch, places: Places, location: Location) -> list[Any]:
-    """The cells at some places as Python values; several texts are joined by a line break, messages to a list."""
+    """The cells at some places as Python values; several texts are joined by a line break, messages to a list.
+
+    What is empty, or the same as before, is left out.
+    """
     columns = [_cells_at(python_cells(raw, place.column, location), place, location) for place in places]
     return columns[0] if len(columns) == 1 else [_join(cells) for cells in zip(*columns, strict=True)]
 
@@ -131,7 +134,7 @@ def _cells_at(cells: list[Any], place: ColumnPath, location: Location) -> list[A
 
 
 def _join(cells: Sequence[Any]) -> Any:
-    present = [cell for cell in cells if cell not in (None, "", [])]
+    present = [cell for i, cell in enumerate(cells) if cell not in (None, "", []) and cell not in cells[:i]]
     if len(present) <= 1:
         return next(iter(present), None)
     if not any(isinstance(cell, (list, dict)) for cell in present):
