@@ -5,6 +5,7 @@ What a file must be read as comes from ``layouts.py``, which knows the battles b
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 import zlib
@@ -554,3 +555,82 @@ MISPLACED: dict[str, Row] = {
 @pytest.mark.parametrize("name", MISPLACED)
 def test_cells_that_do_not_fit_their_layout_are_refused_with_their_row(name: str, tmp_path: Path) -> None:
     assert "row 1" in refused(jsonl(tmp_path / "a.jsonl", MISPLACED[name]))
+
+
+# Found by damaged and real files
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (("question", "response_chosen", "response_rejected"), "prompt=question,chosen=response_chosen,rejected="),
+        (("prompt", "pos_resp", "neg_resp"), "prompt=prompt,chosen=pos_resp,rejected=neg_resp"),
+        (("ask", "up_ranking_answer", "low_ranking_answer"), "prompt=NAME,chosen=up_ranking_answer,rejected=low_"),
+        (("q", "preferred_text", "non_preferred_text"), "chosen=preferred_text,rejected=non_preferred_text"),
+    ],
+)
+def test_a_better_and_a_worse_answer_under_other_names_are_suggested(
+    tmp_path: Path, names: tuple[str, str, str], hint: str
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(dict(zip(names, ("Why?", "Because.", "No."), strict=True))) + "\n")
+    assert hint in refused(path)
+
+
+def test_numbers_in_a_list_are_not_suggested_as_answers(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.jsonl"
+    path.write_text('{"review": 1, "score": [8, 9]}\n')
+    assert "--each '" not in refused(path)
+
+
+def test_openai_input_may_be_the_messages_themselves(tmp_path: Path) -> None:
+    row = {
+        "input": [{"role": "user", "content": "Hello in French?"}],
+        "preferred_output": [{"role": "assistant", "content": "Bonjour"}],
+        "non_preferred_output": [{"role": "assistant", "content": "Hello"}],
+    }
+    path = tmp_path / "openai.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    assert by_winner(read(path)) == [(["Hello in French?"], ["Bonjour"], ["Hello"], A)]
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [({}, "chosen and rejected are texts that hold lists"), ({"num_correct": 1, "num_incorrect": 2}, "row 2")],
+)
+def test_an_empty_list_of_answers_does_not_make_the_others_text(tmp_path: Path, more: Row, sentence: str) -> None:
+    rows = [
+        {"prompt": "Q1", "chosen": '["right"]', "rejected": '["wrong", "worse"]', **more},
+        {"prompt": "Q2", "chosen": '["right"]', "rejected": "", **more},
+    ]
+    path = tmp_path / "lists.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert sentence in refused(path)
+
+
+def test_messages_in_some_rows_and_text_in_others_are_refused(tmp_path: Path) -> None:
+    context = json.dumps([{"role": "user", "content": "Why?"}])
+    answers = [json.dumps({"role": "assistant", "content": text}) for text in ("Because.", "No.")]
+    path = tmp_path / "mixed.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [("context", "chosen", "rejected"), (context, *answers), (context, "Because.", "No.")]
+        )
+    assert "row 2" in refused(path)
+
+
+def test_rows_of_two_published_layouts_are_refused(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "P", "response_0": "x", "response_1": "y", "better_response_id": 0, "safer_response_id": 0},
+        {"prompt": "Q", "response_1": "v", "response_2": "w", "preference_strength": -2},
+    ]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    path = tmp_path / "two.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    assert "the columns fit several formats: helpsteer2, safe-rlhf" in refused(path)

@@ -280,6 +280,7 @@ def null_cell(rng: random.Random, file: File) -> None:
     """One row without a value in one column, or without the column."""
     number = rng.randrange(len(file.battles))
     column = rng.choice(list(file.rows[number]))
+    cell = file.rows[number][column]
     if rng.random() < 0.3:
         del file.rows[number][column]
     else:
@@ -292,7 +293,7 @@ def null_cell(rng: random.Random, file: File) -> None:
             versions = blanked(part, parts) if index == number else [part]
             truth.append([*versions, battle] if index == number and column == "turn" else versions)
     file.truths = [truth]
-    if "answer" in parts and len(file.known.truth(file.battles[number])) > 1:  # a list of answers: no pairs
+    if "answer" in parts and isinstance(cell, list):  # no answers: no pairs
         file.truths.append(exact(file.known, [b for index, b in enumerate(file.battles) if index != number]))
 
 
@@ -300,7 +301,7 @@ def blanked(battle: Battle, parts: set[str]) -> list[Battle]:
     """The battle with nothing instead of some of its parts."""
     versions = poorer(battle, parts)
     if "prompt" in parts:
-        versions += [replace(b, prompts=(*b.prompts[:-1], "")) for b in versions]
+        versions += [replace(b, prompts=prompts) for b in versions for prompts in ((*b.prompts[:-1], ""), ("",))]
     if "answer" in parts:
         versions += [replace(b, a=a) for b in versions for a in ((*b.a[:-1], ""), ("",))]
         versions += [replace(b, b=answer) for b in versions for answer in ((*b.b[:-1], ""), ("",))]
@@ -363,6 +364,9 @@ def mix(rng: random.Random, file: File) -> None:
     held = [c for c in shared if any(PARTS[known.name][c] for known in (other, file.known))]
     if any(row[c] != extra[c] for c in held for row, extra in zip(file.rows, added, strict=True)):
         return add_noise(rng, file)
+    whole = [{"instruction", "input"} <= set(row) for row in (file.rows[0], added[0], {**file.rows[0], **added[0]})]
+    if any(whole) and not all(whole[:2]):
+        return add_noise(rng, file)  # instruction and input together are another prompt
     file.rows = [{**extra, **row} for row, extra in zip(file.rows, added, strict=True)]
     file.truths = [exact(file.known, file.battles), exact(other, others)]
     if other.truth is not file.known.truth and any(c in shared for c in columns_with(other, "answer")):

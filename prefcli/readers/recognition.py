@@ -144,7 +144,8 @@ class _Search:
         for layout in layouts.SPECIFIC_LAYOUTS:
             if self._matches(layout):
                 own = {self.columns.find(_top(path)) for path in layout.columns.values()}
-                if foreign := [other for other, names in families.items() if not names <= own]:
+                foreign = [other for other, names in families.items() if not names <= own]
+                if foreign := foreign or self._of_other_answers(layout):
                     raise self._several([layout, *foreign])
                 if layout is layouts.KAGGLE and not self.columns.find(WINNER_COLUMNS[0]) and not self._turns():
                     return layouts.GENERIC
@@ -154,6 +155,14 @@ class _Search:
         if self.columns.pair_of_answers() is not None:
             return layouts.GENERIC
         raise no_layout(self.columns)
+
+    def _of_other_answers(self, layout: Layout) -> list[Layout]:
+        """The other layouts that fit but compare other columns, as in a file of both kinds of rows."""
+        own = {layout.columns.get(name) for name in RESPONSES}
+        if own == {None}:
+            return []
+        others = [other for other in layouts.SPECIFIC_LAYOUTS if own - {other.columns.get(name) for name in RESPONSES}]
+        return [other for other in others if RESPONSES[0] in other.columns and self._matches(other)]
 
     def _several(self, fitting: Sequence[Layout]) -> InputError:
         what = f"the columns fit several formats: {', '.join(layout.name for layout in fitting)}"
@@ -200,13 +209,20 @@ class _Search:
 
     def _holds_lists(self, name: str) -> bool:
         """Whether a column holds lists of texts, perhaps written as JSON."""
-        cells = [cell for cell in self.columns.column(self.columns.find(name) or name) if not is_missing(cell)]
+        cells = [c for c in self.columns.column(self.columns.find(name) or name) if not is_missing(c) and c != ""]
         return bool(cells) and all(map(is_list_of_turns, cells))
 
     def _layout_places(self, path: str) -> Places | None:
         """The places of a layout's path; parts of a sum that are not there are left out."""
         parts = [part for part in path.split("+") if self.columns.find(_top(part))]
-        return parse_places("+".join(parts), self.columns.free, self.columns.where) if parts else None
+        if not parts:
+            return None
+        places = parse_places("+".join(parts), self.columns.free, self.columns.where)
+        whole = places[0].column
+        is_key = bool(places[0].steps) and str(places[0].steps[0]).isidentifier()
+        if is_key and any(map(is_conversation, self.columns.column(whole))):
+            return self.columns.places(whole)  # the messages themselves instead of an object that holds them
+        return places
 
     # Prompt and answers under other names
 
@@ -346,7 +362,9 @@ class _Search:
         written = set()
         for name in (*TEXT_FIELDS, *PAIR, "system", "history"):
             cells = [cell for cell in (self.columns.answers(places, [name]) if name in places else []) if cell != ""]
-            if cells and all(isinstance(cell, str) and LIKE_MESSAGES.match(cell) for cell in cells):
+            like_messages = [isinstance(cell, str) and bool(LIKE_MESSAGES.match(cell)) for cell in cells]
+            beside_messages = "prompt" in written and any(like_messages)  # a row of text is then refused
+            if (like_messages and all(like_messages)) or beside_messages:
                 written.add(name)
         return frozenset(written)
 
@@ -356,7 +374,7 @@ class _Search:
             return frozenset()
         if mapped.layout.lists:
             return frozenset(PAIR)
-        cells = self.columns.answers(mapped.places, PAIR)
+        cells = [cell for cell in self.columns.answers(mapped.places, PAIR) if cell != ""]
         if not cells or not all(isinstance(cell, str) and is_list_of_turns(cell) for cell in cells):
             return frozenset()
         if self.columns.source.format is not None:

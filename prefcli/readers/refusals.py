@@ -11,7 +11,7 @@ from prefcli.errors import InputError
 from prefcli.readers import layouts
 from prefcli.readers.cells import list_names, missing_columns
 from prefcli.readers.engine import CONVERSATIONS, PAIR, RESPONSES
-from prefcli.readers.file_columns import EXPECTED, FileColumns, is_conversation
+from prefcli.readers.file_columns import EXPECTED, FileColumns, is_conversation, is_text
 from prefcli.readers.paths import did_you_mean, normalise
 
 MAX_COLUMNS = 100
@@ -19,6 +19,10 @@ MAX_COLUMNS = 100
 
 _NEAREST = (TEXT_FIELDS, CONVERSATIONS, PAIR)
 _TEXT_KEYS = ("text", "answer", "response", "completion", "output", "content", "generation")
+_BETTER = re.compile(r"(chosen|preferred|accept(ed)?|pos(itive)?|good|better|best|win(ning|ner)?|high(er)?|up)")
+_WORSE = re.compile(
+    r"(rejected|dispreferred|nonpreferred|neg(ative)?|bad|worse|worst|los(ing|e|er)|low(er)?|down|reject)"
+)
 _SCORE_KEYS = re.compile(r"(^|_)(score|rating|rank|reward|votes?)($|_)")
 
 
@@ -35,6 +39,12 @@ def no_layout(columns: FileColumns) -> InputError:
         )
     if (error := _lists_of_answers(columns)) is not None:
         return error
+    if (better_and_worse := _better_and_worse(columns)) is not None:
+        better, worse = better_and_worse
+        prompt = columns.first(layouts.PROMPT_COLUMNS) or "NAME"
+        example = f"prompt={prompt},chosen={better},rejected={worse}"
+        hint = f"Are {better} and {worse} a better and a worse answer? Name them: --columns {example}"
+        return columns.error(missing_columns(PAIR, names), hint)
     nearest = max(_NEAREST, key=lambda needed: _nearness(needed, columns))
     missing = columns.absent(nearest)
     if len(missing) == len(nearest):
@@ -43,6 +53,18 @@ def no_layout(columns: FileColumns) -> InputError:
     hints = [f"Did you mean {close[0]}?" for close in alike.values() if close]
     example = ",".join(f"{name}={close[0] if close else 'NAME'}" for name, close in alike.items())
     return columns.error(missing_columns(missing, names), " ".join([*hints, f"Name them with --columns {example}"]))
+
+
+def _better_and_worse(columns: FileColumns) -> tuple[str, str] | None:
+    """Two columns of text whose names differ in a word for the better and the worse, such as pos_resp and neg_resp."""
+    texts = [name for name in columns.free[:MAX_COLUMNS] if any(map(is_text, columns.column(name)))]
+    rests: list[dict[tuple[str, ...], str]] = []
+    for words in (_BETTER, _WORSE):
+        parts = {name: normalise(name).replace("non_", "non").split("_") for name in texts}
+        found = {name: [part for part in own if not words.fullmatch(part)] for name, own in parts.items()}
+        rests.append({tuple(rest): name for name, rest in found.items() if len(rest) < len(parts[name])})
+    rest = next((rest for rest in rests[0] if rest in rests[1]), None)
+    return None if rest is None else (rests[0][rest], rests[1][rest])
 
 
 def _nearness(names: Sequence[str], columns: FileColumns) -> float:
@@ -58,7 +80,7 @@ def _lists_of_answers(columns: FileColumns) -> InputError | None:
         return None
     for name in columns.free[:MAX_COLUMNS]:
         items = next((cell for cell in columns.column(name) if isinstance(cell, list) and cell), None)
-        if items is None or is_conversation(items):
+        if items is None or is_conversation(items) or not isinstance(items[0], (str, dict)):
             continue
         what = f"{name} holds a list; which of its items are compared, and how, is not known"
         if not isinstance(items[0], dict):
