@@ -18,6 +18,7 @@ from prefcli.battles import TEXT_FIELDS, ReadCounts, make_batch
 from prefcli.outcomes import SOFT_LABEL_COLUMNS, WINNER_COLUMNS, A, B
 from prefcli.readers import outcomes_in_columns
 from prefcli.readers.cells import (
+    TURNS_HINT,
     Location,
     RawBatch,
     excerpt,
@@ -481,6 +482,11 @@ def _plain_turns(raw: RawBatch, name: str, location: Location) -> tuple[pa.Array
     """Plain text as a single turn; lists of turns unchanged."""
     column = raw.columns[name]
     if isinstance(column, list):
+        if any(isinstance(cell, (list, tuple)) for cell in column):
+            row = next((row for row, cell in enumerate(column) if isinstance(cell, str)), None)
+            if row is not None:
+                what = f"expected a list of turns as in other rows, found {excerpt(column[row])}"
+                raise location.error(what, row=row, column=name, hint=TURNS_HINT)
         turns = [list(cell) if isinstance(cell, (list, tuple)) else [_scalar_as_text(cell)] for cell in column]
         return turns_array(turns, name, location)
     if raw.is_nested(name):
