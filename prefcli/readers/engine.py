@@ -483,9 +483,10 @@ def _plain_turns(raw: RawBatch, name: str, location: Location) -> tuple[pa.Array
     column = raw.columns[name]
     if isinstance(column, list):
         if any(isinstance(cell, (list, tuple)) for cell in column):
-            row = next((row for row, cell in enumerate(column) if isinstance(cell, str)), None)
+            row = next((row for row, cell in enumerate(column) if cell is None or isinstance(cell, str)), None)
             if row is not None:
-                what = f"expected a list of turns as in other rows, found {excerpt(column[row])}"
+                found = "nothing" if column[row] is None else excerpt(column[row])
+                what = f"expected a list of turns as in other rows, found {found}"
                 raise location.error(what, row=row, column=name, hint=TURNS_HINT)
         turns = [list(cell) if isinstance(cell, (list, tuple)) else [_scalar_as_text(cell)] for cell in column]
         return turns_array(turns, name, location)

@@ -344,9 +344,12 @@ class _Search:
         )
 
     def _turns(self, places: Mapping[str, Places] | None = None) -> bool:
-        """Whether prompt and answers of the first row are texts that hold lists of turns."""
+        """Whether prompt and answers of the first row that has them are texts that hold lists of turns."""
         places = places or {name: self.columns.places(name) for name in TEXT_FIELDS}
-        first = [cell for name in TEXT_FIELDS for cell in self.columns.cells(places[name])[:1]]
+        rows = list(zip(*(self.columns.cells(places[name]) for name in TEXT_FIELDS), strict=False))
+        first = next((row for row in rows if not any(is_missing(cell) or cell == "" for cell in row)), ())
+        if not first:
+            return not rows
         if all(isinstance(cell, str) and LIKE_LIST.fullmatch(cell) for cell in first):
             if not all(map(is_list_of_turns, first)):
                 raise self.columns.error(
