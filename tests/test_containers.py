@@ -500,7 +500,6 @@ def test_missing_values_and_dates_of_pandas_are_plain() -> None:
         (7, "is int", "a DataFrame"),
         (pd.DataFrame({"a": [object()]}), "a cell is object", "Cells are text"),
     ],
-    ids=str,
 )
 def test_what_is_no_table_is_refused_with_what_to_pass(table: Any, what: str, hint: str) -> None:
     with pytest.raises(InputError) as error:

@@ -113,6 +113,25 @@ def test_constants_that_older_releases_saved_are_left_out(bert_folder: Path, tmp
     load(altered(bert_folder, tmp_path / "altered", lambda state: state | {name: torch.ones(2) for name in names}))
 
 
+def test_debertas_checkpoints_are_read_as_the_hub_has_them(tmp_path: Path) -> None:
+    from transformers import DebertaV2Config, DebertaV2Model
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    positions = {"relative_attention": True, "position_buckets": 4, "pos_att_type": ["p2c", "c2p"]}
+    model = DebertaV2Model(DebertaV2Config(vocab_size=50, position_biased_input=False, **sizes, **positions))
+    pretraining = ("lm_predictions.lm_head.bias", "mask_predictions.classifier.weight", "config")
+    tables = ("deberta.embeddings.position_embeddings.weight", "deberta.embeddings.word_embeddings._weight")
+    state = {name: torch.ones(2) for name in (*pretraining, *tables)}
+    state |= {f"deberta.{name}": tensor.half() for name, tensor in model.state_dict().items()}
+    model.config.architectures = None  # as in the hub's config.json
+    model.config.save_pretrained(tmp_path)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    notes = Notes()
+    loaded = load(tmp_path, notes=notes).state_dict()
+    assert not notes.lines
+    assert all(torch.equal(loaded[name], tensor.half().float()) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_numbers_are_refused(bert_folder: Path, tmp_path: Path, value: float) -> None:
     name = "encoder.layer.1.output.dense.bias"

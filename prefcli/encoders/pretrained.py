@@ -30,12 +30,15 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 SMALL_FILES = ("*.json", "*.model", "*.txt")
 """Configuration and tokenizer."""
 HEAD = re.compile(
-    r".*(head|classifier|predict|score|outputs|logits|loss).*|vocab_.*|cls|decoder|dense|pooler|pred_layer|"
-    r"sequence_summary|(value|reward)_.*"
+    r".*(head|classifier|predict|score|outputs|logits|loss).*|vocab_.*|cls|config|decoder|dense|pooler|pred_layer|"
+    r"sequence_summary|(value|reward|regression)_.*|gating"
 )
 """First parts of the names of a task's layers, in transformers' own models and in common reward models."""
-BUFFER = re.compile(r".*(\b|_)(masked_bias|inv_freq|position_ids|attn\.bias|attn\.attention\.bias)")
-"""Names of constants that older releases of transformers saved beside the weights, and newer ones compute."""
+BUFFER = re.compile(
+    r".*(\b|_)(masked_bias|inv_freq|position_ids|attn\.bias|attn\.attention\.bias|word_embeddings\._weight)"
+)
+"""Names of constants that older releases of transformers saved beside the weights, and newer ones compute; and of what
+DeBERTa's pretraining (He et al., "DeBERTaV3", 2021, section 3.2) keeps beside the embeddings it has been added to."""
 MAX_NAMES = 4
 """Tensors that a message names."""
 HINT = "The weights must be those of config.json: as save_pretrained writes both, or as the hub has them."
