@@ -312,7 +312,7 @@ class Mapped:
             )
             columns |= soft
             if len(labels) == len(self.more_winners):  # nothing better known says who won
-                labels = {",".join(SOFT_LABEL_COLUMNS): outcomes_in_columns.most_probable(soft), **labels}
+                labels = {",".join(SOFT_LABEL_COLUMNS): outcomes_in_columns.argmax_labels(soft), **labels}
             else:
                 outcomes_in_columns.check_soft_labels(next(iter(labels.values())), soft, location)
         if labels:

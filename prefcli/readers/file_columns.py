@@ -84,7 +84,7 @@ class FileColumns:
         return [name for name in names if name not in self.given and not self.find(name)]
 
     def pairs(self, stems: Sequence[str]) -> list[tuple[str, str]]:
-        """The pairs of free columns that are told apart by a and b, or by numbers.
+        """The pairs of free columns whose names differ by a and b, or by numbers.
 
         Raises
         ------

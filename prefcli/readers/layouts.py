@@ -47,7 +47,7 @@ SUFFIXES = (
     *(("_1", "_2", "_3"), ("1", "2", "3")),
     *(("_0", "_1", "_2"), ("0", "1", "2")),
 )
-"""How two answers are told apart, and their models; the last one would be a third."""
+"""How the names of two answers, or of their models, differ; the last one would be a third."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ class Layout:
     has_both_bad: bool = True
     """Whether words for a winner tell bad ties from good ones."""
     lists: tuple[str, ...] = ()
-    """Columns that have to hold lists of texts, by which it is told from layouts with the same names."""
+    """Columns that have to hold lists of texts, by which it differs from layouts with the same names."""
     keeps_ids: bool = False
     """Whether ids are used unchanged; if not, repeated ones get a numbered suffix."""
 

@@ -164,14 +164,13 @@ class OutcomeRule:
             if UNKNOWN in votes:
                 return UNKNOWN
             return votes[0] if len({label for label, _ in votes}) == 1 else (TIE, False)
-        counts = Counter(label for label, _ in votes if label is not None).most_common(2)
+        counts = Counter(label for label, _ in votes if label is not None)
         if not counts:
             return UNKNOWN
-        label = TIE if len(counts) > 1 and counts[0][1] == counts[1][1] else counts[0][0]
-        return (
-            label,
-            all(bad for voted, bad in votes if voted == TIE) if label == TIE and (TIE, True) in votes else False,
-        )
+        leading = [label for label, count in counts.items() if count == max(counts.values())]
+        label = leading[0] if len(leading) == 1 else TIE
+        ties = [bad for voted, bad in votes if voted == TIE]
+        return label, label == TIE and bool(ties) and all(ties)
 
     def _compare(self, first: Any, second: Any, row: int, location: Location) -> Outcome:
         values = [number(cell, row, name, location) for cell, name in zip((first, second), self.columns, strict=True)]

@@ -162,7 +162,7 @@ def soft_labels(columns: Sequence[Sequence[str | None]], location: Location) -> 
     }
 
 
-def most_probable(soft: Mapping[str, pa.Array]) -> list[int | None]:
+def argmax_labels(soft: Mapping[str, pa.Array]) -> list[int | None]:
     """The most probable outcome of each row, None if two are equally probable."""
     return [_argmax(row) for row in zip(*(soft[name].to_pylist() for name in SOFT_LABEL_COLUMNS), strict=True)]
 

@@ -194,7 +194,7 @@ class _Search:
         return layout
 
     def _matches(self, layout: Layout) -> bool:
-        """Whether all columns of a layout are there; its outcome speaks of its own two answers."""
+        """Whether all columns of a layout are there; its outcome is that of its own two answers."""
         if layout.outcome and self.columns.given.keys() & {*RESPONSES, *CONVERSATIONS, *PAIR}:
             return False
         paths = [path for name, path in layout.columns.items() if name not in layouts.OPTIONAL_COLUMNS]
