@@ -213,6 +213,28 @@ def test_a_mistake_in_the_first_row_is_found_without_reading_on(monkeypatch: pyt
         json_rows.scan(lambda: io.BufferedReader(Endless()), "rows.jsonl", 1 << 30)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"q": {"t": ["Name a fish."]}, "c": [{"text": "cod", "s": 3}, {"text": "eel", "s": 1}]},
+        {"question_id": "x", "games": [{"score": "A>B"}]},
+        {"conversation": [{"input": "q", "output": "x"}], "chosen": "x", "rejected": "y"},
+        {"prompt": ["q", "r"], "response_a": ["x", "y"], "response_b": ["x", "z"]},
+    ],
+)
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows"])
+def test_one_object_on_a_line_is_a_row(tmp_path: Path, name: str, row: dict[str, Any]) -> None:
+    assert read(write(tmp_path / name, json.dumps(row).encode())) == [row]
+
+
+def test_the_list_of_battles_is_proposed_where_there_are_several(tmp_path: Path) -> None:
+    document = {"features": [{"name": "prompt"}], "rows": [{"row": {"prompt": "q"}}], "num_rows_total": 1}
+    path = write(tmp_path / "rows.json", json.dumps(document).encode())
+    with pytest.raises(InputError, match="several lists may be the rows") as error:
+        read(path)
+    assert "jq -c '.rows[]'" in error.value.hint
+
+
 # CSV
 
 CELLS = [

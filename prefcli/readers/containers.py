@@ -92,13 +92,15 @@ class Container:
     """Of text that is not UTF-8."""
     delimiter: str = ","
     """Between the cells of CSV."""
+    is_json_lines: bool = False
+    """Whether the name does not say that the file is one JSON document: one object is then a row, if in doubt."""
     spool: Any = field(default=None, repr=False, compare=False)
     """Keeps the temporary copy: it is deleted when this is closed."""
 
     @functools.cached_property
     def json_table(self) -> JsonTable:
         """How the rows of a JSON file are arranged, and their keys: found by reading all of it."""
-        return scan(self.open, self.name, MAX_ROW_BYTES)
+        return scan(self.open, self.name, MAX_ROW_BYTES, lines=self.is_json_lines)
 
     @property
     def description(self) -> str:
@@ -274,7 +276,7 @@ def _recognise(container: Container, file_name: str, wanted: str, preferred: str
     is_json = _KINDS.get(suffix) == "json" or beginning.startswith(("{", "[") if suffix not in _KINDS else ('{"', "[{"))
     container = dataclasses.replace(container, kind="json" if is_json else "csv", encoding=encoding)
     if is_json:
-        return container
+        return dataclasses.replace(container, is_json_lines=suffix != ".json")
     return dataclasses.replace(container, delimiter=_delimiter(container, "\t" if suffix == ".tsv" else ","))
 
 

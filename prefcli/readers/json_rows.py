@@ -27,9 +27,11 @@ MAX_TOKEN_CHARS = 64
 
 WRAPPERS = frozenset(("data", "examples", "items", "records", "results", "rows", "test", "train", "validation"))
 """Keys under which a file's rows are found whatever stands beside them."""
+_PAIRS = ({"response_a", "response_b"}, {"conversation_a", "conversation_b"}, {"chosen", "rejected"})
+"""Keys of a battle: a list whose objects have them holds the rows, too."""
 ROW_NAMES = frozenset(
     ("id", "prompt", "system", "instruction", "question", "input", "query", "request", "context", "messages")
-)
+).union(*_PAIRS)
 """Keys of an object that is itself a row, so that its lists of objects belong to it."""
 
 Arrangement = Literal["objects", "array", "wrapped", "lists", "columns", "index", "split"]
@@ -59,10 +61,13 @@ class JsonTable:
         return {"lists": "by columns", "columns": "by columns", "split": "by columns"}.get(self.arrangement, "")
 
 
-def scan(open_stream: Callable[[], AbstractContextManager[IO[bytes]]], file: str, max_row_bytes: int) -> JsonTable:
+def scan(
+    open_stream: Callable[[], AbstractContextManager[IO[bytes]]], file: str, max_row_bytes: int, *, lines: bool = False
+) -> JsonTable:
     """Read a whole JSON file for the arrangement of its rows and their keys.
 
-    Every row is looked at: a key may occur in a late row for the first time.
+    Every row is looked at: a key may occur in a late row for the first time. With ``lines`` one object is
+    a row unless its keys show that it is a document.
 
     Raises
     ------
@@ -75,7 +80,7 @@ def scan(open_stream: Callable[[], AbstractContextManager[IO[bytes]]], file: str
         text = _Text(stream, location, max_row_bytes, json.JSONDecoder(object_pairs_hook=_unique_keys).raw_decode)
         with text.errors():
             try:
-                return _scan(text, location)
+                return _scan(text, location, lines)
             except UnicodeDecodeError:
                 pass
     with open_stream() as stream:
@@ -314,7 +319,7 @@ class _Member:
 _CELLS = {"texts", "scalars", "lists"}
 
 
-def _scan(text: _Text, location: Location) -> JsonTable:
+def _scan(text: _Text, location: Location, lines: bool) -> JsonTable:
     names: dict[str, None] = {}
     if text.peek() == "[":
         for row, _ in text.items():
@@ -330,7 +335,7 @@ def _scan(text: _Text, location: Location) -> JsonTable:
             members[name] = _scan_member(name, text)
         text.row += 1
         if not text.peek():
-            return _arrangement_of_one(members, location)
+            return _arrangement_of_one(members, location, lines)
         names = dict.fromkeys(members)
     for row, _ in text.values():
         _add_names(names, row)
@@ -376,7 +381,7 @@ def _kind_of(item: Any) -> str:
     return "lists" if isinstance(item, list) else "texts" if isinstance(item, str) else "scalars"
 
 
-def _arrangement_of_one(members: Mapping[str, _Member], location: Location) -> JsonTable:
+def _arrangement_of_one(members: Mapping[str, _Member], location: Location, lines: bool) -> JsonTable:
     """The arrangement of a file that is one object: its rows are inside, or it is the only row."""
     if _is_split(members):
         return _table("split", members["columns"].texts, location)
@@ -390,6 +395,8 @@ def _arrangement_of_one(members: Mapping[str, _Member], location: Location) -> J
     lengths = {member.length for member in members.values()}
     if kinds and kinds <= _CELLS | {"mixed"} and len(lengths) == 1:
         if members.keys() <= set(TEXT_FIELDS) and kinds == {"texts"} and lengths != {1}:
+            if lines:
+                return _table("objects", members, location)
             raise InputError(
                 "this may be one battle of several turns, or several battles by columns",
                 where=location.file,
@@ -397,12 +404,13 @@ def _arrangement_of_one(members: Mapping[str, _Member], location: Location) -> J
             )
         return _table("lists", members if lengths != {0} else (), location)
     lists = [name for name, member in members.items() if member.kind == "objects"]
-    if lists and (WRAPPERS.intersection(lists) or not ROW_NAMES.intersection(members)):
+    wrappers = [name for name in lists if name in WRAPPERS or any(map(members[name].names.keys().__ge__, _PAIRS))]
+    if lists and (wrappers or not (lines or ROW_NAMES.intersection(members))):
         if len(lists) > 1:
             raise InputError(
                 f"several lists may be the rows: {list_names(lists)}",
                 where=location.file,
-                hint=f"Take one of them: jq -c '.{lists[0]}[]' FILE | prefcli ... -",
+                hint=f"Take one of them: jq -c '.{(wrappers or lists)[0]}[]' FILE | prefcli ... -",
             )
         return _table("wrapped", members[lists[0]].names, location, lists[0])
     return _table("objects", members, location)
