@@ -634,3 +634,23 @@ def test_rows_of_two_published_layouts_are_refused(tmp_path: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     assert "the columns fit several formats: helpsteer2, safe-rlhf" in refused(path)
+
+
+def test_a_pair_without_answers_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    rows = [
+        {"prompt": "P", "chosen": "x", "rejected": ""},
+        {"prompt": "Q", "chosen": "", "rejected": None, "chosen_response": "v", "rejected_response": "w"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert refused(path).startswith("no answers\n")
+    assert "row 2, column chosen and rejected" in refused(path)
+
+
+def test_lists_of_turns_below_plain_texts_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "both.csv"
+    with path.open("w", newline="") as file:
+        plain, lists = ("P", "x", "y", "a"), ('["P", "Q"]', '["x", "z"]', '["y", ""]', "b")
+        csv.writer(file).writerows([("prompt", "response_a", "response_b", "winner"), plain, lists])
+    assert refused(path).startswith("the texts of row 2 are lists of turns, those of row 1 are not\n")
+    assert [row["prompt"] for row in read(path, format="generic")] == [["P"], ['["P", "Q"]']]

@@ -364,6 +364,8 @@ def mix(rng: random.Random, file: File) -> None:
     held = [c for c in shared if any(PARTS[known.name][c] for known in (other, file.known))]
     if any(row[c] != extra[c] for c in held for row, extra in zip(file.rows, added, strict=True)):
         return add_noise(rng, file)
+    if {"system", "system_prompt", "history"} & (set(added[0]) - set(file.rows[0])):
+        return add_noise(rng, file)  # these go before any prompt
     whole = [{"instruction", "input"} <= set(row) for row in (file.rows[0], added[0], {**file.rows[0], **added[0]})]
     if any(whole) and not all(whole[:2]):
         return add_noise(rng, file)  # instruction and input together are another prompt

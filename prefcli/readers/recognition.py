@@ -358,7 +358,16 @@ class _Search:
                     "--format generic reads them as plain text.",
                 )
             return True
-        return all(map(is_list_of_turns, first)) and any(isinstance(cell, str) for cell in first)
+        if all(map(is_list_of_turns, first)):
+            return any(isinstance(cell, str) for cell in first)
+        rows = zip(*(self.columns.cells(places[name]) for name in TEXT_FIELDS), strict=False)
+        for number, row in enumerate(rows, start=1):
+            if all(isinstance(cell, str) and is_list_of_turns(cell) for cell in row):
+                raise self.columns.error(
+                    f"the texts of row {number} are lists of turns, those of row 1 are not",
+                    "Read them as two files; --format generic reads all of them as plain text.",
+                )
+        return False
 
     def _written_messages(self, places: Mapping[str, Places]) -> frozenset[str]:
         """The columns whose texts are messages, written as JSON or as Python writes them."""
@@ -366,8 +375,10 @@ class _Search:
         for name in (*TEXT_FIELDS, *PAIR, "system", "history"):
             cells = [cell for cell in (self.columns.answers(places, [name]) if name in places else []) if cell != ""]
             like_messages = [isinstance(cell, str) and bool(LIKE_MESSAGES.match(cell)) for cell in cells]
-            beside_messages = "prompt" in written and any(like_messages)  # a row of text is then refused
-            if (like_messages and all(like_messages)) or beside_messages:
+            some_are = any(like_messages) and (
+                "prompt" in written or (name in PAIR and any(map(is_conversation, cells)))
+            )
+            if (like_messages and all(like_messages)) or some_are:  # rows of text are refused in the latter case
                 written.add(name)
         return frozenset(written)
 
