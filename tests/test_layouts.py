@@ -860,3 +860,47 @@ def test_files_of_two_layouts_are_refused(tmp_path: Path) -> None:
 def test_a_sum_takes_a_text_that_repeats_once(tmp_path: Path) -> None:
     row = {"instruction": "Q?", "input": "Q?", "chosen": "x", "rejected": "y"}
     assert list(map(with_answers_sorted, read_with(tmp_path, [row]))) == [FIRST]
+
+
+def test_an_outcome_column_that_later_rows_fill_has_to_say_the_same(tmp_path: Path) -> None:
+    rows = [*[{**PLAIN, "winner": "a", "label": None}] * 101, {**PLAIN, "winner": None, "label": "b"}]
+    assert [battle[3] for battle in read_with(tmp_path, rows)] == [1] * 101 + [2]
+    error = refused(tmp_path, [*rows, {**PLAIN, "winner": "a", "label": "b"}])
+    assert "winner says A, label says B" in error.what
+    assert "row 103" in error.where
+
+
+@pytest.mark.parametrize(
+    "name", ["preference.responses", "preferredResponse", "prefer_a", "result", "humanLabel", "vote-count"]
+)
+def test_names_of_outcomes_are_noticed_however_they_are_spelled(tmp_path: Path, name: str) -> None:
+    assert f"what {name} means is not clear" in refused(tmp_path, [{**PLAIN, name: "x"}]).what
+
+
+def test_ties_beside_chosen_and_rejected_are_asked_about(tmp_path: Path) -> None:
+    row = {"prompt": "Q?", "chosen": "x", "rejected": "y", "label": "tie", "chosen_model": "m", "rejected_score": 3}
+    file = open_battles(write(tmp_path / "rows.jsonl", [row]))
+    assert file.questions == ("label is not read: the answers' columns say who won",)
+
+
+@pytest.mark.parametrize(
+    ("more", "hint"),
+    [
+        ({"selected": "left"}, "--outcome 'selected: left=a'"),
+        ({"preference": "Mostly A"}, "--outcome 'preference: Mostly A=...'"),
+        ({"preference": [{"user": "u", "value": "A"}]}, "--outcome 'preference.0.value: A=a'"),
+        ({"a_better": False}, "--outcome 'a_better: true=a, false=b' or --outcome 'a_better: false=a, true=b'"),
+        ({"votes_a": 1, "votes_b": 2}, "--outcome 'votes_a,votes_b: higher'"),
+        ({"winner": "first"}, "--outcome 'winner: first=tie, ...'"),
+    ],
+)
+def test_the_hint_names_the_values(tmp_path: Path, more: dict[str, Any], hint: str) -> None:
+    assert hint in refused(tmp_path, [{**PLAIN, **more}]).hint
+
+
+def test_winners_of_spreadsheets_and_of_judges_are_read(tmp_path: Path) -> None:
+    flags = {"winner_model_a": "TRUE", "winner_model_b": "FALSE", "winner_tie": "FALSE"}
+    assert read_with(tmp_path, [{**PLAIN, **flags}])[0][3] == 1
+    words = {"[[A>>B]]": 1, "[[B>A]]": 2, "[[A=B]]": "tie"}
+    rows = [{**PLAIN, "verdict": word} for word in words]
+    assert [battle[3] for battle in read_with(tmp_path, rows)] == list(words.values())

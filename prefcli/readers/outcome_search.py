@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +12,13 @@ import pyarrow as pa
 
 from prefcli.battles import describe_battle
 from prefcli.errors import InputError
-from prefcli.outcomes import SOFT_LABEL_COLUMNS, WINNER_COLUMNS
+from prefcli.outcomes import SOFT_LABEL_COLUMNS, TIE, WINNER_COLUMNS, A, B
 from prefcli.readers.cells import RawBatch, excerpt, list_names, missing_columns
 from prefcli.readers.engine import Mapped
 from prefcli.readers.file_columns import FileColumns
-from prefcli.readers.outcome_rules import OutcomeRule, comparable
+from prefcli.readers.outcome_rules import UNKNOWN, Outcome, OutcomeRule, comparable
 from prefcli.readers.outcomes_in_columns import WINNERS, spelling
-from prefcli.readers.paths import ColumnPath, is_missing, normalise
+from prefcli.readers.paths import ColumnPath, as_text, is_missing, normalise
 
 _NAMES_OF_OUTCOMES = """
     winner label labels preferred preference choice vote verdict judgment judgement better outcome result
@@ -26,11 +27,14 @@ _NAMES_OF_OUTCOMES = """
 OUTCOME_NAMES = frozenset(_NAMES_OF_OUTCOMES.split())
 """Names of a column that is read as the outcome if it holds words for a winner, and nothing else does."""
 
+MAX_VALUES = 6
+"""That are spelled out in a hint."""
 MAX_SUSPECTS = 100
 """Columns that are looked at."""
 
 _OUTCOME_WORDS = re.compile(
-    r"(^|_)(winner|win|chosen|labels?|preferred|preferences?|choice|votes?|verdict|judge?ments?|better|safer|best|outcome|"
+    r"(^|_)(winner|win|chosen|labels?|prefers?|preferred|preferences?|choice|votes?|verdict|judge?ments?|better|safer|best|"
+    r"outcome|results?|"
     r"ratings?|scores?|ranks?|ranking|annotator_?\d*|annotations?|selected|\w*vote)($|_)"
 )
 
@@ -61,9 +65,12 @@ def find_outcome(mapped: Mapped, columns: FileColumns, needed: bool) -> tuple[Ma
             _check_rows_of_one_layout(mapped, OutcomeRule.parse(rule), columns)
     elif not mapped.has_known_winner:
         mapped = _with_words(mapped, columns, needed)
-    if columns.source.outcome or mapped.has_known_winner or mapped.rule:
+    if columns.source.outcome or mapped.rule:
         return mapped, ()
     not_read = [name for name in columns.names if name not in mapped.columns]
+    if mapped.has_known_winner:
+        in_words = [name for name in not_read[:MAX_SUSPECTS] if _are_words(name, mapped, columns)]
+        return mapped, tuple(f"{name} is not read: the answers' columns say who won" for name in in_words)
     said = [place.column for name in ("winner", "label") for place in columns.given.get(name, ())]
     suspects = [name for name in dict.fromkeys([*said, *_suspects(not_read, columns)]) if name in not_read]
     if not mapped.has_outcome and suspects and needed:
@@ -114,8 +121,10 @@ def _with_words(mapped: Mapped, columns: FileColumns, needed: bool) -> Mapped:
     mapped = dataclasses.replace(mapped, places=places)
     label = columns.given.get("label")
     names = [p.column for p in label] if label else [n for n in columns.free if normalise(n) in OUTCOME_NAMES]
-    in_words = [name for name in names if name not in mapped.columns and _are_words(name, mapped, columns)]
-    if mapped.has_outcome:  # these have to say the same
+    names = [name for name in names if name not in mapped.columns]
+    in_words = [name for name in names if _are_words(name, mapped, columns)]
+    if mapped.has_outcome:  # these have to say the same, and so have columns that later rows fill
+        in_words += [name for name in names if _is_empty(name, columns)]
         return dataclasses.replace(mapped, more_winners=tuple((ColumnPath(name),) for name in in_words))
     if len(in_words) > 1:
         what = f"several columns hold words for a winner: {list_names(in_words)}"
@@ -130,12 +139,17 @@ def _are_words(name: str, mapped: Mapped, columns: FileColumns) -> bool:
     return bool(words) and all(word in WINNERS or word in mapped.own_spellings for word in words)
 
 
+def _is_empty(name: str, columns: FileColumns) -> bool:
+    return all(is_missing(cell) or cell == "" for cell in columns.column(name))
+
+
 def _suspects(names: Sequence[str], columns: FileColumns) -> list[str]:
     """Columns that look like an outcome: by name, or by their values."""
     suspects = []
     for name in names[:MAX_SUSPECTS]:
         words = [spelling(str(value)) for value in columns.values((ColumnPath(name),))]
-        if _OUTCOME_WORDS.search(normalise(name)) or (words and all(word in WINNERS for word in words)):
+        parts = re.sub(r"(?<=[a-z])(?=[A-Z])|\W+", "_", name).lower()
+        if _OUTCOME_WORDS.search(parts) or (words and all(word in WINNERS for word in words)):
             suspects.append(name)
     return suspects
 
@@ -146,11 +160,11 @@ def _unclear(mapped: Mapped, suspects: Sequence[str], columns: FileColumns) -> I
     values = columns.values((ColumnPath(name),))
     what = f"what {name} means is not clear" + (f": it holds {_list_values(values)}" if values else "")
     readings = _readings(name, values)
-    for first, second in columns.pairs(("score", "rating", "reward")):
+    for first, second in columns.pairs(("score", "rating", "reward", "votes", "likes", "rank")):
         if first in suspects and second in suspects:
             what = f"what {first} and {second} mean is not clear"
             readings = [f"{first},{second}: higher", f"{first},{second}: lower"]
-    how = " or ".join(f"--outcome '{reading}'" for reading in readings or [f"{name}: ...=a, ...=b, ...=tie"])
+    how = " or ".join(f"--outcome '{reading}'" for reading in readings or [_in_words(name, columns)])
     hint = f"Say it with {how}; or {name} is no outcome: --columns {name}="
     where = f"{columns.where}, column {name}"
     return InputError(what + _first_battle(mapped, readings, columns), where=where, hint=hint)
@@ -187,6 +201,8 @@ def _list_values(values: Sequence[Any]) -> str:
 
 def _readings(name: str, values: Sequence[Any]) -> list[str]:
     """The two likely meanings of a column of numbers."""
+    if values and all(str(value).lower() in ("true", "false") for value in values):
+        return [f"{name}: true=a, false=b", f"{name}: false=a, true=b"]
     present = {number for value in values if isinstance(number := comparable(value), float)}
     if not present or not all(isinstance(comparable(value), float) for value in values):
         return []
@@ -206,6 +222,28 @@ def _readings(name: str, values: Sequence[Any]) -> list[str]:
     return [f"{name}: >{bound}=a, <{bound}=b, {bound}=tie", f"{name}: <{bound}=a, >{bound}=b, {bound}=tie"]
 
 
+def _in_words(name: str, columns: FileColumns) -> str:
+    """A rule for the values of a column; of those that are no words for a winner the user has to say the meaning."""
+    steps = _steps_into(next((cell for cell in columns.column(name) if not is_missing(cell)), None))
+    place = ColumnPath(name, steps)
+    targets: dict[Outcome, str] = {(A, False): "a", (B, False): "b", (TIE, False): "tie", (TIE, True): "both_bad"}
+    clauses = []
+    for value in columns.values((place,))[:MAX_VALUES]:
+        target = targets.get(WINNERS.get(spelling(str(value)), UNKNOWN), "...")
+        clauses.append(f"{json.dumps(value, ensure_ascii=False) if ',' in str(value) else as_text(value)}={target}")
+    return f"{place}: {', '.join(clauses) or '...=a, ...=b, ...=tie'}"
+
+
+def _steps_into(cell: Any) -> tuple[str, ...]:
+    """The way to the first value inside of lists and objects."""
+    if isinstance(cell, list) and cell:
+        return ("0", *_steps_into(cell[0]))
+    if isinstance(cell, dict) and cell:
+        key = "value" if "value" in cell else next(iter(cell))
+        return (key, *_steps_into(cell[key]))
+    return ()
+
+
 def _how_to_read(name: str, columns: FileColumns) -> str:
-    readings = _readings(name, columns.values((ColumnPath(name),))) or [f"{name}: ...=a, ...=b"]
+    readings = _readings(name, columns.values((ColumnPath(name),))) or [_in_words(name, columns)]
     return f"--outcome '{readings[0]}' reads it, --columns {name}= says no"

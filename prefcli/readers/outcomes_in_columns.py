@@ -19,10 +19,12 @@ MIN_SURE, MAX_DOUBTED = 0.9, 0.05
 
 _words = str.split
 _NAMES = ("model", "response", "answer", "assistant", "output", "completion", "option")
-_TIES = "tie tied draw equal same [[c]] a=b b=a both_good tie_(inconsistent) tie_(both_good) tie_(bothgood)"
+_A = "a left [[a]] a>b a>>b b<a b<<a [[a>b]] [[a>>b]]"
+_B = "b right [[b]] b>a b>>a a<b a<<b [[b>a]] [[b>>a]]"
+_TIES = "tie tied draw equal same [[c]] a=b b=a [[a=b]] both_good tie_(inconsistent) tie_(both_good) tie_(bothgood)"
 WINNERS: dict[str, Outcome] = {
-    **dict.fromkeys([*(f"{name}_a" for name in _NAMES), *_words("a left [[a]] a>b a>>b b<a b<<a")], (A, False)),
-    **dict.fromkeys([*(f"{name}_b" for name in _NAMES), *_words("b right [[b]] b>a b>>a a<b a<<b")], (B, False)),
+    **dict.fromkeys([*(f"{name}_a" for name in _NAMES), *_words(_A)], (A, False)),
+    **dict.fromkeys([*(f"{name}_b" for name in _NAMES), *_words(_B)], (B, False)),
     **dict.fromkeys(_words(_TIES), (TIE, False)),
     **dict.fromkeys(_words("both_bad bothbad tie_(bothbad) tie_(both_bad)"), (TIE, True)),
 }
@@ -80,7 +82,8 @@ def winners(
             by_word = None
         outcome = by_word or by_name
         if outcome is None:
-            raise location.error(f"unknown winner {excerpt(text)}", row=row, column=column, hint=_EXPECTED)
+            hint = f"{_EXPECTED} Other words: --outcome '{column}: {text[:40]}=tie, ...'; not read: --columns {column}="
+            raise location.error(f"unknown winner {excerpt(text)}", row=row, column=column, hint=hint)
         outcomes.append(outcome)
     return outcomes
 
@@ -91,7 +94,7 @@ def _model(text: str, names: Sequence[str | None]) -> Outcome | None:
     return None if named[0] == named[1] else (A if named[0] else B, False)
 
 
-_FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "False": 0, "True": 1}
+_FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
 
 def one_hot_labels(columns: Sequence[Sequence[str | None]], location: Location) -> list[int | None]:
@@ -109,7 +112,7 @@ def one_hot_labels(columns: Sequence[Sequence[str | None]], location: Location) 
             continue
         flags = []
         for name, cell in zip(WINNER_COLUMNS, cells, strict=True):
-            if (flag := _FLAGS.get(cell or "")) is None:
+            if (flag := _FLAGS.get((cell or "").lower())) is None:
                 raise location.error(
                     f"expected 0 or 1, found {excerpt(cell or '')}",
                     row=row,
