@@ -360,8 +360,8 @@ class _Search:
             return True
         if all(map(is_list_of_turns, first)):
             return any(isinstance(cell, str) for cell in first)
-        rows = zip(*(self.columns.cells(places[name]) for name in TEXT_FIELDS), strict=False)
-        for number, row in enumerate(rows, start=1):
+        cells = [self.columns.cells(places[name]) for name in TEXT_FIELDS]
+        for number, row in enumerate(zip(*cells, strict=False), start=1):
             if all(isinstance(cell, str) and is_list_of_turns(cell) for cell in row):
                 raise self.columns.error(
                     f"the texts of row {number} are lists of turns, those of row 1 are not",

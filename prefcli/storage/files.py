@@ -304,7 +304,7 @@ def refuse_to_replace(output: Path, inputs: Iterable[Path]) -> None:
     if not output.is_file() and not output.is_dir():
         return  # nothing is there, or a device
     for path in inputs:
-        place = Path("/dev/stdin" if path == Path("-") else path).resolve()
+        place = Path(os.path.realpath("/dev/stdin" if path == Path("-") else path))  # links may lead in a circle
         if not place.exists() and not any(parent.is_file() for parent in place.parents):
             continue  # neither a file nor a member of an archive, such as the name of an encoder on the hub
         for part in (place, *place.parents):
