@@ -15,6 +15,7 @@ import pytest
 from conftest import Result, battle, write_csv
 
 import prefcli
+from prefcli import __main__
 from prefcli.cli import main
 from prefcli.data.synthetic import Demo
 
@@ -165,6 +166,20 @@ def test_an_interrupted_preprocess_leaves_no_partial_cache(tmp_path: Path, numbe
     assert process.returncode == 128 + number, said
     assert "Traceback" not in said
     assert {p.name.split("-")[0] for p in stages.iterdir()} == {"battles"}
+
+
+def test_an_interrupt_while_modules_are_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupting:
+        def find_spec(self, *arguments: object) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "prefcli.cli.main")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit, match="130"):
+        __main__.main()
+    assert capsys.readouterr().err == "error: interrupted\n"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), main._Stopped(143)])

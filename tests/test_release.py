@@ -81,7 +81,7 @@ def test_the_wheel_says_what_it_is_and_what_it_needs(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         information = f"prefcli-{prefcli.__version__}.dist-info/"
         metadata = email.message_from_bytes(archive.read(information + "METADATA"))
-        assert b"prefcli = prefcli.cli.main:main" in archive.read(information + "entry_points.txt")
+        assert b"prefcli = prefcli.__main__:main" in archive.read(information + "entry_points.txt")
     assert metadata["Version"] == prefcli.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
