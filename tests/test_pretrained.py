@@ -107,6 +107,7 @@ def test_constants_that_older_releases_saved_are_left_out(bert_folder: Path, tmp
     names = (
         "encoder.layer.0.attn.bias",
         "encoder.layer.0.attn.masked_bias",
+        "encoder.layer.0.attn.causal_mask",
         "embeddings.position_ids",
         "rotary.inv_freq",
     )

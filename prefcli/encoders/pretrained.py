@@ -35,7 +35,7 @@ HEAD = re.compile(
 )
 """First parts of the names of a task's layers, in transformers' own models and in common reward models."""
 BUFFER = re.compile(
-    r".*(\b|_)(masked_bias|inv_freq|position_ids|attn\.bias|attn\.attention\.bias|word_embeddings\._weight)"
+    r".*(\b|_)(masked_bias|causal_mask|inv_freq|position_ids|attn\.bias|attn\.attention\.bias|word_embeddings\._weight)"
 )
 """Names of constants that older releases of transformers saved beside the weights, and newer ones compute; and of what
 DeBERTa's pretraining (He et al., "DeBERTaV3", 2021, section 3.2) keeps beside the embeddings it has been added to."""
