@@ -89,6 +89,19 @@ def test_a_hold_out_of_another_size_than_asked_is_said(cli: Callable[..., Result
     assert "no interval: 1 prompt, 20 are needed" in card
 
 
+@pytest.mark.slow
+def test_battles_without_outcome_do_not_make_a_hold_out_look_too_small(
+    cli: Callable[..., Result], tmp_path: Path
+) -> None:
+    """Of the 21 battles that are held out, 3 have an outcome."""
+    rows = [battle(i, i % 3 if i % 10 == 0 else None) for i in range(200)]
+    soft = [f"{i},0.2,0.3,0.5" for i in range(200)]
+    Path("soft.csv").write_text("\n".join(["id,winner_model_a,winner_model_b,winner_tie", *soft]))
+    done = cli("train", write_csv(tmp_path / "votes.csv", rows), "--recipe", "fast", "--soft-labels", "soft.csv")
+    assert "3 battles of 3 prompts held out" in done.err
+    assert "battles of a prompt stay together" not in done.err
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.integers(2, 6), st.integers(0, 8))
 def test_every_part_gets_a_group_if_there_are_enough(seed: int, parts: int, more: int) -> None:

@@ -173,6 +173,7 @@ def select(folder: Path, data: RunData, options: TrainOptions, reporter: Reporte
     train, held_out = splits.split_validation(
         battles.keys, battles.labels, options.validation, options.seed, version=data.split_version
     )
+    share = len(held_out) / max(len(battles), 1)
     held_out = held_out[battles.labels[held_out] >= 0]
     if options.validation and not (len(train) and len(held_out)):
         raise InputError(
@@ -183,7 +184,7 @@ def select(folder: Path, data: RunData, options: TrainOptions, reporter: Reporte
     if options.validation:
         described = (_describe(battles.keys[rows]) for rows in (train, held_out))
         reporter.note("split by prompt: {} to train on, {} held out".format(*described))
-        _warn_if_uneven(len(held_out), len(battles), options.validation, "held out", reporter)
+        _warn_if_uneven(share, len(battles), options.validation, "held out", reporter)
     else:
         reporter.note(f"training on all {len(train):,} battles: nothing is held out, so there is no validation score")
     return battles, [Fold(folder, train, held_out)]
@@ -194,12 +195,12 @@ def _describe(keys: NDArray[np.int64]) -> str:
     return describe_battles(len(keys), len(np.unique(keys)))
 
 
-def _warn_if_uneven(battles: int, total: int, share: float, where: str, reporter: Reporter) -> None:
+def _warn_if_uneven(share: float, battles: int, wanted: float, where: str, reporter: Reporter) -> None:
     """Say when prompts of many battles leave no split of the wanted size."""
-    if abs(battles / total - share) > max(share / 2, 1 / total):
+    if abs(share - wanted) > max(wanted / 2, 1 / battles):
         reporter.warn(
-            f"{battles / total:.0%} of the battles are {where} instead of {share:.0%}: the battles of a prompt stay "
-            "together, and some prompts have very many"
+            f"{share:.0%} of the battles are {where} instead of {wanted:.0%}: the battles of a prompt stay together, "
+            "and some prompts have very many"
         )
 
 
@@ -210,7 +211,7 @@ def _folds(folder: Path, battles: TrainingData, options: TrainOptions, version: 
     parts = splits.split_folds(battles.keys, battles.labels, options.folds, options.seed, version=version)
     reporter.note(f"{_describe(battles.keys)} in {options.folds} folds by prompt")
     largest = max(len(held_out) for _, held_out in parts)
-    _warn_if_uneven(largest, len(battles), 1 / options.folds, "in the largest fold", reporter)
+    _warn_if_uneven(largest / len(battles), len(battles), 1 / options.folds, "in the largest fold", reporter)
     return [
         Fold(folder / f"fold-{number}", train, held_out[battles.labels[held_out] >= 0])
         for number, (train, held_out) in enumerate(parts, start=1)
