@@ -236,6 +236,28 @@ def test_equal_weights_warn_with_what_is_known(tmp_path: Path) -> None:
     assert "fewer than 50 held-out battles of few" in recorder.warnings[0]
 
 
+def test_equal_weights_leave_an_outcome_that_no_run_saw_at_its_probability(tmp_path: Path) -> None:
+    """The geometric mean of runs that disagree would give it more."""
+    logits = metrics.with_unseen(np.array([[4.0, -4.0, 0.0], [-4.0, 4.0, 0.0]]), (2,))
+    folders = [a_run(tmp_path / name, logits, np.zeros(2, dtype=np.int64), outcomes=(5, 5, 0)) for name in "ab"]
+    parts = [metrics.softmax(logits), metrics.softmax(logits[::-1])]
+    for weights in (blending.from_validation(folders, NOBODY, Recorder()), blending.equal_weights(folders)):
+        assert weights.weights == (0.5, 0.5)
+        assert weights.apply(parts) == pytest.approx(np.tile([0.495, 0.495, 0.01], (2, 1)))
+    seen = a_run(tmp_path / "c", logits, np.zeros(2, dtype=np.int64))
+    assert blending.equal_weights([*folders, seen]).unseen == ()
+
+
+def test_the_reason_is_said_where_all_held_out_prompts_are_predicted(tmp_path: Path) -> None:
+    logits = np.random.default_rng(0).normal(size=(60, 3))
+    folder, recorder = a_run(tmp_path / "run", logits, votes(logits, seed=1)), Recorder()
+    blending.from_validation([folder], np.arange(30), recorder)
+    assert recorder.notes == [
+        "60 validation battles of run share a prompt with those to be predicted: nothing is fitted on them",
+        "calibration on validation battles: temperature 1: no battles to fit on",
+    ]
+
+
 def test_held_out_logits_that_are_no_numbers_are_left_out_and_named(tmp_path: Path) -> None:
     logits = np.random.default_rng(0).normal(size=(500, 3))
     labels = votes(logits * 2, seed=1)

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,7 +18,9 @@ import prefcli
 from prefcli import metrics
 from prefcli.data.tables import read_probabilities
 from prefcli.errors import ModelError
+from prefcli.options import TrainOptions
 from prefcli.outcomes import WINNER_COLUMNS
+from prefcli.pipeline.predict import _describe_unseen
 from prefcli.storage import runs
 
 Cli = Callable[..., Result]
@@ -130,6 +133,15 @@ def test_a_fold_without_an_outcome_is_named_and_smoothed(cli: Cli, tmp_path: Pat
     assert probabilities[fold - 1] == pytest.approx(0.01)
     assert probabilities[2] == pytest.approx(np.mean(probabilities[:2]))
     assert f"run/fold-{fold}: no ties" in cli("predict", file, "--model", "run", "--output", "p.csv").err
+
+
+def test_what_all_folds_never_saw_is_said_once(tmp_path: Path) -> None:
+    for name, outcomes in (("run", (6, 6, 0)), ("run/fold-1", (4, 2, 0)), ("run/fold-2", (2, 4, 0))):
+        options = TrainOptions(folds=2 if name == "run" else 0)
+        runs.write_config(tmp_path / name, options, {"data": {"outcomes": outcomes, "train_battles": 6}})
+    reporter = Mock()
+    assert _describe_unseen([tmp_path / "run"], ["run"], reporter) == (("tie",),)
+    reporter.note.assert_called_once_with("run: no ties among the 12 training battles: a tie gets probability 0.01")
 
 
 def test_a_run_of_an_earlier_release_predicts_as_before_and_warns(cli: Cli, pairs: Path) -> None:

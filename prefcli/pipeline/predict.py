@@ -105,7 +105,7 @@ def predict(
         unseen = _describe_unseen(folders, names, reporter)
         stream = functools.partial(inference.stream, members, world=world, swap_average=options.swap_average)
         keys = prompt_keys(stages)
-        calibrations: list[Calibration] = [Calibration.equal(len(folders))]
+        calibrations = [blending.equal_weights(folders)]
         if options.calibrated:
             calibrations = [blending.from_validation(folders, keys, reporter, swap_average=options.swap_average)]
         if calibrate is not None:
@@ -209,19 +209,19 @@ def _describe_unseen(folders: Sequence[Path], names: Sequence[str], reporter: Re
     """The outcomes that each run never saw in training, and a message about them."""
     unseen_by_run = []
     for folder, name in zip(folders, names, strict=True):
-        unseen: dict[int, None] = {}
-        for member in runs.members(folder):
-            config = runs.read_config(member)
-            of_member = runs.unseen_outcomes(config)
-            unseen |= dict.fromkeys(of_member)
-            if of_member:
-                of_fold = name if member == folder else f"{name}/{member.name}"
-                reporter.note(f"{of_fold}: {runs.describe_unseen(of_member, config['data']['train_battles'])}")
-            if runs.lacks_unseen(config):
-                reporter.warn(
-                    f"{name} was trained without ties by an earlier release, so it gives them a probability near 0: "
-                    "--calibrate FILE fits their share, or train it again"
-                )
+        unseen: set[int] = set()
+        for part in runs.all_folders(folder):
+            config = runs.read_config(part)
+            lacking = runs.unseen_outcomes(config)
+            if not unseen.issuperset(lacking):
+                where = name if part == folder else f"{name}/{part.name}"
+                reporter.note(f"{where}: {runs.describe_unseen(lacking, round(sum(config['data']['outcomes'])))}")
+            unseen.update(lacking)
+        if runs.lacks_unseen(runs.read_config(folder)):
+            reporter.warn(
+                f"{name} was trained without ties by an earlier release, so it gives them a probability near 0: "
+                "--calibrate FILE fits their share, or train it again"
+            )
         unseen_by_run.append(tuple(OUTCOMES[outcome] for outcome in sorted(unseen)))
     return tuple(unseen_by_run)
 

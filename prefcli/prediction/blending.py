@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from prefcli import metrics
 from prefcli.battles import labels_of
 from prefcli.errors import InputError, ModelError
-from prefcli.outcomes import OUTCOMES
 from prefcli.prediction import calibration
 from prefcli.prediction.calibration import Calibration
 from prefcli.reporting import Reporter
@@ -53,11 +52,11 @@ class HeldOutRun:
     no_scale: str
 
     @property
-    def score(self) -> metrics.Score:
-        """The run's metrics on these battles; there must be one."""
-        labels, keys = self.held_out.labels, self.held_out.keys
-        outcomes = metrics.validation_outcomes(labels, self.unseen)
-        return metrics.score(metrics.softmax(self.logs), labels, groups=keys, outcomes=outcomes)
+    def losses(self) -> tuple[float, float]:
+        """Log loss of the run and of the prior on these battles; there must be one."""
+        labels = self.held_out.labels
+        probabilities = metrics.held_out_probabilities(self.logs, labels, self.unseen)
+        return metrics.log_loss(probabilities, labels), metrics.prior_log_loss(labels)
 
 
 FOLDS_PREDICT_THEIR_MEAN = "every battle was held out by one fold only, and the mean over folds predicts"
@@ -108,6 +107,12 @@ def held_out_run(
     return HeldOutRun(folder.name, held_out.take(rows), logs, runs.unseen_outcomes(config), no_scale)
 
 
+def equal_weights(folders: Sequence[Path]) -> Calibration:
+    """Equal weights of runs; an outcome that none of them saw in training keeps its probability."""
+    unseen = [set(runs.unseen_outcomes(runs.read_config(folder))) for folder in folders]
+    return Calibration.equal(len(folders), tuple(sorted(set.intersection(*unseen))))
+
+
 def from_validation(
     folders: Sequence[Path], predicted: NDArray[np.int64], reporter: Reporter, *, swap_average: bool = False
 ) -> Calibration:
@@ -135,11 +140,12 @@ def from_validation(
             missing.append(folder.name)
             if (folder / runs.VALIDATION).is_file():
                 reporter.warn(f"{folder.name}: {error.what}")
+    equal = equal_weights(folders)
     if len(folders) > 1:
-        return _blend(known, missing, reporter)
+        return _blend(known, missing, equal, reporter)
     if missing:
         reporter.note(f"temperature 1: nothing was held out by {missing[0]}")
-        return Calibration.equal(1)
+        return equal
     (run,) = known
     fit = calibration_of(run)
     reporter.note(f"calibration on validation battles: {fit}")
@@ -154,10 +160,10 @@ def calibration_of(run: HeldOutRun) -> Calibration:
     return calibration.calibrate([run.logs], run.held_out.labels, run.held_out.keys, unseen=run.unseen)
 
 
-def _blend(known: Sequence[HeldOutRun], missing: Sequence[str], reporter: Reporter) -> Calibration:
+def _blend(known: Sequence[HeldOutRun], missing: Sequence[str], equal: Calibration, reporter: Reporter) -> Calibration:
     """Weights of several runs: fitted on common held-out battles, else by how good each was on its own."""
     if missing:
-        return _equal_weights(len(known) + len(missing), known, f"nothing was held out by {_listed(missing)}", reporter)
+        return _equal_weights(equal, known, f"nothing was held out by {_listed(missing)}", reporter)
     weights, reason = _weights_by_gain(known)
     rows = _common_rows([run.held_out for run in known])
     held_out = known[0].held_out
@@ -167,24 +173,24 @@ def _blend(known: Sequence[HeldOutRun], missing: Sequence[str], reporter: Report
         held_out.keys[rows[0]],
         scale=not any(run.no_scale for run in known),
         start=weights,
-        unseen=[outcome for outcome in range(len(OUTCOMES)) if all(outcome in run.unseen for run in known)],
+        unseen=equal.unseen,
     )
     if fit.before is not None:
         reporter.note(f"blend on common validation battles: {fit}")
     elif weights is None:
-        return _equal_weights(len(known), known, f"{reason}; {fit.remarks[0]}", reporter)
+        return _equal_weights(equal, known, f"{reason}; {fit.remarks[0]}", reporter)
     else:
         figures = ", ".join(map(_figure, known))
         reporter.note(f"weights by each run's own validation log loss ({figures}): {fit}")
     return fit
 
 
-def _equal_weights(models: int, known: Sequence[HeldOutRun], reason: str, reporter: Reporter) -> Calibration:
-    """Equal weights, with a warning that says what is known of the runs."""
+def _equal_weights(equal: Calibration, known: Sequence[HeldOutRun], reason: str, reporter: Reporter) -> Calibration:
+    """The weights ``equal``, with a warning that says what is known of the runs."""
     figures = ", ".join(_figure(run) for run in known if run.held_out.ids)
     known_losses = f": validation log loss {figures}" if figures else ""
     reporter.warn(f"equal weights ({reason}): a weak run can worsen a blend{known_losses}")
-    return dataclasses.replace(Calibration.equal(models), remarks=(reason,))
+    return dataclasses.replace(equal, remarks=(reason,))
 
 
 def _weights_by_gain(known: Sequence[HeldOutRun]) -> tuple[list[float] | None, str]:
@@ -196,8 +202,7 @@ def _weights_by_gain(known: Sequence[HeldOutRun]) -> tuple[list[float] | None, s
     """
     if few := [run.name for run in known if len(run.held_out.ids) < calibration.MIN_BATTLES]:
         return None, f"fewer than {calibration.MIN_BATTLES} held-out battles of {_listed(few)} can be used"
-    scores = [run.score for run in known]
-    gains = [max(score.prior_log_loss - score.log_loss, 0.0) for score in scores]
+    gains = [max(prior - loss, 0.0) for loss, prior in (run.losses for run in known)]
     if max(gains) < MIN_GAIN:
         return None, "no run is better than its prior"
     squares = np.square(gains)
@@ -205,8 +210,8 @@ def _weights_by_gain(known: Sequence[HeldOutRun]) -> tuple[list[float] | None, s
 
 
 def _figure(run: HeldOutRun) -> str:
-    score = run.score
-    return f"{run.name} {score.log_loss:.4f} (prior {score.prior_log_loss:.4f}, {metrics.plural(score.n, 'battle')})"
+    loss, prior = run.losses
+    return f"{run.name} {loss:.4f} (prior {prior:.4f}, {metrics.plural(len(run.held_out.ids), 'battle')})"
 
 
 def _common_rows(held_out: Sequence[runs.HeldOut]) -> list[NDArray[np.intp]]:

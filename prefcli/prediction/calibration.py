@@ -63,9 +63,9 @@ class Calibration:
     """Why there is no fit, what the outcomes did not tell, and what ended at a bound."""
 
     @staticmethod
-    def equal(models: int, battles: int = 0) -> Calibration:
+    def equal(models: int, unseen: tuple[int, ...] = ()) -> Calibration:
         """Equal weights: one model's probabilities as they are, several models' geometric mean."""
-        return Calibration((1 / models,) * models, battles=battles)
+        return Calibration((1 / models,) * models, unseen=unseen)
 
     def apply(self, probabilities: Sequence[Array]) -> Array:
         """One set of probabilities ``[n, 3]`` from each model's, rows summing to 1."""
@@ -128,8 +128,8 @@ def calibrate(
     prompts = len(np.unique(keys))
     if n < MIN_BATTLES or prompts < FOLDS:
         needed = f"{metrics.describe_battles(MIN_BATTLES, FOLDS)} are needed"
-        too_few = f"{metrics.describe_battles(n, prompts)} are too few for a fit: {needed}"
-        return Calibration(tuple(weights.tolist()), battles=n, unseen=unseen, remarks=(too_few,))
+        few = f"{metrics.describe_battles(n, prompts)} are too few for a fit: {needed}" if n else "no battles to fit on"
+        return Calibration(tuple(weights.tolist()), battles=n, unseen=unseen, remarks=(few,))
     logs = [_log(metrics.softmax(z)) for z in logits]
     initial = np.append(weights, 0.0)
 

@@ -210,7 +210,7 @@ class Predictor:
 
     def _calibrate(self, predictions: list[NDArray[np.float64]], without: frozenset[int]) -> NDArray[np.float64]:
         if not self._calibrated:
-            return Calibration.equal(len(self._members)).apply(predictions)
+            return blending.equal_weights(self.folders).apply(predictions)
         if without not in self._fits:
             if len(self._fits) > MAX_CACHED_FITS:
                 self._fits.clear()

@@ -66,7 +66,7 @@ def write(
         data=data,
         resolved=resolved,
         source=source,
-        unseen=describe_unseen(unseen, data["train_battles"]) if (unseen := unseen_outcomes(config)) else "",
+        unseen=describe_unseen(unseen, round(sum(data["outcomes"]))) if (unseen := unseen_outcomes(config)) else "",
         max_listed_files=MAX_LISTED_FILES,
         held_out=data.get("held_out_battles", 0),
         validation_file=Path(str(data.get("validation_file"))).name,
