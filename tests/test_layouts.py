@@ -904,3 +904,47 @@ def test_winners_of_spreadsheets_and_of_judges_are_read(tmp_path: Path) -> None:
     words = {"[[A>>B]]": 1, "[[B>A]]": 2, "[[A=B]]": "tie"}
     rows = [{**PLAIN, "verdict": word} for word in words]
     assert [battle[3] for battle in read_with(tmp_path, rows)] == list(words.values())
+
+
+@pytest.mark.parametrize("names", [("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating")])
+def test_a_rejected_answer_with_the_higher_score_is_refused(tmp_path: Path, names: tuple[str, str]) -> None:
+    def rows(*scores: tuple[object, object]) -> list[dict[str, Any]]:
+        return [{"prompt": "Q?", "chosen": "x", "rejected": "y", names[0]: c, names[1]: r} for c, r in scores]
+
+    fitting: list[tuple[object, object]] = [(5, 3), (4.5, "4.5"), (None, 3), (1, None), ("n/a", 2)]
+    assert len(read_with(tmp_path, rows(*fitting))) == 5
+    error = refused(tmp_path, rows(*[(2, 1)] * 101, (9, 10)))
+    assert "row 102" in error.where
+    assert f"{names[0]} is 9, {names[1]} is 10" in error.what
+    assert len(read_with(tmp_path, rows((9, 10)), columns=error.hint.split("--columns ")[1])) == 1
+
+
+def test_a_third_answer_in_a_list_of_two_is_refused(tmp_path: Path) -> None:
+    rows = [{"instruction": "Q?", "input": "", "output": ["x", "y"]}, {"instruction": "Q?", "output": ["x", "y", "z"]}]
+    error = refused(tmp_path, rows)
+    assert "more than two answers" in error.what
+    assert "row 2" in error.where
+    options = error.hint.split("--columns ")[1]
+    read = read_with(tmp_path, rows, columns=options.split(" ")[0], format="preferences")
+    assert list(map(with_answers_sorted, read)) == [with_answers_sorted(FIRST)] * 2
+
+
+@pytest.mark.parametrize("text", ["Human: rights are?", "Assistant: what is one?", "\nHuman: Assistant: who?"])
+def test_texts_that_begin_like_a_transcript_are_plain(tmp_path: Path, text: str) -> None:
+    row = {"prompt": text, "chosen": f"{text} x", "rejected": "Human: y"}
+    assert with_answers_sorted(read_with(tmp_path, [row])[0]) == with_answers_sorted(
+        ([text], [f"{text} x"], ["Human: y"], 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "option"),
+    [
+        ({"article": "Long."}, "--columns prompt=article"),
+        ({"title": "T", "body": "B"}, "--columns prompt=title+body"),
+        ({"prompt_id": "p1"}, "--columns prompt=NAME"),
+    ],
+)
+def test_a_missing_prompt_is_sought_in_texts_alone(tmp_path: Path, more: dict[str, str], option: str) -> None:
+    row = {**more, "response_a": "x", "response_b": "y", "winner": "model_a"}
+    assert option in refused(tmp_path, [row]).hint

@@ -23,7 +23,7 @@ _ROLES = {
 _TEXT_KEYS = ("content", "value", "text")
 _HINT = 'Expected a list of messages, such as [{"role": "user", "content": "Hello"}, {"role": "assistant", ...}].'
 _TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
-_TRANSCRIPT_START = re.compile(r"\n*(Human|Assistant):")
+_TRANSCRIPT_START = re.compile(r"\n\n+(Human|Assistant):|\n*Human:.*\n\nAssistant:", re.DOTALL)
 
 
 @dataclass

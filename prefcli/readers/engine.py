@@ -32,7 +32,7 @@ from prefcli.readers.cells import (
 from prefcli.readers.conversations import AlignedTurns, Reader, Texts, align, to_turns
 from prefcli.readers.each import Each, Pair
 from prefcli.readers.layouts import Layout
-from prefcli.readers.outcome_rules import SKIP, Outcome, OutcomeRule
+from prefcli.readers.outcome_rules import SKIP, Outcome, OutcomeRule, comparable
 from prefcli.readers.outcomes_in_columns import spelling
 from prefcli.readers.paths import Places, as_text, column_cells, is_missing, normalise
 
@@ -66,11 +66,14 @@ class Mapped:
     """Whether the common beginning of chosen and rejected is the prompt."""
     more_winners: tuple[Places, ...] = ()
     """More columns with words for a winner, which have to say the same."""
+    scores: tuple[Places, ...] = ()
+    """Columns with the scores of the chosen and of the rejected answer: the chosen one's may not be lower."""
 
     @property
     def columns(self) -> list[str]:
         """The columns of the file that are read."""
         places = [*self.places.values(), *self.rule_places, *self.each_places.values(), *self.more_winners]
+        places += self.scores
         return list(dict.fromkeys(place.column for joined in places for place in joined))
 
     @property
@@ -228,6 +231,8 @@ class Mapped:
     def _convert_pairs(self, raw: RawBatch, location: Location) -> CountedBatch:
         given = {name: self._cells(raw, name, location) for name in _TEXTS if name in self.places}
         models = [self._optional_strings(raw, f"{side}_model", location) for side in PAIR]
+        self._check_scores(raw, location)
+        self._check_lists_of_two(raw, location)
         reader = Reader(location)
         battles: list[_Sided] = []
         for row in range(raw.num_rows):
@@ -246,6 +251,29 @@ class Mapped:
                 reader.column = "chosen" if not sides[0] else "rejected"
                 raise reader.error("no answer", "Every row needs both answers.")
         return self._from_sided(raw, battles, reader)
+
+    def _check_scores(self, raw: RawBatch, location: Location) -> None:
+        """Refuse rows whose rejected answer has the higher score."""
+        for row, cells in enumerate(zip(*(column_cells(raw, places, location) for places in self.scores), strict=True)):
+            scores = [score for cell in cells if isinstance(score := comparable(cell), float)]
+            if len(scores) == len(PAIR) and scores[0] < scores[1]:
+                names = [str(places[0]) for places in self.scores]
+                raise location.error(
+                    f"{names[0]} is {cells[0]}, {names[1]} is {cells[1]}: the rejected answer has the higher score",
+                    row=row,
+                    hint=f"If scores do not say which answer is better: --columns {names[0]}=,{names[1]}=",
+                )
+
+    def _check_lists_of_two(self, raw: RawBatch, location: Location) -> None:
+        """Refuse rows with a third answer, in layouts whose two answers are the items of one list."""
+        place = self.places[PAIR[0]][0]
+        if self.layout.lists and place.steps:
+            third = column_cells(raw, (dataclasses.replace(place, steps=("2",)),), location)
+            if (row := next((row for row, cell in enumerate(third) if cell is not None), None)) is not None:
+                hint = (
+                    f"To compare the first two: --columns chosen={place},rejected={place.column}.1 --format preferences"
+                )
+                raise location.error("more than two answers", row=row, column=place.column, hint=hint)
 
     # Lists of answers
 

@@ -29,6 +29,8 @@ EXPECTED = (
     "Other names with --columns prompt=NAME,..., other outcomes with --outcome, lists of answers with --each."
 )
 PEEK_ROWS = 100
+MAX_JOINED = 3
+"""Columns that a hint proposes to join."""
 
 Peek = Callable[[Sequence[str]], RawBatch]
 """The first rows of some columns."""
@@ -120,10 +122,18 @@ class FileColumns:
 
     def hint_for(self, name: str, likely: Sequence[str] = ()) -> str:
         """How to name a missing column: the likely one if there is one, or one with a similar name."""
-        alike = list(likely) if len(likely) == 1 else difflib.get_close_matches(name, self.free, 1)
+        names = [column for column in self.free if normalise(column) not in layouts.ID_COLUMNS]
+        alike = list(likely) if len(likely) == 1 else difflib.get_close_matches(name, likely or names, 1)
         if alike:
             return f"Did you mean {alike[0]}? Name it with --columns {name}={alike[0]}"
+        if 1 < len(likely) <= MAX_JOINED:
+            return f"Name it with --columns {name}={likely[0]}, or join several: --columns {name}={'+'.join(likely)}"
         return f"Name it with --columns {name}=NAME."
+
+    def texts(self) -> list[str]:
+        """The columns that hold text that may be a prompt."""
+        names = (name for name in self.names if normalise(name) not in layouts.ID_COLUMNS)
+        return [name for name in names if any(map(is_text, self.column(name)))]
 
     # The first rows
 

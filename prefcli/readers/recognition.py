@@ -110,14 +110,26 @@ class _Search:
         if layout in (layouts.GENERIC, layouts.PREFERENCES, layouts.LISTS):
             places |= self._around(places)
         if "prompt" not in places and ("response_a" in places or layout.each or columns.source.each):
-            raise columns.error(missing_columns(["prompt"], columns.all_names), columns.hint_for("prompt"))
+            used = {place.column for joined in places.values() for place in joined}
+            texts = [name for name in columns.texts() if name not in (*used, *layouts.OUTCOME_COLUMNS)]
+            raise columns.error(missing_columns(["prompt"], columns.all_names), columns.hint_for("prompt", texts))
         if "id" not in places and (id_column := columns.first(layouts.ID_COLUMNS)):
             places["id"] = columns.places(id_column)
         for name in layout.outcome_columns:
             if name not in places and columns.source.outcome is None and (column := columns.find(name)):
                 places[name] = columns.places(column)
         self._check_paths(places)
-        return self._with_forms(self._with_each(Mapped(layout, places), columns.source.each or layout.each))
+        mapped = Mapped(layout, places, scores=self._scores() if "chosen" in places else ())
+        return self._with_forms(self._with_each(mapped, columns.source.each or layout.each))
+
+    def _scores(self) -> tuple[Places, ...]:
+        """The scores of chosen and rejected that are in a file beside them."""
+        for word in ("score", "rating"):
+            for names in ([f"{word}_{side}" for side in PAIR], [f"{side}_{word}" for side in PAIR]):
+                found = [column for name in names if (column := self.columns.find(name))]
+                if len(found) == len(PAIR):
+                    return tuple(map(self.columns.places, found))
+        return ()
 
     def _check_paths(self, places: Mapping[str, Places]) -> None:
         """Refuse the user's paths that lead to nothing in any of the first rows."""
@@ -360,8 +372,7 @@ class _Search:
             return True
         if all(map(is_list_of_turns, first)):
             return any(isinstance(cell, str) for cell in first)
-        cells = [self.columns.cells(places[name]) for name in TEXT_FIELDS]
-        for number, row in enumerate(zip(*cells, strict=False), start=1):
+        for number, row in enumerate(rows, start=1):
             if all(isinstance(cell, str) and is_list_of_turns(cell) for cell in row):
                 raise self.columns.error(
                     f"the texts of row {number} are lists of turns, those of row 1 are not",
@@ -405,13 +416,12 @@ class _Search:
             return False
         if "prompt" in columns.unmapped:
             return True
-        others = [name for name in columns.names if name not in mapped.columns and normalise(name) not in _NO_PROMPTS]
-        texts = [name for name in others if any(map(is_text, columns.column(name)))]
+        texts = [name for name in columns.texts() if name not in mapped.columns]
         plain = [cell for cell in columns.answers(mapped.places, PAIR) if isinstance(cell, str)]
         if texts and not all(map(is_transcript, plain)):
             raise columns.error(
                 f"no prompt: no column has a name that is known for it; not read: {list_names(texts)}",
-                f"{columns.hint_for('prompt', texts)} If the answers begin with the prompt, add --columns prompt=",
+                f"{columns.hint_for('prompt', texts).rstrip('.')}; if the answers begin with it: --columns prompt=",
             )
         return not texts
 
@@ -419,9 +429,6 @@ class _Search:
 def _is_history(cell: Any) -> bool:
     """Whether a cell may hold earlier turns: a list, perhaps written as JSON, or nothing."""
     return is_missing(cell) or isinstance(cell, list) or (isinstance(cell, str) and cell.strip()[:1] in ("", "["))
-
-
-_NO_PROMPTS = frozenset(layouts.ID_COLUMNS)
 
 
 def _top(path: str) -> str:
