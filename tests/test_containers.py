@@ -227,6 +227,18 @@ def test_one_object_on_a_line_is_a_row(tmp_path: Path, name: str, row: dict[str,
     assert read(write(tmp_path / name, json.dumps(row).encode())) == [row]
 
 
+def test_tables_of_weights_and_biases_are_read(tmp_path: Path) -> None:
+    table = {
+        "columns": ["a", "b"],
+        "data": [[1, "x"], [2, "y"]],
+        "ncols": 2,
+        "nrows": 2,
+        "column_types": {"params": {}},
+    }
+    path = write(tmp_path / "run.table.json", json.dumps(table).encode())
+    assert read(path) == [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]
+
+
 def test_the_list_of_battles_is_proposed_where_there_are_several(tmp_path: Path) -> None:
     document = {"features": [{"name": "prompt"}], "rows": [{"row": {"prompt": "q"}}], "num_rows_total": 1}
     path = write(tmp_path / "rows.json", json.dumps(document).encode())

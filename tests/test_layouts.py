@@ -948,3 +948,24 @@ def test_texts_that_begin_like_a_transcript_are_plain(tmp_path: Path, text: str)
 def test_a_missing_prompt_is_sought_in_texts_alone(tmp_path: Path, more: dict[str, str], option: str) -> None:
     row = {**more, "response_a": "x", "response_b": "y", "winner": "model_a"}
     assert option in refused(tmp_path, [row]).hint
+
+
+def test_battles_inside_of_objects_are_refused_with_the_paths_to_them(tmp_path: Path) -> None:
+    row = {"row_idx": 0, "row": {"prompt": "Q?", "chosen": "x", "rejected": "y"}}
+    error = refused(tmp_path, [row])
+    read = read_with(tmp_path, [row], columns=error.hint.split("--columns ")[1])
+    assert with_answers_sorted(read[0]) == with_answers_sorted(FIRST)
+    assert "jq -c '.[]'" in refused(tmp_path, [{"q1": row["row"], "q2": row["row"]}]).hint
+
+
+def test_one_column_is_not_proposed_for_two_answers(tmp_path: Path) -> None:
+    hint = refused(tmp_path, [{"prompt": "Q?", "response": "x", "helpfulness": 4}]).hint
+    assert hint == "Name them with --columns response_a=NAME,response_b=NAME"
+
+
+def test_answers_without_score_are_refused_with_the_names_they_have(tmp_path: Path) -> None:
+    answers = [{"model": "m", "response": text, "fine-grained_score": score} for text, score in (("x", 2), ("y", 1))]
+    row = {"instruction": "Q?", "models": ["m", "m"], "completions": answers}
+    assert "fine-grained_score" in refused(tmp_path, [row]).hint
+    each = "completions: text=response, score=fine-grained_score"
+    assert len(read_with(tmp_path, [row], each=each, columns={"prompt": "instruction"})) == 1

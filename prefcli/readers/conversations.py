@@ -105,7 +105,8 @@ class Reader:
             file_role = item.get("role", item.get("from", default_role))
             content = next((item[key] for key in _TEXT_KEYS if item.get(key) is not None), None)
             if content is None and not set(item) & {*_TEXT_KEYS, "tool_calls"}:
-                raise self.error(f"a turn is {json_excerpt(item)}, neither text nor a message", _HINT)
+                hint = f"{_HINT} Paths lead into objects: --columns NAME={self.column}.{next(iter(item), 'KEY')}"
+                raise self.error(f"a turn is {json_excerpt(item)}, neither text nor a message", hint)
         else:
             raise self.error(f"expected a conversation, found {json_excerpt(item)}", _HINT)
         role = _ROLES.get(str(file_role).strip().lower())

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefcli.errors import InputError
-from prefcli.readers.cells import Location, excerpt
+from prefcli.readers.cells import Location, excerpt, list_names
 from prefcli.readers.outcome_rules import Outcome, better, number
 from prefcli.readers.paths import cell_at, is_missing
 
@@ -104,7 +104,7 @@ class Each:
         numbers = itertools.count(1)
         for context, items in self._lists(cell, ()):
             scored = [self._fields(item, position, beside) for position, item in enumerate(items)]
-            scores = [self._score(fields, row, len(items), location) for fields in scored]
+            scores = [self._score(fields, row, items, location) for fields in scored]
             for (a, score_a), (b, score_b) in itertools.combinations(zip(scored, scores, strict=True), 2):
                 if score_a is None or score_b is None:
                     continue
@@ -138,14 +138,15 @@ class Each:
             for key, path in self.fields
         }
 
-    def _score(self, fields: dict[str, Any], row: int, items: int, location: Location) -> float | None:
+    def _score(self, fields: dict[str, Any], row: int, items: Sequence[Any], location: Location) -> float | None:
         name = "score" if "score" in fields else "rank"
         score = number(fields[name], row, f"{self.list_path}, {name}", location)
-        if score is None and items > 1 and "replies" not in fields:
+        if score is None and len(items) > 1 and "replies" not in fields:
+            keys = list_names(list(items[0])) if isinstance(items[0], dict) else "no names"
             raise location.error(
                 f"an answer has no {name}",
                 row=row,
                 column=self.list_path,
-                hint="Every answer of a list needs one; is its name right?",
+                hint=f"Every answer of a list needs one. They have {keys}; name others with --each.",
             )
         return score

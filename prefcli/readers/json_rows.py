@@ -417,9 +417,11 @@ def _arrangement_of_one(members: Mapping[str, _Member], location: Location, line
 
 
 def _is_split(members: Mapping[str, _Member]) -> bool:
-    if not {"columns", "data"} <= members.keys() <= {"columns", "index", "data"}:
+    """Whether rows are lists under ``data``, as pandas and Weights & Biases write tables."""
+    if not {"columns", "data"} <= members.keys():
         return False
-    return members["columns"].kind == "texts" and members["data"].kind == "lists"
+    others = {member.kind for name, member in members.items() if name not in ("columns", "data", "index")}
+    return members["columns"].kind == "texts" and members["data"].kind == "lists" and others <= {"scalar", "object"}
 
 
 def _are_numbers(names: Iterable[str]) -> bool:

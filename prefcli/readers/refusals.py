@@ -37,7 +37,7 @@ def no_layout(columns: FileColumns) -> InputError:
             f"several columns may be the answers: {', '.join(name for pair in pairs for name in pair)}",
             f"Name them: --columns response_a={pairs[0][0]},response_b={pairs[0][1]}",
         )
-    if (error := _lists_of_answers(columns)) is not None:
+    if (error := _objects(columns) or _lists_of_answers(columns)) is not None:
         return error
     if (better_and_worse := _better_and_worse(columns)) is not None:
         better, worse = better_and_worse
@@ -49,9 +49,10 @@ def no_layout(columns: FileColumns) -> InputError:
     missing = columns.absent(nearest)
     if len(missing) == len(nearest):
         return columns.error(missing_columns(list(TEXT_FIELDS), names), EXPECTED)
-    alike = {name: difflib.get_close_matches(name, columns.free, 1) for name in missing}
-    hints = [f"Did you mean {close[0]}?" for close in alike.values() if close]
-    example = ",".join(f"{name}={close[0] if close else 'NAME'}" for name, close in alike.items())
+    alike = {name: "".join(difflib.get_close_matches(name, columns.free, 1)) for name in missing}
+    once = [close for close in alike.values() if list(alike.values()).count(close) == 1]  # no column is both answers
+    hints = [f"Did you mean {close}?" for close in once if close]
+    example = ",".join(f"{name}={close if close in once and close else 'NAME'}" for name, close in alike.items())
     return columns.error(missing_columns(missing, names), " ".join([*hints, f"Name them with --columns {example}"]))
 
 
@@ -72,6 +73,26 @@ def _nearness(names: Sequence[str], columns: FileColumns) -> float:
     absent = columns.absent(names)
     alike = sum(bool(did_you_mean(name, columns.free)) for name in absent)
     return (len(names) - len(absent) + alike / 2) / len(names)
+
+
+def _objects(columns: FileColumns) -> InputError | None:
+    """The refusal of a file whose battles are inside of objects."""
+    cells = {name: columns.column(name) for name in columns.free[:MAX_COLUMNS]}
+    objects = {name: cell[0] for name, cell in cells.items() if len(cell) and isinstance(cell[0], dict)}
+    for name, item in objects.items():
+        for needed in _NEAREST:
+            if not all(map(item.__contains__, needed)):
+                continue
+            if sum(item.keys() == other.keys() for other in objects.values()) > 1:
+                return columns.error(
+                    "every member of the file is a battle", "List them: jq -c '.[]' FILE | prefcli ... -"
+                )
+            names = [key for key in ("prompt", *needed, "winner") if key in item]
+            example = ",".join(f"{key}={name}.{key}" for key in dict.fromkeys(names))
+            return columns.error(
+                f"{name} holds objects with {list_names(list(item))}", f"Name them: --columns {example}"
+            )
+    return None
 
 
 def _lists_of_answers(columns: FileColumns) -> InputError | None:
