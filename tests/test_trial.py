@@ -6,19 +6,23 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
+import prefcli
 from prefcli import encoders
 from prefcli.battles import make_batch
 from prefcli.compute import devices
+from prefcli.data.synthetic import Demo
 from prefcli.errors import InputError
 from prefcli.models import neural, trial
 from prefcli.models.batches import Pass
 from prefcli.options import TrainOptions
+from prefcli.storage import runs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "faults"))
 
@@ -225,3 +229,14 @@ def test_pytorchs_names_of_precisions_are_understood(name: str, precision: str) 
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(InputError, match="no precision 'fp8'"):
         devices.place("cpu", "fp8")
+
+
+@pytest.mark.slow
+def test_folds_try_their_encoder_out_once(demo_files: Demo, bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try_out = Mock(wraps=trial.try_out)
+    monkeypatch.setattr(trial, "try_out", try_out)
+    options: dict[str, Any] = {"encoder": str(bert_folder), "folds": 2, "max_steps": 1, "max_length": 24}
+    folder = prefcli.train(demo_files.train, output="run", **options).run
+    try_out.assert_called_once()
+    traits = [neural.recorded_traits(runs.read_config(folder / f"fold-{number}")) for number in (1, 2)]
+    assert traits == [trial.EncoderTraits(24, 32, ignores_padding=True)] * 2

@@ -158,6 +158,10 @@ def build(
     pooling = options.pooling if options.pooling != "auto" else "last" if causal else "mean"
     template = options.template if options.template != "auto" else "words" if causal else "tokens"
     attention = _adapt(encoder, options)
+    if not stays_on_host:
+        # Before the trial, which takes a minute on a CPU. transformers' own method refuses quantized weights, even if
+        # they are on the device already.
+        torch.nn.Module.to(encoder, placement.device)
     traits = traits or _try_out(encoder, tokenizer, max_length, template)
     max_length = traits.max_length
     if not traits.ignores_padding:

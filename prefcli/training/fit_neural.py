@@ -16,6 +16,7 @@ from prefcli.data.selection import Fold
 from prefcli.encoders import adapters
 from prefcli.errors import InputError
 from prefcli.models import neural, token_cache, trial
+from prefcli.models.trial import EncoderTraits
 from prefcli.storage import runs
 from prefcli.training import checkpoints, loop
 from prefcli.training.context import FitResult, TrainContext
@@ -41,6 +42,8 @@ class NeuralFitter:
             source = _run_as_source(context.folder)
         else:
             source = encoders.locate(options.encoder)
+        self.traits: EncoderTraits | None = None
+        """Of the encoder, which the first fold tries out for all."""
         trained_on = np.unique(np.concatenate([fold.train for fold in folds]))
         self.tokenizer = encoders.make_tokenizer(source, context.training_data.texts(trained_on))
         with context.world.main_process_first():
@@ -67,10 +70,9 @@ class NeuralFitter:
         options = context.options
         under_way = context.resume and bool(checkpoints.existing(fold.folder / "checkpoints"))
         source, encoder = self._encoder(fold.folder, under_way=under_way)
-        traits = None
         if under_way:
             config = runs.read_config(fold.folder)
-            options, traits = neural.with_resolved_auto(options, config), neural.recorded_traits(config)
+            options, self.traits = neural.with_resolved_auto(options, config), neural.recorded_traits(config)
         torch.manual_seed(options.seed)
         model = neural.build(
             options,
@@ -79,8 +81,9 @@ class NeuralFitter:
             options.max_length,
             self.placement,
             stays_on_host=options.shard,
-            traits=traits,
+            traits=self.traits,
         )
+        self.traits = model.traits
         for column in self.battles.columns:
             trial.check_ids(model.vocabulary_size, column.values, self.tokenizer)
         train = self.battles.take(fold.train)
