@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from prefcli.battles import Source
@@ -969,3 +970,45 @@ def test_answers_without_score_are_refused_with_the_names_they_have(tmp_path: Pa
     assert "fine-grained_score" in refused(tmp_path, [row]).hint
     each = "completions: text=response, score=fine-grained_score"
     assert len(read_with(tmp_path, [row], each=each, columns={"prompt": "instruction"})) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "before"), [({"response_a": "x", "response_b": "y", "winner": "a"}, 1), (PLAIN, 101), (CHOSEN, 101)]
+)
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_messages_below_plain_texts_are_refused(tmp_path: Path, kind: dict[str, str], suffix: str, before: int) -> None:
+    row = {"prompt": "Q?", **kind}
+    answers = [name for name in kind if name not in ("winner", "prompt")]
+    odd = {**row, **{name: json.dumps(whole(kind[name])) for name in answers}}
+    one_answer = {**row, answers[0]: odd[answers[0]]}  # a model was asked for JSON
+    for rows, is_read in (([row] * before + [one_answer], True), ([row] * before + [odd], False)):
+        path = tmp_path / f"rows.{suffix}"
+        if suffix == "csv":
+            pd.DataFrame(rows).to_csv(path, index=False)
+        else:
+            write(path, rows)
+        if is_read:
+            assert len(battles(path)[1]) == before + 1
+            continue
+        with pytest.raises(InputError) as error:
+            battles(path)
+        assert f"row {before + 1}" in str(error.value)
+        name = "preferences" if "chosen" in kind else "generic"
+        assert len(battles(Source((path,), format=name))[1]) == before + 1
+
+
+def test_a_prompt_of_json_is_text(tmp_path: Path) -> None:
+    text = '{"content": "x", "lang": "y"}'
+    assert read_with(tmp_path, [{"prompt": text, **CHOSEN}])[0][0] == [text]
+
+
+def test_an_empty_answer_in_a_history_is_empty(tmp_path: Path) -> None:
+    prompt, *answers, _ = read_with(tmp_path, [{"history": [["h", None]], "prompt": "Q?", **CHOSEN}])[0]
+    assert prompt == ["h", "Q?"]
+    assert [turns[0] for turns in answers] == [None, None]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("flag", [True, 1, "True", "1"])
+def test_both_bad_is_read_from_every_container(tmp_path: Path, flag: object) -> None:
+    file = open_battles(write(tmp_path / "rows.jsonl", [{**PLAIN, "winner": "tie", "both_bad": flag}]))
+    assert next(file.batches())[0].column("both_bad").to_pylist() == [True]

@@ -145,6 +145,11 @@ def turns_column(raw: RawBatch, name: str, location: Location) -> tuple[pa.Array
 
 
 _decode_json = json.JSONDecoder().decode
+LIKE_MESSAGES = re.compile(
+    r"""\s*(?:\[\s*)?\{\s*(?:['"](?:content|value)['"]\s*:.*)?['"](?:role|from)['"]\s*:""",
+    re.DOTALL,
+)
+"""The beginning of text that is messages, written as JSON or as Python writes them."""
 _PYTHON_MESSAGES = re.compile(r"(?:\[\s*)?\{\s*'")
 _PYTHON_ITEM = re.compile(r"""\s*('[^'\\\n]*(?:\\.[^'\\\n]*)*'|"[^"\\\n]*(?:\\.[^"\\\n]*)*"|None)\s*(,|\]\s*\Z)""")
 """An item of a list of text as Python prints it, and what follows it."""

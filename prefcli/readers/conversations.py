@@ -273,7 +273,8 @@ def _context(texts: Texts, reader: Reader) -> list[Message]:
     if isinstance(history, (list, tuple)):
         for pair in history:
             if isinstance(pair, (list, tuple)) and len(pair) == 2 and str(pair[0]).lower() not in _ROLES:
-                context += [("user", as_text(pair[0])), ("assistant", as_text(pair[1]))]
+                texts_of_pair = [None if is_missing(text) else as_text(text) for text in pair]
+                context += list(zip(("user", "assistant"), texts_of_pair, strict=True))
             else:
                 context += reader.messages([pair], "history", "user")
     if not texts.prompt_name:

@@ -18,6 +18,7 @@ from prefcli.battles import TEXT_FIELDS, ReadCounts, make_batch
 from prefcli.outcomes import SOFT_LABEL_COLUMNS, WINNER_COLUMNS, A, B
 from prefcli.readers import outcomes_in_columns
 from prefcli.readers.cells import (
+    LIKE_MESSAGES,
     TURNS_HINT,
     Location,
     RawBatch,
@@ -60,6 +61,8 @@ class Mapped:
     """Whether texts of prompt and answers are lists of turns, written as JSON."""
     written_messages: frozenset[str] = frozenset()
     """Columns whose texts are messages, written as JSON."""
+    plain: bool = False
+    """Whether texts are plain although they look like messages, since the user says so."""
     transcripts: bool = True
     """Whether texts such as HH-RLHF's are split into messages."""
     common_prompt: bool = False
@@ -188,6 +191,9 @@ class Mapped:
     ) -> AlignedTurns:
         own_names = [str(self.places[name][0]) if name in self.places else name for name in names]
         a, b = map(_scalar_as_text, answers)
+        if not (self.plain or self.written_messages) and _are_messages(a) and _are_messages(b):
+            reader.column = own_names[0]
+            raise reader.error(_UNEXPECTED_MESSAGES, _UNEXPECTED_HINT)
         texts = Texts(
             a,
             b,
@@ -219,6 +225,11 @@ class Mapped:
                 return None
         if not self.turns:
             _check_some_text(list(map(_empty_mask, cells.values())), unknown, location)
+        if not (self.turns or self.plain):
+            both = [_rows_like_messages(cells[name]) for name in RESPONSES]
+            if rows := both[0] & both[1]:
+                name = str(self.places[RESPONSES[0]][0])
+                raise location.error(_UNEXPECTED_MESSAGES, row=min(rows), column=name, hint=_UNEXPECTED_HINT)
         fields = {}
         for name, column in cells.items():
             own_name = "+".join(map(str, self.places[name]))
@@ -350,9 +361,8 @@ class Mapped:
             outcomes_in_columns.check_agreement(labels, location)
             columns["label"] = pa.array(_first_known(list(labels.values())), pa.int8())
         if "both_bad" in self.places:
-            column = raw.columns[self.places["both_bad"][0].column]
-            if pa.types.is_boolean(getattr(column, "type", pa.null())):
-                columns["both_bad"] = column
+            both_bad = outcomes_in_columns.flags(self._strings(raw, "both_bad", location).to_pylist())
+            columns |= {} if both_bad is None else {"both_bad": pa.array(both_bad, pa.bool_())}
         return columns
 
     @functools.cached_property
@@ -490,6 +500,24 @@ def _check_some_text(empty: Sequence[NDArray[np.bool_]], unknown: NDArray[np.boo
     if len(rows):
         what = "neither a prompt nor answers" if prompt[rows[0]] else "no answers, and no outcome"
         raise location.error(what, row=int(rows[0]), hint="Is it a row of another layout?")
+
+
+_UNEXPECTED_MESSAGES = "the texts of this row are messages, those of the first rows are not"
+_UNEXPECTED_HINT = "Read them as two files; --format generic or preferences reads all of them as plain text."
+
+
+def _are_messages(cell: Any) -> bool:
+    return isinstance(cell, str) and LIKE_MESSAGES.match(cell) is not None
+
+
+def _rows_like_messages(column: Any) -> set[int]:
+    """The rows whose texts are messages."""
+    if isinstance(column, list):
+        return {row for row, cell in enumerate(column) if _are_messages(cell)}
+    if not (pa.types.is_string(column.type) or pa.types.is_binary(column.type)):
+        return set()
+    rows = np.flatnonzero(pc.starts_with(column, "[{").fill_null(False).to_numpy(zero_copy_only=False)).tolist()
+    return {row for row in rows if _are_messages(column[row].cast(pa.string()).as_py())}
 
 
 def _empty_mask(column: Any) -> NDArray[np.bool_]:

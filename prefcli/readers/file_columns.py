@@ -11,7 +11,7 @@ from typing import Any
 from prefcli.battles import Source
 from prefcli.errors import InputError
 from prefcli.readers import layouts
-from prefcli.readers.cells import Location, RawBatch, list_names, parse_nested
+from prefcli.readers.cells import LIKE_MESSAGES, Location, RawBatch, list_names, parse_nested
 from prefcli.readers.conversations import is_transcript
 from prefcli.readers.outcome_rules import comparable
 from prefcli.readers.paths import (
@@ -36,7 +36,6 @@ Peek = Callable[[Sequence[str]], RawBatch]
 """The first rows of some columns."""
 
 LIKE_LIST = re.compile(r"""\s*\[\s*['"].*['"]\s*\]\s*""", re.DOTALL)
-LIKE_MESSAGES = re.compile(r"""\s*(?:\[\s*)?\{\s*['"](?:role|from|content|value)['"]\s*:""")
 
 
 class FileColumns:

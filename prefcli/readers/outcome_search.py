@@ -159,13 +159,13 @@ def _unclear(mapped: Mapped, suspects: Sequence[str], columns: FileColumns) -> I
     name = suspects[0]
     values = columns.values((ColumnPath(name),))
     what = f"what {name} means is not clear" + (f": it holds {_list_values(values)}" if values else "")
-    readings = _readings(name, values)
+    readings, unmapped = _readings(name, values), f"{name}="
     for first, second in columns.pairs(("score", "rating", "reward", "votes", "likes", "rank")):
         if first in suspects and second in suspects:
             what = f"what {first} and {second} mean is not clear"
-            readings = [f"{first},{second}: higher", f"{first},{second}: lower"]
+            readings, unmapped = [f"{first},{second}: higher", f"{first},{second}: lower"], f"{first}=,{second}="
     how = " or ".join(f"--outcome '{reading}'" for reading in readings or [_in_words(name, columns)])
-    hint = f"Say it with {how}; or {name} is no outcome: --columns {name}="
+    hint = f"Say it with {how}; or {name} is no outcome: --columns {unmapped}"
     where = f"{columns.where}, column {name}"
     return InputError(what + _first_battle(mapped, readings, columns), where=where, hint=hint)
 

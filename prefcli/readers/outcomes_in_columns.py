@@ -97,6 +97,14 @@ def _model(text: str, names: Sequence[str | None]) -> Outcome | None:
 _FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
 
+def flags(cells: Sequence[str | None]) -> list[bool | None] | None:
+    """A column of truth values, None where it is empty; None if it holds something else."""
+    known = {cell: _FLAGS.get(cell.lower()) for cell in set(cells) if cell}
+    if None in known.values():
+        return None
+    return [bool(known[cell]) if cell else None for cell in cells]
+
+
 def one_hot_labels(columns: Sequence[Sequence[str | None]], location: Location) -> list[int | None]:
     """Kaggle's three winner columns -> label; all three empty means unknown.
 

@@ -12,13 +12,12 @@ from prefcli.battles import TEXT_FIELDS, Source
 from prefcli.errors import InputError
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.readers import layouts
-from prefcli.readers.cells import excerpt, list_names, missing_columns
+from prefcli.readers.cells import LIKE_MESSAGES, excerpt, list_names, missing_columns
 from prefcli.readers.conversations import is_transcript
 from prefcli.readers.each import Each
 from prefcli.readers.engine import CONVERSATIONS, PAIR, RESPONSES, Mapped
 from prefcli.readers.file_columns import (
     LIKE_LIST,
-    LIKE_MESSAGES,
     FileColumns,
     Peek,
     flat,
@@ -347,12 +346,18 @@ class _Search:
             return dataclasses.replace(mapped, turns=True)
         rows = "response_a" in places
         if rows and self.columns.source.format == layouts.GENERIC.name:
-            return dataclasses.replace(mapped, transcripts=False)
+            return dataclasses.replace(mapped, transcripts=False, plain=True)
+        plain = self.columns.source.format == layouts.PREFERENCES.name
         written = self._written_messages(places) | self._written_lists(mapped)
         turns = rows and not written and self._turns(places)
         common_prompt = "chosen" in places and "prompt" not in places and self._common_prompt(mapped, written)
         return dataclasses.replace(
-            mapped, turns=turns, transcripts=not rows, written_messages=written, common_prompt=common_prompt
+            mapped,
+            turns=turns,
+            transcripts=not rows,
+            written_messages=written,
+            common_prompt=common_prompt,
+            plain=plain,
         )
 
     def _turns(self, places: Mapping[str, Places] | None = None) -> bool:
