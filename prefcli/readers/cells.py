@@ -56,23 +56,9 @@ class RawBatch:
         }
         return RawBatch(columns, batch.num_rows)
 
-    def rename(self, names: Mapping[str, str]) -> RawBatch:
-        """The same columns under other names, ``names`` being current name -> new name."""
-        return RawBatch({names[name]: column for name, column in self.columns.items()}, self.num_rows)
-
     def select(self, names: Sequence[str]) -> RawBatch:
         """Some of the columns."""
         return RawBatch({name: self.columns[name] for name in names}, self.num_rows)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.columns
-
-    def is_nested(self, name: str) -> bool:
-        """Whether a column holds lists or objects rather than text."""
-        column = self.columns[name]
-        if isinstance(column, list):
-            return any(isinstance(cell, (list, dict)) for cell in column)
-        return bool(pa.types.is_nested(column.type))
 
 
 def string_column(raw: RawBatch, name: str, location: Location) -> pa.Array:
@@ -104,11 +90,6 @@ def _not_text(column: pa.Array, name: str, location: Location, error: Exception)
                     hint=ENCODING_HINT,
                 )
     return location.error(f"cannot read {one_line(column.type, 60)} as text: {one_line(error)}", column=name)
-
-
-def string_list(raw: RawBatch, name: str, location: Location) -> list[str | None]:
-    """A column as Python strings; empty text and missing cells are both None."""
-    return [cell or None for cell in string_column(raw, name, location).to_pylist()]
 
 
 def _to_text(cell: Any, row: int, name: str, location: Location) -> str | None:
@@ -178,6 +159,14 @@ def parse_nested(text: str) -> Any:
         with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             return _literal(text)
         raise
+
+
+def parsed(cell: Any) -> Any:
+    """What text holds as JSON, or as Python writes it; other cells, and text that is neither, as they are."""
+    if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            return parse_nested(cell.strip())
+    return cell
 
 
 def _literal(text: str) -> Any:

@@ -25,7 +25,7 @@ from prefcli.readers.cells import (
     excerpt,
     first_null_row,
     missing_columns,
-    parse_nested,
+    parsed,
     string_column,
     turns_array,
     turns_column,
@@ -292,9 +292,9 @@ class Mapped:
         each = self.each
         assert each is not None
         lists = {key: column_cells(raw, places, location) for key, places in self.each_places.items()}
-        cells = [_parsed(cell) for cell in lists.pop("")]
+        cells = [parsed(cell) for cell in lists.pop("")]
         pairs, skipped, left_out = each.pairs(
-            cells, {key: [_parsed(c) for c in v] for key, v in lists.items()}, location
+            cells, {key: [parsed(c) for c in v] for key, v in lists.items()}, location
         )
         given = {name: self._cells(raw, name, location) for name in _TEXTS if name in self.places}
         reader = Reader(location)
@@ -463,16 +463,6 @@ def _with_context(row: dict[str, Any], pair: Pair) -> dict[str, Any]:
     return {**row, "prompt": [*before, *said]}
 
 
-def _parsed(cell: Any) -> Any:
-    """A list that a text file holds as JSON."""
-    if isinstance(cell, str) and cell.lstrip()[:1] == "[":
-        try:
-            return parse_nested(cell.strip())
-        except (ValueError, RecursionError):
-            return cell
-    return cell
-
-
 def _first_known(labels: Sequence[Sequence[int | None]]) -> list[int | None]:
     if len(labels) == 1:
         return list(labels[0])
@@ -514,20 +504,22 @@ def _rows_like_messages(column: Any) -> set[int]:
     """The rows whose texts are messages."""
     if isinstance(column, list):
         return {row for row, cell in enumerate(column) if _are_messages(cell)}
-    if not (pa.types.is_string(column.type) or pa.types.is_binary(column.type)):
+    if not _is_text(column.type):
         return set()
-    rows = np.flatnonzero(pc.starts_with(column, "[{").fill_null(False).to_numpy(zero_copy_only=False)).tolist()
+    possible = pc.match_substring_regex(column, r"^\s*(\[\s*)?\{").fill_null(False)
+    rows = np.flatnonzero(possible.to_numpy(zero_copy_only=False)).tolist()
     return {row for row in rows if _are_messages(column[row].cast(pa.string()).as_py())}
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
 
 
 def _empty_mask(column: Any) -> NDArray[np.bool_]:
     """Which cells hold nothing, or empty text."""
     if isinstance(column, list):
         return np.array([cell is None or cell == "" for cell in column], dtype=bool)
-    if pa.types.is_nested(column.type):
-        return _null_mask(column)
-    kind = column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
+    if not _is_text(column.type):
         return _null_mask(column)
     lengths = pc.binary_length(column).fill_null(0)
     return np.asarray(lengths.to_numpy(zero_copy_only=False) == 0, dtype=bool)
@@ -549,7 +541,7 @@ def _plain_turns(raw: RawBatch, name: str, location: Location) -> tuple[pa.Array
                 raise location.error(what, row=row, column=name, hint=TURNS_HINT)
         turns = [list(cell) if isinstance(cell, (list, tuple)) else [_scalar_as_text(cell)] for cell in column]
         return turns_array(turns, name, location)
-    if raw.is_nested(name):
+    if pa.types.is_nested(column.type):
         return turns_column(raw, name, location)
     return turns_array([[cell] for cell in string_column(raw, name, location).to_pylist()], name, location)
 

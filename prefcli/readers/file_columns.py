@@ -11,7 +11,7 @@ from typing import Any
 from prefcli.battles import Source
 from prefcli.errors import InputError
 from prefcli.readers import layouts
-from prefcli.readers.cells import LIKE_MESSAGES, Location, RawBatch, list_names, parse_nested
+from prefcli.readers.cells import LIKE_MESSAGES, Location, RawBatch, list_names, parsed
 from prefcli.readers.conversations import is_transcript
 from prefcli.readers.outcome_rules import comparable
 from prefcli.readers.paths import (
@@ -29,6 +29,8 @@ EXPECTED = (
     "Other names with --columns prompt=NAME,..., other outcomes with --outcome, lists of answers with --each."
 )
 PEEK_ROWS = 100
+MAX_COLUMNS = 100
+"""Columns that are looked at."""
 MAX_JOINED = 3
 """Columns that a hint proposes to join."""
 
@@ -188,11 +190,8 @@ def flat(cell: Any) -> str:
 def is_conversation(cell: Any) -> bool:
     """Whether a cell holds a conversation with a message of the user."""
     if isinstance(cell, str):
-        if LIKE_MESSAGES.match(cell):
-            try:
-                return is_conversation(parse_nested(cell.strip()))
-            except (ValueError, RecursionError):
-                return False
+        if LIKE_MESSAGES.match(cell) and not isinstance(messages := parsed(cell), str):
+            return is_conversation(messages)
         return is_transcript(cell) and cell.lstrip().startswith("Human:")
     if not isinstance(cell, (list, tuple)):
         return False
@@ -203,11 +202,7 @@ def is_conversation(cell: Any) -> bool:
 
 def is_list_of_turns(cell: Any) -> bool:
     """Whether a cell holds a list of texts, or text that spells one."""
-    if isinstance(cell, str) and cell.lstrip().startswith("["):
-        try:
-            cell = parse_nested(cell.strip())
-        except (ValueError, RecursionError):
-            return False
+    cell = parsed(cell)
     return isinstance(cell, list) and bool(cell) and all(turn is None or isinstance(turn, str) for turn in cell)
 
 

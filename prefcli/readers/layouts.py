@@ -71,7 +71,7 @@ class Layout:
     outcome_columns: tuple[str, ...] = ()
     """Canonical outcomes that are read under their own names, if present."""
     has_ties: bool = True
-    """Whether a file of this layout can hold ties at all."""
+    """Whether a file of this layout can hold ties at all; with an outcome, it says so itself."""
     has_both_bad: bool = True
     """Whether words for a winner tell bad ties from good ones."""
     lists: tuple[str, ...] = ()
@@ -80,9 +80,10 @@ class Layout:
     """Whether ids are used unchanged; if not, repeated ones get a numbered suffix."""
 
 
-def _answers(prompt: str, a: str, b: str, outcome: str, **more: str) -> dict[str, object]:
-    """The fields of a layout with two answers in a row."""
-    return {"columns": {"prompt": prompt, "response_a": a, "response_b": b, **more}, "outcome": outcome}
+def _two_answers(name: str, summary: str, columns: str, outcome: str, **more: str) -> Layout:
+    """A layout with two answers in a row, ``columns`` being those of the prompt and the answers."""
+    names = dict(zip(TEXT_FIELDS, columns.split(), strict=True))
+    return Layout(name, summary, {**names, **more}, outcome)
 
 
 KAGGLE = Layout(
@@ -151,18 +152,14 @@ SPECIFIC_LAYOUTS: tuple[Layout, ...] = (
         outcome="type: leftvote=a, rightvote=b, tievote=tie, bothbad_vote=both_bad, chat=skip, upvote=skip, "
         "downvote=skip, flag=skip, share=skip, regenerate=skip, clear_history=skip",
     ),
-    Layout(
+    _two_answers(
         "mt-bench-pairs",
         "MT-bench's pairwise judgments in both orders, with question and answers",
-        **_answers(
-            "question",
-            "answer_1",
-            "answer_2",
-            "g1_winner,g2_winner: model_1=a, model_2=b, tie=tie, error=unknown",
-            model_a="model_1",
-            model_b="model_2",
-            id="question_id",
-        ),  # type: ignore[arg-type]
+        "question answer_1 answer_2",
+        "g1_winner,g2_winner: model_1=a, model_2=b, tie=tie, error=unknown",
+        model_a="model_1",
+        model_b="model_2",
+        id="question_id",
     ),
     Layout(
         "openai-preference",
@@ -264,85 +261,79 @@ SPECIFIC_LAYOUTS: tuple[Layout, ...] = (
         lists=("chosen", "rejected"),
         has_ties=False,
     ),
-    Layout(
+    _two_answers(
         "helpsteer3",
         "HelpSteer3: overall_preference from -3 (first answer) to 3 (second answer)",
-        **_answers("context", "response1", "response2", "overall_preference: -3..-0.5=a, 0.5..3=b, 0=tie"),  # type: ignore[arg-type]
+        "context response1 response2",
+        "overall_preference: -3..-0.5=a, 0.5..3=b, 0=tie",
     ),
-    Layout(
+    _two_answers(
         "helpsteer2",
         "HelpSteer2's preferences: preference_strength from -3 (first answer) to 3 (second answer)",
-        **_answers("prompt", "response_1", "response_2", "preference_strength: -3..-0.5=a, 0.5..3=b, 0=tie"),  # type: ignore[arg-type]
+        "prompt response_1 response_2",
+        "preference_strength: -3..-0.5=a, 0.5..3=b, 0=tie",
     ),
-    Layout(
+    _two_answers(
         "safe-rlhf",
         "PKU-SafeRLHF: better_response_id",
-        **_answers("prompt", "response_0", "response_1", "better_response_id: 0=a, 1=b"),  # type: ignore[arg-type]
-        has_ties=False,
+        "prompt response_0 response_1",
+        "better_response_id: 0=a, 1=b",
     ),
-    Layout(
+    _two_answers(
         "shp",
         "Stanford Human Preferences: labels is 1 where the first answer is preferred",
-        **_answers("history", "human_ref_A", "human_ref_B", "labels: 1=a, 0=b", id="post_id"),  # type: ignore[arg-type]
-        has_ties=False,
+        "history human_ref_A human_ref_B",
+        "labels: 1=a, 0=b",
+        id="post_id",
     ),
-    Layout(
+    _two_answers(
         "alpaca-eval",
         "AlpacaEval's annotations: preference from 1 (first answer) to 2 (second answer)",
-        **_answers(
-            "instruction+input",
-            "output_1",
-            "output_2",
-            "preference: 0=tie, 1.5=tie, 1..1.5=a, 1.5..2=b",
-            model_a="generator_1",
-            model_b="generator_2",
-        ),  # type: ignore[arg-type]
+        "instruction+input output_1 output_2",
+        "preference: 0=tie, 1.5=tie, 1..1.5=a, 1.5..2=b",
+        model_a="generator_1",
+        model_b="generator_2",
     ),
-    Layout(
+    _two_answers(
         "llmbar",
         "LLMBar: label is the number of the better answer",
-        **_answers("input", "output_1", "output_2", "label: 1=a, 2=b"),  # type: ignore[arg-type]
-        has_ties=False,
+        "input output_1 output_2",
+        "label: 1=a, 2=b",
     ),
-    Layout(
+    _two_answers(
         "judgebench",
         "JudgeBench: label in signs",
-        **_answers("question", "response_A", "response_B", "label: A>B=a, B>A=b, A=B=tie", id="pair_id"),  # type: ignore[arg-type]
+        "question response_A response_B",
+        "label: A>B=a, B>A=b, A=B=tie",
+        id="pair_id",
     ),
-    Layout(
+    _two_answers(
         "webgpt",
         "WebGPT's comparisons: a score for each answer",
-        **_answers("question.full_text", "answer_0", "answer_1", "score_0,score_1: higher", id="question.id"),  # type: ignore[arg-type]
+        "question.full_text answer_0 answer_1",
+        "score_0,score_1: higher",
+        id="question.id",
     ),
-    Layout(
+    _two_answers(
         "pandalm",
         "PandaLM's test set: the majority of three annotators",
-        **_answers(
-            "instruction+input",
-            "response1",
-            "response2",
-            "annotator1,annotator2,annotator3 (majority): 0=tie, 1=a, 2=b",
-            id="idx",
-        ),  # type: ignore[arg-type]
+        "instruction+input response1 response2",
+        "annotator1,annotator2,annotator3 (majority): 0=tie, 1=a, 2=b",
+        id="idx",
     ),
-    Layout(
+    _two_answers(
         "summarize",
         "Summarize from feedback: two summaries and a choice",
-        **_answers(
-            "info.title+info.post+info.article",
-            "summaries.0.text",
-            "summaries.1.text",
-            "choice: 0=a, 1=b",
-            model_a="summaries.0.policy",
-            model_b="summaries.1.policy",
-        ),  # type: ignore[arg-type]
-        has_ties=False,
+        "info.title+info.post+info.article summaries.0.text summaries.1.text",
+        "choice: 0=a, 1=b",
+        model_a="summaries.0.policy",
+        model_b="summaries.1.policy",
     ),
-    Layout(
+    _two_answers(
         "preference-collection",
         "Prometheus' preference collection",
-        **_answers("orig_instruction", "orig_response_A", "orig_response_B", "orig_preference: A=a, B=b"),  # type: ignore[arg-type]
-        has_ties=False,
+        "orig_instruction orig_response_A orig_response_B",
+        "orig_preference: A=a, B=b",
     ),
     KAGGLE,
 )

@@ -15,7 +15,7 @@ from prefcli.errors import InputError
 from prefcli.outcomes import SOFT_LABEL_COLUMNS, TIE, WINNER_COLUMNS, A, B
 from prefcli.readers.cells import RawBatch, excerpt, list_names, missing_columns
 from prefcli.readers.engine import Mapped
-from prefcli.readers.file_columns import FileColumns
+from prefcli.readers.file_columns import MAX_COLUMNS, FileColumns
 from prefcli.readers.outcome_rules import UNKNOWN, Outcome, OutcomeRule, comparable
 from prefcli.readers.outcomes_in_columns import WINNERS, spelling
 from prefcli.readers.paths import ColumnPath, as_text, is_missing, normalise
@@ -29,9 +29,6 @@ OUTCOME_NAMES = frozenset(_NAMES_OF_OUTCOMES.split())
 
 MAX_VALUES = 6
 """That are spelled out in a hint."""
-MAX_SUSPECTS = 100
-"""Columns that are looked at."""
-
 _OUTCOME_WORDS = re.compile(
     r"(^|_)(winner|win|chosen|labels?|prefers?|preferred|preferences?|choice|votes?|verdict|judge?ments?|better|safer|best|"
     r"outcome|results?|"
@@ -69,7 +66,7 @@ def find_outcome(mapped: Mapped, columns: FileColumns, needed: bool) -> tuple[Ma
         return mapped, ()
     not_read = [name for name in columns.names if name not in mapped.columns]
     if mapped.has_known_winner:
-        in_words = [name for name in not_read[:MAX_SUSPECTS] if _are_words(name, mapped, columns)]
+        in_words = [name for name in not_read[:MAX_COLUMNS] if _are_words(name, mapped, columns)]
         return mapped, tuple(f"{name} is not read: the answers' columns say who won" for name in in_words)
     said = [place.column for name in ("winner", "label") for place in columns.given.get(name, ())]
     suspects = [name for name in dict.fromkeys([*said, *_suspects(not_read, columns)]) if name in not_read]
@@ -146,7 +143,7 @@ def _is_empty(name: str, columns: FileColumns) -> bool:
 def _suspects(names: Sequence[str], columns: FileColumns) -> list[str]:
     """Columns that look like an outcome: by name, or by their values."""
     suspects = []
-    for name in names[:MAX_SUSPECTS]:
+    for name in names[:MAX_COLUMNS]:
         words = [spelling(str(value)) for value in columns.values((ColumnPath(name),))]
         parts = re.sub(r"(?<=[a-z])(?=[A-Z])|\W+", "_", name).lower()
         if _OUTCOME_WORDS.search(parts) or (words and all(word in WINNERS for word in words)):

@@ -11,11 +11,8 @@ from prefcli.errors import InputError
 from prefcli.readers import layouts
 from prefcli.readers.cells import list_names, missing_columns
 from prefcli.readers.engine import CONVERSATIONS, PAIR, RESPONSES
-from prefcli.readers.file_columns import EXPECTED, FileColumns, is_conversation, is_text
+from prefcli.readers.file_columns import EXPECTED, MAX_COLUMNS, FileColumns, is_conversation, is_text
 from prefcli.readers.paths import did_you_mean, normalise
-
-MAX_COLUMNS = 100
-"""Columns that are looked at."""
 
 _NEAREST = (TEXT_FIELDS, CONVERSATIONS, PAIR)
 _TEXT_KEYS = ("text", "answer", "response", "completion", "output", "content", "generation")
