@@ -1012,3 +1012,22 @@ def test_an_empty_answer_in_a_history_is_empty(tmp_path: Path) -> None:
 def test_both_bad_is_read_from_every_container(tmp_path: Path, flag: object) -> None:
     file = open_battles(write(tmp_path / "rows.jsonl", [{**PLAIN, "winner": "tie", "both_bad": flag}]))
     assert next(file.batches())[0].column("both_bad").to_pylist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("columns", "values"),
+    [
+        (("instruction", "output_1", "output_2", "preference"), (0, 1)),
+        (("context", "response1", "response2", "overall_preference"), (1, 2, 3)),
+    ],
+)
+def test_a_known_layout_with_another_scale_is_refused(
+    tmp_path: Path, columns: tuple[str, ...], values: tuple[int, ...]
+) -> None:
+    rows = [dict(zip(columns, ("Q?", "x", "y", value), strict=True)) for value in values * 10]
+    error = refused(tmp_path, rows)
+    assert f"what {columns[-1]} means is not clear" in error.what
+    rule = error.hint.split("--outcome '")[1].split("'")[0]
+    assert len({battle[3] for battle in read_with(tmp_path, rows, outcome=rule)}) == len(values)
+    fitting = [*rows[:-1], {**rows[-1], columns[-1]: {1: 2, 3: -1}[values[-1]]}]
+    assert len(read_with(tmp_path, fitting)) == len(rows)

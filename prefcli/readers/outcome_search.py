@@ -27,6 +27,8 @@ _NAMES_OF_OUTCOMES = """
 OUTCOME_NAMES = frozenset(_NAMES_OF_OUTCOMES.split())
 """Names of a column that is read as the outcome if it holds words for a winner, and nothing else does."""
 
+MIN_ROWS = 20
+"""From which on it is noticed that one side always wins."""
 MAX_VALUES = 6
 """That are spelled out in a hint."""
 _OUTCOME_WORDS = re.compile(
@@ -57,9 +59,11 @@ def find_outcome(mapped: Mapped, columns: FileColumns, needed: bool) -> tuple[Ma
     """
     rule = columns.source.outcome or mapped.layout.outcome
     if rule:
-        mapped = _with_rule(mapped, OutcomeRule.parse(rule), columns)
+        without_outcome, mapped = mapped, _with_rule(mapped, OutcomeRule.parse(rule), columns)
         if not columns.source.outcome:
             _check_rows_of_one_layout(mapped, OutcomeRule.parse(rule), columns)
+            if _has_another_scale(mapped, columns):
+                raise _unclear(without_outcome, [mapped.rule_places[0][0].column], columns)
     elif not mapped.has_known_winner:
         mapped = _with_words(mapped, columns, needed)
     if columns.source.outcome or mapped.rule:
@@ -90,6 +94,22 @@ def _check_rows_of_one_layout(mapped: Mapped, rule: OutcomeRule, columns: FileCo
                     where=f"{columns.where}, row {row}",
                     hint=f"Are these rows of two layouts? If {name} is no outcome: --columns {name}=",
                 )
+
+
+def _has_another_scale(mapped: Mapped, columns: FileColumns) -> bool:
+    """Whether one side wins all of many battles by several whole numbers, such as 0 and 1 where 1 and 2 are meant."""
+    rule = mapped.rule
+    if rule is None or len(rule.columns) > 1:
+        return False
+    cells = columns.cells(mapped.rule_places[0])
+    numbers = {comparable(cell) for cell in cells if not is_missing(cell)}
+    if len(cells) < MIN_ROWS or len(numbers) < 2 or not all(isinstance(n, float) and n.is_integer() for n in numbers):
+        return False
+    try:
+        outcomes = rule.outcomes([cells], columns.location)
+    except InputError:  # refused with its row when it is read
+        return False
+    return len({label for label, _ in outcomes} & {A, B}) == 1
 
 
 def _with_rule(mapped: Mapped, rule: OutcomeRule, columns: FileColumns) -> Mapped:
