@@ -30,7 +30,6 @@ CLIP = float(np.finfo(np.float64).eps)
 
 CALIBRATION_BINS = 15
 BOOTSTRAP_ROUNDS = 1000
-INTERVAL_LEVEL = 0.95
 Z95 = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution."""
 BOOTSTRAP_MAX_UNITS = 1 << 14
