@@ -1029,5 +1029,16 @@ def test_a_known_layout_with_another_scale_is_refused(
     assert f"what {columns[-1]} means is not clear" in error.what
     rule = error.hint.split("--outcome '")[1].split("'")[0]
     assert len({battle[3] for battle in read_with(tmp_path, rows, outcome=rule)}) == len(values)
+    assert open_battles(tmp_path / "rows.jsonl", outcomes=False).layout.outcome
     fitting = [*rows[:-1], {**rows[-1], columns[-1]: {1: 2, 3: -1}[values[-1]]}]
     assert len(read_with(tmp_path, fitting)) == len(rows)
+
+
+def test_a_part_of_the_prompt_that_only_later_rows_have_is_refused(tmp_path: Path) -> None:
+    rows = [{"prompt": "Q?", "input": "", **CHOSEN}] * 101
+    assert len(read_with(tmp_path, rows)) == 101
+    error = refused(tmp_path, [*rows, {"prompt": "Q?", "input": "More.", **CHOSEN}])
+    assert "the prompt may be in several columns: prompt, input" in error.what
+    assert "row 102" in error.where
+    joined = read_with(tmp_path, [{"prompt": "Q?", "input": "More.", **CHOSEN}], columns="prompt=prompt+input")
+    assert joined[0][0] == ["Q?\nMore."]

@@ -72,11 +72,14 @@ class Mapped:
     scores: tuple[Places, ...] = ()
     """Columns with the scores of the chosen and of the rejected answer: the chosen one's may not be lower."""
 
+    empty: tuple[Places, ...] = ()
+    """Columns named like a prompt that are empty in the first rows, and have to be in the others."""
+
     @property
     def columns(self) -> list[str]:
         """The columns of the file that are read."""
         places = [*self.places.values(), *self.rule_places, *self.each_places.values(), *self.more_winners]
-        places += self.scores
+        places += [*self.scores, *self.empty]
         return list(dict.fromkeys(place.column for joined in places for place in joined))
 
     @property
@@ -122,6 +125,12 @@ class Mapped:
         InputError
             On the first row that is not a battle.
         """
+        for places in self.empty:
+            for row, cell in enumerate(column_cells(raw, places, location)):
+                if not is_missing(cell) and cell not in ("", []):
+                    names = f"{'+'.join(map(str, self.places['prompt']))}, {places[0]}"
+                    hint = f"Join them, --columns prompt={names.replace(', ', '+')}, or leave it out: {places[0]}="
+                    raise location.error(f"the prompt may be in several columns: {names}", row=row, hint=hint)
         if self.each is not None:
             return self._convert_lists(raw, location)
         if "chosen" in self.places:

@@ -62,7 +62,7 @@ def find_outcome(mapped: Mapped, columns: FileColumns, needed: bool) -> tuple[Ma
         without_outcome, mapped = mapped, _with_rule(mapped, OutcomeRule.parse(rule), columns)
         if not columns.source.outcome:
             _check_rows_of_one_layout(mapped, OutcomeRule.parse(rule), columns)
-            if _has_another_scale(mapped, columns):
+            if needed and _has_another_scale(mapped, columns):
                 raise _unclear(without_outcome, [mapped.rule_places[0][0].column], columns)
     elif not mapped.has_known_winner:
         mapped = _with_words(mapped, columns, needed)

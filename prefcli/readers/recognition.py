@@ -91,6 +91,7 @@ class _Search:
 
     def __init__(self, columns: FileColumns) -> None:
         self.columns = columns
+        self.empty: tuple[Places, ...] = ()
 
     def mapped(self) -> Mapped:
         """How the file is read, but for its outcome."""
@@ -118,7 +119,8 @@ class _Search:
             if name not in places and columns.source.outcome is None and (column := columns.find(name)):
                 places[name] = columns.places(column)
         self._check_paths(places)
-        mapped = Mapped(layout, places, scores=self._scores() if "chosen" in places else ())
+        scores = self._scores() if "chosen" in places else ()
+        mapped = Mapped(layout, places, scores=scores, empty=self.empty)
         return self._with_forms(self._with_each(mapped, columns.source.each or layout.each))
 
     def _scores(self) -> tuple[Places, ...]:
@@ -295,6 +297,7 @@ class _Search:
                 f"--columns prompt={'+'.join(parts)} reads {' and '.join(parts)} alone.",
             )
         self._check_prompt(parts)
+        self.empty = tuple(columns.places(name) for name in others if not any(map(flat, columns.column(name))))
         return {**around, "prompt": columns.places("+".join(parts))}
 
     def _may_be_prompt(self, name: str, parts: Sequence[str]) -> bool:
