@@ -119,18 +119,16 @@ class Each:
 
     def _lists(self, items: Sequence[Any], context: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Sequence[Any]]]:
         """The list, and with ``replies`` the lists below it, each with what was said before."""
+        fields = dict(self.fields)
+        text, replies = fields["text"].split("."), fields.get("replies", "").split(".")
         pending = [(context, items)]
-        replies = dict(self.fields).get("replies")
-        text = dict(self.fields)["text"]
         while pending:
             context, items = pending.pop()
             yield context, items
-            for item in items if replies else ():
-                for reply in cell_at(item, replies.split(".")) or ():  # type: ignore[union-attr]
-                    below = cell_at(reply, replies.split("."))  # type: ignore[union-attr]
-                    if below:
-                        said = (*context, cell_at(item, text.split(".")), cell_at(reply, text.split(".")))
-                        pending.append((said, below))
+            for item in items if "replies" in fields else ():
+                for reply in cell_at(item, replies) or ():
+                    if below := cell_at(reply, replies):
+                        pending.append(((*context, cell_at(item, text), cell_at(reply, text)), below))
 
     def _fields(self, item: Any, position: int, beside: dict[str, Any]) -> dict[str, Any]:
         return {

@@ -132,7 +132,7 @@ class Mapped:
                     hint = f"Join them, --columns prompt={names.replace(', ', '+')}, or leave it out: {places[0]}="
                     raise location.error(f"the prompt may be in several columns: {names}", row=row, hint=hint)
         if self.each is not None:
-            return self._convert_lists(raw, location)
+            return self._convert_lists(self.each, raw, location)
         if "chosen" in self.places:
             return self._convert_pairs(raw, location)
         return self._convert_rows(raw, location)
@@ -297,9 +297,7 @@ class Mapped:
 
     # Lists of answers
 
-    def _convert_lists(self, raw: RawBatch, location: Location) -> CountedBatch:
-        each = self.each
-        assert each is not None
+    def _convert_lists(self, each: Each, raw: RawBatch, location: Location) -> CountedBatch:
         lists = {key: column_cells(raw, places, location) for key, places in self.each_places.items()}
         cells = [parsed(cell) for cell in lists.pop("")]
         pairs, skipped, left_out = each.pairs(
@@ -312,8 +310,8 @@ class Mapped:
             reader.row = pair.row
             row = {name: column[pair.row] for name, column in given.items()}
             turns = self._battle(_with_context(row, pair), pair.answers, (each.list_path, each.list_path), reader)
-            names = tuple(None if is_missing(name) else as_text(name) for name in pair.models)
-            battles.append(_Sided(pair.row, turns, names, pair.outcome, pair.number))  # type: ignore[arg-type]
+            model_a, model_b = (None if is_missing(name) else as_text(name) for name in pair.models)
+            battles.append(_Sided(pair.row, turns, (model_a, model_b), pair.outcome, pair.number))
         return self._from_sided(raw, battles, reader, skipped=skipped, left_out_pairs=left_out)
 
     def _from_sided(self, raw: RawBatch, battles: list[_Sided], reader: Reader, **counts: int) -> CountedBatch:

@@ -128,14 +128,10 @@ class OutcomeRule:
         for name, cells in zip(self.columns, columns, strict=True):
             of_column = []
             for row, cell in enumerate(cells):
-                key = (type(cell), cell) if isinstance(cell, (str, int, float)) else None
-                if key is None or key not in known:
-                    outcome = self._outcome(cell, row, name, location)
-                    if key is not None:
-                        known[key] = outcome
-                else:
-                    outcome = known[key]
-                of_column.append(outcome)
+                key = (type(cell), str(cell))
+                if key not in known:
+                    known[key] = self._outcome(cell, row, name, location)
+                of_column.append(known[key])
             read.append(of_column)
         return read[0] if len(read) == 1 else [self._merge(votes) for votes in zip(*read, strict=True)]
 
