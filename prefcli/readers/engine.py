@@ -260,7 +260,7 @@ class Mapped:
             cells = {name: column[row] for name, column in given.items()}
             if all(is_missing(cells[name]) or cells[name] == "" for name in PAIR):
                 reader.column = " and ".join(str(self.places[name][0]) for name in PAIR)
-                raise reader.error("no answers", "Is it a row of another layout?")
+                raise reader.error("no answers", "Is it a row of another layout? If not, leave it out.")
             sides = [_list_of_answers(cells[name]) for name in PAIR]
             names = (models[0][row], models[1][row])
             for number, (chosen, rejected) in enumerate(((c, r) for c in sides[0] for r in sides[1]), start=1):
