@@ -112,6 +112,8 @@ class Mapped:
             "outcome": dataclasses.asdict(self.rule) if self.rule else None,
             "each": dataclasses.asdict(self.each) if self.each else None,
             "turns": self.turns,
+            "plain": self.plain,
+            "transcripts": self.transcripts,
             "written_messages": sorted(self.written_messages),
             "common_prompt": self.common_prompt,
             "more_winners": [str(place) for places in self.more_winners for place in places],
