@@ -45,6 +45,10 @@ NO_VARIATION = "no interval: all battles have the same loss"
 Interval = tuple[float, float]
 
 
+class NoBattlesError(ValueError):
+    """There is no battle to score."""
+
+
 @dataclass(frozen=True)
 class Score:
     """What ``prefcli score`` reports. Log losses are in nats; lower is better, except for accuracy."""
@@ -488,5 +492,5 @@ def score_stream(parts: Iterable[Part], *, outcomes: int | None = None, seed: in
             if totals.has_tie and outcomes == 2:
                 raise ValueError("there are ties among the labels: they cannot be scored as two outcomes")
     if totals is None:
-        raise ValueError("no battles to score")
+        raise NoBattlesError("no battles to score")
     return totals.score(outcomes, seed)

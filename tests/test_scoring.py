@@ -176,3 +176,16 @@ def test_an_ablation_of_runs_with_different_held_out_battles_is_refused(
     monkeypatch.setattr(runs, "read_validation", read_validation)
     with pytest.raises(ModelError, match="held out different battles"):
         evaluate(tmp_path, 0, 1)
+
+
+def test_an_error_that_is_not_of_the_labels_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("something else")
+
+    header = "id,winner_model_a,winner_model_b,winner_tie\n"
+    (tmp_path / "a.csv").write_text(f"{header}1,1,0,0\n")
+    monkeypatch.setattr("prefcli.metrics._sums", broken)
+    with pytest.raises(ValueError, match="something else"):
+        pipeline.score(tmp_path / "a.csv", tmp_path / "a.csv")

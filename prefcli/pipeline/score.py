@@ -99,7 +99,7 @@ def score(
 
         try:
             result = metrics.score_stream(parts(), outcomes=outcomes, seed=seed)
-        except ValueError:
+        except metrics.NoBattlesError:
             raise InputError("no battle has an outcome", where=str(label_file.source)) from None
     knows_trained_on = prompts is not None and result.prompts is not None
     _warn(result, predictions, label_file, workspace, unlabelled, trained_on, reporter)
