@@ -87,11 +87,73 @@ class ModelRating:
     """Models are in one group if battles connect them, directly or through others."""
     one_sided: bool
     """Whether it never lost or never won, so that only the prior bounds its rating."""
+    prompts: int = 0
+    """Different prompts of its battles."""
+    no_interval: str | None = None
+    """Why there is no interval; None if there is one."""
+    rank: int = 0
+    """By rating, within its group, from 1."""
+    rank_low: int | None = None
+    rank_high: int | None = None
+    """The ranks that the votes allow at 95 %, as in "1 to 3"; None without an interval."""
+    p_first: float | None = None
+    """Probability that it is the best of its group's models that have an interval."""
+    styled: float | None = None
+    """Rating at equal style of the two answers, with its interval; None without style control."""
+    styled_low: float | None = None
+    styled_high: float | None = None
+    styled_rank: int | None = None
+
+
+@dataclass(frozen=True)
+class StyleEffect:
+    """What one standard deviation more of a property adds to the log-odds of winning, between equal models."""
+
+    what: str
+    coefficient: float
+    low: float
+    high: float
+    battles: int
+    """Battles whose answers differ in it."""
+
+
+@dataclass(frozen=True)
+class StyleEffects:
+    """The style covariates of the fit, and why others are not in it, in sentences."""
+
+    effects: tuple[StyleEffect, ...]
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GroupRatings:
+    """The battles of one value of ``--by``: their outcomes A, B, tie, and the models' ratings in them."""
+
+    name: str
+    battles: int
+    prompts: int
+    outcomes: tuple[int, int, int]
+    ratings: Ratings | None
+
+
+@dataclass(frozen=True)
+class Beats:
+    """``probability[i][j]``: model i is preferred to j in that share of their decided votes, as the fit expects.
+
+    With 95 % intervals, best rated first. None on the diagonal and where no battles connect the two; no interval
+    where one of the two has none. ``battles`` counts those between the two.
+    """
+
+    models: tuple[str, ...]
+    probability: tuple[tuple[float | None, ...], ...]
+    low: tuple[tuple[float | None, ...], ...]
+    high: tuple[tuple[float | None, ...], ...]
+    battles: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class Ratings:
-    """Every model's rating, best first."""
+    """Every model's rating: group by group, the one with most battles first, best first within each."""
 
     models: tuple[ModelRating, ...]
     tie_parameter: float
@@ -104,6 +166,9 @@ class Ratings:
     """Whether every strength has a maximum likelihood without the prior."""
     left_out: int
     """Models not rated: they have fewer battles than the :data:`MAX_MODELS` rated ones."""
+    intervals: str = "bootstrap"
+    """How the intervals were computed, in a few words."""
+    style: StyleEffects | None = None
 
     def cautions(self) -> list[str]:
         """What to know before comparing these ratings, in sentences."""
@@ -277,8 +342,9 @@ def rate(pairwise: PairwiseCounts, *, rounds: int = BOOTSTRAP_ROUNDS, seed: int 
             battles=int(battles[i]),
             group=int(groups[i]),
             one_sided=bool(never_lost[i] or never_won[i]),
+            rank=rank,
         )
-        for i in np.lexsort((np.array(pairwise.models), -centre.strengths))
+        for rank, i in enumerate(np.lexsort((np.array(pairwise.models), -centre.strengths)), start=1)
     ]
     return Ratings(
         models=tuple(ratings),

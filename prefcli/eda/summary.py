@@ -22,7 +22,7 @@ from prefcli.eda.models import (
     tie_closeness,
     top_pairs,
 )
-from prefcli.eda.ratings import BOOTSTRAP_ROUNDS, Ratings, count_pairs, rate
+from prefcli.eda.ratings import BOOTSTRAP_ROUNDS, Beats, GroupRatings, Ratings, count_pairs, rate
 from prefcli.eda.shares import Share, share
 from prefcli.outcomes import TIE, A, B
 
@@ -58,6 +58,11 @@ class Eda:
     ratings: Ratings | None
     tie_closeness: tuple[ClosenessBin, ...]
     head_to_head: HeadToHead | None
+    headline: tuple[str, ...] = ()
+    """What the votes say, in sentences, the most important first."""
+    beats: Beats | None = None
+    by: tuple[GroupRatings, ...] = ()
+    """Per value of ``--by``."""
 
 
 def explore(
