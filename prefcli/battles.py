@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefcli.errors import InputError, one_line
@@ -67,6 +68,8 @@ class Source:
     """Which column holds a list of answers, and how they are compared, such as ``answers: text=text, score=score``."""
     encoding: str | None = None
     """The encoding of a text file; None is UTF-8."""
+    by: str | None = None
+    """What battles are grouped by: a column or a path of the files, or one of ``prefcli.groups.COMPUTED``."""
 
     def __post_init__(self) -> None:
         paths: Any = [self.paths] if isinstance(self.paths, (str, Path)) else self.paths
@@ -85,8 +88,8 @@ class Source:
 
     @property
     def reading(self) -> dict[str, Any]:
-        """How the files are read: the other fields that are given."""
-        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "paths"}
+        """How the files are read: the other fields that are given, but for the groups."""
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("paths", "by")}
         return {name: value for name, value in options.items() if value is not None}
 
     @property
@@ -165,6 +168,33 @@ class ReadCounts:
 
     def __add__(self, other: ReadCounts) -> ReadCounts:
         return ReadCounts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class FlatTurns:
+    """A flattened column: the texts of all turns (nulls as empty texts); battle i has ``offsets[i:i + 2]`` of them."""
+
+    texts: pa.Array
+    nulls: pa.Array
+    offsets: NDArray[np.int64]
+
+    @staticmethod
+    def of(column: pa.ListArray) -> FlatTurns:
+        turns = column.flatten()
+        offsets = np.concatenate([[0], np.cumsum(int_column(pc.list_value_length(column)))])
+        return FlatTurns(turns.fill_null("") if turns.null_count else turns, turns.is_null(), offsets)
+
+    def per_battle(self, per_turn: pa.Array) -> NDArray[np.int64]:
+        """Sums over the turns of each battle."""
+        return np.diff(np.concatenate([[0], np.cumsum(int_column(per_turn))])[self.offsets])
+
+    def joined(self) -> pa.Array:
+        """Each battle's turns as one text."""
+        return pc.binary_join(pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), self.texts), "\n")
+
+    def hashes(self) -> NDArray[np.int64]:
+        """64-bit hashes of each battle's text, equal for equal texts within this process."""
+        return np.array([hash(text) for text in self.joined().cast(pa.binary()).to_pylist()], dtype=np.int64)
 
 
 def texts_of(column: pa.Array | pa.ChunkedArray) -> list[str]:

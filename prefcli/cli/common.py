@@ -45,6 +45,14 @@ FilesArgument = Annotated[
         metavar="FILE", help="Battles: CSV, TSV, JSON, JSONL or Parquet, also .gz and .zip; or - for standard input."
     ),
 ]
+ByOption = Annotated[
+    str | None,
+    typer.Option(
+        "--by",
+        metavar="COLUMN",
+        help="Also by group: a column of the file, a path into one, or script, length, turns or models.",
+    ),
+]
 ReadingOption = functools.partial(typer.Option, rich_help_panel="Reading")
 EncoderOption = Annotated[
     str | None,

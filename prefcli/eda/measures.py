@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prefcli.battles import TEXT_FIELDS, int_column, labels_of
+from prefcli.battles import TEXT_FIELDS, FlatTurns, int_column, labels_of
+from prefcli.groups import find_scripts
 
 IntArray = NDArray[np.int64]
 
@@ -32,13 +33,6 @@ MARKUP: dict[str, tuple[str, ...]] = {
     "tables": (r"\n\|", r"^\|"),
 }
 """Markdown in an answer: name -> regular expressions whose matches are counted."""
-
-SCRIPTS = ("Latin", "Cyrillic", "Han", "Kana", "Hangul", "Arabic", "Hebrew", "Greek", "Devanagari", "Thai")
-"""Unicode's names of scripts, but Kana is Hiragana and Katakana."""
-SCRIPT_NAMES = (*SCRIPTS, "other", "no letters")
-LATIN, HAN, KANA, NO_LETTERS = (SCRIPT_NAMES.index(name) for name in ("Latin", "Han", "Kana", "no letters"))
-MAX_SCRIPT_CHARACTERS = 2000
-"""A text's script is judged by this many characters at its beginning."""
 
 CHARACTERS_PER_TOKEN = 4.5
 EXTRA_BYTES_PER_TOKEN = 3
@@ -60,7 +54,7 @@ class BattleStats:
     tokens: IntArray  # [n, 3], estimated, of prompt, A and B
     nulls: IntArray  # [n, 3], null turns of prompt, A and B
     markup: IntArray  # [n, len(MARKUP), 2], matches in A and B
-    script: IntArray  # [n], script of the prompt as a position in SCRIPT_NAMES
+    script: IntArray  # [n], script of the prompt as a position in prefcli.groups.SCRIPT_NAMES
 
     @staticmethod
     def concatenate(parts: list[BattleStats]) -> BattleStats:
@@ -104,7 +98,7 @@ def _model_codes(batch: pa.RecordBatch, side: str, position: dict[str, int]) -> 
 def measure(batch: pa.RecordBatch) -> BattleStats:
     """Measure a canonical batch."""
     table = pa.Table.from_batches([batch])
-    turns = {name: _Turns.of(batch.column(name)) for name in TEXT_FIELDS}
+    turns = {name: FlatTurns.of(batch.column(name)) for name in TEXT_FIELDS}
     characters = {name: pc.utf8_length(field.texts) for name, field in turns.items()}
     return BattleStats(
         label=labels_of(table),
@@ -121,34 +115,7 @@ def measure(batch: pa.RecordBatch) -> BattleStats:
     )
 
 
-@dataclass(frozen=True)
-class _Turns:
-    """A flattened column: the texts of all turns (nulls as empty texts); battle i has ``offsets[i:i + 2]`` of them."""
-
-    texts: pa.Array
-    nulls: pa.Array
-    offsets: IntArray
-
-    @staticmethod
-    def of(column: pa.ListArray) -> _Turns:
-        turns = column.flatten()
-        offsets = np.concatenate([[0], np.cumsum(int_column(pc.list_value_length(column)))])
-        return _Turns(turns.fill_null("") if turns.null_count else turns, turns.is_null(), offsets)
-
-    def per_battle(self, per_turn: pa.Array) -> IntArray:
-        """Sums over the turns of each battle."""
-        return np.diff(np.concatenate([[0], np.cumsum(int_column(per_turn))])[self.offsets])
-
-    def joined(self) -> pa.Array:
-        """Each battle's turns as one text."""
-        return pc.binary_join(pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), self.texts), "\n")
-
-    def hashes(self) -> IntArray:
-        """64-bit hashes of each battle's text, equal for equal texts within this process."""
-        return np.array([hash(text) for text in self.joined().cast(pa.binary()).to_pylist()], dtype=np.int64)
-
-
-def estimate_tokens(turns: _Turns, characters: pa.Array) -> IntArray:
+def estimate_tokens(turns: FlatTurns, characters: pa.Array) -> IntArray:
     """Estimate how many tokens an English-centred subword tokenizer makes of each battle's text.
 
     One for every :data:`CHARACTERS_PER_TOKEN` characters, and one for every :data:`EXTRA_BYTES_PER_TOKEN` bytes that
@@ -160,31 +127,10 @@ def estimate_tokens(turns: _Turns, characters: pa.Array) -> IntArray:
     return np.ceil(length / CHARACTERS_PER_TOKEN + extra / EXTRA_BYTES_PER_TOKEN).astype(np.int64)
 
 
-def count_markup(turns: _Turns) -> IntArray:
+def count_markup(turns: FlatTurns) -> IntArray:
     """How often each of :data:`MARKUP` occurs in each battle's text; shape ``[n, len(MARKUP)]``."""
     counts = [
         sum(turns.per_battle(pc.count_substring_regex(turns.texts, pattern)) for pattern in patterns)
         for patterns in MARKUP.values()
     ]
     return np.stack(counts, axis=1)
-
-
-def find_scripts(turns: _Turns) -> IntArray:
-    """The script of most letters at the beginning of each battle's text, as a position in :data:`SCRIPT_NAMES`.
-
-    A text with kana is Kana however many Han characters it has.
-    """
-    texts = turns.joined()
-    scripts = np.where(int_column(pc.match_substring_regex(texts, "[A-Za-z]")) > 0, LATIN, NO_LETTERS)
-    not_ascii = np.flatnonzero(int_column(pc.binary_length(texts)) > int_column(pc.utf8_length(texts)))
-    beginnings = pc.utf8_slice_codeunits(texts.take(pa.array(not_ascii)), 0, MAX_SCRIPT_CHARACTERS)
-    letters = pc.replace_substring_regex(beginnings, r"\PL+", "")
-    total = int_column(pc.utf8_length(letters))
-    counts = []
-    for script in SCRIPTS:
-        characters = r"\p{Hiragana}\p{Katakana}" if script == "Kana" else rf"\p{{{script}}}"
-        counts.append(int_column(pc.utf8_length(pc.replace_substring_regex(letters, f"[^{characters}]+", ""))))
-    counts.append(total - sum(counts))
-    counts[KANA] = np.where(counts[KANA] > 0, counts[KANA] + counts[HAN] + 1, 0)
-    scripts[not_ascii] = np.where(total > 0, np.argmax(counts, axis=0), NO_LETTERS)
-    return scripts

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefcli.battles import TEXT_FIELDS
-from prefcli.eda.measures import SCRIPT_NAMES, BattleStats
+from prefcli.eda.measures import BattleStats
+from prefcli.groups import SCRIPT_NAMES
 
 LENGTH_LIMITS = (256, 512, 1024, 2048, 4096)
 SPECIAL_TOKENS = 3

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from prefcli import readers
+from prefcli import groups, readers
 from prefcli.battles import ReadCounts, Source, SourceLike, check_unique_ids, describe_battle, describe_reading
 from prefcli.readers.cells import list_names
 from prefcli.reporting import SILENT, Reporter
@@ -85,11 +85,16 @@ def read_stage(
 def report_reading(
     battle_file: readers.BattleFile, source: Source, usual: Mapping[str, Any] | None, reporter: Reporter
 ) -> None:
-    """Report whether a file that says nothing itself is read as a run's training battles were (``usual``)."""
+    """Report how battles are grouped, and whether a file that says nothing itself is read as a run's training battles.
+
+    Those were read as ``usual`` says.
+    """
     if usual and not source.is_described:
         as_usual = battle_file.source.is_described
         how = "read as" if as_usual else "recognised by its columns, which are not those of"
         reporter.note(f"{source}: {how} the run's training battles ({describe_reading(usual)})")
+    if source.by is not None:
+        reporter.note(f"{source}: {groups.describe(source.by, is_column=battle_file.groups_are_a_column)}")
 
 
 def show_first_battle(battles: Stage, reporter: Reporter) -> None:

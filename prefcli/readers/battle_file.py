@@ -66,6 +66,11 @@ class BattleFile:
         return mapped.rule.has_ties if mapped.rule else self.layout.has_ties
 
     @property
+    def groups_are_a_column(self) -> bool:
+        """Whether ``Source.by`` is a column of the files; else it is computed from the battles, or not given."""
+        return bool(self.recognised[0].mapped.by_places)
+
+    @property
     def description(self) -> str:
         """How the files are read, for the user to check."""
         containers = dict.fromkeys(container.description for container in self.containers if container.description)
@@ -89,6 +94,8 @@ class BattleFile:
             options["read"] = how  # stages of Kaggle's files that earlier versions read are still valid
         if self.source.encoding:
             options["encoding"] = self.source.encoding
+        if self.source.by is not None:
+            options["by"] = {"name": self.source.by, "is_column": self.groups_are_a_column}
         if self._members:
             options["members"] = self._members
         return options
@@ -190,6 +197,12 @@ def _recognise_files(source: Source, containers: tuple[Container, ...], outcomes
             raise InputError(
                 f"{container.name} is {other.layout.name}, {containers[0].name} is {first.layout.name}",
                 hint="Files that are read together must have the same layout.",
+            )
+        if bool(other.by_places) != bool(first.by_places):
+            raise InputError(
+                f"column {source.by} is in one file and not in the other",
+                where=f"{containers[0].name}, {container.name}",
+                hint="Give all files the column, or none.",
             )
         if differing := sorted(set(other.places) ^ set(first.places)):
             raise InputError(

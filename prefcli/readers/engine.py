@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from prefcli import groups
 from prefcli.battles import TEXT_FIELDS, ReadCounts, make_batch
 from prefcli.outcomes import SOFT_LABEL_COLUMNS, WINNER_COLUMNS, A, B
 from prefcli.readers import outcomes_in_columns
@@ -38,6 +39,8 @@ from prefcli.readers.outcomes_in_columns import spelling
 from prefcli.readers.paths import Places, as_text, column_cells, is_missing, normalise
 
 CountedBatch = tuple[pa.RecordBatch, ReadCounts]
+BatchOfRows = tuple[CountedBatch, Sequence[int]]
+"""And from which row of the raw batch each battle comes."""
 
 PAIR = ("chosen", "rejected")
 CONVERSATIONS = ("conversation_a", "conversation_b")
@@ -72,6 +75,10 @@ class Mapped:
     scores: tuple[Places, ...] = ()
     """Columns with the scores of the chosen and of the rejected answer: the chosen one's may not be lower."""
 
+    by: str | None = None
+    """What battles are grouped by."""
+    by_places: Places = ()
+    """Where the groups' names are; empty if they are computed from the battles."""
     empty: tuple[Places, ...] = ()
     """Columns named like a prompt that are empty in the first rows, and have to be in the others."""
 
@@ -79,7 +86,7 @@ class Mapped:
     def columns(self) -> list[str]:
         """The columns of the file that are read."""
         places = [*self.places.values(), *self.rule_places, *self.each_places.values(), *self.more_winners]
-        places += [*self.scores, *self.empty]
+        places += [*self.scores, *self.empty, self.by_places]
         return list(dict.fromkeys(place.column for joined in places for place in joined))
 
     @property
@@ -134,14 +141,24 @@ class Mapped:
                     hint = f"Join them, --columns prompt={names.replace(', ', '+')}, or leave it out: {places[0]}="
                     raise location.error(f"the prompt may be in several columns: {names}", row=row, hint=hint)
         if self.each is not None:
-            return self._convert_lists(self.each, raw, location)
-        if "chosen" in self.places:
-            return self._convert_pairs(raw, location)
-        return self._convert_rows(raw, location)
+            (batch, counts), rows = self._convert_lists(self.each, raw, location)
+        elif "chosen" in self.places:
+            (batch, counts), rows = self._convert_pairs(raw, location)
+        else:
+            (batch, counts), rows = self._convert_rows(raw, location)
+        if self.by is not None:
+            batch = groups.with_groups(batch, self.by, self._groups(raw, rows, location) if self.by_places else None)
+        return batch, counts
+
+    def _groups(self, raw: RawBatch, rows: Sequence[int], location: Location) -> pa.Array:
+        """The group of the battle from each of these rows, as its cell says; null where that is empty."""
+        cells = column_cells(raw, self.by_places, location)
+        names = [None if is_missing(cell) else as_text(cell).strip() or None for cell in cells]
+        return pa.array([names[row] for row in rows], pa.string())
 
     # A row is a battle
 
-    def _convert_rows(self, raw: RawBatch, location: Location) -> CountedBatch:
+    def _convert_rows(self, raw: RawBatch, location: Location) -> BatchOfRows:
         models = {name: self._strings(raw, name, location) for name in MODELS if name in self.places}
         outcomes = self._outcomes(raw, models, location)
         columns = {"id": self._ids(raw, location), **models, **outcomes}
@@ -150,15 +167,15 @@ class Mapped:
             keep = np.asarray(columns["label"].fill_null(0).to_numpy(zero_copy_only=False)) != SKIP[0]
             columns = {name: column.filter(pa.array(keep)) for name, column in columns.items()}
         unknown = _null_mask(outcomes["label"]) if "label" in outcomes else np.zeros(raw.num_rows, dtype=bool)
+        rows = range(raw.num_rows) if keep is None else np.flatnonzero(keep).tolist()
         if CONVERSATIONS[0] not in self.places and (fields := self._plain_fields(raw, unknown, location)) is not None:
             if keep is not None:
                 fields = {name: (column.filter(pa.array(keep)), count) for name, (column, count) in fields.items()}
-            return _counted(columns, fields, skipped=0 if keep is None else int((~keep).sum()))
-        rows = range(raw.num_rows) if keep is None else np.flatnonzero(keep).tolist()
+            return _counted(columns, fields, skipped=raw.num_rows - len(rows)), rows
         reader = Reader(location)
         read = self._conversations if CONVERSATIONS[0] in self.places else self._mixed
         turns = read(raw, rows, reader)
-        return _from_turns(columns, turns, reader, skipped=raw.num_rows - len(rows))
+        return _from_turns(columns, turns, reader, skipped=raw.num_rows - len(rows)), rows
 
     def _conversations(self, raw: RawBatch, rows: Sequence[int], reader: Reader) -> list[AlignedTurns]:
         cells = [self._cells(raw, name, reader.location) for name in CONVERSATIONS]
@@ -250,7 +267,7 @@ class Mapped:
 
     # Pairs: the column says which answer won
 
-    def _convert_pairs(self, raw: RawBatch, location: Location) -> CountedBatch:
+    def _convert_pairs(self, raw: RawBatch, location: Location) -> BatchOfRows:
         given = {name: self._cells(raw, name, location) for name in _TEXTS if name in self.places}
         models = [self._optional_strings(raw, f"{side}_model", location) for side in PAIR]
         self._check_scores(raw, location)
@@ -299,7 +316,7 @@ class Mapped:
 
     # Lists of answers
 
-    def _convert_lists(self, each: Each, raw: RawBatch, location: Location) -> CountedBatch:
+    def _convert_lists(self, each: Each, raw: RawBatch, location: Location) -> BatchOfRows:
         lists = {key: column_cells(raw, places, location) for key, places in self.each_places.items()}
         cells = [parsed(cell) for cell in lists.pop("")]
         pairs, skipped, left_out = each.pairs(
@@ -316,7 +333,7 @@ class Mapped:
             battles.append(_Sided(pair.row, turns, (model_a, model_b), pair.outcome, pair.number))
         return self._from_sided(raw, battles, reader, skipped=skipped, left_out_pairs=left_out)
 
-    def _from_sided(self, raw: RawBatch, battles: list[_Sided], reader: Reader, **counts: int) -> CountedBatch:
+    def _from_sided(self, raw: RawBatch, battles: list[_Sided], reader: Reader, **counts: int) -> BatchOfRows:
         """Battles whose sides a hash decides."""
         ids = self._ids(raw, reader.location).to_pylist()
         if "id" in self.places:
@@ -328,7 +345,7 @@ class Mapped:
             "model_a": pa.array([b.models[0] for b in sided], pa.string()),
             "model_b": pa.array([b.models[1] for b in sided], pa.string()),
         }
-        return _from_turns(columns, [b.turns for b in sided], reader, **counts)
+        return _from_turns(columns, [b.turns for b in sided], reader, **counts), [battle.row for battle in sided]
 
     # Columns that are not text
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prefcli import groups
 from prefcli.battles import TEXT_FIELDS, Source
 from prefcli.errors import InputError
 from prefcli.outcomes import WINNER_COLUMNS
@@ -31,6 +32,8 @@ from prefcli.readers.outcome_rules import OutcomeRule
 from prefcli.readers.outcome_search import find_outcome
 from prefcli.readers.paths import Places, did_you_mean, is_missing, normalise, parse_places
 from prefcli.readers.refusals import no_layout
+
+COLUMN_OR_COMPUTED = f"--by takes a column, a path into one (a.b.0), or {', '.join(groups.COMPUTED)}"
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,21 @@ def recognise(where: str, columns: Sequence[str], peek: Peek, source: Source, *,
         source = _without_absent_outcome(source, where, columns)
     file_columns = FileColumns(where, columns, peek, source)
     mapped, questions = find_outcome(_Search(file_columns).mapped(), file_columns, outcomes)
+    if source.by is not None:
+        mapped = dataclasses.replace(mapped, by=source.by, by_places=_group_places(source.by, columns, where))
     not_read = tuple(name for name in columns if name not in set(mapped.columns))
     return Recognised(mapped, not_read, questions)
+
+
+def _group_places(by: str, columns: Sequence[str], where: str) -> Places:
+    """Where the groups' names are; nowhere if they are computed."""
+    try:
+        return parse_places(by, columns, where, "--by")
+    except InputError as error:
+        if by in groups.COMPUTED:
+            return ()
+        hint = did_you_mean(by, [*columns, *groups.COMPUTED])
+        raise InputError(error.what, where=where, hint=hint or f"{COLUMN_OR_COMPUTED}.") from None
 
 
 def _without_absent_outcome(source: Source, where: str, columns: Sequence[str]) -> Source:
