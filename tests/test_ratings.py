@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from prefcli.eda import ratings
 from prefcli.outcomes import TIE, A, B
-from prefcli.report import plots, tables
+from prefcli.report import eda_plots, tables
 
 NAMES = tuple(f"m{i}" for i in range(8))
 
@@ -162,5 +162,5 @@ def test_a_model_of_few_battles_has_a_rating_without_an_interval() -> None:
     assert all(low < high for low, high in (intervals["x"], intervals["y"]))
     _, rows = tables.ratings(rated, 3)
     assert "none: fewer than 20 battles" in {row[2] for row in rows}
-    dots, axis = plots.ratings(rated)
+    dots, axis = eda_plots.ratings(rated)
     assert axis.low <= min(dot.low for dot in dots)

@@ -19,7 +19,9 @@ from test_eda import batches, battle
 
 from prefcli import eda
 from prefcli.data import synthetic
-from prefcli.report import page, templating
+from prefcli.eda.models import HeadToHead
+from prefcli.eda.shares import share
+from prefcli.report import eda_plots, page, templating
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -88,11 +90,21 @@ def test_the_page_is_well_formed_and_requests_nothing(evil_page: Path) -> None:
     text = evil_page.read_text(encoding="utf-8")
     parsed = Checker(text)
     assert not {"script", "img", "link", "iframe", "object", "form"} & set(parsed.tags)
-    assert not any(name.startswith("on") or name in ("src", "href", "style") for name, _ in parsed.attributes)
+    assert not any(name.startswith("on") or name in ("src", "style") for name, _ in parsed.attributes)
+    assert all((value or "").startswith("#") for name, value in parsed.attributes if name == "href")
     assert not re.search(r"url\(|@import|https?:", text)
     assert "default-src 'none'" in text
-    assert "prefers-color-scheme: dark" in text
+    assert "screen and (prefers-color-scheme: dark)" in text  # paper is white
+    assert "@media print" in text
     assert 'name="viewport"' in text
+    assert re.search(r"Made \d{4}-\d\d-\d\d \d\d:\d\d by prefcli", text)
+
+
+def test_the_contents_lead_to_every_section(evil_page: Path) -> None:
+    text = evil_page.read_text(encoding="utf-8")
+    links = re.findall(r'<li><a href="#([\w-]+)">([^<]+)</a></li>', text)
+    assert links == re.findall(r'<h2 id="([\w-]+)">([^<]+)</h2>', text)
+    assert len({id for id, _ in links}) == len(links) >= 4
 
 
 def test_hostile_names_show_as_text(evil_page: Path) -> None:
@@ -101,14 +113,12 @@ def test_hostile_names_show_as_text(evil_page: Path) -> None:
     assert "onerror" not in {name for name, _ in parsed.attributes}
 
 
-def test_every_plot_has_a_title_and_a_description(evil_page: Path) -> None:
+def test_every_plot_has_a_name_and_a_caption_and_is_well_formed(evil_page: Path) -> None:
     text = evil_page.read_text(encoding="utf-8")
-    plots = re.findall(
-        r'<figure><svg role="img" aria-label="([^"]+)"[^>]*>\s*<title>([^<]+)</title><desc>([^<]+)</desc>', text
-    )
-    assert len(plots) == text.count("<figure>") >= 5
-    for svg in re.findall(r"<figure>(<svg.*?</svg>)\s*<figcaption>", text, re.DOTALL):
-        ElementTree.fromstring(svg)
+    figures = re.findall(r'<figure aria-label="[^"]+">(.*?)<figcaption>[^<]+</figcaption></figure>', text, re.DOTALL)
+    assert len(figures) == text.count("<figure") >= 4
+    for figure in figures:
+        ElementTree.fromstring(f"<figure>{figure}</figure>")
 
 
 def test_the_page_shows_the_numbers() -> None:
@@ -117,6 +127,29 @@ def test_the_page_shows_the_numbers() -> None:
     text = page.render(stats, "votes.csv")
     for shown in ("120", f"{stats.tie_share:.1%}", "koala", f"{stats.rewarded[0].wins.value:.1%}", "votes.csv"):
         assert shown in text
+
+
+def test_a_cells_colour_says_how_far_from_even_its_interval_is() -> None:
+    """Three battles that all went one way are not told apart from even so far as three hundred are."""
+    names = ("a", "b", "c", "d")
+    score: list[list[float | None]] = [[None] * 4 for _ in names]
+    battles = [[0] * 4 for _ in names]
+    for i, j, won, n in ((0, 1, 1.0, 3), (0, 2, 1.0, 300), (1, 2, 0.52, 300)):
+        score[i][j], score[j][i] = won, 1 - won
+        battles[i][j] = battles[j][i] = n
+    table = HeadToHead(names, tuple(map(tuple, score)), tuple(map(tuple, battles)))
+    styles = [[cell.style for cell in row] for row in eda_plots.head_to_head(table)]
+    assert styles[0] == ["same", "even", "heat-a-5", "never"]
+    assert styles[2] == ["heat-b-5", "even", "same", "never"]
+    assert share(3, 3).low < 0.5 < share(300, 300).low - 0.4  # Wilson's interval of three wins includes even
+
+
+def test_two_models_have_one_table_of_wins() -> None:
+    rows = [battle(f"x{i}", "y", i % 3, model_a="koala", model_b="vicuna") for i in range(60)]
+    text = page.render(eda.explore(batches(rows), rounds=20), "two.csv")
+    assert "Most wins" in text
+    assert "Highest win rates" not in text
+    assert "Most frequent pairs" not in text
 
 
 def test_a_file_without_outcomes_and_models_has_a_page() -> None:

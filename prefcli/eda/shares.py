@@ -19,7 +19,7 @@ class Share:
     n: int
 
 
-def share(hits: int, n: int) -> Share:
+def share(hits: float, n: int) -> Share:
     """A share with Wilson's score interval at 95 %.
 
     ``(p + z^2/2n +- z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n)``; E. B. Wilson, "Probable inference, the law of

@@ -1,30 +1,46 @@
 """``prefcli eda --report``: all statistics as one page that needs no network and no script.
 
-``templates/page.html`` has the words and the order. Its Content-Security-Policy forbids requests and scripts.
+``templates/eda.html`` has the words and the order, ``templates/base.html`` what all pages share: its
+Content-Security-Policy forbids requests and scripts.
 """
 
 from __future__ import annotations
 
 import math
+import time
+from typing import Any
 
 from prefcli._version import __version__
 from prefcli.eda import Eda
 from prefcli.eda.measures import TOKENS_EXPLAINED
 from prefcli.eda.models import MIN_BATTLES_FOR_RATE
 from prefcli.eda.ratings import ELO_PER_LOG_ODDS, PRIOR_PRECISION
-from prefcli.report import plots, tables, templating
+from prefcli.report import eda_plots, tables, templating
+from prefcli.report.plots import SHARES
 
 
 def render(eda: Eda, source: str) -> str:
-    """The page about ``source``, which its title names."""
-    return templating.render(
-        "page.html",
+    """The page about the battles of ``source``, which its title names."""
+    return render_page(
+        "eda.html",
+        title=f"Battles in {source}",
         eda=eda,
-        source=source,
         tables=tables,
-        plots=plots,
+        plots=eda_plots,
+        shares=SHARES,
         min_battles_for_rate=MIN_BATTLES_FOR_RATE,
         prior_points=ELO_PER_LOG_ODDS / math.sqrt(PRIOR_PRECISION),
         tokens_explained=TOKENS_EXPLAINED,
+    )
+
+
+def render_page(template: str, *, title: str, **context: Any) -> str:
+    """A page from a template that extends ``base.html``; sections add themselves to its contents."""
+    return templating.render(
+        template,
+        title=title,
+        contents=[],
+        made=time.strftime("%Y-%m-%d %H:%M"),
         version=__version__,
+        **context,
     )

@@ -1,34 +1,49 @@
-"""What the page's plots show: rows of dots and bars, which ``templates/plots.html`` draws."""
+"""The shapes that the pages' plots are made of: rows of dots and bars, charts and matrices (``templates/plots.html``).
+
+Rows lie on a common :class:`Axis`. What a plot shows is chosen in :mod:`.eda_plots` and :mod:`.run_plots`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from prefcli.eda import Eda
-from prefcli.eda.effects import MAX_TURNS
-from prefcli.eda.ratings import Ratings
 from prefcli.eda.shares import Share
-from prefcli.report.tables import bin_label, model_label
 
-MAX_PLOTTED_RATINGS = 20
+HEAT_LEVELS = 5
+"""Strengths of a cell's colour; ``style.css`` has a class for each."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A horizontal axis from ``low`` to ``high``, with labels at the ``ticks``."""
+    """An axis from ``low`` to ``high``, with labels at the ``ticks``."""
 
     low: float
     high: float
     ticks: tuple[tuple[float, str], ...]
 
+    @staticmethod
+    def around(low: float, high: float, steps: Sequence[float], spec: str) -> Axis:
+        """An axis that includes both values, with round ticks, at most six: a multiple of the first step that fits."""
+        step = next((step for step in steps if (high - low) / step <= 5), steps[-1])
+        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+        values = [number * step for number in range(first, max(last, first + 1) + 1)]
+        return Axis(values[0], values[-1], tuple((value, f"{value:{spec}}") for value in values))
+
+    def share(self, value: float) -> float:
+        """Where a value lies, from 0 to 1; values beyond the axis's ends lie at its ends."""
+        return (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+
     def at(self, value: float) -> str:
-        """Where a value lies, in percent of the axis; values beyond its ends lie at its ends."""
-        width = self.high - self.low or 1.0  # 0 if all models are equally good
-        return f"{100 * (min(max(value, self.low), self.high) - self.low) / width:.2f}%"
+        """The same in percent of the axis."""
+        return f"{100 * self.share(value):.2f}%"
+
+    def up(self, value: float) -> str:
+        """The same of a vertical axis, counted from the top."""
+        return f"{100 * (1 - self.share(value)):.2f}%"
 
 
 SHARES = Axis(0, 1, tuple((share / 100, f"{share}%") for share in (0, 25, 50, 75, 100)))
@@ -36,32 +51,34 @@ SHARES = Axis(0, 1, tuple((share / 100, f"{share}%") for share in (0, 25, 50, 75
 
 @dataclass(frozen=True)
 class Dot:
-    """A value with its interval. ``mark`` is a second value to compare with."""
+    """A value with its interval. ``mark`` is a second value to compare with, ``count`` says what it is the value of."""
 
     label: str
     value: float
     low: float
     high: float
     shown: str
+    count: str = ""
     mark: float | None = None
 
     @staticmethod
     def of(label: str, share: Share, spec: str, mark: float | None = None) -> Dot:
         """A share, written by a format specification."""
-        return Dot(label, share.value, share.low, share.high, f"{share.value:{spec}}", mark)
+        return Dot(label, share.value, share.low, share.high, f"{share.value:{spec}}", f"n = {share.n:,}", mark)
 
 
 @dataclass(frozen=True)
 class Bar:
-    """Shares that sum to 1."""
+    """Shares that sum to 1, or one share of a bar that is not filled."""
 
     label: str
     shares: tuple[float, ...]
-    battles: int
+    shown: str
 
-    @property
-    def shown(self) -> str:
-        return f"{self.battles:,}"
+    @staticmethod
+    def of_battles(label: str, shares: Sequence[float], battles: int) -> Bar:
+        """Shares of so many battles."""
+        return Bar(label, tuple(shares), f"n = {battles:,}")
 
     def parts(self) -> Iterator[tuple[float, float]]:
         """Where each share begins, and the share."""
@@ -71,50 +88,45 @@ class Bar:
             start += share
 
 
-def outcomes(eda: Eda) -> list[Bar]:
-    """Shares of the outcomes, of all battles and by the number of turns if it varies."""
-    bars = [Bar("all", tuple(count / eda.labelled for count in eda.outcomes), eda.labelled)]
-    if len(eda.turns) > 1:
-        for row in eda.turns:
-            label = "1 turn" if row.turns == 1 else f"{row.turns}{' or more' if row.turns == MAX_TURNS else ''} turns"
-            bars.append(Bar(label, (row.a_won, row.b_won, row.tied), row.battles))
-    return bars
+@dataclass(frozen=True)
+class Line:
+    """A line through points ``(x, y)``; ``style`` is its class, ``dots`` whether the points are marked."""
+
+    style: str
+    points: tuple[tuple[float, float], ...]
+    dots: bool = False
 
 
-def ratings(ratings: Ratings) -> tuple[list[Dot], Axis]:
-    """The best models, and an axis with at most a few round ticks."""
-    plotted = ratings.models[:MAX_PLOTTED_RATINGS]
-    ends = [end for model in plotted for end in (model.low, model.rating, model.high) if end is not None]
-    low, high = min(ends), max(ends)
-    step = next(step for step in (25, 50, 100, 200, 500, 1000, 2500, 5000, 1e9) if (high - low) / step <= 5)
-    low, high = math.floor(low / step) * step, math.ceil(high / step) * step
-    dots = [
-        Dot(
-            model_label(model, ratings),
-            model.rating,
-            model.rating if model.low is None else model.low,
-            model.rating if model.high is None else model.high,
-            f"{model.rating:.0f}",
-        )
-        for model in plotted
-    ]
-    return dots, Axis(low, high, tuple((value, f"{value:,.0f}") for value in np.arange(low, high + 1, step)))
+@dataclass(frozen=True)
+class Chart:
+    """Lines, points with vertical intervals, and columns of counts along the lower edge."""
+
+    x: Axis
+    y: Axis
+    lines: tuple[Line, ...] = ()
+    dots: tuple[tuple[float, float, float, float], ...] = ()
+    """``(x, y, low, high)``"""
+    columns: tuple[tuple[float, float, float], ...] = ()
+    """``(left, right, share of the highest column)``"""
+    references: tuple[tuple[str, float], ...] = ()
+    """Values of y, named."""
 
 
-def effects(eda: Eda) -> list[Dot]:
-    """Win rates of the first answer, and of the answer with more of each property."""
-    first = [Dot.of("first answer (A)", eda.position, ".1%")] if eda.position else []
-    return first + [Dot.of(f"more {effect.what}", effect.wins, ".1%") for effect in eda.rewarded]
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a matrix: its text, the class of its colour, and all that is known of it."""
+
+    text: str
+    style: str
+    title: str
 
 
-def by_length(eda: Eda) -> list[Bar]:
-    """Outcomes by how many times longer the longer answer is."""
-    return [
-        Bar(bin_label(row.low, row.high, " times"), (row.longer_won, row.tied, row.shorter_won), row.battles)
-        for row in eda.length_curve
-    ]
+def heat(strength: float) -> int:
+    """The level of a cell's colour for a strength from 0 to 1; 0 is none."""
+    return int(np.ceil(min(max(strength, 0.0), 1.0) * HEAT_LEVELS))
 
 
-def by_closeness(eda: Eda) -> list[Dot]:
-    """Shares of ties by the difference of two ratings, beside the expected ones."""
-    return [Dot.of(bin_label(row.low, row.high), row.tied, ".0%", mark=row.expected) for row in eda.tie_closeness]
+def heat_class(side: str, strength: float) -> str:
+    """The class of a cell in the colour of ``side`` (``a`` or ``b``)."""
+    level = heat(strength)
+    return f"heat-{side}-{level}" if level else "even"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from prefcli.eda import Eda
 from prefcli.eda.models import ModelWins
 from prefcli.eda.quality import Agreement
-from prefcli.eda.ratings import MIN_BATTLES, ModelRating, Ratings
+from prefcli.eda.ratings import MIN_BATTLES, GroupRatings, ModelRating, Ratings, StyleEffects
 
 Table = tuple[list[str], list[list[str]]]
 """Column names, and rows of as many cells."""
@@ -65,6 +65,24 @@ def ratings(ratings: Ratings, top: int) -> Table:
         for model in ratings.models[:top]
     ]  # fmt: skip
     return ["model", "rating", "95 %", "battles"], rows
+
+
+def style(style: StyleEffects) -> Table:
+    rows = [
+        [effect.what, f"{effect.coefficient:+.2f}", interval(effect.low, effect.high, "+.2f"), f"{effect.battles:,}"]
+        for effect in style.effects
+    ]
+    return ["one standard deviation more", "log-odds of winning", "95 %", "battles that differ"], rows
+
+
+def groups(by: Sequence[GroupRatings]) -> Table:
+    rows = []
+    for group in by:
+        labelled = sum(group.outcomes)
+        shares = [f"{count / labelled:.1%}" if labelled else "-" for count in group.outcomes]
+        best = group.ratings.models[0].model if group.ratings else "-"
+        rows.append([group.name, f"{group.battles:,}", f"{group.prompts:,}", *shares, best])
+    return ["group", "battles", "prompts", "first won", "second won", "ties", "rated best"], rows
 
 
 def odds(eda: Eda) -> Table:
