@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from prefcli.eda import ratings
 from prefcli.outcomes import TIE, A, B
-from prefcli.report import eda_plots, tables
+from prefcli.rendering import eda_plots, tables
 
 NAMES = tuple(f"m{i}" for i in range(8))
 

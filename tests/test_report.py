@@ -21,7 +21,7 @@ from prefcli import eda
 from prefcli.data import synthetic
 from prefcli.eda.models import HeadToHead
 from prefcli.eda.shares import share
-from prefcli.report import eda_plots, page, templating
+from prefcli.rendering import eda_plots, page, templating
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 VOID = {"meta", "link", "img", "br", "hr", "input"}

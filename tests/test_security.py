@@ -30,7 +30,7 @@ from prefcli.errors import InputError, ModelError
 from prefcli.models import features
 from prefcli.models.features import booster as boosting
 from prefcli.options import TrainOptions
-from prefcli.report import page
+from prefcli.rendering import page
 from prefcli.storage import card as card_room
 from prefcli.storage import files, runs
 

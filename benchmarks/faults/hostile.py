@@ -689,7 +689,7 @@ def pages(at: Path) -> Iterator[Part]:
 def escaped(text: str) -> str:
     from markupsafe import escape
 
-    from prefcli.report.templating import printable
+    from prefcli.rendering.templating import printable
 
     return str(escape(printable(text)))
 

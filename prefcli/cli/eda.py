@@ -70,7 +70,7 @@ def show(eda: Eda, top: int = 5) -> None:
 
 
 def _battles(eda: Eda) -> None:
-    from prefcli.report import tables
+    from prefcli.rendering import tables
 
     rows: list[list[object]] = [["all", eda.battles, ""], ["with an outcome", eda.labelled, ""]]
     for name, count in zip(("A won", "B won", "tie"), eda.outcomes, strict=True):
@@ -87,7 +87,7 @@ def _battles(eda: Eda) -> None:
 
 
 def _models(eda: Eda, top: int) -> None:
-    from prefcli.report import tables
+    from prefcli.rendering import tables
 
     if eda.top_pairs:
         common.print_table("Most frequent pairs", *tables.pairs(eda))
@@ -105,7 +105,7 @@ def _models(eda: Eda, top: int) -> None:
 
 
 def _rewarded(eda: Eda) -> None:
-    from prefcli.report.tables import bin_label, interval
+    from prefcli.rendering.tables import bin_label, interval
 
     def cells(share: Share) -> list[object]:
         return [f"{share.value:.1%}", interval(share.low, share.high), share.n]
@@ -138,7 +138,7 @@ def _rewarded(eda: Eda) -> None:
 
 def _problems(eda: Eda) -> None:
     from prefcli.eda.measures import TOKENS_EXPLAINED
-    from prefcli.report import tables
+    from prefcli.rendering import tables
 
     common.print_table("What to look out for", *tables.problems(eda))
     if eda.agreement:

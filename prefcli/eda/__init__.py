@@ -1,4 +1,4 @@
-"""Numbers about battles, as plain dataclasses; :mod:`prefcli.report` and the command line show them.
+"""Numbers about battles, as plain dataclasses; :mod:`prefcli.rendering` and the command line show them.
 
 One pass over the batches keeps a few numbers per battle (:mod:`prefcli.eda.measures`). Everything else is computed from
 those: every share with Wilson's interval, every rating with a bootstrap interval.

@@ -57,7 +57,7 @@ def eda(
         test_keys = test_battles.table(["prompt_key"])["prompt_key"].to_numpy()
     statistics = explore(battles.batches(), top, max_length=max_length, test_keys=test_keys)
     if page_path is not None:
-        from prefcli.report import page
+        from prefcli.rendering import page
 
         files.write_text(page_path, page.render(statistics, source.title))
         reporter.note(f"wrote {report}")

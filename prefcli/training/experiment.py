@@ -16,7 +16,7 @@ from prefcli import metrics
 from prefcli.data.selection import Fold
 from prefcli.outcomes import OUTCOMES
 from prefcli.prediction import blending
-from prefcli.report.curves import learning_curves
+from prefcli.rendering.curves import learning_curves
 from prefcli.storage import card, files, runs
 from prefcli.training import trackers
 from prefcli.training.context import FitResult, Fitter, TrainContext

@@ -22,7 +22,7 @@ def environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined  # verbs that render nothing do without
 
     environment = Environment(
-        loader=PackageLoader("prefcli.report"),
+        loader=PackageLoader("prefcli.rendering"),
         autoescape=True,
         finalize=printable,
         undefined=StrictUndefined,

@@ -7,8 +7,8 @@ from prefcli.eda.effects import MAX_TURNS
 from prefcli.eda.models import HeadToHead
 from prefcli.eda.ratings import Beats, Ratings
 from prefcli.eda.shares import Share, share
-from prefcli.report.plots import Axis, Bar, Cell, Dot, heat_class
-from prefcli.report.tables import bin_label, interval, model_label
+from prefcli.rendering.plots import Axis, Bar, Cell, Dot, heat_class
+from prefcli.rendering.tables import bin_label, interval, model_label
 
 MAX_PLOTTED_RATINGS = 20
 RATING_STEPS = (25, 50, 100, 200, 500, 1000, 2500, 5000, 1e9)

@@ -15,8 +15,8 @@ from prefcli.eda import Eda
 from prefcli.eda.measures import TOKENS_EXPLAINED
 from prefcli.eda.models import MIN_BATTLES_FOR_RATE
 from prefcli.eda.ratings import ELO_PER_LOG_ODDS, PRIOR_PRECISION
-from prefcli.report import eda_plots, tables, templating
-from prefcli.report.plots import SHARES
+from prefcli.rendering import eda_plots, tables, templating
+from prefcli.rendering.plots import SHARES
 
 
 def render(eda: Eda, source: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prefcli.report.templating import render
+from prefcli.rendering.templating import render
 
 WIDTH, HEIGHT = 720, 320
 LEFT, RIGHT, TOP, BOTTOM = 54, WIDTH - 16, 40, HEIGHT - 36
