@@ -32,6 +32,11 @@ class Model(Protocol):
         """
 
 
+def has_rewards(model: Model) -> bool:
+    """Whether a model gives a number to a single answer: then it has ``rewards(batch)`` beside ``logits``."""
+    return hasattr(model, "rewards")
+
+
 @dataclass(frozen=True)
 class _WithUnseen:
     """A model that gives outcomes which it never saw in training a fixed probability."""

@@ -9,15 +9,16 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefcli import metrics
+from prefcli.battles import BATTLE_SCHEMA
 from prefcli.errors import InputError, ModelError
 from prefcli.options import PredictOptions, TrainOptions
-from prefcli.outcomes import OUTCOMES, SWAPPED
+from prefcli.outcomes import OUTCOMES, SWAPPED, TIE, A, B
 from prefcli.storage import runs
 
 if TYPE_CHECKING:
@@ -131,6 +132,55 @@ def predict_batch(
             prediction = (prediction + activate(swapped)[:, SWAPPED]) / 2
         predictions.append(prediction)
     return np.asarray(np.mean(predictions, axis=0))
+
+
+def answer_scores(member: Member, batch: pa.RecordBatch, *, done: Callable[[int], None] | None = None) -> Array:
+    """What a run of a reward model says of single answers, the mean over its folds.
+
+    Parameters
+    ----------
+    member:
+        The run; its models have rewards.
+    batch:
+        Columns ``prompt`` and ``response``, lists of turns with the run's text normalisation.
+    done:
+        Called with the number of answers that each step finished.
+
+    Returns
+    -------
+    Shape ``[2, n]``: the rewards, and the logarithms of Davidson's parameter for ties between equally good answers.
+
+    Raises
+    ------
+    NonFiniteError
+        If a reward is not a finite number.
+    """
+    scores = np.mean([_answer_scores(model, batch, done) for model in member.models], axis=0)
+    if broken := int((~np.isfinite(scores[0])).sum()):
+        raise NonFiniteError(
+            f"the model computes no finite rewards for {metrics.plural(broken, 'answer')}",
+            hint="Try --precision fp32; if that does not help, the run's training has diverged.",
+        )
+    return np.asarray(scores)
+
+
+def _answer_scores(model: Any, batch: pa.RecordBatch, done: Callable[[int], None] | None) -> Array:
+    log_nu = getattr(model, "tie_log_nu", None)
+    if log_nu is not None:
+        return np.stack([model.rewards(batch, done=done), np.full(batch.num_rows, log_nu)])
+    logits, _ = model.logits(_against_themselves(batch), done=done)
+    return np.stack([logits[:, A], logits[:, TIE] - logits[:, [A, B]].mean(axis=1)])
+
+
+def _against_themselves(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Battles of each answer against itself: where ties depend on the prompt, these say how."""
+    import pyarrow as pa
+
+    columns = {"prompt": batch.column("prompt"), "response_a": batch.column("response")}
+    columns |= {"response_b": batch.column("response"), "id": pa.array(map(str, range(batch.num_rows)))}
+    return pa.record_batch(
+        [columns.get(f.name, pa.nulls(batch.num_rows, f.type)) for f in BATTLE_SCHEMA], names=BATTLE_SCHEMA.names
+    )
 
 
 def stream(

@@ -83,8 +83,7 @@ class BattleFile:
 
     def digest(self) -> str:
         """SHA-256 of the content: of the file, or of the files' digests if there are several."""
-        digests = [files.sha256(container.path) for container in self.containers]
-        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        return digest_of(self.containers)
 
     def options(self) -> dict[str, object]:
         """What else determines the battles, for the cache's fingerprint."""
@@ -131,6 +130,12 @@ class BattleFile:
             if not battles:
                 raise InputError("the file holds no battles", where=container.name, hint=EXPECTED)
             rows_before += rows
+
+
+def digest_of(containers: Sequence[Container]) -> str:
+    """SHA-256 of a file, or of the files' digests if there are several."""
+    digests = [files.sha256(container.path) for container in containers]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def unique_id(battle_id: str, last_numbers: dict[str, int]) -> str:
@@ -185,7 +190,7 @@ def _recognise_files(source: Source, containers: tuple[Container, ...], outcomes
         recognise(
             container.name,
             column_names(container),
-            functools.partial(_peek, container),
+            functools.partial(peek_file, container),
             source,
             outcomes=outcomes,
         )
@@ -213,8 +218,8 @@ def _recognise_files(source: Source, containers: tuple[Container, ...], outcomes
     return BattleFile(source, containers, recognised)
 
 
-def _peek(container: Container, names: Sequence[str]) -> RawBatch:
-    """The first rows of some columns."""
+def peek_file(container: Container, names: Sequence[str]) -> RawBatch:
+    """The first rows of some columns of a file."""
     names = list(dict.fromkeys(names))
     raw = next(raw_batches(container, names), None) if names else None
     return _first_rows(raw or RawBatch({name: [] for name in names}, 0))
@@ -277,12 +282,13 @@ def read_table(
 
 
 def _convert_table(raw: RawBatch, source: Source, name: str, outcomes: bool) -> BattleTable:
-    peek = functools.partial(_peek_table, raw)
+    peek = functools.partial(peek_table, raw)
     mapped = recognise(name, list(raw.columns), peek, source, outcomes=outcomes).mapped
     return BattleTable(mapped.convert(raw.select(mapped.columns), Location(name, 1))[0], mapped.names())
 
 
-def _peek_table(raw: RawBatch, names: Sequence[str]) -> RawBatch:
+def peek_table(raw: RawBatch, names: Sequence[str]) -> RawBatch:
+    """The first rows of some columns of a table."""
     return _first_rows(raw.select(names))
 
 

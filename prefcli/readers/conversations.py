@@ -217,11 +217,11 @@ def _align(a: Dialogue, b: Dialogue, reader: Reader) -> AlignedTurns:
 
 @dataclass(frozen=True)
 class Texts:
-    """What one battle is made of, as cells of the file, with the names of the columns for messages."""
+    """A prompt and its answers (two in a battle), as cells of the file, with the names of the columns for messages."""
 
-    a: Any
-    b: Any
-    names: tuple[str, str]
+    answers: tuple[Any, ...]
+    names: tuple[str, ...]
+    """Of the answers."""
     prompt: Any = None
     prompt_name: str = ""
     """Empty if the file has no prompt besides the answers."""
@@ -242,23 +242,59 @@ def to_turns(texts: Texts, reader: Reader) -> AlignedTurns:
         If an answer or the prompt is missing, or the parts do not fit together.
     """
     context = _context(texts, reader)
-    plain = isinstance(texts.a, str) and isinstance(texts.b, str)
-    if plain and not context and not (texts.transcripts and all(map(is_transcript, (texts.a, texts.b)))):
-        if texts.common_prompt:
-            return _split_common_prompt(texts.a, texts.b, reader)
-        reader.column = " and ".join(texts.names)
-        raise reader.error("no prompt", "Name the prompt's column with --columns prompt=NAME.")
-    answers = [(texts.a, texts.names[0]), (texts.b, texts.names[1])]
-    if plain and len(context) == 1:
-        answers = _without_repeated_prompt(context[0][1] or "", answers)
-    sides = [_side(context, cell, name, texts, reader) for cell, name in answers]
+    if texts.common_prompt and not context and _are_plain(texts):
+        return _split_common_prompt(texts.answers[0], texts.answers[1], reader)
+    sides = _sides(context, texts, reader)
     reader.column = " and ".join(texts.names)
     turns = align(sides[0], sides[1], reader)
     for response, name in zip((turns.response_a, turns.response_b), texts.names, strict=True):
-        if response[-1] is None:
-            reader.column = name
-            raise reader.error("the conversation holds no answer", "Its last message should be the assistant's.")
+        _check_answered(response, name, reader)
     return turns
+
+
+def to_dialogues(texts: Texts, reader: Reader) -> list[Dialogue]:
+    """The conversation that each answer of one row ends; their prompts are the same.
+
+    Raises
+    ------
+    InputError
+        If an answer or the prompt is missing, or the answers are to different prompts.
+    """
+    dialogues = [to_dialogue(side) for side in _sides(_context(texts, reader), texts, reader)]
+    for dialogue, name in zip(dialogues, texts.names, strict=True):
+        _check_answered(dialogue.responses, name, reader)
+        if dialogue.prompts != dialogues[0].prompts:
+            reader.column = name
+            raise reader.error(
+                f"the answers are to different prompts: {excerpt(dialogues[0].prompts[-1])} and "
+                f"{excerpt(dialogue.prompts[-1])}",
+                "The answers of a row are to one prompt.",
+            )
+    return dialogues
+
+
+def _are_plain(texts: Texts) -> bool:
+    """Whether the answers are texts, and no transcripts of conversations."""
+    if not all(isinstance(cell, str) for cell in texts.answers):
+        return False
+    return not (texts.transcripts and all(map(is_transcript, texts.answers)))
+
+
+def _sides(context: list[Message], texts: Texts, reader: Reader) -> list[list[Message]]:
+    """Each answer with what precedes it."""
+    if not context and _are_plain(texts):
+        reader.column = " and ".join(dict.fromkeys(texts.names))
+        raise reader.error("no prompt", "Name the prompt's column with --columns prompt=NAME.")
+    answers = list(zip(texts.answers, texts.names, strict=True))
+    if len(context) == 1 and all(isinstance(cell, str) for cell in texts.answers):
+        answers = _without_repeated_prompt(context[0][1] or "", answers)
+    return [_side(context, cell, name, texts, reader) for cell, name in answers]
+
+
+def _check_answered(response: Sequence[str | None], name: str, reader: Reader) -> None:
+    if response[-1] is None:
+        reader.column = name
+        raise reader.error("the conversation holds no answer", "Its last message should be the assistant's.")
 
 
 def _context(texts: Texts, reader: Reader) -> list[Message]:
@@ -280,7 +316,7 @@ def _context(texts: Texts, reader: Reader) -> list[Message]:
     if not texts.prompt_name:
         return context
     if is_missing(texts.prompt) or texts.prompt == []:
-        if _is_conversation(texts.a, texts, reader) and _is_conversation(texts.b, texts, reader):
+        if all(_is_conversation(cell, texts, reader) for cell in texts.answers):
             return context
         reader.column = texts.prompt_name
         raise reader.error("no prompt", "Every battle needs a prompt.")

@@ -46,8 +46,15 @@ class Each:
     fields: tuple[tuple[str, str], ...]
 
     @staticmethod
-    def parse(text: str) -> Each:
+    def parse(text: str, *, scored: bool = True) -> Each:
         """The rule that a text describes.
+
+        Parameters
+        ----------
+        text:
+            As ``--each`` takes it.
+        scored:
+            Whether the answers have to be scored, as those that make battles are.
 
         Raises
         ------
@@ -61,7 +68,12 @@ class Each:
             if not equals or not value or key not in _KEYS or key in fields:
                 raise InputError(f"--each: cannot read {excerpt(item.strip() or text, 60)}", hint=_EXAMPLE)
             fields[key] = value
-        if not colon or not path.strip() or "text" not in fields or ("score" in fields) == ("rank" in fields):
+        complete = bool(colon and path.strip()) and "text" in fields
+        if not scored:
+            if not complete or "replies" in fields or {"score", "rank"} <= fields.keys():
+                what = "--each needs a list and text=, and no replies=: each row is one prompt with its answers"
+                raise InputError(what, hint="Write --each 'completions: text=response, model=model'.")
+        elif not complete or ("score" in fields) == ("rank" in fields):
             raise InputError("--each needs a list, text=, and either score= or rank=", hint=_EXAMPLE)
         return Each(path.strip(), tuple(fields.items()))
 
@@ -90,7 +102,18 @@ class Each:
             pairs += first
         return pairs, rows_without, left_out
 
-    def _row(self, row: int, cell: Any, beside: dict[str, Any], location: Location) -> Iterator[Pair]:
+    def answers(self, row: int, cell: Any, beside: dict[str, Any], location: Location) -> list[dict[str, Any]]:
+        """Text, model and score of each answer of a row; ``beside`` are the lists parallel to them.
+
+        Raises
+        ------
+        InputError
+            If the row holds no list, or the lists differ in length.
+        """
+        self._check_lists(row, cell, beside, location)
+        return [self._fields(item, position, beside) for position, item in enumerate(cell)]
+
+    def _check_lists(self, row: int, cell: Any, beside: dict[str, Any], location: Location) -> None:
         if not isinstance(cell, (list, tuple)):
             found = "nothing" if is_missing(cell) else excerpt(cell)
             raise location.error(f"expected a list of answers, found {found}", row=row, column=self.list_path)
@@ -101,6 +124,9 @@ class Each:
                     row=row,
                     column=self.parallel[key],
                 )
+
+    def _row(self, row: int, cell: Any, beside: dict[str, Any], location: Location) -> Iterator[Pair]:
+        self._check_lists(row, cell, beside, location)
         numbers = itertools.count(1)
         for context, items in self._lists(cell, ()):
             scored = [self._fields(item, position, beside) for position, item in enumerate(items)]

@@ -161,7 +161,7 @@ class Mapped:
     def _convert_rows(self, raw: RawBatch, location: Location) -> BatchOfRows:
         models = {name: self._strings(raw, name, location) for name in MODELS if name in self.places}
         outcomes = self._outcomes(raw, models, location)
-        columns = {"id": self._ids(raw, location), **models, **outcomes}
+        columns = {"id": self.ids(raw, location), **models, **outcomes}
         keep = None
         if self.rule is not None and any(clause.target == "skip" for clause in self.rule.clauses):
             keep = np.asarray(columns["label"].fill_null(0).to_numpy(zero_copy_only=False)) != SKIP[0]
@@ -178,7 +178,7 @@ class Mapped:
         return _from_turns(columns, turns, reader, skipped=raw.num_rows - len(rows)), rows
 
     def _conversations(self, raw: RawBatch, rows: Sequence[int], reader: Reader) -> list[AlignedTurns]:
-        cells = [self._cells(raw, name, reader.location) for name in CONVERSATIONS]
+        cells = [self.cells(raw, name, reader.location) for name in CONVERSATIONS]
         max_turns = self._judged_turns(raw, reader.location) if "turn" in self.places else [None] * raw.num_rows
         turns = []
         names = [str(self.places[name][0]) for name in CONVERSATIONS]
@@ -206,7 +206,7 @@ class Mapped:
 
     def _mixed(self, raw: RawBatch, rows: Sequence[int], reader: Reader) -> list[AlignedTurns]:
         """Prompt and answers of which at least one holds messages."""
-        given = {name: self._cells(raw, name, reader.location) for name in _TEXTS if name in self.places}
+        given = {name: self.cells(raw, name, reader.location) for name in _TEXTS if name in self.places}
         turns = []
         for row in rows:
             reader.row = row
@@ -218,13 +218,12 @@ class Mapped:
         self, given: Mapping[str, Any], answers: tuple[Any, Any], names: tuple[str, str], reader: Reader
     ) -> AlignedTurns:
         own_names = [str(self.places[name][0]) if name in self.places else name for name in names]
-        a, b = map(_scalar_as_text, answers)
+        a, b = map(scalar_as_text, answers)
         if not (self.plain or self.written_messages) and _are_messages(a) and _are_messages(b):
             reader.column = own_names[0]
             raise reader.error(_UNEXPECTED_MESSAGES, _UNEXPECTED_HINT)
         texts = Texts(
-            a,
-            b,
+            (a, b),
             (own_names[0], own_names[1]),
             prompt=given.get("prompt"),
             prompt_name="+".join(map(str, self.places["prompt"])) if "prompt" in self.places else "",
@@ -268,7 +267,7 @@ class Mapped:
     # Pairs: the column says which answer won
 
     def _convert_pairs(self, raw: RawBatch, location: Location) -> BatchOfRows:
-        given = {name: self._cells(raw, name, location) for name in _TEXTS if name in self.places}
+        given = {name: self.cells(raw, name, location) for name in _TEXTS if name in self.places}
         models = [self._optional_strings(raw, f"{side}_model", location) for side in PAIR]
         self._check_scores(raw, location)
         self._check_lists_of_two(raw, location)
@@ -322,7 +321,7 @@ class Mapped:
         pairs, skipped, left_out = each.pairs(
             cells, {key: [parsed(c) for c in v] for key, v in lists.items()}, location
         )
-        given = {name: self._cells(raw, name, location) for name in _TEXTS if name in self.places}
+        given = {name: self.cells(raw, name, location) for name in _TEXTS if name in self.places}
         reader = Reader(location)
         battles = []
         for pair in pairs:
@@ -335,7 +334,7 @@ class Mapped:
 
     def _from_sided(self, raw: RawBatch, battles: list[_Sided], reader: Reader, **counts: int) -> BatchOfRows:
         """Battles whose sides a hash decides."""
-        ids = self._ids(raw, reader.location).to_pylist()
+        ids = self.ids(raw, reader.location).to_pylist()
         if "id" in self.places:
             counts["invented_ids"] = sum(battle.number > 0 for battle in battles)
         sided = [battle.with_sides() for battle in battles]
@@ -402,7 +401,7 @@ class Mapped:
                     words[spelling((place.column, *place.steps)[-1])] = (label, False)
         return words
 
-    def _ids(self, raw: RawBatch, location: Location) -> pa.Array:
+    def ids(self, raw: RawBatch, location: Location) -> pa.Array:
         """The ids; without a column of ids, row numbers of the whole input."""
         if "id" not in self.places:
             first = location.rows_before + location.first_row
@@ -412,7 +411,8 @@ class Mapped:
             raise location.error("no id", row=first_null_row(ids), column=str(self.places["id"][0]))
         return ids
 
-    def _cells(self, raw: RawBatch, name: str, location: Location) -> list[Any]:
+    def cells(self, raw: RawBatch, name: str, location: Location) -> list[Any]:
+        """The cells of a canonical column; messages that are written as text are parsed."""
         cells = column_cells(raw, self.places[name], location)
         if name not in self.written_messages:
             return cells
@@ -565,14 +565,14 @@ def _plain_turns(raw: RawBatch, name: str, location: Location) -> tuple[pa.Array
                 found = "nothing" if column[row] is None else excerpt(column[row])
                 what = f"expected a list of turns as in other rows, found {found}"
                 raise location.error(what, row=row, column=name, hint=TURNS_HINT)
-        turns = [list(cell) if isinstance(cell, (list, tuple)) else [_scalar_as_text(cell)] for cell in column]
+        turns = [list(cell) if isinstance(cell, (list, tuple)) else [scalar_as_text(cell)] for cell in column]
         return turns_array(turns, name, location)
     if pa.types.is_nested(column.type):
         return turns_column(raw, name, location)
     return turns_array([[cell] for cell in string_column(raw, name, location).to_pylist()], name, location)
 
 
-def _scalar_as_text(cell: Any) -> Any:
+def scalar_as_text(cell: Any) -> Any:
     """Numbers and truth values as text, pandas' NaN as None, other cells as they are."""
     if is_missing(cell):
         return None

@@ -18,6 +18,8 @@ CANONICAL_COLUMNS = (
     *("model_a", "model_b", "chosen_model", "rejected_model", "turn", *OUTCOME_COLUMNS),
 )
 """The names that ``--columns`` takes."""
+CANDIDATE_COLUMNS = ("id", "prompt", "system", "history", "responses", "response", "model")
+"""Those that it takes for files of answers that are to be ranked."""
 
 OPTIONAL_COLUMNS = frozenset(
     ("id", "system", "history", "model_a", "model_b", "chosen_model", "rejected_model", "turn")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from prefcli.battles import Source
 from prefcli.errors import InputError, one_line
-from prefcli.readers.layouts import CANONICAL_COLUMNS
+from prefcli.readers.layouts import CANDIDATE_COLUMNS, CANONICAL_COLUMNS
 from prefcli.readers.paths import did_you_mean
 
+_ALL_COLUMNS = tuple(dict.fromkeys((*CANONICAL_COLUMNS, *CANDIDATE_COLUMNS)))
 _EXAMPLE = "Write --columns prompt=question,response_a=left,... (a path: a.b.0; several joined: a+b; none: label=)."
 
 
@@ -34,22 +35,22 @@ def parse_columns(text: str) -> dict[str, str]:
         if name in mapping or (path and path in mapping.values()):
             raise InputError(f"--columns: {item.strip()} names a column for the second time")
         mapping[name] = path
-    check_columns(mapping)
+    check_columns(mapping, _ALL_COLUMNS)
     return mapping
 
 
-def check_columns(columns: Mapping[str, str]) -> None:
-    """Refuse names that are not canonical; any column of the file may be mapped to nothing.
+def check_columns(columns: Mapping[str, str], known: Collection[str] = CANONICAL_COLUMNS) -> None:
+    """Refuse names that are not known; any column of the file may be mapped to nothing.
 
     Raises
     ------
     InputError
         Naming the first one.
     """
-    if unknown := [name for name, path in columns.items() if path and name not in CANONICAL_COLUMNS]:
+    if unknown := [name for name, path in columns.items() if path and name not in known]:
         raise InputError(
             f"--columns: unknown column {unknown[0]}",
-            hint=f"{did_you_mean(unknown[0], CANONICAL_COLUMNS)} Known are {', '.join(CANONICAL_COLUMNS)}.".strip(),
+            hint=f"{did_you_mean(unknown[0], known)} Known are {', '.join(known)}.".strip(),
         )
 
 
@@ -72,7 +73,7 @@ def with_layout_file(source: Source, path: Path) -> Source:
     texts = [*said.items(), *(columns.items() if isinstance(columns, dict) else [("columns", None)])]
     if wrong := [name for name, value in texts if not isinstance(value, str)]:
         raise InputError(f"{wrong[0]} is not text", where=str(path), hint='Write outcome = "vote: left=a, right=b".')
-    check_columns(columns)
+    check_columns(columns, _ALL_COLUMNS)
     own = {name: getattr(source, name) for name in said if getattr(source, name) is not None}
     merged = {**columns, **(source.columns or {})}
     return dataclasses.replace(source, **{**said, **own}, columns=merged or None)

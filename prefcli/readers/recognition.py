@@ -102,17 +102,41 @@ def _without_absent_outcome(source: Source, where: str, columns: Sequence[str]) 
     return dataclasses.replace(source, columns=kept or None, outcome=source.outcome if has_outcome else None)
 
 
-class _Search:
-    """Finds the layout of a file and the places of its texts."""
+def find_candidates(columns: FileColumns) -> Mapped:
+    """Where prompt, id and list of answers are in a file of several answers to each prompt.
 
-    def __init__(self, columns: FileColumns) -> None:
-        self.columns = columns
+    Raises
+    ------
+    InputError
+        As :func:`recognise` does.
+    """
+    return _Search(columns, scored=False).mapped()
+
+
+def matches(columns: FileColumns, layout: Layout) -> bool:
+    """Whether all columns of a layout are there."""
+    return _Search(columns).matches(layout)
+
+
+class _Search:
+    """Finds the layout of a file and the places of its texts.
+
+    Parameters
+    ----------
+    columns:
+        The file's.
+    scored:
+        Whether lists of answers have scores, so that pairs of them are battles.
+    """
+
+    def __init__(self, columns: FileColumns, *, scored: bool = True) -> None:
+        self.columns, self.scored = columns, scored
         self.empty: tuple[Places, ...] = ()
 
     def mapped(self) -> Mapped:
         """How the file is read, but for its outcome."""
         columns = self.columns
-        layout = self._layout()
+        layout = self._layout() if self.scored or self.columns.source.format else layouts.LISTS
         places = dict(columns.given)
         for name, path in layout.columns.items():
             if name in places or name in columns.unmapped or not (found := self._layout_places(path)):
@@ -125,7 +149,8 @@ class _Search:
             places |= self._answers(PAIR, columns.pair_of_chosen)
         if layout in (layouts.GENERIC, layouts.PREFERENCES, layouts.LISTS):
             places |= self._around(places)
-        if "prompt" not in places and ("response_a" in places or layout.each or columns.source.each):
+        needs_prompt = "response_a" in places or layout.each or columns.source.each or not self.scored
+        if "prompt" not in places and needs_prompt:
             used = {place.column for joined in places.values() for place in joined}
             texts = [name for name in columns.texts() if name not in (*used, *layouts.OUTCOME_COLUMNS)]
             raise columns.error(missing_columns(["prompt"], columns.all_names), columns.hint_for("prompt", texts))
@@ -171,7 +196,7 @@ class _Search:
         if len(families) > 1:
             raise self._several(list(families))
         for layout in layouts.SPECIFIC_LAYOUTS:
-            if self._matches(layout):
+            if self.matches(layout):
                 own = {self.columns.find(_top(path)) for path in layout.columns.values()}
                 foreign = [other for other, names in families.items() if not names <= own]
                 if foreign := foreign or self._of_other_answers(layout):
@@ -191,7 +216,7 @@ class _Search:
         if own == {None}:
             return []
         others = [other for other in layouts.SPECIFIC_LAYOUTS if own - {other.columns.get(name) for name in RESPONSES}]
-        return [other for other in others if RESPONSES[0] in other.columns and self._matches(other)]
+        return [other for other in others if RESPONSES[0] in other.columns and self.matches(other)]
 
     def _several(self, fitting: Sequence[Layout]) -> InputError:
         what = f"the columns fit several formats: {', '.join(layout.name for layout in fitting)}"
@@ -222,7 +247,7 @@ class _Search:
             raise self.columns.error(what, f"The format {layout.name} is {layout.summary}.")
         return layout
 
-    def _matches(self, layout: Layout) -> bool:
+    def matches(self, layout: Layout) -> bool:
         """Whether all columns of a layout are there; its outcome is that of its own two answers."""
         if layout.outcome and self.columns.given.keys() & {*RESPONSES, *CONVERSATIONS, *PAIR}:
             return False
@@ -351,7 +376,7 @@ class _Search:
         if not text:
             return mapped
         columns = self.columns
-        each = Each.parse(text)
+        each = Each.parse(text, scored=self.scored)
         parallel = {key: path for key, path in each.parallel.items() if columns.source.each or columns.find(_top(path))}
         fields = tuple((key, path) for key, path in each.fields if key not in each.parallel or key in parallel)
         each_places = {"": columns.places(each.list_path, "--each")}

@@ -14,6 +14,7 @@ from prefcli.text.normalise import (
     normalisation_identity,
     normalise_batch,
     normalise_text,
+    normalise_turns,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "normalisation_identity",
     "normalise_batch",
     "normalise_text",
+    "normalise_turns",
 ]

@@ -101,6 +101,18 @@ def normalise_batch(battles: pa.RecordBatch, normalisation: str) -> tuple[pa.Rec
     return pa.RecordBatch.from_arrays(columns, schema=battles.schema), total
 
 
+def normalise_turns(turns: pa.Array, normalisation: str) -> pa.Array:
+    """Normalise a column of turns (``list<string>``) in this process; null stays null.
+
+    Raises
+    ------
+    InputError
+        There is no such normalisation.
+    """
+    check_normalisation(normalisation)
+    return _normalise_column(turns, normalisation, is_answer=False)[0]
+
+
 def _normalise_column(
     lists: pa.ListArray | pa.LargeListArray, normalisation: str, *, is_answer: bool
 ) -> tuple[pa.Array, TextCounts]:
