@@ -7,7 +7,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from prefcli.errors import InputError, one_line
 
@@ -21,6 +21,9 @@ POOLINGS = ("auto", "mean", "last")
 TEMPLATES = ("auto", "tokens", "words")
 QUANTIZATIONS = ("none", "8bit", "4bit")
 TRACKERS = ("tensorboard", "wandb")
+PAIR_SELECTIONS = ("best-worst", "best-rest", "all")
+PAIR_TIES = ("drop", "kto")
+PAIR_LAYOUTS = ("trl", "trl-text", "llama-factory")
 
 RECIPES: dict[str, dict[str, Any]] = {
     "baseline": {},
@@ -246,13 +249,52 @@ class PredictOptions:
             raise InputError("; ".join(problems), hint="See prefcli predict --help.")
 
 
-def _problems(options: TrainOptions | PredictOptions) -> list[str]:
+@dataclass(frozen=True)
+class PairOptions:
+    """Which preference pairs are made of a ranking. Every field is also a flag of ``prefcli rank``: ``--pairs-...``."""
+
+    PREFIX: ClassVar[str] = "pairs_"
+    """Of the fields' flags."""
+
+    select: str = option(
+        "best-worst",
+        "Which answers of a prompt are paired: the first with the last, the first with each other one, or all.",
+        choices=PAIR_SELECTIONS,
+    )
+    min_probability: float = option(
+        0.5, "Minimum probability that the chosen answer is preferred; a tie is not.", at_least=0.0, at_most=1.0
+    )
+    min_margin: float = option(0.0, "Minimum difference of the two answers' scores.", at_least=0.0)
+    max_per_prompt: int = option(0, "At most N pairs of a prompt, the most probable ones; 0: no limit.", at_least=0)
+    ties: str = option(
+        "drop",
+        "Pairs of which a tie is the most probable outcome: drop them; or kto: write single answers with a label "
+        "instead of pairs, and answers that tie with a chosen or a rejected one get its label.",
+        choices=PAIR_TIES,
+    )
+    layout: str = option(
+        "trl",
+        "TRL's messages, TRL's plain text, or LLaMA-Factory's messages (sharegpt).",
+        choices=PAIR_LAYOUTS,
+    )
+
+    def check(self) -> None:
+        """Refuse impossible values, with one :class:`InputError` that names all of them."""
+        if problems := _problems(self):
+            raise InputError("; ".join(problems), hint="See prefcli rank --help.")
+
+
+def _problems(options: TrainOptions | PredictOptions | PairOptions) -> list[str]:
     """What is wrong with single values."""
-    return [problem for f in dataclasses.fields(options) if (problem := _problem(f, getattr(options, f.name)))]
+    prefix = getattr(options, "PREFIX", "")
+    return [
+        problem
+        for f in dataclasses.fields(options)
+        if (problem := _problem(flag_of(prefix + f.name), f.metadata, getattr(options, f.name)))
+    ]
 
 
-def _problem(f: dataclasses.Field[Any], value: Any) -> str:
-    flag, limits = flag_of(f.name), f.metadata
+def _problem(flag: str, limits: Mapping[str, Any], value: Any) -> str:
     if value is None:
         return ""
     if "choices" in limits and value not in limits["choices"]:

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand
 
 from prefcli.cli import common
-from prefcli.options import PredictOptions, TrainOptions, flag_of
+from prefcli.options import PairOptions, PredictOptions, TrainOptions, flag_of
 
 Verb = Callable[..., None]
 
@@ -38,13 +38,14 @@ class VerbCommand(TyperCommand):
                     formatter.write_dl(records)
 
 
-def command(
-    options: type[TrainOptions | PredictOptions] | None = None, without: Collection[str] = ()
-) -> Callable[[Verb], Verb]:
+Options = type[TrainOptions | PredictOptions | PairOptions]
+
+
+def command(*options: Options, without: Collection[str] = ()) -> Callable[[Verb], Verb]:
     """Decorate a verb ``run(session, ...)``: it gets the flags of :func:`prefcli.cli.common.open_session`.
 
     A verb with a parameter ``reading`` also gets those of :func:`~prefcli.cli.common.open_reading`. If it ends in
-    ``**flags``, it also gets a flag for every field of ``options``. Flags in ``without`` are left out.
+    ``**flags``, it also gets a flag for every field of each of ``options``. Flags in ``without`` are left out.
     """
 
     def decorate(verb: Verb) -> Verb:
@@ -57,7 +58,7 @@ def command(
             for p in (
                 *own.values(),
                 *(p for opened in shared.values() for p in opened.values()),
-                *(_parameters(options) if options else ()),
+                *(p for kind in options for p in _parameters(kind)),
             )
             if p.name not in without
         ]
@@ -84,12 +85,19 @@ def given_options(flags: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _parameters(options: type[TrainOptions | PredictOptions]) -> Iterator[inspect.Parameter]:
+def take_pair_options(flags: dict[str, Any]) -> dict[str, Any]:
+    """Remove the flags ``--pairs-...`` from others; the fields of :class:`PairOptions` that they give."""
+    names = [f.name for f in dataclasses.fields(PairOptions)]
+    return given_options({name: flags.pop(PairOptions.PREFIX + name) for name in names})
+
+
+def _parameters(options: Options) -> Iterator[inspect.Parameter]:
     """One parameter for every field; its default None means "not given", which keeps the origins of options apart."""
     hints = get_type_hints(options)
+    prefix = getattr(options, "PREFIX", "")
     for f in dataclasses.fields(options):
         kind = next(k for k in getattr(hints[f.name], "__args__", (hints[f.name],)) if k is not type(None))
-        flag = flag_of(f.name)
+        flag = flag_of(prefix + f.name)
         choices = f.metadata.get("choices") or f.metadata.get("each_of")
         metavar = "|".join(choices) if choices else {int: "N", float: "X", str: "NAME"}.get(kind)
         default = "on" if f.default is True else f.default
@@ -101,5 +109,8 @@ def _parameters(options: type[TrainOptions | PredictOptions]) -> Iterator[inspec
         )
         annotation = list[str] if "each_of" in f.metadata else kind
         yield inspect.Parameter(
-            f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, option]
+            prefix + f.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[annotation | None, option],
         )
