@@ -11,13 +11,14 @@ from typing import Any, ClassVar, get_type_hints
 
 from prefcli.errors import InputError, one_line
 
-ARCHITECTURES = ("siamese", "cross-encoder", "features")
+ARCHITECTURES = ("siamese", "cross-encoder", "reward", "features")
 COMBINATIONS = ("concat", "interaction")
 TRUNCATIONS = ("head", "head-tail")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 LOSS_INPUTS = ("logits", "softmax", "log-softmax")
 ACTIVATIONS = ("softmax", "none")
 POOLINGS = ("auto", "mean", "last")
+TIES = ("constant", "prompt")
 TEMPLATES = ("auto", "tokens", "words")
 QUANTIZATIONS = ("none", "8bit", "4bit")
 TRACKERS = ("tensorboard", "wandb")
@@ -54,12 +55,15 @@ def option(default: Any, help_text: str, **metadata: Any) -> Any:
     """A dataclass field with its one line of help, its limits and what it applies to.
 
     Limits are ``at_least``, ``above``, ``at_most``, ``choices`` and ``each_of`` (of a comma-separated list). With
-    ``neural_only`` the flag is refused for ``--architecture features``, with ``lora_only`` without ``--lora-rank``.
+    ``neural_only`` the flag is refused for ``--architecture features``, with ``reward_only`` for all architectures but
+    ``reward``, with ``pair_only`` for ``reward``, with ``lora_only`` without ``--lora-rank``.
     """
     return field(default=default, metadata={"help": help_text, **metadata})
 
 
 neural_option = functools.partial(option, neural_only=True)
+pair_option = functools.partial(neural_option, pair_only=True)
+reward_option = functools.partial(neural_option, reward_only=True)
 lora_option = functools.partial(neural_option, lora_only=True)
 
 
@@ -79,13 +83,14 @@ class TrainOptions:
     architecture: str = option(
         "siamese",
         "siamese: one encoder reads the prompt with each answer; cross-encoder: it reads both answers at once; "
-        "features: boosted text statistics, no encoder.",
+        "reward: it gives each answer one number, as transformers' sequence classifiers do; features: boosted text "
+        "statistics, no encoder.",
         choices=ARCHITECTURES,
     )
-    combine: str = neural_option(
+    combine: str = pair_option(
         "concat", "How the vectors of A and B are joined; interaction adds a - b and a * b.", choices=COMBINATIONS
     )
-    pooling: str = neural_option(
+    pooling: str = pair_option(
         "auto",
         "The vector of a text: its tokens' mean, or its last token; auto: last for a language model, else mean.",
         choices=POOLINGS,
@@ -121,9 +126,16 @@ class TrainOptions:
     loss_input: str = neural_option(
         "logits", "What the loss is computed on; anything but logits is an ablation.", choices=LOSS_INPUTS
     )
-    swap: bool = neural_option(
+    swap: bool = pair_option(
         False, "Train on both orders of each battle within the same step; only cross-encoder takes longer."
     )
+    center_rewards: float = reward_option(
+        0.0, "Weight of the mean of (r_A + r_B)^2 in the loss, which keeps rewards around 0.", at_least=0.0
+    )
+    margin: float = reward_option(
+        0.0, "By how much the better answer's reward must exceed the other's in the loss.", at_least=0.0
+    )
+    tie: str = reward_option("constant", "How likely ties are: learnt as a constant, or from the prompt.", choices=TIES)
     soft_labels: str | None = option(
         None, "A file of predictions to train on as soft labels, joined by id; battles without outcome count too."
     )
@@ -193,7 +205,12 @@ class TrainOptions:
     @property
     def shows_both_orders(self) -> bool:
         """Whether every battle is trained on in both orders of the answers."""
-        return self.swap or self.architecture == "features"
+        return self.swap or self.architecture in ("features", "reward")
+
+    @property
+    def computes_both_orders(self) -> bool:
+        """Whether a training step computes both orders; for ``reward`` the second one has the first one's loss."""
+        return self.swap and self.architecture != "reward"
 
     @property
     def learning_rate(self) -> float:
@@ -401,6 +418,16 @@ def resolve(flags: Mapping[str, Any], config: Mapping[str, Any] | None = None) -
         raise InputError(
             f"{', '.join(unused)}: not used by --architecture features",
             hint="Leave it out, or choose --architecture siamese or cross-encoder.",
+        )
+    if options.architecture == "reward" and (unused := _marked(flags, "pair_only")):
+        raise InputError(
+            f"{', '.join(unused)}: changes nothing for --architecture reward, which reads each answer by itself",
+            hint="Leave it out, or choose --architecture siamese or cross-encoder.",
+        )
+    if options.architecture != "reward" and (unused := _marked(flags, "reward_only")):
+        raise InputError(
+            f"{', '.join(unused)}: not used by --architecture {options.architecture}",
+            hint="Leave it out, or choose --architecture reward.",
         )
     if not options.lora_rank and (unused := _marked(flags, "lora_only")):
         raise InputError(f"{', '.join(unused)}: not used without LoRA", hint="Add --lora-rank 16.")

@@ -172,11 +172,13 @@ def make_encoder(
     seed: int,
     frozen: FrozenWeights | None = None,
     reporter: Reporter = SILENT,
+    reward: bool = False,
 ) -> torch.nn.Module:
     """The encoder on the CPU in float32, or with ``frozen`` weights as these are stored.
 
     Weights are loaded, or for ``tiny`` drawn at random; ``vocab_size`` is for it alone. ``seed`` is that of all random
-    numbers: a pooler that the files lack is drawn from it, too.
+    numbers: a pooler that the files lack is drawn from it, too. With ``reward`` the encoder is a sequence classifier
+    with one label, whose head is read from the files if they hold one.
 
     Raises
     ------
@@ -187,7 +189,7 @@ def make_encoder(
     """
     folder = located.folder
     if folder is None:
-        return from_config({**TINY_CONFIG, "vocab_size": vocab_size}, seed=seed)
+        return from_config({**TINY_CONFIG, "vocab_size": vocab_size}, seed=seed, reward=reward)
     with loading(str(folder), folder):
         import torch
         from transformers import AutoConfig
@@ -202,9 +204,10 @@ def make_encoder(
         _check_weights(folder)
         module = pretrained.load(
             folder,
-            safe_config(config),
+            safe_config(_with_one_label(config) if reward else config),
             seed,
             reporter,
+            auto_class=_auto_class(config, reward),
             # The hub's checkpoints are often float16: master weights must be float32, or no scaler can unscale them.
             dtype=torch.float32 if frozen is None else frozen.dtype,
             **({} if frozen is None else frozen.quantization_arguments()),
@@ -212,8 +215,36 @@ def make_encoder(
     return module.float() if frozen is None else module
 
 
-def from_config(config: dict[str, Any], *, seed: int = 0) -> torch.nn.Module:
-    """An encoder of the given architecture with random weights, float32.
+def _auto_class(config: Any, reward: bool) -> Any:
+    """The class of transformers that loads an encoder, or with ``reward`` a sequence classifier.
+
+    Raises
+    ------
+    ModelError
+        If transformers has no sequence classifier of this family.
+    """
+    from transformers import AutoModel, AutoModelForSequenceClassification
+    from transformers.models.auto import modeling_auto
+
+    if not reward:
+        return AutoModel
+    if type(config) not in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ModelError(
+            f"transformers has no sequence classifier for {config.model_type}, which --architecture reward needs",
+            hint="Choose another encoder, or another --architecture.",
+        )
+    return AutoModelForSequenceClassification
+
+
+def _with_one_label(config: Any) -> Any:
+    """A configuration as that of a reward model; transformers' pipelines then give its number as it is."""
+    config.num_labels = 1
+    config.problem_type = "regression"
+    return config
+
+
+def from_config(config: dict[str, Any], *, seed: int = 0, reward: bool = False) -> torch.nn.Module:
+    """An encoder of the given architecture with random weights, float32; with ``reward`` a one-label classifier.
 
     Raises
     ------
@@ -223,14 +254,14 @@ def from_config(config: dict[str, Any], *, seed: int = 0) -> torch.nn.Module:
     import torch
 
     with loading("encoder_config"):
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoConfig
 
         settings = _decode_floats(dict(config))
         parsed = AutoConfig.for_model(settings.pop("model_type"), **settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            module: torch.nn.Module = AutoModel.from_config(
-                safe_config(parsed), trust_remote_code=False, dtype=torch.float32
+            module: torch.nn.Module = _auto_class(parsed, reward).from_config(
+                safe_config(_with_one_label(parsed) if reward else parsed), trust_remote_code=False, dtype=torch.float32
             )
     return module
 

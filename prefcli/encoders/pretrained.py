@@ -8,6 +8,7 @@ here, and what is drawn at random is drawn from a seed.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -85,8 +86,10 @@ def needed_files(names: Collection[str]) -> list[str]:
     return chosen
 
 
-def load(folder: Path, config: Any, seed: int, reporter: Reporter, **arguments: Any) -> torch.nn.Module:
-    """An encoder with the weights of a folder.
+def load(
+    folder: Path, config: Any, seed: int, reporter: Reporter, *, auto_class: Any, **arguments: Any
+) -> torch.nn.Module:
+    """An encoder with the weights of a folder, or a sequence classifier, whose head they may lack.
 
     Parameters
     ----------
@@ -95,7 +98,9 @@ def load(folder: Path, config: Any, seed: int, reporter: Reporter, **arguments: 
     seed:
         Of what the files lack, such as a pooler.
     reporter:
-        Receives a warning if the names of the tensors had to be changed.
+        Receives a warning if the names of the tensors had to be changed, and whether a classifier's head was there.
+    auto_class:
+        transformers' ``AutoModel``, or that of a task.
     arguments:
         For ``from_pretrained``.
 
@@ -105,32 +110,42 @@ def load(folder: Path, config: Any, seed: int, reporter: Reporter, **arguments: 
         If the weights are not those of the configuration.
     """
     _check_model_type(folder, config)
-    encoder, problems = _load(folder, config, seed, {}, arguments)
+    load_with = functools.partial(_load, folder, config, seed, auto_class, arguments)
+    encoder, report, problems = load_with({})
     if problems:
         for prefix in _prefixes(_tensor_names(folder)):
-            renamed, others = _load(folder, config, seed, {f"^{re.escape(prefix)}": ""}, arguments)
-            if not others:
+            renamed, others, left = load_with({f"^{re.escape(prefix)}": ""})
+            if not left:
                 reporter.warn(f"the names of the encoder's tensors begin with {prefix}, which was left out")
-                encoder, problems = renamed, []
+                encoder, report, problems = renamed, others, []
                 break
     if problems:
         raise ModelError(
             f"the encoder's weights do not fit its config.json: {'; '.join(problems)}", where=str(folder), hint=HINT
         )
     _check_finite(encoder, folder)
+    if head := _head(encoder):
+        absent = [name for name in _absent(report) if name.partition(".")[0] in head]
+        reporter.note(
+            f"the encoder's head is new: {_listed(absent)} drawn at random"
+            if absent
+            else f"the encoder's folder holds a reward model: its head ({_listed(head)}) is read"
+        )
     return encoder
 
 
 def _load(
-    folder: Path, config: Any, seed: int, mapping: dict[str, str], arguments: Mapping[str, Any]
-) -> tuple[torch.nn.Module, list[str]]:
-    """The encoder, and what does not fit; ``mapping`` changes the names of tensors, as in ``from_pretrained``."""
+    folder: Path, config: Any, seed: int, auto_class: Any, arguments: Mapping[str, Any], mapping: dict[str, str]
+) -> tuple[torch.nn.Module, dict[str, Any], list[str]]:
+    """The encoder, transformers' report of its loading, and what in it does not fit.
+
+    ``mapping`` changes the names of tensors, as in ``from_pretrained``.
+    """
     import torch
-    from transformers import AutoModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder, report = AutoModel.from_pretrained(
+        encoder, report = auto_class.from_pretrained(
             folder,
             config=config,
             local_files_only=True,
@@ -140,13 +155,33 @@ def _load(
             key_mapping=mapping or None,
             **arguments,
         )
-    return encoder, list(_problems(encoder, report))
+    return encoder, report, list(_problems(encoder, report))
+
+
+def _head(encoder: Any) -> set[str]:
+    """The names of the modules after a classifier's encoder; empty for an encoder."""
+    if encoder.base_model is encoder:
+        return set()
+    parts = {name for name, part in encoder.named_children() if part.state_dict()}
+    return parts - {encoder.base_model_prefix}
+
+
+def _absent(report: Mapping[str, Any]) -> list[str]:
+    """Tensors that are drawn at random, because the files lack them or have them in another shape."""
+    return [*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]
 
 
 def _problems(encoder: Any, report: Mapping[str, Any]) -> Iterator[str]:
     """What in transformers' report of a loading is not normal, in words."""
-    own = {name for name, _ in encoder.named_children()} | {name for name, _ in encoder.named_parameters(recurse=False)}
-    missing = [name for name in report["missing_keys"] if "pooler" not in name.split(".")]
+    head = _head(encoder)
+    base: Any = encoder.base_model
+    own = {name for name, _ in base.named_children()} | {name for name, _ in base.named_parameters(recurse=False)}
+    if head:
+        own.add(encoder.base_model_prefix)
+    missing = [
+        name for name in report["missing_keys"] if "pooler" not in (parts := name.split(".")) and parts[0] not in head
+    ]
+    mismatched = [entry for entry in report["mismatched_keys"] if entry[0].partition(".")[0] not in head]
     unexpected = [
         name
         for name in report["unexpected_keys"]
@@ -157,9 +192,9 @@ def _problems(encoder: Any, report: Mapping[str, Any]) -> Iterator[str]:
         yield f"missing tensors {_listed(missing)}"
     if unexpected:
         yield f"unexpected tensors {_listed(unexpected)}"
-    if report["mismatched_keys"]:
-        name, in_file, expected = min(report["mismatched_keys"])
-        count = len(report["mismatched_keys"])
+    if mismatched:
+        name, in_file, expected = min(mismatched)
+        count = len(mismatched)
         others = f" (and {count - 1:,} more)" if count > 1 else ""
         yield f"{name} has shape {list(in_file)}, not {list(expected)}{others}"
     yield from map(str, report["error_msgs"])

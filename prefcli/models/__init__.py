@@ -53,6 +53,25 @@ class _WithUnseen:
         return with_unseen(logits, self.unseen), None if swapped is None else with_unseen(swapped, self.unseen)
 
 
+@dataclass(frozen=True)
+class _RewardWithUnseen(_WithUnseen):
+    """The same for a reward model, whose rewards do not change."""
+
+    @property
+    def tie_log_nu(self) -> float | None:
+        log_nu: float | None = self.model.tie_log_nu  # type: ignore[attr-defined]
+        return log_nu
+
+    def rewards(self, batch: pa.RecordBatch, *, done: Callable[[int], None] | None = None) -> NDArray[np.float64]:
+        rewards: NDArray[np.float64] = self.model.rewards(batch, done=done)  # type: ignore[attr-defined]
+        return rewards
+
+
+def has_rewards(model: Model) -> bool:
+    """Whether a model gives single answers a number (``rewards``): those of the architecture ``reward`` do."""
+    return hasattr(model, "rewards")
+
+
 def load(folder: Path, request: DeviceRequest, *, fast_attention: bool = True, encoder: str | None = None) -> Model:
     """The model in the folder of a run or of one of its folds; see :func:`prefcli.models.neural.load`.
 
@@ -68,7 +87,9 @@ def load(folder: Path, request: DeviceRequest, *, fast_attention: bool = True, e
     config = runs.read_config(folder)
     model = _load(folder, runs.runtime_of(config), request, fast_attention=fast_attention, encoder=encoder)
     unseen = runs.unseen_outcomes(config)
-    return _WithUnseen(model, unseen) if unseen else model
+    if not unseen:
+        return model
+    return _RewardWithUnseen(model, unseen) if has_rewards(model) else _WithUnseen(model, unseen)
 
 
 def _load(folder: Path, runtime: str, request: DeviceRequest, *, fast_attention: bool, encoder: str | None) -> Model:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,16 @@ class EncoderCall:
         # Language models count padding on the left as positions, too, unless they are given.
         self.with_position_ids = is_causal(encoder) and "position_ids" in parameters
 
-    def __call__(self, encoder: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        """A vector per token, ``[batch, length, width]``, float32 whatever the type of the weights."""
+    def output(self, encoder: nn.Module, inputs: Mapping[str, Tensor], **options: bool) -> Any:
+        """What the encoder returns; ``options`` are passed on."""
         arguments = {name: tensor for name, tensor in inputs.items() if name in self.names}
         if self.with_position_ids:
             arguments["position_ids"] = positions(inputs["attention_mask"]).clamp(min=0)
-        hidden: Tensor = encoder(**arguments).last_hidden_state
+        return encoder(**arguments, **options)
+
+    def __call__(self, encoder: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """A vector per token, ``[batch, length, width]``, float32 whatever the type of the weights."""
+        hidden: Tensor = self.output(encoder, inputs).last_hidden_state
         return hidden.float()
 
 

@@ -7,16 +7,17 @@ No torch here: :class:`~prefcli.models.neural.NeuralModel` computes with torch, 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefcli.models.packing import InputFormat, Packing, TruncationReport
+from prefcli.battles import TEXT_FIELDS
+from prefcli.models.packing import InputFormat, Packed, Packing, TruncationReport
 from prefcli.models.tokens import TokenisedBattles, tokenise
 from prefcli.outcomes import OUTCOMES
 
@@ -52,6 +53,18 @@ def prefetch(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[A
             yield current.result()
 
 
+def _different(sequences: Sequence[Packed]) -> tuple[list[Packed], NDArray[np.int64]]:
+    """The different sequences, in an order that depends on nothing else, and the position of each one among them.
+
+    The last bits of a matrix product depend on the row that a sequence has in it. With this order they do not depend on
+    which answer is called A, and equal answers get equal numbers.
+    """
+    keys = [packed.ids.tobytes() for packed in sequences]
+    first = dict(zip(keys, sequences, strict=True))
+    position = {key: number for number, key in enumerate(sorted(first, key=lambda key: (len(key), key)))}
+    return [first[key] for key in position], np.array([position[key] for key in keys], dtype=np.int64)
+
+
 class BatchedModel:
     """What models of token ids share: battles in, logits out, a few battles at a time.
 
@@ -81,13 +94,18 @@ class BatchedModel:
     ) -> dict[str, NDArray[np.int64]]:
         """The input for some battles, padded to the longest of their sequences.
 
-        Sequence ``s`` of battle ``i`` of ``n`` is row ``s * n + i``.
+        Sequence ``s`` of battle ``i`` of ``n`` is row ``s * n + i``. Where each sequence gets a number of its own,
+        there is one row for each different sequence, and ``pairs`` ``[n, 2]`` says which are the answers of a battle.
         """
         per_battle = []
         for row in rows:
             prompt, a, b = battles.fields(int(row))
             per_battle.append(self.input_format.pack(self.packing, (prompt, b, a) if swapped else (prompt, a, b)))
         sequences = [packed for same_position in zip(*per_battle, strict=True) for packed in same_position]
+        pairs = None
+        if self.input_format.scores_sequences:
+            sequences, positions = _different(sequences)
+            pairs = positions.reshape(2, len(rows)).T.copy()
         width = max(len(packed.ids) for packed in sequences)
         input_ids = np.full((len(sequences), width), self.pad_token_id, dtype=np.int64)
         mask, types = np.zeros_like(input_ids), np.zeros_like(input_ids)
@@ -99,7 +117,9 @@ class BatchedModel:
             types[i, packed.spans[-1][0] : size] = last_type or 0
         spans = np.array([packed.spans for packed in sequences], dtype=np.int64)
         arrays = {"input_ids": input_ids, "attention_mask": mask, "spans": spans}
-        if last_type is not None:
+        if pairs is not None:
+            arrays["pairs"] = pairs  # and no token types: transformers' classifiers get none for a single text
+        elif last_type is not None:
             arrays["token_type_ids"] = types
         return arrays
 
@@ -198,3 +218,25 @@ class BatchedModel:
         """Logits of a batch of battles, and with ``swap_average`` also those of the swapped battles."""
         logits = self.logits_from_tokens(self.tokenise(iter([batch])), both_orders=swap_average, done=done)
         return logits[0], logits[1] if swap_average else None
+
+
+class AnswerScores:
+    """What reward models have beside logits: the number of single answers. Mixed into a :class:`BatchedModel`."""
+
+    def rewards(self: Any, batch: pa.RecordBatch, *, done: Callable[[int], None] | None = None) -> NDArray[np.float64]:
+        """The reward of each answer, shape ``[n]``.
+
+        Parameters
+        ----------
+        batch:
+            Columns ``prompt`` and ``response``, lists of turns with the run's text normalisation.
+        done:
+            Called with the number of answers that each step finished.
+        """
+        nothing = pa.nulls(batch.num_rows, pa.list_(pa.string()))
+        columns = [batch.column("prompt"), batch.column("response"), nothing, pa.nulls(batch.num_rows, pa.int8())]
+        tokens = self.tokenise(iter([pa.RecordBatch.from_arrays(columns, names=[*TEXT_FIELDS, "label"])]))
+        # Each answer against itself: equal sequences are computed once.
+        ids, turns = (part and (part[0], part[1], part[1]) for part in (tokens.columns, tokens.turns))
+        logits: NDArray[np.float64] = self.logits_from_tokens(replace(tokens, columns=ids, turns=turns), done=done)
+        return logits[0, :, 0]

@@ -23,9 +23,9 @@ from prefcli.compute import devices
 from prefcli.compute.devices import Placement
 from prefcli.encoders import adapters
 from prefcli.errors import InputError, ModelError, PrefcliError, is_out_of_memory, one_line
-from prefcli.models import trial, weights
+from prefcli.models import reward, trial, weights
 from prefcli.models.architectures import ARCHITECTURES, is_causal
-from prefcli.models.batches import CPU_TOKENS, GPU_TOKENS, BatchedModel, Pass
+from prefcli.models.batches import CPU_TOKENS, GPU_TOKENS, AnswerScores, BatchedModel, Pass
 from prefcli.models.packing import MIN_TEXT_TOKENS, Packing, Template
 from prefcli.models.tokens import TokenisedBattles
 from prefcli.models.trial import EncoderTraits
@@ -121,6 +121,16 @@ class NeuralModel(BatchedModel):
         return {name: value for name, value in config.items() if name not in runs.OWN_KEYS}
 
 
+class RewardModel(AnswerScores, NeuralModel):
+    """A neural model of the architecture ``reward``."""
+
+    @property
+    def tie_log_nu(self) -> float | None:
+        """The logarithm of Davidson's ``nu``; None if it depends on the prompt."""
+        tie = self.module.tie
+        return None if tie.weight is not None else float(tie.bias.detach())
+
+
 def build(
     options: TrainOptions,
     encoder: torch.nn.Module,
@@ -130,6 +140,7 @@ def build(
     *,
     stays_on_host: bool = False,
     traits: EncoderTraits | None = None,
+    tie_share: float = 1 / 3,
 ) -> NeuralModel:
     """A model on an encoder: the architecture's head and adapters, initialised from torch's random generator.
 
@@ -143,6 +154,8 @@ def build(
         Leave the weights on the host, because sharding moves them to the device.
     traits:
         What is known of the encoder; None to try it out.
+    tie_share:
+        Share of ties among the training battles, where a reward model begins.
 
     Raises
     ------
@@ -154,6 +167,9 @@ def build(
             f"{options.encoder} is an encoder-decoder model, which no architecture here reads",
             hint="Choose an encoder (BERT, DeBERTa) or a decoder (Gemma, Llama, Qwen).",
         )
+    is_reward = options.architecture == "reward"
+    if is_reward:
+        _set_padding(encoder, tokenizer, options.encoder)
     causal = is_causal(encoder)
     pooling = options.pooling if options.pooling != "auto" else "last" if causal else "mean"
     template = options.template if options.template != "auto" else "words" if causal else "tokens"
@@ -180,31 +196,55 @@ def build(
             f"{overhead} tokens",
             hint=f"Use --max-length {overhead + MIN_TEXT_TOKENS} or more.",
         )
-    module = ARCHITECTURES[options.architecture](
-        encoder, options.combine, pooling, width=traits.width, pads=traits.ignores_padding
-    )
+    module: torch.nn.Module
+    if is_reward:
+        tie = reward.Tie(tie_share, traits.width if options.tie == "prompt" else None)
+        module = reward.Reward(encoder, tie, pads=traits.ignores_padding)
+    else:
+        module = ARCHITECTURES[options.architecture](
+            encoder, options.combine, pooling, width=traits.width, pads=traits.ignores_padding
+        )
     if not stays_on_host:
         module.to(placement.device)
-    return NeuralModel(module, tokenizer, packing, placement, traits, attention, template)
+    kind = RewardModel if is_reward else NeuralModel
+    return kind(module, tokenizer, packing, placement, traits, attention, template)
+
+
+def _set_padding(encoder: Any, tokenizer: Any, name: str) -> None:
+    try:
+        reward.set_padding(encoder, tokenizer)
+    except ValueError as error:
+        raise InputError(f"{name}: {error}", hint="Set its pad_token, or choose another encoder.") from None
 
 
 def _adapt(encoder: torch.nn.Module, options: TrainOptions) -> str:
     """Add adapters to an encoder or accelerate it, as the options say; returns what was done, in words."""
     adapted = f"{adapters.add(encoder, options)}; " if options.lora_rank else ""
+    if options.lora_rank and options.architecture == "reward":
+        reward.train_head(encoder)
     if not options.fast_attention:
         return f"{adapted}transformers' own attention, as asked"
     if options.lora_rank and encoder.config.model_type == "deberta-v2":  # type: ignore[union-attr]
         return f"{adapted}transformers' own attention, in which adapters take part"
-    return adapted + encoders.accelerate(encoder)
+    return adapted + encoders.accelerate(encoder.base_model)  # type: ignore[arg-type]
 
 
-def _try_out(encoder: Any, tokenizer: Any, max_length: int, template: str) -> EncoderTraits:
-    """Refuse an encoder that does not fit its tokenizer or cannot be used, and find out what it reads."""
+def _try_out(classifier: Any, tokenizer: Any, max_length: int, template: str) -> EncoderTraits:
+    """Refuse an encoder that does not fit its tokenizer or cannot be used, and find out what it reads.
+
+    ``classifier`` is the encoder, or a sequence classifier around it.
+    """
+    encoder = classifier.base_model
     trial.check_vocabulary(encoder, tokenizer)
     limit = encoders.max_input_length(encoder)
     max_length = max_length if limit is None else min(max_length, limit)
     token_type = Template.from_tokenizer(tokenizer, template).last_type
-    return trial.try_out(encoder, max_length, int(tokenizer.pad_token_id or 0), token_type, find_longest=True)
+    pad_token_id = int(tokenizer.pad_token_id or 0)
+    traits = trial.try_out(encoder, max_length, pad_token_id, token_type, find_longest=True)
+    if classifier is not encoder and traits.ignores_padding:
+        ignores_padding = trial.reward_ignores_padding(classifier, traits.max_length, pad_token_id)
+        return replace(traits, ignores_padding=ignores_padding)
+    return traits
 
 
 def recorded_traits(config: Mapping[str, Any]) -> EncoderTraits | None:
@@ -254,14 +294,15 @@ def load(folder: Path, placement: Placement, *, fast_attention: bool = True, enc
         if placement.device.type != "cuda":  # quantization saves memory in training; full weights serve as well
             options = replace(options, quantize="none")
         tokenizer = encoders.load_tokenizer(folder)
+        is_reward = options.architecture == "reward"
         if options.lora_rank:
             placement = devices.for_language_models(placement)
             # The user did not name the encoder that the run's file names: the hub is not asked for it.
             located = resolve_base(config["base"], encoder, folder, network=encoder is not None)
             frozen = frozen_weights(options, placement)
-            backbone = encoders.make_encoder(located, 0, seed=options.seed, frozen=frozen)
+            backbone = encoders.make_encoder(located, 0, seed=options.seed, frozen=frozen, reward=is_reward)
         else:
-            backbone = encoders.from_config(runs.encoder_config(config))
+            backbone = encoders.from_config(runs.encoder_config(config), reward=is_reward)
         max_length = int(config["resolved"]["max_length"])
         # Of an older run, trained whatever the encoder does with padding, only that is tried out.
         traits = recorded_traits(config) or trial.try_out(backbone, max_length, int(tokenizer.pad_token_id or 0))

@@ -256,6 +256,8 @@ class InputFormat:
 
     sequences: tuple[tuple[int, ...], ...]
     """For each sequence the fields in it: 0 is the prompt, 1 answer A, 2 answer B."""
+    scores_sequences: bool = False
+    """Whether each sequence gets a number of its own, so that equal ones are computed once, in any order."""
 
     @property
     def encodes_answers_separately(self) -> bool:
@@ -293,7 +295,10 @@ PAIR_INPUT = InputFormat(((0, 1), (0, 2)))
 JOINT_INPUT = InputFormat(((0, 1, 2),))
 """The prompt and both answers."""
 
-INPUT_FORMATS = {"siamese": PAIR_INPUT, "cross-encoder": JOINT_INPUT}
+ANSWER_INPUT = InputFormat(PAIR_INPUT.sequences, scores_sequences=True)
+"""The same sequences, each with a number of its own."""
+
+INPUT_FORMATS = {"siamese": PAIR_INPUT, "cross-encoder": JOINT_INPUT, "reward": ANSWER_INPUT}
 
 
 def head_and_tail(field: Field, size: int, mark: Ids) -> Ids:

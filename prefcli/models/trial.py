@@ -109,6 +109,26 @@ def try_out(
         encoder.train(training)
 
 
+def reward_ignores_padding(encoder: Any, max_length: int, pad_token_id: int) -> bool:
+    """Whether a sequence classifier gives a text the same number beside a longer one, which pads it."""
+    passes = _Passes(encoder, pad_token_id, None)
+    short, padded_length = min(SHORT_LENGTH, max_length), min(MAX_PADDED_LENGTH, max_length)
+    training = encoder.training
+    encoder.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            alone = passes.compute(*passes.one(short)).logits.float()
+            padded = passes.compute(*passes.two(short, padded_length)).logits.float()
+    except (RuntimeError, ValueError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        encoder.train(training)
+    tolerance = passes.tolerance * max(1.0, float(alone.abs().max()))
+    return float((alone[0] - padded[1]).abs().max()) <= tolerance
+
+
 def _try_out(passes: _Passes, max_length: int, *, find_longest: bool) -> EncoderTraits:
     short = min(SHORT_LENGTH, max_length)
     try:
@@ -188,24 +208,36 @@ class _Passes:
 
     def alone(self, length: int) -> Tensor:
         """The vectors ``[length, width]`` of one sequence."""
-        return self._run(self.tokens(length)[None], torch.ones(1, length, dtype=torch.long))[0]
+        return self._run(*self.one(length))[0]
+
+    def one(self, length: int) -> tuple[Tensor, Tensor]:
+        """Ids and mask of one sequence."""
+        return self.tokens(length)[None], torch.ones(1, length, dtype=torch.long)
 
     def padded(self, length: int, padded_length: int) -> Tensor:
         """Those of the same sequence beside one of ``padded_length`` tokens."""
+        return self._run(*self.two(length, padded_length))[1, :length]
+
+    def two(self, length: int, padded_length: int) -> tuple[Tensor, Tensor]:
+        """Ids and mask of a sequence of ``padded_length`` tokens and of that of :meth:`one`, in this order."""
         ids = torch.stack([self.tokens(padded_length), torch.full((padded_length,), self.pad_token_id)])
         ids[1, :length] = self.tokens(length)
         mask = torch.ones_like(ids)
         mask[1, length:] = 0
-        return self._run(ids, mask)[1, :length]
+        return ids, mask
 
-    def _run(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def compute(self, ids: Tensor, mask: Tensor) -> Any:
+        """What the encoder returns."""
         inputs = {"input_ids": ids, "attention_mask": mask}
         if self.token_type is not None:
             types = torch.zeros_like(ids)
             types[:, SHORT_LENGTH // 2 :] = self.token_type  # the same places, however long the sequence
             inputs["token_type_ids"] = types
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-            hidden = self.call(self.encoder, {name: tensor.to(self.device) for name, tensor in inputs.items()})
+            return self.call.output(self.encoder, {name: tensor.to(self.device) for name, tensor in inputs.items()})
+
+    def _run(self, ids: Tensor, mask: Tensor) -> Tensor:
+        hidden: Tensor = self.compute(ids, mask).last_hidden_state.float()
         if hidden.shape[:2] != ids.shape:
             raise InputError(
                 f"the encoder gives {hidden.shape[1]} vectors for {ids.shape[1]} tokens, and one for each is needed",

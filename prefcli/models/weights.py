@@ -3,16 +3,21 @@
 A run's ``model.safetensors`` holds the encoder's tensors by the names that transformers gives them and the classifier's
 as ``classifier.*``, so ``AutoModel.from_pretrained(RUN)`` finds the encoder in it. If only adapters were trained, it
 does not hold the encoder's own weights.
+
+That of a reward model holds transformers' classifier and nothing else: the term for ties is in the file's metadata.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
-ENCODER_PREFIX, HEAD_PREFIX = "encoder.", "classifier."
+ENCODER_PREFIX, HEAD_PREFIX, TIE_PREFIX = "encoder.", "classifier.", "tie."
+TIE_METADATA = "prefcli_tie"
+"""Key of the metadata that holds a reward model's tensors of :data:`TIE_PREFIX`, as JSON."""
 ADAPTER = ".lora_"
 """Part of the names of adapters' tensors."""
 
@@ -49,18 +54,39 @@ def save(state: Mapping[str, Tensor], path: Path) -> None:
     """Write a trained state (:func:`trainable_state_dict`), named as in transformers' files."""
     from safetensors.torch import save_file
 
-    tensors = {name.removeprefix(ENCODER_PREFIX): tensor for name, tensor in state.items()}
-    save_file(clone_shared_tensors(tensors), path, {"format": "pt"})
+    metadata = {"format": "pt"}
+    if tie := {name: tensor for name, tensor in state.items() if name.startswith(TIE_PREFIX)}:
+        metadata[TIE_METADATA] = json.dumps({name: tensor.tolist() for name, tensor in sorted(tie.items())})
+    tensors = {name.removeprefix(ENCODER_PREFIX): tensor for name, tensor in state.items() if name not in tie}
+    save_file(clone_shared_tensors(tensors), path, metadata)
+    _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Bring a file's metadata into a fixed order, which safetensors draws at random: equal weights are equal files."""
+    with path.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        if len(text) == size:  # else something is spelled in another way than here, and stays as it is
+            stream.seek(8)
+            stream.write(text)
 
 
 def load(path: Path) -> dict[str, Tensor]:
     """What :func:`save` wrote, named as in the module."""
+    import torch
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
-    return {
-        name if name.startswith(HEAD_PREFIX) else ENCODER_PREFIX + name: tensor
-        for name, tensor in load_file(path).items()
-    }
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as stream:
+        tie = (stream.metadata() or {}).get(TIE_METADATA)
+    if tie is not None:
+        values = {name: torch.tensor(numbers, dtype=torch.float32) for name, numbers in json.loads(tie).items()}
+        return {**{ENCODER_PREFIX + name: tensor for name, tensor in tensors.items()}, **values}
+    return {name if name.startswith(HEAD_PREFIX) else ENCODER_PREFIX + name: tensor for name, tensor in tensors.items()}
 
 
 def clone_shared_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from prefcli.encoders import adapters
 from prefcli.errors import InputError
 from prefcli.models import neural, token_cache, trial
 from prefcli.models.trial import EncoderTraits
+from prefcli.outcomes import TIE
 from prefcli.storage import runs
 from prefcli.training import checkpoints, loop
 from prefcli.training.context import FitResult, TrainContext
@@ -74,6 +75,7 @@ class NeuralFitter:
             config = runs.read_config(fold.folder)
             options, self.traits = neural.with_resolved_auto(options, config), neural.recorded_traits(config)
         torch.manual_seed(options.seed)
+        outcomes = context.outcomes(fold.train)
         model = neural.build(
             options,
             encoder,
@@ -82,6 +84,7 @@ class NeuralFitter:
             self.placement,
             stays_on_host=options.shard,
             traits=self.traits,
+            tie_share=float(outcomes[TIE] / outcomes.sum()),
         )
         self.traits = model.traits
         for column in self.battles.columns:
@@ -114,14 +117,19 @@ class NeuralFitter:
         options = self.context.options
         if under_way and not options.lora_rank:
             config = runs.encoder_config(runs.read_config(folder))
-            return _run_as_source(folder), encoders.from_config(config)
+            return _run_as_source(folder), encoders.from_config(config, reward=options.architecture == "reward")
         if under_way:
             source = neural.resolve_base(runs.read_config(folder)["base"], None, folder, network=True)
         else:
             source = encoders.locate(options.encoder)
         frozen = neural.frozen_weights(options, self.placement)
         return source, encoders.make_encoder(
-            source, len(self.tokenizer), seed=options.seed, frozen=frozen, reporter=self.context.reporter
+            source,
+            len(self.tokenizer),
+            seed=options.seed,
+            frozen=frozen,
+            reporter=self.context.reporter,
+            reward=options.architecture == "reward",
         )
 
     def _report(self, model: neural.NeuralModel, source: encoders.ResolvedModel, cut: str, prefix: str) -> None:
@@ -132,9 +140,10 @@ class NeuralFitter:
         size = sum(p.numel() for p in parameters) / 1e6
         trainable = sum(p.numel() for p in parameters if p.requires_grad) / 1e6
         part = "" if trainable == size else f", {trainable:.1f} M of them trained"
+        pooling = {"auto": "the classifier's own"}.get(model.module.pooling, model.module.pooling)
         for line in (
             f"encoder {self.context.options.encoder}: {source.source}; {size:.1f} M parameters{part}",
-            f"{self.placement}; {model.attention}; {model.module.pooling} pooling",
+            f"{self.placement}; {model.attention}; {pooling} pooling",
             f"{max_length} tokens a sequence: {cut}",
         ):
             self.context.reporter.note(f"{prefix}{line}")

@@ -36,9 +36,10 @@ from prefcli.errors import Interrupted, ModelError, PrefcliError
 from prefcli.models import weights
 from prefcli.models.batches import Pass, prefetch
 from prefcli.models.neural import WEIGHTS, NeuralModel
+from prefcli.models.reward import Reward
 from prefcli.models.tokens import TokenisedBattles
 from prefcli.options import TrainOptions
-from prefcli.outcomes import OUTCOMES, SWAPPED
+from prefcli.outcomes import OUTCOMES, SWAPPED, TIE, A, B
 from prefcli.reporting import Reporter
 from prefcli.storage import files
 from prefcli.storage.runs import METRICS, read_metrics
@@ -49,6 +50,8 @@ CHECKPOINT_SECONDS = 300.0
 MAX_SKIPS_IN_A_ROW = 20
 DIVERGED_HINT = "Try a lower --lr, --warmup 0.1, a smaller --clip, or --precision fp32."
 INITIAL_SCALE = 2.0**16
+TIE_LR = 1e-2
+"""Peak learning rate of a reward model's constant for ties, if the others' is lower."""
 KEPT_RECORD = Path("checkpoints") / "kept.json"
 """Digests of kept weights, each with the logits that these weights give for the validation battles."""
 
@@ -159,7 +162,7 @@ class FitSpec:
             self.lengths,
             self.share(rows, self.world.rank),
             self.options.micro_batch,
-            both_orders=self.options.swap,
+            both_orders=self.options.computes_both_orders,
         )
         return [self.model.prepare(self.train, positions, orders) for positions, orders in passes]
 
@@ -195,6 +198,11 @@ def make_optimizer(module: nn.Module, options: TrainOptions) -> torch.optim.Adam
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if isinstance(module, Reward):
+        # One number that belongs to the data, not to the language: it has farther to go than a pretrained weight.
+        tie = module.tie.bias
+        groups[1]["params"] = [p for p in parameters if p.ndim < 2 and p is not tie]
+        groups.append({"params": [tie], "weight_decay": 0.0, "factor": max(TIE_LR / options.learning_rate, 1.0)})
     return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
 
 
@@ -203,17 +211,31 @@ def make_scaler(placement: Placement) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(placement.device.type, init_scale=INITIAL_SCALE, enabled=placement.scaled)
 
 
-def loss_of(logits: Tensor, targets: Tensor, options: TrainOptions) -> Tensor:
+def loss_of(logits: Tensor, targets: Tensor, options: TrainOptions, *, ties: bool = True) -> Tensor:
     """Cross-entropy summed over battles.
+
+    A reward model whose training battles have no ``ties`` learns from the other two outcomes alone: Bradley and Terry's
+    model. ``margin`` and ``center_rewards`` are those of TRL's ``RewardTrainer`` (Touvron et al., "Llama 2", 2023,
+    section 3.2.2; Eisenstein et al., "Helping or herding?", COLM 2024).
 
     ``loss_input`` other than ``logits`` is the original notebook's ablation: CrossEntropyLoss applies log-softmax
     itself, so ``log-softmax`` before it changes nothing and ``softmax`` squeezes the logits into [0, 1].
     """
+    centering: Tensor | float = 0.0
+    if options.architecture == "reward":
+        if options.center_rewards:
+            centering = options.center_rewards * (logits[:, A] + logits[:, B]).square().sum()
+        if options.margin:
+            half = options.margin / 2 * (targets[:, A] - targets[:, B])
+            logits = torch.stack([logits[:, A] - half, logits[:, B] + half, logits[:, TIE]], dim=-1)
+        if not ties:
+            logits, targets = logits[:, :TIE], targets[:, :TIE]
     if options.loss_input == "softmax":
         logits = logits.softmax(dim=-1)
     elif options.loss_input == "log-softmax":
         logits = logits.log_softmax(dim=-1)
-    return nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=options.label_smoothing)
+    entropy = nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=options.label_smoothing)
+    return entropy + centering
 
 
 def fit(spec: FitSpec) -> LoopResult:
@@ -303,7 +325,7 @@ def forward_backward(
     # Not by the module: after a validation, FSDP's module may list gathered parameters, whose gradients are others.
     optimizer.zero_grad(set_to_none=True)
     # A process without a share of the last, small batch takes part in the exchange with weight 0.
-    share = (world.size if world.rank < len(rows) else 0.0) / (len(rows) * (2 if options.swap else 1))
+    share = (world.size if world.rank < len(rows) else 0.0) / (len(rows) * (2 if options.computes_both_orders else 1))
     # In a sharded model each pass is an exchange: a process with fewer passes repeats one with weight 0.
     missing = _max_passes(spec, rows) - len(passes) if fsdp.is_sharded(module) else 0
     weighted = [(each, share) for each in passes] + [(passes[-1], 0.0)] * missing
@@ -313,7 +335,7 @@ def forward_backward(
         with _gradient_sync(module, enabled=number == len(weighted)):
             with torch.autocast(placement.device.type, placement.dtype, enabled=placement.precision != "fp32"):
                 logits = spec.model.forward(module, each)
-                loss = loss_of(logits.float(), targets, options) * weight
+                loss = loss_of(logits.float(), targets, options, ties=TIE not in spec.unseen) * weight
             scaler.scale(loss).backward()
         total += loss.detach()
     return total
@@ -329,7 +351,7 @@ def update(
     The gradient's norm before it was clipped, on the device; not finite where the scaler skipped the step.
     """
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("factor", 1.0)
     scaler.unscale_(optimizer)
     norm = fsdp.full_tensor(torch.nn.utils.clip_grad_norm_(module.parameters(), clip or math.inf))
     scaler.step(optimizer)
@@ -563,7 +585,8 @@ def _max_passes(spec: FitSpec, rows: NDArray[np.intp]) -> int:
     """The largest number of forward passes that any process makes over a batch."""
     return max(
         len(spec.model.passes(
-            spec.lengths, spec.share(rows, rank), spec.options.micro_batch, both_orders=spec.options.swap
+            spec.lengths, spec.share(rows, rank), spec.options.micro_batch,
+            both_orders=spec.options.computes_both_orders,
         ))
         for rank in range(spec.world.size)
     )  # fmt: skip
