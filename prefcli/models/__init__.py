@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,8 +32,19 @@ class Model(Protocol):
         """
 
 
-def has_rewards(model: Model) -> bool:
-    """Whether a model gives a number to a single answer: then it has ``rewards(batch)`` beside ``logits``."""
+class RewardModel(Model, Protocol):
+    """A model that also gives a number to each single answer."""
+
+    def rewards(self, batch: pa.RecordBatch, *, done: Callable[[int], None] | None = None) -> NDArray[np.float64]:
+        """The numbers ``[n]`` of answers; ``batch`` has the columns ``prompt`` and ``response``, lists of turns."""
+
+    @property
+    def tie_log_nu(self) -> float | None:
+        """The logarithm of Davidson's ``nu``, the odds of ties; None if it depends on the prompt."""
+
+
+def has_rewards(model: Model) -> TypeGuard[RewardModel]:
+    """Whether a model gives a number to a single answer: those of the architecture ``reward`` do."""
     return hasattr(model, "rewards")
 
 
@@ -57,19 +68,14 @@ class _WithUnseen:
 class _RewardWithUnseen(_WithUnseen):
     """The same for a reward model, whose rewards do not change."""
 
+    model: RewardModel
+
     @property
     def tie_log_nu(self) -> float | None:
-        log_nu: float | None = self.model.tie_log_nu  # type: ignore[attr-defined]
-        return log_nu
+        return self.model.tie_log_nu
 
     def rewards(self, batch: pa.RecordBatch, *, done: Callable[[int], None] | None = None) -> NDArray[np.float64]:
-        rewards: NDArray[np.float64] = self.model.rewards(batch, done=done)  # type: ignore[attr-defined]
-        return rewards
-
-
-def has_rewards(model: Model) -> bool:
-    """Whether a model gives single answers a number (``rewards``): those of the architecture ``reward`` do."""
-    return hasattr(model, "rewards")
+        return self.model.rewards(batch, done=done)
 
 
 def load(folder: Path, request: DeviceRequest, *, fast_attention: bool = True, encoder: str | None = None) -> Model:
