@@ -11,6 +11,7 @@ counting the header) and the column.
 from __future__ import annotations
 
 from prefcli.readers.battle_file import BattleFile, BattleTable, battles_from, column_batches, open_battles, read_table
+from prefcli.readers.candidates import CandidateCounts, CandidateFile, CandidateTable, open_candidates, read_candidates
 from prefcli.readers.layouts import LAYOUTS, Layout
 from prefcli.readers.mapping import parse_columns, with_layout_file
 
@@ -18,11 +19,16 @@ __all__ = [
     "LAYOUTS",
     "BattleFile",
     "BattleTable",
+    "CandidateCounts",
+    "CandidateFile",
+    "CandidateTable",
     "Layout",
     "battles_from",
     "column_batches",
     "open_battles",
+    "open_candidates",
     "parse_columns",
+    "read_candidates",
     "read_table",
     "with_layout_file",
 ]

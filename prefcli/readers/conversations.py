@@ -319,7 +319,7 @@ def _context(texts: Texts, reader: Reader) -> list[Message]:
         if all(_is_conversation(cell, texts, reader) for cell in texts.answers):
             return context
         reader.column = texts.prompt_name
-        raise reader.error("no prompt", "Every battle needs a prompt.")
+        raise reader.error("no prompt", "Every row needs a prompt.")
     if isinstance(texts.prompt, str) and texts.transcripts and _TRANSCRIPT_START.match(texts.prompt):
         messages = parse_transcript(texts.prompt)
         return context + (messages[:-1] if messages[-1] == ("assistant", "") else messages)  # the answer follows

@@ -158,7 +158,7 @@ class Each:
 
     def _fields(self, item: Any, position: int, beside: dict[str, Any]) -> dict[str, Any]:
         return {
-            key: beside[key][position] if key in beside else item if path == "." else cell_at(item, path.split("."))
+            key: beside[key][position] if key in beside else item if path == "." else _value_at(item, path)
             for key, path in self.fields
         }
 
@@ -174,3 +174,11 @@ class Each:
                 hint=f"Every answer of a list needs one. They have {keys}; name others with --each.",
             )
         return score
+
+
+def _value_at(item: Any, path: str) -> Any:
+    """The value in an item of a list; None if it is not there, or the item is text."""
+    try:
+        return cell_at(item, path.split("."))
+    except (ValueError, RecursionError):
+        return None

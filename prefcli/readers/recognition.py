@@ -152,6 +152,7 @@ class _Search:
         needs_prompt = "response_a" in places or layout.each or columns.source.each or not self.scored
         if "prompt" not in places and needs_prompt:
             used = {place.column for joined in places.values() for place in joined}
+            used.add(columns.find(_top((columns.source.each or layout.each).partition(":")[0])) or "")
             texts = [name for name in columns.texts() if name not in (*used, *layouts.OUTCOME_COLUMNS)]
             raise columns.error(missing_columns(["prompt"], columns.all_names), columns.hint_for("prompt", texts))
         if "id" not in places and (id_column := columns.first(layouts.ID_COLUMNS)):
