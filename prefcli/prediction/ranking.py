@@ -160,6 +160,8 @@ class RankRule:
     method: str = "fit"
     all_pairs: int = 32
     swap_average: bool = False
+    length_penalty: float = 0.0
+    """What a score loses for each doubling of the answer's characters, in log-odds."""
 
 
 def pairs_to_compare(answers: int, all_pairs: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
@@ -338,6 +340,16 @@ class _Questions:
         """Prompts ``[n]`` and different answers ``[d]`` with a text normalisation."""
         return normalise_turns(self.batch.column("prompt"), text), normalise_turns(self.answers, text)
 
+    def length_penalties(self, per_doubling: float) -> Array:
+        """What each different answer's score loses by its length, ``[d]``, see :func:`length_penalty`."""
+        lengths = [sum(len(turn or "") for turn in turns) for turns in self.answers.to_pylist()]
+        return length_penalty(np.array(lengths, dtype=np.float64), per_doubling)
+
+
+def length_penalty(characters: Array, per_doubling: float) -> Array:
+    """What a score loses by an answer's length: so many log-odds for each doubling, ``X * log2(1 + characters)``."""
+    return per_doubling * np.log2(1 + characters)
+
 
 def reads_answers_once(members: Sequence[inference.Member]) -> bool:
     """Whether all runs are reward models."""
@@ -377,7 +389,7 @@ def rank_batch(
     calibrations = [calibration_of(key) for key in batch.column("prompt_key").to_pylist()]
     compared: Iterator[tuple[Comparison, Array | None]]
     if reads_answers_once(members):
-        compared = _by_reward(members, questions, calibrations, done)
+        compared = _by_reward(members, questions, calibrations, rule, done)
     else:
         compared = _by_pairs(members, questions, calibrations, rule, done)
     rows = zip(batch.select(["id", "prompt", "responses", "models"]).to_pylist(), questions.distinct, strict=True)
@@ -438,6 +450,7 @@ def _by_reward(
     members: Sequence[inference.Member],
     questions: _Questions,
     calibrations: Sequence[Calibration],
+    rule: RankRule,
     done: Callable[[int], None] | None,
 ) -> Iterator[tuple[Comparison, Array | None]]:
     """For each question its comparison, and the rewards of its different answers."""
@@ -451,13 +464,16 @@ def _by_reward(
         ]
         by_run.append(np.concatenate([np.empty((2, 0)), *parts], axis=1))
     scores = np.stack(by_run, axis=1)
+    penalties = questions.length_penalties(rule.length_penalty)
     for row, calibration in enumerate(calibrations):
         weights = np.asarray(calibration.weights)
-        rewards, log_nus = scores[..., questions.offsets[row] : questions.offsets[row + 1]]
-        blended = weights @ rewards
+        part = slice(questions.offsets[row], questions.offsets[row + 1])
+        rewards, log_nus = scores[..., part]
+        reported = (rewards[0] if len(members) == 1 else weights @ rewards) - penalties[part]
+        strengths = reported * weights[0] if len(members) == 1 else reported
         unseen = tuple(outcome for outcome in calibration.unseen if outcome == TIE)
-        log_nu = np.full_like(blended, -np.inf) if unseen else weights @ log_nus + calibration.tie_shift
-        yield Comparison(blended - blended.mean(), log_nu, unseen), rewards[0] if len(members) == 1 else blended
+        log_nu = np.full_like(reported, -np.inf) if unseen else weights @ log_nus + calibration.tie_shift
+        yield Comparison(strengths - strengths.mean(), log_nu, unseen), reported
 
 
 def _by_pairs(
@@ -484,6 +500,9 @@ def _by_pairs(
     predictions = [_predict_pairs(member, questions, row, a, b, rule, done) for member in members]
     calibrated = _calibrate(predictions, [calibrations[i] for i in row.tolist()])
     calibrated = np.where(swapped[:, None], calibrated[:, list(SWAPPED)], calibrated)
+    if rule.length_penalty:
+        penalties = questions.length_penalties(rule.length_penalty)
+        calibrated = _shift_log_odds(calibrated, penalties[begin + second] - penalties[begin + first])
     fitted: list[Comparison | None] = [None] * len(sizes)
     for size, (own_first, own_second, _) in schemes.items():
         rows = np.flatnonzero(sizes == size)
@@ -495,6 +514,18 @@ def _by_pairs(
     for comparison in fitted:
         assert comparison is not None
         yield comparison, None
+
+
+def _shift_log_odds(probabilities: Array, shift: Array) -> Array:
+    """Probabilities ``[p, 3]`` whose log-odds of first against second are larger by a shift ``[p]``.
+
+    Davidson's parameter, ``P(tie) / sqrt(P(first) P(second))``, stays as it is.
+    """
+    shares = np.maximum(probabilities, np.finfo(np.float64).tiny)
+    logits = np.log(shares) + np.stack([shift / 2, -shift / 2, np.zeros_like(shift)], axis=-1)
+    shifted = metrics.softmax(logits)
+    shifted[probabilities[:, TIE] == 0, TIE] = 0
+    return np.asarray(shifted)
 
 
 def _predict_pairs(
