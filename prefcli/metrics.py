@@ -426,10 +426,10 @@ def _expanded_tail(units: float) -> float:
     A percentile interval of n units is too narrow as the normal distribution is against Student's t, and because the
     bootstrap divides by n, not n - 1.
     """
-    return math.erfc(_expanded_quantile(Z95, units) / math.sqrt(2)) / 2
+    return math.erfc(expanded_quantile(Z95, units) / math.sqrt(2)) / 2
 
 
-def _expanded_quantile(z: float, units: float) -> float:
+def expanded_quantile(z: float, units: float) -> float:
     """``t sqrt(n / (n - 1))`` of the t that is to n units what ``z`` is to the normal distribution.
 
     The quantile t is M. Abramowitz & I. Stegun's expansion (1964), 26.7.5.
@@ -446,7 +446,7 @@ def _p_value(means: Array, units: float) -> float:
     low, high = 0.0, wanted
     for _ in range(60):  # bisection: the quantile grows with z
         middle = (low + high) / 2
-        low, high = (middle, high) if _expanded_quantile(middle, units) < wanted else (low, middle)
+        low, high = (middle, high) if expanded_quantile(middle, units) < wanted else (low, middle)
     return math.erfc(low / math.sqrt(2))
 
 

@@ -48,7 +48,7 @@ def batches(rows: Rows, size: int = 1000) -> list[pa.RecordBatch]:
 
 
 def explore(rows: Rows, **options: Any) -> eda.Eda:
-    return eda.explore(batches(rows), **{"rounds": 20, **options})
+    return eda.explore(batches(rows), **options)
 
 
 def test_outcomes_models_pairs_and_winners() -> None:
@@ -72,7 +72,7 @@ def test_outcomes_models_pairs_and_winners() -> None:
 
 def test_batches_make_no_difference() -> None:
     rows = [battle(a="a" * i, b="b" * (i % 7), label=i % 3, prompt=f"p{i % 5}") for i in range(1, 60)]
-    assert eda.explore(batches(rows), rounds=20) == eda.explore(batches(rows, size=7), rounds=20)
+    assert eda.explore(batches(rows)) == eda.explore(batches(rows, size=7))
 
 
 def test_models_and_outcomes_may_be_unknown() -> None:

@@ -66,7 +66,7 @@ def evil_battles() -> eda.Eda:
         )
         for i in range(200)
     ]
-    return eda.explore(batches(rows), rounds=20)
+    return eda.explore(batches(rows))
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_every_plot_has_a_name_and_a_caption_and_is_well_formed(evil_page: Path)
 
 def test_the_page_shows_the_numbers() -> None:
     rows = [battle("x" * 20, "y" * (i % 30 + 1), i % 3, prompt=f"p{i}") for i in range(120)]
-    stats = eda.explore(batches(rows), rounds=20)
+    stats = eda.explore(batches(rows))
     text = page.render(stats, "votes.csv")
     for shown in ("120", f"{stats.tie_share:.1%}", "koala", f"{stats.rewarded[0].wins.value:.1%}", "votes.csv"):
         assert shown in text
@@ -146,7 +146,7 @@ def test_a_cells_colour_says_how_far_from_even_its_interval_is() -> None:
 
 def test_two_models_have_one_table_of_wins() -> None:
     rows = [battle(f"x{i}", "y", i % 3, model_a="koala", model_b="vicuna") for i in range(60)]
-    text = page.render(eda.explore(batches(rows), rounds=20), "two.csv")
+    text = page.render(eda.explore(batches(rows)), "two.csv")
     assert "Most wins" in text
     assert "Highest win rates" not in text
     assert "Most frequent pairs" not in text
@@ -165,7 +165,7 @@ def test_the_page_stays_small_however_many_models_there_are() -> None:
         battle(f"x{i}", "y", i % 3, model_a=f"model number {i % 700}", model_b=f"model number {i % 699 + 1}")
         for i in range(4000)
     ]
-    assert len(page.render(eda.explore(batches(rows), rounds=2), "many.csv").encode()) < 2_000_000
+    assert len(page.render(eda.explore(batches(rows)), "many.csv").encode()) < 2_000_000
 
 
 def test_the_command_overwrites_a_page_only_when_forced(cli: Callable[..., Any], tmp_path: Path) -> None:

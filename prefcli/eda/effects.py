@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from prefcli.battles import outcome_counts
 from prefcli.eda.measures import MARKUP, BattleStats
-from prefcli.eda.shares import Share, share
+from prefcli.eda.shares import Share, clustered_share
 from prefcli.metrics import Z95
 from prefcli.outcomes import TIE, A, B
 
@@ -90,7 +90,7 @@ def property_effects(stats: BattleStats) -> tuple[Effect, ...]:
     for name, values in differences.items():
         differs = values != 0
         if differs.any():
-            wins = share(int((a_won[differs] == (values[differs] > 0)).sum()), int(differs.sum()))
+            wins = clustered_share(a_won[differs] == (values[differs] > 0), stats.prompt_key[decided][differs])
             effects.append(Effect(name, wins, *odds_of.get(name, (None, None))))
     return tuple(effects)
 

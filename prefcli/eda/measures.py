@@ -62,6 +62,10 @@ class BattleStats:
         names = [field.name for field in fields(BattleStats)]
         return BattleStats(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
+    def where(self, mask: NDArray[np.bool_]) -> BattleStats:
+        """Some of the battles."""
+        return BattleStats(*(getattr(self, field.name)[mask] for field in fields(BattleStats)))
+
 
 def measure_all(batches: Iterable[pa.RecordBatch]) -> tuple[BattleStats, IntArray, tuple[str, ...]]:
     """Measure canonical batches in threads, which helps because Arrow's kernels release the GIL.

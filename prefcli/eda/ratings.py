@@ -1,18 +1,9 @@
-"""How strong the models are: a Bradley-Terry model with ties, fitted to who beat whom.
+"""How strong the models are: ratings with robust intervals, ranks, and who beats whom.
 
-The model is Davidson's: with strengths ``s`` in log-odds, and ``nu`` for how common ties are,
-
-    P(i wins) : P(j wins) : P(tie)  =  exp(s_i) : exp(s_j) : nu * exp((s_i + s_j) / 2)
-
-R. R. Davidson, "On extending the Bradley-Terry model to accommodate ties in paired comparison experiments", Journal
-of the American Statistical Association 65 (1970). Without ties it is the model of Bradley and Terry (1952). Battles
-enter as counts per pair of models and outcome, so that the cost of fitting does not grow with their number.
-
-Strengths are maximum likelihood but for a weak normal prior around 0 (:data:`PRIOR_PRECISION`, a standard deviation
-of 5,493 points). It moves a rating of a few hundred battles by less than a thousandth in log-odds, makes the sum of
-the strengths 0, and keeps those finite that have no maximum likelihood: of a model that never lost, or of groups of
-models that never met (L. R. Ford, "Solution of a ranking problem from binary comparisons", 1957).
-:meth:`Ratings.cautions` names such models.
+Strengths are those of :mod:`prefcli.eda.davidson`, raw and at equal style (:mod:`prefcli.eda.style`). Their covariance
+is a sandwich estimate clustered by prompt, so that intervals hold when the battles of a prompt resemble each other. It
+also gives differences, ranks and the probability that a model is the best one. Models that no chain of battles
+connects form separate groups, each with a mean rating of its own: they are never ranked against each other.
 """
 
 from __future__ import annotations
@@ -23,106 +14,121 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcli.eda.davidson import (
+    Array,
+    Codes,
+    DavidsonFit,
+    PairwiseCounts,
+    count_pairs,
+    fit,
+    sandwich,
+)
+from prefcli.eda.style import StyleEffects, StyleFit, fit_styled
+from prefcli.metrics import MIN_UNITS, Z95, expanded_quantile
 from prefcli.outcomes import OUTCOMES, TIE, A, B
 
-Array = NDArray[np.float64]
-
-PRIOR_PRECISION = 1e-3
 ELO_PER_LOG_ODDS = 400 / np.log(10)
 """400 points are odds of ten to one, as in A. E. Elo, "The Rating of Chessplayers, Past and Present" (1978)."""
 ELO_CENTRE = 1000
-"""The mean rating of all models."""
-BOOTSTRAP_ROUNDS = 200
+"""The mean rating of a group's models that have enough battles."""
 MIN_BATTLES = 20
-"""A model of fewer has no interval: that of one battle would be a point."""
+"""A model of fewer has no interval, nor one of fewer than :data:`MIN_PROMPTS` different prompts."""
+MIN_PROMPTS = MIN_UNITS
 MAX_MODELS = 500
 """Only the models with most battles are rated: the fit solves a system of this size."""
-BATCH_BYTES = 8 << 20
-"""Bootstrap rounds are fitted in batches of this size, which stay in the processor's cache."""
-BOOTSTRAP_TOLERANCE = 1e-2
-"""Newton steps shrink quadratically: after a last step of this length the error is a hundredth of a point."""
-MAX_ITERATIONS = 100
-MAX_STEP = 2.0
-"""Newton steps are shortened to this many log-odds, because they overshoot far from the optimum."""
+MAX_BEATS = 20
+"""Models in the table of who beats whom."""
+FIRST_DRAWS = 10_000
+"""Draws of all strengths from their normal distribution, for the probability of being the best."""
+RANK_DRAWS = 1_000
+"""Of them, those for the ranges of ranks."""
 
 
 @dataclass(frozen=True)
-class PairwiseCounts:
-    """Outcomes per pair of models that met, each unordered pair once."""
+class Votes:
+    """Battles between two different known models, with a known outcome; n of them."""
 
     models: tuple[str, ...]  # names, [m]
-    first: NDArray[np.intp]  # [p], positions in `models`
-    second: NDArray[np.intp]  # [p]
-    counts: Array  # [p, 3], how often the first won, the second won, and they tied
+    first: NDArray[np.int64]  # [n], position of model A in `models`
+    second: NDArray[np.int64]  # [n], of model B
+    labels: NDArray[np.int64]  # [n], 0, 1, 2 for A, B, tie
+    prompts: NDArray[np.int64]  # [n], equal for equal prompts, in ascending order
+    style: Array | None  # [n, k], from style.style_differences
 
-    @property
-    def battles(self) -> Array:
-        """Battles per pair; shape ``[p]``."""
-        return np.asarray(self.counts.sum(axis=1))
+    @staticmethod
+    def of(
+        models: Codes, labels: Codes, names: Sequence[str], prompts: Codes | None = None, style: Array | None = None
+    ) -> Votes:
+        """The battles that can be rated.
 
-    def per_model(self, of_first: Array, of_second: Array) -> Array:
-        """Sums over each model's pairs of a value per pair, as seen by the first and by the second; shape ``[m]``."""
-        size = len(self.models)
-        return np.asarray(np.bincount(self.first, of_first, size) + np.bincount(self.second, of_second, size))
+        Parameters
+        ----------
+        models:
+            Positions in ``names`` of the models A and B, -1 where unknown; shape ``[n, 2]``.
+        labels:
+            0, 1, 2 for A, B, tie, -1 where unknown; shape ``[n]``.
+        names:
+            Names of the models.
+        prompts:
+            Equal for equal prompts, shape ``[n]``; every battle has a prompt of its own if not given.
+        style:
+            Differences of style, A minus B; without them there is no style control.
+        """
+        prompts = np.arange(len(labels)) if prompts is None else prompts
+        known = np.flatnonzero((models >= 0).all(axis=1) & (labels >= 0) & (models[:, 0] != models[:, 1]))
+        known = known[np.argsort(prompts[known], kind="stable")]
+        first, second = np.ascontiguousarray(models[known].astype(np.int64).T)
+        style = None if style is None else style[known]
+        return Votes(tuple(names), first, second, labels[known].astype(np.int64), prompts[known], style)
 
+    def where(self, mask: NDArray[np.bool_]) -> Votes:
+        """Some of the battles; the models stay."""
+        style = None if self.style is None else self.style[mask]
+        battles = (values[mask] for values in (self.first, self.second, self.labels, self.prompts))
+        return Votes(self.models, *battles, style)
 
-@dataclass(frozen=True)
-class DavidsonFit:
-    """Strengths in log-odds ``[..., m]``, summing to 0, and the logarithm of ``nu`` ``[...]`` (-inf without ties)."""
+    def prompt_codes(self) -> NDArray[np.int64]:
+        """Each battle's prompt as a number from 0; shape ``[n]``."""
+        return np.cumsum(np.diff(self.prompts, prepend=self.prompts[:1]) != 0)
 
-    strengths: Array
-    log_nu: Array
+    def pairs(self) -> PairwiseCounts:
+        """Counts per unordered pair of models."""
+        return count_pairs(self.first, self.second, self.labels, self.models)
+
+    def rows(self) -> PairwiseCounts:
+        """A row per battle."""
+        return PairwiseCounts(self.models, self.first, self.second, np.eye(len(OUTCOMES))[self.labels])
 
 
 @dataclass(frozen=True)
 class ModelRating:
-    """A model's rating in points, with its bootstrap interval if it has :data:`MIN_BATTLES`."""
+    """A model's rating in points, with its 95 % interval if it has :data:`MIN_BATTLES` and nothing else forbids it."""
 
     model: str
     rating: float
     low: float | None
     high: float | None
     battles: int
+    prompts: int
+    """Different prompts of its battles."""
     group: int
-    """Models are in one group if battles connect them, directly or through others."""
+    """Models are in one group if battles connect them, directly or through others. 0 has most battles."""
     one_sided: bool
     """Whether it never lost or never won, so that only the prior bounds its rating."""
-    prompts: int = 0
-    """Different prompts of its battles."""
-    no_interval: str | None = None
+    no_interval: str | None
     """Why there is no interval; None if there is one."""
-    rank: int = 0
-    """By rating, within its group, from 1."""
+    rank: int
+    """By rating within its group, from 1; models of too few battles or prompts come last."""
     rank_low: int | None = None
     rank_high: int | None = None
     """The ranks that the votes allow at 95 %, as in "1 to 3"; None without an interval."""
     p_first: float | None = None
-    """Probability that it is the best of its group's models that have an interval."""
+    """Probability that it is the best of its group's models with enough battles; None if that cannot be said."""
     styled: float | None = None
     """Rating at equal style of the two answers, with its interval; None without style control."""
     styled_low: float | None = None
     styled_high: float | None = None
     styled_rank: int | None = None
-
-
-@dataclass(frozen=True)
-class StyleEffect:
-    """What one standard deviation more of a property adds to the log-odds of winning, between equal models."""
-
-    what: str
-    coefficient: float
-    low: float
-    high: float
-    battles: int
-    """Battles whose answers differ in it."""
-
-
-@dataclass(frozen=True)
-class StyleEffects:
-    """The style covariates of the fit, and why others are not in it, in sentences."""
-
-    effects: tuple[StyleEffect, ...]
-    left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -158,17 +164,22 @@ class Ratings:
     models: tuple[ModelRating, ...]
     tie_parameter: float
     """Davidson's ``nu``: between equals a share ``nu / (2 + nu)`` of battles is tied."""
-    rounds: int
-    """Of the bootstrap."""
     groups: int
     """Number of groups; ratings are comparable within a group only."""
     bounded: bool
     """Whether every strength has a maximum likelihood without the prior."""
     left_out: int
     """Models not rated: they have fewer battles than the :data:`MAX_MODELS` rated ones."""
-    intervals: str = "bootstrap"
+    prompts: int
+    """Different prompts of the rated battles."""
+    intervals: str
     """How the intervals were computed, in a few words."""
-    style: StyleEffects | None = None
+    style: StyleEffects | None
+    """None where no two answers differ in style, or it is not known."""
+
+    def of_group(self, group: int) -> tuple[ModelRating, ...]:
+        """The models of one group, best first."""
+        return tuple(model for model in self.models if model.group == group)
 
     def cautions(self) -> list[str]:
         """What to know before comparing these ratings, in sentences."""
@@ -181,179 +192,190 @@ class Ratings:
         if one_sided:
             names = ", ".join(one_sided[:3]) + (f" and {len(one_sided) - 3} more" if len(one_sided) > 3 else "")
             cautions.append(f"Never lost or never won, and so rated by the prior alone: {names}.")
-        elif not self.bounded and self.groups == 1:
+        elif not self.bounded:
             cautions.append("Some models never lost to any of the others: the prior sets the distance between them.")
         if self.left_out:
             cautions.append(
                 f"Only the {len(self.models)} models with most battles are rated, {self.left_out:,} are not."
             )
+        if self.style and self.style.left_out:
+            cautions.append(f"Style control leaves out {', '.join(self.style.left_out)}.")
         return cautions
 
 
-def count_pairs(
-    model_a: NDArray[np.integer], model_b: NDArray[np.integer], labels: NDArray[np.integer], names: Sequence[str]
-) -> PairwiseCounts:
-    """Count the outcomes of battles per unordered pair of models.
+@dataclass(frozen=True)
+class Estimate:
+    """Strengths of m models, and all that intervals and ranks are computed from."""
 
-    Parameters
-    ----------
-    model_a, model_b:
-        Positions in ``names``, -1 where unknown; shape ``[n]``.
-    labels:
-        0, 1, 2 for A, B, tie, -1 where unknown; shape ``[n]``. A model's battles against itself are left out.
-    names:
-        Names of the models.
-    """
-    known = (model_a >= 0) & (model_b >= 0) & (labels >= 0) & (model_a != model_b)
-    a, b, outcome = (values[known].astype(np.int64) for values in (model_a, model_b, labels))
-    outcome = np.where((a > b) & (outcome != TIE), A + B - outcome, outcome)
-    pairs, pair = np.unique(np.minimum(a, b) * len(names) + np.maximum(a, b), return_inverse=True)
-    counts = np.bincount(pair * len(OUTCOMES) + outcome, minlength=len(pairs) * len(OUTCOMES))
-    first, second = np.divmod(pairs, max(len(names), 1))
-    return PairwiseCounts(tuple(names), first, second, counts.reshape(-1, len(OUTCOMES)).astype(np.float64))
+    votes: Votes
+    pairs: PairwiseCounts
+    fitted: DavidsonFit
+    strengths: Array  # [m], raw, 0 is the mean of the group's models with enough battles
+    covariance: Array  # [m, m], of `strengths`
+    styled: StyleFit | None  # the same, at equal style
+    style: StyleEffects | None
+    groups: NDArray[np.intp]  # [m], 0 has most battles
+    battles: NDArray[np.int64]  # [m]
+    prompts: NDArray[np.int64]  # [m], different ones
+    critical: Array  # [m], standard errors in half a 95 % interval
+    few: NDArray[np.bool_]  # [m], too few battles or prompts for an interval
+    never_lost: NDArray[np.bool_]  # [m]
+    never_won: NDArray[np.bool_]  # [m]
+    unbounded: NDArray[np.bool_]  # [m], only the prior sets its distance to most others
+    left_out: int
 
+    @property
+    def has_interval(self) -> NDArray[np.bool_]:
+        """Whether the votes say how sure each strength is; shape ``[m]``."""
+        return ~(self.few | self.unbounded)
 
-def fit(
-    pairwise: PairwiseCounts,
-    counts: Array | None = None,
-    *,
-    start: DavidsonFit | None = None,
-    tolerance: float = 1e-10,
-) -> DavidsonFit:
-    """Fit Davidson's model by Newton's method: the log-likelihood is concave in strengths and ``log nu``.
+    def difference(self, i: int, j: int) -> tuple[float, float | None]:
+        """How much stronger i is than j, in log-odds, and half the 95 % interval if there is one."""
+        covariance, gap = self.covariance, float(self.strengths[i] - self.strengths[j])
+        if not (self.has_interval[i] and self.has_interval[j]):
+            return gap, None
+        variance = covariance[i, i] + covariance[j, j] - 2 * covariance[i, j]
+        return gap, float(max(self.critical[i], self.critical[j]) * np.sqrt(max(variance, 0)))
 
-    Parameters
-    ----------
-    pairwise:
-        Outcomes per pair of models.
-    counts:
-        Counts to fit instead of ``pairwise.counts``; any number of sets at once, shape ``[..., p, 3]``.
-    start:
-        Where to begin.
-    tolerance:
-        Stop when no parameter moves by more.
-    """
-    counts = pairwise.counts if counts is None else counts
-    sets = counts.reshape(-1, *counts.shape[-2:])
-    size = len(pairwise.models)
-    ties = bool(pairwise.counts[:, TIE].any())
-    x = np.zeros((len(sets), size + 1))
-    if start is not None:
-        x[:, :size] = start.strengths
-        x[:, size] = start.log_nu if ties else 0
-    for _ in range(MAX_ITERATIONS):
-        gradient, information = _derivatives(x, sets, pairwise, ties)
-        gradient -= PRIOR_PRECISION * x
-        information += PRIOR_PRECISION * np.eye(size + 1)
-        step = np.linalg.solve(information, gradient[..., None])[..., 0]
-        longest = np.abs(step).max(axis=1, keepdims=True, initial=0)
-        x += step * np.minimum(1, MAX_STEP / np.maximum(longest, MAX_STEP))
-        if longest.max(initial=0) < tolerance:
-            break
-    x = x.reshape(*counts.shape[:-2], size + 1)
-    return DavidsonFit(x[..., :size], x[..., size] if ties else np.full(x.shape[:-1], -np.inf))
-
-
-def probabilities(difference: Array, nu: Array | float) -> Array:
-    """Probabilities of first, second and tie at a difference of strengths; shape ``[..., 3]``."""
-    first = np.exp(np.clip(np.asarray(difference, dtype=np.float64) / 2, -300, 300))
-    second = 1 / first
-    total = first + second + nu
-    return np.stack([first / total, second / total, nu / total], axis=-1)
-
-
-def _derivatives(x: Array, counts: Array, pairwise: PairwiseCounts, ties: bool) -> tuple[Array, Array]:
-    """Gradient ``[r, m + 1]`` of the log-likelihood and its negative Hessian ``[r, m + 1, m + 1]``."""
-    first, second = pairwise.first, pairwise.second
-    rounds, size = x.shape[0], x.shape[1] - 1
-    p = probabilities(x[:, first] - x[:, second], np.exp(x[:, size:]) if ties else 0.0)
-    total = counts.sum(axis=2)
-    # The statistics whose means are matched: +1/2 for a win of the first and -1/2 for one of the second; 1 for a tie.
-    lead = (p[..., A] - p[..., B]) / 2
-    pull = (counts[..., A] - counts[..., B]) / 2 - total * lead
-    spread = total * ((p[..., A] + p[..., B]) / 4 - lead**2)
-    mixed = -total * lead * p[..., TIE]
-    square = np.zeros((rounds, size, size))
-
-    def per_model(of_first: Array, of_second: Array) -> Array:
-        """Sums over each model's pairs, for all rounds; without BLAS, whose threads slow it down at this size."""
-        square[:, first, second] = of_first
-        square[:, second, first] = of_second
-        return square.sum(axis=2)
-
-    gradient = np.empty_like(x)
-    gradient[:, :size] = per_model(pull, -pull)
-    gradient[:, size] = (counts[..., TIE] - total * p[..., TIE]).sum(axis=1)
-    information = np.zeros((rounds, size + 1, size + 1))
-    information[:, :size, size] = information[:, size, :size] = per_model(mixed, -mixed)
-    diagonal = np.arange(size)
-    information[:, diagonal, diagonal] = per_model(spread, spread)
-    information[:, first, second] = information[:, second, first] = -spread
-    information[:, size, size] = (total * p[..., TIE] * (1 - p[..., TIE])).sum(axis=1)
-    return gradient, information
-
-
-def bootstrap(pairwise: PairwiseCounts, centre: DavidsonFit, *, rounds: int = BOOTSTRAP_ROUNDS, seed: int = 0) -> Array:
-    """Strengths ``[rounds, m]`` refitted to battles drawn with replacement.
-
-    Drawing n battles with replacement is drawing their counts per pair and outcome from a multinomial distribution
-    (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993).
-    """
-    random = np.random.default_rng(seed)
-    cells = pairwise.counts.ravel()
-    total = int(cells.sum())
-    size = len(pairwise.models) + 1
-    batch = max(1, int(BATCH_BYTES // (8 * (size * size * 2 + len(cells) * 6))))
-    strengths = []
-    for begin in range(0, rounds, batch):
-        drawn = random.multinomial(total, cells / total, size=min(batch, rounds - begin))
-        counts = drawn.reshape(-1, *pairwise.counts.shape).astype(np.float64)
-        strengths.append(fit(pairwise, counts, start=centre, tolerance=BOOTSTRAP_TOLERANCE).strengths)
-    return np.concatenate(strengths)
-
-
-def rate(pairwise: PairwiseCounts, *, rounds: int = BOOTSTRAP_ROUNDS, seed: int = 0) -> Ratings | None:
-    """Ratings with 95 % percentile bootstrap intervals, of battles as if independent; None when no two models met.
-
-    Parameters
-    ----------
-    pairwise:
-        Outcomes per pair. Of more than :data:`MAX_MODELS` models, those with most battles are rated.
-    rounds, seed:
-        Of the bootstrap.
-    """
-    pairwise, left_out = _busiest(pairwise)
-    if not len(pairwise.counts):
+    def no_interval(self, i: int) -> str | None:
+        """Why model i has no interval; None if it has one."""
+        if self.battles[i] < MIN_BATTLES:
+            return f"fewer than {MIN_BATTLES} battles"
+        if self.prompts[i] < MIN_PROMPTS:
+            return f"fewer than {MIN_PROMPTS} prompts"
+        if self.never_lost[i] and self.never_won[i]:
+            return "only ties"
+        if self.unbounded[i]:
+            return "never lost" if self.never_lost[i] else "never won" if self.never_won[i] else "set by the prior"
         return None
-    centre = fit(pairwise)
-    drawn = bootstrap(pairwise, centre, rounds=rounds, seed=seed)
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    groups, bounded = _connectivity(pairwise)
-    battles = pairwise.per_model(pairwise.battles, pairwise.battles)
-    first_scored, second_scored = (pairwise.counts[:, [won, TIE]].sum(axis=1) for won in (A, B))
-    never_lost = pairwise.per_model(second_scored, first_scored) == 0
-    never_won = pairwise.per_model(first_scored, second_scored) == 0
-    ratings = [
-        ModelRating(
-            model=pairwise.models[i],
-            rating=elo(centre.strengths[i]),
-            low=elo(low[i]) if battles[i] >= MIN_BATTLES else None,
-            high=elo(high[i]) if battles[i] >= MIN_BATTLES else None,
-            battles=int(battles[i]),
-            group=int(groups[i]),
-            one_sided=bool(never_lost[i] or never_won[i]),
-            rank=rank,
-        )
-        for rank, i in enumerate(np.lexsort((np.array(pairwise.models), -centre.strengths)), start=1)
-    ]
-    return Ratings(
-        models=tuple(ratings),
-        tie_parameter=float(np.exp(centre.log_nu)),
-        rounds=rounds,
-        groups=len(np.unique(groups)),
-        bounded=bounded,
+
+
+def rate(votes: Votes, *, seed: int = 0) -> Ratings | None:
+    """Ratings with 95 % intervals, ranges of ranks and probabilities of being best; None when no two models met.
+
+    Parameters
+    ----------
+    votes:
+        Battles. Of more than :data:`MAX_MODELS` models, those with most battles are rated.
+    seed:
+        Of the draws for ranks and for the probability of being best.
+    """
+    estimated = estimate(votes)
+    return None if estimated is None else summarise(estimated, seed=seed)
+
+
+def estimate(votes: Votes) -> Estimate | None:
+    """Fit the votes; None when no two models met. The arguments are those of :func:`rate`."""
+    votes, left_out = _busiest(votes)
+    if not len(votes.labels):
+        return None
+    pairs = votes.pairs()
+    rows = votes.rows()
+    fitted = fit(pairs)
+    covariance = sandwich(rows, fitted, votes.prompts)
+    prompts, effective_prompts = _prompts_per_model(votes)
+    battles = pairs.per_model(pairs.battles, pairs.battles)
+    groups, main = _connectivity(pairs, battles)
+    wins, losses = pairs.per_model(*pairs.counts.T[[A, B]]), pairs.per_model(*pairs.counts.T[[B, A]])
+    ties = pairs.per_model(pairs.counts[:, TIE], pairs.counts[:, TIE])
+    few = (battles < MIN_BATTLES) | (prompts < MIN_PROMPTS)
+    styled, style = (None, None) if votes.style is None else fit_styled(rows, votes.style, votes.prompts, fitted)
+    centring = _centring(groups, main & ~few)
+    if styled:
+        styled = StyleFit(centring @ styled.strengths, centring @ styled.covariance @ centring.T)
+    return Estimate(
+        votes=votes,
+        pairs=pairs,
+        fitted=fitted,
+        strengths=centring @ fitted.strengths,
+        covariance=centring @ covariance[: len(battles), : len(battles)] @ centring.T,
+        styled=styled,
+        style=style,
+        groups=groups,
+        battles=battles.astype(np.int64),
+        prompts=prompts,
+        critical=np.array([expanded_quantile(Z95, units) for units in effective_prompts.tolist()]),
+        few=few,
+        never_lost=losses + ties == 0,
+        never_won=wins + ties == 0,
+        unbounded=~main | (wins + losses == 0),
         left_out=left_out,
     )
+
+
+def summarise(estimated: Estimate, *, seed: int = 0) -> Ratings:
+    """The ratings as a list; see :func:`rate`."""
+    has_interval, critical = estimated.has_interval, estimated.critical
+    rank_low, rank_high, p_first = _ranks(estimated, seed)
+    order, rank = _order(estimated, estimated.strengths)
+    styled = estimated.styled
+    styled_rank = _order(estimated, styled.strengths)[1] if styled else rank
+
+    def interval(strengths: Array, covariance: Array, i: int) -> tuple[float | None, float | None]:
+        if not has_interval[i]:
+            return None, None
+        half_width = critical[i] * np.sqrt(covariance[i, i])
+        return elo(strengths[i] - half_width), elo(strengths[i] + half_width)
+
+    models = []
+    for i in order.tolist():
+        low, high = interval(estimated.strengths, estimated.covariance, i)
+        styled_low, styled_high = interval(styled.strengths, styled.covariance, i) if styled else (None, None)
+        models.append(
+            ModelRating(
+                model=estimated.votes.models[i],
+                rating=elo(estimated.strengths[i]),
+                low=low,
+                high=high,
+                battles=int(estimated.battles[i]),
+                prompts=int(estimated.prompts[i]),
+                group=int(estimated.groups[i]),
+                one_sided=bool(estimated.never_lost[i] != estimated.never_won[i]),
+                no_interval=estimated.no_interval(i),
+                rank=int(rank[i]),
+                rank_low=int(rank_low[i]) if has_interval[i] else None,
+                rank_high=int(rank_high[i]) if has_interval[i] else None,
+                p_first=None if np.isnan(p_first[i]) else float(p_first[i]),
+                styled=elo(styled.strengths[i]) if styled else None,
+                styled_low=styled_low,
+                styled_high=styled_high,
+                styled_rank=int(styled_rank[i]) if styled else None,
+            )
+        )
+    prompts = int(estimated.votes.prompt_codes()[-1]) + 1
+    return Ratings(
+        models=tuple(models),
+        tie_parameter=float(np.exp(estimated.fitted.log_nu)),
+        groups=len(np.unique(estimated.groups)),
+        bounded=not estimated.unbounded.any(),
+        left_out=estimated.left_out,
+        prompts=prompts,
+        intervals=f"95 %, robust, {prompts:,} prompts",
+        style=estimated.style,
+    )
+
+
+def beats(estimated: Estimate) -> Beats:
+    """P(A beats B) between the :data:`MAX_BEATS` models with most battles."""
+    names = np.array(estimated.votes.models)
+    busiest = set(np.lexsort((names, -estimated.battles))[:MAX_BEATS].tolist())
+    shown = [i for i in _order(estimated, estimated.strengths)[0].tolist() if i in busiest]
+    met = np.zeros((len(names), len(names)), dtype=np.int64)
+    met[estimated.pairs.first, estimated.pairs.second] = estimated.pairs.battles
+    met += met.T
+
+    def cell(i: int, j: int) -> tuple[float | None, float | None, float | None]:
+        if i == j or estimated.groups[i] != estimated.groups[j]:
+            return None, None, None
+        gap, half_width = estimated.difference(i, j)
+        if half_width is None:
+            return logistic(gap), None, None
+        return logistic(gap), logistic(gap - half_width), logistic(gap + half_width)
+
+    cells = [[cell(i, j) for j in shown] for i in shown]
+    probability, low, high = (tuple(tuple(cell[k] for cell in row) for row in cells) for k in range(3))
+    battles = tuple(map(tuple, met[np.ix_(shown, shown)].tolist()))
+    return Beats(tuple(names[shown].tolist()), probability, low, high, battles)
 
 
 def elo(strength: float) -> float:
@@ -361,32 +383,115 @@ def elo(strength: float) -> float:
     return float(ELO_CENTRE + ELO_PER_LOG_ODDS * strength)
 
 
-def _busiest(pairwise: PairwiseCounts) -> tuple[PairwiseCounts, int]:
-    """Only models that met another, the :data:`MAX_MODELS` with most battles; and how many of them are left out."""
-    battles = pairwise.per_model(pairwise.battles, pairwise.battles)
-    ranked = np.lexsort((np.array(pairwise.models), -battles))[: int((battles > 0).sum())]
-    rated = np.sort(ranked[:MAX_MODELS])
-    position = np.full(len(pairwise.models), -1)
-    position[rated] = np.arange(len(rated))
-    first, second = position[pairwise.first], position[pairwise.second]
-    inside = (first >= 0) & (second >= 0)
-    models = tuple(pairwise.models[i] for i in rated)
-    return PairwiseCounts(models, first[inside], second[inside], pairwise.counts[inside]), len(ranked) - len(rated)
+def logistic(log_odds: float) -> float:
+    """Log-odds as a probability."""
+    return float(1 / (1 + np.exp(-np.clip(log_odds, -700, 700))))
 
 
-def _connectivity(pairwise: PairwiseCounts) -> tuple[NDArray[np.intp], bool]:
-    """Each model's group (connected by battles), and whether every strength has a maximum likelihood.
+def _order(estimated: Estimate, strengths: Array) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Models group by group, best first, those of too few battles last; and each model's rank in its group."""
+    names = np.array(estimated.votes.models)
+    order = np.lexsort((names, -strengths, estimated.few, estimated.groups))
+    sizes = np.bincount(estimated.groups)
+    rank = np.empty(len(order), dtype=np.intp)
+    rank[order] = np.concatenate([np.arange(1, size + 1) for size in sizes])
+    return order, rank
 
-    It has one when, for every split of the models into two, some model of each part won or tied against one of the
-    other part: when the directed graph of who won or tied against whom is strongly connected (Ford 1957). Squaring
-    the matrices finds what they connect; importing ``scipy.sparse.csgraph`` would add 0.2 s to every call.
+
+def _ranks(estimated: Estimate, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Array]:
+    """Lowest and highest rank of each model at 95 %, and the probability that it is the best; shapes ``[m]``.
+
+    A model's rank is at least one more than the number of models that are told apart as better. The limits of its
+    differences hold for all of them together at 95 %: their largest standardised error is drawn from the normal
+    distribution of the strengths (M. Mogstad, J. P. Romano, A. M. Shaikh and D. Wilhelm, "Inference for ranks with
+    applications to mobility across neighbourhoods and academic achievement across countries", Review of Economic
+    Studies 91, 2024). Chatbot Arena takes overlapping intervals instead.
     """
-    size = len(pairwise.models)
+    size = len(estimated.strengths)
+    low, high, first = np.ones(size, dtype=np.intp), np.ones(size, dtype=np.intp), np.full(size, np.nan)
+    random = np.random.default_rng(seed)
+    for group in range(int(estimated.groups.max()) + 1):
+        enough = (estimated.groups == group) & ~estimated.few
+        inside = np.flatnonzero(enough & ~estimated.unbounded)
+        if not len(inside):
+            continue
+        covariance, strengths = estimated.covariance[np.ix_(inside, inside)], estimated.strengths[inside]
+        values, vectors = np.linalg.eigh(covariance)
+        root = (vectors * np.sqrt(np.maximum(values, 0))).astype(np.float32)
+        errors = random.standard_normal((FIRST_DRAWS, len(inside)), dtype=np.float32) @ root.T
+        variance = np.diag(covariance)
+        of_difference = np.sqrt(np.maximum(variance[:, None] + variance - 2 * covariance, 1e-12))
+        small_sample = np.maximum.outer(*[estimated.critical[inside]] * 2) / Z95
+        for k, i in enumerate(inside):
+            error = of_difference[k] * small_sample[k]
+            scale = (1 / of_difference[k]).astype(np.float32)
+            largest = (np.abs(errors[:RANK_DRAWS, k, None] - errors[:RANK_DRAWS]) * scale).max(axis=1)
+            limit = np.quantile(largest, 0.95) * error
+            gap = strengths - strengths[k]
+            low[i] = 1 + (gap > limit).sum()
+            high[i] = enough.sum() - (gap < -limit).sum()
+        if len(inside) == enough.sum():  # else one that never lost may be the best
+            best = (strengths + errors).argmax(axis=1)
+            first[inside] = np.bincount(best, minlength=len(inside)) / FIRST_DRAWS
+    return low, high, first
+
+
+def _centring(groups: NDArray[np.intp], counted: NDArray[np.bool_]) -> Array:
+    """The matrix that subtracts from each strength the mean of its group's counted models, or of all if none is."""
+    centring = np.eye(len(groups))
+    for group in np.unique(groups):
+        inside = groups == group
+        mean = inside & counted if (inside & counted).any() else inside
+        centring[np.ix_(inside, mean)] -= 1 / mean.sum()
+    return centring
+
+
+def _prompts_per_model(votes: Votes) -> tuple[NDArray[np.int64], Array]:
+    """How many different prompts each model has, and how many of equal size say as much (Kish); shapes ``[m]``."""
+    size = len(votes.models)
+    prompt = votes.prompt_codes() * size
+    cells, battles = np.unique(np.concatenate([prompt + votes.first, prompt + votes.second]), return_counts=True)
+    model = cells % size
+    total, square = np.bincount(model, battles, size), np.bincount(model, battles.astype(np.float64) ** 2, size)
+    return np.bincount(model, minlength=size), total**2 / square
+
+
+def _busiest(votes: Votes) -> tuple[Votes, int]:
+    """Only models that met another, the :data:`MAX_MODELS` with most battles; and how many of them are left out."""
+    size = len(votes.models)
+    battles = np.bincount(votes.first, minlength=size) + np.bincount(votes.second, minlength=size)
+    ranked = np.lexsort((np.array(votes.models), -battles))[: int((battles > 0).sum())]
+    rated = np.sort(ranked[:MAX_MODELS])
+    position = np.full(size, -1)
+    position[rated] = np.arange(len(rated))
+    votes = votes.where((position[votes.first] >= 0) & (position[votes.second] >= 0))
+    models = tuple(votes.models[i] for i in rated)
+    first, second = position[votes.first], position[votes.second]
+    return Votes(models, first, second, votes.labels, votes.prompts, votes.style), len(ranked) - len(rated)
+
+
+def _connectivity(pairs: PairwiseCounts, battles: Array) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Each model's group (connected by battles, 0 has most), and whether it is in the group's main component.
+
+    Strengths have a maximum likelihood within a strongly connected component of the directed graph of who won or tied
+    against whom, and no finite distance beyond it (Ford 1957). The main component is the one with most battles.
+    Squaring the matrices finds what they connect; importing ``scipy.sparse.csgraph`` would add 0.2 s to every call.
+    """
+    size = len(pairs.models)
     reach = np.eye(size, dtype=np.float32)
-    reach[pairwise.first, pairwise.second] = pairwise.counts[:, [A, TIE]].any(axis=1)
-    reach[pairwise.second, pairwise.first] = pairwise.counts[:, [B, TIE]].any(axis=1)
+    reach[pairs.first, pairs.second] = pairs.counts[:, [A, TIE]].any(axis=1)
+    reach[pairs.second, pairs.first] = pairs.counts[:, [B, TIE]].any(axis=1)
     connected = np.maximum(reach, reach.T)
     for _ in range(size.bit_length()):
         reach, connected = (np.minimum(matrix @ matrix, 1) for matrix in (reach, connected))
     _, groups = np.unique(connected.argmax(axis=1), return_inverse=True)
-    return groups, bool(reach.all())
+    by_size = np.argsort(-np.bincount(groups, battles), kind="stable")
+    groups = np.argsort(by_size)[groups]
+    component = np.minimum(reach, reach.T).argmax(axis=1)
+    component_battles = np.bincount(component, battles, size)
+    main = np.zeros(size, dtype=bool)
+    for group in range(len(by_size)):
+        inside = np.flatnonzero(groups == group)
+        largest = component[inside][component_battles[component[inside]].argmax()]
+        main[inside] = component[inside] == largest
+    return groups, main

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from prefcli.battles import outcome_counts
+from prefcli.battles import int_column, outcome_counts
+from prefcli import groups
 from prefcli.eda import effects, quality, texts
-from prefcli.eda.measures import IntArray, measure_all
+from prefcli.eda.headline import Battles, headline
+from prefcli.eda.measures import BattleStats, IntArray, measure_all
 from prefcli.eda.models import (
     MIN_BATTLES_FOR_RATE,
     ClosenessBin,
@@ -22,9 +24,13 @@ from prefcli.eda.models import (
     tie_closeness,
     top_pairs,
 )
-from prefcli.eda.ratings import BOOTSTRAP_ROUNDS, Beats, GroupRatings, Ratings, count_pairs, rate
-from prefcli.eda.shares import Share, share
+from prefcli.eda.ratings import Beats, GroupRatings, Ratings, Votes, beats, estimate, rate, summarise
+from prefcli.eda.shares import Share, clustered_share
+from prefcli.eda.style import style_differences
 from prefcli.outcomes import TIE, A, B
+
+MAX_GROUPS = 50
+"""Groups of ``--by`` that are rated: those with most battles."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,9 @@ class Eda:
     """What the votes say, in sentences, the most important first."""
     beats: Beats | None = None
     by: tuple[GroupRatings, ...] = ()
-    """Per value of ``--by``."""
+    """The largest groups of ``--by``, at most :data:`MAX_GROUPS`."""
+    groups_left_out: int = 0
+    """Groups of ``--by`` that are not in ``by``."""
 
 
 def explore(
@@ -71,7 +79,7 @@ def explore(
     *,
     max_length: int = 512,
     test_keys: IntArray | None = None,
-    rounds: int = BOOTSTRAP_ROUNDS,
+    by: str | None = None,
 ) -> Eda:
     """Everything about a file of battles, in one pass.
 
@@ -85,18 +93,26 @@ def explore(
         A token limit to report about, besides :data:`prefcli.eda.texts.LENGTH_LIMITS`.
     test_keys:
         ``prompt_key`` of a second file's battles.
-    rounds:
-        Of the ratings' bootstrap.
+    by:
+        What battles are grouped by, see :func:`prefcli.groups.of`.
     """
-    stats, models, names = measure_all(batches)
+    group_names: list[pa.Array] = []
+    stats, models, names = measure_all(batches if by is None else _with_group_names(batches, by, group_names))
     outcomes = outcome_counts(stats.label)
     a_won, b_won, tied = (int(outcomes[outcome]) for outcome in (A, B, TIE))
     labelled = a_won + b_won + tied
-    pairwise = count_pairs(models[:, 0], models[:, 1], stats.label, names)
-    ratings = rate(pairwise, rounds=rounds)
+    votes = _votes(stats, models, names)
+    estimated = estimate(votes)
+    ratings = summarise(estimated) if estimated else None
+    pairwise = votes.pairs()
+    decided = (stats.label == A) | (stats.label == B)
+    position = clustered_share(stats.label[decided] == A, stats.prompt_key[decided]) if decided.any() else None
+    rewarded = effects.property_effects(stats)
+    longer = next((effect.wins for effect in rewarded if effect.what == "length"), None)
     wins = model_wins(models, stats.label, names)
     rated_wins = [model for model in wins if model.battles >= MIN_BATTLES_FOR_RATE]
-    problems, votes = quality.problems(stats, models, test_keys)
+    problems, agreement = quality.problems(stats, models, test_keys)
+    by_group, groups_left_out = ((), 0) if by is None else _by_group(stats, models, names, group_names, by)
     return Eda(
         battles=len(stats.label),
         labelled=labelled,
@@ -114,15 +130,60 @@ def explore(
         top_pairs=top_pairs(models, names, top),
         top_winners=tuple(sorted(wins, key=lambda model: (-model.wins, model.model))[:top]),
         top_rates=tuple(sorted(rated_wins, key=lambda model: (-model.win_rate, model.model))[:top]),
-        position=share(a_won, a_won + b_won) if a_won + b_won else None,
+        position=position,
         length_curve=effects.outcomes_by_length(stats),
-        rewarded=effects.property_effects(stats),
+        rewarded=rewarded,
         turns=effects.outcomes_by_turns(stats),
-        agreement=votes,
+        agreement=agreement,
         scripts=texts.scripts(stats),
         cuts=tuple(texts.truncation(stats, limit) for limit in sorted({*texts.LENGTH_LIMITS, max_length})),
         problems=problems,
         ratings=ratings,
         tie_closeness=tie_closeness(pairwise, ratings) if ratings else (),
         head_to_head=head_to_head(pairwise, ratings) if ratings else None,
+        headline=headline(Battles(len(stats.label), (a_won, b_won, tied), position, longer), estimated, ratings),
+        beats=beats(estimated) if estimated else None,
+        by=by_group,
+        groups_left_out=groups_left_out,
     )
+
+
+def _votes(stats: BattleStats, models: IntArray, names: tuple[str, ...]) -> Votes:
+    """The battles that can be rated. Those without a text in the prompt share none."""
+    prompts = np.where(stats.characters[:, 0] > 0, stats.prompt_key, np.arange(len(stats.label)))
+    return Votes.of(models, stats.label, names, prompts, style_differences(stats))
+
+
+def _with_group_names(
+    batches: Iterable[pa.RecordBatch], by: str, group_names: list[pa.Array]
+) -> Iterator[pa.RecordBatch]:
+    """The batches; the names of their groups are appended to ``group_names``."""
+    for batch in batches:
+        group_names.append(groups.of(batch, by))
+        yield batch
+
+
+def _by_group(
+    stats: BattleStats, models: IntArray, names: tuple[str, ...], group_names: list[pa.Array], by: str
+) -> tuple[tuple[GroupRatings, ...], int]:
+    """Outcomes and ratings of the largest groups, and how many groups are left out. Battles without one have none."""
+    encoded = pa.chunked_array(group_names, pa.string()).combine_chunks().dictionary_encode()
+    codes = int_column(encoded.indices, missing=-1)
+    counts = dict(zip(encoded.dictionary.to_pylist(), np.bincount(codes[codes >= 0]).tolist(), strict=True))
+    code_of = {name: code for code, name in enumerate(counts)}
+    largest = sorted(counts, key=lambda name: (-counts[name], name))[:MAX_GROUPS]
+    results = []
+    for name in groups.in_order({name: counts[name] for name in largest}, by):
+        inside = codes == code_of[name]
+        part = stats.where(inside)
+        outcomes = outcome_counts(part.label)
+        results.append(
+            GroupRatings(
+                name=name,
+                battles=counts[name],
+                prompts=len(np.unique(part.prompt_key)),
+                outcomes=(int(outcomes[A]), int(outcomes[B]), int(outcomes[TIE])),
+                ratings=rate(_votes(part, models[inside], names)),
+            )
+        )
+    return tuple(results), len(counts) - len(largest)

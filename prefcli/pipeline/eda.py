@@ -55,7 +55,7 @@ def eda(
     if test:
         test_battles = read_stage(test, workspace, reporter, preferred="test", outcomes=False)
         test_keys = test_battles.table(["prompt_key"])["prompt_key"].to_numpy()
-    statistics = explore(battles.batches(), top, max_length=max_length, test_keys=test_keys)
+    statistics = explore(battles.batches(), top, max_length=max_length, test_keys=test_keys, by=source.by)
     if page_path is not None:
         from prefcli.rendering import page
 
