@@ -97,7 +97,7 @@ def _models(eda: Eda, top: int) -> None:
         common.print_table("Highest win rates", *tables.wins(eda.top_rates))
     if eda.ratings:
         common.print_table(
-            f"Ratings (Bradley-Terry with ties, mean 1000; 95 % of {eda.ratings.rounds} bootstrap rounds)",
+            f"Ratings (Bradley-Terry with ties, mean 1000; intervals: {eda.ratings.intervals})",
             *tables.ratings(eda.ratings, top),
         )
         for caution in eda.ratings.cautions():

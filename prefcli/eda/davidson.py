@@ -22,7 +22,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcli.errors import PrefcliError
 from prefcli.outcomes import OUTCOMES, TIE, A, B
 
 Array = NDArray[np.float64]
@@ -64,6 +63,7 @@ class DavidsonFit:
     log_nu: Array  # [...], -inf without ties
     coefficients: Array  # [..., k], of the covariates
     information: Array  # [..., m + 1 + k, m + 1 + k], negative Hessian of the log-likelihood, without the prior
+    converged: bool
 
 
 def count_pairs(model_a: Codes, model_b: Codes, labels: Codes, names: Sequence[str]) -> PairwiseCounts:
@@ -92,7 +92,7 @@ def fit(
     counts: Array | None = None,
     *,
     covariates: Array | None = None,
-    start: DavidsonFit | None = None,
+    start: tuple[Array, Array] | None = None,
     tolerance: float = 1e-6,
 ) -> DavidsonFit:
     """Fit Davidson's model by Newton's method: the log-likelihood is concave in all parameters.
@@ -106,14 +106,9 @@ def fit(
     covariates:
         Of each row, first model minus second; shape ``[p, k]``.
     start:
-        Where to begin; its coefficients are not used.
+        Strengths ``[..., m]`` and ``log nu`` ``[...]`` to begin with.
     tolerance:
         Stop when no parameter moves by more. Newton steps shrink quadratically, so the error is about its square.
-
-    Raises
-    ------
-    PrefcliError
-        When Newton's method does not converge.
     """
     counts = pairwise.counts if counts is None else counts
     seen = _Seen.of(counts.reshape(-1, *counts.shape[-2:]))
@@ -122,22 +117,22 @@ def fit(
     ties = bool(pairwise.counts[:, TIE].any())
     x = np.zeros((len(seen.total), size + 1 + covariates.shape[1]))
     if start is not None:
-        x[:, :size] = start.strengths
-        x[:, size] = start.log_nu if ties else 0
+        x[:, :size], x[:, size] = start[0], start[1] if ties else 0
+    converged = False
     for _ in range(MAX_ITERATIONS):
         gradient, information = _derivatives(x, seen, pairwise, covariates, ties)
         gradient -= PRIOR_PRECISION * x
         step = np.linalg.solve(information + PRIOR_PRECISION * np.eye(x.shape[1]), gradient[..., None])[..., 0]
         longest = np.abs(step).max(axis=1, keepdims=True, initial=0)
         x += step * np.minimum(1, MAX_STEP / np.maximum(longest, MAX_STEP))
-        if longest.max(initial=0) < tolerance:
+        converged = longest.max(initial=0) < tolerance
+        if converged:
             break
-    else:
-        raise PrefcliError(f"the fit of the ratings did not converge in {MAX_ITERATIONS} steps")
     shape = counts.shape[:-2]
     x = x.reshape(*shape, x.shape[1])
     log_nu = x[..., size] if ties else np.full(shape, -np.inf)
-    return DavidsonFit(x[..., :size], log_nu, x[..., size + 1 :], information.reshape(*shape, *information.shape[1:]))
+    information = information.reshape(*shape, *information.shape[1:])
+    return DavidsonFit(x[..., :size], log_nu, x[..., size + 1 :], information, bool(converged))
 
 
 def probabilities(difference: Array, nu: Array | float) -> Array:
@@ -177,7 +172,7 @@ def sandwich(pairwise: PairwiseCounts, fitted: DavidsonFit, clusters: Codes, cov
 
 def inverse_information(fitted: DavidsonFit) -> Array:
     """Inverse of a single fit's information, with the prior's; it is the covariance if battles are independent."""
-    return np.linalg.inv(fitted.information + PRIOR_PRECISION * np.eye(len(fitted.information)))
+    return np.asarray(np.linalg.inv(fitted.information + PRIOR_PRECISION * np.eye(len(fitted.information))))
 
 
 def _cluster_scores(
@@ -200,9 +195,9 @@ def _cluster_scores(
         end = begins[begin + step] if begin + step < len(begins) else len(first)
         rows = slice(starts[0], end)
         cluster = np.repeat(np.arange(len(starts)), np.diff(starts, append=end)) * width
-        scores = np.bincount(cluster + first[rows], pull[rows], len(starts) * width)
-        scores -= np.bincount(cluster + second[rows], pull[rows], len(starts) * width)
-        scores = scores.reshape(-1, width)
+        sums = np.bincount(cluster + first[rows], pull[rows], len(starts) * width)
+        sums -= np.bincount(cluster + second[rows], pull[rows], len(starts) * width)
+        scores = np.asarray(sums, np.float64).reshape(-1, width)
         scores[:, size] = np.add.reduceat(tied[rows], starts - starts[0])
         scores[:, size + 1 :] = np.add.reduceat(pull[rows, None] * covariates[rows], starts - starts[0])
         yield scores
@@ -236,9 +231,7 @@ def _no_covariates(pairwise: PairwiseCounts) -> Array:
     return np.empty((len(pairwise.first), 0))
 
 
-def _derivatives(
-    x: Array, seen: _Seen, pairwise: PairwiseCounts, covariates: Array, ties: bool
-) -> tuple[Array, Array]:
+def _derivatives(x: Array, seen: _Seen, pairwise: PairwiseCounts, covariates: Array, ties: bool) -> tuple[Array, Array]:
     """Gradient ``[r, m + 1 + k]`` of the log-likelihood and its negative Hessian, for r sets of parameters."""
     first, second = pairwise.first, pairwise.second
     rounds, size = x.shape[0], len(pairwise.models)

@@ -10,7 +10,7 @@ import numpy as np
 from prefcli.eda.ratings import Estimate, ModelRating, Ratings, logistic
 from prefcli.eda.shares import Share
 from prefcli.metrics import Z95, plural
-from prefcli.outcomes import TIE
+from prefcli.outcomes import TIE, A, B
 
 Z80 = 0.8416212335729143
 """The 80 % quantile of the standard normal distribution: the power that advice about more votes aims at."""
@@ -54,13 +54,14 @@ def headline(battles: Battles, estimated: Estimate | None, ratings: Ratings | No
     sentences = []
     if ratings.groups > 1:
         sentences.append(
-            f"The {len(ratings.models):,} models form {ratings.groups} groups that never met, so each has its own list."
+            f"The {len(ratings.models):,} models form {ratings.groups} groups that never met: each has its own list."
         )
     for group in range(min(ratings.groups, MAX_GROUPS)):
-        sentences += _of_group(estimated, ratings, group)
-    unnamed = labelled - len(estimated.votes.labels) - 0
+        models = ratings.of_group(group)
+        sentences += _pair(estimated, models) if len(models) == 2 else _leader(estimated, models)
+    unnamed = labelled - len(estimated.votes.labels)
     if unnamed and not ratings.left_out:
-        sentences.append(f"{plural(unnamed, 'vote')} of {labelled:,} do not name two different models, and are left out.")
+        sentences.append(f"Left out, as they do not name two different models: {unnamed:,} of {labelled:,} votes.")
     return tuple(sentences)
 
 
@@ -90,144 +91,138 @@ def design_effect(estimated: Estimate, i: int, j: int) -> float:
     return float(variance * decided.sum() * p * (1 - p))
 
 
-def _of_group(estimated: Estimate, ratings: Ratings, group: int) -> list[str]:
-    models = ratings.of_group(group)
-    return _pair(estimated, models) if len(models) == 2 else _leader(estimated, models)
-
-
 def _pair(estimated: Estimate, models: tuple[ModelRating, ...]) -> list[str]:
     """Two models: which one is preferred, whether that is due to style, and how many votes would tell."""
-    i, j = (estimated.votes.models.index(model.model) for model in models)
     x, y = (model.model for model in models)
+    i, j = _positions(estimated, models)
     votes = estimated.votes.where(np.isin(estimated.votes.first, (i, j)))
-    decided, ties = int((votes.labels != TIE).sum()), int((votes.labels == TIE).sum())
-    first_won = np.where(votes.first == i, votes.labels == 0, votes.labels == 1)
-    share = f"{x} won {int(first_won.sum()):,} of {plural(decided, 'decided vote')}, ties {ties / (decided + ties):.0%}"
+    decided = int((votes.labels != TIE).sum())
+    ties = f"ties {1 - decided / len(votes.labels):.0%}"
     gap, half_width = estimated.difference(i, j)
     if half_width is None:
+        won = int(((votes.labels == A) & (votes.first == i) | (votes.labels == B) & (votes.second == i)).sum())
         reason = models[0].no_interval or models[1].no_interval
-        return [f"{share}: how sure that is cannot be said ({reason})."]
-    seen = _interval(gap, half_width)
-    if gap > half_width:
-        sentences = [f"{x} is preferred to {y}: {seen} of {plural(decided, 'decided vote')}, ties {_share(ties, votes.labels)}."]
-    else:
-        sentences = [
-            f"{x} and {y} are not told apart: {x} won {seen} of {plural(decided, 'decided vote')}, "
-            f"ties {_share(ties, votes.labels)}."
-        ]
-    sentences += _styled_pair(estimated, i, j, gap > half_width)
-    sentences += _power(estimated, i, j, decided, len(votes.labels))
+        return [f"{x} won {won:,} of {plural(decided, 'decided vote')} against {y}, {ties}; no interval: {reason}."]
+    seen = f"{_interval(gap, half_width)} of {plural(decided, 'decided vote')}, {ties}"
+    preferred = gap > half_width
+    sentences = [
+        f"{x} is preferred to {y}: {seen}." if preferred else f"{x} and {y} are not told apart: {x} has {seen}.",
+        *_styled_pair(estimated, i, j, preferred),
+        _power(design_effect(estimated, i, j), decided, len(votes.labels)),
+    ]
     side = float((votes.first == i).mean())
     if not 1 - SIDE_SHARE <= side <= SIDE_SHARE:
-        sentences.append(
-            f"{x} was the first answer in {side:.0%} of these battles: a bias for one side would look like a preference."
-        )
+        sentences.append(f"{x} was shown first in {side:.0%} of them, so a bias for one side would look the same.")
     return sentences
 
 
 def _styled_pair(estimated: Estimate, i: int, j: int, preferred: bool) -> list[str]:
+    """Whether the preference for i over j holds at equal style."""
     if estimated.styled is None:
         return []
-    names, strengths, covariance = estimated.votes.models, estimated.styled.strengths, estimated.styled.covariance
-    gap = float(strengths[i] - strengths[j])
-    error = math.sqrt(max(covariance[i, i] + covariance[j, j] - 2 * covariance[i, j], 0))
-    half_width = float(max(estimated.critical[i], estimated.critical[j])) * error
-    seen = _interval(gap, half_width)
-    style = _style_names(estimated)
+    gap, half_width = estimated.difference(i, j, styled=True)
+    assert half_width is not None
+    style = f"equal {_style_names(estimated)}"
     if abs(gap) <= half_width:
-        return [f"{'But at' if preferred else 'At'} equal {style} they are {'' if preferred else 'also '}not told apart: {seen}."]
+        but = "But at" if preferred else "Nor at"
+        return [
+            f"{but} {style} {'they are not' if preferred else 'are they'} told apart: {_interval(gap, half_width)}."
+        ]
     if gap > 0 and preferred:
-        return [f"That holds at equal {style}: {seen}."]
-    winner, loser = (names[i], names[j]) if gap > 0 else (names[j], names[i])
-    return [f"But at equal {style} {winner} is preferred to {loser}: {_interval(abs(gap), half_width)}."]
+        return [f"That holds at {style}: {_interval(gap, half_width)}."]
+    winner, loser = (estimated.votes.models[k] for k in ((i, j) if gap > 0 else (j, i)))
+    return [f"But at {style} {winner} is preferred to {loser}: {_interval(abs(gap), half_width)}."]
 
 
-def _power(estimated: Estimate, i: int, j: int, decided: int, votes: int) -> list[str]:
-    needed = votes_needed(MIN_PREFERENCE, design_effect(estimated, i, j)) * votes / decided
-    more = _about(needed - votes)
-    if more <= 0:
-        return [f"So many votes are enough to tell a preference of {MIN_PREFERENCE:.0%} from an even one (power 80 %)."]
-    return [
-        f"About {more:,} more such votes would tell a preference of {MIN_PREFERENCE:.0%} from an even one (power 80 %)."
-    ]
+def _power(effect: float, decided: int, votes: int) -> str:
+    """How many more votes would tell :data:`MIN_PREFERENCE` from an even preference."""
+    more = _about(votes_needed(MIN_PREFERENCE, effect) * votes / decided - votes)
+    purpose = f"tell a preference of {MIN_PREFERENCE:.0%} from an even one (power 80%)"
+    return f"About {more:,} more such votes would {purpose}." if more else f"These are enough votes to {purpose}."
 
 
 def _leader(estimated: Estimate, models: tuple[ModelRating, ...]) -> list[str]:
     """Many models: who leads, how surely, and whether that is due to style."""
     leader, runner_up = models[:2]
-    i, j = (estimated.votes.models.index(model.model) for model in (leader, runner_up))
-    count = f"{len(models):,} models"
+    i, j = _positions(estimated, models[:2])
     if estimated.few[i]:
-        return [f"No model of {count} has enough battles to say who leads: {leader.model} has {leader.no_interval}."]
+        return [
+            f"None of {len(models):,} models has enough votes to say who leads; "
+            f"{leader.model}, rated highest, has {leader.no_interval}."
+        ]
     if leader.no_interval:
-        return [f"{leader.model} is rated highest of {count}, but how far it leads cannot be said: {leader.no_interval}."]
-    sure = [f"rank {leader.rank_low}" + (f" to {leader.rank_high}" if leader.rank_high != leader.rank_low else "")]
-    if leader.p_first is not None:
-        sure.insert(0, f"the best with a probability of {_probability(leader.p_first)}")
+        return [
+            f"{leader.model} is rated highest of {len(models):,} models, "
+            f"but how far it leads cannot be said: {leader.no_interval}."
+        ]
+    ranks = rank_range(leader)
+    probability = "" if leader.p_first is None else f", the best with a probability of {_probability(leader.p_first)}"
     sentences = [
-        f"{leader.model} leads {count}: rating {leader.rating:.0f} ({leader.low:.0f} to {leader.high:.0f}), {', '.join(sure)}."
+        f"{leader.model} leads {len(models):,} models: rating {leader.rating:.0f} "
+        f"({leader.low:.0f} to {leader.high:.0f}), rank {ranks}{probability}."
     ]
     gap, half_width = estimated.difference(i, j)
     if half_width is not None:
-        seen = _interval(gap, half_width)
+        votes = f"{_interval(gap, half_width)} of decided votes"
         if gap > half_width:
-            sentences.append(f"It is preferred to {runner_up.model}, the next, in {seen} of decided votes.")
+            sentences.append(f"It is preferred to {runner_up.model}, the next, in {votes}.")
         else:
-            sentences.append(f"It is not told apart from {runner_up.model}: preferred in {seen} of decided votes{_more(estimated, gap, half_width)}.")
+            more = _more(len(estimated.votes.labels), gap, half_width)
+            sentences.append(f"It is not told apart from {runner_up.model}, the next: preferred in {votes}{more}.")
     return sentences + _styled_leader(estimated, models)
 
 
-def _more(estimated: Estimate, gap: float, half_width: float) -> str:
+def _more(votes: int, gap: float, half_width: float) -> str:
     """How many more votes would tell two models apart that differ as much as it seems."""
-    votes = len(estimated.votes.labels)
     growth = ((Z95 + Z80) * half_width / Z95 / gap) ** 2 if gap else math.inf
     if growth > MAX_GROWTH:
         return ""
-    return f"; about {_about(votes * (growth - 1)):,} more votes would do if that is the difference"
+    return f"; about {_about(votes * (growth - 1)):,} more votes would tell, if they differ as much as that"
 
 
 def _styled_leader(estimated: Estimate, models: tuple[ModelRating, ...]) -> list[str]:
-    leader = models[0]
+    """Who leads at equal style, and which model's rank it changes most."""
     if estimated.styled is None:
         return []
-    style = _style_names(estimated)
     first = next(model for model in models if model.styled_rank == 1)
     moved = max(models, key=lambda model: abs(model.rank - (model.styled_rank or 0)))
-    told = "it leads too" if first is leader else f"{first.model} leads"
-    furthest = (
-        f"; {moved.model} moves most, from rank {moved.rank} to {moved.styled_rank}"
-        if moved.rank != moved.styled_rank
-        else ""
-    )
-    return [f"At equal {style} {told}{furthest}."]
+    who = "it leads too" if first is models[0] else f"{first.model} leads"
+    most = f"; {moved.model} moves most, from rank {moved.rank} to {moved.styled_rank}"
+    return [f"At equal {_style_names(estimated)} {who}{most if moved.rank != moved.styled_rank else ''}."]
 
 
 def _without_models(battles: Battles) -> tuple[str, ...]:
+    """What position and length say, where nothing says who answered."""
     sentences = []
-    if battles.position:
-        a, decided = battles.position, battles.position.n
-        biased = not a.low <= 0.5 <= a.high
-        side = "first" if a.value > 0.5 else "second"
-        sentences.append(
-            f"The first answer won {a.value:.1%} of {plural(decided, 'decided vote')} ({a.low:.1%} to {a.high:.1%}): "
-            + (f"voters favour the {side} position." if biased else "no sign of a position bias.")
+    if first := battles.position:
+        side = "first" if first.value > 0.5 else "second"
+        biased = (
+            f"votes favour the {side} position" if not first.low <= 0.5 <= first.high else "no sign of a position bias"
         )
+        sentences.append(f"The answer shown first won {_of_votes(first)}: {biased}.")
     if battles.longer:
-        share = battles.longer
-        sentences.append(f"The longer answer won {share.value:.1%} ({share.low:.1%} to {share.high:.1%}).")
-    tied = battles.outcomes[TIE]
-    labelled = sum(battles.outcomes)
-    sentences.append(f"{plural(tied, 'vote')} of {labelled:,} ({tied / labelled:.0%}) {'is a tie' if tied == 1 else 'are ties'}.")
-    sentences.append("No battle names two different models, so none can be ranked.")
+        sentences.append(f"The longer answer won {_of_votes(battles.longer)}.")
+    tied, labelled = battles.outcomes[TIE], sum(battles.outcomes)
+    sentences.append(f"Ties are {tied / labelled:.0%} of {plural(labelled, 'vote')}.")
+    sentences.append("No battle names two different models, so none is ranked.")
     return tuple(sentences)
 
 
+def rank_range(model: ModelRating) -> str:
+    """The ranks that the votes allow: ``1``, ``1 to 3``; empty without an interval."""
+    if model.rank_low is None:
+        return ""
+    return f"{model.rank_low}" if model.rank_low == model.rank_high else f"{model.rank_low} to {model.rank_high}"
+
+
+def _positions(estimated: Estimate, models: tuple[ModelRating, ...]) -> list[int]:
+    return [estimated.votes.models.index(model.model) for model in models]
+
+
 def _style_names(estimated: Estimate) -> str:
-    """The properties that are held equal: ``length``, or ``length and markup``."""
+    """The properties that are held equal: ``length``, ``markup`` or ``length and markup``."""
     names = [effect.what for effect in estimated.style.effects] if estimated.style else []
-    if "length" not in names:
-        return "markup"
-    return "length and markup" if len(names) > 1 else "length"
+    return " and ".join(["length"] * ("length" in names) + ["markup"] * (names != ["length"]))
 
 
 def _interval(gap: float, half_width: float) -> str:
@@ -235,8 +230,8 @@ def _interval(gap: float, half_width: float) -> str:
     return f"{logistic(gap):.1%} ({logistic(gap - half_width):.1%} to {logistic(gap + half_width):.1%})"
 
 
-def _share(part: int, labels: np.ndarray) -> str:
-    return f"{part / len(labels):.0%}"
+def _of_votes(share: Share) -> str:
+    return f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%}) of {plural(share.n, 'decided vote')}"
 
 
 def _probability(p: float) -> str:
@@ -244,8 +239,8 @@ def _probability(p: float) -> str:
 
 
 def _about(votes: float) -> int:
-    """Rounded to two digits."""
+    """Rounded to two digits; 0 for none."""
     if votes < 1:
         return 0
-    digits = 10 ** max(math.floor(math.log10(votes)) - 1, 0)
-    return int(round(votes / digits) * digits)
+    unit = 10 ** max(math.floor(math.log10(votes)) - 1, 0)
+    return int(round(votes / unit) * unit)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prefcli.eda.measures import IntArray
 from prefcli.eda.davidson import PairwiseCounts, probabilities
+from prefcli.eda.measures import IntArray
 from prefcli.eda.ratings import ELO_PER_LOG_ODDS, Ratings
 from prefcli.eda.shares import Share, share
 from prefcli.outcomes import TIE, A, B

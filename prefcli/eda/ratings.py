@@ -24,6 +24,7 @@ from prefcli.eda.davidson import (
     sandwich,
 )
 from prefcli.eda.style import StyleEffects, StyleFit, fit_styled
+from prefcli.errors import PrefcliError
 from prefcli.metrics import MIN_UNITS, Z95, expanded_quantile
 from prefcli.outcomes import OUTCOMES, TIE, A, B
 
@@ -74,18 +75,17 @@ class Votes:
         style:
             Differences of style, A minus B; without them there is no style control.
         """
-        prompts = np.arange(len(labels)) if prompts is None else prompts
+        of_prompt = np.arange(len(labels), dtype=np.int64) if prompts is None else prompts.astype(np.int64)
         known = np.flatnonzero((models >= 0).all(axis=1) & (labels >= 0) & (models[:, 0] != models[:, 1]))
-        known = known[np.argsort(prompts[known], kind="stable")]
+        known = known[np.argsort(of_prompt[known], kind="stable")]
         first, second = np.ascontiguousarray(models[known].astype(np.int64).T)
         style = None if style is None else style[known]
-        return Votes(tuple(names), first, second, labels[known].astype(np.int64), prompts[known], style)
+        return Votes(tuple(names), first, second, labels[known].astype(np.int64), of_prompt[known], style)
 
     def where(self, mask: NDArray[np.bool_]) -> Votes:
         """Some of the battles; the models stay."""
         style = None if self.style is None else self.style[mask]
-        battles = (values[mask] for values in (self.first, self.second, self.labels, self.prompts))
-        return Votes(self.models, *battles, style)
+        return Votes(self.models, self.first[mask], self.second[mask], self.labels[mask], self.prompts[mask], style)
 
     def prompt_codes(self) -> NDArray[np.int64]:
         """Each battle's prompt as a number from 0; shape ``[n]``."""
@@ -219,35 +219,24 @@ class Estimate:
     prompts: NDArray[np.int64]  # [m], different ones
     critical: Array  # [m], standard errors in half a 95 % interval
     few: NDArray[np.bool_]  # [m], too few battles or prompts for an interval
-    never_lost: NDArray[np.bool_]  # [m]
-    never_won: NDArray[np.bool_]  # [m]
-    unbounded: NDArray[np.bool_]  # [m], only the prior sets its distance to most others
+    one_sided: NDArray[np.bool_]  # [m], never lost or never won
+    no_interval: tuple[str | None, ...]  # [m], why there is no interval, None where there is one
+    bounded: bool  # whether every strength has a maximum likelihood
     left_out: int
 
     @property
     def has_interval(self) -> NDArray[np.bool_]:
         """Whether the votes say how sure each strength is; shape ``[m]``."""
-        return ~(self.few | self.unbounded)
+        return np.array([reason is None for reason in self.no_interval])
 
-    def difference(self, i: int, j: int) -> tuple[float, float | None]:
-        """How much stronger i is than j, in log-odds, and half the 95 % interval if there is one."""
-        covariance, gap = self.covariance, float(self.strengths[i] - self.strengths[j])
-        if not (self.has_interval[i] and self.has_interval[j]):
+    def difference(self, i: int, j: int, *, styled: bool = False) -> tuple[float, float | None]:
+        """How much stronger i is than j, in log-odds, and half the 95 % interval if both have one."""
+        source = self.styled if styled and self.styled else self
+        covariance, gap = source.covariance, float(source.strengths[i] - source.strengths[j])
+        if self.no_interval[i] or self.no_interval[j]:
             return gap, None
         variance = covariance[i, i] + covariance[j, j] - 2 * covariance[i, j]
         return gap, float(max(self.critical[i], self.critical[j]) * np.sqrt(max(variance, 0)))
-
-    def no_interval(self, i: int) -> str | None:
-        """Why model i has no interval; None if it has one."""
-        if self.battles[i] < MIN_BATTLES:
-            return f"fewer than {MIN_BATTLES} battles"
-        if self.prompts[i] < MIN_PROMPTS:
-            return f"fewer than {MIN_PROMPTS} prompts"
-        if self.never_lost[i] and self.never_won[i]:
-            return "only ties"
-        if self.unbounded[i]:
-            return "never lost" if self.never_lost[i] else "never won" if self.never_won[i] else "set by the prior"
-        return None
 
 
 def rate(votes: Votes, *, seed: int = 0) -> Ratings | None:
@@ -272,13 +261,29 @@ def estimate(votes: Votes) -> Estimate | None:
     pairs = votes.pairs()
     rows = votes.rows()
     fitted = fit(pairs)
+    if not fitted.converged:
+        raise PrefcliError("the fit of the ratings does not converge")
     covariance = sandwich(rows, fitted, votes.prompts)
     prompts, effective_prompts = _prompts_per_model(votes)
     battles = pairs.per_model(pairs.battles, pairs.battles)
     groups, main = _connectivity(pairs, battles)
+    only_upwards = _no_cycle(pairs)
+    main &= not only_upwards
     wins, losses = pairs.per_model(*pairs.counts.T[[A, B]]), pairs.per_model(*pairs.counts.T[[B, A]])
     ties = pairs.per_model(pairs.counts[:, TIE], pairs.counts[:, TIE])
     few = (battles < MIN_BATTLES) | (prompts < MIN_PROMPTS)
+    if not only_upwards:  # a tie bounds the strength, as long as the parameter of ties has a maximum
+        never_lost, never_won = losses + ties == 0, wins + ties == 0
+    else:
+        never_lost, never_won = losses == 0, wins == 0
+    reasons = [  # the first that applies is the one that counts
+        (battles < MIN_BATTLES, f"fewer than {MIN_BATTLES} battles"),
+        (prompts < MIN_PROMPTS, f"fewer than {MIN_PROMPTS} prompts"),
+        (wins + losses == 0, "only ties"),
+        (never_lost, "never lost"),
+        (never_won, "never won"),
+        (~main, "set by the prior"),
+    ]
     styled, style = (None, None) if votes.style is None else fit_styled(rows, votes.style, votes.prompts, fitted)
     centring = _centring(groups, main & ~few)
     if styled:
@@ -296,9 +301,11 @@ def estimate(votes: Votes) -> Estimate | None:
         prompts=prompts,
         critical=np.array([expanded_quantile(Z95, units) for units in effective_prompts.tolist()]),
         few=few,
-        never_lost=losses + ties == 0,
-        never_won=wins + ties == 0,
-        unbounded=~main | (wins + losses == 0),
+        one_sided=never_lost | never_won,
+        no_interval=tuple(
+            next((reason for applies, reason in reasons if applies[i]), None) for i in range(len(battles))
+        ),
+        bounded=bool(main.all()),
         left_out=left_out,
     )
 
@@ -330,8 +337,8 @@ def summarise(estimated: Estimate, *, seed: int = 0) -> Ratings:
                 battles=int(estimated.battles[i]),
                 prompts=int(estimated.prompts[i]),
                 group=int(estimated.groups[i]),
-                one_sided=bool(estimated.never_lost[i] != estimated.never_won[i]),
-                no_interval=estimated.no_interval(i),
+                one_sided=bool(estimated.one_sided[i]),
+                no_interval=estimated.no_interval[i],
                 rank=int(rank[i]),
                 rank_low=int(rank_low[i]) if has_interval[i] else None,
                 rank_high=int(rank_high[i]) if has_interval[i] else None,
@@ -347,7 +354,7 @@ def summarise(estimated: Estimate, *, seed: int = 0) -> Ratings:
         models=tuple(models),
         tie_parameter=float(np.exp(estimated.fitted.log_nu)),
         groups=len(np.unique(estimated.groups)),
-        bounded=not estimated.unbounded.any(),
+        bounded=estimated.bounded,
         left_out=estimated.left_out,
         prompts=prompts,
         intervals=f"95 %, robust, {prompts:,} prompts",
@@ -409,10 +416,10 @@ def _ranks(estimated: Estimate, seed: int) -> tuple[NDArray[np.intp], NDArray[np
     """
     size = len(estimated.strengths)
     low, high, first = np.ones(size, dtype=np.intp), np.ones(size, dtype=np.intp), np.full(size, np.nan)
-    random = np.random.default_rng(seed)
+    has_interval, random = estimated.has_interval, np.random.default_rng(seed)
     for group in range(int(estimated.groups.max()) + 1):
         enough = (estimated.groups == group) & ~estimated.few
-        inside = np.flatnonzero(enough & ~estimated.unbounded)
+        inside = np.flatnonzero(enough & has_interval)
         if not len(inside):
             continue
         covariance, strengths = estimated.covariance[np.ix_(inside, inside)], estimated.strengths[inside]
@@ -470,20 +477,36 @@ def _busiest(votes: Votes) -> tuple[Votes, int]:
     return Votes(models, first, second, votes.labels, votes.prompts, votes.style), len(ranked) - len(rated)
 
 
+def _closure(edges: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Which nodes a path leads to. Importing ``scipy.sparse.csgraph`` would add 0.2 s to every call."""
+    for _ in range(len(edges).bit_length()):
+        edges = np.minimum(edges @ edges + edges, 1)
+    return edges
+
+
+def _no_cycle(pairs: PairwiseCounts) -> bool:
+    """Whether the graph of who beat whom has no cycle.
+
+    Then the likelihood grows without end with the strengths and the parameter of ties, even if every model has ties.
+    """
+    size = len(pairs.models)
+    wins = np.zeros((size, size), dtype=np.float32)
+    wins[pairs.first, pairs.second] = pairs.counts[:, A] > 0
+    wins[pairs.second, pairs.first] = pairs.counts[:, B] > 0
+    return not _closure(wins).diagonal().any()
+
+
 def _connectivity(pairs: PairwiseCounts, battles: Array) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """Each model's group (connected by battles, 0 has most), and whether it is in the group's main component.
 
     Strengths have a maximum likelihood within a strongly connected component of the directed graph of who won or tied
     against whom, and no finite distance beyond it (Ford 1957). The main component is the one with most battles.
-    Squaring the matrices finds what they connect; importing ``scipy.sparse.csgraph`` would add 0.2 s to every call.
     """
     size = len(pairs.models)
     reach = np.eye(size, dtype=np.float32)
     reach[pairs.first, pairs.second] = pairs.counts[:, [A, TIE]].any(axis=1)
     reach[pairs.second, pairs.first] = pairs.counts[:, [B, TIE]].any(axis=1)
-    connected = np.maximum(reach, reach.T)
-    for _ in range(size.bit_length()):
-        reach, connected = (np.minimum(matrix @ matrix, 1) for matrix in (reach, connected))
+    connected, reach = _closure(np.maximum(reach, reach.T)), _closure(reach)
     _, groups = np.unique(connected.argmax(axis=1), return_inverse=True)
     by_size = np.argsort(-np.bincount(groups, battles), kind="stable")
     groups = np.argsort(by_size)[groups]

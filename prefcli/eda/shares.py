@@ -29,12 +29,11 @@ def share(hits: float, n: int, design_effect: float = 1.0) -> Share:
     """
     if not n:
         return Share(float("nan"), 0.0, 1.0, 0)
-    p, cases = hits / n, n
-    n = n / design_effect
-    centre = p + Z95**2 / (2 * n)
-    half_width = Z95 * float(np.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2)))
-    scale = 1 + Z95**2 / n
-    return Share(p, max(0.0, (centre - half_width) / scale), min(1.0, (centre + half_width) / scale), cases)
+    p, cases = hits / n, n / design_effect
+    centre = p + Z95**2 / (2 * cases)
+    half_width = Z95 * float(np.sqrt(p * (1 - p) / cases + Z95**2 / (4 * cases**2)))
+    scale = 1 + Z95**2 / cases
+    return Share(p, max(0.0, (centre - half_width) / scale), min(1.0, (centre + half_width) / scale), n)
 
 
 def clustered_share(hit: NDArray[np.bool_], clusters: NDArray[np.int64]) -> Share:

@@ -94,10 +94,10 @@ def fit_styled(
     size = len(rows.models)
     while used:
         covariates = differences[:, used] / np.sqrt((differences[:, used] ** 2).mean(axis=0))
-        fitted = fit(rows, covariates=covariates, start=start)
+        fitted = fit(rows, covariates=covariates, start=(start.strengths, start.log_nu))
         prior_share = PRIOR_PRECISION * np.diag(inverse_information(fitted))[size + 1 :]
         worst = int(prior_share.argmax())
-        if prior_share[worst] <= MAX_PRIOR_SHARE:
+        if fitted.converged and prior_share[worst] <= MAX_PRIOR_SHARE:
             break
         left_out.append(f"{STYLE[used.pop(worst)]} (it decides every battle, or goes with the models)")
     else:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from prefcli.battles import int_column, outcome_counts
 from prefcli import groups
+from prefcli.battles import int_column, outcome_counts
 from prefcli.eda import effects, quality, texts
 from prefcli.eda.headline import Battles, headline
 from prefcli.eda.measures import BattleStats, IntArray, measure_all

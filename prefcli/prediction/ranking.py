@@ -2,7 +2,7 @@
 
 A reward model reads each answer once, and its rewards are the scores. Any other model compares pairs of answers: all
 of them up to a limit, above it those of a few random cycles through all answers. Davidson's model, the one of
-:mod:`prefcli.eda.ratings`, is then fitted to the pairs' probabilities as if each were one battle's shares of outcomes;
+:mod:`prefcli.eda.davidson`, is then fitted to the pairs' probabilities as if each were one battle's shares of outcomes;
 its strengths are the scores. The probability to be the best is that of Plackett and Luce, ``softmax(strengths)`` of
 the calibrated strengths (R. D. Luce, "Individual Choice Behavior", 1959; R. L. Plackett, "The Analysis of
 Permutations", Applied Statistics 24, 1975): for two answers that of winning if there is no tie.
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from prefcli import metrics, models
 from prefcli.battles import BATTLE_SCHEMA
-from prefcli.eda import ratings
+from prefcli.eda import davidson
 from prefcli.errors import InputError, ModelError
 from prefcli.outcomes import SWAPPED, TIE, A, B
 from prefcli.prediction import inference
@@ -245,7 +245,7 @@ def _misfit(
 ) -> Array:
     """How far each answer's lead over the others, and the ties, are from what the fit expects; ``[q]``."""
     strengths, log_nu = fitted
-    expected = ratings.probabilities(strengths[:, first] - strengths[:, second], np.exp(log_nu)[:, None])
+    expected = davidson.probabilities(strengths[:, first] - strengths[:, second], np.exp(log_nu)[:, None])
     lead = (shares[..., A] - shares[..., B] - expected[..., A] + expected[..., B]) / 2
     of_answers = np.abs(_signed_sums(answers, first, second, lead)).max(axis=1)
     of_ties = np.abs((shares[..., TIE] - expected[..., TIE]).sum(axis=1)) / answers
@@ -255,13 +255,13 @@ def _misfit(
 def _newton(
     answers: int, first: NDArray[np.intp], second: NDArray[np.intp], shares: Array, start: tuple[Array, Array]
 ) -> tuple[Array, Array]:
-    pairwise = ratings.PairwiseCounts(tuple(map(str, range(answers))), first, second, PAIR_WEIGHT * shares.sum(axis=0))
+    pairwise = davidson.PairwiseCounts(tuple(map(str, range(answers))), first, second, PAIR_WEIGHT * shares.sum(axis=0))
     together = max(1, FIT_BYTES // (8 * 4 * (answers + 1) ** 2))
     strengths, log_nus = [], []
     for begin in range(0, len(shares), together):
         part = slice(begin, begin + together)
-        begin_at = ratings.DavidsonFit(start[0][part], start[1][part])
-        fitted = ratings.fit(pairwise, PAIR_WEIGHT * shares[part], start=begin_at, tolerance=1e-6)
+        begin_at = start[0][part], start[1][part]
+        fitted = davidson.fit(pairwise, PAIR_WEIGHT * shares[part], start=begin_at, tolerance=1e-6)
         strengths.append(fitted.strengths)
         log_nus.append(fitted.log_nu)
     return np.concatenate(strengths), np.concatenate(log_nus)

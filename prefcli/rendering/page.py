@@ -12,9 +12,9 @@ from typing import Any
 
 from prefcli._version import __version__
 from prefcli.eda import Eda
+from prefcli.eda.davidson import PRIOR_PRECISION
 from prefcli.eda.measures import TOKENS_EXPLAINED
 from prefcli.eda.models import MIN_BATTLES_FOR_RATE
-from prefcli.eda.davidson import PRIOR_PRECISION
 from prefcli.eda.ratings import ELO_PER_LOG_ODDS
 from prefcli.rendering import eda_plots, tables, templating
 from prefcli.rendering.plots import SHARES
