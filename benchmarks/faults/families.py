@@ -1,8 +1,8 @@
 """Families of encoders, each made at its smallest: train, predict, load again, export; or one sentence that refuses.
 
-``python benchmarks/faults/families.py [FAMILY...] [--lora]`` prints a line for each family and a summary. It ends with
-1 if any family ends in something else: a library's traceback, predictions that depend on the batch or differ when the
-run is loaded again, an export that differs.
+``python benchmarks/faults/families.py [FAMILY...] [--lora] [--architecture reward]`` prints a line for each family and
+a summary. It ends with 1 if any family ends in something else: a library's traceback, predictions that depend on the
+batch or differ when the run is loaded again, an export that differs, a reward run that is not transformers' classifier.
 """
 
 from __future__ import annotations
@@ -118,7 +118,13 @@ def make_folder(folder: Path, family: str, **config: Any) -> Path:
 
 
 def try_family(
-    family: str, folder: Path, battles: synthetic.Demo, *, lora: bool = False, export: bool = True
+    family: str,
+    folder: Path,
+    battles: synthetic.Demo,
+    *,
+    lora: bool = False,
+    export: bool = True,
+    architecture: str = "siamese",
 ) -> Iterator[str]:
     """What became of it, step by step; raises AssertionError where numbers are wrong."""
     encoder = make_folder(folder / "encoder", family)
@@ -127,7 +133,7 @@ def try_family(
     extra = {"lora_rank": 2} if lora else {}
     result = prefcli.train(
         battles.train, encoder=str(encoder), output=run, workspace=workspace, text="raw", max_steps=4, batch_size=8,
-        precision="fp32", lr=1e-3, limit=60, **extra,
+        precision="fp32", lr=1e-3, limit=60, architecture=architecture, **extra,
     )  # fmt: skip
     assert np.isfinite(result.validation["log_loss"])
     resolved = json.loads((run / "config.json").read_text())["resolved"]
@@ -150,12 +156,43 @@ def try_family(
         assert np.abs(prefcli.load(merged, precision="fp32", calibrated=False).predict(rows) - batched).max() < 1e-4
         yield "merges"
         run = merged
+    if architecture == "reward":
+        difference = difference_from_transformers(run, rows)
+        assert difference < 1e-5, f"transformers gives other rewards ({difference:.1g})"
+        yield "is transformers' classifier"
     if not export:
         return
     prefcli.export(run, onnx=folder / "onnx", workspace=workspace)
     exported = prefcli.load(folder / "onnx", calibrated=False).predict(rows)
     assert np.abs(exported - batched).max() < 1e-3, "the export predicts something else"
     yield "exports"
+
+
+def difference_from_transformers(run: Path, rows: list[dict[str, Any]]) -> float:
+    """The largest difference between a run's rewards and those of transformers' classifier from its folder."""
+    import pyarrow as pa
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from prefcli import models
+    from prefcli.compute.devices import DeviceRequest
+
+    model: Any = models.load(run, DeviceRequest("cpu", "fp32"))
+    classifier, loading = AutoModelForSequenceClassification.from_pretrained(run, output_loading_info=True)
+    others = {*loading["missing_keys"], *loading["unexpected_keys"]}
+    assert not others, f"transformers' classifier has other tensors: {sorted(others)}"
+    names = (("prompt", "prompt"), ("response", "response_a"))
+    turns = pa.list_(pa.string())
+    batch = pa.record_batch({name: pa.array([row[column] for row in rows], turns) for name, column in names})
+    rewards = model.rewards(batch)
+    assert np.ptp(rewards) > 1e-6, "every answer has the same reward"
+    tokens = model.tokenise_answers(batch)
+    expected = []
+    for number in range(len(rows)):
+        ids = model.packing.pack(tokens.fields(number)[:2]).ids
+        with torch.inference_mode():
+            expected.append(classifier.eval()(input_ids=torch.tensor(ids[None].astype(np.int64))).logits.item())
+    return float(np.abs(rewards - expected).max())
 
 
 def synthetic_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -166,7 +203,7 @@ def synthetic_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield {name: json.loads(row[name]) for name in ("prompt", "response_a", "response_b")}
 
 
-def outcome(family: str, folder: Path, battles: synthetic.Demo, **how: bool) -> tuple[bool, str]:
+def outcome(family: str, folder: Path, battles: synthetic.Demo, **how: Any) -> tuple[bool, str]:
     """Whether a family ended as it should, and how, in a line."""
     steps: list[str] = []
     try:
@@ -186,6 +223,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="model types; none: all")
     parser.add_argument("--lora", action="store_true", help="train adapters, and merge them before the export")
+    parser.add_argument("--architecture", default="siamese", help="siamese, cross-encoder or reward")
     parser.add_argument("--no-export", action="store_true", help="without the export, which takes most of the time")
     arguments = parser.parse_args()
     failures, refused = 0, 0
@@ -196,7 +234,10 @@ def main() -> int:
             began = time.monotonic()
             folder = Path(name) / family
             with contextlib.redirect_stderr(sys.stdout):
-                passed, line = outcome(family, folder, battles, lora=arguments.lora, export=not arguments.no_export)
+                passed, line = outcome(
+                    family, folder, battles, lora=arguments.lora, export=not arguments.no_export,
+                    architecture=arguments.architecture,
+                )  # fmt: skip
             failures += not passed
             refused += "refused" in line
             print(f"{'ok' if passed else 'FAIL':4} {family:20} {line} ({time.monotonic() - began:.0f} s)", flush=True)

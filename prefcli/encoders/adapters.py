@@ -119,14 +119,18 @@ def _last_part(name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 
-def _config(peft: Any, options: TrainOptions, names: Sequence[str], base: str | None = None) -> Any:
+def _config(
+    peft: Any, options: TrainOptions, names: Sequence[str], base: str | None = None, heads: Sequence[str] = ()
+) -> Any:
     return peft.LoraConfig(
         r=options.lora_rank,
         lora_alpha=options.lora_alpha if options.lora_alpha is not None else 2 * options.lora_rank,
         lora_dropout=options.lora_dropout,
         target_modules=list(names),
         base_model_name_or_path=base,
-        task_type="FEATURE_EXTRACTION",
+        # peft finds the head of a sequence classifier by its name, beside those that are listed.
+        task_type="SEQ_CLS" if heads else "FEATURE_EXTRACTION",
+        modules_to_save=list(heads) or None,
         inference_mode=base is not None,
     )
 
@@ -160,7 +164,7 @@ def save(trained: Mapping[str, torch.Tensor], options: TrainOptions, base: str, 
     """Write the adapters into a folder in peft's format: ``adapter_config.json`` and its weights.
 
     ``trained`` are the trained tensors of a run, by the names of its encoder's modules; ``base`` is the name or folder
-    of the encoder that the adapters belong to.
+    of the encoder that the adapters belong to. The head of a reward model is part of its encoder and is written too.
     """
     from safetensors.torch import save_file
 
@@ -168,13 +172,23 @@ def save(trained: Mapping[str, torch.Tensor], options: TrainOptions, base: str, 
 
     tensors = {name: tensor for name, tensor in trained.items() if ".lora_" in name}
     layers = sorted({name.partition(".lora_")[0] for name in tensors})
+    head = {} if options.architecture != "reward" else {n: t for n, t in trained.items() if n not in tensors}
     with files.atomic(folder / WEIGHTS) as temporary:
         # peft's files leave out the adapter's own name: whoever loads it chooses another.
-        save_file({PREFIX + name.replace(".default.", "."): tensor for name, tensor in tensors.items()}, temporary)
-    config = _config(require_peft(), options, layers, base).to_dict()
+        named = {PREFIX + name.replace(".default.", "."): tensor for name, tensor in (tensors | head).items()}
+        save_file(named, temporary, {"format": "pt"})
+    heads = sorted({_head_module(name) for name in head})
+    config = _config(require_peft(), options, layers, base, heads).to_dict()
     files.write_text(
         folder / CONFIG, json.dumps(config, indent=2, sort_keys=True, allow_nan=False, default=_to_json) + "\n"
     )
+
+
+def _head_module(name: str) -> str:
+    """The module of the head that a tensor belongs to: ``score.weight`` to ``score``, ``bert.pooler.dense.bias`` to
+    ``bert.pooler``."""
+    before, pooler, _ = name.partition("pooler.")
+    return before + "pooler" if pooler else name.partition(".")[0]
 
 
 def _to_json(value: Any) -> Any:

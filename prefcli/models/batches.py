@@ -233,10 +233,13 @@ class AnswerScores:
         done:
             Called with the number of answers that each step finished.
         """
+        logits: NDArray[np.float64] = self.logits_from_tokens(self.tokenise_answers(batch), done=done)
+        return logits[0, :, 0]
+
+    def tokenise_answers(self: Any, batch: pa.RecordBatch) -> TokenisedBattles:
+        """Each answer as a battle against itself: equal sequences are computed once."""
         nothing = pa.nulls(batch.num_rows, pa.list_(pa.string()))
         columns = [batch.column("prompt"), batch.column("response"), nothing, pa.nulls(batch.num_rows, pa.int8())]
         tokens = self.tokenise(iter([pa.RecordBatch.from_arrays(columns, names=[*TEXT_FIELDS, "label"])]))
-        # Each answer against itself: equal sequences are computed once.
         ids, turns = (part and (part[0], part[1], part[1]) for part in (tokens.columns, tokens.turns))
-        logits: NDArray[np.float64] = self.logits_from_tokens(replace(tokens, columns=ids, turns=turns), done=done)
-        return logits[0, :, 0]
+        return replace(tokens, columns=ids, turns=turns)

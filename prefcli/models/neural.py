@@ -327,7 +327,11 @@ def load(folder: Path, placement: Placement, *, fast_attention: bool = True, enc
 def save_adapters(folder: Path, options: TrainOptions) -> None:
     """Write a run's adapters into its folder in peft's format, beside the run's own weights."""
     tensors = weights.load(folder / WEIGHTS)
-    trained = {name.removeprefix(weights.ENCODER_PREFIX): tensor for name, tensor in tensors.items()}
+    trained = {
+        name.removeprefix(weights.ENCODER_PREFIX): tensor
+        for name, tensor in tensors.items()
+        if not name.startswith(weights.TIE_PREFIX)
+    }
     adapters.save(trained, options, runs.read_config(folder)["base"]["encoder"], folder)
 
 

@@ -7,6 +7,7 @@ Exchanging the answers exchanges the first two and leaves the third.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,21 @@ from prefcli.metrics import UNSEEN_PROBABILITY
 from prefcli.models.architectures import EncoderCall, mean_pool, span_mask
 from prefcli.models.packing import ANSWER_INPUT
 from prefcli.outcomes import SWAPPED
+
+
+def _float32_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer in float32 whatever the precision around it."""
+    device = inputs.device.type
+    # Only where there is something to switch off: the context has no place in an exported graph.
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext():
+        return nn.functional.linear(inputs.float(), weight.float(), None if bias is None else bias.float())
+
+
+class Float32Linear(nn.Linear):
+    """The last layer of a head: in bf16, answers whose rewards differ by less than a hundredth would be equal."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _float32_linear(input, self.weight, self.bias)
 
 
 class Tie(nn.Module):
@@ -42,8 +58,7 @@ class Tie(nn.Module):
         if self.weight is None:
             return self.bias.float()
         assert prompts is not None
-        with torch.autocast(prompts.device.type, enabled=False):
-            return nn.functional.linear(prompts.float(), self.weight, self.bias).squeeze(-1)
+        return _float32_linear(prompts, self.weight, self.bias).squeeze(-1)
 
 
 class Reward(nn.Module):
@@ -65,6 +80,10 @@ class Reward(nn.Module):
 
     def __init__(self, encoder: nn.Module, tie: Tie, *, pads: bool = True) -> None:
         super().__init__()
+        for module in head(encoder):
+            for layer in module.modules():
+                if type(layer) is nn.Linear and layer.out_features == 1:
+                    layer.__class__ = Float32Linear
         self.encoder = encoder
         self.tie = tie
         self.pads = pads
