@@ -179,6 +179,7 @@ class TrainOptions:
     )
     patience: int = neural_option(0, "Stop after N validations without improvement; 0: never.", at_least=0)
     checkpoint_every: int = neural_option(0, "Checkpoint every N steps; 0: every 5 minutes.", at_least=0)
+    keep_checkpoints: bool = neural_option(False, "Keep a finished run's checkpoints; without it they are removed.")
     seed: int = option(0, "Seed of everything that is random.", at_least=0, at_most=2**63 - 1)
     limit: int | None = option(None, "Train on N battles only, drawn at random by prompt.", at_least=1)
     tracker: str | None = option(

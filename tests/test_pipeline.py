@@ -123,8 +123,9 @@ def test_a_run_holds_its_artifacts_options_and_model_card(trained: Path) -> None
     names = {p.name for p in run.iterdir()}
     assert names >= {
         "model.safetensors", "tokenizer.json", "config.json", "README.md", "metrics.jsonl",
-        "validation.parquet", "checkpoints",
+        "validation.parquet",
     }  # fmt: skip
+    assert "checkpoints" not in names
     config = json.loads((run / "config.json").read_text())
     assert config["options"]["max_length"] == 64
     assert config["options"]["epochs"] == 1

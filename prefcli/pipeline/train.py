@@ -90,6 +90,8 @@ def train(  # noqa: PLR0913  (what the command line gives)
             folder, data, options, under_way = _resume(str(resume), workspace, world, locks, reporter)
         else:
             folder, data, options, under_way = _start(source, workspace, options, output, force, world, locks, reporter)
+        if world.is_main_process and remember:
+            workspace.record_run(folder)
         if under_way:
             data = dataclasses.replace(data, split_version=_split_version(folder))
         try:
@@ -115,6 +117,8 @@ def train(  # noqa: PLR0913  (what the command line gives)
             if remember:
                 workspace.remember("train", {"run": str(folder.resolve())})
             runs.finish(folder)
+            if not options.keep_checkpoints:
+                runs.remove_checkpoints(folder)
     return TrainResult(
         folder,
         result.validation,
@@ -145,6 +149,11 @@ def _resume(name: str, workspace: Workspace, world: World, locks: contextlib.Exi
     if runs.runtime_of(config) == "onnx":
         raise InputError(f"{folder} is an exported run", hint="Continue the run that it was exported from.")
     options = TrainOptions(**config["options"])
+    if not runs.is_unfinished(folder) and not runs.has_checkpoints(folder):
+        raise InputError(
+            f"the training of {folder} is finished, and it holds no checkpoint: there is nothing to continue",
+            hint=f"Train anew: --config {folder / runs.CONFIG} has its options, --epochs N wins over them.",
+        )
     trackers.require(options)
     with world.main_process_first():
         data = data_of_run(config["data"], options, workspace, reporter)

@@ -58,7 +58,7 @@ def atomic(path: Path, *, durable: bool = True, needs: int | None = None) -> Ite
     PrefcliError
         If the disk is full or the folder cannot be written.
     """
-    with _as_write_errors(path, needs), _temporary(path.parent) as temporary:
+    with as_write_errors(path, needs), _temporary(path.parent) as temporary:
         yield temporary
         for file in _files_in(temporary):
             file.chmod(0o666 & ~_umask())  # some writers make their files private
@@ -74,7 +74,7 @@ def atomic(path: Path, *, durable: bool = True, needs: int | None = None) -> Ite
 @contextlib.contextmanager
 def temporary_directory(folder: Path) -> Iterator[Path]:
     """A temporary folder inside ``folder``, removed when the block ends. Raises what :func:`atomic` raises."""
-    with _as_write_errors(folder, None), _temporary(folder) as temporary:
+    with as_write_errors(folder), _temporary(folder) as temporary:
         temporary.mkdir()
         yield temporary
 
@@ -109,7 +109,7 @@ def to_json(value: Any, *, indent: int | None = None, non_finite: Callable[[floa
 
 def append_line(path: Path, line: str) -> None:
     """Add a line to a log. Raises what :func:`atomic` raises."""
-    with _as_write_errors(path, None), path.open("a", encoding="utf-8") as stream:
+    with as_write_errors(path), path.open("a", encoding="utf-8") as stream:
         stream.write(line + "\n")
 
 
@@ -121,6 +121,16 @@ def remove(path: Path) -> None:
     temporary = _temporary_name(path.parent)
     os.replace(path, temporary)
     _remove(temporary)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder, 0 if it is not there; links are not followed."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # removed meanwhile
+                size += os.lstat(os.path.join(place, name)).st_size
+    return size
 
 
 def sweep(folder: Path) -> None:
@@ -152,7 +162,7 @@ def locked(path: Path, *, on_wait: Callable[[], None] | None = None) -> Iterator
 
     lock = filelock.FileLock(path)
     try:
-        with _as_write_errors(path, None):
+        with as_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 lock.acquire(timeout=0)
@@ -335,12 +345,12 @@ def write_error(path: Path, error: BaseException, *, needs: int | None = None, w
         disk = _disk_usage(path)
         free = 0 if disk is None else disk.f_bavail * disk.f_frsize
         if number == errno.EDQUOT:
-            what = f"your disk quota is used up{'' if needs is None else f': about {_amount(needs)} are needed'}"
+            what = f"your disk quota is used up{'' if needs is None else f': about {amount(needs)} are needed'}"
         elif disk is not None and disk.f_files and not disk.f_favail:
             what = "the disk cannot hold another file, however small: the file system is out of inodes"
         else:
-            size = f"about {_amount(needs)}" if needs is not None else f"more than {_amount(max(written, free))}"
-            what = f"no space left on the disk: {size} are needed" + (f", {_amount(free)} are free" if disk else "")
+            size = f"about {amount(needs)}" if needs is not None else f"more than {amount(max(written, free))}"
+            what = f"no space left on the disk: {size} are needed" + (f", {amount(free)} are free" if disk else "")
     elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
         what = "cannot write: the file system is read-only" if number == errno.EROFS else "no permission to write"
         hint = "Choose another place (--workspace DIR moves caches and runs)."
@@ -350,7 +360,7 @@ def write_error(path: Path, error: BaseException, *, needs: int | None = None, w
 
 
 @contextlib.contextmanager
-def _as_write_errors(path: Path, needs: int | None) -> Iterator[None]:
+def as_write_errors(path: Path, needs: int | None = None) -> Iterator[None]:
     """Turn the system's errors, also those wrapped by a library, into errors of writing ``path``."""
     try:
         yield
@@ -414,9 +424,9 @@ def _disk_usage(path: Path) -> os.statvfs_result | None:
     return None
 
 
-def _amount(size: int) -> str:
+def amount(size: int) -> str:
     """Bytes in words, rounded up: what is needed is never 0.0."""
-    return f"{math.ceil(size / 1e5) / 10:.1f} MB" if size >= 1e5 else f"{math.ceil(size / 100) / 10:.1f} kB"
+    return f"{math.ceil(size / 1e5) / 10:,.1f} MB" if size >= 1e5 else f"{math.ceil(size / 100) / 10:.1f} kB"
 
 
 def _flush(path: Path) -> None:

@@ -43,6 +43,7 @@ METRICS = "metrics.jsonl"
 TABLES = (VALIDATION, TRAINING_PROMPTS, METRICS)
 """Files of a run that have a name that predictions could have."""
 CURVES = "curves.svg"
+CHECKPOINTS = "checkpoints"
 LOGIT_COLUMNS = ("logit_a", "logit_b", "logit_tie")
 SWAPPED_LOGIT_COLUMNS = ("swapped_logit_a", "swapped_logit_b", "swapped_logit_tie")
 """The logits of the same outcomes when the answers are shown in the other order."""
@@ -249,6 +250,8 @@ def start(folder: Path, *, force: bool, is_same: Callable[[Mapping[str, Any]], b
     InputError
         If the folder holds something else.
     """
+    for member in (folder, *folder.glob("fold-*")):
+        files.sweep(member)
     if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
         pass
     elif not folder.is_dir():
@@ -296,7 +299,7 @@ def remove_if_empty(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, hint: str = "Wait until it is done, or choose another --output.") -> Iterator[None]:
     """Keep other processes from training into the same folder.
 
     Raises
@@ -304,19 +307,54 @@ def locked(folder: Path) -> Iterator[None]:
     PrefcliError
         If another process does so already.
     """
-    # Beside the folder, which may be deleted; short, whatever its name; the same, whichever link leads there.
-    target = Path(os.path.realpath(folder))
-    lock = target.parent / f".prefcli-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.lock"
 
     def refuse() -> None:
         raise PrefcliError(
             "another prefcli is training into this folder",
             where=str(folder),
-            hint="Wait until it is done, or choose another --output.",
+            hint=hint,
         )
 
-    with files.locked(lock, on_wait=refuse):
+    with files.locked(_lock_of(folder), on_wait=refuse):
         yield
+
+
+def _lock_of(folder: Path) -> Path:
+    # Beside the folder, which may be deleted; short, whatever its name; the same, whichever link leads there.
+    target = Path(os.path.realpath(folder))
+    return target.parent / f".prefcli-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.lock"
+
+
+def is_being_trained(folder: Path) -> bool:
+    """Whether a process of prefcli trains into this folder now."""
+    lock = _lock_of(folder)
+    if not lock.exists():
+        return False
+    try:
+        with files.locked(lock):
+            return False
+    except BlockingIOError:
+        return True
+    except PrefcliError:  # a folder that cannot be written, so nothing trains there
+        return False
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove what a finished run needed only while it was trained, of its folds too.
+
+    It is finished already: a run that is killed meanwhile has some left, and lacks nothing.
+    """
+    for member in all_folders(folder):
+        files.sweep(member)
+        if (member / CHECKPOINTS).is_dir():
+            files.remove(member / CHECKPOINTS)
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a run and all its folds hold what a training continues from; ``features`` needs none."""
+    if read_config(folder)["options"]["architecture"] == "features":
+        return True
+    return all((member / CHECKPOINTS).is_dir() for member in members(folder))
 
 
 def seal(folder: Path, *, trained: bool) -> None:
@@ -499,6 +537,13 @@ def read_validation(folder: Path) -> HeldOut:
         return HeldOut(table["id"].to_pylist(), table["prompt_key"].to_numpy(), logits, labels, swapped)
     except (OSError, ValueError, pa.ArrowException, KeyError) as error:
         raise ModelError(f"the run has no usable {VALIDATION}: {one_line(error)}", where=str(folder)) from None
+
+
+def validation_score(held_out: HeldOut, unseen: Sequence[int]) -> metrics.Score:
+    """Every metric of a run on its held-out battles; ``unseen`` are the outcomes that it never saw in training."""
+    scored = metrics.held_out_probabilities(held_out.logits, held_out.labels, unseen)
+    outcomes = metrics.validation_outcomes(held_out.labels, unseen)
+    return metrics.score(scored, held_out.labels, groups=held_out.keys, outcomes=outcomes)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

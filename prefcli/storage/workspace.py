@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 
 from prefcli.errors import InputError, PrefcliError, one_line
 from prefcli.reporting import SILENT, Reporter
-from prefcli.storage import files, hub
+from prefcli.storage import files, hub, run_names
 from prefcli.storage.runs import CONFIG
 
 WORKSPACE = ".prefcli"
@@ -125,7 +126,7 @@ class Workspace:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self.stages = self.root / "stages"
-        self.runs = self.root / "runs"
+        self.runs = self.root / run_names.RUNS
 
     @staticmethod
     def of(workspace: Workspace | str | Path) -> Workspace:
@@ -251,8 +252,26 @@ class Workspace:
             return None
         return value if isinstance(value, dict) else None
 
+    def forget(self, command: str) -> None:
+        """Remove what :meth:`remember` recorded."""
+        self._latest_path(command).unlink(missing_ok=True)
+
     def _latest_path(self, command: str) -> Path:
         return self.root / f"latest-{command}.json"
+
+    def record_run(self, folder: Path) -> None:
+        """Record a run that lies outside the workspace, so that it is listed; not in a read-only workspace."""
+        path = folder.resolve()
+        if path.parent != self.runs.resolve():
+            with contextlib.suppress(PrefcliError, OSError):
+                files.write_text(self._record_of_run(path), files.to_json({"run": str(path)}) + "\n")
+
+    def forget_run(self, folder: Path) -> None:
+        """Remove what :meth:`record_run` recorded."""
+        self._record_of_run(folder.resolve()).unlink(missing_ok=True)
+
+    def _record_of_run(self, path: Path) -> Path:
+        return self.root / run_names.ELSEWHERE / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.json"
 
     def record_predictions(self, output: Path, runs: Sequence[Path], source_sha256: str = "") -> None:
         """Record which runs predicted which battles, under the output's SHA-256; the newest :data:`MAX_RECORDED` stay.
@@ -306,7 +325,7 @@ class Workspace:
                 return candidate
         if name.startswith(hub.PREFIX):
             return hub.find_run(name)
-        known = sorted(p.name for p in self.runs.iterdir() if not p.name.startswith(".")) if self.runs.is_dir() else []
+        known = [folder.name for folder in run_names.run_folders(self.root) if folder.parent == self.runs]
         raise InputError(
             f"no run at {name!r}",
             hint=f"Runs in {self.runs}: {', '.join(known[-5:])}." if known else "Train one first: prefcli train FILE.",

@@ -144,8 +144,7 @@ def _held_out(
 def _evaluate(context: TrainContext, fold: Fold, held_out: runs.HeldOut) -> _Evaluation:
     unseen = runs.unseen_outcomes(runs.read_config(fold.folder))
     scored = metrics.held_out_probabilities(held_out.logits, held_out.labels, unseen)
-    outcomes = metrics.validation_outcomes(held_out.labels, unseen)
-    score = metrics.score(scored, held_out.labels, groups=held_out.keys, outcomes=outcomes)
+    score = runs.validation_score(held_out, unseen)
     is_mean_of_folds = context.options.folds and fold.folder == context.folder
     run = blending.HeldOutRun(
         context.folder.name,

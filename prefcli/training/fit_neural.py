@@ -69,7 +69,7 @@ class NeuralFitter:
         """Build a fold's model and write the header of its folder: everything that :func:`loop.fit` needs."""
         context = self.context
         options = context.options
-        under_way = context.resume and bool(checkpoints.existing(fold.folder / "checkpoints"))
+        under_way = context.resume and bool(checkpoints.existing(fold.folder / runs.CHECKPOINTS))
         source, encoder = self._encoder(fold.folder, under_way=under_way)
         if under_way:
             config = runs.read_config(fold.folder)

@@ -42,7 +42,7 @@ from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, SWAPPED, TIE, A, B
 from prefcli.reporting import Reporter
 from prefcli.storage import files
-from prefcli.storage.runs import METRICS, read_metrics
+from prefcli.storage.runs import CHECKPOINTS, METRICS, read_metrics
 from prefcli.training import checkpoints
 from prefcli.training.trackers import NOTHING, Trackers
 
@@ -52,7 +52,7 @@ DIVERGED_HINT = "Try a lower --lr, --warmup 0.1, a smaller --clip, or --precisio
 INITIAL_SCALE = 2.0**16
 TIE_LR = 1e-2
 """Peak learning rate of a reward model's constant for ties, if the others' is lower."""
-KEPT_RECORD = Path("checkpoints") / "kept.json"
+KEPT_RECORD = Path(CHECKPOINTS) / "kept.json"
 """Digests of kept weights, each with the logits that these weights give for the validation battles."""
 
 
@@ -540,13 +540,13 @@ class _Training:
             # The state was called position; checkpoints keep the name.
             others = {"position": asdict(state), "scaler": self.scaler.state_dict(), "ranks": spec.world.size}
             checkpoints.save(
-                spec.folder / "checkpoints", state.steps, checkpoints.Checkpoint(model, optimizer, random, others)
+                spec.folder / CHECKPOINTS, state.steps, checkpoints.Checkpoint(model, optimizer, random, others)
             )
 
     def _restored(self) -> TrainState:
         """Set everything to where the newest intact checkpoint left it; a run without one starts over."""
         spec = self.spec
-        checkpoint = checkpoints.load_latest(spec.folder / "checkpoints", spec.reporter.warn)
+        checkpoint = checkpoints.load_latest(spec.folder / CHECKPOINTS, spec.reporter.warn)
         if checkpoint is None:
             spec.reporter.note("the run has no checkpoint yet: it starts over")
             return TrainState()
