@@ -26,11 +26,12 @@ An error is one to three lines: what, where, what to do; `--debug` shows where i
 def page() -> str:
     """The reference as Markdown."""
     os.environ["COLUMNS"] = "100"
-    from prefcli.cli.main import VERBS, run
+    from prefcli.cli.main import COMMANDS, VERBS, run
 
     parts = [HEAD]
-    for name in ("", *VERBS):
-        arguments = [*([name] if name else []), "--help"]
+    names = [name for verb in VERBS for name in (verb, *(f"{verb} {each}" for each in COMMANDS.get(verb, ())))]
+    for name in ("", *names):
+        arguments = [*name.split(), "--help"]
         text = io.StringIO()
         with contextlib.redirect_stdout(text):
             run(arguments)

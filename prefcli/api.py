@@ -34,6 +34,8 @@ from prefcli.storage.workspace import WORKSPACE, Workspace
 if TYPE_CHECKING:
     from prefcli.exporting.onnx import ExportResult
 
+runs = pipeline.list_runs
+
 
 def load(
     *runs: PathLike,

@@ -13,6 +13,8 @@ import pytest
 from conftest import Result
 from test_docs_commands import blocks
 
+from prefcli.cli.main import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -43,14 +45,15 @@ def test_links_between_documents_lead_somewhere(path: Path) -> None:
 @pytest.mark.parametrize("path", [p for p in DOCS if p.name != "cli.md"], ids=lambda p: p.name)
 def test_every_command_in_the_documents_has_flags_that_exist(path: Path, cli: Callable[..., Result]) -> None:
     helps: dict[str, str] = {}
+    with_commands = "|".join(f"{verb} {name}" for verb, commands in COMMANDS.items() for name in commands)
     for block in blocks(path):
         for line in block.text.replace("\\\n", " ").splitlines():
-            match = re.search(r"\bprefcli (\w+)(.*)", line.split("#")[0])
+            match = re.search(rf"\bprefcli ({with_commands}|\w+)(.*)", line.split("#")[0])
             if not match or line.lstrip().startswith(("error", "warning")):
                 continue
             verb, rest = match.groups()
             if verb not in helps:
-                shown = cli(verb, "--help")
+                shown = cli(*(verb if verb != "runs" else "runs list").split(), "--help")
                 assert shown.code == 0, f"{path.name}: prefcli {verb}"
                 helps[verb] = shown.out
             for word in shlex.split(rest):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prefcli.cli.completion import complete_run as complete_run
+from prefcli.cli.completion import find_root
 from prefcli.reporting import Silent, visible
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ EncoderOption = Annotated[
     str | None,
     typer.Option("--encoder", metavar="NAME", help="Where the encoder of a LoRA run is now, if it has moved."),
 ]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or name.", autocompletion=complete_run)]
 WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", min=1, metavar="N", help="Processes for text normalisation. [default: all cores]"),
@@ -90,7 +93,7 @@ def open_session(
     from prefcli.compute.distributed import from_environment
     from prefcli.storage.workspace import Workspace
 
-    root = workspace or ctx.obj["workspace"] or Path(os.environ.get("PREFCLI_WORKSPACE") or ".prefcli")
+    root = workspace or find_root(ctx)
     reporter = WarningsOnly() if quiet or ctx.obj["quiet"] else Terminal()
     return Session(Workspace(root), reporter, json, from_environment().is_main_process)
 
@@ -185,6 +188,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
         console.print(Text(visible(title), style="bold"))
         console.print(table)
     print("\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n")
+
+
+def output_width() -> int:
+    """Columns of the terminal on stdout; piped, lines may be long."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPED_WIDTH
 
 
 def print_estimate(estimate: Estimate, session: Session) -> None:

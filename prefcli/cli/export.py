@@ -22,7 +22,7 @@ EXAMPLES = common.examples(
 @command()
 def run(
     session: common.Session,
-    model: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or name.")],
+    model: common.RunArgument,
     onnx: Annotated[
         Path | None, typer.Option("--onnx", metavar="DIR", help="A run for ONNX Runtime: predicts without torch.")
     ] = None,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Annotated, Any, get_type_hints
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from prefcli.cli import common
 from prefcli.options import PairOptions, PredictOptions, TrainOptions, flag_of
@@ -36,6 +36,22 @@ class VerbCommand(TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+
+class VerbGroup(TyperGroup):
+    """A verb with commands of its own, of which the first is meant where none is named.
+
+    Options of the command may stand before its name.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = (i for i, word in enumerate(args) if word in self.commands and args[max(i - 1, 0)] != "--workspace")
+        position = next(named, None)
+        if position is not None:
+            args = [args[position], *args[:position], *args[position + 1 :]]
+        elif not ctx.resilient_parsing and not {"-h", "--help"} & set(args):
+            args = [next(iter(self.commands)), *args]
+        return super().parse_args(ctx, args)
 
 
 Options = type[TrainOptions | PredictOptions | PairOptions]

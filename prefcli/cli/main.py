@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from prefcli._version import __version__
-from prefcli.cli import ablate, common, demo, eda, export, predict, preprocess, push, score, train
-from prefcli.cli.flags import VerbCommand
+from prefcli.cli import ablate, common, demo, eda, export, predict, preprocess, push, runs, score, train
+from prefcli.cli.flags import VerbCommand, VerbGroup
 from prefcli.errors import PrefcliError, is_out_of_memory, one_line
 
 app = typer.Typer(
@@ -28,10 +28,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-MODULES = (eda, preprocess, train, predict, export, score, push, ablate, demo)
+MODULES = (eda, preprocess, train, predict, export, score, runs, push, ablate, demo)
 VERBS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
+COMMANDS = {"runs": runs.COMMANDS}
+"""The commands of verbs that have some."""
 for name, verb in VERBS.items():
-    app.command(name=name, epilog=verb.EXAMPLES, cls=VerbCommand)(verb.run)
+    if commands := COMMANDS.get(name):
+        group = typer.Typer(cls=VerbGroup, help=verb.__doc__, epilog=verb.EXAMPLES, rich_markup_mode=None)
+        for command_name, function in commands.items():
+            group.command(name=command_name, cls=VerbCommand)(function)
+        app.add_typer(group, name=name)
+    else:
+        app.command(name=name, epilog=verb.EXAMPLES, cls=VerbCommand)(verb.run)
 
 
 def _print_version(requested: bool) -> None:

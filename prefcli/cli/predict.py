@@ -42,6 +42,7 @@ def run(
             "--model",
             "-m",
             metavar="RUN",
+            autocompletion=common.complete_run,
             help="A run's folder or name, or hf://owner/name; repeat it to blend several. [default: the latest run]",
         ),
     ] = None,

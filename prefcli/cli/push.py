@@ -19,7 +19,7 @@ EXAMPLES = common.examples(
 @command()
 def run(
     session: common.Session,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run, by folder or name.")],
+    run: common.RunArgument,
     name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the hub, created when missing.")],
     public: Annotated[
         bool, typer.Option("--public/--private", help="Whether everybody can see it, or only its owner.")

@@ -50,7 +50,13 @@ def run(
         typer.Option("--config", metavar="FILE", help="Options from a TOML file or a run's config.json; flags win."),
     ] = None,
     resume: Annotated[
-        str | None, typer.Option("--resume", metavar="RUN", help="Continue a run, by folder or name, with its options.")
+        str | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Continue a run, by folder or name, with its options.",
+            autocompletion=common.complete_run,
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="The run's folder. [default: a new one]")

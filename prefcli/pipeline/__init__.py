@@ -14,6 +14,9 @@ from prefcli.pipeline.export import export
 from prefcli.pipeline.predict import find_runs, predict, predict_lines
 from prefcli.pipeline.preprocess import preprocess, preview
 from prefcli.pipeline.push import push
+from prefcli.pipeline.runs import diff_runs, different_battles, list_runs, show_run
+from prefcli.pipeline.runs_compare import compare_runs
+from prefcli.pipeline.runs_remove import plan_removal, prune, remove_runs
 from prefcli.pipeline.score import score
 from prefcli.pipeline.stages import read_stage
 from prefcli.pipeline.train import train
@@ -22,19 +25,27 @@ from prefcli.storage.hub import check_push
 __all__ = [
     "ablate",
     "check_push",
+    "compare_runs",
     "demo",
+    "diff_runs",
+    "different_battles",
     "eda",
     "estimate_prediction",
     "estimate_training",
     "export",
     "find_runs",
+    "list_runs",
     "merge",
+    "plan_removal",
     "predict",
     "predict_lines",
     "preprocess",
     "preview",
+    "prune",
     "push",
     "read_stage",
+    "remove_runs",
     "score",
+    "show_run",
     "train",
 ]

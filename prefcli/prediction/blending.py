@@ -165,7 +165,7 @@ def _blend(known: Sequence[HeldOutRun], missing: Sequence[str], equal: Calibrati
     if missing:
         return _equal_weights(equal, known, f"nothing was held out by {_listed(missing)}", reporter)
     weights, reason = _weights_by_gain(known)
-    rows = _common_rows([run.held_out for run in known])
+    rows = common_rows([run.held_out for run in known])
     held_out = known[0].held_out
     fit = calibration.calibrate(
         [run.logs[r] for run, r in zip(known, rows, strict=True)],
@@ -214,7 +214,7 @@ def _figure(run: HeldOutRun) -> str:
     return f"{run.name} {loss:.4f} (prior {prior:.4f}, {metrics.plural(len(run.held_out.ids), 'battle')})"
 
 
-def _common_rows(held_out: Sequence[runs.HeldOut]) -> list[NDArray[np.intp]]:
+def common_rows(held_out: Sequence[runs.HeldOut]) -> list[NDArray[np.intp]]:
     """For each run the rows of the battles that all of them held out, in one order."""
     row_of = [
         {battle: row for row, battle in enumerate(zip(h.ids, h.keys.tolist(), h.labels.tolist(), strict=True))}

@@ -1,0 +1,183 @@
+"""``prefcli runs compare``: which of some runs is better, on the battles that all of them held out."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcli import metrics
+from prefcli.battles import PathLike
+from prefcli.errors import InputError, ModelError
+from prefcli.pipeline.runs import find_several
+from prefcli.prediction import blending
+from prefcli.reporting import SILENT, Reporter
+from prefcli.storage import runs
+from prefcli.storage.run_names import run_name
+from prefcli.storage.workspace import WORKSPACE, Workspace
+
+
+@dataclass(frozen=True)
+class RunDifference(metrics.Difference):
+    """How much the log loss of run ``a`` is above that of run ``b``; negative where ``a`` is better."""
+
+    a: str
+    b: str
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """What ``prefcli runs compare`` finds."""
+
+    battles: int
+    """How many battles all runs held out; everything is of these."""
+    prompts: int
+    outcomes: int
+    """2 where none of the battles is a tie: then every run is scored on two outcomes."""
+    scores: dict[str, metrics.Score]
+    """By run."""
+    differences: tuple[RunDifference, ...]
+    """Of all pairs."""
+    best: str | None
+    """The run that is better than each of the others (p below 0.05, adjusted for the number of pairs); None if none."""
+    cautions: tuple[str, ...]
+    """What to know about the comparison."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    name: str
+    config: dict[str, Any]
+    held_out: runs.HeldOut
+    trained_on: NDArray[np.int64]
+    """Keys of the prompts that the model of a held-out battle may have seen, as far as they are known."""
+
+
+def compare_runs(
+    names: Sequence[PathLike],
+    workspace: Workspace | PathLike = WORKSPACE,
+    *,
+    seed: int = 0,
+    reporter: Reporter = SILENT,
+) -> RunComparison:
+    """Compare runs on the battles that all of them held out, battle by battle.
+
+    Battles are the same if id, prompt and outcome are. A battle whose prompt one of the runs has seen in training is
+    left out. Intervals and p-values resample prompts; those of several pairs are adjusted by Holm's method only to
+    name the best.
+
+    Raises
+    ------
+    InputError
+        If there is no such run, or they held out no battle in common.
+    ModelError
+        If a run is damaged or unfinished, or held nothing out.
+    """
+    workspace = Workspace.of(workspace)
+    loaded = [_load(workspace, folder) for folder in find_several(workspace, names)]
+    cautions = _cautions(loaded)
+    rows = blending.common_rows([run.held_out for run in loaded])
+    if not len(rows[0]):
+        raise InputError(
+            f"{' and '.join(run.name for run in loaded)} held out no battle in common",
+            where="; ".join(cautions),
+            hint="Train them on the same file with the same --seed and --validation, or with one --validation-file.",
+        )
+    keys = loaded[0].held_out.keys[rows[0]]
+    seen = np.isin(keys, np.concatenate([run.trained_on for run in loaded]))
+    if seen.all():
+        raise InputError(
+            f"all {len(seen):,} battles in common have a prompt that one of the runs was trained on",
+            hint="Compare them on other battles: prefcli predict, then prefcli score.",
+        )
+    rows = [of_run[~seen] for of_run in rows]
+    if seen.any():
+        cautions.append(f"{seen.sum():,} battles in common are left out: a run was trained on their prompts")
+    for run, of_run in zip(loaded, rows, strict=True):
+        if len(of_run) < len(run.held_out.ids):
+            left_out = len(run.held_out.ids) - len(of_run)
+            cautions.append(
+                f"{left_out:,} of the {len(run.held_out.ids):,} battles that {run.name} held out are not compared"
+            )
+    for caution in cautions:
+        reporter.warn(caution)
+    return _compare(loaded, rows, tuple(cautions), seed)
+
+
+def _load(workspace: Workspace, folder: Path) -> _Run:
+    runs.verify(folder)
+    config = runs.read_config(folder)
+    encoder = Path(config["options"]["encoder"])
+    seen = []
+    if config["options"]["architecture"] != "features" and runs.is_run(encoder):
+        seen.append(runs.training_prompts(encoder))
+    if runs.members(folder) == [folder]:  # with folds, each held-out battle is predicted by a model that did not see it
+        seen.append(runs.training_prompts(folder))
+    trained_on = np.concatenate([np.empty(0, np.int64), *(keys for keys in seen if keys is not None)])
+    held_out = runs.read_validation(folder)
+    if len(broken := metrics.find_non_finite(held_out.logits)):
+        raise ModelError(
+            f"the run has logits that are not finite numbers, the first of battle {held_out.ids[broken[0]]}",
+            where=str(folder),
+        )
+    return _Run(run_name(workspace.root, folder), config, held_out, trained_on)
+
+
+def _cautions(loaded: Sequence[_Run]) -> list[str]:
+    """What differs in the runs' data."""
+    cautions = []
+    for name, what in (
+        ("source_sha256", "trained on different files"),
+        ("validation_input", "validated on other files"),
+    ):
+        if len({str(run.config["data"].get(name)) for run in loaded}) > 1:
+            cautions.append(f"the runs were {what}")
+    for first, second in itertools.permutations(loaded, 2):
+        prompts = np.unique(first.held_out.keys)
+        seen = int(np.isin(prompts, second.trained_on).sum())
+        if seen:
+            cautions.append(
+                f"{second.name} was trained on {seen:,} of the {len(prompts):,} prompts that {first.name} held out"
+            )
+    return cautions
+
+
+def _compare(
+    loaded: Sequence[_Run], rows: Sequence[NDArray[np.intp]], cautions: tuple[str, ...], seed: int
+) -> RunComparison:
+    held_out = [run.held_out.take(of_run) for run, of_run in zip(loaded, rows, strict=True)]
+    labels, keys = held_out[0].labels, held_out[0].keys
+    outcomes = metrics.count_outcomes(labels)
+    probabilities = [metrics.softmax(of_run.logits) for of_run in held_out]
+    scores = {
+        run.name: metrics.score(p, labels, groups=keys, outcomes=outcomes, seed=seed)
+        for run, p in zip(loaded, probabilities, strict=True)
+    }
+    scored = [metrics.two_outcome(p) if outcomes == 2 else p for p in probabilities]
+    losses = {run.name: metrics.losses(p, labels) for run, p in zip(loaded, scored, strict=True)}
+    differences = tuple(
+        RunDifference(**dataclasses.asdict(metrics.compare(losses[a], losses[b], keys, seed=seed)), a=a, b=b)
+        for a, b in itertools.combinations(losses, 2)
+    )
+    return RunComparison(
+        battles=len(labels),
+        prompts=len(np.unique(keys)),
+        outcomes=outcomes,
+        scores=scores,
+        differences=differences,
+        best=_best(scores, differences),
+        cautions=cautions,
+    )
+
+
+def _best(scores: dict[str, metrics.Score], differences: Sequence[RunDifference]) -> str | None:
+    lowest = min(scores, key=lambda name: scores[name].log_loss)
+    adjusted = metrics.holm([1.0 if difference.p is None else difference.p for difference in differences])
+    own = [p for p, difference in zip(adjusted, differences, strict=True) if lowest in (difference.a, difference.b)]
+    return lowest if max(own) < 0.05 else None
