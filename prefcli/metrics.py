@@ -9,15 +9,17 @@ Where the votes know no ties, predictions are scored as two outcomes: the probab
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from prefcli import bootstrap
+from prefcli.bootstrap import MIN_UNITS, Interval
 from prefcli.outcomes import OUTCOMES, SWAPPED, TIE
 
 Array = NDArray[np.float64]
@@ -30,14 +32,6 @@ CLIP = float(np.finfo(np.float64).eps)
 """Probabilities are clipped to [CLIP, 1] before the logarithm, as scikit-learn's ``log_loss`` does."""
 
 CALIBRATION_BINS = 15
-BOOTSTRAP_ROUNDS = 1000
-DIFFERENCE_ROUNDS = 10_000
-"""Of the bootstrap behind a p-value: near 0.05 it then varies by 0.003."""
-Z95 = 1.959963984540054
-"""The 97.5 % quantile of the standard normal distribution."""
-BOOTSTRAP_MAX_UNITS = 1 << 14
-MIN_UNITS = 20
-"""An interval needs that many prompts, or battles where prompts are not known: fewer say too little of the others."""
 MIN_BATTLES_WITHOUT_TIE = 30
 """When none of that many battles is a tie, the votes know no ties."""
 
@@ -46,7 +40,8 @@ TWO_OUTCOMES = "no ties among the labels: scored as two outcomes, p_A / (p_A + p
 NO_VARIATION = "no interval: all battles have the same loss"
 SAME_DIFFERENCE = "no interval: the losses differ by the same amount in every battle"
 
-Interval = tuple[float, float]
+DIFFERENCE_ROUNDS = 10_000
+"""Of the bootstrap behind a p-value: near 0.05 it then varies by 0.003."""
 
 
 class NoBattlesError(ValueError):
@@ -75,6 +70,20 @@ class Score:
     uniform_log_loss: float
     clipped: int
     """Battles whose true outcome was given a probability below :data:`CLIP` (each costs 36 nats)."""
+
+
+@dataclass(frozen=True)
+class GroupScore(Score):
+    """The metrics of a group of battles.
+
+    The calibration error has no interval: it is never negative, and resampling adds noise to every bin.
+    """
+
+    group: str
+    binary_log_loss_ci: Interval | None
+    """95 % interval; None where the log loss has none, or all battles have the same value."""
+    accuracy_ci: Interval | None
+    brier_ci: Interval | None
 
 
 def find_improper(probabilities: Array) -> NDArray[np.intp]:
@@ -241,14 +250,9 @@ def _count_outcomes(counts: NDArray[Any]) -> int:
 
 
 def bootstrap_interval(
-    values: Array, *, groups: NDArray[np.int64] | None = None, rounds: int = BOOTSTRAP_ROUNDS, seed: int = 0
+    values: Array, *, groups: NDArray[np.int64] | None = None, rounds: int = bootstrap.ROUNDS, seed: int = 0
 ) -> Interval | None:
-    """95 % bootstrap interval of the mean of ``values``; None for fewer than :data:`MIN_UNITS` groups, or equal means.
-
-    The percentile interval (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3), expanded for
-    few groups (T. Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69, 2015).
-    Of more than :data:`BOOTSTRAP_MAX_UNITS` groups, those with like hashes are resampled together: the variance of the
-    mean stays unbiased, and the cost does not grow with n.
+    """95 % bootstrap interval of the mean of ``values``; None for fewer than ``MIN_UNITS`` groups, or equal means.
 
     Parameters
     ----------
@@ -260,80 +264,9 @@ def bootstrap_interval(
     rounds, seed:
         Of the bootstrap.
     """
-    units = _BootstrapUnits(1)
+    units = bootstrap.Units()
     units.add(groups, values[:, None])
     return units.interval(rounds=rounds, seed=seed)
-
-
-class _BootstrapUnits:
-    """Sums of values over units (the battles of a prompt, or single ones), from which the bootstrap draws.
-
-    Values may be added in parts. Memory is bounded but for 8 bytes a group, which are needed to count the groups.
-    """
-
-    def __init__(self, columns: int) -> None:
-        self._keys = np.empty(0, dtype=np.int64)
-        self._sums = np.zeros((0, 1 + columns))  # how many values a unit has, and their sums
-        self._is_hashed = False
-        self._groups: list[NDArray[np.int64]] = []  # keys of groups, sorted; counted only
-        self._rows = 0
-
-    def add(self, groups: NDArray[np.int64] | None, values: Array) -> None:
-        """Add values, shape ``[n, columns]``; without groups each row is a unit of its own."""
-        if groups is None:
-            groups = np.arange(self._rows, self._rows + len(values))
-        else:
-            self._count(np.unique(groups))
-        self._rows += len(values)
-        rows = np.concatenate([np.ones((len(values), 1)), values], axis=1)
-        if self._is_hashed:
-            groups = _hash_units(groups)
-        self._keys, self._sums = _sum_by_key(
-            np.concatenate([self._keys, groups]), np.concatenate([self._sums, rows], axis=0)
-        )
-        if not self._is_hashed and len(self._keys) > BOOTSTRAP_MAX_UNITS:
-            self._is_hashed = True
-            self._keys, self._sums = _sum_by_key(_hash_units(self._keys), self._sums)
-
-    def _count(self, groups: NDArray[np.int64]) -> None:
-        self._groups.append(groups)
-        if sum(map(len, self._groups[1:])) > len(self._groups[0]):  # merging costs no more than what was added
-            self._groups = [np.unique(np.concatenate(self._groups))]
-
-    @property
-    def groups(self) -> int | None:
-        """How many different groups there are; None if values were added without groups."""
-        return len(np.unique(np.concatenate(self._groups))) if self._groups else None
-
-    @property
-    def effective(self) -> float:
-        """Units of unequal size count as ``sum(sizes)^2 / sum(sizes^2)`` (L. Kish, "Survey sampling", 1965)."""
-        sizes = self._sums[:, 0]
-        return float(sizes.sum() ** 2 / (sizes**2).sum())
-
-    def means(self, column: int = 0, *, rounds: int, seed: int) -> Array | None:
-        """The bootstrap's means of a column, shape ``[rounds]``; None if there are too few units, or all are equal."""
-        sizes, sums = self._sums[:, 0], self._sums[:, 1 + column]
-        if len(sums) < MIN_UNITS or np.ptp(sums / sizes) < 1e-12:
-            return None
-        random = np.random.default_rng(seed)
-        parts = []
-        at_once = max(1, BOOTSTRAP_MAX_UNITS // len(sums))
-        for begin in range(0, rounds, at_once):
-            drawn = random.integers(0, len(sums), size=(min(at_once, rounds - begin), len(sums)))
-            parts.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-        return np.concatenate(parts)
-
-    def interval(self, column: int = 0, *, rounds: int = BOOTSTRAP_ROUNDS, seed: int = 0) -> Interval | None:
-        """95 % interval of a column's mean; None if there are too few units, or all have the same mean."""
-        means = self.means(column, rounds=rounds, seed=seed)
-        return None if means is None else _percentile_interval(means, self.effective)
-
-
-def _percentile_interval(means: Array, units: float) -> Interval:
-    tail = _expanded_tail(units)
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -354,10 +287,6 @@ class Difference:
 
 def compare(losses_a: Array, losses_b: Array, groups: NDArray[np.int64] | None = None, *, seed: int = 0) -> Difference:
     """The paired difference of two models' mean losses, with its bootstrap interval and p-value.
-
-    Prompts are resampled as in :func:`bootstrap_interval`, and the p-value is the level at which that interval ends at
-    0 (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, section 15.4). Of R =
-    :data:`DIFFERENCE_ROUNDS` rounds none gives less than about 2 / (R + 1).
 
     Parameters
     ----------
@@ -382,15 +311,21 @@ def compare(losses_a: Array, losses_b: Array, groups: NDArray[np.int64] | None =
     differences = losses_a - losses_b
     if not np.isfinite(differences).all():
         raise ValueError(f"battle {np.flatnonzero(~np.isfinite(differences))[0]} has a loss that is not finite")
-    units = _BootstrapUnits(1)
+    units = bootstrap.Units()
     units.add(groups, differences[:, None])
-    means = units.means(rounds=DIFFERENCE_ROUNDS, seed=seed)
-    n, mean = len(differences), float(differences.mean())
-    if means is None:
-        reason = too_few_units(n, units.groups) or SAME_DIFFERENCE
-        return Difference(mean, None, None, n, units.groups, reason)
-    p = _p_value(means, units.effective)
-    return Difference(mean, _percentile_interval(means, units.effective), p, n, units.groups, "")
+    return _difference(units, units.resample(rounds=DIFFERENCE_ROUNDS, seed=seed), np.ones(1))
+
+
+def _difference(units: bootstrap.Units, drawn: Array | None, weights: Array) -> Difference:
+    """The difference that is the weighted sum of the units' columns, from what the bootstrap drew of them."""
+    total = units.sums.sum(axis=0)
+    mean = float(total[1:] @ weights / total[0])
+    if drawn is None or np.ptp(units.means @ weights) < bootstrap.SAME:
+        reason = too_few_units(units.rows, units.groups) or SAME_DIFFERENCE
+        return Difference(mean, None, None, units.rows, units.groups, reason)
+    means = drawn[:, 1:] @ weights / drawn[:, 0]
+    interval, p = bootstrap.percentile_interval(means, units.size), bootstrap.p_value(means, units.size)
+    return Difference(mean, interval, p, units.rows, units.groups, "")
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -403,51 +338,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     factors = np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(np.asarray(p_values, dtype=np.float64)[order] * factors), 1)
     return [float(p) for p in adjusted]
-
-
-def _sum_by_key(keys: NDArray[np.int64], rows: Array) -> tuple[NDArray[np.int64], Array]:
-    """The different keys, sorted, and for each the sum of its rows."""
-    different, position = np.unique(keys, return_inverse=True)
-    return different, np.stack([np.bincount(position, weights=column) for column in rows.T], axis=1)
-
-
-def _hash_units(groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The group's unit, of about :data:`BOOTSTRAP_MAX_UNITS`; multiplicative hashing.
-
-    D. E. Knuth, "The Art of Computer Programming", volume 3, section 6.4, with the constant of 64-bit words.
-    """
-    mixed = groups.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return ((mixed >> np.uint64(32)) % np.uint64(BOOTSTRAP_MAX_UNITS)).astype(np.int64)
-
-
-def _expanded_tail(units: float) -> float:
-    """Share of the bootstrap's means beyond each end of a 95 % interval: ``Phi(-t sqrt(n / (n - 1)))``.
-
-    A percentile interval of n units is too narrow as the normal distribution is against Student's t, and because the
-    bootstrap divides by n, not n - 1.
-    """
-    return math.erfc(expanded_quantile(Z95, units) / math.sqrt(2)) / 2
-
-
-def expanded_quantile(z: float, units: float) -> float:
-    """``t sqrt(n / (n - 1))`` of the t that is to n units what ``z`` is to the normal distribution.
-
-    The quantile t is M. Abramowitz & I. Stegun's expansion (1964), 26.7.5.
-    """
-    degrees = max(units - 1, 1.0)
-    t = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-    return t * math.sqrt((degrees + 1) / degrees)
-
-
-def _p_value(means: Array, units: float) -> float:
-    """1 minus the level of the widest expanded percentile interval of the bootstrap's means that leaves out 0."""
-    beyond = min((means <= 0).sum(), (means >= 0).sum())
-    wanted = NormalDist().inv_cdf(1 - min(float(beyond + 1) / (len(means) + 1), 0.5))
-    low, high = 0.0, wanted
-    for _ in range(60):  # bisection: the quantile grows with z
-        middle = (low + high) / 2
-        low, high = (middle, high) if expanded_quantile(middle, units) < wanted else (low, middle)
-    return math.erfc(low / math.sqrt(2))
 
 
 def too_few_units(n: int, prompts: int | None) -> str:
@@ -473,60 +363,144 @@ def plural(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
-def _sums(probabilities: Array, labels: Labels) -> Array:
-    """What :class:`_Totals` needs of some battles, with a column for each outcome that is scored; adds up.
+METRICS = ("log_loss", "binary_log_loss", "accuracy", "brier")
+"""Those that are means over battles."""
 
-    Sums of log loss, binary log loss, correct predictions and Brier score; clipped battles; outcomes; calibration gaps.
+
+def _of_battles(probabilities: Array, labels: Labels) -> Array:
+    """Each battle's :data:`METRICS`, shape ``[n, 4]``, with a column of probabilities for each outcome scored."""
+    clipped = np.clip(probabilities, CLIP, 1 - CLIP)
+    targets = one_hot(labels, probabilities.shape[1])
+    binary = -(targets * np.log(clipped) + (1 - targets) * np.log1p(-clipped)).mean(axis=1)
+    squares = ((probabilities - targets) ** 2).sum(axis=1)
+    return np.stack([losses(probabilities, labels), binary, _correct(probabilities, labels), squares], axis=1)
+
+
+class Tally:
+    """Adds up battles that come in parts, with the predictions of one model or of several.
+
+    They are scored as three outcomes and, until the first tie, as two: only the end shows which it is. Memory does not
+    grow, but for 8 bytes a prompt.
+
+    Parameters
+    ----------
+    models:
+        How many models there are.
+    intervals:
+        Which of :data:`METRICS` get an interval.
     """
-    n = len(labels)
-    means = [metric(probabilities, labels) for metric in (binary_log_loss, accuracy, brier)]
-    clipped = (_of_labels(probabilities, labels) < CLIP).sum()
-    return np.concatenate(
-        [
-            [losses(probabilities, labels).sum(), *(n * mean for mean in means), clipped],
-            np.bincount(labels, minlength=len(OUTCOMES)),
-            _calibration_gaps(probabilities, labels),
-        ]
-    )
 
-
-class _Totals:
-    """Adds up battles scored as three outcomes and, until the first tie, as two: only the end shows which it is."""
-
-    def __init__(self) -> None:
-        self._sums: dict[int, Array | float] = dict.fromkeys((2, 3), 0.0)
-        self._units = _BootstrapUnits(2)
-        self.has_tie = False
+    def __init__(self, models: int = 1, intervals: Sequence[str] = METRICS[:1]) -> None:
+        self._models = models
+        self._intervals = tuple(intervals)
+        self._of_interest = [METRICS.index(name) for name in intervals]
+        self._sums = np.zeros((models, 2, len(METRICS) + 1 + CALIBRATION_BINS))
+        self._counts = np.zeros(len(OUTCOMES), dtype=np.int64)
+        self._units = bootstrap.Units(models * 2 * len(intervals))
 
     def add(self, probabilities: Array, labels: Labels, groups: NDArray[np.int64] | None) -> None:
-        self.has_tie |= bool((labels == TIE).any())
-        battle_losses = np.zeros((len(labels), 2))
-        for outcomes in (3,) if self.has_tie else (2, 3):
-            scored = probabilities if outcomes == 3 else two_outcome(probabilities)[:, :2]
-            self._sums[outcomes] = self._sums[outcomes] + _sums(scored, labels)
-            battle_losses[:, outcomes - 2] = losses(scored, labels)
-        self._units.add(groups, battle_losses)
+        """Add battles: ``[models, n, 3]``, ``[n]``, and the keys ``[n]`` of their prompts where they are known."""
+        if not len(labels):
+            return
+        self._counts += np.bincount(labels, minlength=len(OUTCOMES))
+        columns = np.zeros((len(labels), self._models, 2, len(self._intervals)))
+        for model, of_model in enumerate(probabilities):
+            for outcomes in (3,) if self.has_tie else (2, 3):
+                scored = of_model if outcomes == 3 else two_outcome(of_model)[:, :2]
+                values = _of_battles(scored, labels)
+                clipped = (_of_labels(scored, labels) < CLIP).sum()
+                sums = [values.sum(axis=0), [clipped], _calibration_gaps(scored, labels)]
+                self._sums[model, outcomes - 2] += np.concatenate(sums)
+                columns[:, model, outcomes - 2] = values[:, self._of_interest]
+        self._units.add(groups, columns.reshape(len(labels), -1))
 
-    def score(self, outcomes: int | None, seed: int) -> Score:
-        """The metrics of two or three outcomes; None decides by :func:`count_outcomes`."""
-        counts = np.split(np.asarray(self._sums[3]), [5, 5 + len(OUTCOMES)])[1]
-        outcomes = _count_outcomes(counts) if outcomes is None else outcomes
-        means, clipped, _, gaps = np.split(np.asarray(self._sums[outcomes]), [4, 5, 5 + len(OUTCOMES)])
-        n = int(counts.sum())
-        log_loss, binary_log_loss, accuracy, brier = (means / n).tolist()
-        interval = self._units.interval(outcomes - 2, seed=seed)
+    @property
+    def n(self) -> int:
+        """How many battles were added."""
+        return int(self._counts.sum())
+
+    @property
+    def has_tie(self) -> bool:
+        """Whether one of them is a tie."""
+        return bool(self._counts[TIE])
+
+    @property
+    def outcomes(self) -> int:
+        """How many outcomes there are, by :func:`count_outcomes`."""
+        return _count_outcomes(self._counts)
+
+    def scores(self, outcomes: int, *, seed: int = 0) -> list[Score]:
+        """Each model's metrics."""
+        intervals = self._all_intervals(outcomes, seed)
+        return [self._score(model, outcomes, of_model) for model, of_model in enumerate(intervals)]
+
+    def group_scores(self, group: str, outcomes: int, *, seed: int = 0) -> list[GroupScore]:
+        """Each model's metrics, every one with its interval."""
+        scores = []
+        for model, intervals in enumerate(self._all_intervals(outcomes, seed)):
+            scores.append(
+                GroupScore(
+                    **vars(self._score(model, outcomes, intervals)),
+                    group=group,
+                    binary_log_loss_ci=intervals["binary_log_loss"],
+                    accuracy_ci=intervals["accuracy"],
+                    brier_ci=intervals["brier"],
+                )
+            )
+        return scores
+
+    def differences(self, outcomes: int, *, seed: int = 0) -> dict[tuple[int, int], Difference]:
+        """The paired difference of every two models' log losses, by their positions; see :func:`compare`."""
+        drawn = self._units.resample(rounds=DIFFERENCE_ROUNDS, seed=seed)
+        differences = {}
+        for a, b in itertools.combinations(range(self._models), 2):
+            weights = np.zeros(self._units.sums.shape[1] - 1)
+            weights[self._column(a, outcomes)], weights[self._column(b, outcomes)] = 1, -1
+            differences[a, b] = _difference(self._units, drawn, weights)
+        return differences
+
+    def drawn(self, model: int, name: str, outcomes: int, *, seed: int = 0) -> tuple[float, Array | None, float]:
+        """A model's metric; its value in each round of the bootstrap, if there are enough prompts; their number."""
+        column = 1 + self._column(model, outcomes, name)
+        total, drawn = self._units.sums.sum(axis=0), self._units.resample(seed=seed)
+        values = None if drawn is None else drawn[:, column] / drawn[:, 0]
+        return float(total[column] / total[0]), values, self._units.size
+
+    def _column(self, model: int, outcomes: int, name: str = METRICS[0]) -> int:
+        return (model * 2 + outcomes - 2) * len(self._intervals) + self._intervals.index(name)
+
+    def _all_intervals(self, outcomes: int, seed: int) -> list[dict[str, Interval | None]]:
+        """For each model the intervals of the metrics that get one; None for too few prompts, or if all are alike."""
+        drawn, means = self._units.resample(seed=seed), self._units.means
+        intervals = []
+        for model in range(self._models):
+            columns = {name: self._column(model, outcomes, name) for name in self._intervals}
+            intervals.append(
+                {
+                    name: None
+                    if drawn is None or np.ptp(means[:, column]) < bootstrap.SAME
+                    else bootstrap.percentile_interval(drawn[:, 1 + column] / drawn[:, 0], self._units.size)
+                    for name, column in columns.items()
+                }
+            )
+        return intervals
+
+    def _score(self, model: int, outcomes: int, intervals: Mapping[str, Interval | None]) -> Score:
+        means, clipped, gaps = np.split(self._sums[model, outcomes - 2], [len(METRICS), len(METRICS) + 1])
+        log_loss, binary_log_loss, accuracy, brier = (means / self.n).tolist()
+        interval = intervals[METRICS[0]]
         return Score(
-            n=n,
+            n=self.n,
             prompts=self._units.groups,
             outcomes=outcomes,
             log_loss=log_loss,
             log_loss_ci=interval,
-            log_loss_ci_reason="" if interval else too_few_units(n, self._units.groups) or NO_VARIATION,
+            log_loss_ci_reason="" if interval else too_few_units(self.n, self._units.groups) or NO_VARIATION,
             binary_log_loss=binary_log_loss,
             accuracy=accuracy,
             brier=brier,
-            ece=float(np.abs(gaps).sum() / n),
-            prior_log_loss=_entropy(counts),
+            ece=float(np.abs(gaps).sum() / self.n),
+            prior_log_loss=_entropy(self._counts),
             uniform_log_loss=math.log(outcomes),
             clipped=int(clipped[0]),
         )
@@ -589,13 +563,11 @@ def score_stream(parts: Iterable[Part], *, outcomes: int | None = None, seed: in
     """
     if outcomes not in (None, 2, 3):
         raise ValueError(f"outcomes must be 2 or 3, not {outcomes}")
-    totals: _Totals | None = None
+    tally = Tally()
     for probabilities, labels, groups in parts:
-        if len(labels):
-            totals = totals or _Totals()
-            totals.add(probabilities, labels, groups)
-            if totals.has_tie and outcomes == 2:
-                raise ValueError("there are ties among the labels: they cannot be scored as two outcomes")
-    if totals is None:
+        tally.add(probabilities[None], labels, groups)
+        if tally.has_tie and outcomes == 2:
+            raise ValueError("there are ties among the labels: they cannot be scored as two outcomes")
+    if not tally.n:
         raise NoBattlesError("no battles to score")
-    return totals.score(outcomes, seed)
+    return tally.scores(outcomes or tally.outcomes, seed=seed)[0]

@@ -1,12 +1,22 @@
-"""Paired differences of predictions: against scipy's and an analytic test, and by simulation."""
+"""Several files of predictions: paired differences against scipy's test and by simulation; files that do not fit."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
 import numpy as np
 import pytest
+from conftest import Result, battle, write_csv
 from scipy import stats
+from sklearn.metrics import log_loss
 
-from prefcli import metrics
+from prefcli import metrics, pipeline
+from prefcli.battles import Source
+from prefcli.data import joining
+from prefcli.outcomes import WINNER_COLUMNS
+
+CLI = Callable[..., Result]
 
 
 def repeated_prompts(random: np.random.Generator, prompts: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,10 +63,10 @@ def test_swapping_the_two_models_negates_the_difference_and_keeps_p() -> None:
 def test_false_alarms_are_5_percent_and_intervals_cover_when_prompts_are_repeated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(metrics, "DIFFERENCE_ROUNDS", 400)
+    monkeypatch.setattr(metrics, "DIFFERENCE_ROUNDS", 300)
     random = np.random.default_rng(4)
     alarms, naive = [], []
-    for seed in range(400):
+    for seed in range(300):
         groups, shared = repeated_prompts(random, 60)
         a = shared + random.normal(size=len(groups))
         difference = metrics.compare(a, np.zeros(len(a)), groups, seed=seed)
@@ -64,7 +74,7 @@ def test_false_alarms_are_5_percent_and_intervals_cover_when_prompts_are_repeate
         assert difference.prompts == 60
         alarms.append(not difference.ci[0] <= 0 <= difference.ci[1])
         naive.append((metrics.compare(a, np.zeros(len(a)), seed=seed).p or 1) < 0.05)
-    assert 0.03 <= np.mean(alarms) <= 0.075  # 400 data sets: 5 % within 2.3 standard errors
+    assert 0.03 <= np.mean(alarms) <= 0.075  # 300 data sets: 5 % within 2 standard errors
     assert np.mean(naive) > 0.1  # battles resampled one by one, the test would not hold its level
 
 
@@ -98,3 +108,137 @@ def test_holms_p_values_are_those_of_the_definition() -> None:
     assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert metrics.holm([0.9, 0.8]) == [1.0, 1.0]
     assert metrics.holm([]) == []
+
+
+def write_files(folder: Path, n: int = 200) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Labels with two battles a prompt, and predictions: ``good``, ``same`` (nearly as good) and ``bad``."""
+    random = np.random.default_rng(6)
+    labels = random.integers(0, 3, n)
+    folder.mkdir(exist_ok=True)
+    rows = [battle(i, int(labels[i]), prompt=[f"Q{i // 2}"]) for i in range(n)]
+    write_csv(folder / "labels.csv", [{**row, "lang": "en" if i % 4 else "de"} for i, row in enumerate(rows)],
+              [*battle(), "lang"])  # fmt: skip
+    logits = 1.0 * np.eye(3)[labels] + random.normal(size=(n, 3))
+    models = {"good": logits, "same": logits + random.normal(0, 0.02, (n, 3)), "bad": logits * -0.5}
+    probabilities = {name: metrics.softmax(values) for name, values in models.items()}
+    for name, values in probabilities.items():
+        write_predictions(folder / f"{name}.csv", range(n), values)
+    return labels, probabilities
+
+
+def write_predictions(path: Path, ids: Iterable[object], probabilities: np.ndarray) -> None:
+    rows = [f"{i},{a!r},{b!r},{c!r}" for i, (a, b, c) in zip(ids, probabilities.tolist(), strict=True)]
+    path.write_text("\n".join([f"id,{','.join(WINNER_COLUMNS)}", *rows]) + "\n")
+
+
+def test_several_files_are_scored_side_by_side_with_paired_differences(cli: CLI, tmp_path: Path) -> None:
+    labels, probabilities = write_files(tmp_path)
+    files = [tmp_path / f"{name}.csv" for name in probabilities]
+    result = cli("score", *files, tmp_path / "labels.csv", "--json").json()
+    assert list(result["scores"]) == ["good.csv", "same.csv", "bad.csv"]
+    for name, values in probabilities.items():
+        assert result["scores"][f"{name}.csv"]["log_loss"] == pytest.approx(log_loss(labels, values, labels=[0, 1, 2]))
+    pairs = [(found["a"], found["b"]) for found in result["differences"]]
+    assert pairs == [("good.csv", "same.csv"), ("good.csv", "bad.csv"), ("same.csv", "bad.csv")]
+    losses = {name: metrics.losses(values, labels) for name, values in probabilities.items()}
+    by_prompt = (losses["good"] - losses["bad"]).reshape(-1, 2).mean(axis=1)  # prompts of two battles each
+    low, high = stats.ttest_1samp(by_prompt, 0).confidence_interval()
+    found = result["differences"][1]
+    assert found["difference"] == pytest.approx(by_prompt.mean())
+    assert found["ci"] == pytest.approx((low, high), abs=0.05 * (high - low))
+    assert found["p"] < 0.001
+    assert set(found) >= {"a", "b", "difference", "ci", "p"}
+    alone = cli("score", files[0], tmp_path / "labels.csv", "--json").json()
+    assert alone == {**result["scores"]["good.csv"], "log_loss_ci": pytest.approx(alone["log_loss_ci"])}
+    assert "scores" not in alone
+    assert "by" not in alone
+
+
+def test_the_best_is_marked_only_where_it_is_told_apart_from_every_other(cli: CLI, tmp_path: Path) -> None:
+    write_files(tmp_path)
+    good, same, bad, labels = (tmp_path / f"{name}.csv" for name in ("good", "same", "bad", "labels"))
+    two = cli("score", good, bad, labels)
+    assert "best: good.csv; p against every other file is below 0.05\n" in two.out
+    assert [line.split()[-1] == "best" for line in two.out.splitlines() if line.startswith(("good", "bad"))][:2] == [
+        True,
+        False,
+    ]
+    three = cli("score", good, same, bad, labels)
+    assert "none is marked best" in three.out
+    assert "Holm" in three.out
+    assert "best" not in three.out.split("Differences")[0]
+    equal = tmp_path / "equal.csv"
+    equal.write_bytes(good.read_bytes())
+    identical = cli("score", good, equal, labels)
+    assert metrics.SAME_DIFFERENCE in identical.out
+    assert cli("score", good, equal, labels, "--json").json()["best"] is None
+
+
+def test_files_of_different_battles_are_scored_on_the_common_ones_and_this_is_said(cli: CLI, tmp_path: Path) -> None:
+    labels, probabilities = write_files(tmp_path)
+    write_predictions(
+        tmp_path / "part.csv", [*range(50, 200), "x"], np.vstack([probabilities["bad"][50:], [[1, 0, 0]]])
+    )
+    done = cli("score", tmp_path / "good.csv", tmp_path / "part.csv", tmp_path / "labels.csv", "--json")
+    assert done.json()["scores"]["good.csv"]["n"] == 150
+    expected = metrics.log_loss(probabilities["good"][50:], labels[50:])
+    assert done.json()["scores"]["good.csv"]["log_loss"] == pytest.approx(expected)
+    assert f"scored on the 150 battles that all files have: {tmp_path}/part.csv lacks 50 of 200 battles" in done.err
+    assert f"1 of 151 predictions of {tmp_path}/part.csv have no label" in done.err
+    write_predictions(tmp_path / "rest.csv", range(50), probabilities["bad"][:50])
+    nothing = cli("score", tmp_path / "rest.csv", tmp_path / "part.csv", tmp_path / "labels.csv")
+    assert (nothing.code, "no battle is in all files" in nothing.err) == (2, True)
+
+
+def test_files_of_the_same_name_are_told_apart_by_their_folders(cli: CLI, tmp_path: Path) -> None:
+    write_files(tmp_path / "one")
+    write_files(tmp_path / "two")
+    one, two = tmp_path / "one/good.csv", tmp_path / "two/good.csv"
+    result = cli("score", one, two, tmp_path / "one/labels.csv", "--json").json()
+    assert list(result["scores"]) == [str(one), str(two)]
+    twice = cli("score", one, tmp_path / "two/../one/good.csv", tmp_path / "one/labels.csv")
+    assert (twice.code, "is named twice" in twice.err) == (2, True)
+
+
+def test_swapped_files_are_recognised_and_the_command_is_given(cli: CLI, tmp_path: Path) -> None:
+    write_files(tmp_path)
+    good, bad, labels = (tmp_path / f"{name}.csv" for name in ("good", "bad", "labels"))
+    for given in ([labels, good], [labels, good, bad], [good, labels, bad]):
+        done = cli("score", *given)
+        right = " ".join(str(path) for path in given if path != labels)
+        assert (done.code, done.err.splitlines()[-1].strip()) == (2, f"Type: prefcli score {right} {labels}")
+        assert "labels come last" in done.err
+    none = cli("score", good, bad)
+    assert "there are no labels" in none.err
+
+
+def test_ids_of_another_column_are_recognised_and_the_option_is_given(cli: CLI, tmp_path: Path) -> None:
+    _, probabilities = write_files(tmp_path)
+    rows = [{**battle(i, i % 3), "question_id": f"q{i:03}"} for i in range(200)]
+    labels = write_csv(tmp_path / "votes.csv", rows, [*battle(), "question_id"])
+    write_predictions(tmp_path / "preds.csv", [f"q{i:03}" for i in range(200)], probabilities["good"])
+    done = cli("score", tmp_path / "preds.csv", labels)
+    command = f"score {tmp_path}/preds.csv {labels} --columns id=question_id"
+    assert done.err.splitlines()[-1].strip() == f"Type: prefcli {command}"
+    assert "no prediction has an id of" in done.err
+    assert "'q000', 'q001', 'q002' ... against '0', '1', '2' ..." in done.err
+    assert cli(*command.split(), "--json").json()["n"] == 200
+    write_predictions(tmp_path / "other.csv", [f"z{i}" for i in range(200)], probabilities["good"])
+    assert "is it the file that was?" in cli("score", tmp_path / "other.csv", labels).err
+
+
+def test_files_of_more_rows_than_memory_holds_give_the_same_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_files(tmp_path)
+    files = [tmp_path / "good.csv", tmp_path / "bad.csv"]
+    labels = Source.of(tmp_path / "labels.csv", by="lang")
+    in_memory = pipeline.compare_scores(files, labels)
+    monkeypatch.setattr(joining, "IN_MEMORY_ROWS", 30)
+    on_disk = pipeline.compare_scores(files, labels)
+    assert on_disk.differences[0].difference == pytest.approx(in_memory.differences[0].difference)
+    assert on_disk.differences[0].ci == pytest.approx(in_memory.differences[0].ci, abs=0.02)
+    of_groups = [result.scores["bad.csv"].by for result in (in_memory, on_disk)]
+    assert of_groups[0] is not None
+    assert of_groups[1] is not None
+    assert [g.log_loss for g in of_groups[0].groups] == pytest.approx([g.log_loss for g in of_groups[1].groups])

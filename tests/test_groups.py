@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import battle, write_csv
+from conftest import Result, battle, write_csv
+from scipy import stats
 
-from prefcli import groups, readers
+from prefcli import groups, metrics, pipeline, readers
 from prefcli.battles import Source
+from prefcli.data import reward_bench
 from prefcli.errors import InputError
+from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.pipeline.stages import read_stage
 from prefcli.storage.workspace import Workspace
+
+CLI = Callable[..., Result]
 
 
 def groups_of(path: Path | list[Path], by: str, **reading: Any) -> list[str | None]:
@@ -132,3 +139,168 @@ def test_groups_come_by_size_and_bins_in_their_natural_order() -> None:
 def test_tables_in_memory_have_groups_too() -> None:
     table = pa.table({"prompt": ["p"], "response_a": ["a"], "response_b": ["b"], "winner": ["tie"], "k": [3]})
     assert readers.battles_from(table, Source((), by="k")).column("group").to_pylist() == ["3"]
+
+
+# scores by group
+
+
+def write_predictions(path: Path, ids: Iterable[object], probabilities: np.ndarray) -> None:
+    rows = [f"{i},{a!r},{b!r},{c!r}" for i, (a, b, c) in zip(ids, probabilities.tolist(), strict=True)]
+    path.write_text("\n".join([f"id,{','.join(WINNER_COLUMNS)}", *rows]) + "\n")
+
+
+def write_scored(folder: Path, groups_: list[str], n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, probabilities and prompts of battles that belong to the groups in turn, two to a prompt."""
+    random = np.random.default_rng(7)
+    labels, probabilities = random.integers(0, 3, n), random.dirichlet([1, 1, 1], n)
+    prompts = np.arange(n) // 2 // len(groups_) * len(groups_) + np.arange(n) % len(groups_)
+    rows = [
+        {**battle(i, int(labels[i]), prompt=[f"Q{prompts[i]}"]), "lang": groups_[i % len(groups_)]} for i in range(n)
+    ]
+    write_csv(folder / "labels.csv", rows, list(rows[0]))
+    write_predictions(folder / "preds.csv", range(n), probabilities)
+    return labels, probabilities, prompts
+
+
+def test_each_group_has_the_metrics_of_its_battles_alone(tmp_path: Path, cli: CLI) -> None:
+    labels, probabilities, prompts = write_scored(tmp_path, ["en", "de", ""], 300)
+    done = cli("score", tmp_path / "preds.csv", tmp_path / "labels.csv", "--by", "lang", "--json")
+    by = done.json()["by"]
+    assert (by["column"], by["ungrouped"], [group["group"] for group in by["groups"]]) == ("lang", 100, ["de", "en"])
+    assert done.json()["n"] == 300  # of all battles, those without a group too
+    for number, group in enumerate(reversed(by["groups"])):
+        of_group = np.arange(300) % 3 == number
+        expected = metrics.score(probabilities[of_group], labels[of_group], groups=prompts[of_group])
+        assert group == {
+            **group,
+            **{name: pytest.approx(value) for name, value in vars(expected).items() if name != "log_loss_ci"},
+        }
+        assert group["log_loss_ci"] == pytest.approx(expected.log_loss_ci, abs=0.02)  # other random numbers
+        p, y = probabilities[of_group], labels[of_group]
+        per_battle = {
+            "accuracy": p.argmax(1) == y,
+            "brier": ((p - np.eye(3)[y]) ** 2).sum(1),
+            "binary_log_loss": -(np.where(np.eye(3)[y] == 1, np.log(p), np.log1p(-p))).mean(1),
+        }
+        for name, values in per_battle.items():
+            by_prompt = np.stack(
+                [values[prompts[of_group] == prompt].mean() for prompt in np.unique(prompts[of_group])]
+            )
+            low, high = stats.ttest_1samp(by_prompt, 0).confidence_interval()
+            assert group[f"{name}_ci"] == pytest.approx((low, high), abs=0.08 * (high - low)), name
+    assert "grouped by the file's column lang" in done.err
+
+
+def test_groups_of_too_few_prompts_have_no_interval_and_this_is_said(tmp_path: Path, cli: CLI) -> None:
+    write_scored(tmp_path, ["en", *["de"] * 4], 100)
+    done = cli("score", tmp_path / "preds.csv", tmp_path / "labels.csv", "--by", "lang")
+    assert "1 of 2 groups have no interval: fewer than 20 prompts" in done.out
+    result = pipeline.score(tmp_path / "preds.csv", Source.of(tmp_path / "labels.csv", by="lang"))
+    assert result.by is not None
+    few = result.by.groups[1]
+    assert (few.group, few.log_loss_ci, few.accuracy_ci) == ("en", None, None)
+    assert few.log_loss_ci_reason == "no interval: 10 prompts, 20 are needed"
+
+
+def test_groups_are_scored_as_the_whole_file_is(tmp_path: Path) -> None:
+    """A group without ties among three outcomes is not scored as two: groups would not be comparable."""
+    rows = [{**battle(i, 2 if i < 40 else i % 2), "part": "ties" if i < 40 else "none"} for i in range(80)]
+    write_csv(tmp_path / "labels.csv", rows, list(rows[0]))
+    write_predictions(tmp_path / "preds.csv", range(80), np.full((80, 3), 1 / 3))
+    result = pipeline.score(tmp_path / "preds.csv", Source.of(tmp_path / "labels.csv", by="part"))
+    assert result.by is not None
+    assert {group.outcomes for group in result.by.groups} == {3}
+    assert all(group.log_loss == pytest.approx(np.log(3)) for group in result.by.groups)
+
+
+def test_labels_without_texts_have_groups_by_their_columns(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text(
+        "id,winner_model_a,winner_model_b,winner_tie,lang\n1,1,0,0,en\n2,0,1,0,de\n3,0,0,1,en\n"
+    )
+    write_predictions(tmp_path / "preds.csv", [1, 2, 3], np.full((3, 3), 1 / 3))
+    result = pipeline.score(tmp_path / "preds.csv", Source.of(tmp_path / "labels.csv", by="lang"))
+    assert result.by is not None
+    assert [(group.group, group.n, group.prompts) for group in result.by.groups] == [("en", 2, None), ("de", 1, None)]
+    with pytest.raises(InputError, match="there are no texts to group by length"):
+        pipeline.score(tmp_path / "preds.csv", Source.of(tmp_path / "labels.csv", by="length"))
+
+
+def test_an_empty_column_is_no_grouping(tmp_path: Path) -> None:
+    write_scored(tmp_path, [""], 6)
+    with pytest.raises(InputError, match="no battle is in a group: lang is empty"):
+        pipeline.score(tmp_path / "preds.csv", Source.of(tmp_path / "labels.csv", by="lang"))
+
+
+def test_several_files_have_the_same_groups_side_by_side(tmp_path: Path, cli: CLI) -> None:
+    labels, probabilities, _ = write_scored(tmp_path, ["en", "de"], 100)
+    write_predictions(tmp_path / "other.csv", range(100), probabilities[:, ::-1])
+    files = [tmp_path / "preds.csv", tmp_path / "other.csv", tmp_path / "labels.csv", "--by", "lang"]
+    result = cli("score", *files, "--json").json()
+    for name, values in (("preds.csv", probabilities), ("other.csv", probabilities[:, ::-1])):
+        by = {group["group"]: group["log_loss"] for group in result["scores"][name]["by"]["groups"]}
+        assert by["en"] == pytest.approx(metrics.log_loss(values[::2], labels[::2]))
+    assert "Log loss by lang" in cli("score", *files).out
+
+
+PAIRS = 25
+
+
+def write_reward_bench(folder: Path, subsets: Sequence[str], random: np.random.Generator) -> dict[str, np.ndarray]:
+    """Pairs of each subset; for each of its pairs the credit that its prediction deserves: 1, 0, or 1/2."""
+    rows = [
+        {
+            "prompt": f"Q{i} of {subset}?",
+            "chosen": f"Yes {i}.",
+            "rejected": f"No {i}.",
+            "subset": subset,
+            "id": f"{subset}{i}",
+        }
+        for subset in subsets
+        for i in range(PAIRS)
+    ]
+    path = write_json_lines(folder / "pairs.jsonl", rows)
+    labels = np.concatenate([batch.column("label").to_numpy() for batch, _ in readers.open_battles(path).batches()])
+    credit = random.choice([1.0, 0.0, 0.5], p=[0.6, 0.3, 0.1], size=len(rows))
+    of_chosen = 0.5 + 0.3 * (credit - 0.5) * 2
+    p_a = np.where(labels == 0, of_chosen, 1 - of_chosen)
+    write_predictions(folder / "preds.csv", [row["id"] for row in rows], np.stack([p_a, 1 - p_a, 0 * p_a], axis=1))
+    return {subset: credit[i * PAIRS : (i + 1) * PAIRS] for i, subset in enumerate(subsets)}
+
+
+def test_reward_benchs_average_weighs_subsets_within_sections_and_sections_alike(tmp_path: Path, cli: CLI) -> None:
+    subsets = sorted(reward_bench.SUBSETS)
+    credit = write_reward_bench(tmp_path, subsets, np.random.default_rng(8))
+    by = cli("score", tmp_path / "preds.csv", tmp_path / "pairs.jsonl", "--by", "subset", "--json").json()["by"]
+    assert {group["group"]: group["accuracy"] for group in by["groups"]} == pytest.approx(
+        {subset: values.mean() for subset, values in credit.items()}
+    )
+    # the numbers of examples that RewardBench publishes for each section: 358, 456, 740, 1,968 with PRM as code
+    sizes = {section: sum(weights.values()) for section, weights in reward_bench.SECTIONS.items()}
+    assert sizes == {"Chat": 358, "Chat Hard": 456, "Safety": 740, "Reasoning": 1968}
+    expected = {
+        section: sum(weight * credit[subset].mean() for subset, weight in weights.items()) / sizes[section]
+        for section, weights in reward_bench.SECTIONS.items()
+    }
+    found = by["reward_bench"]
+    assert {section["section"]: section["accuracy"] for section in found["sections"]} == pytest.approx(expected)
+    assert found["average"] == pytest.approx(np.mean(list(expected.values())))
+    variance = sum(
+        (weight / sizes[section] / 4) ** 2 * credit[subset].var() / (PAIRS - 1)
+        for section, weights in reward_bench.SECTIONS.items()
+        for subset, weight in weights.items()
+    )
+    low, high = found["ci"]
+    assert high - low == pytest.approx(2 * 1.96 * variance**0.5, rel=0.1)
+    assert found["missing"] == []
+
+
+def test_an_incomplete_reward_bench_has_no_average_and_says_so(tmp_path: Path, cli: CLI) -> None:
+    write_reward_bench(tmp_path, ["donotanswer", "hep-python", "mt-bench-hard"], np.random.default_rng(9))
+    command = ("score", tmp_path / "preds.csv", tmp_path / "pairs.jsonl", "--by", "subset")
+    found = cli(*command, "--json").json()["by"]["reward_bench"]
+    assert (found["average"], [s["section"] for s in found["sections"]]) == (None, ["Chat Hard", "Safety", "Reasoning"])
+    shown = cli(*command).out
+    assert "not comparable with the leaderboard: 20 of its subsets are missing" in shown
+    assert "Reasoning" in shown
+    plain = cli("score", tmp_path / "preds.csv", tmp_path / "pairs.jsonl", "--by", "length", "--json").json()
+    assert plain["by"]["reward_bench"] is None

@@ -31,11 +31,11 @@ def test_rows_with_equal_ids_are_joined_in_any_order() -> None:
     random = np.random.default_rng(0)
     left, right = random.permutation(500), random.permutation(500)
     with Join(rows(left.tolist(), left[:, None] * 1.0), rows(right.tolist(), right[:, None] * 2.0)) as join:
-        pairs = [np.concatenate(part, axis=1) for part in join.pairs()]
+        pairs = [np.concatenate(part, axis=1) for part in join.rows()]
     joined = np.concatenate(pairs)
     assert sorted(joined[:, 0]) == list(range(500))
     assert np.array_equal(joined[:, 0] * 2, joined[:, 1])
-    assert join.mismatches == joining.Mismatches()
+    assert join.mismatches == joining.Mismatches.of(2)
     assert join.sizes == (500, 500)
 
 
@@ -43,12 +43,26 @@ def test_rows_with_equal_ids_are_joined_in_any_order() -> None:
 def test_mismatches_are_counted_and_the_first_rows_named() -> None:
     left, right = [*range(100), 5, 50, 7, 5], range(10, 130)
     with Join(rows(left, np.zeros((104, 3))), rows(list(right), np.zeros((120, 1)))) as join:
-        assert sum(len(a) for a, _ in join.pairs()) == 90
-    expected = joining.Mismatches()
-    expected.left_duplicates.add([(101, "5", 6), (102, "50", 51), (103, "7", 8)], 4)
-    expected.left_only.add([(1, "0"), (2, "1"), (3, "2")], 10)
-    expected.right_only.add([(91, "100"), (92, "101"), (93, "102")], 30)
+        assert sum(len(a) for a, _ in join.rows()) == 90
+    expected = joining.Mismatches.of(2)
+    expected.duplicates[0].add([(101, "5", 6), (102, "50", 51), (103, "7", 8)], 4)
+    expected.extra[0].add([(1, "0"), (2, "1"), (3, "2")], 10)
+    expected.missing[0].add([(91, "100"), (92, "101"), (93, "102")], 30)
     assert join.mismatches == expected
+
+
+@pytest.mark.usefixtures("_memory_limit")
+def test_of_several_streams_the_rows_that_all_have_are_joined() -> None:
+    random = np.random.default_rng(2)
+    ids = [random.permutation(500)[:size] for size in (300, 400, 450)]
+    with Join(*(rows(own.tolist(), own[:, None] * 1.0) for own in ids)) as join:
+        parts = [np.concatenate(part, axis=1) for part in join.rows()]
+    joined = np.concatenate(parts)
+    first, second, last = map(set, (own.tolist() for own in ids))
+    assert set(joined[:, 0]) == first & second & last
+    assert (joined == joined[:, :1]).all()
+    assert [m.count for m in join.mismatches.missing] == [len(last - first), len(last - second)]
+    assert [m.count for m in join.mismatches.extra] == [len(first - last), len(second - last)]
 
 
 def test_a_score_is_the_same_in_memory_and_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

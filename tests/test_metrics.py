@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
-from prefcli import metrics
+from prefcli import bootstrap, metrics
 
 
 def random_predictions(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -164,7 +164,7 @@ def of_prompts(random: np.random.Generator, sizes: Sequence[int] = ()) -> tuple[
 def test_the_interval_covers_the_mean_as_often_as_its_level_says() -> None:
     assert 0.92 <= coverage(lambda random: (random.exponential(1.0, 400), None), 1.0) <= 0.98
     assert 0.92 <= coverage(of_prompts, 1.0) <= 0.98
-    assert 0.91 <= coverage(lambda random: (random.normal(1, 1, metrics.MIN_UNITS), None), 1.0) <= 0.98
+    assert 0.91 <= coverage(lambda random: (random.normal(1, 1, bootstrap.MIN_UNITS), None), 1.0) <= 0.98
     assert coverage(lambda random: of_prompts(random, [50] * 3 + [1] * 60), 1.0) >= 0.92  # three hold most of them
     assert coverage(lambda random: (of_prompts(random)[0], None), 1.0) < 0.8  # what resampling battles gives
 
@@ -193,7 +193,7 @@ def test_many_prompts_in_parts_have_the_interval_of_all_prompts_together(monkeyp
     probabilities = probabilities[np.arange(20_000) % 5000]  # alike within a prompt
     labels = labels[np.arange(20_000) % 5000]
     expected = metrics.score(probabilities, labels, groups=groups)
-    monkeypatch.setattr(metrics, "BOOTSTRAP_MAX_UNITS", 1000)
+    monkeypatch.setattr(bootstrap, "MAX_UNITS", 1000)
     cuts = np.array_split(np.random.default_rng(2).permutation(20_000), 30)
     streamed = metrics.score_stream((probabilities[cut], labels[cut], groups[cut]) for cut in cuts)
     assert streamed.prompts == expected.prompts == 5000
@@ -204,7 +204,7 @@ def test_many_prompts_in_parts_have_the_interval_of_all_prompts_together(monkeyp
 
 
 def test_the_interval_of_many_values_matches_the_normal_approximation() -> None:
-    values = np.random.default_rng(1).exponential(1.0, 3 * metrics.BOOTSTRAP_MAX_UNITS + 7)
+    values = np.random.default_rng(1).exponential(1.0, 3 * bootstrap.MAX_UNITS + 7)
     low, high = metrics.bootstrap_interval(values)
     width = 2 * 1.96 * values.std() / math.sqrt(len(values))
     assert high - low == pytest.approx(width, rel=0.1)
@@ -246,7 +246,7 @@ def test_a_stream_scores_like_all_its_parts_together(n: int, parts: int, seed: i
 
 
 def test_the_interval_of_a_long_stream_matches_that_of_all_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "BOOTSTRAP_MAX_UNITS", 500)
+    monkeypatch.setattr(bootstrap, "MAX_UNITS", 500)
     probabilities, labels = random_predictions(30_000)
     expected = metrics.score(probabilities, labels).log_loss_ci
     cuts = zip(np.array_split(probabilities, 100), np.array_split(labels, 100), strict=True)

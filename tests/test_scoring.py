@@ -186,6 +186,6 @@ def test_an_error_that_is_not_of_the_labels_is_not_taken_for_one(
 
     header = "id,winner_model_a,winner_model_b,winner_tie\n"
     (tmp_path / "a.csv").write_text(f"{header}1,1,0,0\n")
-    monkeypatch.setattr("prefcli.metrics._sums", broken)
+    monkeypatch.setattr("prefcli.metrics._of_battles", broken)
     with pytest.raises(ValueError, match="something else"):
         pipeline.score(tmp_path / "a.csv", tmp_path / "a.csv")

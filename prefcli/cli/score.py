@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prefcli.cli import common
 from prefcli.cli.flags import command
+from prefcli.errors import one_line
+
+if TYPE_CHECKING:
+    from prefcli.bootstrap import Interval
+    from prefcli.data.reward_bench import RewardBench
+    from prefcli.pipeline.score import ScoreComparison, ScoreResult, ScoresByGroup
 
 EXAMPLES = common.examples(
     "prefcli score preds.csv labels.csv",
     "prefcli score preds.csv train.csv --json",
+    "prefcli score small.csv large.csv labels.csv",
+    "prefcli score preds.csv labels.csv --by length",
     "prefcli score preds.csv votes.jsonl --layout ours.toml",
     "prefcli score raw_scores.csv labels.csv --renormalize",
 )
@@ -31,10 +39,14 @@ class Outcomes(str, Enum):
 def run(
     session: common.Session,
     reading: common.Reading,
-    predictions: Annotated[Path, typer.Argument(metavar="PREDS", help="id and three probabilities, CSV or Parquet.")],
+    predictions: Annotated[
+        list[Path],
+        typer.Argument(metavar="PREDS", help="id and three probabilities, CSV or Parquet; several are compared."),
+    ],
     labels: Annotated[
         Path, typer.Argument(metavar="LABELS", help="Battles with outcomes, or id and the three winner columns.")
     ],
+    by: common.ByOption = None,
     outcomes: Annotated[
         Outcomes,
         typer.Option(help="Score A, B, tie, or only A against B. auto: 2 if no label is a tie.", show_default=True),
@@ -44,21 +56,44 @@ def run(
     ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap interval.")] = 0,
 ) -> None:
-    """Score predictions against labels, joined by id: log loss with its interval, and other metrics."""
-    from prefcli import metrics, pipeline
+    """Score predictions against labels, joined by id: log loss with its interval, and other metrics.
 
-    score = pipeline.score(
-        predictions,
-        reading.like(labels),
-        outcomes=None if outcomes is Outcomes.auto else int(outcomes.value),
-        renormalize=renormalize,
-        seed=seed,
-        workspace=session.workspace,
-        reporter=session.reporter,
-    )
-    if session.json:
-        common.print_json(score)
+    Several files are scored on the battles that all have, with paired differences.
+    """
+    from prefcli import pipeline
+    from prefcli.battles import Source
+
+    source = Source.of(reading.like(labels), by=by)
+    options: dict[str, Any] = {
+        "outcomes": None if outcomes is Outcomes.auto else int(outcomes.value),
+        "renormalize": renormalize,
+        "seed": seed,
+        "workspace": session.workspace,
+        "reporter": session.reporter,
+    }
+    if len(predictions) == 1:
+        score = pipeline.score(predictions[0], source, **options)
+        if session.json:
+            common.print_json(_as_json(score))
+        else:
+            _show_score(score)
         return
+    comparison = pipeline.compare_scores(predictions, source, **options)
+    if session.json:
+        scores = {name: _as_json(score) for name, score in comparison.scores.items()}
+        common.print_json({**vars(comparison), "scores": scores})
+    else:
+        _show_comparison(comparison)
+
+
+def _as_json(score: ScoreResult) -> dict[str, Any]:
+    """A score's fields; ``by`` only if groups were asked for."""
+    return {name: value for name, value in vars(score).items() if name != "by" or value is not None}
+
+
+def _show_score(score: ScoreResult) -> None:
+    from prefcli import metrics
+
     interval = metrics.describe_interval(score.log_loss_ci, score.log_loss_ci_reason)
     by_battle = "" if score.prompts or score.log_loss_ci is None else ", as if each battle had its own prompt"
     common.print_table(
@@ -74,3 +109,126 @@ def run(
             ["calibration error", score.ece, "top label, 15 bins"],
         ],
     )
+    if score.by is not None:
+        _show_groups(score.by)
+
+
+def _show_comparison(comparison: ScoreComparison) -> None:
+    from prefcli import metrics
+
+    scores = comparison.scores
+    first = next(iter(scores.values()))
+    rows: list[list[object]] = [
+        [name, score.log_loss, _interval(score.log_loss_ci), score.accuracy, score.brier, score.ece, ""]
+        for name, score in scores.items()
+    ]
+    for row, name in zip(rows, scores, strict=True):
+        row[-1] = "best" if name == comparison.best else ""
+    rows.append(["the prior", first.prior_log_loss, "", "", "", "", ""])
+    rows.append(["a uniform guess", first.uniform_log_loss, "", "", "", "", ""])
+    common.print_table(
+        metrics.describe_battles(first.n, first.prompts, outcomes=first.outcomes),
+        ["", "log loss", "95 %", "accuracy", "Brier", "calib. error", ""],
+        rows,
+    )
+    lowest = min(scores, key=lambda name: scores[name].log_loss)
+    shown = [found for found in comparison.differences if len(scores) < 5 or lowest in (found.a, found.b)]
+    common.print_table(
+        "Differences of log loss on the same battles (negative: the first is better)",
+        ["first", "second", "difference", "95 %", "p"],
+        [
+            [found.a, found.b, f"{found.difference:+.4f}", _interval(found.ci), "-" if found.p is None else _p(found.p)]
+            for found in shown
+        ],
+    )
+    if reasons := {found.reason for found in shown if found.reason}:
+        common.say("; ".join(sorted(reasons)))
+    adjusted = " (adjusted for their number, Holm)" if len(scores) > 2 else ""
+    if comparison.best is None:
+        common.say(f"{lowest} has the lowest log loss, but none is marked best:")
+        common.say(f"not every p against the others is below 0.05{adjusted}")
+    else:
+        common.say(f"best: {comparison.best}; p against every other file is below 0.05{adjusted}")
+    if first.by is not None:
+        print()
+        _show_groups_of_files({name: score.by for name, score in scores.items() if score.by is not None})
+
+
+MAX_SHOWN_GROUPS = 40
+
+
+def _show_groups(by: ScoresByGroup) -> None:
+    common.print_table(
+        f"By {by.column}",
+        ["", "battles", "log loss", "95 %", "prior", "accuracy", "95 %"],
+        [
+            [
+                one_line(group.group, 40),
+                group.n,
+                group.log_loss,
+                _interval(group.log_loss_ci),
+                group.prior_log_loss,
+                group.accuracy,
+                _interval(group.accuracy_ci),
+            ]
+            for group in by.groups[:MAX_SHOWN_GROUPS]
+        ],
+    )
+    _say_about_groups(by)
+    if by.reward_bench is not None:
+        _show_reward_bench({"accuracy": by.reward_bench})
+
+
+def _show_groups_of_files(by: dict[str, ScoresByGroup]) -> None:
+    first = next(iter(by.values()))
+    common.print_table(
+        f"Log loss by {first.column}",
+        ["", "battles", *by],
+        [
+            [one_line(group.group, 40), group.n, *(of_file.groups[number].log_loss for of_file in by.values())]
+            for number, group in enumerate(first.groups[:MAX_SHOWN_GROUPS])
+        ],
+    )
+    _say_about_groups(first)
+    if first.reward_bench is not None:
+        averages = {name: of_file.reward_bench for name, of_file in by.items()}
+        _show_reward_bench({name: average for name, average in averages.items() if average is not None})
+
+
+def _say_about_groups(by: ScoresByGroup) -> None:
+    """What the table of groups does not show."""
+    if len(by.groups) > MAX_SHOWN_GROUPS:
+        common.say(f"{len(by.groups) - MAX_SHOWN_GROUPS:,} more groups: --json has all")
+    if few := sum(group.log_loss_ci is None for group in by.groups):
+        common.say(f"{few:,} of {len(by.groups):,} groups have no interval: fewer than 20 prompts, or all losses alike")
+    if by.ungrouped:
+        common.say(f"{by.ungrouped:,} battles are in no group: {by.column} is empty")
+    print()
+
+
+def _show_reward_bench(averages: dict[str, RewardBench]) -> None:
+    first = next(iter(averages.values()))
+    rows: list[list[object]] = []
+    for number, section in enumerate(first.sections):
+        cells = [(average.sections[number].accuracy, average.sections[number].ci) for average in averages.values()]
+        rows.append([section.section, *(cell for value, ci in cells for cell in (f"{value:.1%}", _percent(ci)))])
+    if first.average is not None:
+        overall = [cell for average in averages.values() for cell in (f"{average.average:.1%}", _percent(average.ci))]
+        rows.append(["mean of the sections", *overall])
+    columns = [cell for name in averages for cell in (name, "95 %")]
+    common.print_table("RewardBench's average", ["", *columns], rows)
+    if first.missing:
+        names = ", ".join(first.missing[:5]) + (" and others" if len(first.missing) > 5 else "")
+        common.say(f"not comparable with the leaderboard: {len(first.missing)} of its subsets are missing: {names}\n")
+
+
+def _interval(interval: Interval | None) -> str:
+    return "-" if interval is None else "{:.4f} to {:.4f}".format(*interval)
+
+
+def _percent(interval: Interval | None) -> str:
+    return "-" if interval is None else "{:.1%} to {:.1%}".format(*interval)
+
+
+def _p(p: float) -> str:
+    return f"{p:.4f}" if p >= 0.001 else "< 0.001"

@@ -1,6 +1,6 @@
-"""Join two streams of rows by id in memory that does not grow with them.
+"""Join streams of rows by id in memory that does not grow with them.
 
-Few rows are kept in memory. From :data:`IN_MEMORY_ROWS` on, both streams are spread over nameless temporary files by
+Few rows are kept in memory. From :data:`IN_MEMORY_ROWS` on, all streams are spread over nameless temporary files by
 the hash of their ids, and rows with equal ids meet within a file: the hash join of Kitsuregawa et al., "Application of
 hash to data base machine and its architecture" (1983). Nothing of it is left behind, even by a process that is killed.
 """
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from prefcli.storage import files
 
 IN_MEMORY_ROWS = 1 << 18
-BUCKETS = 64
+MAX_FILES = 128
+"""How many temporary files are open at once, for all streams together."""
 MAX_EXAMPLES = 3
 """How many rows of each kind of mismatch are shown."""
 
@@ -54,18 +55,23 @@ class Mismatch:
 
 @dataclass
 class Mismatches:
-    """Rows of two streams that do not fit together."""
+    """Rows of several streams that do not fit together; each stream is compared with the last one."""
 
-    left_duplicates: Mismatch = field(default_factory=Mismatch)
-    right_duplicates: Mismatch = field(default_factory=Mismatch)
-    """Rows whose id occurred before in their stream: ``(row, id, first row with the id)``."""
-    left_only: Mismatch = field(default_factory=Mismatch)
-    right_only: Mismatch = field(default_factory=Mismatch)
-    """Rows whose id is not in the other stream: ``(row, id)``."""
+    duplicates: list[Mismatch]
+    """For each stream: rows whose id occurred before in it, ``(row, id, first row with the id)``."""
+    extra: list[Mismatch]
+    """For each stream but the last: its rows whose id is not in the last stream, ``(row, id)``."""
+    missing: list[Mismatch]
+    """For each stream but the last: rows of the last one whose id it has not, ``(row, id)``."""
+
+    @staticmethod
+    def of(streams: int) -> Mismatches:
+        """No mismatches yet."""
+        return Mismatches(*([Mismatch() for _ in range(size)] for size in (streams, streams - 1, streams - 1)))
 
 
 class Join:
-    """Left and right rows with equal ids, side by side; a context manager. ``left`` is read to its end first.
+    """Rows of several streams with equal ids, side by side; a context manager. Streams are read to their end in turn.
 
     Raises
     ------
@@ -73,51 +79,55 @@ class Join:
         If the temporary files do not fit on the disk.
     """
 
-    def __init__(self, left: Iterable[Rows], right: Iterable[Rows]) -> None:
-        self.mismatches = Mismatches()
-        """Complete after the last of :meth:`pairs`."""
-        self._left, self._right = _Spool(), _Spool()
+    def __init__(self, *streams: Iterable[Rows]) -> None:
+        self.mismatches = Mismatches.of(len(streams))
+        """Complete after the last of :meth:`rows`."""
+        buckets = max(MAX_FILES // len(streams), 2)
+        self._spools = [_Spool(buckets) for _ in streams]
         with files.temporary_file_errors():
-            for spool, stream in ((self._left, left), (self._right, right)):
+            for spool, stream in zip(self._spools, streams, strict=True):
                 for rows in stream:
                     spool.add(rows)
-            if self._left.is_on_disk or self._right.is_on_disk:
-                self._left.spill()
-                self._right.spill()
+            if any(spool.is_on_disk for spool in self._spools):
+                for spool in self._spools:
+                    spool.spill()
 
     def __enter__(self) -> Join:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._left.close()
-        self._right.close()
+        for spool in self._spools:
+            spool.close()
 
     @property
-    def sizes(self) -> tuple[int, int]:
+    def sizes(self) -> tuple[int, ...]:
         """How many rows the streams had."""
-        return self._left.rows, self._right.rows
+        return tuple(spool.rows for spool in self._spools)
 
-    def pairs(self) -> Iterator[tuple[Values, Values]]:
-        """Values of rows with equal ids, in the order of ``right`` if all rows fit in memory."""
+    def rows(self) -> Iterator[tuple[Values, ...]]:
+        """Each stream's values of the rows that all have, in the order of the last one if all rows fit in memory."""
         import pandas as pd
 
-        for left, right in zip(self._left.buckets(), self._right.buckets(), strict=True):
-            left = _drop_duplicates(left, self.mismatches.left_duplicates)
-            right = _drop_duplicates(right, self.mismatches.right_duplicates)
-            left_rows = pd.Index(left["id"].to_numpy()).get_indexer(right["id"].to_numpy())
-            has_left = left_rows >= 0
-            has_right = np.zeros(left.num_rows, dtype=bool)
-            has_right[left_rows[has_left]] = True
-            _add_rows(self.mismatches.right_only, right, ~has_left)
-            _add_rows(self.mismatches.left_only, left, ~has_right)
-            yield _values(left)[left_rows[has_left]], _values(right)[has_left]
+        for bucket in zip(*(spool.buckets() for spool in self._spools), strict=True):
+            tables = [_drop_duplicates(t, m) for t, m in zip(bucket, self.mismatches.duplicates, strict=True)]
+            last = tables[-1]
+            positions = [pd.Index(t["id"].to_numpy()).get_indexer(last["id"].to_numpy()) for t in tables[:-1]]
+            for number, position in enumerate(positions):
+                is_used = np.zeros(tables[number].num_rows, dtype=bool)
+                is_used[position[position >= 0]] = True
+                _add_rows(self.mismatches.missing[number], last, position < 0)
+                _add_rows(self.mismatches.extra[number], tables[number], ~is_used)
+            in_all = np.all([position >= 0 for position in positions], axis=0)
+            values = [_values(t)[p[in_all]] for t, p in zip(tables, positions, strict=False)]
+            yield *values, _values(last)[in_all]
 
 
 class _Spool:
     """Rows as tables ``id, row, 0, 1, ...``, in memory or spread over files."""
 
-    def __init__(self) -> None:
+    def __init__(self, buckets: int) -> None:
         self.rows = 0
+        self._size = buckets
         self._batches: list[pa.RecordBatch] = []
         self._files: list[IO[bytes]] = []
         self._writers: list[Any] = []
@@ -140,16 +150,16 @@ class _Spool:
         import pandas as pd
 
         if not self._files:
-            self._files = [tempfile.TemporaryFile(prefix="prefcli-") for _ in range(BUCKETS)]  # noqa: SIM115
+            self._files = [tempfile.TemporaryFile(prefix="prefcli-") for _ in range(self._size)]  # noqa: SIM115
         if not self._batches:
             return
         table = pa.Table.from_batches(self._batches)
         self._batches = []
         if not self._writers:
             self._writers = [pa.ipc.new_stream(file, table.schema) for file in self._files]
-        bucket = pd.util.hash_array(table["id"].to_numpy(), categorize=False) % np.uint64(BUCKETS)
+        bucket = pd.util.hash_array(table["id"].to_numpy(), categorize=False) % np.uint64(self._size)
         order = np.argsort(bucket, kind="stable")
-        ends = np.cumsum(np.bincount(bucket.astype(np.int64), minlength=BUCKETS))
+        ends = np.cumsum(np.bincount(bucket.astype(np.int64), minlength=self._size))
         table = table.take(pa.array(order)).combine_chunks()
         for writer, start, end in zip(self._writers, [0, *ends[:-1]], ends, strict=True):
             if end > start:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefcli import metrics, readers
-from prefcli.battles import ReadCounts, Source, check_unique_ids, duplicate_id_error, int_column
+from prefcli import groups, metrics, readers
+from prefcli.battles import STANDARD_INPUT, ReadCounts, Source, check_unique_ids, duplicate_id_error, int_column
 from prefcli.data.joining import MAX_EXAMPLES, Join, Mismatch, Rows
-from prefcli.errors import InputError
+from prefcli.errors import InputError, PrefcliError
 from prefcli.outcomes import TIE, WINNER_COLUMNS
 from prefcli.readers.cells import first_null_row
+from prefcli.readers.containers import column_names, open_container
 from prefcli.storage import files
 
 if TYPE_CHECKING:
@@ -153,7 +155,7 @@ def prediction_rows(path: Path, *, renormalize: bool = False) -> Iterator[Rows]:
         what = f"not probabilities (finite, within 0 and 1, summing to 1 within {metrics.SUM_TOLERANCE:g})"
         hint = "To clip and renormalise as the competition's grader does, add --renormalize."
     invalid = Mismatch()
-    for rows in _rows(path, "predictions"):
+    for rows, _ in _rows(path, "predictions"):
         if renormalize:
             _add_rows(invalid, rows, np.flatnonzero(~np.isfinite(rows.values).all(axis=1)))
             yield Rows(rows.ids, clip_and_renormalize(rows.values), rows.first)
@@ -189,100 +191,230 @@ class LabelFile:
         """Of the battles that were read so far."""
         self.battles: readers.BattleFile | None = None
         """None if there are only outcomes."""
+        self._group_codes: dict[str | None, int] = {None: -1}
         try:
             self.battles = readers.open_battles(source, usual=usual)
         except InputError:
-            if len(source.paths) > 1 or source != Source(source.paths) or not _has_only_outcomes(source.paths[0]):
+            only_outcomes = source.paths[0] if len(source.paths) == 1 and not source.reading else None
+            if only_outcomes is None or not _has_only_outcomes(only_outcomes, None):
                 raise
+            if source.by is not None and not _has_only_outcomes(only_outcomes, source.by):
+                if source.by not in groups.COMPUTED:
+                    raise
+                raise InputError(
+                    f"there are no texts to group by {source.by}, only outcomes",
+                    where=str(source),
+                    hint="Give the battles themselves as LABELS, or a column of this file.",
+                ) from None
 
     @property
     def outcomes(self) -> int | None:
         """2 if the layout has no ties; None if only the labels show how many outcomes there are."""
         return 2 if self.battles is not None and not self.battles.has_ties else None
 
+    @property
+    def group_names(self) -> list[str]:
+        """The groups that were read so far, by their codes."""
+        return [name for name in self._group_codes if name is not None]
+
     def rows(self) -> Iterator[Rows]:
-        """Ids and integers ``[n, 2]``: label (-1 where unknown) and prompt key; ``[n, 1]`` if prompts are not known.
+        """Ids and integers: label (-1 where unknown), prompt key (0 if prompts are not known) and code of the group.
 
         Raises
         ------
         InputError
             If a row is invalid.
         """
-        if self.battles is None:
-            yield from _label_rows(self.source.paths[0])
-            return
         first = 1
+        for ids, labels, keys, names in self._columns():
+            codes = [self._group_codes.setdefault(name, len(self._group_codes) - 1) for name in names]
+            yield Rows(ids, np.stack([labels, keys, np.array(codes, dtype=np.int64)], axis=1), first)
+            first += len(ids)
+
+    def _columns(self) -> Iterator[tuple[pa.Array, NDArray[np.int64], NDArray[np.int64], list[str | None]]]:
+        by = self.source.by
+        if self.battles is None:
+            yield from _label_rows(self.source.paths[0], by)
+            return
         for batch, counts in self.battles.batches():
-            columns = [int_column(batch.column(name), missing=-1) for name in ("label", "prompt_key")]
-            yield Rows(batch.column("id"), np.stack(columns, axis=1), first)
-            first += batch.num_rows
+            labels, keys = (int_column(batch.column(name), missing=-1) for name in ("label", "prompt_key"))
+            names = [None] * batch.num_rows if by is None else groups.of(batch, by).to_pylist()
+            yield batch.column("id"), labels, keys, names
             self.counts += counts
 
 
-def _has_only_outcomes(path: Path) -> bool:
+def _has_only_outcomes(path: Path, by: str | None) -> bool:
     try:
-        next(readers.column_batches(path, ["id", *WINNER_COLUMNS]), None)
+        next(readers.column_batches(path, _outcome_columns(by)), None)
     except InputError:
         return False
     return True
 
 
-def _label_rows(path: Path) -> Iterator[Rows]:
-    """The rows of a file with one-hot winner columns, some at a time; values are labels ``[n, 1]``."""
+def _outcome_columns(by: str | None) -> list[str]:
+    return ["id", *WINNER_COLUMNS, *([by] if by else [])]
+
+
+def _label_rows(
+    path: Path, by: str | None
+) -> Iterator[tuple[pa.Array, NDArray[np.int64], NDArray[np.int64], list[str | None]]]:
+    """Ids, labels, no keys and groups of a file with one-hot winner columns, some rows at a time."""
     invalid = Mismatch()
-    for rows in _rows(path, "labels"):
+    for rows, names in _rows(path, "labels", by):
         is_one_hot = np.isin(rows.values, (0, 1)).all(axis=1) & (rows.values.sum(axis=1) == 1)
         _add_rows(invalid, rows, np.flatnonzero(~is_one_hot))
-        yield Rows(rows.ids, rows.values.argmax(axis=1)[:, None], rows.first)
-    hint = "One of the three winner columns must be 1, the others 0. Predictions are named first, labels second."
-    _refuse(invalid, path, "without exactly one winner", hint)
+        yield rows.ids, rows.values.argmax(axis=1), np.zeros(len(rows.ids), dtype=np.int64), names
+    _refuse(invalid, path, "without exactly one winner", "One of the three winner columns must be 1, the others 0.")
 
 
-def join_predictions(
-    predictions: Path, label_file: LabelFile, *, renormalize: bool = False
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64] | None]]:
-    """Probabilities ``[n, 3]``, labels ``[n]`` (-1 where unknown) and prompt keys ``[n]`` of the same battles.
-
-    They come some at a time; memory does not grow. Keys are None where prompts are not known.
+def check_order(predictions: Sequence[Path], labels: Path) -> None:
+    """Refuse files that are named in the wrong order, or twice.
 
     Raises
     ------
     InputError
-        If a file is invalid, or an id occurs twice or is in one file only. Ids are checked after the last part.
+        With the command to type.
     """
-    labels = label_file.source
-    with Join(prediction_rows(predictions, renormalize=renormalize), label_file.rows()) as join:
-        for probabilities, values in join.pairs():
-            yield probabilities, values[:, 0], values[:, 1] if values.shape[1] > 1 else None
-        mismatches, (_, battles) = join.mismatches, join.sizes
-    for duplicates, file in ((mismatches.left_duplicates, predictions), (mismatches.right_duplicates, labels)):
-        if duplicates.count:
-            row, battle_id, first_row = duplicates.examples[0]
-            raise duplicate_id_error(battle_id, first_row, row, str(file))
-    if missing := mismatches.right_only.count:
+    resolved = [path.resolve() for path in predictions]
+    for number, path in enumerate(predictions):
+        if resolved[number] in resolved[:number]:
+            raise InputError(f"{path} is named twice", hint="Name each file of predictions once, then the labels.")
+    if not _holds_probabilities(labels):
+        return
+    others = [path for path in predictions if not _holds_probabilities(path)]
+    if len(others) == 1:
+        order = " ".join(shlex.quote(str(path)) for path in (*(p for p in predictions if p not in others), labels))
         raise InputError(
-            f"{missing:,} of {battles:,} battles have no prediction: id {_example_ids(mismatches.right_only)}",
-            where=str(predictions),
-            hint=f"Every id of {labels} must be predicted.",
+            f"{labels} holds probabilities, not outcomes, and {others[0]} is not at the end: labels come last",
+            hint=f"Type: prefcli score {order} {shlex.quote(str(others[0]))}",
         )
-    if extra := mismatches.left_only.count:
+    if not others:
+        order = " ".join(shlex.quote(str(path)) for path in (*predictions, labels))
         raise InputError(
-            f"{extra:,} predictions have no label: id {_example_ids(mismatches.left_only)}",
-            where=str(predictions),
-            hint=f"Every predicted id must be in {labels}.",
+            f"{labels} holds probabilities, not outcomes: there are no labels",
+            hint=f"Type the battles' file at the end: prefcli score {order} LABELS",
         )
 
 
-def _rows(path: Path, what: str) -> Iterator[Rows]:
-    """Ids as they are spelled, and the three winner columns as numbers ``[n, 3]``."""
+def _holds_probabilities(path: Path) -> bool:
+    """Whether a file is one of predictions for certain: its first rows have winner columns between 0 and 1."""
+    if path == STANDARD_INPUT:
+        return False
+    try:
+        rows, _ = next(_rows(path, "predictions"))
+    except PrefcliError:  # also if it cannot be read: those who read it say so
+        return False
+    return bool(((rows.values > 0) & (rows.values < 1)).any())
+
+
+class ScoredBattles:
+    """The battles of a label file that every file of predictions has, joined by id.
+
+    Parameters
+    ----------
+    predictions, labels, renormalize:
+        The files; see :func:`prediction_rows`.
+    """
+
+    def __init__(self, predictions: Sequence[Path], labels: LabelFile, *, renormalize: bool = False) -> None:
+        self.predictions = tuple(predictions)
+        self.labels = labels
+        self.renormalize = renormalize
+        self.left_out: list[str] = []
+        """After the last of :meth:`parts`: what several files do not have in common, in words."""
+
+    def parts(self) -> Iterator[tuple[NDArray[np.float64], NDArray[np.int64]]]:
+        """Probabilities ``[files, n, 3]`` and integers ``[n, 3]`` of the same battles, see :meth:`LabelFile.rows`.
+
+        They come some at a time; memory does not grow.
+
+        Raises
+        ------
+        InputError
+            If a file is invalid, an id occurs twice, or ids do not match; they are checked after the last part. One
+            file of predictions must have every battle and no other, several must have battles in common.
+        """
+        streams = [prediction_rows(path, renormalize=self.renormalize) for path in self.predictions]
+        scored = 0
+        with Join(*streams, self.labels.rows()) as join:
+            for *probabilities, values in join.rows():
+                scored += len(values)
+                yield np.stack(probabilities), values
+            mismatches, sizes = join.mismatches, join.sizes
+        files_in_order = (*self.predictions, self.labels.source)
+        for duplicates, file in zip(mismatches.duplicates, files_in_order, strict=True):
+            if duplicates.count:
+                row, battle_id, first_row = duplicates.examples[0]
+                raise duplicate_id_error(battle_id, first_row, row, str(file))
+        for path, size, missing, extra in zip(
+            self.predictions, sizes[:-1], mismatches.missing, mismatches.extra, strict=True
+        ):
+            if missing.count == sizes[-1]:
+                raise self._foreign_ids(path, missing, extra)
+            if len(self.predictions) == 1:
+                self._refuse_mismatch(path, sizes[-1], missing, extra)
+            if missing.count:
+                self.left_out.append(f"{path} lacks {missing.count:,} of {sizes[-1]:,} battles")
+            if extra.count:
+                self.left_out.append(f"{extra.count:,} of {size:,} predictions of {path} have no label")
+        if not scored:
+            names = ", ".join(map(str, self.predictions))
+            raise InputError("no battle is in all files", where=names, hint="Score them one by one.")
+
+    def _refuse_mismatch(self, path: Path, battles: int, missing: Mismatch, extra: Mismatch) -> None:
+        labels = self.labels.source
+        if missing.count:
+            raise InputError(
+                f"{missing.count:,} of {battles:,} battles have no prediction: id {_example_ids(missing)}",
+                where=str(path),
+                hint=f"Every id of {labels} must be predicted.",
+            )
+        if extra.count:
+            raise InputError(
+                f"{extra.count:,} predictions have no label: id {_example_ids(extra)}",
+                where=str(path),
+                hint=f"Every predicted id must be in {labels}.",
+            )
+
+    def _foreign_ids(self, path: Path, missing: Mismatch, extra: Mismatch) -> InputError:
+        """The error for predictions of which none has an id of the labels, with the column that holds their ids."""
+        labels = self.labels.source
+        ids = [battle_id for _, battle_id in extra.examples]
+        column = _column_of_ids(labels, ids)
+        if column is None and self.labels.battles is not None and ids == [str(n) for n in range(1, len(ids) + 1)]:
+            column = ""  # predictions of a file without ids are numbered by its rows
+        command = " ".join(shlex.quote(str(name)) for name in (path, *labels.paths))
+        return InputError(
+            f"no prediction has an id of {labels}: {_example_ids(extra)} against {_example_ids(missing)}",
+            where=str(path),
+            hint=f"Every id of {labels} must be predicted: is it the file that was?"
+            if column is None
+            else f"Type: prefcli score {command} --columns {shlex.quote(f'id={column}')}",
+        )
+
+
+def _column_of_ids(source: Source, ids: Sequence[str]) -> str | None:
+    """The column of a file that holds these ids, in rows of different values."""
+    for name in column_names(open_container(source.paths[0], encoding=source.encoding)):
+        with contextlib.suppress(InputError):  # not a column of texts or numbers
+            batches = readers.column_batches(source.paths[0], [name])
+            cells = [cell for batch in batches for cell in batch.column(name).to_pylist()]
+            if len(set(cells)) == len(cells) and set(cells).issuperset(ids):
+                return name
+    return None
+
+
+def _rows(path: Path, what: str, by: str | None = None) -> Iterator[tuple[Rows, list[str | None]]]:
+    """Ids as they are spelled, the three winner columns as numbers ``[n, 3]``, and each row's group."""
     first = 1
-    for batch in readers.column_batches(path, ["id", *WINNER_COLUMNS]):
+    for batch in readers.column_batches(path, _outcome_columns(by)):
         ids = batch.column("id")
         if ids.null_count:
             raise InputError("no id", where=f"{path}, row {first + first_null_row(ids)}, column id")
         columns = [_numbers(batch.column(name), path, first, name) for name in WINNER_COLUMNS]
+        cells = batch.column(by).to_pylist() if by else [None] * len(ids)
         if len(ids):
-            yield Rows(ids, np.stack(columns, axis=1), first)
+            yield Rows(ids, np.stack(columns, axis=1), first), [(cell or "").strip() or None for cell in cells]
         first += len(ids)
     if first == 1:
         raise InputError(f"the file holds no {what}", where=str(path))

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli.battles import outcome_counts
+from prefcli.bootstrap import Z95
 from prefcli.eda.measures import MARKUP, BattleStats
 from prefcli.eda.shares import Share, clustered_share
-from prefcli.metrics import Z95
 from prefcli.outcomes import TIE, A, B
 
 LENGTH_RATIOS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, np.inf)

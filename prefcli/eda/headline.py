@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prefcli.bootstrap import Z95
 from prefcli.eda.ratings import Estimate, ModelRating, Ratings, logistic
 from prefcli.eda.shares import Share
-from prefcli.metrics import Z95, plural
+from prefcli.metrics import plural
 from prefcli.outcomes import TIE, A, B
 
 Z80 = 0.8416212335729143

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcli.bootstrap import MIN_UNITS, Z95, expanded_quantile
 from prefcli.eda.davidson import (
     Array,
     Codes,
@@ -25,7 +26,6 @@ from prefcli.eda.davidson import (
 )
 from prefcli.eda.style import StyleEffects, StyleFit, fit_styled
 from prefcli.errors import PrefcliError
-from prefcli.metrics import MIN_UNITS, Z95, expanded_quantile
 from prefcli.outcomes import OUTCOMES, TIE, A, B
 
 ELO_PER_LOG_ODDS = 400 / np.log(10)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcli.metrics import Z95
+from prefcli.bootstrap import Z95
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prefcli.bootstrap import Z95
 from prefcli.eda.davidson import PRIOR_PRECISION, Array, DavidsonFit, PairwiseCounts, fit, inverse_information, sandwich
 from prefcli.eda.measures import MARKUP, BattleStats, IntArray
-from prefcli.metrics import Z95, plural
+from prefcli.metrics import plural
 
 STYLE = ("length", "list items", "headings", "bold")
 """The properties that are controlled for; length is in characters, the others are counts of :data:`MARKUP`."""

@@ -17,7 +17,7 @@ from prefcli.pipeline.push import push
 from prefcli.pipeline.runs import diff_runs, different_battles, list_runs, show_run
 from prefcli.pipeline.runs_compare import compare_runs
 from prefcli.pipeline.runs_remove import plan_removal, prune, remove_runs
-from prefcli.pipeline.score import score
+from prefcli.pipeline.score import compare_scores, score
 from prefcli.pipeline.stages import read_stage
 from prefcli.pipeline.train import train
 from prefcli.storage.hub import check_push
@@ -26,6 +26,7 @@ __all__ = [
     "ablate",
     "check_push",
     "compare_runs",
+    "compare_scores",
     "demo",
     "diff_runs",
     "different_battles",
