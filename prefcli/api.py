@@ -20,12 +20,13 @@ from prefcli.battles import Source as Source
 from prefcli.errors import InputError
 from prefcli.exporting.merge import MergeResult
 from prefcli.metrics import Score
-from prefcli.options import PredictOptions, TrainOptions, resolve
+from prefcli.options import PredictOptions, RankOptions, TrainOptions, resolve
 from prefcli.pipeline import eda as eda
 from prefcli.pipeline import preprocess as preprocess
 from prefcli.pipeline import push as push
 from prefcli.pipeline.estimate import Estimate
 from prefcli.pipeline.predict import PredictResult
+from prefcli.pipeline.rank import RankResult
 from prefcli.pipeline.train import TrainResult
 from prefcli.prediction.predictor import Predictor
 from prefcli.reporting import SILENT, Reporter
@@ -186,6 +187,30 @@ def predict(
         calibrate=calibrate,
         force=force,
         reporter=reporter,
+    )
+
+
+def rank(
+    source: SourceLike,
+    output: PathLike,
+    *,
+    best: PathLike | None = None,
+    force: bool = False,
+    workspace: PathLike = WORKSPACE,
+    reporter: Reporter = SILENT,
+    **options: Any,
+) -> RankResult:
+    """Rank the answers to each prompt of a file, into a file; see :func:`prefcli.pipeline.rank`.
+
+    Parameters
+    ----------
+    options:
+        The fields of :class:`prefcli.options.RankOptions`: ``models=["my-run"]``, ``method="mean-win"``, ...
+    """
+    _check_names(options, RankOptions)
+    options["models"] = tuple(map(str, options.get("models", ())))
+    return pipeline.rank(
+        source, Workspace(workspace), output, RankOptions(**options), best=best, force=force, reporter=reporter
     )
 
 

@@ -17,6 +17,7 @@ TRUNCATIONS = ("head", "head-tail")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 LOSS_INPUTS = ("logits", "softmax", "log-softmax")
 ACTIVATIONS = ("softmax", "none")
+RANK_METHODS = ("fit", "mean-win")
 POOLINGS = ("auto", "mean", "last")
 TIES = ("constant", "prompt")
 TEMPLATES = ("auto", "tokens", "words")
@@ -245,6 +246,8 @@ class TrainOptions:
 class PredictOptions:
     """How to predict. Every field but ``models`` and ``calibrated`` is also a flag of ``prefcli predict``."""
 
+    VERB: ClassVar[str] = "predict"
+
     models: tuple[str, ...] = option((), "Runs, by folder, name or hf://owner/name; none: the latest run.")
     swap_average: bool = option(False, "Average over both orders of the answers: twice the time for cross-encoder.")
     activation: str = option("softmax", "softmax, or none for raw scores (an ablation).", choices=ACTIVATIONS)
@@ -264,7 +267,31 @@ class PredictOptions:
     def check(self) -> None:
         """Refuse impossible values, with one :class:`InputError` that names all of them."""
         if problems := _problems(self):
-            raise InputError("; ".join(problems), hint="See prefcli predict --help.")
+            raise InputError("; ".join(problems), hint=f"See prefcli {self.VERB} --help.")
+
+
+@dataclass(frozen=True)
+class RankOptions(PredictOptions):
+    """How to rank. Every field but ``models``, ``calibrated``, ``activation`` and ``workers``, which is not used, is
+    also a flag of ``prefcli rank``.
+    """
+
+    VERB: ClassVar[str] = "rank"
+
+    limit: int | None = option(None, "Only the first N questions.", at_least=1)
+    method: str = option(
+        "fit",
+        "Scores are rewards, of other runs strengths (log-odds) fitted to the compared pairs; mean-win: they are the "
+        "mean probabilities to win, ties half.",
+        choices=RANK_METHODS,
+    )
+    all_pairs: int = option(
+        32,
+        "Compare all pairs of up to N answers to a prompt; of more, each answer with 16 others. Reward runs read each "
+        "answer once.",
+        at_least=2,
+        at_most=500,
+    )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -47,6 +47,23 @@ FilesArgument = Annotated[
         metavar="FILE", help="Battles: CSV, TSV, JSON, JSONL or Parquet, also .gz and .zip; or - for standard input."
     ),
 ]
+ModelsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="RUN",
+        autocompletion=complete_run,
+        help="A run's folder or name, or hf://owner/name; repeat it to blend several. [default: the latest run]",
+    ),
+]
+CalibrationOption = Annotated[
+    bool,
+    typer.Option(
+        "--calibration/--no-calibration",
+        help="Fit a temperature, and weights of several runs, on held-out battles; kept only if that helps.",
+    ),
+]
 ByOption = Annotated[
     str | None,
     typer.Option(
@@ -66,6 +83,7 @@ WorkersOption = Annotated[
     typer.Option("--workers", min=1, metavar="N", help="Processes for text normalisation. [default: all cores]"),
 ]
 
+STANDARD_OUTPUT = Path("-")
 PIPED_WIDTH = 500
 PROGRESS_SECONDS = 10.0
 """When stderr is piped, a line of progress this often."""
@@ -147,6 +165,46 @@ def open_reading(
 def examples(*lines: str) -> str:
     """A verb's examples, for the end of its help."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@contextmanager
+def json_lines(files: Sequence[Path], refused: Sequence[str]) -> Iterator[IO[bytes]]:
+    """Standard input, or a file of JSON lines, as a stream that is answered line by line on standard output.
+
+    Parameters
+    ----------
+    files:
+        One file, ``-`` for standard input.
+    refused:
+        Given flags that cannot be used with it.
+
+    Raises
+    ------
+    InputError
+        If there are such flags or several files, or the file is not one of JSON lines.
+    """
+    from prefcli.errors import InputError
+    from prefcli.storage.files import refuse_to_replace
+
+    if refused:
+        raise InputError(f"--output - answers line by line: it cannot be combined with {', '.join(refused)}")
+    refuse_to_replace(Path("/dev/stdout"), files)  # answers appended to the lines would be read as lines
+    if len(files) != 1:
+        raise InputError("--output - reads one stream of lines", hint="Give one FILE, or - for standard input.")
+    if files[0] == STANDARD_OUTPUT:
+        yield sys.stdin.buffer
+        return
+    if files[0].suffix.lower() not in (".jsonl", ".ndjson"):
+        raise InputError(
+            f"--output - answers JSON lines, but {files[0]} is not called .jsonl",
+            hint="Name another --output, or give JSON lines.",
+        )
+    try:
+        stream = files[0].open("rb")
+    except OSError as error:
+        raise InputError(f"cannot read the file: {error.strerror}", where=str(files[0])) from None
+    with stream:
+        yield stream
 
 
 def print_json(value: Any) -> None:

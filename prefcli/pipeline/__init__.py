@@ -14,6 +14,7 @@ from prefcli.pipeline.export import export
 from prefcli.pipeline.predict import find_runs, predict, predict_lines
 from prefcli.pipeline.preprocess import preprocess, preview
 from prefcli.pipeline.push import push
+from prefcli.pipeline.rank import rank, rank_lines
 from prefcli.pipeline.runs import diff_runs, different_battles, list_runs, show_run
 from prefcli.pipeline.runs_compare import compare_runs
 from prefcli.pipeline.runs_remove import plan_removal, prune, remove_runs
@@ -44,6 +45,8 @@ __all__ = [
     "preview",
     "prune",
     "push",
+    "rank",
+    "rank_lines",
     "read_stage",
     "remove_runs",
     "score",

@@ -95,14 +95,14 @@ def predict(
     folders = find_runs(workspace, options.models, reporter)
     for folder in folders:
         files.refuse_to_replace(output, [part / name for part in runs.all_folders(folder) for name in runs.TABLES])
-    names = _run_names(options.models, folders)
+    names = run_names(options.models, folders)
     with process_group(world):
         with world.main_process_first():
             battles, stages, sample = read_stages(source, calibrate, folders, workspace, options, reporter)
         request = devices.DeviceRequest(options.device, options.precision, world.local_rank)
         members = inference.open_runs(folders, options, request)
-        reporter.note(f"predicting with {', '.join(names)}{_placement(folders, request)}")
-        unseen = _describe_unseen(folders, names, reporter)
+        reporter.note(f"predicting with {', '.join(names)}{placement(folders, request)}")
+        unseen = describe_unseen(folders, names, reporter)
         stream = functools.partial(inference.stream, members, world=world, swap_average=options.swap_average)
         keys = prompt_keys(stages)
         calibrations = [blending.equal_weights(folders)]
@@ -115,7 +115,7 @@ def predict(
             )  # fmt: skip
             calibrations.append(_refit(fit, calibrations[0], sample, stream, reporter))
         total = min(len(keys), options.limit or len(keys))
-        trained_on = _count_trained_on(folders, names, keys[:total], reporter)
+        trained_on = count_trained_on(folders, names, keys[:total], reporter)
         begun = time.monotonic()
         with reporter.track("predicting", total * len(members)) as progress:
             predictions = stream(stages, total, activation=options.activation, done=progress.advance)
@@ -205,7 +205,7 @@ def prompt_keys(stages: Sequence[Stage]) -> NDArray[np.int64]:
     return stages[0].table(["prompt_key"])["prompt_key"].to_numpy()
 
 
-def _describe_unseen(folders: Sequence[Path], names: Sequence[str], reporter: Reporter) -> tuple[tuple[str, ...], ...]:
+def describe_unseen(folders: Sequence[Path], names: Sequence[str], reporter: Reporter) -> tuple[tuple[str, ...], ...]:
     """The outcomes that each run never saw in training, and a message about them."""
     unseen_by_run = []
     for folder, name in zip(folders, names, strict=True):
@@ -226,19 +226,25 @@ def _describe_unseen(folders: Sequence[Path], names: Sequence[str], reporter: Re
     return tuple(unseen_by_run)
 
 
-def _count_trained_on(
-    folders: Sequence[Path], names: Sequence[str], predicted: NDArray[np.int64], reporter: Reporter
+def count_trained_on(
+    folders: Sequence[Path],
+    names: Sequence[str],
+    predicted: NDArray[np.int64],
+    reporter: Reporter,
+    *,
+    what: str = "battles",
+    so: str = "a score on them is too good",
 ) -> tuple[int | None, ...]:
-    """How many of the battles to predict have a prompt that each run was trained on; a warning says so."""
+    """How many of the battles to predict have a prompt that each run was trained on; a warning says so.
+
+    ``what`` are the battles called in it, and ``so`` is what follows for them.
+    """
     counts: list[int | None] = []
     for folder, name in zip(folders, names, strict=True):
         prompts = runs.training_prompts(folder)
         counts.append(None if prompts is None else int(np.isin(predicted, prompts).sum()))
         if counts[-1]:
-            reporter.warn(
-                f"{counts[-1]:,} of {len(predicted):,} battles have a prompt that {name} was trained on: "
-                "a score on them is too good"
-            )
+            reporter.warn(f"{counts[-1]:,} of {len(predicted):,} {what} have a prompt that {name} was trained on: {so}")
     return tuple(counts)
 
 
@@ -330,10 +336,10 @@ def predict_lines(
 
     options.check()
     folders = find_runs(workspace, options.models, reporter)
-    names = _run_names(options.models, folders)
+    names = run_names(options.models, folders)
     predictor = Predictor(folders, options)
     reporter.note(f"answering with {', '.join(names)}")
-    _describe_unseen(folders, names, reporter)
+    describe_unseen(folders, names, reporter)
     if options.calibrated:  # what it says of the fit; each battle's own leaves out the battle's prompt
         blending.from_validation(folders, np.empty(0, dtype=np.int64), reporter, swap_average=options.swap_average)
     total = failed = 0
@@ -345,13 +351,13 @@ def predict_lines(
     return total, failed
 
 
-def _run_names(models: Sequence[str], folders: Sequence[Path]) -> list[str]:
+def run_names(models: Sequence[str], folders: Sequence[Path]) -> list[str]:
     """Runs of the hub by their name there, others by their folder."""
     models = models or [""] * len(folders)
     return [name if name.startswith(hub.PREFIX) else folder.name for name, folder in zip(models, folders, strict=True)]
 
 
-def _placement(folders: Sequence[Path], request: devices.DeviceRequest) -> str:
+def placement(folders: Sequence[Path], request: devices.DeviceRequest) -> str:
     """Where neural runs compute, as `` on ...``; empty for others."""
     runtimes = {runs.runtime_of(runs.read_config(folder)) for folder in folders}
     places = ["ONNX Runtime"] if "onnx" in runtimes else []

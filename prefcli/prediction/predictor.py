@@ -6,19 +6,23 @@ or JSON lines answered one by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, overload
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefcli import readers
-from prefcli.battles import BATTLE_SCHEMA, Source, int_column
+from prefcli.battles import BATTLE_SCHEMA, TURNS, Source, int_column
+from prefcli.candidates import ANSWERS, make_candidates
 from prefcli.compute import devices
 from prefcli.data.tables import CHOSEN_COLUMN, probability_of_chosen
 from prefcli.errors import InputError, ModelError, one_line
+from prefcli.models import has_rewards
 from prefcli.options import PredictOptions
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.prediction import blending, inference
@@ -28,11 +32,15 @@ from prefcli.readers.json_rows import loads
 from prefcli.reporting import SILENT
 from prefcli.storage import runs
 from prefcli.text import normalise_batch
+from prefcli.text.normalise import replace_surrogates
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from prefcli.prediction.ranking import Ranked, RankRule
+
+Parsed = TypeVar("Parsed")
 Text = str | Sequence[str | None]
 """A text, or the turns of a conversation."""
 
@@ -169,10 +177,150 @@ class Predictor:
         Answers in the order of the lines; a line that is not a valid battle gets an error in its place, with its id or
         null. ``p_chosen`` is there where the line says which answer was chosen.
         """
-        for waiting in _waiting_lines(lines):
-            parsed = [_parse(number, line, reading or Source(()), self._usual) for number, line in waiting]
-            predicted = iter(self._answer([line for line in parsed if not isinstance(line, Answer)]))
-            yield [line if isinstance(line, Answer) else next(predicted) for line in parsed]
+        reading = reading or Source(())
+        columns = reading.columns or (self._usual or {}).get("columns") or {}
+        read = functools.partial(_read_battle, reading=reading, usual=self._usual)
+        yield from _answer_lines(lines, columns.get("id", "id"), read, self._answer)
+
+    def rankings(
+        self, lines: IO[bytes], reading: Source | None = None, rule: RankRule | None = None
+    ) -> Iterator[list[Answer]]:
+        """Rank the answers of questions in JSON lines: each line as soon as it arrives.
+
+        Parameters
+        ----------
+        lines:
+            One question per line, a JSON object with a prompt and a list of answers in any form that files may have.
+        reading:
+            How the lines are read, as a source of no files.
+        rule:
+            How answers are ranked; its ``swap_average`` is that of this object.
+
+        Yields
+        ------
+        Rankings in the order of the lines; a line that is not a valid question gets an error in its place.
+        """
+        reading = reading or Source(())
+        read = functools.partial(_read_question, reading=reading)
+        answer = functools.partial(self._answer_questions, rule=rule)
+        yield from _answer_lines(lines, (reading.columns or {}).get("id", "id"), read, answer)
+
+    def _answer_questions(self, questions: Sequence[pa.RecordBatch], rule: RankRule | None) -> list[Answer]:
+        import pyarrow as pa
+
+        if not questions:
+            return []
+        try:
+            ranked = self._rank(pa.Table.from_batches(questions).combine_chunks().to_batches()[0], rule)
+        except inference.NonFiniteError as error:
+            if len(questions) == 1:
+                return [Answer({"id": questions[0].column("id")[0].as_py(), "error": error.what}, failed=True)]
+            return [answer for question in questions for answer in self._answer_questions([question], rule)]
+        return [Answer(question.to_json(), failed=False) for question in ranked]
+
+    def _rank(self, questions: pa.RecordBatch, rule: RankRule | None) -> list[Ranked]:
+        from prefcli.prediction import ranking
+
+        rule = dataclasses.replace(rule or ranking.RankRule(), swap_average=self._swap_average)
+        return ranking.rank_batch(
+            self._members, questions, rule, lambda key: self._calibration(self._held_out.intersection([key]))
+        )
+
+    @overload
+    def rank(self, prompt: Text, answers: Sequence[Text], *, rule: RankRule | None = ...) -> Ranked: ...
+
+    @overload
+    def rank(
+        self,
+        prompt: pd.DataFrame | pa.Table | Sequence[Mapping[str, Any]],
+        *,
+        rule: RankRule | None = ...,
+        format: str | None = ...,
+        columns: Mapping[str, str] | None = ...,
+        each: str | None = ...,
+    ) -> list[Ranked]: ...
+
+    def rank(
+        self,
+        prompt: Any,
+        answers: Any = None,
+        *,
+        rule: RankRule | None = None,
+        format: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        each: str | None = None,
+    ) -> Any:
+        """Rank several answers to one prompt, or those of each question of a table.
+
+        Parameters
+        ----------
+        prompt:
+            The prompt: text, or its turns as a list. Or, as the only argument, a table of questions with their
+            answers, in any form that ``prefcli rank`` reads from files.
+        answers:
+            The answers, each text, or turns as a list if the prompt is one.
+        rule:
+            How they are ranked; its ``swap_average`` is that of this object.
+        format, columns, each:
+            How a table is read, as :class:`prefcli.battles.Source` says it.
+
+        Returns
+        -------
+        :class:`~prefcli.prediction.ranking.Ranked`: ``ranking``, ``scores``, ``p_best``; for a table one per question.
+
+        Raises
+        ------
+        InputError
+            If a question is not valid.
+        """
+        if answers is not None:
+            return self._rank(_question(prompt, answers), rule)[0]
+        if isinstance(prompt, str):
+            raise InputError("there are no answers", hint="Call rank(prompt, [answer, ...]).")
+        table = readers.read_candidates(prompt, Source((), format=format, columns=columns, each=each))
+        return self._rank(table.questions, rule)
+
+    @overload
+    def score(self, prompt: str, answer: str) -> float: ...
+
+    @overload
+    def score(self, prompt: Text, answer: Sequence[Any]) -> Any: ...
+
+    def score(self, prompt: Text, answer: Any) -> Any:
+        """The reward of an answer, or of several; of several runs the sum of their rewards, each times its weight.
+
+        Parameters
+        ----------
+        prompt:
+            Text, or the turns of a conversation as a list.
+        answer:
+            Written like the prompt: text, or a list of as many turns. Or a list of such answers.
+
+        Returns
+        -------
+        A number, as large as the answer is good, for one answer; an array ``[k]`` for a list of them.
+
+        Raises
+        ------
+        InputError
+            If a run is not a reward model, or an answer is not valid.
+        """
+        self._check_rewards()
+        is_single = isinstance(answer, str) or (
+            not isinstance(prompt, str) and not any(isinstance(turn, (list, tuple)) for turn in answer)
+        )
+        rewards = self._rank(_question(prompt, [answer] if is_single else answer), None)[0].rewards
+        assert rewards is not None
+        return float(rewards[0]) if is_single else rewards
+
+    def _check_rewards(self) -> None:
+        for folder, member in zip(self.folders, self._members, strict=True):
+            if not all(map(has_rewards, member.models)):
+                architecture = runs.read_config(folder)["options"]["architecture"]
+                raise InputError(
+                    f"{folder.name} has the architecture {architecture}, which compares answers and gives no scores",
+                    hint="Call rank(prompt, answers), or use a run of --architecture reward.",
+                )
 
     def _answer(self, lines: Sequence[_Line]) -> list[Answer]:
         import pyarrow as pa
@@ -209,14 +357,18 @@ class Predictor:
         return self._held_out.intersection(batch.column("prompt_key").to_pylist())
 
     def _calibrate(self, predictions: list[NDArray[np.float64]], without: frozenset[int]) -> NDArray[np.float64]:
+        return self._calibration(without).apply(predictions)
+
+    def _calibration(self, without: frozenset[int]) -> Calibration:
+        """The calibration that is fitted without some prompts."""
         if not self._calibrated:
-            return blending.equal_weights(self.folders).apply(predictions)
+            return blending.equal_weights(self.folders)
         if without not in self._fits:
             if len(self._fits) > MAX_CACHED_FITS:
                 self._fits.clear()
             keys = np.array(sorted(without), dtype=np.int64)
             self._fits[without] = blending.from_validation(self.folders, keys, SILENT, swap_average=self._swap_average)
-        return self._fits[without].apply(predictions)
+        return self._fits[without]
 
 
 @dataclass(frozen=True)
@@ -227,8 +379,8 @@ class Answer:
     failed: bool
 
 
-def _parse(number: int, line: bytes, reading: Source, usual: Mapping[str, Any] | None) -> _Line | Answer:
-    """A line's battle; of a line that is not a valid battle, the answer."""
+def _parse(number: int, line: bytes, id_column: str, read: Callable[[dict[str, Any], str], Parsed]) -> Parsed | Answer:
+    """What ``read`` makes of a line's object and its name in messages; of a line that is not valid, the answer."""
     known_id = None
     try:
         try:
@@ -237,19 +389,73 @@ def _parse(number: int, line: bytes, reading: Source, usual: Mapping[str, Any] |
             raise InputError(f"broken JSON: {one_line(error, 160)}") from None
         if not isinstance(value, dict):
             raise InputError("expected a JSON object")
-        columns = reading.columns or (usual or {}).get("columns") or {}
-        cell = value.get(columns.get("id", "id"))
+        cell = value.get(id_column)
         if isinstance(cell, (str, int, float)):
             known_id = str(cell)
-        table = readers.read_table([value], reading, name=f"line {number}", outcomes=False, usual=usual)
-        if table.battles.num_rows != 1:
-            what = f"the line holds {table.battles.num_rows} battles, expected one"
-            raise InputError(what, hint="Lists of answers are read from files.")
-        name = table.battles.column("id")[0].as_py() if "id" in table.columns else str(number)
-        has_chosen = {"chosen", "rejected"} <= table.columns.keys()
-        return _Line(name, table.battles.select(BATTLE_SCHEMA.names), has_chosen)  # optional columns differ
+        return read(value, str(number))
     except InputError as error:
         return Answer({"id": known_id, "line": number, "error": error.what}, failed=True)
+
+
+def _read_battle(value: dict[str, Any], number: str, reading: Source, usual: Mapping[str, Any] | None) -> _Line:
+    table = readers.read_table([value], reading, name=f"line {number}", outcomes=False, usual=usual)
+    if table.battles.num_rows != 1:
+        what = f"the line holds {table.battles.num_rows} battles, expected one"
+        raise InputError(what, hint="Lists of answers are read from files.")
+    name = table.battles.column("id")[0].as_py() if "id" in table.columns else number
+    has_chosen = {"chosen", "rejected"} <= table.columns.keys()
+    return _Line(name, table.battles.select(BATTLE_SCHEMA.names), has_chosen)  # optional columns differ
+
+
+def _read_question(value: dict[str, Any], number: str, reading: Source) -> pa.RecordBatch:
+    """The question of a line, a batch of candidates with one row."""
+    import pyarrow as pa
+
+    table = readers.read_candidates([value], reading, name=f"line {number}")
+    if table.grouped:
+        raise InputError("the line holds one answer, expected a list of answers")
+    question = table.questions
+    return question if table.has_ids else question.set_column(0, question.schema.field(0), pa.array([number]))
+
+
+def _turns(text: Any, name: str) -> list[str | None]:
+    """A text, or the turns of a conversation, as turns.
+
+    Raises
+    ------
+    InputError
+        If it is neither.
+    """
+    turns = [text] if isinstance(text, str) else text
+    if not isinstance(turns, (list, tuple)) or not all(turn is None or isinstance(turn, str) for turn in turns):
+        raise InputError(f"{name} is {type(text).__name__}, neither text nor a list of turns")
+    if not turns:
+        raise InputError(f"{name} has no turns")
+    return [None if turn is None else replace_surrogates(turn) for turn in turns]
+
+
+def _question(prompt: Any, answers: Any) -> pa.RecordBatch:
+    """A batch of candidates with one row."""
+    import pyarrow as pa
+
+    if isinstance(answers, str) or not isinstance(answers, Sequence):
+        raise InputError(f"answers is {type(answers).__name__}, expected a list of answers")
+    if not answers:
+        raise InputError("there are no answers")
+    turns = _turns(prompt, "the prompt")
+    responses = [_turns(answer, f"answer {number}") for number, answer in enumerate(answers, start=1)]
+    if differing := [number for number, answer in enumerate(responses, start=1) if len(answer) != len(turns)]:
+        raise InputError(
+            f"answer {differing[0]} has {len(responses[differing[0] - 1])} turns, the prompt has {len(turns)}",
+            hint="A conversation is a list of turns, for the prompt and for every answer.",
+        )
+    return make_candidates(
+        {
+            "id": pa.array(["1"]),
+            "prompt": pa.array([turns], TURNS),
+            "responses": pa.array([responses], ANSWERS),
+        }
+    )
 
 
 def _battle(prompt: Any, response_a: Any, response_b: Any) -> pa.RecordBatch:
@@ -260,6 +466,19 @@ def _battle(prompt: Any, response_a: Any, response_b: Any) -> pa.RecordBatch:
         raise InputError(f"{wrong[0]} is {type(row[wrong[0]]).__name__}, not text")
     row = {name: list(text) if isinstance(text, tuple) else text for name, text in row.items()}
     return readers.battles_from([row], format="generic", name="the battle")
+
+
+def _answer_lines(
+    lines: IO[bytes],
+    id_column: str,
+    read: Callable[[dict[str, Any], str], Parsed],
+    answer: Callable[[Sequence[Parsed]], list[Answer]],
+) -> Iterator[list[Answer]]:
+    """Answers to lines as they arrive; those that are waiting are answered together."""
+    for waiting in _waiting_lines(lines):
+        parsed = [_parse(number, line, id_column, read) for number, line in waiting]
+        answers = iter(answer([line for line in parsed if not isinstance(line, Answer)]))
+        yield [line if isinstance(line, Answer) else next(answers) for line in parsed]
 
 
 def _waiting_lines(lines: IO[bytes]) -> Iterator[list[tuple[int, bytes]]]:

@@ -28,6 +28,7 @@ from prefcli import metrics, models
 from prefcli.battles import BATTLE_SCHEMA
 from prefcli.eda import davidson
 from prefcli.errors import InputError, ModelError
+from prefcli.options import RANK_METHODS
 from prefcli.outcomes import SWAPPED, TIE, A, B
 from prefcli.prediction import inference
 from prefcli.prediction.calibration import Calibration
@@ -114,6 +115,8 @@ class Ranked:
     comparison: Comparison
     distinct: NDArray[np.intp]
     """Position of each answer among the comparison's, ``[k]``; equal answers share one."""
+    rewards: Array | None = None
+    """Of reward models, what the scores are rounded from, ``[k]``."""
 
     @property
     def best(self) -> int:
@@ -162,6 +165,12 @@ class RankRule:
     swap_average: bool = False
     length_penalty: float = 0.0
     """What a score loses for each doubling of the answer's characters, in log-odds."""
+
+    def __post_init__(self) -> None:
+        if self.method not in RANK_METHODS:
+            raise InputError(f"method is {self.method!r}, not one of {', '.join(RANK_METHODS)}")
+        if not 2 <= self.all_pairs <= MAX_DENSE:
+            raise InputError(f"all_pairs is {self.all_pairs}, expected 2 to {MAX_DENSE}")
 
 
 def pairs_to_compare(answers: int, all_pairs: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
@@ -425,6 +434,7 @@ def _ranked(
         p_best=p_best,
         comparison=comparison,
         distinct=distinct,
+        rewards=None if rewards is None else rewards[distinct],
     )
 
 

@@ -1,0 +1,92 @@
+"""``prefcli rank``: the order of several answers to each prompt, and the best of them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prefcli.cli import common
+from prefcli.cli.flags import command, given_options
+from prefcli.errors import InputError
+from prefcli.options import RankOptions
+
+if TYPE_CHECKING:
+    from prefcli.battles import Source
+
+EXAMPLES = common.examples(
+    "prefcli rank answers.jsonl --model my-run",
+    "prefcli rank answers.jsonl --model my-run --best best.jsonl",
+    "prefcli rank samples.parquet --model run-1 --model run-2 --swap-average --output ranked.parquet",
+    "prefcli rank ours.jsonl --each 'choices: text=message.content' --columns prompt=question",
+    "produce-answers | prefcli rank - --output - | consume-rankings",
+)
+
+
+@command(RankOptions, without=("models", "calibrated", "activation", "workers"))
+def run(
+    session: common.Session,
+    reading: common.Reading,
+    file: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE",
+            help="Prompts with several answers each: JSONL, JSON, Parquet, CSV or TSV, also .gz and .zip; or - for "
+            "standard input.",
+        ),
+    ],
+    model: common.ModelsOption = None,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="PATH", help="Where to write: .jsonl or .parquet; - for lines."),
+    ] = Path("ranked.jsonl"),
+    best: Annotated[
+        Path | None,
+        typer.Option("--best", metavar="PATH", help="Also write the best answer to each prompt: .jsonl or .parquet."),
+    ] = None,
+    calibration: common.CalibrationOption = True,
+    force: common.ForceOption = False,
+    **flags: Any,
+) -> None:
+    """Rank several answers to each prompt.
+
+    FILE holds a prompt and a list of answers a row (responses, completions, ...), or prompt and response, one answer a
+    row, grouped by prompt. Writes for each prompt the answers' positions, best first; each answer's score; and the
+    probability that it is the best one.
+
+    With --output - questions are JSON lines, and each is answered by a JSON line as soon as it arrives.
+    """
+    from prefcli import pipeline
+    from prefcli.compute import memory
+
+    memory.keep_freed_memory()
+    options = RankOptions(tuple(model or ()), calibrated=calibration, **given_options(flags))
+    source = reading.like(file)
+    if output == common.STANDARD_OUTPUT:
+        refused = {
+            "--best": best, "--encoding": reading.encoding, "--force": force, "--json": session.json,
+            "--limit": options.limit,
+        }  # fmt: skip
+        _rank_lines(source, [flag for flag, value in refused.items() if value], options, session)
+        return
+    ranked = pipeline.rank(
+        source, session.workspace, output, options, best=best, force=force, reporter=session.reporter
+    )
+    summary = f"{ranked.questions:,} questions, {ranked.answers:,} answers, {ranked.answers_per_second:,.1f} answers/s"
+    best_line = [f"{ranked.best}: the best answer to each"] if ranked.best else []
+    common.print_result(session, ranked, f"{ranked.output}: {summary}", *best_line)
+
+
+def _rank_lines(source: Source, refused: list[str], options: RankOptions, session: common.Session) -> None:
+    """Answer JSON lines on standard output; ``refused`` are given flags that only files can have."""
+    from prefcli import pipeline
+
+    with common.json_lines(source.paths, refused) as lines:
+        answered, failed = pipeline.rank_lines(
+            lines, sys.stdout.buffer, session.workspace, options, reading=source, reporter=session.reporter
+        )
+    session.reporter.note(f"{answered:,} lines answered")
+    if failed:
+        raise InputError(f"{failed:,} of {answered:,} lines are not valid questions; each got an error reply")

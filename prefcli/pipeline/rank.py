@@ -1,0 +1,352 @@
+"""``rank``: from several answers to each prompt, in files or lines as they arrive, to their order and the best one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from prefcli import metrics, readers
+from prefcli.battles import PathLike, Source, SourceLike
+from prefcli.compute import devices
+from prefcli.compute.distributed import from_environment, process_group
+from prefcli.data import rows
+from prefcli.errors import InputError
+from prefcli.options import RankOptions
+from prefcli.pipeline.predict import count_trained_on, describe_unseen, find_runs, placement, run_names
+from prefcli.prediction import blending, inference, ranking
+from prefcli.prediction.ranking import Ranked
+from prefcli.readers.cells import list_names
+from prefcli.reporting import SILENT, Reporter
+from prefcli.storage import files, runs
+from prefcli.storage.workspace import Stage, StageWriter, Workspace
+
+READ_VERSION = 1
+"""Raise it when the same file would give other questions."""
+
+RANKING_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("ranking", pa.list_(pa.int64())),
+        ("scores", pa.list_(pa.float64())),
+        ("p_best", pa.list_(pa.float64())),
+    ]
+)
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+
+@dataclass(frozen=True)
+class RankResult:
+    """What ``rank`` wrote."""
+
+    output: Path
+    questions: int
+    answers: int
+    pairs: int
+    """Pairs of answers that were compared; 0 for reward runs, which read each answer once."""
+    single: int
+    """Questions with one answer only."""
+    best: Path | None
+    """The file of the best answers."""
+    models: tuple[str, ...]
+    weights: tuple[float, ...]
+    """Of each model's log probabilities; for one model the inverse of its temperature."""
+    calibration: str
+    """What was fitted on which battles, in words."""
+    trained_on: tuple[int | None, ...]
+    """For each model, how many of the questions have a prompt that it was trained on; None if the run does not say."""
+    seconds: float
+    answers_per_second: float
+
+
+def rank(
+    source: SourceLike,
+    workspace: Workspace,
+    output: PathLike,
+    options: RankOptions,
+    *,
+    best: PathLike | None = None,
+    force: bool = False,
+    reporter: Reporter = SILENT,
+) -> RankResult:
+    """Rank the answers to each prompt of a file; a line for each, in the file's order, with unchanged ids.
+
+    Parameters
+    ----------
+    source:
+        Files of prompts with several answers each.
+    workspace, options, force:
+        Where caches and runs are; how to rank; whether to overwrite outputs.
+    output:
+        JSON lines or Parquet, by its name: ``id``, ``ranking``, ``scores``, ``p_best``.
+    best:
+        Where the best answer to each prompt is written: JSON lines or Parquet, by its name.
+
+    Raises
+    ------
+    InputError, ModelError
+        If options, answers or outputs do not allow it; if a run cannot be loaded.
+    """
+    source, output = Source.of(source), Path(output)
+    best = None if best is None else Path(best)
+    outputs = [path for path in (output, best) if path is not None]
+    _check(options, source, outputs, force)
+    started = time.monotonic()
+    world = from_environment()
+    if not world.is_main_process:
+        reporter = SILENT
+    folders = find_runs(workspace, options.models, reporter)
+    for path in outputs:
+        parts = [part for folder in folders for part in runs.all_folders(folder)]
+        files.refuse_to_replace(path, [part / name for part in parts for name in runs.TABLES])
+    names = run_names(options.models, folders)
+    with process_group(world):
+        with world.main_process_first():
+            stage = candidate_stage(source, workspace, reporter)
+        request = devices.DeviceRequest(options.device, options.precision, world.local_rank)
+        members = inference.open_runs(folders, options, request)
+        reporter.note(f"ranking with {', '.join(names)}{placement(folders, request)}")
+        describe_unseen(folders, names, reporter)
+        keys = stage.table(["prompt_key"])["prompt_key"].to_numpy()
+        calibration = blending.equal_weights(folders)
+        if options.calibrated:
+            calibration = blending.from_validation(folders, keys, reporter, swap_average=options.swap_average)
+        total = min(len(keys), options.limit or len(keys))
+        trained_on = count_trained_on(
+            folders, names, keys[:total], reporter, what="questions", so="their order is surer than it should be"
+        )
+        sizes = pc.list_value_length(stage.table(["responses"])["responses"]).to_numpy()[:total]
+        rule = rule_of(options)
+        work = _describe_work(members, sizes, rule, reporter)
+        begun = time.monotonic()
+        unit = "answers" if ranking.reads_answers_once(members) else "pairs"
+        with reporter.track("ranking", work * len(members), unit=unit) as progress:
+            ranked = ranking.stream(
+                members, stage, total, world=world, rule=rule, calibration=calibration, done=progress.advance
+            )
+            writers = _writers(output, best, stage) if world.is_main_process else []
+            pairs = _write(ranked, writers)
+        seconds = time.monotonic() - begun
+    return RankResult(
+        output=output,
+        questions=total,
+        answers=int(sizes.sum()),
+        pairs=pairs,
+        single=int((sizes == 1).sum()),
+        best=best,
+        models=tuple(names),
+        weights=calibration.weights,
+        calibration=str(calibration),
+        trained_on=trained_on,
+        seconds=time.monotonic() - started,
+        answers_per_second=float(sizes.sum()) / max(seconds, 1e-9),
+    )
+
+
+def _check(options: RankOptions, source: Source, outputs: Sequence[Path], force: bool) -> None:
+    """Refuse what cannot work before anything is read."""
+    options.check()
+    for path in outputs:
+        rows.check_name(path)
+        files.refuse_to_replace(path, source.paths)
+        files.refuse_to_overwrite(path, force)
+    if len({path.absolute() for path in outputs}) < len(outputs):
+        raise InputError(f"{outputs[0]} is named as two outputs", hint="Give each its own name.")
+
+
+def rule_of(options: RankOptions) -> ranking.RankRule:
+    """How answers are ranked, from the options."""
+    return ranking.RankRule(options.method, options.all_pairs, options.swap_average)
+
+
+def candidate_stage(source: Source, workspace: Workspace, reporter: Reporter = SILENT) -> Stage:
+    """The questions of a file (or of several) as the cached stage ``candidates``.
+
+    Raises
+    ------
+    InputError
+        If a file does not hold several answers to each prompt, or an id occurs twice.
+    """
+    candidate_file = readers.open_candidates(source)
+
+    def produce(writer: StageWriter) -> Mapping[str, Any]:
+        counts = readers.CandidateCounts()
+        with reporter.track(f"reading {source}", None, unit="questions") as progress:
+            for batch, batch_counts in candidate_file.batches():
+                writer.write(batch)
+                counts += batch_counts
+                progress.advance(batch.num_rows)
+        return dataclasses.asdict(counts)
+
+    stage = workspace.stage(
+        "candidates",
+        version=READ_VERSION,
+        source=candidate_file.digest(),
+        options=candidate_file.options(),
+        produce=produce,
+        reporter=reporter,
+    )
+    _check_ids(stage, source)
+    counts = readers.CandidateCounts(**stage.metadata["counts"])
+    how = f"{candidate_file.description}; {'reused from the cache' if stage.reused else 'read now'}"
+    plural = metrics.plural
+    reporter.note(f"{source}: {plural(counts.questions, 'question')}, {plural(counts.answers, 'answer')} ({how})")
+    if candidate_file.not_read:
+        reporter.note(f"{source}: not read: {list_names(candidate_file.not_read)}")
+    for warning in counts.warnings():
+        reporter.warn(f"{source}: {warning}")
+    if counts.single:
+        of_all = "every question has" if counts.single == counts.questions else f"{counts.single:,} questions have"
+        reporter.warn(f"{source}: {of_all} one answer only: there is nothing to compare it with, its p_best is 1")
+    return stage
+
+
+def _check_ids(stage: Stage, source: Source) -> None:
+    first: dict[str, int] = {}
+    for number, name in enumerate(stage.table(["id"])["id"].to_pylist(), start=1):
+        if first.setdefault(name, number) != number:
+            raise InputError(
+                f"id {name[:40]!r} occurs twice, for questions {first[name]:,} and {number:,}",
+                where=str(source),
+                hint="Give every question its own id: rankings are joined by it. --columns id= ignores the column.",
+            )
+
+
+def _describe_work(
+    members: Sequence[inference.Member], sizes: NDArray[np.int64], rule: ranking.RankRule, reporter: Reporter
+) -> int:
+    """How many answers a model reads, or pairs it compares at most, and a message about them."""
+    if ranking.reads_answers_once(members):
+        reporter.note("each answer is read once: its score is its reward")
+        return int(sizes.sum())
+    pairs = ranking.pairs_compared(sizes, rule.all_pairs)
+    what = "mean probabilities to win" if rule.method == "mean-win" else "strengths fitted to their probabilities"
+    reporter.note(f"{metrics.plural(pairs, 'pair')} of answers are compared: scores are {what}")
+    if many := int((sizes > rule.all_pairs).sum()):
+        reporter.note(
+            f"{metrics.plural(many, 'question')} with more than {rule.all_pairs} answers: each answer is compared with "
+            f"about {2 * ranking.CYCLES} others, not with all (--all-pairs)"
+        )
+    return pairs
+
+
+Writer = Callable[[], contextlib.AbstractContextManager[Callable[[Ranked], None]]]
+"""Opens an output; gives a function to add a question's ranking."""
+
+
+def _writers(output: Path, best: Path | None, stage: Stage) -> list[Writer]:
+    writers: list[Writer] = [lambda: _ranking_writer(output)]
+    if best is not None:
+        turns = pc.max(pc.list_value_length(stage.table(["prompt"])["prompt"])).as_py()
+        writers.append(lambda: best_writer(best, as_messages=turns > 1))
+    return writers
+
+
+@contextlib.contextmanager
+def _ranking_writer(path: Path) -> Iterator[Callable[[Ranked], None]]:
+    with rows.row_writer(path, RANKING_SCHEMA) as append:
+        yield lambda ranked: append(ranked.to_json())
+
+
+@contextlib.contextmanager
+def best_writer(path: Path, *, as_messages: bool) -> Iterator[Callable[[Ranked], None]]:
+    """Writes the best answer to each prompt: ``id, prompt, response, score, p_best``.
+
+    Parameters
+    ----------
+    path:
+        JSON lines or Parquet, by its name.
+    as_messages:
+        Whether prompts are written as lists of messages, as those of several turns have to be; else as text.
+    """
+    prompt = MESSAGES if as_messages else pa.string()
+    schema = pa.schema(
+        [("id", pa.string()), ("prompt", prompt), ("response", pa.string()), ("score", pa.float64()),
+         ("p_best", pa.float64())]
+    )  # fmt: skip
+
+    def row_of(ranked: Ranked) -> dict[str, Any]:
+        response = ranked.responses[ranked.best]
+        return {
+            "id": ranked.id,
+            "prompt": _messages(ranked.prompt, response) if as_messages else ranked.prompt[0] or "",
+            "response": response[-1] or "",
+            "score": float(ranked.scores[ranked.best]),
+            "p_best": float(ranked.p_best[ranked.best]),
+        }
+
+    with rows.row_writer(path, schema) as append:
+        yield lambda ranked: append(row_of(ranked))
+
+
+def _messages(prompt: Sequence[str | None], response: Sequence[str | None]) -> list[dict[str, str]]:
+    """The conversation before the last answer."""
+    messages = [("user", prompt[0])]
+    for reply, question in zip(response[:-1], prompt[1:], strict=True):
+        messages += [("assistant", reply), ("user", question)]
+    return [{"role": role, "content": text or ""} for role, text in messages]
+
+
+def _write(ranked: Iterator[Ranked], writers: Sequence[Writer]) -> int:
+    """Rank everything, on every rank, and give it to the writers; how many pairs were compared."""
+    pairs = 0
+    with contextlib.ExitStack() as stack:
+        adds = [stack.enter_context(writer()) for writer in writers]
+        for question in ranked:
+            pairs += 0 if question.comparison.first is None else len(question.comparison.first)
+            for add in adds:
+                add(question)
+    return pairs
+
+
+def rank_lines(
+    lines: IO[bytes],
+    answers: IO[bytes],
+    workspace: Workspace,
+    options: RankOptions,
+    *,
+    reading: Source | None = None,
+    reporter: Reporter = SILENT,
+) -> tuple[int, int]:
+    """Rank questions written as JSON lines, each as soon as it arrives; nothing is cached.
+
+    Parameters
+    ----------
+    lines:
+        One question per line, a JSON object with a prompt and a list of answers.
+    answers:
+        Gets a line for each: ``id``, ``ranking``, ``scores`` and ``p_best``, or ``id`` (null if the line has none),
+        ``line`` and ``error``; flushed at once.
+    options:
+        How to rank; ``limit`` is not used. Calibration is fitted without the prompt of the current question.
+    reading:
+        How the lines are read, as a source of no files.
+
+    Returns
+    -------
+    How many lines were answered, and how many of them with an error.
+    """
+    from prefcli.prediction.predictor import Predictor
+
+    options.check()
+    folders = find_runs(workspace, options.models, reporter)
+    names = run_names(options.models, folders)
+    predictor = Predictor(folders, options)
+    reporter.note(f"ranking with {', '.join(names)}")
+    describe_unseen(folders, names, reporter)
+    total = failed = 0
+    for batch in predictor.rankings(lines, reading, rule_of(options)):
+        answers.write(b"".join(files.to_json(answer.value).encode() + b"\n" for answer in batch))
+        answers.flush()
+        total += len(batch)
+        failed += sum(answer.failed for answer in batch)
+    return total, failed
