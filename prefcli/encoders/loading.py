@@ -144,13 +144,17 @@ def _check_weights(folder: Path) -> None:
         )
 
 
-def make_tokenizer(located: ResolvedModel, texts: Iterable[str]) -> Any:
-    """The encoder's tokenizer: loaded from its folder, or for ``tiny`` trained on ``texts``."""
-    return train_tokenizer(texts) if located.folder is None else load_tokenizer(located.folder)
+def make_tokenizer(located: ResolvedModel, texts: Iterable[str], *, keep_chat_template: bool = False) -> Any:
+    """The encoder's tokenizer: from its folder (:func:`load_tokenizer`), or for ``tiny`` trained on ``texts``."""
+    if located.folder is None:
+        return train_tokenizer(texts)
+    return load_tokenizer(located.folder, keep_chat_template=keep_chat_template)
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer saved in a folder.
+def load_tokenizer(folder: Path, *, keep_chat_template: bool = False) -> Any:
+    """The tokenizer saved in a folder, without its chat templates or with the default one, as text.
+
+    A chat template is a program of whoever made the model: :mod:`.chat_templates` renders it.
 
     Raises
     ------
@@ -161,7 +165,10 @@ def load_tokenizer(folder: Path) -> Any:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    tokenizer.chat_template = None  # nothing here chats, and a run would save the templates under their own names
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # they would be saved under their own names
+        template = template.get("default")
+    tokenizer.chat_template = template if keep_chat_template and isinstance(template, str) else None
     return tokenizer
 
 

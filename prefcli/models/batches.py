@@ -109,7 +109,7 @@ class BatchedModel:
         width = max(len(packed.ids) for packed in sequences)
         input_ids = np.full((len(sequences), width), self.pad_token_id, dtype=np.int64)
         mask, types = np.zeros_like(input_ids), np.zeros_like(input_ids)
-        last_type = self.packing.template.last_type
+        last_type = self.packing.last_type
         for i, packed in enumerate(sequences):
             size = len(packed.ids)
             input_ids[i, :size] = packed.ids
@@ -164,7 +164,8 @@ class BatchedModel:
             start += count
 
     def tokenise(self, batches: Iterator[pa.RecordBatch], progress: Any = None) -> TokenisedBattles:
-        return tokenise(self.tokenizer, batches, progress, by_turn=self.packing.by_turn)
+        packing = self.packing
+        return tokenise(self.tokenizer, batches, progress, by_turn=packing.by_turn, conversation=packing.conversation)
 
     def inference(self) -> contextlib.AbstractContextManager[object]:
         """What surrounds the passes of a prediction."""

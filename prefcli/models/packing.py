@@ -12,6 +12,7 @@ No torch here: exported models use the same code.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,10 @@ from numpy.typing import NDArray
 
 from prefcli.battles import TEXT_FIELDS
 from prefcli.errors import ModelError
-from prefcli.models.tokens import Field, Ids, Ragged, TokenisedBattles, token_ids
+from prefcli.models import conversation
+from prefcli.models.conversation import ConversationTemplate
+from prefcli.models.tokens import Field, Ids, TokenisedBattles, token_ids
+from prefcli.reporting import SILENT, Reporter
 
 MARK = " … "
 """Stands where text was left out, in the encoder's own tokens."""
@@ -33,6 +37,9 @@ PAIR_WORDS = ("Question:\n", "\n\nAnswer:\n", "\n\nHow good is this answer:")
 BOTH_WORDS = ("Question:\n", "\n\nAnswer A:\n", "\n\nAnswer B:\n", "\n\nWhich answer is better:")
 """What a language model reads before each field and after the last, where its judgement is taken."""
 
+
+MIN_TURN_TOKENS = 16
+"""A conversation loses its first turns if each of its texts could not keep so many tokens."""
 
 EXAMPLES = (("alpha", "omega"), ("people", "prefer"))
 """Pairs of texts that show where a tokenizer puts its special tokens."""
@@ -168,6 +175,48 @@ def _word_template(tokenizer: Any) -> Template:
     return Template(sequence(PAIR_WORDS), sequence(BOTH_WORDS), None)
 
 
+def conversation_template(
+    tokenizer: Any, kind: str, where: str, reporter: Reporter = SILENT
+) -> tuple[str, ConversationTemplate]:
+    """The conversation template of a kind, and which kind it is.
+
+    Parameters
+    ----------
+    tokenizer, where:
+        An encoder's, and the encoder's name for messages.
+    kind:
+        ``chat``: the tokenizer's own chat template; ``tokens`` or ``words``, as for other architectures; ``auto``: the
+        first of these that the tokenizer has.
+    reporter:
+        Receives a warning if ``auto`` cannot use the tokenizer's chat template.
+
+    Raises
+    ------
+    ModelError
+        If the tokenizer has no such template.
+    """
+    if kind == "chat" and not tokenizer.chat_template:
+        raise ModelError("the tokenizer has no chat template", where=where, hint="Use --template tokens, or words.")
+    if kind in ("auto", "chat") and tokenizer.chat_template:
+        try:
+            return "chat", conversation.from_chat_template(tokenizer, where)
+        except ModelError as error:
+            if kind == "chat":
+                raise
+            reporter.warn(f"{error.what}; it is not used")
+    if kind != "words":
+        around = _around_texts(tokenizer, 2)
+        if all(around[1:]):
+            return "tokens", conversation.from_special_tokens(tokenizer, around)
+        if kind == "tokens":
+            raise ModelError(
+                "the tokenizer puts no special tokens between two texts or after them",
+                where=where,
+                hint="Use --template words.",
+            )
+    return "words", conversation.from_words(tokenizer, _around_texts(tokenizer, 1)[0], PAIR_WORDS)
+
+
 def _around_texts(tokenizer: Any, count: int) -> list[tuple[int, ...]]:
     """The ids that a tokenizer puts before, between and after one text or two.
 
@@ -222,6 +271,20 @@ class Packing:
         """Whether fields have to be tokenised turn by turn (:func:`.tokens.tokenise`)."""
         return self.truncation == "head-tail"
 
+    @property
+    def conversation(self) -> ConversationTemplate | None:
+        """What every turn is tokenised with (:func:`.tokens.tokenise`); None where only fields are known."""
+        return None
+
+    @property
+    def last_type(self) -> int | None:
+        """The token type of the last field; None where the encoder gets no token types."""
+        return self.template.last_type
+
+    def overhead(self, fields: int) -> int:
+        """Tokens in the shortest sequence of so many fields that are not the fields'."""
+        return self.template.sequence(fields).overhead
+
     def pack(self, fields: Sequence[Field]) -> Packed:
         """One sequence of the fields, cut to the budget."""
         sizes = allocate_budget(np.array([len(field.ids) for field in fields]), self._budget(len(fields))).tolist()
@@ -234,20 +297,92 @@ class Packing:
             return field.ids
         return field.ids[:size] if self.truncation == "head" else head_and_tail(field, size, self.mark)
 
-    def lengths(self, *fields: Ragged) -> NDArray[np.int64]:
-        """Length of each sequence made of these fields, shape ``[n]``."""
-        total = np.sum([field.lengths for field in fields], axis=0) + self.template.sequence(len(fields)).overhead
+    def lengths(self, battles: TokenisedBattles, fields: Sequence[int]) -> NDArray[np.int64]:
+        """Length of each battle's sequence of these fields, shape ``[n]``."""
+        total = np.sum([battles.columns[i].lengths for i in fields], axis=0) + self.overhead(len(fields))
         return np.minimum(total, self.max_length)
 
     def _budget(self, fields: int) -> int:
         """Tokens that are left for the fields."""
-        return max(self.max_length - self.template.sequence(fields).overhead, 0)
+        return max(self.max_length - self.overhead(fields), 0)
 
-    def kept_tokens(self, *fields: Ragged) -> NDArray[np.int64]:
-        """Tokens of text that each field keeps, shape ``[n, fields]``; marks are not text."""
-        lengths = np.stack([field.lengths for field in fields], axis=1)
+    def kept_tokens(self, battles: TokenisedBattles, fields: Sequence[int]) -> NDArray[np.int64]:
+        """Tokens of text that each of these fields keeps, shape ``[n, fields]``; marks are not text."""
+        lengths = np.stack([battles.columns[i].lengths for i in fields], axis=1)
         kept = allocate_budget(lengths, self._budget(len(fields)))
         return np.where(kept < lengths, np.maximum(kept - len(self.mark), 0), kept)
+
+
+@dataclass(frozen=True)
+class ConversationPacking(Packing):
+    """How a prompt and an answer become a conversation, turn by turn.
+
+    All texts of a conversation share the budget, so each keeps what the equal share allows. Where that would be fewer
+    than :data:`MIN_TURN_TOKENS` of each, the first turns are left out.
+    """
+
+    template: ConversationTemplate  # type: ignore[assignment]
+
+    @property
+    def by_turn(self) -> bool:
+        return True
+
+    @property
+    def conversation(self) -> ConversationTemplate:
+        return self.template
+
+    @property
+    def last_type(self) -> None:
+        return None
+
+    def overhead(self, fields: int) -> int:
+        return int(self.template.overhead(1))
+
+    def pack(self, fields: Sequence[Field]) -> Packed:
+        """One sequence of a prompt and an answer, cut to the budget; the spans are the last turn's."""
+        prompt, answer = fields
+        first, sizes = self._sizes(prompt.turns, answer.turns)
+        parts = [np.split(field.ids, np.cumsum(field.turns)[:-1]) for field in fields]
+        empty = np.empty(0, dtype=np.int32)
+        texts = [text for turn in itertools.zip_longest(*parts, fillvalue=empty) for text in turn][2 * first :]
+        cut = [
+            self._truncate(Field(text, np.array([len(text)], dtype=np.int32)), size)
+            for text, size in zip(texts, sizes.tolist(), strict=True)
+        ]
+        *before, last = (self.template.ids[name] for name in self.template.names(len(cut) // 2))
+        packed = SequenceTemplate(tuple(before), last).join(cut)
+        return Packed(packed.ids, packed.spans[-2:])
+
+    def _sizes(self, prompt: Ids, answer: Ids) -> tuple[int, NDArray[np.int64]]:
+        """The first turn that is kept, and the tokens of each text from there on, shape ``[2 * turns]``.
+
+        ``prompt`` and ``answer`` are the tokens in each of their turns.
+        """
+        lengths = conversation.interleave(prompt, answer)
+        needed = np.cumsum(np.minimum(lengths, MIN_TURN_TOKENS).reshape(-1, 2).sum(axis=1)[::-1])
+        fits = needed + self.template.overhead(np.arange(1, len(needed) + 1)) <= self.max_length
+        turns = max(int(fits.sum()), 1)
+        budget = max(self.max_length - int(self.template.overhead(turns)), 0)
+        return len(needed) - turns, allocate_budget(lengths[-2 * turns :], budget)
+
+    def lengths(self, battles: TokenisedBattles, fields: Sequence[int]) -> NDArray[np.int64]:
+        return np.minimum(self._uncut_lengths(battles, fields), self.max_length)
+
+    def _uncut_lengths(self, battles: TokenisedBattles, fields: Sequence[int]) -> NDArray[np.int64]:
+        assert battles.turns is not None
+        turns = np.max([battles.turns[i].lengths for i in fields], axis=0)
+        texts = np.sum([battles.columns[i].lengths for i in fields], axis=0)
+        return np.asarray(texts + self.template.overhead(turns))
+
+    def kept_tokens(self, battles: TokenisedBattles, fields: Sequence[int]) -> NDArray[np.int64]:
+        assert battles.turns is not None
+        kept = np.stack([battles.columns[i].lengths for i in fields], axis=1)
+        for row in np.flatnonzero(self._uncut_lengths(battles, fields) > self.max_length):
+            turns = [battles.turns[i][int(row)] for i in fields]
+            first, sizes = self._sizes(*turns)
+            text = np.where(sizes < conversation.interleave(*turns)[2 * first :], sizes - len(self.mark), sizes)
+            kept[row] = np.maximum(text, 0).reshape(-1, 2).sum(axis=0)
+        return kept
 
 
 @dataclass(frozen=True)
@@ -270,17 +405,15 @@ class InputFormat:
 
     def lengths(self, packing: Packing, battles: TokenisedBattles) -> NDArray[np.int64]:
         """Length of the longest sequence of each battle, shape ``[n]``."""
-        columns = battles.columns
-        return np.max([packing.lengths(*(columns[i] for i in sequence)) for sequence in self.sequences], axis=0)
+        return np.max([packing.lengths(battles, sequence) for sequence in self.sequences], axis=0)
 
     def truncation_report(self, packing: Packing, battles: TokenisedBattles) -> TruncationReport:
         """What no sequence holds."""
-        columns = battles.columns
-        lengths = np.stack([column.lengths for column in columns], axis=1)
+        lengths = np.stack([column.lengths for column in battles.columns], axis=1)
         kept = np.zeros_like(lengths)
         for sequence in self.sequences:
             fields = list(sequence)
-            kept[:, fields] = np.maximum(kept[:, fields], packing.kept_tokens(*(columns[i] for i in fields)))
+            kept[:, fields] = np.maximum(kept[:, fields], packing.kept_tokens(battles, fields))
         lost = lengths - kept
         return TruncationReport(
             battles=len(battles),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from prefcli.battles import TEXT_FIELDS, TURN_SEPARATOR, labels_of, texts_of
 
 if TYPE_CHECKING:
+    from prefcli.models.conversation import ConversationTemplate
     from prefcli.reporting import Progress
 
 Ids = NDArray[np.int32]
@@ -106,31 +107,46 @@ class TokenisedBattles:
 
 
 def tokenise(
-    tokenizer: Any, batches: Iterable[pa.RecordBatch], progress: Progress | None = None, *, by_turn: bool = False
+    tokenizer: Any,
+    batches: Iterable[pa.RecordBatch],
+    progress: Progress | None = None,
+    *,
+    by_turn: bool = False,
+    conversation: ConversationTemplate | None = None,
 ) -> TokenisedBattles:
     """Tokenise every field of every battle of canonical batches once.
 
     With ``by_turn`` every turn by itself, so that the turns are known when a conversation is cut; otherwise the turns
-    are joined first. ``progress`` is advanced by the number of battles done.
+    are joined first. With ``conversation`` every turn as it stands between that template's pieces. ``progress`` is
+    advanced by the number of battles done.
     """
     empty = Ragged(np.empty(0, np.int32), np.zeros(1, np.int64))
-    columns, turn_columns = ({name: [empty] for name in TEXT_FIELDS} for _ in range(2))
+    columns, turn_columns = ([[empty] for _ in TEXT_FIELDS] for _ in range(2))
     labels = [np.empty(0, np.int64)]
     for batch in batches:
         table = pa.Table.from_batches([batch])
-        for name in TEXT_FIELDS:
-            if by_turn:
-                texts, counts = _split_turns(table[name])
-                turns = Ragged.from_rows(token_ids(tokenizer, texts))
-                columns[name].append(turns.merge_rows(counts))
-                turn_columns[name].append(Ragged.from_lengths(turns.lengths.astype(np.int32), counts))
-            else:
-                columns[name].append(Ragged.from_rows(token_ids(tokenizer, texts_of(table[name]))))
+        texts = [table[name] for name in TEXT_FIELDS]
+        if conversation is not None:
+            fields = conversation.tokenise_columns(tokenizer, *texts)
+        elif by_turn:
+            fields = [_tokenise_by_turn(tokenizer, column) for column in texts]
+        else:
+            fields = [(Ragged.from_rows(token_ids(tokenizer, texts_of(column))), empty) for column in texts]
+        for number, (ids, turn_lengths) in enumerate(fields):
+            columns[number].append(ids)
+            turn_columns[number].append(turn_lengths)
         labels.append(labels_of(table))
         if progress is not None:
             progress.advance(batch.num_rows)
-    ids, turn_lengths = (tuple(map(Ragged.concatenate, parts.values())) for parts in (columns, turn_columns))
-    return TokenisedBattles(ids, np.concatenate(labels), turn_lengths if by_turn else None)
+    ids_of, turns_of = (tuple(map(Ragged.concatenate, parts)) for parts in (columns, turn_columns))
+    return TokenisedBattles(ids_of, np.concatenate(labels), turns_of if by_turn or conversation is not None else None)
+
+
+def _tokenise_by_turn(tokenizer: Any, column: pa.ChunkedArray) -> tuple[Ragged, Ragged]:
+    """A field's ids, and the tokens in each of its turns."""
+    texts, counts = _split_turns(column)
+    turns = Ragged.from_rows(token_ids(tokenizer, texts))
+    return turns.merge_rows(counts), Ragged.from_lengths(turns.lengths.astype(np.int32), counts)
 
 
 def _split_turns(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int64]]:
