@@ -20,7 +20,7 @@ ACTIVATIONS = ("softmax", "none")
 RANK_METHODS = ("fit", "mean-win")
 POOLINGS = ("auto", "mean", "last")
 TIES = ("constant", "prompt")
-TEMPLATES = ("auto", "tokens", "words")
+TEMPLATES = ("auto", "tokens", "words", "chat")
 QUANTIZATIONS = ("none", "8bit", "4bit")
 TRACKERS = ("tensorboard", "wandb")
 PAIR_SELECTIONS = ("best-worst", "best-rest", "all")
@@ -77,7 +77,7 @@ class TrainOptions:
         f"Defaults for all other options: {'; '.join(f'{name}: {what}' for name, what in RECIPE_SUMMARIES.items())}.",
         choices=tuple(RECIPES),
     )
-    text: str | None = option(None, "Text normalisation: nltk, raw or light. [default: nltk; for features raw]")
+    text: str | None = option(None, "Text normalisation: nltk, raw or light. [default: nltk; features, reward: raw]")
     encoder: str = neural_option(
         "microsoft/deberta-v3-small", "A folder, a model on the hub (owner/name), or tiny, the built-in one."
     )
@@ -98,7 +98,8 @@ class TrainOptions:
     )
     template: str = neural_option(
         "auto",
-        "What separates prompt and answers: special tokens, or words; auto: words for a language model.",
+        "What separates prompt and answers: special tokens, words, or (reward only) the tokenizer's chat template; "
+        "auto: words for a language model; for reward chat, if the tokenizer has a chat template.",
         choices=TEMPLATES,
     )
     max_length: int = neural_option(512, "Tokens per sequence, special tokens included.", at_least=8)
@@ -202,7 +203,7 @@ class TrainOptions:
     @property
     def normalisation(self) -> str:
         """The text normalisation: as given, or the architecture's default."""
-        return self.text or ("raw" if self.architecture == "features" else "nltk")
+        return self.text or ("raw" if self.architecture in ("features", "reward") else "nltk")
 
     @property
     def shows_both_orders(self) -> bool:
@@ -234,6 +235,8 @@ class TrainOptions:
             problems.append("--lora-rank: the encoder tiny has random weights, there is nothing to adapt")
         if not self.lora_targets.strip(" ,"):
             problems.append("--lora-targets is empty: all, attention, or names of layers")
+        if self.template == "chat" and self.architecture != "reward":
+            problems.append("--template chat is for --architecture reward: a conversation has one answer")
         if self.quantize != "none" and not self.lora_rank:
             problems.append("--quantize: quantized weights cannot be trained: add --lora-rank 16")
         if self.quantize != "none" and self.shard:

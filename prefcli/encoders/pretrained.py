@@ -28,7 +28,7 @@ WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "encoder.")
 MAX_PREFIXES = 4
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """In the order in which transformers looks for them; each may be several files that an index lists."""
-SMALL_FILES = ("*.json", "*.model", "*.txt")
+SMALL_FILES = ("*.json", "*.model", "*.txt", "chat_template.jinja")
 """Configuration and tokenizer."""
 HEAD = re.compile(
     r".*(head|classifier|predict|score|outputs|logits|loss).*|vocab_.*|cls|config|decoder|dense|pooler|pred_layer|"

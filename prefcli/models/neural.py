@@ -26,7 +26,9 @@ from prefcli.errors import InputError, ModelError, PrefcliError, is_out_of_memor
 from prefcli.models import reward, trial, weights
 from prefcli.models.architectures import ARCHITECTURES, is_causal
 from prefcli.models.batches import CPU_TOKENS, GPU_TOKENS, AnswerScores, BatchedModel, Pass
-from prefcli.models.packing import MIN_TEXT_TOKENS, Packing, Template
+from prefcli.models.conversation import ConversationTemplate
+from prefcli.models.packing import MIN_TEXT_TOKENS, ConversationPacking, Packing, Template
+from prefcli.models.reward import RewardSetup
 from prefcli.models.tokens import TokenisedBattles
 from prefcli.models.trial import EncoderTraits
 from prefcli.options import TrainOptions
@@ -54,7 +56,7 @@ class NeuralModel(BatchedModel):
     attention:
         How the encoder is computed, in words.
     template:
-        What stands between the fields: ``tokens`` or ``words``.
+        What stands between the fields: ``tokens``, ``words`` or ``chat``.
     """
 
     def __init__(
@@ -140,7 +142,7 @@ def build(
     *,
     stays_on_host: bool = False,
     traits: EncoderTraits | None = None,
-    tie_share: float = 1 / 3,
+    setup: RewardSetup | None = None,
 ) -> NeuralModel:
     """A model on an encoder: the architecture's head and adapters, initialised from torch's random generator.
 
@@ -154,8 +156,8 @@ def build(
         Leave the weights on the host, because sharding moves them to the device.
     traits:
         What is known of the encoder; None to try it out.
-    tie_share:
-        Share of ties among the training battles, where a reward model begins.
+    setup:
+        What a reward model needs beside the options; None for other architectures.
 
     Raises
     ------
@@ -167,8 +169,7 @@ def build(
             f"{options.encoder} is an encoder-decoder model, which no architecture here reads",
             hint="Choose an encoder (BERT, DeBERTa) or a decoder (Gemma, Llama, Qwen).",
         )
-    is_reward = options.architecture == "reward"
-    if is_reward:
+    if setup is not None:
         _set_padding(encoder, tokenizer, options.encoder)
     causal = is_causal(encoder)
     pooling = options.pooling if options.pooling != "auto" else "last" if causal else "mean"
@@ -178,7 +179,8 @@ def build(
         # Before the trial, which takes a minute on a CPU. transformers' own method refuses quantized weights, even if
         # they are on the device already.
         torch.nn.Module.to(encoder, placement.device)
-    traits = traits or _try_out(encoder, tokenizer, max_length, template)
+    token_type = None if setup is not None else Template.from_tokenizer(tokenizer, template).last_type
+    traits = traits or _try_out(encoder, tokenizer, max_length, token_type)
     max_length = traits.max_length
     if not traits.ignores_padding:
         attention += "; without padding, because it changes this encoder's results (slower)"
@@ -188,8 +190,12 @@ def build(
             "length at a time, and the processes would make different numbers of passes",
             hint="Leave --shard out, or choose another encoder.",
         )
-    packing = Packing.from_tokenizer(tokenizer, max_length, options.truncation, template)
-    overhead = (packing.template.both if options.architecture == "cross-encoder" else packing.template.pair).overhead
+    packing: Packing
+    if setup is not None:
+        packing = ConversationPacking.of(setup.conversation, tokenizer, max_length, options.truncation)
+    else:
+        packing = Packing.from_tokenizer(tokenizer, max_length, options.truncation, template)
+    overhead = packing.overhead(3 if options.architecture == "cross-encoder" else 2)
     if max_length < overhead + MIN_TEXT_TOKENS:
         raise InputError(
             f"--max-length {max_length} leaves no room for prompt and answers: the template alone takes "
@@ -197,8 +203,8 @@ def build(
             hint=f"Use --max-length {overhead + MIN_TEXT_TOKENS} or more.",
         )
     module: torch.nn.Module
-    if is_reward:
-        tie = reward.Tie(tie_share, traits.width if options.tie == "prompt" else None)
+    if setup is not None:
+        tie = reward.Tie(setup.tie_share, traits.width if options.tie == "prompt" else None)
         module = reward.Reward(encoder, tie, pads=traits.ignores_padding)
     else:
         module = ARCHITECTURES[options.architecture](
@@ -206,7 +212,7 @@ def build(
         )
     if not stays_on_host:
         module.to(placement.device)
-    kind = RewardModel if is_reward else NeuralModel
+    kind = RewardModel if setup is not None else NeuralModel
     return kind(module, tokenizer, packing, placement, traits, attention, template)
 
 
@@ -229,7 +235,7 @@ def _adapt(encoder: torch.nn.Module, options: TrainOptions) -> str:
     return adapted + encoders.accelerate(encoder.base_model)  # type: ignore[arg-type]
 
 
-def _try_out(classifier: Any, tokenizer: Any, max_length: int, template: str) -> EncoderTraits:
+def _try_out(classifier: Any, tokenizer: Any, max_length: int, token_type: int | None) -> EncoderTraits:
     """Refuse an encoder that does not fit its tokenizer or cannot be used, and find out what it reads.
 
     ``classifier`` is the encoder, or a sequence classifier around it.
@@ -238,7 +244,6 @@ def _try_out(classifier: Any, tokenizer: Any, max_length: int, template: str) ->
     trial.check_vocabulary(encoder, tokenizer)
     limit = encoders.max_input_length(encoder)
     max_length = max_length if limit is None else min(max_length, limit)
-    token_type = Template.from_tokenizer(tokenizer, template).last_type
     pad_token_id = int(tokenizer.pad_token_id or 0)
     traits = trial.try_out(encoder, max_length, pad_token_id, token_type, find_longest=True)
     if classifier is not encoder and traits.ignores_padding:
@@ -253,6 +258,11 @@ def recorded_traits(config: Mapping[str, Any]) -> EncoderTraits | None:
     if "ignores_padding" not in resolved:
         return None
     return EncoderTraits(int(resolved["max_length"]), int(resolved["width"]), bool(resolved["ignores_padding"]))
+
+
+def recorded_setup(config: Mapping[str, Any]) -> RewardSetup:
+    """What the configuration of a reward run says of the conversations that it reads."""
+    return RewardSetup(ConversationTemplate.from_json(config["resolved"]["conversation"]))
 
 
 def with_resolved_auto(options: TrainOptions, config: Mapping[str, Any]) -> TrainOptions:
@@ -293,8 +303,8 @@ def load(folder: Path, placement: Placement, *, fast_attention: bool = True, enc
         options = replace(with_resolved_auto(TrainOptions(**config["options"]), config), fast_attention=fast_attention)
         if placement.device.type != "cuda":  # quantization saves memory in training; full weights serve as well
             options = replace(options, quantize="none")
-        tokenizer = encoders.load_tokenizer(folder)
         is_reward = options.architecture == "reward"
+        tokenizer = encoders.load_tokenizer(folder, keep_chat_template=is_reward)
         if options.lora_rank:
             placement = devices.for_language_models(placement)
             # The user did not name the encoder that the run's file names: the hub is not asked for it.
@@ -306,7 +316,8 @@ def load(folder: Path, placement: Placement, *, fast_attention: bool = True, enc
         max_length = int(config["resolved"]["max_length"])
         # Of an older run, trained whatever the encoder does with padding, only that is tried out.
         traits = recorded_traits(config) or trial.try_out(backbone, max_length, int(tokenizer.pad_token_id or 0))
-        model = build(options, backbone, tokenizer, max_length, placement, traits=traits)
+        setup = recorded_setup(config) if is_reward else None
+        model = build(options, backbone, tokenizer, max_length, placement, traits=traits, setup=setup)
         weights.load_state_dict(model.module, weights.load(folder / WEIGHTS))
         model.module.eval()
         return model

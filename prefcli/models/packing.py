@@ -249,6 +249,10 @@ def _split(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]] | None
     return [*around, tuple(ids[end:])]
 
 
+def _mark_ids(tokenizer: Any, truncation: str) -> Ids:
+    return np.array(token_ids(tokenizer, [MARK])[0] if truncation == "head-tail" else [], dtype=np.int32)
+
+
 @dataclass(frozen=True)
 class Packing:
     """How fields become sequences."""
@@ -263,7 +267,7 @@ class Packing:
 
     @staticmethod
     def from_tokenizer(tokenizer: Any, max_length: int, truncation: str = "head", template: str = "tokens") -> Packing:
-        mark = np.array(token_ids(tokenizer, [MARK])[0] if truncation == "head-tail" else [], dtype=np.int32)
+        mark = _mark_ids(tokenizer, truncation)
         return Packing(Template.from_tokenizer(tokenizer, template), max_length, truncation, mark)
 
     @property
@@ -322,6 +326,10 @@ class ConversationPacking(Packing):
     """
 
     template: ConversationTemplate  # type: ignore[assignment]
+
+    @staticmethod
+    def of(template: ConversationTemplate, tokenizer: Any, max_length: int, truncation: str) -> ConversationPacking:
+        return ConversationPacking(template, max_length, truncation, _mark_ids(tokenizer, truncation))
 
     @property
     def by_turn(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from prefcli.metrics import UNSEEN_PROBABILITY
 from prefcli.models.architectures import EncoderCall, mean_pool, span_mask
+from prefcli.models.conversation import ConversationTemplate
 from prefcli.models.packing import ANSWER_INPUT
 from prefcli.outcomes import SWAPPED
 
@@ -33,6 +35,16 @@ class Float32Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return _float32_linear(input, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class RewardSetup:
+    """What a reward model is built with, beside the options."""
+
+    conversation: ConversationTemplate
+    """What stands around prompts and answers."""
+    tie_share: float = 1 / 3
+    """Share of ties among the training battles, where the term for ties begins."""
 
 
 class Tie(nn.Module):

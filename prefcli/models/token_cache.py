@@ -20,6 +20,7 @@ from prefcli.storage.workspace import StageWriter, Workspace
 
 if TYPE_CHECKING:
     from prefcli.data.selection import TrainingData
+    from prefcli.models.conversation import ConversationTemplate
 
 VERSION = 1
 """Raise when the same text and tokenizer would give other ids or columns."""
@@ -28,20 +29,26 @@ COLUMNS = (*TEXT_FIELDS, *(f"{name}_turns" for name in TEXT_FIELDS))
 
 
 def cached_tokens(
-    data: TrainingData, tokenizer: Any, workspace: Workspace, reporter: Reporter, *, by_turn: bool
+    data: TrainingData,
+    tokenizer: Any,
+    workspace: Workspace,
+    reporter: Reporter,
+    *,
+    by_turn: bool,
+    conversation: ConversationTemplate | None = None,
 ) -> TokenisedBattles:
     """Token ids of the training data's battles (:func:`.tokens.tokenise`), through the stage ``tokens``."""
     definition = getattr(tokenizer, "backend_tokenizer", None)
     if definition is None:  # tokenizers written in Python have none, so two of them look the same
         with reporter.track("tokenising", len(data)) as progress:
-            return tokenise(tokenizer, data.batches(), progress, by_turn=by_turn)
+            return tokenise(tokenizer, data.batches(), progress, by_turn=by_turn, conversation=conversation)
 
     def produce(writer: StageWriter) -> Mapping[str, Any]:
         count = 0
         with reporter.track("tokenising", len(data)) as progress:
             for batch in data.batches():
                 if batch.num_rows:
-                    battles = tokenise(tokenizer, iter([batch]), by_turn=by_turn)
+                    battles = tokenise(tokenizer, iter([batch]), by_turn=by_turn, conversation=conversation)
                     count += sum(len(column.values) for column in battles.columns)
                     columns = [*battles.columns, *(battles.turns or ())]
                     arrays = [
@@ -58,11 +65,13 @@ def cached_tokens(
         source.update(np.ascontiguousarray(rows, dtype=np.int64).tobytes())
     import tokenizers
 
-    options = {
+    options: dict[str, Any] = {
         "tokenizer": hashlib.sha256(definition.to_str().encode()).hexdigest(),
         "tokenizers": tokenizers.__version__,
         "by_turn": by_turn,
     }
+    if conversation is not None:
+        options["conversation"] = conversation.to_json()
     stage = workspace.stage(
         "tokens", version=VERSION, source=source.hexdigest(), options=options, produce=produce, reporter=reporter
     )

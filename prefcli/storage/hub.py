@@ -54,7 +54,7 @@ class NeededFiles:
 
 
 RUN_FILES = NeededFiles(
-    ("*.json", "*.safetensors", "*.model", "*.txt", "*.parquet", f"*{files.CHECKSUMS}"),
+    ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "*.parquet", f"*{files.CHECKSUMS}"),
     ("checkpoints/*", "*/checkpoints/*", "*.py", "*.bin"),
 )
 """Files of a run that prediction may need; neither its log nor its card."""

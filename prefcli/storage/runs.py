@@ -57,7 +57,7 @@ OWN_KEYS = (
 """Keys of ``config.json`` that are prefcli's; all others are the encoder's, as transformers reads them."""
 UNSEALED = (CARD, METRICS, CURVES, UNFINISHED, files.CHECKSUMS)
 """Files that prediction does not depend on."""
-MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".parquet")
+MODEL_SUFFIXES = (".jinja", ".json", ".safetensors", ".txt", ".model", ".parquet")
 """Of files that a model could be loaded from."""
 MAX_LISTED = 5
 """Damaged files that a message names."""

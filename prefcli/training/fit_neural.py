@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,19 @@ from prefcli.compute import devices, fsdp
 from prefcli.data.selection import Fold
 from prefcli.encoders import adapters
 from prefcli.errors import InputError
-from prefcli.models import neural, token_cache, trial
+from prefcli.models import conversation, neural, token_cache, trial
+from prefcli.models.conversation import ConversationTemplate
+from prefcli.models.packing import conversation_template
+from prefcli.models.reward import RewardSetup
 from prefcli.models.trial import EncoderTraits
 from prefcli.outcomes import TIE
 from prefcli.storage import runs
 from prefcli.training import checkpoints, loop
 from prefcli.training.context import FitResult, TrainContext
 from prefcli.training.trackers import Trackers
+
+MAX_EXAMPLES = 500
+"""Training conversations whose tokens are compared with those of the rendered text."""
 
 
 class NeuralFitter:
@@ -46,7 +53,13 @@ class NeuralFitter:
         self.traits: EncoderTraits | None = None
         """Of the encoder, which the first fold tries out for all."""
         trained_on = np.unique(np.concatenate([fold.train for fold in folds]))
-        self.tokenizer = encoders.make_tokenizer(source, context.training_data.texts(trained_on))
+        texts = context.training_data.texts(trained_on)
+        self.tokenizer = encoders.make_tokenizer(source, texts, keep_chat_template=options.architecture == "reward")
+        self.conversation: ConversationTemplate | None = None
+        """What a reward model reads around prompts and answers."""
+        self.template = options.template
+        if options.architecture == "reward":
+            self._read_conversations(resumed=source.folder == context.folder)
         with context.world.main_process_first():
             self.battles = token_cache.cached_tokens(
                 context.training_data,
@@ -54,6 +67,33 @@ class NeuralFitter:
                 context.workspace,
                 context.reporter,
                 by_turn=options.truncation == "head-tail",
+                conversation=self.conversation,
+            )
+
+    def _read_conversations(self, *, resumed: bool) -> None:
+        """Find the conversation template of a reward model, and make its tokenizer one that gives it to other tools."""
+        context, name = self.context, self.context.options.encoder
+        if resumed:
+            config = runs.read_config(context.folder)
+            self.template = str(config["resolved"]["template"])
+            self.conversation = neural.recorded_setup(config).conversation
+            return
+        self.template, self.conversation = conversation_template(
+            self.tokenizer, context.options.template, name, context.reporter
+        )
+        self.tokenizer = conversation.reward_tokenizer(self.tokenizer, self.conversation)
+        examples = [
+            [turn or "" for pair in itertools.zip_longest(prompt or [""], answer or [""]) for turn in pair]
+            for batch in itertools.islice(context.training_data.batches(), 1)
+            for prompt, answer in zip(
+                *(batch.column(field).to_pylist()[:MAX_EXAMPLES] for field in ("prompt", "response_a")), strict=True
+            )
+        ]
+        differing = len(conversation.find_differences(self.conversation, self.tokenizer, examples))
+        if differing:
+            context.reporter.warn(
+                f"{differing:,} of {len(examples):,} conversations have other tokens as a whole text than turn by "
+                "turn: tools that use the run's chat template compute another reward for these"
             )
 
     def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> FitResult:
@@ -75,7 +115,11 @@ class NeuralFitter:
             config = runs.read_config(fold.folder)
             options, self.traits = neural.with_resolved_auto(options, config), neural.recorded_traits(config)
         torch.manual_seed(options.seed)
-        outcomes = context.outcomes(fold.train)
+        setup = None
+        if self.conversation is not None:
+            outcomes = context.outcomes(fold.train)
+            setup = RewardSetup(self.conversation, float(outcomes[TIE] / outcomes.sum()))
+            options = dataclasses.replace(options, template=self.template)
         model = neural.build(
             options,
             encoder,
@@ -84,7 +128,7 @@ class NeuralFitter:
             self.placement,
             stays_on_host=options.shard,
             traits=self.traits,
-            tie_share=float(outcomes[TIE] / outcomes.sum()),
+            setup=setup,
         )
         self.traits = model.traits
         for column in self.battles.columns:
@@ -151,7 +195,7 @@ class NeuralFitter:
     def _write_header(self, fold: Fold, model: neural.NeuralModel, source: encoders.ResolvedModel, cut: str) -> None:
         """Write what a run's folder holds before its training begins: config and tokenizer."""
         context = self.context
-        resolved = {
+        resolved: dict[str, Any] = {
             "placement": str(self.placement),
             **dataclasses.asdict(model.traits),
             "lr": context.options.learning_rate,
@@ -162,6 +206,8 @@ class NeuralFitter:
             "template": model.template,
             "ranks": context.world.size,
         }
+        if self.conversation is not None:
+            resolved["conversation"] = self.conversation.to_json()
         encoder_config: Any = model.encoder_config()
         if context.options.lora_rank:
             # The encoder's weights are elsewhere, so transformers must not take the run for an encoder.
