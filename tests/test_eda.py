@@ -264,10 +264,11 @@ def votes(tmp_path: Path) -> Path:
 
 
 def test_the_command_prints_tables(cli: Callable[..., Any], votes: Path) -> None:
-    result = cli("eda", votes, "--top", 3)
+    result = cli("eda", votes, "--top", 3, "--all")
     assert result.code == 0
-    for words in ("Most frequent pairs", "Highest win rates", "Ratings", "more length", "What to look out for"):
+    for words in ("Most frequent pairs", "Highest win rates", "Ratings", "more length", "Characters"):
         assert words in result.out
+    assert "Characters" not in cli("eda", votes).out
     assert "format kaggle" in result.err
 
 

@@ -253,8 +253,8 @@ def test_a_model_of_few_battles_or_prompts_has_a_rating_without_an_interval() ->
     assert by_name["rare"].low is by_name["rare"].rank_low is by_name["repeated"].low is None
     assert all(by_name[name].low < by_name[name].high for name in ("x", "y"))
     assert {by_name[name].rank for name in ("x", "y")} == {1, 2}, "models of few battles come last"
-    _, rows = tables.ratings(rated, 3)
-    assert "none: fewer than 20 battles" in {row[2] for row in rows}
+    _, rows = tables.ratings(rated, 4)
+    assert "none: fewer than 20 battles" in {row[3] for row in rows}
     dots, axis = eda_plots.ratings(rated)
     assert axis.low <= min(dot.low for dot in dots)
 

@@ -228,9 +228,15 @@ def say(text: str) -> None:
     print(visible(text))
 
 
+def print_text(text: str, style: str = "") -> None:
+    """Print sentences, wrapped at the width of a terminal."""
+    from rich.text import Text
+
+    _print(Text(visible(text), style=style))
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table: text to the left, numbers to the right. A last column without a heading holds remarks."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -240,12 +246,19 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
         table.add_column(name, justify="left" if number == 0 or remarks else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(visible(_cell(value))) for value in row))
-    # Piped, each row is on one line, whatever its width.
-    console = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
+    _print(Text(visible(title), style="bold"), table)
+    print()
+
+
+def _print(*parts: Any) -> None:
+    """Print what rich renders. Piped, each row or sentence is on one line, whatever its width."""
+    from rich.console import Console
+
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(width=PIPED_WIDTH, soft_wrap=True)
     with console.capture() as capture:
-        console.print(Text(visible(title), style="bold"))
-        console.print(table)
-    print("\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n")
+        for part in parts:
+            console.print(part)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def output_width() -> int:
@@ -285,7 +298,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4f}"
+        return f"{value:,.1f}" if abs(value) >= 100 else f"{round(value, 4) + 0.0:.4f}"  # not "-0.0000"
     return str(value)
 
 

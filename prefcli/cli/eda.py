@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = common.examples(
     "prefcli eda train.csv",
+    "prefcli eda train.csv --by language --all",
     "prefcli eda train.csv --test test.csv --report page.html",
     "prefcli eda arena-*.parquet --top 10 --json",
     "prefcli eda votes.jsonl --columns prompt=question,response_a=left,response_b=right --outcome 'vote: l=a, r=b'",
@@ -23,6 +25,9 @@ EXAMPLES = common.examples(
     "prefcli eda export.csv --layout ours.toml --encoding cp1252",
     "zcat votes.jsonl.gz | prefcli eda -",
 )
+
+MAX_GROUPS = 3
+"""Groups of models that never met whose ratings are printed."""
 
 
 @command()
@@ -37,16 +42,18 @@ def run(
     max_length: Annotated[
         int, typer.Option("--max-length", metavar="N", help="Report what this limit of tokens would cut.")
     ] = 512,
+    by: common.ByOption = None,
+    details: Annotated[bool, typer.Option("--all", help="Print every table, not only the main ones.")] = False,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="PAGE.html", help="Write everything as a page with plots.")
     ] = None,
     force: common.ForceOption = False,
 ) -> None:
-    """Models, outcomes, ratings, what people reward, and what is wrong with a file of battles."""
+    """Which model people prefer and how surely, what else they reward, and what is wrong with a file of battles."""
     from prefcli import pipeline
 
     statistics = pipeline.eda(
-        reading.like(file),
+        replace(reading.like(file), by=by),
         session.workspace,
         top=top,
         test=test,
@@ -58,71 +65,113 @@ def run(
     if session.json:
         common.print_json(statistics)
     else:
-        show(statistics, top)
+        show(statistics, top, details=details)
 
 
-def show(eda: Eda, top: int = 5) -> None:
-    """The statistics as tables on stdout."""
-    _battles(eda)
+def show(eda: Eda, top: int = 5, *, details: bool = False) -> None:
+    """The statistics on stdout: what the votes say, then the main tables, or all of them."""
+    for number, sentence in enumerate(eda.headline):
+        common.print_text(sentence, "" if number else "bold")
+    print()
     _models(eda, top)
+    _groups(eda, top, details)
+    if details:
+        _wins(eda)
+    _outcomes(eda)
     _rewarded(eda)
+    if details:
+        _ties(eda)
     _problems(eda)
-
-
-def _battles(eda: Eda) -> None:
-    from prefcli.rendering import tables
-
-    rows: list[list[object]] = [["all", eda.battles, ""], ["with an outcome", eda.labelled, ""]]
-    for name, count in zip(("A won", "B won", "tie"), eda.outcomes, strict=True):
-        rows.append([name, count, _percent(count, eda.labelled)])
-    if eda.both_bad is not None:
-        rows.append(["  of them both bad", eda.both_bad, _percent(eda.both_bad, eda.labelled)])
-    rows += [
-        ["several turns", eda.multi_turn, _percent(eda.multi_turn, eda.battles)],
-        ["different prompts", eda.prompts, ""],
-        ["models", eda.models, ""],
-    ]
-    common.print_table("Battles", ["", "battles", "share"], rows)
-    common.print_table("Characters", *tables.lengths(eda))
+    if details:
+        _texts(eda)
+    else:
+        common.print_text("--all prints more tables, --report PAGE.html writes a page with plots.", "dim")
 
 
 def _models(eda: Eda, top: int) -> None:
+    """Ratings, a list for each group of models that met, and who beats whom."""
     from prefcli.rendering import tables
 
-    if eda.top_pairs:
+    if eda.ratings is None or eda.beats is None:
+        return
+    for group in range(min(eda.ratings.groups, MAX_GROUPS)):
+        of_group = f" of group {group + 1}" if eda.ratings.groups > 1 else ""
+        common.print_table(
+            f"Ratings{of_group} (mean 1000; 400 points: odds of 10 to 1)", *tables.ratings(eda.ratings, top, group)
+        )
+    if len(eda.ratings.models) > 2:
+        columns, rows = tables.beats(eda.beats, top)
+        common.print_table("P(row beats column) of decided votes; in brackets: they never met", columns, rows)
+    for caution in eda.ratings.cautions():
+        common.print_text(caution)
+        print()
+
+
+def _groups(eda: Eda, top: int, details: bool) -> None:
+    from prefcli.metrics import plural
+    from prefcli.rendering import tables
+
+    for group in eda.by:
+        common.print_text(f"{group.name} ({plural(group.battles, 'battle')})", "bold")
+        for sentence in group.headline if details else group.headline[:1]:
+            common.print_text(sentence)
+        print()
+        if details and group.ratings:
+            common.print_table(f"Ratings of {group.name}", *tables.ratings(group.ratings, top))
+    if eda.groups_left_out:
+        common.print_text(f"{plural(eda.groups_left_out, 'smaller group')} not shown.")
+        print()
+
+
+def _wins(eda: Eda) -> None:
+    from prefcli.rendering import tables
+
+    if eda.ratings and eda.ratings.style and eda.ratings.style.effects:
+        common.print_table("What style adds, between equal models", *tables.style(eda.ratings.style))
+    if len(eda.top_pairs) > 1:
         common.print_table("Most frequent pairs", *tables.pairs(eda))
     if eda.top_winners:
         common.print_table("Most wins (they count popularity)", *tables.wins(eda.top_winners))
-    if eda.top_rates:
+    if eda.top_rates and set(eda.top_rates) != set(eda.top_winners):
         common.print_table("Highest win rates", *tables.wins(eda.top_rates))
-    if eda.ratings:
-        common.print_table(
-            f"Ratings (Bradley-Terry with ties, mean 1000; intervals: {eda.ratings.intervals})",
-            *tables.ratings(eda.ratings, top),
-        )
-        for caution in eda.ratings.cautions():
-            print(common.visible(caution) + "\n")
+
+
+def _outcomes(eda: Eda) -> None:
+    """Counts of the battles; A and B are positions there, not models."""
+    rows: list[list[object]] = [["battles", eda.battles, ""]]
+    if eda.labelled < eda.battles:
+        rows.append(["with an outcome", eda.labelled, _percent(eda.labelled, eda.battles)])
+    names = ("the first answer (A) won", "the second answer (B) won", "tie")
+    rows += [[name, count, _percent(count, eda.labelled)] for name, count in zip(names, eda.outcomes, strict=True)]
+    if eda.both_bad is not None:
+        rows.append(["  both bad", eda.both_bad, _percent(eda.both_bad, eda.labelled)])
+    rows += [
+        ["of several turns", eda.multi_turn, _percent(eda.multi_turn, eda.battles)],
+        ["different prompts", eda.prompts, ""],
+        ["models", eda.models, ""],
+    ]
+    common.print_table("Battles", ["", "number", "share"], rows)
 
 
 def _rewarded(eda: Eda) -> None:
-    from prefcli.rendering.tables import bin_label, interval
-
-    def cells(share: Share) -> list[object]:
-        return [f"{share.value:.1%}", interval(share.low, share.high), share.n]
-
     if eda.position:
-        rows: list[list[object]] = [["the first answer (A)", *cells(eda.position), ""]]
+        rows: list[list[object]] = [["shown first (A)", *_cells(eda.position), ""]]
         for effect in eda.rewarded:
-            rows.append([f"more {effect.what}", *cells(effect.wins), f"{effect.odds:.2f}" if effect.odds else "-"])
+            rows.append([f"more {effect.what}", *_cells(effect.wins), f"{effect.odds:.2f}" if effect.odds else "-"])
         common.print_table(
-            "Which answer wins (of decided battles; odds: one standard deviation more, all else equal)",
+            "Which answer wins (of decided battles; odds: one deviation more, all else equal)",
             ["", "wins", "95 %", "battles", "odds"],
             rows,
         )
+
+
+def _ties(eda: Eda) -> None:
+    from prefcli.rendering.tables import bin_label
+
     if len(eda.turns) > 1:
         common.print_table(
             "Outcome by turns",
-            ["turns", "battles", "A", "B", "tie"],
+            ["turns", "battles", "first won", "second won", "tie"],
             [
                 [str(row.turns), row.battles, *(f"{share:.1%}" for share in (row.a_won, row.b_won, row.tied))]
                 for row in eda.turns
@@ -132,20 +181,36 @@ def _rewarded(eda: Eda) -> None:
         common.print_table(
             "Ties by how close the ratings are",
             ["points apart", "ties", "95 %", "battles", "expected"],
-            [[bin_label(row.low, row.high), *cells(row.tied), f"{row.expected:.1%}"] for row in eda.tie_closeness],
+            [[bin_label(row.low, row.high), *_cells(row.tied), f"{row.expected:.1%}"] for row in eda.tie_closeness],
         )
 
 
 def _problems(eda: Eda) -> None:
+    from prefcli.rendering import tables
+
+    columns, rows = tables.problems(eda)
+    shown = [row for row in rows if row[1] != "0"]
+    if shown:
+        common.print_table("What to look out for", columns, shown)
+    if eda.agreement:
+        common.print_text(tables.agreement(eda.agreement))
+        print()
+
+
+def _texts(eda: Eda) -> None:
     from prefcli.eda.measures import TOKENS_EXPLAINED
     from prefcli.rendering import tables
 
-    common.print_table("What to look out for", *tables.problems(eda))
-    if eda.agreement:
-        print(tables.agreement(eda.agreement) + "\n")
+    common.print_table("Characters", *tables.lengths(eda))
     common.print_table(f"What a length limit would cut ({TOKENS_EXPLAINED})", *tables.cuts(eda))
     if len(eda.scripts) > 1:
         common.print_table("Script of the prompt", *tables.scripts(eda))
+
+
+def _cells(share: Share) -> list[object]:
+    from prefcli.rendering.tables import interval
+
+    return [f"{share.value:.1%}", interval(share.low, share.high), share.n]
 
 
 def _percent(part: int, whole: int) -> str:

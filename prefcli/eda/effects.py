@@ -70,6 +70,15 @@ def outcomes_by_length(stats: BattleStats) -> tuple[LengthBin, ...]:
     return tuple(bins)
 
 
+def longer_won(stats: BattleStats) -> Share | None:
+    """How often the longer answer won, of the decided battles whose answers differ in characters; None without any."""
+    difference = stats.characters[:, 1] - stats.characters[:, 2]
+    counted = ((stats.label == A) | (stats.label == B)) & (difference != 0)
+    if not counted.any():
+        return None
+    return clustered_share((stats.label[counted] == A) == (difference[counted] > 0), stats.prompt_key[counted])
+
+
 def property_effects(stats: BattleStats) -> tuple[Effect, ...]:
     """Win rates and odds ratios of the answer with more length, lists, headings, code, bold or tables.
 

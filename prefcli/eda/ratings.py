@@ -26,6 +26,7 @@ from prefcli.eda.davidson import (
 )
 from prefcli.eda.style import StyleEffects, StyleFit, fit_styled
 from prefcli.errors import PrefcliError
+from prefcli.metrics import plural
 from prefcli.outcomes import OUTCOMES, TIE, A, B
 
 ELO_PER_LOG_ODDS = 400 / np.log(10)
@@ -140,6 +141,8 @@ class GroupRatings:
     prompts: int
     outcomes: tuple[int, int, int]
     ratings: Ratings | None
+    headline: tuple[str, ...]
+    """What its votes say, in sentences, the most important first."""
 
 
 @dataclass(frozen=True)
@@ -357,16 +360,15 @@ def summarise(estimated: Estimate, *, seed: int = 0) -> Ratings:
         bounded=estimated.bounded,
         left_out=estimated.left_out,
         prompts=prompts,
-        intervals=f"95 %, robust, {prompts:,} prompts",
+        intervals=f"95 %, robust, {plural(prompts, 'prompt')}",
         style=estimated.style,
     )
 
 
 def beats(estimated: Estimate) -> Beats:
-    """P(A beats B) between the :data:`MAX_BEATS` models with most battles."""
+    """P(A beats B) between the :data:`MAX_BEATS` best models."""
     names = np.array(estimated.votes.models)
-    busiest = set(np.lexsort((names, -estimated.battles))[:MAX_BEATS].tolist())
-    shown = [i for i in _order(estimated, estimated.strengths)[0].tolist() if i in busiest]
+    shown = _order(estimated, estimated.strengths)[0][:MAX_BEATS].tolist()
     met = np.zeros((len(names), len(names)), dtype=np.int64)
     met[estimated.pairs.first, estimated.pairs.second] = estimated.pairs.battles
     met += met.T

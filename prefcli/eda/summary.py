@@ -24,7 +24,7 @@ from prefcli.eda.models import (
     tie_closeness,
     top_pairs,
 )
-from prefcli.eda.ratings import Beats, GroupRatings, Ratings, Votes, beats, estimate, rate, summarise
+from prefcli.eda.ratings import Beats, GroupRatings, Ratings, Votes, beats, estimate, summarise
 from prefcli.eda.shares import Share, clustered_share
 from prefcli.eda.style import style_differences
 from prefcli.outcomes import TIE, A, B
@@ -98,17 +98,12 @@ def explore(
     """
     group_names: list[pa.Array] = []
     stats, models, names = measure_all(batches if by is None else _with_group_names(batches, by, group_names))
-    outcomes = outcome_counts(stats.label)
-    a_won, b_won, tied = (int(outcomes[outcome]) for outcome in (A, B, TIE))
-    labelled = a_won + b_won + tied
+    overall = _overall(stats)
+    labelled, tied = sum(overall.outcomes), overall.outcomes[TIE]
     votes = _votes(stats, models, names)
     estimated = estimate(votes)
     ratings = summarise(estimated) if estimated else None
     pairwise = votes.pairs()
-    decided = (stats.label == A) | (stats.label == B)
-    position = clustered_share(stats.label[decided] == A, stats.prompt_key[decided]) if decided.any() else None
-    rewarded = effects.property_effects(stats)
-    longer = next((effect.wins for effect in rewarded if effect.what == "length"), None)
     wins = model_wins(models, stats.label, names)
     rated_wins = [model for model in wins if model.battles >= MIN_BATTLES_FOR_RATE]
     problems, agreement = quality.problems(stats, models, test_keys)
@@ -117,7 +112,7 @@ def explore(
         battles=len(stats.label),
         labelled=labelled,
         models=len(names),
-        outcomes=(a_won, b_won, tied),
+        outcomes=overall.outcomes,
         ties=tied,
         tie_share=tied / labelled if labelled else 0.0,
         both_bad=int((stats.both_bad == 1).sum()) if (stats.both_bad >= 0).any() else None,
@@ -130,9 +125,9 @@ def explore(
         top_pairs=top_pairs(models, names, top),
         top_winners=tuple(sorted(wins, key=lambda model: (-model.wins, model.model))[:top]),
         top_rates=tuple(sorted(rated_wins, key=lambda model: (-model.win_rate, model.model))[:top]),
-        position=position,
+        position=overall.position,
         length_curve=effects.outcomes_by_length(stats),
-        rewarded=rewarded,
+        rewarded=effects.property_effects(stats),
         turns=effects.outcomes_by_turns(stats),
         agreement=agreement,
         scripts=texts.scripts(stats),
@@ -141,10 +136,22 @@ def explore(
         ratings=ratings,
         tie_closeness=tie_closeness(pairwise, ratings) if ratings else (),
         head_to_head=head_to_head(pairwise, ratings) if ratings else None,
-        headline=headline(Battles(len(stats.label), (a_won, b_won, tied), position, longer), estimated, ratings),
+        headline=headline(overall, estimated, ratings),
         beats=beats(estimated) if estimated else None,
         by=by_group,
         groups_left_out=groups_left_out,
+    )
+
+
+def _overall(stats: BattleStats) -> Battles:
+    """What the headline says of all battles, whoever answered."""
+    a_won, b_won, tied = outcome_counts(stats.label)[[A, B, TIE]].tolist()
+    decided = (stats.label == A) | (stats.label == B)
+    return Battles(
+        battles=len(stats.label),
+        outcomes=(a_won, b_won, tied),
+        position=clustered_share(stats.label[decided] == A, stats.prompt_key[decided]) if decided.any() else None,
+        longer=effects.longer_won(stats),
     )
 
 
@@ -176,14 +183,17 @@ def _by_group(
     for name in groups.in_order({name: counts[name] for name in largest}, by):
         inside = codes == code_of[name]
         part = stats.where(inside)
-        outcomes = outcome_counts(part.label)
+        overall = _overall(part)
+        estimated = estimate(_votes(part, models[inside], names))
+        ratings = summarise(estimated) if estimated else None
         results.append(
             GroupRatings(
                 name=name,
                 battles=counts[name],
                 prompts=len(np.unique(part.prompt_key)),
-                outcomes=(int(outcomes[A]), int(outcomes[B]), int(outcomes[TIE])),
-                ratings=rate(_votes(part, models[inside], names)),
+                outcomes=overall.outcomes,
+                ratings=ratings,
+                headline=headline(overall, estimated, ratings),
             )
         )
     return tuple(results), len(counts) - len(largest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from prefcli.battles import PathLike, Source, SourceLike
@@ -29,7 +30,7 @@ def eda(
     Parameters
     ----------
     source, workspace:
-        One file or several; where caches are.
+        One file or several, with ``Source.by`` also by group; where caches are.
     top:
         How many pairs and models to list.
     test:
@@ -44,7 +45,7 @@ def eda(
     if max_length < 1:
         raise InputError(f"--max-length is {max_length}, at least 1 is needed")
     workspace, source = Workspace.of(workspace), Source.of(source)
-    test = None if test is None else source.like(test)
+    test = None if test is None else replace(source, by=None).like(test)
     page_path = None if report is None else Path(report)
     if page_path is not None:
         files.refuse_to_replace(page_path, [*source.paths, *(test.paths if test else ())])

@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 
 from prefcli.eda import Eda
+from prefcli.eda.headline import rank_range
 from prefcli.eda.models import ModelWins
 from prefcli.eda.quality import Agreement
-from prefcli.eda.ratings import MIN_BATTLES, GroupRatings, ModelRating, Ratings, StyleEffects
+from prefcli.eda.ratings import Beats, GroupRatings, ModelRating, Ratings
+from prefcli.eda.style import StyleEffects
 
 Table = tuple[list[str], list[list[str]]]
 """Column names, and rows of as many cells."""
@@ -55,16 +57,40 @@ def wins(models: Sequence[ModelWins]) -> Table:
 
 def rating_interval(model: ModelRating) -> str:
     """The interval of a rating, or why there is none."""
-    return interval(model.low, model.high, ".0f") or f"none: fewer than {MIN_BATTLES} battles"
+    return interval(model.low, model.high, ".0f") or f"none: {model.no_interval}"
 
 
-def ratings(ratings: Ratings, top: int) -> Table:
+def ratings(ratings: Ratings, top: int, group: int | None = None) -> Table:
+    """The best models, of one group if it is given; the last columns only with style control."""
+    models = ratings.models if group is None else ratings.of_group(group)
+    styled = any(model.styled is not None for model in models)
     rows = [
-        [model_label(model, ratings), f"{model.rating:.0f}", rating_interval(model),
-         f"{model.battles:,}"]
-        for model in ratings.models[:top]
+        [model_label(model, ratings) if group is None else model.model, rank_range(model) or "-",
+         f"{model.rating:.0f}", rating_interval(model), probability(model.p_first), f"{model.battles:,}",
+         *([f"{model.styled:.0f}, rank {model.styled_rank}"] if styled else [])]
+        for model in models[:top]
     ]  # fmt: skip
-    return ["model", "rating", "95 %", "battles"], rows
+    return ["model", "rank", "rating", "95 %", "P(best)", "battles", *(["at equal style"] * styled)], rows
+
+
+def probability(p: float | None) -> str:
+    """A probability in percent that says neither 0 nor 1; empty if there is none."""
+    if p is None:
+        return ""
+    return "<1%" if p < 0.01 else ">99%" if p > 0.99 else f"{p:.0%}"
+
+
+def beats(beats: Beats, top: int) -> Table:
+    """P(row beats column) for the best models; in brackets if they never met, empty if nothing connects them."""
+    size = min(top, len(beats.models))
+
+    def cell(i: int, j: int) -> str:
+        p = beats.probability[i][j]
+        text = "" if p is None else probability(p)
+        return f"({text})" if text and not beats.battles[i][j] else text
+
+    rows = [[f"{i + 1} {beats.models[i]}", *(cell(i, j) for j in range(size))] for i in range(size)]
+    return ["", *map(str, range(1, size + 1))], rows
 
 
 def style(style: StyleEffects) -> Table:
