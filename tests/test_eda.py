@@ -266,7 +266,7 @@ def votes(tmp_path: Path) -> Path:
 def test_the_command_prints_tables(cli: Callable[..., Any], votes: Path) -> None:
     result = cli("eda", votes, "--top", 3, "--all")
     assert result.code == 0
-    for words in ("Most frequent pairs", "Highest win rates", "Ratings", "more length", "Characters"):
+    for words in ("Most frequent pairs", "Most wins", "Ratings", "more length", "Characters"):
         assert words in result.out
     assert "Characters" not in cli("eda", votes).out
     assert "format kaggle" in result.err

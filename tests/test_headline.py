@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import KAGGLE_COLUMNS, write_csv
 from conftest import battle as kaggle_battle
-from conftest import write_csv
 from numpy.typing import NDArray
 from test_eda import batches, battle
 
@@ -23,12 +23,12 @@ from prefcli.outcomes import TIE, A, B
 
 
 def explore(
-    wins: int, losses: int, ties: int, *, longer: int = 0, prompts: int = 10_000, first: float = 0.5
+    wins: int, losses: int, ties: int, *, longer: bool = False, prompts: int = 10_000, first: float = 0.5
 ) -> eda.Eda:
-    """``koala`` against ``vole``; koala's answer is longer in ``longer`` of its wins, else of equal length."""
+    """``koala`` against ``vole``; with ``longer`` the answer of koala is longer in each third battle."""
     rows = []
     for i, label in enumerate(np.repeat([A, B, TIE], [wins, losses, ties]).tolist()):
-        koala, vole = ("x" * 30 if i < longer else "x" * 20), "y" * 20
+        koala, vole = "x" * (30 if longer and i % 3 == 0 else 20), "y" * 20
         rows.append(battle(koala, vole, label, prompt=f"p{i % prompts}"))
         if (i * 7919) % 1000 >= 1000 * first:
             other = {A: B, B: A, TIE: TIE}[label]
@@ -70,8 +70,8 @@ def test_a_preference_that_is_due_to_length_is_called_so() -> None:
 
 
 def test_a_preference_that_is_not_due_to_length_holds() -> None:
-    style = explore(300, 200, 50, longer=40).headline[1]
-    assert style.startswith("That holds at equal length: 5")
+    style = explore(300, 200, 50, longer=True).headline[1]
+    assert style.startswith("That holds at equal length: 6")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_of_many_models_the_leader_is_named_with_its_rank_and_probability() -> N
 
 
 def test_groups_that_never_met_each_have_a_leader() -> None:
-    others = [battle(label=i % 3 != 0, prompt=f"q{i}", model_a="yak", model_b="zebu") for i in range(90)]
+    others = [battle(label=int(i % 3 != 0), prompt=f"q{i}", model_a="yak", model_b="zebu") for i in range(90)]
     lead, *sentences = eda.explore(batches(simulate([1, 0, 0], 300) + others)).headline
     assert lead == "The 5 models form 2 groups that never met: each has its own list."
     assert any(sentence.startswith("ant leads 3 models") for sentence in sentences)
@@ -202,16 +202,17 @@ def test_a_share_of_repeated_prompts_has_the_interval_of_fewer_cases() -> None:
 
 
 def test_by_a_column_each_group_has_its_own_answer(cli: Callable[..., Any], tmp_path: Path) -> None:
-    rows = []
-    for i in range(240):
-        german, first_wins = i % 2 == 0, i % 5 != 0
-        rows.append(
-            kaggle_battle(id=i, model_a="koala", model_b="vole", prompt=f'["q{i}"]', language="de" if german else "en")
-            | dict(zip(("winner_model_a", "winner_model_b", "winner_tie"), (1, 0, 0), strict=True))
+    rows = [
+        kaggle_battle(
+            i,
+            winner=A if (i % 5 != 0) == (i % 2 == 0) else B,  # in German koala wins 4 of 5, in English vole does
+            model_a="koala",
+            model_b="vole",
+            language="de" if i % 2 == 0 else "en",
         )
-        if first_wins != german:
-            rows[-1] |= {"winner_model_a": 0, "winner_model_b": 1}
-    path = write_csv(tmp_path / "votes.csv", rows)
+        for i in range(240)
+    ]
+    path = write_csv(tmp_path / "votes.csv", rows, [*KAGGLE_COLUMNS, "language"])
     printed = cli("eda", path, "--by", "language", "--json").json()
     assert [group["name"] for group in printed["by"]] == ["de", "en"]
     assert [group["battles"] for group in printed["by"]] == [120, 120]
@@ -246,7 +247,7 @@ def test_the_tables_fit_80_columns(details: bool, monkeypatch: pytest.MonkeyPatc
 
 
 def test_two_models_have_no_two_tables_that_say_the_same(cli: Callable[..., Any], tmp_path: Path) -> None:
-    rows = [kaggle_battle(id=i, model_a="koala", model_b="vole", prompt=f'["q{i}"]') for i in range(40)]
+    rows = [kaggle_battle(i, winner=i % 3, model_a="koala", model_b="vole") for i in range(40)]
     shown = cli("eda", write_csv(tmp_path / "two.csv", rows), "--all").out
     assert "Most frequent pairs" not in shown
     assert "Highest win rates" not in shown

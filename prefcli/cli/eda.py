@@ -132,7 +132,7 @@ def _wins(eda: Eda) -> None:
         common.print_table("Most frequent pairs", *tables.pairs(eda))
     if eda.top_winners:
         common.print_table("Most wins (they count popularity)", *tables.wins(eda.top_winners))
-    if eda.top_rates and set(eda.top_rates) != set(eda.top_winners):
+    if eda.top_rates and eda.top_rates != eda.top_winners:
         common.print_table("Highest win rates", *tables.wins(eda.top_rates))
 
 
