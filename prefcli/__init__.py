@@ -17,11 +17,25 @@ if TYPE_CHECKING:
     from prefcli.api import preprocess as preprocess
     from prefcli.api import push as push
     from prefcli.api import rank as rank
+    from prefcli.api import report as report
     from prefcli.api import runs as runs
     from prefcli.api import score as score
     from prefcli.api import train as train
 
-_API = ("Source", "estimate", "export", "load", "predict", "preprocess", "push", "rank", "runs", "score", "train")
+_API = (
+    "Source",
+    "estimate",
+    "export",
+    "load",
+    "predict",
+    "preprocess",
+    "push",
+    "rank",
+    "report",
+    "runs",
+    "score",
+    "train",
+)
 
 
 def __getattr__(name: str) -> Any:

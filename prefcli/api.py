@@ -27,6 +27,7 @@ from prefcli.pipeline import push as push
 from prefcli.pipeline.estimate import Estimate
 from prefcli.pipeline.predict import PredictResult
 from prefcli.pipeline.rank import RankResult
+from prefcli.pipeline.report import ReportResult
 from prefcli.pipeline.train import TrainResult
 from prefcli.prediction.predictor import Predictor
 from prefcli.reporting import SILENT, Reporter
@@ -261,6 +262,19 @@ def export(
         return pipeline.merge(folder, Path(merged), encoder=encoder, force=force, reporter=reporter)
     assert onnx is not None
     return pipeline.export(run, Workspace(workspace), onnx, int8=int8, force=force, reporter=reporter)
+
+
+def report(
+    run: PathLike,
+    output: PathLike | None = None,
+    *,
+    by: str | None = None,
+    force: bool = False,
+    workspace: PathLike = WORKSPACE,
+    reporter: Reporter = SILENT,
+) -> ReportResult:
+    """Write a page about a run; see :func:`prefcli.pipeline.report`."""
+    return pipeline.report(run, Workspace(workspace), output, by=by, force=force, reporter=reporter)
 
 
 def estimate(

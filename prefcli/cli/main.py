@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from prefcli._version import __version__
-from prefcli.cli import ablate, common, demo, eda, export, predict, preprocess, push, rank, runs, score, train
+from prefcli.cli import ablate, common, demo, eda, export, predict, preprocess, push, rank, report, runs, score, train
 from prefcli.cli.flags import VerbCommand, VerbGroup
 from prefcli.errors import PrefcliError, is_out_of_memory, one_line
 
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-MODULES = (eda, preprocess, train, predict, rank, export, score, runs, push, ablate, demo)
+MODULES = (eda, preprocess, train, predict, rank, export, score, report, runs, push, ablate, demo)
 VERBS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 COMMANDS = {"runs": runs.COMMANDS}
 """The commands of verbs that have some."""

@@ -15,6 +15,7 @@ from prefcli.pipeline.predict import find_runs, predict, predict_lines
 from prefcli.pipeline.preprocess import preprocess, preview
 from prefcli.pipeline.push import push
 from prefcli.pipeline.rank import rank, rank_lines
+from prefcli.pipeline.report import report
 from prefcli.pipeline.runs import diff_runs, different_battles, list_runs, show_run
 from prefcli.pipeline.runs_compare import compare_runs
 from prefcli.pipeline.runs_remove import plan_removal, prune, remove_runs
@@ -49,6 +50,7 @@ __all__ = [
     "rank_lines",
     "read_stage",
     "remove_runs",
+    "report",
     "score",
     "show_run",
     "train",

@@ -30,8 +30,14 @@ class Axis:
         """An axis that includes both values, with round ticks, at most six: a multiple of the first step that fits."""
         step = next((step for step in steps if (high - low) / step <= 5), steps[-1])
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-        values = [number * step for number in range(first, max(last, first + 1) + 1)]
+        values = [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
         return Axis(values[0], values[-1], tuple((value, f"{value:{spec}}") for value in values))
+
+    @staticmethod
+    def until(high: float, steps: Sequence[float], spec: str) -> Axis:
+        """An axis from 0 to exactly a value, with at most six round ticks."""
+        step = next((step for step in steps if high / step <= 5), steps[-1])
+        return Axis(0, high, tuple((value, f"{value:{spec}}") for value in np.arange(0, high + 1e-9, step).tolist()))
 
     def share(self, value: float) -> float:
         """Where a value lies, from 0 to 1; values beyond the axis's ends lie at its ends."""
@@ -90,11 +96,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class Line:
-    """A line through points ``(x, y)``; ``style`` is its class, ``dots`` whether the points are marked."""
+    """A line through points ``(x, y)``; ``style`` is its class."""
 
     style: str
     points: tuple[tuple[float, float], ...]
-    dots: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,8 @@ class Chart:
     lines: tuple[Line, ...] = ()
     dots: tuple[tuple[float, float, float, float], ...] = ()
     """``(x, y, low, high)``"""
+    marks: tuple[tuple[float, float], ...] = ()
+    """Points of the line ``validation`` that get a dot."""
     columns: tuple[tuple[float, float, float], ...] = ()
     """``(left, right, share of the highest column)``"""
     references: tuple[tuple[str, float], ...] = ()

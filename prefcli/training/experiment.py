@@ -16,7 +16,7 @@ from prefcli import metrics
 from prefcli.data.selection import Fold
 from prefcli.outcomes import OUTCOMES
 from prefcli.prediction import blending
-from prefcli.rendering.curves import learning_curves
+from prefcli.rendering.curves import course_of_run, learning_curves
 from prefcli.storage import card, files, runs
 from prefcli.training import trackers
 from prefcli.training.context import FitResult, Fitter, TrainContext
@@ -159,11 +159,12 @@ def _evaluate(context: TrainContext, fold: Fold, held_out: runs.HeldOut) -> _Eva
 def _write_artifacts(folder: Path, context: TrainContext, fit: FitResult, evaluation: _Evaluation | None) -> None:
     """Write what a finished run holds besides its model and its held-out battles: learning curves, card."""
     validation = evaluation.validation if evaluation else None
+    config = runs.read_config(folder)
     if (folder / runs.METRICS).is_file():
         prior = validation["prior_log_loss"] if validation else None
-        files.write_text(folder / runs.CURVES, learning_curves(runs.read_metrics(folder), prior))
+        files.write_text(folder / runs.CURVES, learning_curves(course_of_run(folder, config), prior))
     calibrated = evaluation.calibration if evaluation else ""
-    card.write(folder, context.options, runs.read_config(folder), validation, calibrated, fit.importances)
+    card.write(folder, context.options, config, validation, calibrated, fit.importances)
 
 
 def _warn_if_only_prior(context: TrainContext, evaluation: _Evaluation) -> None:

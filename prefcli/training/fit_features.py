@@ -12,7 +12,7 @@ from prefcli.errors import ModelError
 from prefcli.models import features as models
 from prefcli.models.features import statistics
 from prefcli.models.features.statistics import Features
-from prefcli.storage import runs
+from prefcli.storage import files, runs
 from prefcli.training.context import FitResult, TrainContext
 from prefcli.training.trackers import Trackers
 
@@ -62,6 +62,9 @@ class FeaturesFitter:
                     f"{prefix}the best number of rounds was the largest that is tried, {models.MAX_ROUNDS}: more might "
                     "still help"
                 )
+            if model.curve:
+                log = ({"step": number, "inner_log_loss": loss} for number, loss in enumerate(model.curve, start=1))
+                files.write_text(fold.folder / runs.METRICS, "".join(files.to_json(line) + "\n" for line in log))
             model.save(fold.folder)
         rate = len(fold.train) / max(time.monotonic() - started, 1e-9)
         logits = None

@@ -91,7 +91,7 @@ def import_lightgbm() -> Any:
 
 def train(
     rows: Table, targets: NDArray[np.float32], folds: Folds, *, seed: int, threads: int, progress: Progress
-) -> Booster:
+) -> tuple[Booster, list[float]]:
     """A booster trained on all rows, for the number of rounds that was best on the inner folds.
 
     Parameters
@@ -102,6 +102,10 @@ def train(
         Positions of the battles to train on and of those to evaluate on.
     seed, threads, progress:
         See :func:`.model.fit`.
+
+    Returns
+    -------
+    The booster, and the log loss of the inner folds after each round.
     """
     lightgbm = import_lightgbm()
     battles = len(rows) // 2
@@ -122,11 +126,12 @@ def train(
         lightgbm.train(parameters, training, settings.num_boost_round, valid_sets=[validation], callbacks=callbacks)
         curves.append(next(iter(curve["valid_0"].values())))
     length = min(map(len, curves))
-    best = int(np.mean([curve[:length] for curve in curves], axis=0).argmin()) + 1
+    mean_curve = np.mean([curve[:length] for curve in curves], axis=0)
+    best = int(mean_curve.argmin()) + 1
     everything = dataset(rows, targets, np.arange(len(rows)))
     reporter = _round_reporter("training", best, progress)
     booster: Booster = lightgbm.train(parameters, everything, best, callbacks=[reporter])
-    return booster
+    return booster, mean_curve.tolist()
 
 
 def dataset(rows: Table, targets: NDArray[np.float32], positions: NDArray[np.integer]) -> Any:

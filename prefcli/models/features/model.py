@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,8 @@ class FeaturesModel:
     """LightGBM's model; None where the prior is all there is."""
     threads: int = 0
     """Of LightGBM when predicting; 0 is as many as there are cores."""
+    curve: list[float] = field(default_factory=list)
+    """Log loss of the inner folds after each round; empty in a model that was loaded."""
 
     def probabilities(self, battles: Features) -> Array:
         """Probabilities ``[n, 3]``, the mean over both orders of the answers."""
@@ -212,8 +214,8 @@ def fit(
     weights, scores = cross_fit(battles.words, margins, folds, progress)
     rows = np.concatenate([table(battles, scores), table(battles, scores, swapped=True)])
     both_targets = np.concatenate([targets, targets[:, SWAPPED]])
-    booster = boosting.train(rows, both_targets, folds, seed=seed, threads=threads, progress=progress)
-    return FeaturesModel(weights, prior, booster, threads)
+    booster, curve = boosting.train(rows, both_targets, folds, seed=seed, threads=threads, progress=progress)
+    return FeaturesModel(weights, prior, booster, threads, curve)
 
 
 def _prior(targets: NDArray[np.float32]) -> Array:

@@ -1,0 +1,39 @@
+"""``prefcli report``: a run as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prefcli.cli import common
+from prefcli.cli.flags import command
+
+EXAMPLES = common.examples(
+    "prefcli report my-run",
+    "prefcli report my-run --output my-run.html --force",
+    "prefcli report my-run --by language",
+    "prefcli report my-run --json",
+)
+
+
+@command()
+def run(
+    session: common.Session,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run, by folder or name.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="PAGE.html", help="[default: the run's name, in the current folder]"),
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="COLUMN", help="Also group battles by this column of the file.")
+    ] = None,
+    force: common.ForceOption = False,
+) -> None:
+    """How good a run is, where it fails, how it was trained, and what to try next: one page with plots."""
+    from prefcli import pipeline
+
+    result = pipeline.report(run, session.workspace, output, by=by, force=force, reporter=session.reporter)
+    lines = [line for each in result.advice for line in (each.reason, f"  {each.command}")]
+    common.print_result(session, result, f"wrote {result.page}", *lines)
