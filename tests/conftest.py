@@ -141,6 +141,15 @@ def demo_files(tmp_path_factory: pytest.TempPathFactory) -> synthetic.Demo:
 
 
 @pytest.fixture(scope="session")
+def features_run(tmp_path_factory: pytest.TempPathFactory, demo_files: synthetic.Demo) -> Path:
+    """A run of the architecture ``features`` on the small demo."""
+    import prefcli
+
+    folder = tmp_path_factory.mktemp("features")
+    return prefcli.train(demo_files.train, recipe="fast", output=folder / "run", workspace=folder / "ws").run
+
+
+@pytest.fixture(scope="session")
 def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT-shaped pretrained folder: safetensors weights and a fast tokenizer."""
     import torch

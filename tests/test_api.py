@@ -37,9 +37,8 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, demo_files: Demo) -> Path:
-    folder = tmp_path_factory.mktemp("api")
-    return prefcli.train(demo_files.train, recipe="fast", output=folder / "run", workspace=folder / "ws").run
+def run(features_run: Path) -> Path:
+    return features_run
 
 
 @pytest.fixture(scope="module")

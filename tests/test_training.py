@@ -628,7 +628,7 @@ def test_killed_at_any_moment_the_command_resumes_to_the_same_bytes(
 
 @pytest.mark.slow
 @pytest.mark.network
-def test_two_ranks_train_and_predict_what_one_does(
+def test_two_ranks_train_predict_and_rank_what_one_does(
     tmp_path: Path, small_run: list[str], demo_files: Demo, bert_folder: Path, deberta_folder: Path,
     cli: Callable[..., Result],
 ) -> None:  # fmt: skip
@@ -639,11 +639,14 @@ def test_two_ranks_train_and_predict_what_one_does(
     (tmp_path / "still" / "config.json").write_text(json.dumps(config))
     train = ["train", *("still" if argument == str(bert_folder) else argument for argument in small_run)]
     predict = ["predict", demo_files.test, "--model", "two", "--output"]
+    rows = [{"prompt": f"Question {i}?", "responses": ["Clear step.", f"Vague {i}.", "Sun."]} for i in range(70)]
+    Path("answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rank = ["rank", "answers.jsonl", "--model", "two", "--output"]
     as_on_kaggle = [
         "train", demo_files.train, "--encoder", deberta_folder, "--precision", "fp16", "--micro-batch", 4,
         "--gradient-checkpointing", "--max-length", 64, "--limit", 60, "--quiet", "--output", "kaggle",
     ]  # fmt: skip
-    main, other = run_ranks([*train, "two"], [*predict, "two.csv"], as_on_kaggle)
+    main, other = run_ranks([*train, "two"], [*predict, "two.csv"], [*rank, "two.jsonl"], as_on_kaggle)
     assert (main.code, other.code) == (0, 0), main.err + other.err
     assert main.out.count("60 battles") == 1
     assert other.out == ""  # one process reports
@@ -651,7 +654,7 @@ def test_two_ranks_train_and_predict_what_one_does(
         assert Path("kaggle", name).is_file()
     assert not Path("kaggle/unfinished").exists()
 
-    for arguments in ([*train, "one"], [*predict, "one.csv"]):
+    for arguments in ([*train, "one"], [*predict, "one.csv"], [*rank, "one.jsonl"]):
         done = cli(*arguments)
         assert done.code == 0, done.err
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
@@ -659,6 +662,8 @@ def test_two_ranks_train_and_predict_what_one_does(
     assert list(one["id"]) == list(two["id"])
     assert np.allclose(one.iloc[:, 1:5], two.iloc[:, 1:5], atol=1e-5)
     assert Path("one.csv").read_bytes() == Path("two.csv").read_bytes()
+    assert Path("one.jsonl").read_bytes() == Path("two.jsonl").read_bytes()
+    assert len(Path("one.jsonl").read_text().splitlines()) == len(rows)
 
 
 @pytest.mark.slow

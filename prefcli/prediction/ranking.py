@@ -47,8 +47,9 @@ CYCLES = 8
 """Of many answers each is compared with its two neighbours on that many random cycles through all of them."""
 SEED = 0
 """Of these cycles."""
+QUESTIONS_TOGETHER = 64
 PAIRS_TOGETHER = 2048
-"""Pairs, or answers, that a model gets at a time."""
+"""Pairs, or answers, that a model gets at a time at most."""
 MIN_PAIR_PROBABILITY = 1e-6
 """Probabilities of pairs count as at least this in the fit, so that it has a maximum."""
 PAIR_WEIGHT = 1e6
@@ -419,12 +420,17 @@ def pairs_compared(sizes: NDArray[np.integer], all_pairs: int) -> int:
 def _ranked(
     row: dict[str, object], distinct: NDArray[np.intp], comparison: Comparison, rewards: Array | None, method: str
 ) -> Ranked:
-    strengths = comparison.strengths[distinct]
-    p_best = metrics.softmax(strengths)
+    # In the canonical order, so that not even the last bits depend on that of the file.
+    copies = np.bincount(distinct, minlength=len(comparison.strengths))
+    weights = np.exp(comparison.strengths - comparison.strengths.max())
+    p_best = (weights / (weights @ copies))[distinct]
     if method == "mean-win":
-        scores = _mean_wins(comparison, distinct)
+        scores = _mean_wins(comparison, copies)
+    elif rewards is None:
+        scores = comparison.strengths - comparison.strengths @ copies / len(distinct)
     else:
-        scores = strengths - strengths.mean() if rewards is None else rewards[distinct]
+        scores = rewards
+    scores = scores[distinct]
     scores = np.round(scores, DECIMALS) + 0.0  # no -0.0
     order = np.lexsort((np.arange(len(scores)), -scores))
     return Ranked(
@@ -438,12 +444,11 @@ def _ranked(
     )
 
 
-def _mean_wins(comparison: Comparison, distinct: NDArray[np.intp]) -> Array:
-    """Each answer's mean probability to win against the others, ties half, ``[k]``; 0.5 for a single answer."""
-    size, total = len(comparison.strengths), len(distinct)
+def _mean_wins(comparison: Comparison, copies: NDArray[np.intp]) -> Array:
+    """Mean probabilities to win against the others, ties half, ``[m]``; ``copies`` says how many answers are equal."""
+    size, total = len(copies), int(copies.sum())
     if total == 1:
         return np.full(1, 0.5)
-    copies = np.bincount(distinct, minlength=size)
     everyone = np.arange(size)
     wins = np.empty(size)
     rows = max(1, (4 << 20) // size)
@@ -453,7 +458,7 @@ def _mean_wins(comparison: Comparison, distinct: NDArray[np.intp]) -> Array:
         won = p[..., A] + p[..., TIE] / 2
         won[np.arange(len(own)), own] = 0.5
         wins[own] = (won @ copies - 0.5) / (total - 1)
-    return wins[distinct]
+    return wins
 
 
 def _by_reward(
@@ -591,15 +596,23 @@ def stream(
 ) -> Iterator[Ranked]:
     """Rank the first ``total`` questions of a stage, in order, on every rank.
 
-    Of every row group each rank ranks every ``world.size``-th question.
+    Of every ``world.size`` groups of :data:`QUESTIONS_TOGETHER` each rank ranks one, so that the numbers do not depend
+    on how many ranks there are.
     """
+    groups = _groups(stage, total)
+    while waiting := list(itertools.islice(groups, world.size)):
+        own = waiting[world.rank] if world.rank < len(waiting) else None
+        ranked = [] if own is None else rank_batch(members, own, rule, lambda key: calibration, done)
+        for of_rank in world.gather(ranked):
+            yield from of_rank
+
+
+def _groups(stage: Stage, total: int) -> Iterator[pa.RecordBatch]:
+    """The first ``total`` questions of a stage, a few at a time."""
     left = total
     for batch in stage.batches():
-        batch = batch.slice(0, left)
-        if not batch.num_rows:
-            return
-        own = batch.take(pa.array(np.arange(world.rank, batch.num_rows, world.size)))
-        ranked = world.gather(rank_batch(members, own, rule, lambda key: calibration, done))
-        for row in range(batch.num_rows):
-            yield ranked[row % world.size][row // world.size]
+        for begin in range(0, min(batch.num_rows, left), QUESTIONS_TOGETHER):
+            yield batch.slice(begin, min(QUESTIONS_TOGETHER, left - begin))
         left -= batch.num_rows
+        if left <= 0:
+            return
