@@ -119,7 +119,7 @@ def ablate(
     if not options.validation and not options.validation_file:
         raise InputError("an ablation needs held-out battles", hint="Use --validation 0.1 or --validation-file FILE.")
     if options.architecture == "features":
-        raise InputError("the ablation is for neural architectures", hint="Use siamese or cross-encoder.")
+        raise InputError("the ablation is for neural architectures", hint="Use siamese, cross-encoder or reward.")
     source = Source.of(source)
     battles = read_stage(source, workspace, reporter)
     identity = json.dumps([battles.fingerprint, dataclasses.asdict(options)], sort_keys=True)

@@ -102,6 +102,8 @@ def predict(
         request = devices.DeviceRequest(options.device, options.precision, world.local_rank)
         members = inference.open_runs(folders, options, request)
         reporter.note(f"predicting with {', '.join(names)}{placement(folders, request)}")
+        if options.swap_average and all(map(_is_reward, folders)):
+            reporter.note("--swap-average changes nothing: swapped answers have swapped probabilities anyway")
         unseen = describe_unseen(folders, names, reporter)
         stream = functools.partial(inference.stream, members, world=world, swap_average=options.swap_average)
         keys = prompt_keys(stages)
@@ -142,6 +144,10 @@ def predict(
         seconds=time.monotonic() - started,
         battles_per_second=total / max(seconds, 1e-9),
     )
+
+
+def _is_reward(folder: Path) -> bool:
+    return runs.read_config(folder)["options"]["architecture"] == "reward"
 
 
 def _check(options: PredictOptions, output: Path, source: Source, calibrate: Source | None, force: bool) -> None:
