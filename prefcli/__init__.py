@@ -10,6 +10,8 @@ from prefcli._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from prefcli.api import Source as Source
+    from prefcli.api import compare_judges as compare_judges
+    from prefcli.api import compare_scores as compare_scores
     from prefcli.api import estimate as estimate
     from prefcli.api import export as export
     from prefcli.api import load as load
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 _API = (
     "Source",
+    "compare_judges",
+    "compare_scores",
     "estimate",
     "export",
     "load",

@@ -21,6 +21,8 @@ from prefcli.errors import InputError
 from prefcli.exporting.merge import MergeResult
 from prefcli.metrics import Score
 from prefcli.options import PredictOptions, RankOptions, TrainOptions, resolve
+from prefcli.pipeline import compare_judges as compare_judges
+from prefcli.pipeline import compare_scores as compare_scores
 from prefcli.pipeline import eda as eda
 from prefcli.pipeline import preprocess as preprocess
 from prefcli.pipeline import push as push

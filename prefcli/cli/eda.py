@@ -10,6 +10,7 @@ import typer
 
 from prefcli.cli import common
 from prefcli.cli.flags import command
+from prefcli.cli.judges import show_annotators, show_judge
 
 if TYPE_CHECKING:
     from prefcli.eda import Eda
@@ -19,6 +20,7 @@ EXAMPLES = common.examples(
     "prefcli eda train.csv",
     "prefcli eda train.csv --by language --all",
     "prefcli eda train.csv --test test.csv --report page.html",
+    "prefcli eda people.csv --judge judge.csv --judge-model gpt-4",
     "prefcli eda arena-*.parquet --top 10 --json",
     "prefcli eda votes.jsonl --columns prompt=question,response_a=left,response_b=right --outcome 'vote: l=a, r=b'",
     "prefcli eda answers.jsonl --each 'completions: text=response, model=model, score=overall_score'",
@@ -43,6 +45,20 @@ def run(
         int, typer.Option("--max-length", metavar="N", help="Report what this limit of tokens would cut.")
     ] = 512,
     by: common.ByOption = None,
+    judge: Annotated[
+        Path | None,
+        typer.Option("--judge", metavar="FILE", help="An LLM judge's votes on the same battles: how far to trust it."),
+    ] = None,
+    judge_model: Annotated[
+        str | None,
+        typer.Option(
+            "--judge-model", metavar="NAME", help="The judge's own name among the models: does it prefer itself?"
+        ),
+    ] = None,
+    annotator: Annotated[
+        str | None,
+        typer.Option("--annotator", metavar="COLUMN", help="Who voted: how far does each agree with the others?"),
+    ] = None,
     details: Annotated[bool, typer.Option("--all", help="Print every table, not only the main ones.")] = False,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="PAGE.html", help="Write everything as a page with plots.")
@@ -62,6 +78,16 @@ def run(
         force=force,
         reporter=session.reporter,
     )
+    if judge is not None or judge_model is not None or annotator is not None:
+        compared = pipeline.compare_judges(
+            reading.like(file),
+            session.workspace,
+            judge=judge,
+            judge_model=judge_model,
+            annotator=annotator,
+            reporter=session.reporter,
+        )
+        statistics = replace(statistics, judge=compared.judge, annotators=compared.annotators)
     if session.json:
         common.print_json(statistics)
     else:
@@ -73,6 +99,10 @@ def show(eda: Eda, top: int = 5, *, details: bool = False) -> None:
     for number, sentence in enumerate(eda.headline):
         common.print_text(sentence, "" if number else "bold")
     print()
+    if eda.judge is not None:
+        show_judge(eda.judge, top)
+    if eda.annotators is not None:
+        show_annotators(eda.annotators, top)
     _models(eda, top)
     _groups(eda, top, details)
     if details:

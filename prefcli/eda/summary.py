@@ -11,7 +11,9 @@ import pyarrow as pa
 from prefcli import groups
 from prefcli.battles import int_column, outcome_counts
 from prefcli.eda import effects, quality, texts
+from prefcli.eda.annotators import Annotators
 from prefcli.eda.headline import Battles, headline
+from prefcli.eda.judges import JudgeComparison
 from prefcli.eda.measures import BattleStats, IntArray, measure_all
 from prefcli.eda.models import (
     MIN_BATTLES_FOR_RATE,
@@ -71,6 +73,10 @@ class Eda:
     """The largest groups of ``--by``, at most :data:`MAX_GROUPS`."""
     groups_left_out: int = 0
     """Groups of ``--by`` that are not in ``by``."""
+    judge: JudgeComparison | None = None
+    """With ``--judge``."""
+    annotators: Annotators | None = None
+    """With ``--annotator``."""
 
 
 def explore(

@@ -1,0 +1,85 @@
+"""``prefcli eda --judge`` and ``--annotator``: an LLM judge against people, and people against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from prefcli.battles import PathLike, Source, SourceLike
+from prefcli.eda import annotators, judges
+from prefcli.eda.measures import measure_all
+from prefcli.errors import InputError
+from prefcli.pipeline.stages import INVENTED_IDS, read_stage
+from prefcli.reporting import SILENT, Reporter
+from prefcli.storage.workspace import WORKSPACE, Stage, Workspace
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What ``compare_judges`` returns."""
+
+    judge: judges.JudgeComparison | None
+    """None if no judge was named."""
+    annotators: annotators.Annotators | None
+    """None if no column of annotators was named."""
+
+
+def compare_judges(
+    people: SourceLike,
+    workspace: Workspace | PathLike = WORKSPACE,
+    *,
+    judge: SourceLike | None = None,
+    judge_model: str | None = None,
+    annotator: str | None = None,
+    reporter: Reporter = SILENT,
+) -> Judges:
+    """Compare people's votes with an LLM judge's verdicts on the same battles, and with each other.
+
+    Parameters
+    ----------
+    people, workspace:
+        Battles with people's outcomes; where caches are.
+    judge:
+        Battles with the judge's outcomes, joined by id, or by prompt and answers in either order.
+    judge_model:
+        The judge's own name among the models, for its self-preference.
+    annotator:
+        Which column of the people's file says who voted.
+
+    Raises
+    ------
+    InputError
+        If no battle has an outcome in both files, or there is no such model or column.
+    """
+    if judge_model is not None and judge is None:
+        raise InputError("--judge-model needs a judge", hint="Name the judge's votes with --judge FILE.")
+    workspace, source = Workspace.of(workspace), Source.of(people)
+    stage = read_stage(replace(source, by=annotator), workspace, reporter)
+    votes = _votes(stage)
+    verdicts = joined = comparison = None
+    if judge is not None:
+        verdicts = _votes(read_stage(replace(source, by=None).like(judge), workspace, reporter))
+        joined = judges.join(votes, verdicts)
+        comparison = judges.compare(votes, verdicts, joined, judge_model=judge_model)
+    if annotator is None:
+        return Judges(comparison, None)
+    names = stage.table(["group"])["group"].to_pylist()
+    if not any(names):
+        raise InputError(f"nobody is named: {annotator} is empty", where=str(source))
+    both = (verdicts, joined) if verdicts is not None and joined is not None else None
+    return Judges(comparison, annotators.compare(votes, names, annotator, both))
+
+
+def _votes(stage: Stage) -> judges.Votes:
+    ids: list[pa.Array] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in stage.batches():
+            ids.append(batch.column("id"))
+            yield batch
+
+    stats, models, names = measure_all(batches())
+    has_ids = not stage.metadata["counts"].get(INVENTED_IDS)
+    return judges.Votes(pa.chunked_array(ids, pa.string()), has_ids, stats, models, names)
