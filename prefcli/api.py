@@ -275,7 +275,7 @@ def report(
     workspace: PathLike = WORKSPACE,
     reporter: Reporter = SILENT,
 ) -> ReportResult:
-    """Write a page about a run; see :func:`prefcli.pipeline.report`."""
+    """Write a page about a run; see :func:`prefcli.pipeline.report`. Of predictions: ``pipeline.report_scores``."""
     return pipeline.report(run, Workspace(workspace), output, by=by, force=force, reporter=reporter)
 
 

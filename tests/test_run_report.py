@@ -25,6 +25,7 @@ import prefcli
 from prefcli import metrics
 from prefcli.errors import InputError, ModelError
 from prefcli.options import TrainOptions
+from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.readers import open_battles
 from prefcli.rendering import advice, curves, evaluation, run_page, run_plots
 from prefcli.rendering.advice import RunFacts
@@ -448,3 +449,54 @@ def test_a_run_that_held_nothing_out_is_refused_with_what_to_do(tmp_path: Path, 
     assert done.code == 2
     assert "held no battles out" in done.err
     assert "score PREDS LABELS --report" in done.err
+
+
+# score --report
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> Path:
+    """``votes.csv``, its outcomes without texts, predictions in ``good.csv`` and (two battles fewer) ``bad.csv``."""
+    rows = [battle(i, i % 3, prompt=[f"{'long ' * 100 * (i % 2)}question {i}"]) for i in range(60)]
+    write_csv(tmp_path / "votes.csv", rows)
+    columns = ["id", *WINNER_COLUMNS]
+    write_csv(tmp_path / "outcomes.csv", rows, columns)
+    for name, right, n in (("good", 0.6, 60), ("bad", 0.3, 58)):
+        predicted = [
+            {"id": str(i)} | {c: right if i % 3 == k else (1 - right) / 2 for k, c in enumerate(WINNER_COLUMNS)}
+            for i in reversed(range(n))
+        ]
+        write_csv(tmp_path / f"{name}.csv", predicted, columns)
+    return tmp_path
+
+
+def test_score_writes_a_page_with_its_own_figures(scored: Path, cli: Cli) -> None:
+    done = cli("score", "good.csv", "votes.csv", "--seed", 3, "--report", "page.html", "--json")
+    assert done.code == 0, done.err
+    assert done.json() == cli("score", "good.csv", "votes.csv", "--seed", 3, "--json").json()
+    text = Path("page.html").read_text(encoding="utf-8")
+    Checker(text)
+    assert "60 battles of 60 prompts of votes.csv" in text
+    assert f"{done.json()['log_loss']:.4f}" in text
+    assert "question 59" in text
+    assert "Learning curves" not in text
+    again = cli("score", "good.csv", "votes.csv", "--report", "page.html")
+    assert again.code == 2
+    assert "--force" in again.err
+
+
+def test_score_of_several_files_writes_a_page_about_the_best_on_common_battles(scored: Path, cli: Cli) -> None:
+    done = cli("score", "bad.csv", "good.csv", "outcomes.csv", "--report", "page.html", "--json")
+    assert done.code == 0, done.err
+    text = Path("page.html").read_text(encoding="utf-8")
+    assert "Predictions in good.csv" in text
+    assert "58 battles of outcomes.csv" in text
+    assert f"{done.json()['scores']['good.csv']['log_loss']:.4f}" in text
+    assert f"{done.json()['differences'][0]['difference']:+.4f}" in text
+    assert "Texts and groups are missing: outcomes.csv holds only outcomes." in text
+
+
+def test_standard_input_cannot_be_read_twice(scored: Path, cli: Cli) -> None:
+    done = cli("score", "good.csv", "-", "--report", "page.html")
+    assert done.code == 2
+    assert "standard input can be read once" in done.err

@@ -23,6 +23,7 @@ EXAMPLES = common.examples(
     "prefcli score small.csv large.csv labels.csv",
     "prefcli score preds.csv labels.csv --by length",
     "prefcli score preds.csv votes.jsonl --layout ours.toml",
+    "prefcli score preds.csv labels.csv --report page.html",
     "prefcli score raw_scores.csv labels.csv --renormalize",
 )
 
@@ -55,6 +56,11 @@ def run(
         bool, typer.Option("--renormalize", help="Clip to [1e-15, 1] and divide by the sum, as the grader does.")
     ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap interval.")] = 0,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="PAGE.html", help="Write a page with plots; of several files about the best."),
+    ] = None,
+    force: common.ForceOption = False,
 ) -> None:
     """Score predictions against labels, joined by id: log loss with its interval, and other metrics.
 
@@ -69,26 +75,29 @@ def run(
         "renormalize": renormalize,
         "seed": seed,
         "workspace": session.workspace,
-        "reporter": session.reporter,
     }
-    if len(predictions) == 1:
-        score = pipeline.score(predictions[0], source, **options)
-        if session.json:
-            common.print_json(_as_json(score))
-        else:
-            _show_score(score)
-        return
-    comparison = pipeline.compare_scores(predictions, source, **options)
-    if session.json:
-        scores = {name: _as_json(score) for name, score in comparison.scores.items()}
-        common.print_json({**vars(comparison), "scores": scores})
+    result: ScoreResult | ScoreComparison
+    if report is not None:
+        how = pipeline.ScoreOptions(**options)
+        result = pipeline.report_scores(predictions, source, report, how, force=force, reporter=session.reporter)
+    elif len(predictions) == 1:
+        result = pipeline.score(predictions[0], source, **options, reporter=session.reporter)
     else:
-        _show_comparison(comparison)
+        result = pipeline.compare_scores(predictions, source, **options, reporter=session.reporter)
+    if session.json:
+        common.print_json(_as_json(result))
+    elif isinstance(result, pipeline.ScoreComparison):
+        _show_comparison(result)
+    else:
+        _show_score(result)
 
 
-def _as_json(score: ScoreResult) -> dict[str, Any]:
-    """A score's fields; ``by`` only if groups were asked for."""
-    return {name: value for name, value in vars(score).items() if name != "by" or value is not None}
+def _as_json(result: ScoreResult | ScoreComparison) -> dict[str, Any]:
+    """The result's fields; ``by`` only if groups were asked for."""
+    fields = {name: value for name, value in vars(result).items() if name != "by" or value is not None}
+    if "scores" in fields:
+        fields["scores"] = {name: _as_json(score) for name, score in fields["scores"].items()}
+    return fields
 
 
 def _show_score(score: ScoreResult) -> None:

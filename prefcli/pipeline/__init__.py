@@ -20,12 +20,15 @@ from prefcli.pipeline.report import report
 from prefcli.pipeline.runs import diff_runs, different_battles, list_runs, show_run
 from prefcli.pipeline.runs_compare import compare_runs
 from prefcli.pipeline.runs_remove import plan_removal, prune, remove_runs
-from prefcli.pipeline.score import compare_scores, score
+from prefcli.pipeline.score import ScoreComparison, compare_scores, score
+from prefcli.pipeline.score_report import ScoreOptions, report_scores
 from prefcli.pipeline.stages import read_stage
 from prefcli.pipeline.train import train
 from prefcli.storage.hub import check_push
 
 __all__ = [
+    "ScoreComparison",
+    "ScoreOptions",
     "ablate",
     "check_push",
     "compare_judges",
@@ -53,6 +56,7 @@ __all__ = [
     "read_stage",
     "remove_runs",
     "report",
+    "report_scores",
     "score",
     "show_run",
     "train",

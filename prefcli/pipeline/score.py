@@ -181,7 +181,7 @@ def _score(
     source = Source.of(labels)
     if len(source.paths) == 1:
         tables.check_order(paths, source.paths[0])
-    usual = next(filter(None, (_usual_reading(path, how.workspace) for path in paths)), {})
+    usual = next(filter(None, (usual_reading(path, how.workspace) for path in paths)), {})
     label_file = tables.LabelFile(source, usual)
     if label_file.battles is not None:
         report_reading(label_file.battles, source, usual, reporter)
@@ -311,7 +311,7 @@ def _reward_bench(tallies: Mapping[str, metrics.Tally], number: int, seed: int) 
     )
 
 
-def _usual_reading(predictions: Path, workspace: Workspace | None) -> dict[str, Any]:
+def usual_reading(predictions: Path, workspace: Workspace | None) -> dict[str, Any]:
     """How the training battles of the predicting run were read; empty if that was not said or is not known."""
     for run in workspace.runs_of_predictions(predictions) if workspace is not None else ():
         with contextlib.suppress(ModelError):  # damaged since

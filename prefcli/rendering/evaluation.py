@@ -45,6 +45,8 @@ class Predictions:
     """Of the prompts; None where prompts are not known."""
     outcomes: int
     """How many are scored, see :class:`prefcli.metrics.Score`."""
+    seed: int = 0
+    """Of the bootstrap."""
 
     @property
     def losses(self) -> Array:
@@ -55,7 +57,9 @@ class Predictions:
         """Every metric, of all battles or of some."""
         rows = np.arange(len(self.ids)) if rows is None else rows
         keys = None if self.keys is None else self.keys[rows]
-        return metrics.score(self.probabilities[rows], self.labels[rows], groups=keys, outcomes=self.outcomes)
+        return metrics.score(
+            self.probabilities[rows], self.labels[rows], groups=keys, outcomes=self.outcomes, seed=self.seed
+        )
 
     def surprising(self) -> Rows:
         """Rows of the battles with the highest losses, at most :data:`MAX_SURPRISING`, the highest first."""

@@ -11,6 +11,7 @@ from prefcli.rendering.advice import Advice
 from prefcli.rendering.curves import Course
 from prefcli.rendering.evaluation import MAX_GROUPS, MIN_GROUP, Evaluation
 from prefcli.rendering.page import render_page
+from prefcli.rendering.tables import Table
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class RunPage:
     """How many battles, and of how many prompts."""
     cautions: Sequence[str] = ()
     """What is missing on the page, and what makes a figure doubtful, in sentences."""
+    compared: Sequence[Table] = ()
+    """Scores and differences of several files of predictions, of which this is one."""
     advice: Sequence[Advice] = ()
     calibration: str = ""
     """Which temperature prediction applies."""
