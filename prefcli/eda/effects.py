@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,10 @@ from prefcli.outcomes import TIE, A, B
 LENGTH_RATIOS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, np.inf)
 """Bins of how many times longer the longer answer is."""
 MAX_TURNS = 5
+MIN_DIFFERING = 10
+"""A property in which fewer decided battles differ has no odds."""
+MAX_CONDITION = 1e6
+"""Of the columns of the regression, each of length 1: above it they are taken for dependent."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Effect:
     odds: float | None
     """Odds ratio of winning for one standard deviation more of it, the other properties held equal, if estimable."""
     odds_ci: tuple[float, float] | None
+    left_out: str = ""
+    """Why there are no odds; else empty."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,8 @@ def property_effects(stats: BattleStats) -> tuple[Effect, ...]:
 
     The odds come from one logistic regression of "A won" on the standardised differences A - B of all properties
     (of logarithms: ``log(1 + count)``), on decided battles, with an intercept for the position; intervals are Wald's,
-    ``exp(b +- 1.96 se)``. Chatbot Arena controls its ratings for style in this way (Li, Angelopoulos and Chiang,
+    ``exp(b +- 1.96 se)``. Properties that the battles cannot tell anything about are left out of it, the others stay.
+    Chatbot Arena controls its ratings for style in this way (Li, Angelopoulos and Chiang,
     "Does style matter?", LMSYS blog 2024).
     """
     decided = (stats.label == A) | (stats.label == B)
@@ -92,26 +100,62 @@ def property_effects(stats: BattleStats) -> tuple[Effect, ...]:
     counts = {"length": stats.characters[decided, 1:]}
     counts |= {name: stats.markup[decided, i] for i, name in enumerate(MARKUP)}
     differences = {name: np.log1p(pair[:, 0]) - np.log1p(pair[:, 1]) for name, pair in counts.items()}
-    varying = [name for name, values in differences.items() if len(values) and values.std() > 0]
-    ratios = _odds_ratios(np.stack([differences[name] for name in varying], axis=1), a_won) if varying else None
-    odds_of = dict(zip(varying, ratios, strict=True)) if ratios else {}
+    odds_of, left_out = _joint_odds(differences, a_won)
     effects = []
     for name, values in differences.items():
         differs = values != 0
         if differs.any():
             wins = clustered_share(a_won[differs] == (values[differs] > 0), stats.prompt_key[decided][differs])
-            effects.append(Effect(name, wins, *odds_of.get(name, (None, None))))
+            odds, odds_ci = odds_of.get(name, (None, None))
+            effects.append(Effect(name, wins, odds, odds_ci, left_out.get(name, "")))
     return tuple(effects)
 
 
-def _odds_ratios(x: NDArray[np.float64], won: NDArray[np.bool_]) -> list[tuple[float, tuple[float, float]]] | None:
+def describe_left_out(effects: Sequence[Effect]) -> str:
+    """Which properties have no odds and why, as a sentence; empty if all have."""
+    reasons = [f"{effect.what} ({effect.left_out})" for effect in effects if effect.left_out]
+    return f"Without odds: {', '.join(reasons)}." if reasons else ""
+
+
+_Odds = tuple[float, tuple[float, float]]
+
+
+def _joint_odds(
+    differences: Mapping[str, NDArray[np.float64]], won: NDArray[np.bool_]
+) -> tuple[dict[str, _Odds], dict[str, str]]:
+    """Odds of all properties that one regression can tell, and why the others are left out of it.
+
+    They are added one after the other, those first in which most battles differ.
+    """
+    odds: dict[str, _Odds] = {}
+    left_out: dict[str, str] = {}
+    for name in sorted(differences, key=lambda name: -np.count_nonzero(differences[name])):
+        columns = np.stack([differences[other] for other in (*odds, name)], axis=1)
+        if np.count_nonzero(columns[:, -1]) < MIN_DIFFERING:
+            left_out[name] = f"fewer than {MIN_DIFFERING} battles differ"
+        elif len(won) < 10 * (columns.shape[1] + 1):
+            left_out[name] = "too few battles for one more"
+        elif not _is_independent(columns):
+            left_out[name] = "the others determine it"
+        elif (ratios := _odds_ratios(columns, won)) is None:
+            left_out[name] = "it decides the outcome"
+        else:
+            odds = dict(zip((*odds, name), ratios, strict=True))
+    return odds, left_out
+
+
+def _is_independent(columns: NDArray[np.float64]) -> bool:
+    """Whether neither an intercept nor a sum of multiples of the others gives one of the columns."""
+    x = np.concatenate([np.ones((len(columns), 1)), columns], axis=1)
+    return bool(np.linalg.cond(x / np.linalg.norm(x, axis=0)) < MAX_CONDITION)
+
+
+def _odds_ratios(x: NDArray[np.float64], won: NDArray[np.bool_]) -> list[_Odds] | None:
     """Odds ratios per standard deviation with Wald intervals, by Newton's method; None if they are not finite.
 
     A. Agresti, "Categorical Data Analysis" (2013), section 5.5.
     """
     x = np.concatenate([np.ones((len(x), 1)), x / x.std(axis=0)], axis=1)
-    if len(x) < 10 * x.shape[1] or np.linalg.matrix_rank(x) < x.shape[1]:
-        return None
     beta = np.zeros(x.shape[1])
     for _ in range(25):
         p = 1 / (1 + np.exp(-np.clip(x @ beta, -30, 30)))
