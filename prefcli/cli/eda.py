@@ -21,6 +21,7 @@ EXAMPLES = common.examples(
     "prefcli eda train.csv --by language --all",
     "prefcli eda train.csv --test test.csv --report page.html",
     "prefcli eda people.csv --judge judge.csv --judge-model gpt-4",
+    "prefcli eda train.csv --test test.csv --export problems.csv --label-errors",
     "prefcli eda arena-*.parquet --top 10 --json",
     "prefcli eda votes.jsonl --columns prompt=question,response_a=left,response_b=right --outcome 'vote: l=a, r=b'",
     "prefcli eda answers.jsonl --each 'completions: text=response, model=model, score=overall_score'",
@@ -63,6 +64,18 @@ def run(
     report: Annotated[
         Path | None, typer.Option("--report", metavar="PAGE.html", help="Write everything as a page with plots.")
     ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            "--export",
+            metavar="PROBLEMS.csv",
+            help="Write repeated and contradictory battles, and those of --test, with reasons: .csv, .jsonl, .parquet.",
+        ),
+    ] = None,
+    label_errors: Annotated[
+        bool,
+        typer.Option("--label-errors", help="With --export: also battles whose label is probably wrong; it trains."),
+    ] = False,
     force: common.ForceOption = False,
 ) -> None:
     """Which model people prefer and how surely, what else they reward, and what is wrong with a file of battles."""
@@ -75,6 +88,8 @@ def run(
         test=test,
         max_length=max_length,
         report=report,
+        export=export,
+        label_errors=label_errors,
         force=force,
         reporter=session.reporter,
     )
@@ -184,6 +199,8 @@ def _outcomes(eda: Eda) -> None:
 
 
 def _rewarded(eda: Eda) -> None:
+    from prefcli.eda.effects import describe_left_out
+
     if eda.position:
         rows: list[list[object]] = [["shown first (A)", *_cells(eda.position), ""]]
         for effect in eda.rewarded:
@@ -193,6 +210,9 @@ def _rewarded(eda: Eda) -> None:
             ["", "wins", "95 %", "battles", "odds"],
             rows,
         )
+        if left_out := describe_left_out(eda.rewarded):
+            common.print_text(left_out)
+            print()
 
 
 def _ties(eda: Eda) -> None:
@@ -222,6 +242,8 @@ def _problems(eda: Eda) -> None:
     shown = [row for row in rows if row[1] != "0"]
     if shown:
         common.print_table("What to look out for", columns, shown)
+    if eda.trouble:
+        common.print_table("Battles with problems, as exported", *tables.trouble(eda.trouble))
     if eda.agreement:
         common.print_text(tables.agreement(eda.agreement))
         print()

@@ -29,6 +29,7 @@ from prefcli.eda.models import (
 from prefcli.eda.ratings import Beats, GroupRatings, Ratings, Votes, beats, estimate, summarise
 from prefcli.eda.shares import Share, clustered_share
 from prefcli.eda.style import style_differences
+from prefcli.eda.trouble import Trouble
 from prefcli.outcomes import TIE, A, B
 
 MAX_GROUPS = 50
@@ -77,6 +78,8 @@ class Eda:
     """With ``--judge``."""
     annotators: Annotators | None = None
     """With ``--annotator``."""
+    trouble: Trouble | None = None
+    """Battles with problems, if they were looked for (``--export``)."""
 
 
 def explore(

@@ -11,6 +11,7 @@ from prefcli.eda.models import ModelWins
 from prefcli.eda.quality import Agreement
 from prefcli.eda.ratings import Beats, GroupRatings, ModelRating, Ratings
 from prefcli.eda.style import StyleEffects
+from prefcli.eda.trouble import PROBLEMS, Trouble
 
 Table = tuple[list[str], list[list[str]]]
 """Column names, and rows of as many cells."""
@@ -135,6 +136,10 @@ def problems(eda: Eda) -> Table:
         remark = f"{overlap.test_battles_known:,} of {overlap.test_battles:,} test battles have a known prompt"
         rows.append(["prompts also in the test file", f"{overlap.shared_prompts:,}", remark])
     return ["", "battles", ""], rows
+
+
+def trouble(found: Trouble) -> Table:
+    return ["", "battles", ""], [[name, f"{n:,}", PROBLEMS[name]] for name, n in found.counts.items()]
 
 
 def _by_field(counts: dict[str, int]) -> tuple[str, str]:
