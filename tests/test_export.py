@@ -64,6 +64,10 @@ def twins(
         "siamese-deberta": {"encoder": str(one_layer["deberta"]), "combine": "interaction", "truncation": "head-tail"},
         "cross-encoder-deberta": {"encoder": str(one_layer["deberta"]), "architecture": "cross-encoder"},
         "folds": {"encoder": str(one_layer["bert"]), "folds": 2, "max_length": 24},
+        "reward-bert": {
+            "encoder": str(one_layer["bert"]), "architecture": "reward", "tie": "prompt", "truncation": "head-tail",
+            "lr": 3e-2, "epochs": 3,
+        },
         "no-validation": {"encoder": str(one_layer["bert"]), "validation": 0.0},
     }  # fmt: skip
     pairs: dict[str, Twins] = {}
@@ -101,7 +105,7 @@ def some_battles() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["siamese-bert", "cross-encoder-bert", "siamese-deberta", "cross-encoder-deberta", "folds"]
+    "kind", ["siamese-bert", "cross-encoder-bert", "siamese-deberta", "cross-encoder-deberta", "folds", "reward-bert"]
 )
 def test_an_exported_run_predicts_what_torch_predicts(twins: Callable[..., Twins], kind: str) -> None:
     pair = twins(kind)
@@ -117,6 +121,40 @@ def test_an_exported_run_predicts_what_torch_predicts(twins: Callable[..., Twins
             battle = rows[row]
             single = onnx.predict(battle["prompt"], battle["response_a"], battle["response_b"])
             assert np.abs(np.array(single) - expected[row]).max() < ROUNDING
+
+
+def test_an_exported_reward_model_gives_the_rewards_of_the_run(twins: Callable[..., Twins]) -> None:
+    import pyarrow as pa
+
+    from prefcli import models
+    from prefcli.compute.devices import DeviceRequest
+
+    pair = twins("reward-bert")
+    ours, onnx = (models.load(folder, DeviceRequest("cpu", "fp32")) for folder in (pair.run, pair.onnx))
+    assert models.has_rewards(ours)
+    assert models.has_rewards(onnx)
+    rows = some_battles()
+    turns = pa.list_(pa.string())
+    columns = {name: pa.array([row[key] for row in rows], turns)
+               for name, key in (("prompt", "prompt"), ("response", "response_a"))}  # fmt: skip
+    batch = pa.record_batch(columns)
+    expected = ours.rewards(batch)
+    assert np.abs(onnx.rewards(batch) - expected).max() < ROUNDING
+    assert np.ptp(expected) > MIN_SPREAD
+    assert onnx.tie_log_nu is None  # it depends on the prompt
+
+
+def test_rewards_of_an_export_that_are_all_shifted_are_noticed(
+    twins: Callable[..., Twins], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Probabilities depend on differences of rewards alone, so they would not show it."""
+    pair = twins("reward-bert")
+    reuse_graph(monkeypatch, pair)
+    compute = exported.ExportedReward.compute
+    monkeypatch.setattr(exported.ExportedReward, "compute", lambda self, prepared: compute(self, prepared) + 0.01)
+    with pytest.raises(ModelError, match=r"a reward differs by 0\.01"):
+        prefcli.export(pair.run, onnx="shifted", workspace=pair.workspace.root)
+    assert not Path("shifted").exists()
 
 
 def test_text_normalisation_calibration_and_blending_are_those_of_the_run(

@@ -35,14 +35,14 @@ from prefcli.models.exported import GRAPH, OUTPUT, TOKENIZER
 from prefcli.storage import card, files, runs
 
 MAX_DIFFERENCE = 1e-4
-"""Allowed difference between a probability of ONNX Runtime and torch's."""
+"""Allowed difference between a probability of ONNX Runtime and torch's; of rewards as a share of the largest."""
 COMPARED_BATTLES = 32
 """Battles that are compared with torch, from the shortest to the longest."""
 SINGLE_BATTLES = 3
 """Battles that are also computed one at a time."""
 MAX_GRAPH_BYTES = 1_900_000_000
 """Larger weights are saved in a separate file: the graph's format is limited to 2 GB."""
-TRACED_BATTLES, TRACED_LENGTH = 3, 11
+TRACED_BATTLES, TRACED_LENGTH, TRACED_ID = 3, 11, 0
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
@@ -195,6 +195,7 @@ def _export_model(member: Path, target: Path, sample: Sample, *, int8: bool) -> 
     target.mkdir(parents=True, exist_ok=True)
     settings = {
         **exported.export_settings(model.packing, model.pad_token_id),
+        **({"tie_log_nu": model.tie_log_nu} if isinstance(model, neural.RewardModel) else {}),
         "precision": "int8" if int8 else "fp32",
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", *PACKAGES)},
     }
@@ -264,23 +265,42 @@ class _Graph(nn.Module):
         return logits
 
 
+class _RewardGraph(nn.Module):
+    """A reward model with the graph's shapes: inputs ``[sequences, ...]``, output ``[sequences, 2]``.
+
+    The columns are the rewards and the logarithms of ``nu``.
+    """
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, spans: Tensor | None = None) -> Tensor:
+        rewards, prompts = self.module.rewards({"input_ids": input_ids, "attention_mask": attention_mask}, spans)
+        return torch.stack([rewards, self.module.tie(prompts).expand_as(rewards)], dim=-1)
+
+
 def _write_graph(model: neural.NeuralModel, path: Path, *, external: bool) -> None:
     """Export the model by torch, its weights in a separate file if ``external``."""
-    shape = (len(model.input_format.sequences), TRACED_BATTLES, TRACED_LENGTH)
-    ids, mask = torch.zeros(shape, dtype=torch.long), torch.ones(shape, dtype=torch.long)
-    mask[:, 0, TRACED_LENGTH // 2 :] = 0
+    is_reward = isinstance(model, neural.RewardModel)
+    shape = (TRACED_BATTLES,) if is_reward else (len(model.input_format.sequences), TRACED_BATTLES)
+    ids = torch.full((*shape, TRACED_LENGTH), TRACED_ID + (model.pad_token_id == TRACED_ID))
+    mask = torch.ones_like(ids)
+    mask[..., 0, TRACED_LENGTH // 2 :] = 0
     inputs = {"input_ids": ids, "attention_mask": mask}
-    if not model.input_format.encodes_answers_separately:
-        inputs["spans"] = torch.tensor([[1, 3], [4, 6], [7, 9]]).expand(shape[0], shape[1], 3, 2).contiguous()
-    if model.packing.template.last_type is not None:
+    needs_prompt = isinstance(model, neural.RewardModel) and model.tie_log_nu is None
+    if needs_prompt or not model.input_format.encodes_answers_separately:
+        fields = torch.tensor([[1, 3], [4, 6], [7, 9]])[: 2 if is_reward else 3]
+        inputs["spans"] = fields.expand(*shape, *fields.shape).contiguous()
+    if model.packing.last_type is not None:
         inputs["token_type_ids"] = torch.zeros_like(ids)
-    dynamic = torch.export.Dim.DYNAMIC
-    shapes = {name: {1: dynamic} if name == "spans" else {1: dynamic, 2: dynamic} for name in inputs}
+    dynamic, axis = torch.export.Dim.DYNAMIC, len(shape) - 1
+    shapes = {name: {axis: dynamic} if name == "spans" else {axis: dynamic, axis + 1: dynamic} for name in inputs}
     with _quietly("the encoder cannot be exported to ONNX", "Predict with the run itself."):
         from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
         program = torch.onnx.export(
-            _Graph(model.module).eval(),
+            (_RewardGraph if is_reward else _Graph)(model.module).eval(),
             (),
             kwargs=inputs,
             dynamo=True,
@@ -294,16 +314,21 @@ def _write_graph(model: neural.NeuralModel, path: Path, *, external: bool) -> No
 
 
 def _compare(model: neural.NeuralModel, onnx_model: exported.ExportedModel, sample: Sample, member: Path) -> float:
-    """The largest difference between a probability of the graph and torch's, at most :data:`MAX_DIFFERENCE`."""
+    """The largest difference of a probability (or reward) of the graph from torch's, at most :data:`MAX_DIFFERENCE`."""
     battles = _spread_over_lengths(sample.battles, COMPARED_BATTLES)
     batched = _probabilities(onnx_model, battles) - _probabilities(model, battles)
     few = _spread_over_lengths(battles, SINGLE_BATTLES)
     one_by_one = [_probabilities(onnx_model, few.slice(row, 1)) for row in range(few.num_rows)]
     single = np.concatenate(one_by_one, axis=1) - _probabilities(model, few)
-    largest = float(np.abs(np.concatenate([batched, single], axis=1)).max())
+    largest, what = float(np.abs(np.concatenate([batched, single], axis=1)).max()), "a probability"
+    if isinstance(model, neural.RewardModel):  # probabilities do not show what all rewards have in common
+        ours, theirs = (each.logits(battles)[0][:, :2] for each in (model, onnx_model))
+        difference = float(np.abs(ours - theirs).max() / max(1.0, np.abs(ours).max()))
+        if not difference <= largest:
+            largest, what = difference, "a reward"
     if not largest <= MAX_DIFFERENCE:  # also if it is NaN
         raise ModelError(
-            f"the export does not predict what the run predicts: a probability differs by {largest:.2g} "
+            f"the export does not predict what the run predicts: {what} differs by {largest:.2g} "
             f"(at most {MAX_DIFFERENCE:g} is rounding); nothing was kept",
             where=str(member),
             hint="Predict with the run itself.",

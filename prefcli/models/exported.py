@@ -19,10 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli.errors import InputError, ModelError, PrefcliError, is_out_of_memory, one_line
-from prefcli.models.batches import CPU_TOKENS, BatchedModel, Pass
-from prefcli.models.packing import INPUT_FORMATS, InputFormat, Packing, SequenceTemplate, Template
+from prefcli.models.batches import CPU_TOKENS, AnswerScores, BatchedModel, Pass
+from prefcli.models.conversation import ConversationTemplate
+from prefcli.models.packing import (
+    INPUT_FORMATS,
+    ConversationPacking,
+    InputFormat,
+    Packing,
+    SequenceTemplate,
+    Template,
+)  # fmt: skip
 from prefcli.models.tokens import TokenisedBattles
-from prefcli.outcomes import OUTCOMES
+from prefcli.outcomes import OUTCOMES, SWAPPED
 
 FORMAT = 1
 GRAPH, WEIGHTS = "model.onnx", "model.onnx.data"
@@ -30,7 +38,7 @@ GRAPH, WEIGHTS = "model.onnx", "model.onnx.data"
 TOKENIZER = "tokenizer.json"
 OUTPUT = "logits"
 INPUTS = ("input_ids", "attention_mask", "spans", "token_type_ids")
-"""What a graph may ask for, each with the shape ``[sequences, battles, ...]``."""
+"""What a graph may ask for, with the shape ``[sequences, battles, ...]``; of a reward model ``[sequences, ...]``."""
 
 SPIN_MICROSECONDS = "2000"
 INSTALL = 'Install it: pip install "prefcli[onnx]".'
@@ -71,35 +79,64 @@ class ExportedModel(BatchedModel):
         return {name: arrays[name].reshape(sequences, -1, *arrays[name].shape[1:]) for name in self._input_names}
 
     def compute(self, prepared: Pass) -> NDArray[np.float64]:
+        output = self.run({name: prepared.inputs[name] for name in self._input_names})
+        orders = len(prepared.orders)
+        if output.ndim != 3 or len(output) < orders or output.shape[1:] != (len(prepared.rows), len(OUTCOMES)):
+            raise _wrong_shape(output)
+        return output[:orders].reshape(-1, len(OUTCOMES))
+
+    def run(self, inputs: dict[str, Any]) -> NDArray[np.float64]:
+        """The graph's output."""
         try:
-            (output,) = self.session.run([OUTPUT], prepared.inputs)
+            (output,) = self.session.run([OUTPUT], inputs)
         except Exception as error:
             if is_out_of_memory(error) or "alloc" in str(error).lower():
                 raise MemoryError(str(error)) from None
             raise ModelError(f"ONNX Runtime cannot compute the model: {one_line(error)}", hint=DAMAGED) from None
-        orders = len(prepared.orders)
-        if output.ndim != 3 or len(output) < orders or output.shape[1:] != (len(prepared.rows), len(OUTCOMES)):
-            raise ModelError(
-                f"the exported model returns numbers of shape {list(output.shape)}, not logits", hint=DAMAGED
-            )
-        logits: NDArray[np.float64] = output[:orders].reshape(-1, len(OUTCOMES)).astype(np.float64)
-        return logits
+        return np.asarray(output, dtype=np.float64)
+
+
+class ExportedReward(AnswerScores, ExportedModel):
+    """A reward model whose graph gives each sequence its reward and the logarithm of ``nu``, ``[sequences, 2]``.
+
+    ``tie_log_nu`` is that logarithm where it is a constant, else None.
+    """
+
+    def __init__(self, *arguments: Any, tie_log_nu: float | None) -> None:
+        super().__init__(*arguments)
+        self.tie_log_nu = tie_log_nu
+
+    def inputs(self, battles: TokenisedBattles, rows: NDArray[np.integer], swapped: bool = False) -> dict[str, Any]:
+        return self.arrays(battles, rows, swapped)
+
+    def compute(self, prepared: Pass) -> NDArray[np.float64]:
+        scores = self.run({name: prepared.inputs[name] for name in self._input_names})
+        if scores.shape != (len(prepared.inputs["input_ids"]), 2):
+            raise _wrong_shape(scores)
+        (a, b), ties = scores[prepared.inputs["pairs"]].transpose(2, 1, 0)
+        logits = np.stack([a, b, (a + b) / 2 + ties.mean(axis=0)], axis=-1)
+        return np.concatenate([logits, logits[:, list(SWAPPED)]]) if len(prepared.orders) == 2 else logits
+
+
+def _wrong_shape(output: NDArray[np.float64]) -> ModelError:
+    return ModelError(f"the exported model returns numbers of shape {list(output.shape)}, not logits", hint=DAMAGED)
 
 
 def export_settings(packing: Packing, pad_token_id: int) -> dict[str, Any]:
     """What a folder must hold beside the graph to make the same sequences, as JSON."""
+    cut = {"max_length": packing.max_length, "truncation": packing.truncation, "mark": packing.mark.tolist()}
+    settings = {"format": FORMAT, "padding": pad_token_id}
+    if packing.conversation is not None:
+        return {**settings, "packing": {**cut, "conversation": packing.conversation.to_json()}}
     template = packing.template
 
     def as_json(sequence: SequenceTemplate) -> dict[str, Any]:
         return {"leads": sequence.prefixes, "suffix": sequence.suffix}
 
     return {
-        "format": FORMAT,
-        "padding": pad_token_id,
+        **settings,
         "packing": {
-            "max_length": packing.max_length,
-            "truncation": packing.truncation,
-            "mark": packing.mark.tolist(),
+            **cut,
             "pair": as_json(template.pair),
             "both": as_json(template.both),
             "last_type": template.last_type,
@@ -114,10 +151,11 @@ def _load_packing(settings: dict[str, Any]) -> Packing:
         prefixes = tuple(tuple(map(int, prefix)) for prefix in settings[name]["leads"])
         return SequenceTemplate(prefixes, tuple(map(int, settings[name]["suffix"])))
 
+    cut = (int(settings["max_length"]), str(settings["truncation"]), np.array(settings["mark"], dtype=np.int32))
+    if "conversation" in settings:
+        return ConversationPacking(ConversationTemplate.from_json(settings["conversation"]), *cut)
     last_type = None if settings["last_type"] is None else int(settings["last_type"])
-    mark = np.array(settings["mark"], dtype=np.int32)
-    template = Template(sequence("pair"), sequence("both"), last_type)
-    return Packing(template, int(settings["max_length"]), str(settings["truncation"]), mark)
+    return Packing(Template(sequence("pair"), sequence("both"), last_type), *cut)
 
 
 def load(folder: Path, *, device: str = "auto", precision: str = "auto") -> ExportedModel:
@@ -142,8 +180,13 @@ def load(folder: Path, *, device: str = "auto", precision: str = "auto") -> Expo
         _check_request(folder, device, precision, str(settings["precision"]))
         input_format = INPUT_FORMATS[config["options"]["architecture"]]
         session, tokenizer = open_session(folder), FastTokenizer(folder / TOKENIZER)
-        packing = _load_packing(settings["packing"])
-        return ExportedModel(session, input_format, tokenizer, packing, int(settings["padding"]))
+        packing, padding = _load_packing(settings["packing"]), int(settings["padding"])
+        if input_format.scores_sequences:
+            log_nu = settings["tie_log_nu"]
+            return ExportedReward(
+                session, input_format, tokenizer, packing, padding, tie_log_nu=None if log_nu is None else float(log_nu)
+            )
+        return ExportedModel(session, input_format, tokenizer, packing, padding)
     except (MemoryError, PrefcliError):
         raise
     except Exception as error:  # untrusted folder: any library error
