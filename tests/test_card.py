@@ -207,3 +207,39 @@ def test_a_trained_runs_card_has_the_runs_own_figures(cli: Callable[..., Result]
     assert loss.metric_value == round(done.json()["validation"]["log_loss"], 4)
     assert read.data.tags[-1] == "features"
     assert dataclasses.asdict(TrainOptions())["encoder"] not in read.content
+
+
+@pytest.mark.parametrize(
+    ("options", "library", "code"),
+    [
+        ({}, "transformers", ['RewardTrainer("my-run"', 'ForSequenceClassification.from_pretrained("my-run").eval()']),
+        ({"lora_rank": 8}, "peft", ['AutoPeftModelForSequenceClassification.from_pretrained("my-run", num_labels=1)']),
+        ({"folds": 3}, "prefcli", []),
+    ],
+)
+def test_the_card_of_a_reward_model_says_what_the_number_means_and_what_loads_it(
+    options: dict[str, Any], library: str, code: list[str], tmp_path: Path
+) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    (tmp_path / "my-run").mkdir()
+    term = {"prefcli_tie": '{"tie.bias": [-0.6931471805599453]}'}
+    if not options.get("folds"):
+        save_file({"score.weight": np.zeros(1)}, tmp_path / "my-run" / "model.safetensors", term)
+    text = make_card(tmp_path, TrainOptions(architecture="reward", **options))
+    fields = metadata(text)
+    assert fields["library_name"] == library
+    assert fields["pipeline_tag"] == "text-classification"
+    assert "A reward model" in text
+    assert "units of log-odds" in text
+    assert "Only differences between answers to the same prompt mean something" in text
+    # nu = 1/2, so P(tie) = nu / (2 + nu) = 0.2
+    assert ("log(nu) = -0.6931: votes between equally good answers are ties in 20.0%" in text) == (library != "prefcli")
+    assert "normalise it first" in text
+    assert all(part in text for part in code)
+    assert ("RewardTrainer" in text) == (library == "transformers")
+    assert ("prefcli export --merged" in text) == (library != "transformers")
+    assert "order-invariant by construction" in text
+    raw = make_card(tmp_path, TrainOptions(architecture="reward", **options), text="raw")
+    assert "normalise it first" not in raw

@@ -161,8 +161,9 @@ def export(run: Path, folder: Path, samples: Sequence[Sample], *, int8: bool = F
         )
         if run not in runs.members(run):
             _copy_run(run, temporary, {"format": exported.FORMAT, "precision": result.precision})
+        is_reward = runs.read_config(run)["options"]["architecture"] == "reward"
         for member in runs.all_folders(temporary):
-            card.add_export(member, _description(result), folder.name)
+            card.add_export(member, _description(result, is_reward=is_reward), folder.name)
             runs.seal(member, trained=True)
     return result
 
@@ -382,7 +383,7 @@ def _quantisation_error(models: Sequence[_ExportedModel], samples: Sequence[Samp
     )
 
 
-def _description(result: ExportResult) -> str:
+def _description(result: ExportResult, *, is_reward: bool) -> str:
     """For the card, in Markdown."""
     models = "" if result.models == 1 else f" ({result.models} models, one for each fold)"
     text = (
@@ -390,6 +391,8 @@ def _description(result: ExportResult) -> str:
         f"differed from torch's by at most {result.largest_difference:.1e} on {result.compared:,} {result.sample} in "
         "both orders of the answers."
     )
+    if is_reward:
+        text += " transformers, peft and TRL load the run that it was made from, not this folder."
     return text if result.int8 is None else f"{text}\n\nIts matrices are quantised to int8, dynamically: {result.int8}."
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from prefcli.storage import runs
+
 ENCODER_PREFIX, HEAD_PREFIX, TIE_PREFIX = "encoder.", "classifier.", "tie."
-TIE_METADATA = "prefcli_tie"
-"""Key of the metadata that holds a reward model's tensors of :data:`TIE_PREFIX`, as JSON."""
 ADAPTER = ".lora_"
 """Part of the names of adapters' tensors."""
 
@@ -56,7 +56,7 @@ def save(state: Mapping[str, Tensor], path: Path) -> None:
 
     metadata = {"format": "pt"}
     if tie := {name: tensor for name, tensor in state.items() if name.startswith(TIE_PREFIX)}:
-        metadata[TIE_METADATA] = json.dumps({name: tensor.tolist() for name, tensor in sorted(tie.items())})
+        metadata[runs.TIE_METADATA] = json.dumps({name: tensor.tolist() for name, tensor in sorted(tie.items())})
     tensors = {name.removeprefix(ENCODER_PREFIX): tensor for name, tensor in state.items() if name not in tie}
     save_file(clone_shared_tensors(tensors), path, metadata)
     _sort_metadata(path)
@@ -82,7 +82,7 @@ def load(path: Path) -> dict[str, Tensor]:
 
     tensors = load_file(path)
     with safe_open(path, framework="pt") as stream:
-        tie = (stream.metadata() or {}).get(TIE_METADATA)
+        tie = (stream.metadata() or {}).get(runs.TIE_METADATA)
     if tie is not None:
         values = {name: torch.tensor(numbers, dtype=torch.float32) for name, numbers in json.loads(tie).items()}
         return {**{ENCODER_PREFIX + name: tensor for name, tensor in tensors.items()}, **values}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from prefcli.errors import InputError, one_line
 from prefcli.metrics import TWO_OUTCOMES, describe_battles, describe_interval
 from prefcli.options import TrainOptions
 from prefcli.reporting import visible
-from prefcli.storage import files, hub
+from prefcli.storage import files, hub, runs
 from prefcli.storage.runs import CARD, CURVES, describe_unseen, unseen_outcomes
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def write(
     name = visible(name or folder.name)
     data, resolved = config["data"], config["resolved"]
     source = Source.from_json(data["source"])
+    tie_log_nu = _tie_log_nu(folder)
     weights = resolved.get("attention", "").split(";")[0] if options.lora_rank else resolved.get("merged", "")
     body = _template().render(
         name=name,
@@ -77,6 +79,8 @@ def write(
             "two_outcomes": TWO_OUTCOMES if validation["outcomes"] == 2 else "",
         },
         calibration=calibration,
+        tie_log_nu=tie_log_nu,
+        tie_share=None if tie_log_nu is None else 1 / (1 + 2 * math.exp(-tie_log_nu)),
         importances=importances[:MAX_LISTED_STATISTICS],
         curves=CURVES if (folder / CURVES).exists() else "",
         weights=weights[:1].upper() + weights[1:],
@@ -85,6 +89,18 @@ def write(
     )
     metadata = _metadata(name, options, source, resolved, validation)
     files.write_text(folder / CARD, f"---\n{metadata}\n---\n\n{body}")
+
+
+def _tie_log_nu(folder: Path) -> float | None:
+    """The logarithm of Davidson's ``nu`` in a reward run's weights; None where there is no such constant."""
+    from safetensors import safe_open
+
+    path = folder / runs.WEIGHTS
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="numpy") as stream:
+        term = json.loads((stream.metadata() or {}).get(runs.TIE_METADATA, "{}"))
+    return float(term["tie.bias"][0]) if set(term) == {"tie.bias"} else None
 
 
 def add_export(folder: Path, description: str, name: str) -> None:
@@ -153,10 +169,14 @@ def _metadata(
                 for metric, key, title in metrics
             ],
         }
+    library = "prefcli"  # which code on the hub's page loads it
+    if options.architecture == "reward" and not options.folds:
+        library = "peft" if options.lora_rank else "transformers"
     return ModelCardData(
-        library_name="prefcli",
+        library_name=library,
         pipeline_tag="text-classification",
-        tags=["preference-prediction", "reward-model", options.architecture],
+        tags=["preference-prediction", "reward-model", options.architecture]
+        + (["prefcli"] if library != "prefcli" else []),
         base_model=options.encoder if is_hub_name else None,
         **scores,
     ).to_yaml()

@@ -36,6 +36,9 @@ from prefcli.storage import files
 
 CONFIG = "config.json"
 VALIDATION = "validation.parquet"
+WEIGHTS = "model.safetensors"
+TIE_METADATA = "prefcli_tie"
+"""Key of the metadata of :data:`WEIGHTS` that holds a reward model's term for ties, as JSON."""
 TRAINING_PROMPTS = "training_prompts.parquet"
 """Keys of the prompts of the training battles: sorted, each once."""
 CARD = "README.md"
@@ -49,7 +52,7 @@ SWAPPED_LOGIT_COLUMNS = ("swapped_logit_a", "swapped_logit_b", "swapped_logit_ti
 """The logits of the same outcomes when the answers are shown in the other order."""
 UNFINISHED = "unfinished"
 """A file that is in a run's folder until the run is complete."""
-TRAINED = (VALIDATION, "model.safetensors")
+TRAINED = (VALIDATION, WEIGHTS)
 """Files that training changes; all others are there from the start."""
 OWN_KEYS = (
     "format", "outcomes", "options", "versions", "origins", "resolved", "data", "command", "base", "export",
