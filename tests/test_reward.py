@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import sys
@@ -24,7 +25,9 @@ from prefcli.compute.devices import DeviceRequest
 from prefcli.data import synthetic
 from prefcli.data.synthetic import Demo
 from prefcli.errors import InputError, ModelError
-from prefcli.models import neural, reward, trial, weights
+from prefcli.models import conversation, neural, reward, trial, weights
+from prefcli.models.packing import conversation_template
+from prefcli.models.reward import RewardSetup
 from prefcli.options import PredictOptions, TrainOptions, resolve
 from prefcli.outcomes import SWAPPED
 from prefcli.prediction import inference
@@ -47,9 +50,13 @@ def build(folder: Path, **options: Any) -> Any:
     """A reward model on a folder, with weights that are far from zero, so that every difference shows."""
     chosen = TrainOptions(**{"architecture": "reward", "max_length": 48, **options})
     encoder = encoders.make_encoder(encoders.locate(str(folder)), 0, seed=0, reward=True)
+    tokenizer = encoders.load_tokenizer(folder)
+    kind, template = conversation_template(tokenizer, "auto", "encoder")
     torch.manual_seed(0)
-    placement = devices.place("cpu", "fp32")
-    model = neural.build(chosen, encoder, encoders.load_tokenizer(folder), chosen.max_length, placement)
+    model: Any = neural.build(
+        replace(chosen, template=kind), encoder, conversation.reward_tokenizer(tokenizer, template), chosen.max_length,
+        devices.place("cpu", "fp32"), setup=RewardSetup(template),
+    )  # fmt: skip
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         for matrix in (p for p in encoder.parameters() if p.ndim == 2):
@@ -64,7 +71,8 @@ def save(model: Any, folder: Path, **options: Any) -> Path:
     """The model as a run, by the functions that a training uses."""
     folder.mkdir()
     resolved = {"max_length": 48, "width": model.traits.width, "ignores_padding": model.traits.ignores_padding}
-    config = {"resolved": {**resolved, "template": model.template}, **model.encoder_config()}
+    resolved |= {"template": model.template, "conversation": model.packing.template.to_json()}
+    config = {"resolved": resolved, **model.encoder_config()}
     runs.write_config(folder, TrainOptions(**{"architecture": "reward", "max_length": 48, **options}), config)
     weights.save(weights.trainable_state_dict(model.module), folder / neural.WEIGHTS)
     model.save_tokenizer(folder)
@@ -253,7 +261,6 @@ def test_the_fit_is_scipys_maximum_likelihood(ties: bool, monkeypatch: pytest.Mo
         return -float(np.log(p[np.arange(len(p)), outcomes]).sum())
 
     best = minimize(negative_log_likelihood, np.zeros(players + 1)).x
-    monkeypatch.setattr(reward, "is_causal", lambda encoder: False, raising=False)
     monkeypatch.setattr("prefcli.models.architectures.is_causal", lambda encoder: False)
     module = reward.Reward(Strengths(players), reward.Tie(0.2))
     start = module.tie.bias.item()
@@ -336,6 +343,14 @@ def test_a_run_trains_predicts_scores_and_swaps_exactly(reward_run: Path, demo_f
     done = cli("predict", demo_files.test, "--model", reward_run, "--output", "both.csv", "--precision", "fp32", "--swap-average")  # fmt: skip  # noqa: E501
     assert "--swap-average changes nothing" in done.err
     assert Path("plain.csv").read_bytes() == Path("both.csv").read_bytes()
+    with demo_files.test.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        row["response_a"], row["response_b"] = row["response_b"], row["response_a"]
+    swapped = write_csv(Path("swapped.csv"), rows, list(rows[0]))
+    prefcli.predict(swapped, "back.csv", models=[reward_run], precision="fp32")
+    plain, back = (np.loadtxt(name, delimiter=",", skiprows=1, usecols=(1, 2, 3)) for name in ("plain.csv", "back.csv"))
+    assert np.array_equal(plain, back[:, SWAPPED])
     held_out = runs.read_validation(reward_run)
     assert held_out.swapped is not None
     assert np.array_equal(held_out.logits, held_out.swapped)  # kept in the order of the original outcomes

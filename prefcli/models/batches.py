@@ -59,9 +59,9 @@ def _different(sequences: Sequence[Packed]) -> tuple[list[Packed], NDArray[np.in
     The last bits of a matrix product depend on the row that a sequence has in it. With this order they do not depend on
     which answer is called A, and equal answers get equal numbers.
     """
-    keys = [packed.ids.tobytes() for packed in sequences]
+    keys = [(packed.ids.tobytes(), packed.spans) for packed in sequences]
     first = dict(zip(keys, sequences, strict=True))
-    position = {key: number for number, key in enumerate(sorted(first, key=lambda key: (len(key), key)))}
+    position = {key: number for number, key in enumerate(sorted(first))}
     return [first[key] for key in position], np.array([position[key] for key in keys], dtype=np.int64)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prefcli.metrics import UNSEEN_PROBABILITY
-from prefcli.models.architectures import EncoderCall, mean_pool, span_mask
+from prefcli.models.architectures import EncoderCall, is_causal, mean_pool, span_mask
 from prefcli.models.conversation import ConversationTemplate
 from prefcli.models.packing import ANSWER_INPUT
 from prefcli.outcomes import SWAPPED
@@ -162,7 +162,7 @@ def train_head(encoder: Any) -> None:
 
 
 def set_padding(encoder: Any, tokenizer: Any) -> None:
-    """Let the classifier know which id pads: it finds the last token of a text by it.
+    """Let a decoder's classifier know which id pads: it finds the last token of a text by it.
 
     A tokenizer without a padding token gets the one that ends a text.
 
@@ -175,5 +175,10 @@ def set_padding(encoder: Any, tokenizer: Any) -> None:
         if tokenizer.eos_token is None:
             raise ValueError("the tokenizer has no padding token, nor one that ends a text")
         tokenizer.pad_token = tokenizer.eos_token
+    causal = is_causal(encoder)
     for config in (encoder.config, encoder.config.get_text_config()):
-        config.pad_token_id = int(tokenizer.pad_token_id)
+        if causal or config.pad_token_id is None:  # from that of RoBERTa and its relatives positions are counted
+            config.pad_token_id = int(tokenizer.pad_token_id)
+    if causal:
+        # Or a row that is trained now would not be after a resumption, if the same id occurs in texts.
+        encoder.get_input_embeddings().padding_idx = None
