@@ -112,12 +112,10 @@ def test_commands_in_blocks_of_other_languages_are_refused(tmp_path: Path, text:
 
 
 @pytest.fixture(scope="session")
-def stand_ins(
-    tmp_path_factory: pytest.TempPathFactory, bert_folder: Path, deberta_folder: Path, one_layer: dict[str, Path]
-) -> Path:
+def stand_ins(tmp_path_factory: pytest.TempPathFactory, one_layer: dict[str, Path]) -> Path:
     """A folder with everything that commands in the documents name."""
     folder = tmp_path_factory.mktemp("stand-ins")
-    synthetic.write(folder, train=60, test=20)
+    synthetic.write(folder, train=40, test=20)
     synthetic.write(folder / "other", train=60, test=20, seed=1)
     for name, source in {
         "truth.csv": "test_truth.csv",
@@ -139,11 +137,11 @@ def stand_ins(
     (folder / "kaggle" / "working").mkdir()
     (folder / "needed.json").write_text('{"install": [{"metadata": {"name": "nltk", "version": "3.10.4"}}]}')
     (folder / "battles.jsonl").write_text('{"id": "1", "prompt": "2 + 2?", "response_a": "4", "response_b": "5"}\n')
-    shutil.copytree(bert_folder, folder / "my-encoder")
-    shutil.copytree(bert_folder, folder / "SMALL")
-    shutil.copytree(deberta_folder, folder / "kaggle" / "input" / "deberta-v3-small")
+    shutil.copytree(one_layer["bert"], folder / "my-encoder")
+    shutil.copytree(one_layer["bert"], folder / "SMALL")
+    shutil.copytree(one_layer["deberta"], folder / "kaggle" / "input" / "deberta-v3-small")
     # A folder of that name comes before the hub: the default encoder, without a network.
-    shutil.copytree(deberta_folder, folder / "microsoft" / "deberta-v3-small")
+    shutil.copytree(one_layer["deberta"], folder / "microsoft" / "deberta-v3-small")
     make_language_model(folder / "google" / "gemma-2-2b", "gemma2")
     make_runs(folder, one_layer["bert"])
     return folder
@@ -156,7 +154,7 @@ def make_runs(folder: Path, encoder: Path) -> None:
     pipeline.train(train, workspace, fast, output=folder / "RUN1")
     for name in ("RUN", "TEACHER", "my-run"):
         shutil.copytree(folder / "RUN1", folder / name)
-    small = TrainOptions(encoder="tiny", max_length=64, log_every=1)
+    small = TrainOptions(encoder=str(encoder), max_length=64, log_every=1)
     pipeline.train(train, workspace, small, output=folder / "RUN2")
 
     append, lines = files.append_line, []
