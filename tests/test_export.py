@@ -56,12 +56,11 @@ def twins(
     workspace = Workspace(folder / ".prefcli")
     common: dict[str, Any] = {"limit": 60, "max_length": 48, "lr": 3e-3, "validation": 0.3, "text": "raw"}
     kinds: dict[str, dict[str, Any]] = {
-        "siamese-bert": {"encoder": str(one_layer["bert"]), "text": "nltk"},
+        "siamese-bert": {"encoder": str(one_layer["bert"]), "text": "nltk", "combine": "interaction"},
         "cross-encoder-bert": {
             "encoder": str(one_layer["bert"]), "architecture": "cross-encoder", "combine": "interaction",
             "truncation": "head-tail",
         },
-        "siamese-deberta": {"encoder": str(one_layer["deberta"]), "combine": "interaction", "truncation": "head-tail"},
         "cross-encoder-deberta": {"encoder": str(one_layer["deberta"]), "architecture": "cross-encoder"},
         "folds": {"encoder": str(one_layer["bert"]), "folds": 2, "max_length": 24},
         "reward-bert": {
@@ -105,7 +104,7 @@ def some_battles() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["siamese-bert", "cross-encoder-bert", "siamese-deberta", "cross-encoder-deberta", "folds", "reward-bert"]
+    "kind", ["siamese-bert", "cross-encoder-bert", "cross-encoder-deberta", "folds", "reward-bert"]
 )
 def test_an_exported_run_predicts_what_torch_predicts(twins: Callable[..., Twins], kind: str) -> None:
     pair = twins(kind)
