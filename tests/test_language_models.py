@@ -586,7 +586,7 @@ def test_a_model_sharded_over_two_processes_trains_and_resumes_as_in_one(
     arguments = [
         "train", demo_files.train, "--encoder", llama, "--architecture", "cross-encoder", "--text", "raw",
         "--max-length", 64, "--lr", 1e-2, "--limit", 64, "--epochs", 2, "--micro-batch", 3, "--eval-every", 2,
-        "--checkpoint-every", 3, "--log-every", 1,
+        "--checkpoint-every", 3, "--log-every", 1, "--keep-checkpoints",
     ]  # fmt: skip
     kinds: dict[str, list[object]] = {
         "all-weights": [],
