@@ -56,6 +56,9 @@ RUNS = {
     "cross": ("--architecture", "cross-encoder", "--text", "raw", *NEURAL),
     "cross-swap": ("--architecture", "cross-encoder", "--text", "raw", "--swap", *NEURAL),
     "cross-tail": ("--architecture", "cross-encoder", "--text", "raw", "--truncation", "head-tail", *NEURAL),
+    "reward": ("--architecture", "reward", "--text", "raw", *NEURAL),
+    "reward-centred": ("--architecture", "reward", "--text", "raw", "--center-rewards", "0.01", *NEURAL),
+    "reward-tie": ("--architecture", "reward", "--text", "raw", "--tie", "prompt", *NEURAL),
     "features": ("--architecture", "features"),
 }
 SWAP = ("--swap-average",)
@@ -75,10 +78,15 @@ ROWS = (
     Row("cross-encoder, --swap, swap-averaged, temperature", ("cross-swap",), SWAP),
     Row("siamese, raw, interaction, --swap, swap-averaged, temperature", ("interaction-swap",), SWAP),
     Row("cross-encoder, head-tail", ("cross-tail",), PLAIN),
+    Row("reward", ("reward",), PLAIN),
+    Row("reward, temperature", ("reward",)),
+    Row("reward, --center-rewards 0.01", ("reward-centred",), PLAIN),
+    Row("reward, --tie prompt", ("reward-tie",), PLAIN),
     Row("features", ("features",), PLAIN),
     Row("features, temperature", ("features",)),
     Row("blend: features + cross-encoder", ("features", "cross-swap"), SWAP),
     Row("blend: features + siamese with interaction", ("features", "interaction-swap"), SWAP),
+    Row("blend: features + reward", ("features", "reward")),
     Row(
         "blend: features + cross-encoder + siamese with interaction",
         ("features", "cross-swap", "interaction-swap"),
