@@ -24,7 +24,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +133,9 @@ class Ranker:
         flags = (*flags, *self.args.rank_flags)
         prefcli(self.args, "rank", paths[0], "--model", run, "--output", paths[1], "--force", "--json", *flags)
         answers_ranked = sum(len(positions) for _, positions in subsets)
-        print(f"{self.name}: {len(subsets):,} questions, {answers_ranked:,} answers, {time.monotonic() - started:.0f} s")
+        print(
+            f"{self.name}: {len(subsets):,} questions, {answers_ranked:,} answers, {time.monotonic() - started:.0f} s"
+        )
         with paths[1].open() as file:
             rows = [json.loads(line) for line in file]
         return [{name: np.array(row[name]) for name in ("scores", "p_best")} for row in rows]
@@ -242,7 +244,7 @@ def print_calibration(args: argparse.Namespace, questions: Sequence[Question]) -
             said = np.array([row["p_best"][i] for row, i in zip(ranked, first, strict=True)])
             right = (first == np.array([best for _, best in decided])).astype(float)
             groups = [("all", np.ones(len(said), dtype=bool))]
-            groups += [(f"{a} to {b}", (said >= a) & (said < b)) for a, b in zip(BINS, BINS[1:], strict=False)]
+            groups += [(f"{a} to {b}", (said >= a) & (said < b)) for a, b in pairwise(BINS)]
             for label, rows in groups:
                 if rows.any():
                     observed = interval(right[rows], keys[rows], 3)

@@ -20,7 +20,7 @@ from prefcli.battles import Source as Source
 from prefcli.errors import InputError
 from prefcli.exporting.merge import MergeResult
 from prefcli.metrics import Score
-from prefcli.options import PredictOptions, RankOptions, TrainOptions, resolve
+from prefcli.options import PairOptions, PredictOptions, RankOptions, TrainOptions, resolve
 from prefcli.pipeline import compare_judges as compare_judges
 from prefcli.pipeline import compare_scores as compare_scores
 from prefcli.pipeline import eda as eda
@@ -31,6 +31,7 @@ from prefcli.pipeline.predict import PredictResult
 from prefcli.pipeline.rank import RankResult
 from prefcli.pipeline.report import ReportResult
 from prefcli.pipeline.train import TrainResult
+from prefcli.prediction.pairs import PairFile
 from prefcli.prediction.predictor import Predictor
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage.workspace import WORKSPACE, Workspace
@@ -198,6 +199,7 @@ def rank(
     output: PathLike,
     *,
     best: PathLike | None = None,
+    pairs: PathLike | None = None,
     force: bool = False,
     workspace: PathLike = WORKSPACE,
     reporter: Reporter = SILENT,
@@ -208,13 +210,21 @@ def rank(
     Parameters
     ----------
     options:
-        The fields of :class:`prefcli.options.RankOptions`: ``models=["my-run"]``, ``method="mean-win"``, ...
+        The fields of :class:`prefcli.options.RankOptions`: ``models=["my-run"]``, ``method="mean-win"``, ...; and those
+        of :class:`prefcli.options.PairOptions` after ``pairs_``: ``pairs_select="all"``, ...
     """
+    prefix = PairOptions.PREFIX
+    of_pairs = {name.removeprefix(prefix): options.pop(name) for name in list(options) if name.startswith(prefix)}
+    _check_names(of_pairs, PairOptions)
     _check_names(options, RankOptions)
+    if of_pairs and pairs is None:
+        raise TypeError(f"{prefix}{next(iter(of_pairs))} needs pairs=FILE")
+    pair_file = None if pairs is None else PairFile(Path(pairs), PairOptions(**of_pairs))
     options["models"] = tuple(map(str, options.get("models", ())))
     return pipeline.rank(
-        source, Workspace(workspace), output, RankOptions(**options), best=best, force=force, reporter=reporter
-    )
+        source, Workspace(workspace), output, RankOptions(**options),
+        best=best, pairs=pair_file, force=force, reporter=reporter,
+    )  # fmt: skip
 
 
 @overload
@@ -287,7 +297,7 @@ def estimate(
     return pipeline.estimate_training(source, Workspace(workspace), resolve(options)[0], reporter=reporter)
 
 
-def _check_names(options: dict[str, Any], kind: type[TrainOptions | PredictOptions]) -> None:
+def _check_names(options: dict[str, Any], kind: type[TrainOptions | PredictOptions | PairOptions]) -> None:
     if unknown := sorted(set(options) - {field.name for field in fields(kind)}):
         raise InputError(
             f"there is no option {unknown[0]!r}", hint=f"Options are the fields of prefcli.options.{kind.__name__}."

@@ -295,6 +295,11 @@ class RankOptions(PredictOptions):
         at_least=2,
         at_most=500,
     )
+    length_penalty: float = option(
+        0.0,
+        "What an answer's score loses for each doubling of its length, in log-odds: X * log2(1 + characters).",
+        at_least=0.0,
+    )
 
 
 @dataclass(frozen=True)

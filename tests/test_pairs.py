@@ -19,7 +19,7 @@ from prefcli.errors import InputError
 from prefcli.options import PAIR_LAYOUTS, PairOptions
 from prefcli.prediction import inference
 from prefcli.prediction.calibration import Calibration
-from prefcli.prediction.pairs import PairCounts, PreferencePair, choose, labelled_answers, writing
+from prefcli.prediction.pairs import PairCounts, PairFile, PreferencePair, choose, labelled_answers, writing
 from prefcli.prediction.ranking import Comparison, Ranked, RankRule, rank_batch
 from prefcli.readers import open_battles
 
@@ -107,8 +107,10 @@ def test_ties_and_contradictions_are_left_out() -> None:
     ranked = make_ranked([0.0, 1.0, 3.0], compared=compared)
     assert indices(choose(ranked, PairOptions(select="all", min_probability=0), counts)) == [(1, 0)]
     assert counts.left_out == {"as ties": 1, "as their own comparison contradicts the ranking": 1}
-    for nu in (NU, 1e-9):  # without ties in the model, too: nobody is better
-        assert choose(make_ranked([1.0, 1.0], nu=nu), PairOptions(min_probability=0)) == []
+    even = {(0, 1): (0.4, 0.4, 0.2)}
+    for scores, compared in (([1.0, 1.0], {}), ([1.0, 2.0], even)):  # nothing tells them apart
+        ranked = make_ranked(scores, compared=compared, nu=1e-9)
+        assert choose(ranked, PairOptions(min_probability=0)) == []
 
 
 def test_identical_answers_are_never_paired() -> None:
@@ -196,8 +198,8 @@ def test_length_penalty_is_taken_from_scores_and_probabilities_alike(model: Any,
     ],
 )
 def test_impossible_options_are_refused_by_their_flags(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message), writing(Path("pairs.jsonl"), PairOptions(**options)):
-        pass
+    with pytest.raises(InputError, match=message):
+        PairOptions(**options).check()
 
 
 MULTI = {"prompt": ["Hi", None, "And now?"]}
@@ -211,10 +213,11 @@ RANKINGS = (
 
 
 def write(path: Path, rankings: Sequence[Ranked] = RANKINGS, **options: Any) -> PairCounts:
-    with writing(path, PairOptions(**options)) as writer:
+    counts = PairCounts()
+    with writing(PairFile(path, PairOptions(**options)), counts) as writer:
         for ranked in rankings:
             writer.add(ranked)
-    return writer.counts
+    return counts
 
 
 def texts(turns: Sequence[str | None]) -> list[str]:
@@ -324,16 +327,14 @@ def test_formats_hold_the_same_rows_and_an_empty_file_is_valid() -> None:
 
 def test_the_file_is_whole_or_absent() -> None:
     Path("pairs.jsonl").write_text("before")
-    with pytest.raises(KeyboardInterrupt), writing(Path("pairs.jsonl"), PairOptions()) as writer:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        writing(PairFile(Path("pairs.jsonl"), PairOptions()), PairCounts()) as writer,
+    ):
         writer.add(RANKINGS[0])
         raise KeyboardInterrupt
     assert [path.name for path in Path.cwd().iterdir()] == ["pairs.jsonl"]
     assert Path("pairs.jsonl").read_text() == "before"
-    with (
-        pytest.raises(InputError, match=r"cannot tell the format of pairs.csv"),
-        writing(Path("pairs.csv"), PairOptions()),
-    ):
-        pass
 
 
 @pytest.mark.slow
@@ -383,3 +384,38 @@ TRAINED = (
     make_ranked([0.0, 4.0], ["good river", "bad stone"]),
     make_ranked([4.0, 0.0], [["good", "bad", "river"], ["good", "bad", "stone"]], **MULTI),
 )
+
+
+@pytest.mark.slow
+def test_rank_writes_pairs_from_the_command_and_from_python(cli: Any, demo_files: Any) -> None:
+    import prefcli
+
+    assert cli("train", demo_files.train, "--recipe", "fast", "--output", "run").code == 0
+    rows = [{"id": str(i), "prompt": f"Question {i}?", "responses": [f"lazy vague {i}", "clear precise step", "x"]}
+            for i in range(3)]  # fmt: skip
+    Path("answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ("answers.jsonl", "--model", "run", "--json")
+    pairs = ("--pairs", "pairs.json", "--pairs-select", "all", "--pairs-min-probability", 0)
+    result = cli("rank", *flags, *pairs)
+    assert result.code == 0, result.err
+    counts = result.json()["pair_counts"]
+    written = json.loads(Path("pairs.json").read_text())
+    assert counts["prompts"] == 3
+    assert counts["rows"] == len(written) > 0
+    ranked = [json.loads(line) for line in Path("ranked.jsonl").read_text().splitlines()]
+    for row in written:
+        question = int(row["id"].split("-")[0])
+        scores = ranked[question]["scores"]
+        assert row["margin"] == scores[row["chosen_index"]] - scores[row["rejected_index"]] > 0
+        assert row["chosen"][0]["content"] == rows[question]["responses"][row["chosen_index"]]
+    again = prefcli.rank(
+        "answers.jsonl", "again.jsonl", models=["run"], pairs="again.json", pairs_select="all", pairs_min_probability=0
+    )
+    assert again.pair_counts is not None
+    assert again.pair_counts.rows == counts["rows"]
+    assert Path("again.json").read_bytes() == Path("pairs.json").read_bytes()
+    assert "--pairs-select needs --pairs FILE" in cli("rank", *flags, "--force", "--pairs-select", "all").err
+    assert "is named as two outputs" in cli("rank", *flags, "--pairs", "ranked.jsonl", "--force").err
+    assert "cannot tell the format of pairs.csv" in cli("rank", *flags, "--force", "--pairs", "pairs.csv").err
+    with pytest.raises(TypeError, match="pairs_select needs pairs=FILE"):
+        prefcli.rank("answers.jsonl", "x.jsonl", models=["run"], pairs_select="all")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prefcli.cli import common
-from prefcli.cli.flags import command, given_options
+from prefcli.cli.flags import command, given_options, take_pair_options
 from prefcli.errors import InputError
-from prefcli.options import RankOptions
+from prefcli.options import PairOptions, RankOptions, flag_of
 
 if TYPE_CHECKING:
     from prefcli.battles import Source
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 EXAMPLES = common.examples(
     "prefcli rank answers.jsonl --model my-run",
     "prefcli rank answers.jsonl --model my-run --best best.jsonl",
+    "prefcli rank answers.jsonl --model my-run --pairs pairs.jsonl --pairs-select best-rest",
     "prefcli rank samples.parquet --model run-1 --model run-2 --swap-average --output ranked.parquet",
     "prefcli rank ours.jsonl --each 'choices: text=message.content' --columns prompt=question",
     "produce-answers | prefcli rank - --output - | consume-rankings",
 )
 
 
-@command(RankOptions, without=("models", "calibrated", "activation", "workers"))
+@command(RankOptions, PairOptions, without=("models", "calibrated", "activation", "workers"))
 def run(
     session: common.Session,
     reading: common.Reading,
@@ -40,11 +41,15 @@ def run(
     model: common.ModelsOption = None,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="PATH", help="Where to write: .jsonl or .parquet; - for lines."),
+        typer.Option("--output", "-o", metavar="PATH", help="Where to write: .jsonl, .json, .parquet; - for lines."),
     ] = Path("ranked.jsonl"),
     best: Annotated[
         Path | None,
-        typer.Option("--best", metavar="PATH", help="Also write the best answer to each prompt: .jsonl or .parquet."),
+        typer.Option("--best", metavar="PATH", help="Also write the best answer to each prompt."),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option("--pairs", metavar="PATH", help="Also write preference pairs for training, for TRL or others."),
     ] = None,
     calibration: common.CalibrationOption = True,
     force: common.ForceOption = False,
@@ -60,23 +65,31 @@ def run(
     """
     from prefcli import pipeline
     from prefcli.compute import memory
+    from prefcli.prediction.pairs import PairFile
 
     memory.keep_freed_memory()
+    of_pairs = take_pair_options(flags)
+    if of_pairs and pairs is None:
+        raise InputError(f"{flag_of(PairOptions.PREFIX + next(iter(of_pairs)))} needs --pairs FILE")
     options = RankOptions(tuple(model or ()), calibrated=calibration, **given_options(flags))
     source = reading.like(file)
     if output == common.STANDARD_OUTPUT:
         refused = {
-            "--best": best, "--encoding": reading.encoding, "--force": force, "--json": session.json,
+            "--best": best, "--pairs": pairs, "--encoding": reading.encoding, "--force": force, "--json": session.json,
             "--limit": options.limit,
         }  # fmt: skip
         _rank_lines(source, [flag for flag, value in refused.items() if value], options, session)
         return
+    pair_file = None if pairs is None else PairFile(pairs, PairOptions(**of_pairs))
     ranked = pipeline.rank(
-        source, session.workspace, output, options, best=best, force=force, reporter=session.reporter
-    )
+        source, session.workspace, output, options,
+        best=best, pairs=pair_file, force=force, reporter=session.reporter,
+    )  # fmt: skip
     summary = f"{ranked.questions:,} questions, {ranked.answers:,} answers, {ranked.answers_per_second:,.1f} answers/s"
-    best_line = [f"{ranked.best}: the best answer to each"] if ranked.best else []
-    common.print_result(session, ranked, f"{ranked.output}: {summary}", *best_line)
+    others = [f"{ranked.best}: the best answer to each"] if ranked.best else []
+    if ranked.pair_counts:
+        others.append(f"{ranked.pairs_file}: {ranked.pair_counts.rows:,} rows to train on")
+    common.print_result(session, ranked, f"{ranked.output}: {summary}", *others)
 
 
 def _rank_lines(source: Source, refused: list[str], options: RankOptions, session: common.Session) -> None:

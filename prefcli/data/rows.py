@@ -1,4 +1,4 @@
-"""Rows as files, JSON lines or Parquet by the file's name, written one after the other."""
+"""Rows as files, JSON lines, JSON or Parquet by the file's name, written one after the other."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def check_name(path: Path) -> None:
     Raises
     ------
     InputError
-        If the suffix is not ``.jsonl``, ``.parquet`` or ``.pq``.
+        If the suffix is not ``.jsonl``, ``.json``, ``.parquet`` or ``.pq``.
     """
-    if path.suffix.lower() not in (".jsonl", ".parquet", ".pq"):
-        raise InputError(f"cannot tell the format of {path}", hint="Name it .jsonl or .parquet.")
+    if path.suffix.lower() not in _WRITERS:
+        raise InputError(f"cannot tell the format of {path}", hint="Name it .jsonl, .json or .parquet.")
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def row_writer(path: Path, schema: pa.Schema) -> Iterator[AppendRow]:
     schema:
         The columns of a Parquet file.
     """
-    writer = _json_lines if path.suffix.lower() == ".jsonl" else _parquet
+    writer = _WRITERS[path.suffix.lower()]
     with files.atomic(path) as temporary, writer(temporary, schema) as append:
         yield append
 
@@ -50,6 +50,20 @@ def row_writer(path: Path, schema: pa.Schema) -> Iterator[AppendRow]:
 def _json_lines(path: Path, schema: pa.Schema) -> Iterator[AppendRow]:
     with path.open("w", encoding="utf-8", newline="") as file:
         yield lambda row: print(files.to_json(row), file=file)
+
+
+@contextlib.contextmanager
+def _json_array(path: Path, schema: pa.Schema) -> Iterator[AppendRow]:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        before = "[\n"
+
+        def append(row: Mapping[str, Any]) -> None:
+            nonlocal before
+            file.write(before + files.to_json(row))
+            before = ",\n"
+
+        yield append
+        file.write("[]\n" if before == "[\n" else "\n]\n")
 
 
 @contextlib.contextmanager
@@ -70,3 +84,6 @@ def _parquet(path: Path, schema: pa.Schema) -> Iterator[AppendRow]:
     with pq.ParquetWriter(path, schema) as writer:
         yield append
         flush()
+
+
+_WRITERS = {".jsonl": _json_lines, ".json": _json_array, ".parquet": _parquet, ".pq": _parquet}

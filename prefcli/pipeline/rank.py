@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from prefcli.errors import InputError
 from prefcli.options import RankOptions
 from prefcli.pipeline.predict import count_trained_on, describe_unseen, find_runs, placement, run_names
 from prefcli.prediction import blending, inference, ranking
+from prefcli.prediction import pairs as preference_pairs
+from prefcli.prediction.pairs import PairCounts, PairFile
 from prefcli.prediction.ranking import Ranked
 from prefcli.readers.cells import list_names
 from prefcli.reporting import SILENT, Reporter
@@ -57,6 +60,10 @@ class RankResult:
     """Questions with one answer only."""
     best: Path | None
     """The file of the best answers."""
+    pairs_file: Path | None
+    """The file of preference pairs."""
+    pair_counts: PairCounts | None
+    """How many rows it has, and what was left out and why."""
     models: tuple[str, ...]
     weights: tuple[float, ...]
     """Of each model's log probabilities; for one model the inverse of its temperature."""
@@ -75,6 +82,7 @@ def rank(
     options: RankOptions,
     *,
     best: PathLike | None = None,
+    pairs: PairFile | None = None,
     force: bool = False,
     reporter: Reporter = SILENT,
 ) -> RankResult:
@@ -87,9 +95,11 @@ def rank(
     workspace, options, force:
         Where caches and runs are; how to rank; whether to overwrite outputs.
     output:
-        JSON lines or Parquet, by its name: ``id``, ``ranking``, ``scores``, ``p_best``.
+        JSON lines, JSON or Parquet, by its name: ``id``, ``ranking``, ``scores``, ``p_best``.
     best:
-        Where the best answer to each prompt is written: JSON lines or Parquet, by its name.
+        Where the best answer to each prompt is written, by its name in the same formats.
+    pairs:
+        Where preference pairs are written, and which.
 
     Raises
     ------
@@ -98,8 +108,10 @@ def rank(
     """
     source, output = Source.of(source), Path(output)
     best = None if best is None else Path(best)
-    outputs = [path for path in (output, best) if path is not None]
+    outputs = [path for path in (output, best, pairs.path if pairs else None) if path is not None]
     _check(options, source, outputs, force)
+    if pairs is not None:
+        pairs.options.check()
     started = time.monotonic()
     world = from_environment()
     if not world.is_main_process:
@@ -133,16 +145,23 @@ def rank(
             ranked = ranking.stream(
                 members, stage, total, world=world, rule=rule, calibration=calibration, done=progress.advance
             )
+            counts = PairCounts()
             writers = _writers(output, best, stage) if world.is_main_process else []
-            pairs = _write(ranked, writers)
+            if pairs is not None and writers:
+                writers.append(functools.partial(_pair_writer, pairs, counts))
+            compared = _write(ranked, writers)
         seconds = time.monotonic() - begun
+    for sentence in counts.sentences():
+        reporter.note(sentence)
     return RankResult(
         output=output,
         questions=total,
         answers=int(sizes.sum()),
-        pairs=pairs,
+        pairs=compared,
         single=int((sizes == 1).sum()),
         best=best,
+        pairs_file=pairs.path if pairs else None,
+        pair_counts=counts if pairs else None,
         models=tuple(names),
         weights=calibration.weights,
         calibration=str(calibration),
@@ -165,7 +184,7 @@ def _check(options: RankOptions, source: Source, outputs: Sequence[Path], force:
 
 def rule_of(options: RankOptions) -> ranking.RankRule:
     """How answers are ranked, from the options."""
-    return ranking.RankRule(options.method, options.all_pairs, options.swap_average)
+    return ranking.RankRule(options.method, options.all_pairs, options.swap_average, options.length_penalty)
 
 
 def candidate_stage(source: Source, workspace: Workspace, reporter: Reporter = SILENT) -> Stage:
@@ -255,6 +274,12 @@ def _writers(output: Path, best: Path | None, stage: Stage) -> list[Writer]:
 def _ranking_writer(path: Path) -> Iterator[Callable[[Ranked], None]]:
     with rows.row_writer(path, RANKING_SCHEMA) as append:
         yield lambda ranked: append(ranked.to_json())
+
+
+@contextlib.contextmanager
+def _pair_writer(file: PairFile, counts: PairCounts) -> Iterator[Callable[[Ranked], None]]:
+    with preference_pairs.writing(file, counts) as writer:
+        yield writer.add
 
 
 @contextlib.contextmanager

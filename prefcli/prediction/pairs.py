@@ -7,7 +7,7 @@ probability is the model's for "the chosen answer is preferred", in which a tie 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcli.data import rows
 from prefcli.errors import InputError
 from prefcli.metrics import plural
 from prefcli.options import PairOptions
 from prefcli.outcomes import TIE, A, B
-from prefcli.storage import files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,11 +31,8 @@ Row = dict[str, Any]
 Message = tuple[str, str]
 """``user`` or ``assistant``, and a text."""
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".pq")
 MAX_ALL_PAIRS = 1000
-"""Answers of a prompt of which all pairs are made: 1,000 have half a million."""
-PARQUET_ROWS = 1000
-"""Rows that are written together, as one row group."""
+"""Answers of a prompt of which all pairs are prompt_rows: 1,000 have half a million."""
 
 _ROLES = {"trl": {"user": "user", "assistant": "assistant"}, "llama-factory": {"user": "human", "assistant": "gpt"}}
 _KEYS = {"trl": ("role", "content"), "llama-factory": ("from", "value")}
@@ -51,6 +48,15 @@ class PreferencePair:
     """Score of the chosen answer minus that of the rejected one."""
     probability: float
     """That the chosen answer is preferred: not the rejected one, and no tie."""
+
+
+@dataclass(frozen=True)
+class PairFile:
+    """Where preference pairs are written, and which."""
+
+    path: Path
+    """JSON lines, JSON or Parquet, by its name."""
+    options: PairOptions
 
 
 @dataclass
@@ -95,7 +101,7 @@ def choose(ranked: Ranked, options: PairOptions, counts: PairCounts | None = Non
     """The preference pairs of one prompt.
 
     Answers of the same text count once, as the best-ranked of them, so they are never paired. Pairs are left out if a
-    tie is more probable than that the chosen answer is preferred, or if the scores are equal; if the two answers'
+    tie is more probable than that the chosen answer is preferred, or if nothing tells them apart; if the two answers'
     own comparison contradicts the ranking, which is fitted to all comparisons; if probability or margin are below
     their minimum; and, the least probable first, over the limit of pairs for one prompt.
 
@@ -132,14 +138,14 @@ def choose(ranked: Ranked, options: PairOptions, counts: PairCounts | None = Non
     ):
         counts.leave_out(reason, int((keep & fails).sum()))
         keep &= ~fails
-    rows = np.flatnonzero(keep)
-    if options.max_per_prompt and len(rows) > options.max_per_prompt:
-        counts.leave_out("over the limit of a prompt", len(rows) - options.max_per_prompt)
-        most_probable = np.argsort(-decided.better[rows], kind="stable")[: options.max_per_prompt]
-        rows = rows[np.sort(most_probable)]
+    remaining = np.flatnonzero(keep)
+    if options.max_per_prompt and len(remaining) > options.max_per_prompt:
+        counts.leave_out("over the limit of a prompt", len(remaining) - options.max_per_prompt)
+        most_probable = np.argsort(-decided.better[remaining], kind="stable")[: options.max_per_prompt]
+        remaining = remaining[np.sort(most_probable)]
     return [
         PreferencePair(int(chosen[i]), int(rejected[i]), float(decided.margin[i]), float(decided.better[i]))
-        for i in rows
+        for i in remaining
     ]
 
 
@@ -191,7 +197,8 @@ class _Comparison:
         probabilities = ranked.between(first, second)
         better, worse, tie = (probabilities[:, outcome] for outcome in (A, B, TIE))
         margin = ranked.scores[first] - ranked.scores[second]
-        return _Comparison(better, worse, margin, (margin == 0) | (tie > np.maximum(better, worse)))
+        is_tie = (margin == 0) | (better == worse) | (tie > np.maximum(better, worse))
+        return _Comparison(better, worse, margin, is_tie)
 
 
 def _different(ranked: Ranked) -> NDArray[np.intp]:
@@ -288,33 +295,13 @@ def _messages(messages: Sequence[Message], layout: str) -> list[dict[str, str]]:
     return [{role_key: _ROLES[layout][role], text_key: text} for role, text in messages]
 
 
-def check_output(path: Path) -> None:
-    """Refuse a name that says no format.
-
-    Raises
-    ------
-    InputError
-        If the suffix is none of :data:`SUFFIXES`.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"cannot tell the format of {path}", hint="Name it .jsonl, .json or .parquet.")
-
-
 class PairWriter:
-    """Writes the pairs of rankings to a file, as they come. Use it in :func:`writing`.
+    """Writes the pairs of rankings to a file, as they come; see :func:`writing`."""
 
-    Parameters
-    ----------
-    options:
-        Which pairs, in which layout.
-    append:
-        Gets every row.
-    """
-
-    def __init__(self, options: PairOptions, append: Callable[[Row], None]) -> None:
-        self.options = options
-        self.counts = PairCounts()
+    def __init__(self, options: PairOptions, append: rows.AppendRow, counts: PairCounts) -> None:
+        self._options = options
         self._append = append
+        self._counts = counts
 
     def add(self, ranked: Ranked) -> None:
         """Write the rows of one prompt.
@@ -324,85 +311,46 @@ class PairWriter:
         InputError
             As :func:`choose` does.
         """
-        options, counts = self.options, self.counts
+        options, counts = self._options, self._counts
         pairs = choose(ranked, options, counts)
         if options.ties == "kto":
             labels = labelled_answers(ranked, pairs, counts)
-            rows = [
+            prompt_rows = [
                 _labelled_row(ranked, answer, label, f"{ranked.id}-{number}", options.layout)
                 for number, (answer, label) in enumerate(labels.items(), start=1)
             ]
         else:
             numbered = options.select != "best-worst"
-            rows = [
+            prompt_rows = [
                 _pair_row(ranked, pair, f"{ranked.id}-{number}" if numbered else ranked.id, options.layout)
                 for number, pair in enumerate(pairs, start=1)
             ]
-        for row in rows:
+        for row in prompt_rows:
             self._append(row)
         counts.prompts += 1
-        counts.rows += len(rows)
-        counts.without += not rows
+        counts.rows += len(prompt_rows)
+        counts.without += not prompt_rows
         counts.single += len(_different(ranked)) < 2
 
 
 @contextlib.contextmanager
-def writing(path: Path, options: PairOptions) -> Iterator[PairWriter]:
+def writing(file: PairFile, counts: PairCounts) -> Iterator[PairWriter]:
     """A writer for a file, which is there when the block ends without an error, and else stays as it was.
+
+    Parameters
+    ----------
+    file:
+        Where it is, and which pairs it gets.
+    counts:
+        Gets what was written and what was left out.
 
     Raises
     ------
-    InputError
-        If options or the file's name are not valid.
     PrefcliError
         If the file cannot be written.
     """
-    options.check()
-    check_output(path)
-    suffix = path.suffix.lower()
-    with files.atomic(path) as temporary:
-        if suffix in (".parquet", ".pq"):
-            rows_of = _parquet_rows(temporary, _schema(options))
-        else:
-            rows_of = _json_rows(temporary, is_array=suffix == ".json")
-        with rows_of as append:
-            yield PairWriter(options, append)
-
-
-@contextlib.contextmanager
-def _json_rows(path: Path, *, is_array: bool) -> Iterator[Callable[[Row], None]]:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        before, between, after = ("[\n", ",\n", "\n]\n") if is_array else ("", "\n", "\n")
-        is_first = True
-
-        def append(row: Row) -> None:
-            nonlocal is_first
-            file.write((before if is_first else between) + files.to_json(row))
-            is_first = False
-
-        yield append
-        file.write(("[]\n" if is_array else "") if is_first else after)
-
-
-@contextlib.contextmanager
-def _parquet_rows(path: Path, schema: pa.Schema) -> Iterator[Callable[[Row], None]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with pq.ParquetWriter(path, schema) as writer:
-        waiting: list[Row] = []
-
-        def flush() -> None:
-            writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
-            waiting.clear()
-
-        def append(row: Row) -> None:
-            waiting.append(row)
-            if len(waiting) == PARQUET_ROWS:
-                flush()
-
-        yield append
-        flush()
+    with rows.row_writer(file.path, _schema(file.options)) as append:
+        yield PairWriter(file.options, append, counts)
 
 
 def _schema(options: PairOptions) -> pa.Schema:
