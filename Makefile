@@ -11,7 +11,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-fast lint format bench docs site release release-check clean
+.PHONY: install demo test test-fast lint format bench docs pictures site release release-check clean
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -40,6 +40,9 @@ format: install
 
 docs: install
 	$(BIN)/python docs/make_cli_reference.py
+
+pictures: install
+	$(BIN)/python docs/make_pictures.py
 
 site: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -25,7 +25,7 @@ WIDTHS = (1280, 390)
 DARK = "screen and (prefers-color-scheme: dark)"
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--virtual-time-budget=30000", "--dump-dom",
+    "--disable-background-networking", "--disable-component-update", "--virtual-time-budget=10000", "--dump-dom",
 )  # fmt: skip
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 needs_axe = pytest.mark.skipif(not AXE.is_file(), reason="no axe-core: set AXE_CORE, or npm install axe-core here")
