@@ -344,12 +344,12 @@ def _diagonal(cells: Array) -> Array:
     return cells[..., :: len(OUTCOMES) + 1]
 
 
-def _share(sums: Array) -> Array:
+def share(sums: Array) -> Array:
     return np.asarray(sums[..., 0] / sums[..., 1])
 
 
 def _difference_of_shares(sums: Array) -> Array:
-    return _share(sums[..., :2]) - _share(sums[..., 2:])
+    return share(sums[..., :2]) - share(sums[..., 2:])
 
 
 def _biases(people: Votes, judge: Votes, joined: Joined) -> tuple[Bias, ...]:
@@ -370,8 +370,8 @@ def _biases(people: Votes, judge: Votes, joined: Joined) -> tuple[Bias, ...]:
         biases.append(
             Bias(
                 what,
-                people=estimate(table[:, 2:], keys, _share, table[:, 3] > 0),
-                judge=estimate(table[:, :2], keys, _share, table[:, 1] > 0),
+                people=estimate(table[:, 2:], keys, share, table[:, 3] > 0),
+                judge=estimate(table[:, :2], keys, share, table[:, 1] > 0),
                 difference=estimate(table, keys, _difference_of_shares),
             )
         )
@@ -391,7 +391,7 @@ def _consistency(judge: Votes) -> Estimate | None:
     if not pairs.any():
         return None
     columns = np.stack([(tables[0] * tables[1]).sum(axis=1), pairs], axis=1)
-    return estimate(columns, judge.stats.prompt_key[known][first], _share, pairs > 0)
+    return estimate(columns, judge.stats.prompt_key[known][first], share, pairs > 0)
 
 
 # Win rates
