@@ -123,6 +123,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, one_layer: dict[str, Pat
         "votes.csv": "train.csv",
         "ours.csv": "test.csv",
         "our-votes.csv": "other/train.csv",
+        "people.csv": "train.csv",
+        "judge.csv": "train.csv",
     }.items():
         shutil.copy(folder / source, folder / name)
     header, *rows = (folder / "test_truth.csv").read_text().splitlines()

@@ -21,6 +21,7 @@ from prefcli.eda.measures import BattleStats, IntArray
 from prefcli.errors import InputError
 from prefcli.outcomes import OUTCOMES, SWAPPED, TIE, A, B
 
+DECIDED_CELLS = [y * len(OUTCOMES) + f for y in (A, B) for f in (A, B)]
 UNRELIABLE = 0.01
 """Below this adjusted p-value the battles that people judged are not a random sample of the judge's."""
 
@@ -189,7 +190,7 @@ def compare(people: Votes, judge: Votes, joined: Joined, *, judge_model: str | N
         other_answers=joined.other_answers,
         confusion=tuple(map(tuple, cells.sum(axis=0).reshape(len(OUTCOMES), -1).tolist())),
         agreement=estimate(cells, keys, agreement),
-        decided_agreement=estimate(cells, keys, _decided_agreement),
+        decided_agreement=estimate(cells, keys, _decided_agreement, np.any(cells[:, DECIDED_CELLS] > 0, axis=1)),
         kappa=estimate(cells, keys, kappa),
         biases=_biases(people, judge, joined),
         consistency=_consistency(judge),
