@@ -152,6 +152,20 @@ def test_two_models_have_one_table_of_wins() -> None:
     assert "Most frequent pairs" not in text
 
 
+def test_models_that_never_met_are_ranked_apart_and_groups_are_shown() -> None:
+    rows = [
+        battle(f"x{i}", "y" * (1 + i % 5), i % 3, model_a=f"{'ab'[i % 2]}1", model_b=f"{'ab'[i % 2]}2", prompt=f"p{i}")
+        for i in range(120)
+    ]
+    found = eda.explore(batches(rows), by="length")
+    text = page.render(found, "apart.csv")
+    first, second = re.findall(r"<h4>Group \d.*?</table>", text, flags=re.DOTALL)
+    assert {*re.findall(r">([ab]\d)<", first)} == {"a1", "a2"}
+    assert {*re.findall(r">([ab]\d)<", second)} == {"b1", "b2"}
+    assert 'class="never"' in text
+    assert "By group" in text
+
+
 def test_a_file_without_outcomes_and_models_has_a_page() -> None:
     rows = [battle(label=None, model_a=None, model_b=None)] * 3
     parsed = Checker(page.render(eda.explore(batches(rows)), "test.csv"))

@@ -222,7 +222,7 @@ def test_each_advice_follows_from_its_figure_and_its_command_exists(cli: Cli) ->
         "cut": "prefcli train train.csv --config 'my run/config.json' --max-length 1024",
         "rounds": "prefcli train train.csv --recipe strong",
         "few": "prefcli train train.csv --config 'my run/config.json' --folds 5",
-        "overconfident": "prefcli eda train.csv",
+        "overconfident": "prefcli eda train.csv --export problems.csv --label-errors",
     }
     helps = {verb: cli(verb, "--help").out for verb in ("train", "predict", "eda")}
     for suggested in told.values():

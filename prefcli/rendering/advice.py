@@ -200,5 +200,5 @@ def _about_labels(data: str, predictions: Predictions) -> Iterator[Advice]:
             f"{observed:,} battles ended in an outcome that had a probability below {LOW_PROBABILITY:.0%}; the "
             f"probabilities expect {expected:.0f}. Read the battles below: are their labels right? If they are, the "
             "model is overconfident.",
-            f"prefcli eda {data}",
+            f"prefcli eda {data} --export problems.csv --label-errors",
         )

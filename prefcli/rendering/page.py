@@ -19,6 +19,9 @@ from prefcli.eda.ratings import ELO_PER_LOG_ODDS
 from prefcli.rendering import eda_plots, tables, templating
 from prefcli.rendering.plots import SHARES
 
+MAX_GROUPS = 20
+"""Of models that never met, each with its own table."""
+
 
 def render(eda: Eda, source: str) -> str:
     """The page about the battles of ``source``, which its title names."""
@@ -29,6 +32,7 @@ def render(eda: Eda, source: str) -> str:
         tables=tables,
         plots=eda_plots,
         shares=SHARES,
+        max_groups=MAX_GROUPS,
         min_battles_for_rate=MIN_BATTLES_FOR_RATE,
         prior_points=ELO_PER_LOG_ODDS / math.sqrt(PRIOR_PRECISION),
         tokens_explained=TOKENS_EXPLAINED,
