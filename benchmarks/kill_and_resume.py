@@ -3,7 +3,8 @@
 ``python benchmarks/kill_and_resume.py [--kills 20] [--signal KILL]`` trains ``tiny`` on synthetic battles once without
 disturbance; then again and again, killed after random times and resumed until it has finished, until it has been
 killed ``--kills`` times. It prints in which state it was killed how often, and whether ``model.safetensors`` is
-byte-identical.
+byte-identical. A run that was killed after its end, perhaps while its checkpoints were removed, cannot be resumed, and
+must be complete.
 """
 
 from __future__ import annotations
@@ -62,18 +63,21 @@ def main() -> None:
                     code = process.wait(timeout=wait)
                 except subprocess.TimeoutExpired:
                     checkpoints = len(list((run / "checkpoints").glob("step-*"))) if run.exists() else 0
-                    state = (
-                        "before its folder was complete"
-                        if not (run / "config.json").is_file()
-                        else ("before its first checkpoint" if not checkpoints else "with checkpoints")
-                    )
                     process.send_signal(signal_number)
                     process.wait()
+                    if not (run / "config.json").is_file():
+                        state = "before its folder was complete"
+                    elif not (run / "unfinished").is_file():
+                        state = "after its end"
+                    else:
+                        state = "with checkpoints" if checkpoints else "before its first checkpoint"
                     kills += 1
                     states[state] = states.get(state, 0) + 1
                     continue
-                if code:
+                if code and (code != 2 or (run / "unfinished").is_file()):
                     raise SystemExit(f"resuming failed with exit code {code}")
+                if left := list((run / "checkpoints").glob("*")):
+                    raise SystemExit(f"a finished run has {left}")
                 finished += 1
                 identical += digest(run) == digest(folder / "undisturbed")
                 break

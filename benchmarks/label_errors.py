@@ -2,8 +2,8 @@
 
 ``python benchmarks/label_errors.py FILE [--prompts N] [--share 0.05]`` gives a share of the labels of a file of battles
 another outcome, at random, lets the model of ``--recipe fast`` predict every battle out of fold, names label errors by
-confident learning, and prints how many of the first 100, 500, ... were planted, beside chance and beside the order by
-the label's own probability. Labels that were wrong before count as not planted.
+confident learning, and prints how many of the first 100, 500, ... were planted, beside chance and beside another order:
+by how far the label's probability is below the other outcome's. Labels that were wrong before count as not planted.
 """
 
 from __future__ import annotations
@@ -71,17 +71,20 @@ def main() -> None:
     probabilities = metrics.softmax(held_out.logits)
     is_planted = dict(zip(table["id"].to_pylist(), (planted != labels).tolist(), strict=True))
     named = [problem.id for problem in trouble.label_errors(held_out.ids, held_out.labels, probabilities)]
-    own = probabilities[np.arange(len(held_out.labels)), held_out.labels]
-    by_own_probability = [held_out.ids[row] for row in np.argsort(own, kind="stable")]
+    row_of = {battle: row for row, battle in enumerate(held_out.ids)}
+    rows = np.array([row_of[battle] for battle in named])
+    suggested = trouble.confident_outcomes(held_out.labels, probabilities)[rows]
+    margins = probabilities[rows, held_out.labels[rows]] - probabilities[rows, suggested]
+    by_margin = [named[position] for position in np.argsort(margins, kind="stable")]
     prompts = len(np.unique(held_out.keys))
     print(f"{metrics.describe_battles(len(labels), prompts)}, {options.folds} folds, {seconds:,.0f} s of training")
     print(f"log loss out of fold {metrics.log_loss(probabilities, held_out.labels):.4f}, "
           f"prior {metrics.prior_log_loss(held_out.labels):.4f}")  # fmt: skip
     print(f"{sum(is_planted.values()):,} labels planted, {len(named):,} named, "
           f"{sum(is_planted[battle] for battle in named):,} of them planted")  # fmt: skip
-    print("| first | planted among those named | by the label's probability alone | chance |\n|---|---|---|---|")
+    print("| first | planted among those named | ordered by margin | chance |\n|---|---|---|---|")
     for first in (100, 500, 1000, 2000):
-        shares = [np.mean([is_planted[battle] for battle in order[:first]]) for order in (named, by_own_probability)]
+        shares = [np.mean([is_planted[battle] for battle in order[:first]]) for order in (named, by_margin)]
         print(f"| {first:,} | {shares[0]:.1%} | {shares[1]:.1%} | {np.mean(list(is_planted.values())):.1%} |")
 
 

@@ -199,9 +199,11 @@ def test_a_file_without_problems_has_an_empty_export() -> None:
 
 
 def test_exports_that_cannot_be_are_refused_before_anything_is_read(cli: CLI, tmp_path: Path) -> None:
-    for arguments in (["--export", "p.xlsx"], ["--label-errors"], ["--export", "train.csv", "--force"]):
-        write_csv(Path("train.csv"), [battle(1), battle(2, 1)])
-        refused = cli("eda", "train.csv", *arguments)
+    write_csv(Path("train.csv"), [battle(1), battle(2, 1)])
+    for line in ("train.csv --export p.xlsx", "train.csv --label-errors", "train.csv --export train.csv --force",
+                 "- --export p.csv --label-errors"):  # fmt: skip
+        arguments = line.split()
+        refused = cli("eda", *arguments)
         assert refused.code == 2, arguments
         assert not (tmp_path / ".prefcli").exists()
         assert Path("train.csv").read_text().count("\n") == 3

@@ -3,7 +3,8 @@
 For each verb, an undisturbed call gives the result and the duration. Then, again and again from the same inputs, the
 command is started, killed after a random time within that duration (SIGKILL; its children go on), and called again,
 unchanged. The second call must succeed and leave the same bytes, and no temporary file may be left. If the output was
-complete before the kill, the second call may refuse it as "already exists"; those are counted separately.
+complete before the kill, the second call may refuse it as "already exists" (``runs rm``: "no run at"); those are
+counted separately.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ VERBS = (
         prints_result=False,
     ),
     Verb("predict", ["predict", "test.csv", "-o", "p.csv"], lambda folder: [folder / "p.csv"], prints_result=False),
+    Verb("runs rm", ["runs", "rm", "run", "--yes"], lambda folder: run_files(folder / "run"), prints_result=False),
     Verb("score", ["score", "truth_as_guess.csv", "test_truth.csv", "--json"], lambda folder: []),
 )
 
@@ -96,7 +98,7 @@ def prepare(folder: Path, verb: Verb) -> Path:
     synthetic.write(folder / "more", train=6000, test=10)
     shutil.copy(folder / "more" / "train.csv", start_at / "big.csv")
     (start_at / "truth_as_guess.csv").write_text((start_at / "test_truth.csv").read_text(), encoding="utf-8")
-    if verb.name == "predict":
+    if verb.name in ("predict", "runs rm"):
         arguments = [*PREFCLI, "train", "train.csv", "--recipe", "fast", "--output", "run"]
         subprocess.run(arguments, cwd=start_at, check=True, capture_output=True)
     return start_at
@@ -133,7 +135,7 @@ def try_verb(verb: Verb, kills: int, random_times: random.Random, folder: Path) 
             counts["killed"] += 1
         process = start(verb, work_folder, temporary)
         stdout, stderr = process.communicate()
-        refused = process.returncode == 2 and "already exists" in stderr
+        refused = process.returncode == 2 and ("already exists" in stderr or "no run at" in stderr)
         result_files = outcome(verb, work_folder, wanted.get("stdout", "") if refused else stdout)
         if result_files != wanted or process.returncode not in ((0, 2) if refused else (0,)):
             counts["failed"] += 1

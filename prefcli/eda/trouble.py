@@ -232,7 +232,7 @@ def label_errors(ids: Sequence[str], labels: Labels, probabilities: Array) -> li
 
     Confident learning: an outcome is likely for a battle if its probability is at least the mean probability of that
     outcome among the battles that have it as their label. Where the likeliest of the likely outcomes is not the label,
-    the label is taken for wrong. They are ordered by how far the label's probability is below the other outcome's.
+    the label is taken for wrong. They are ordered by the label's own probability, the lowest first.
 
     Parameters
     ----------
@@ -243,9 +243,9 @@ def label_errors(ids: Sequence[str], labels: Labels, probabilities: Array) -> li
     """
     suggested = confident_outcomes(labels, probabilities)
     wrong = np.flatnonzero((suggested >= 0) & (suggested != labels))
-    margins = probabilities[wrong, labels[wrong]] - probabilities[wrong, suggested[wrong]]
+    own = probabilities[wrong, labels[wrong]]
     problems = []
-    for row in wrong[np.argsort(margins, kind="stable")]:
+    for row in wrong[np.argsort(own, kind="stable")]:
         chances = ", ".join(f"{name} {p:.2f}" for name, p in zip(OUTCOMES, probabilities[row], strict=True))
         reason = f"labelled {OUTCOMES[labels[row]]}, a model that did not see it gives {chances}"
         problems.append(Problem(ids[row], "label_error", reason))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from prefcli.battles import PathLike, Source, SourceLike
+from prefcli.battles import STANDARD_INPUT, PathLike, Source, SourceLike
 from prefcli.eda import Eda, explore
 from prefcli.errors import InputError
 from prefcli.pipeline.eda_problems import check_export, find_problems, write_problems
@@ -60,6 +60,10 @@ def eda(  # noqa: PLR0913  (what the command line gives)
         check_export(export_path)
     elif label_errors:
         raise InputError("--label-errors needs a file for them", hint="Name one: --export problems.csv.")
+    if label_errors and STANDARD_INPUT in source.paths:
+        raise InputError(
+            "--label-errors reads the battles twice, and standard input has them once", hint="Name a file."
+        )
     for path in filter(None, (page_path, export_path)):
         files.refuse_to_replace(path, [*source.paths, *(test.paths if test else ())])
         files.refuse_to_overwrite(path, force)

@@ -38,6 +38,8 @@ def plan_removal(names: Sequence[PathLike], workspace: Workspace | PathLike = WO
         If there is no such run, or it holds the current folder or the workspace.
     """
     workspace = Workspace.of(workspace)
+    for place in {workspace.runs, *(Path(name).absolute().parent for name in names)}:
+        files.sweep(place)  # what a removal that was killed left
     folders = list({folder.absolute(): folder for folder in (find_run(workspace, name) for name in names)}.values())
     for folder in folders:
         for place in (Path.cwd(), workspace.root.resolve()):
@@ -62,7 +64,6 @@ def remove_runs(
         If a run is being trained, or cannot be removed.
     """
     workspace = Workspace.of(workspace)
-    files.sweep(workspace.runs)
     planned = plan_removal(names, workspace)
     with contextlib.ExitStack() as locks:
         for run in planned:  # all of them before the first is removed
