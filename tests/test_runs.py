@@ -170,6 +170,7 @@ def test_lists_are_sorted_and_filtered(two: Workspace, cli: CLI) -> None:
     assert names("--where", "text=raw", "--where", "seed=3") == ["bad"]
     assert names("--where", "swap=false", "--where", "status=finished", "--where", "soft-weight=1") == names()
     assert names("--where", "text=nltk") == []
+    assert names("--where", "limit=none") == names()
     for arguments, said in ((["--where", "colour=red"], "no 'colour'"), (["--where", "x"], "KEY=VALUE"),
                             (["--sort", "luck"], "luck"), (["nowhere"], "no run is there")):  # fmt: skip
         refused = cli("runs", *arguments)
@@ -245,6 +246,14 @@ def test_a_comparison_is_paired_on_the_common_battles(workspace: Workspace, cli:
     assert difference["p"] < 0.05
     assert compared["best"] == "a"
     assert sum("not compared" in caution for caution in compared["cautions"]) == 2
+
+
+def test_only_what_a_comparison_reads_is_checked(two: Workspace) -> None:
+    (two.runs / "good" / "model.safetensors").write_bytes(b"other weights")
+    assert pipeline.compare_runs(["good", "bad"], two).best == "good"
+    runs.write_validation(two.runs / "good", held_out(range(200), 0.1))
+    with pytest.raises(ModelError, match=r"validation\.parquet is changed"):
+        pipeline.compare_runs(["good", "bad"], two)
 
 
 def test_no_run_is_the_best_where_chance_explains_the_difference(workspace: Workspace, cli: CLI) -> None:
@@ -326,7 +335,14 @@ def test_rm_removes_a_link_and_not_what_it_leads_to(two: Workspace, tmp_path: Pa
     assert (tmp_path / "precious" / "config.json").is_file()
 
 
-@pytest.mark.parametrize("name", ["..", ".", "precious", "a-file.csv", ""])
+def test_a_link_takes_no_bytes(two: Workspace, tmp_path: Path) -> None:
+    shutil.move(two.runs / "good", tmp_path / "precious")
+    (two.runs / "good").symlink_to(tmp_path / "precious")
+    assert by_name(two)["good"].bytes > 0
+    assert pipeline.remove_runs(["good"], two).bytes == 0
+
+
+@pytest.mark.parametrize("name", ["..", ".", "precious", "a-file.csv", "", "hf://owner/name"])
 def test_rm_removes_nothing_that_is_no_run(name: str, two: Workspace, tmp_path: Path, cli: CLI) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "a-file.csv").write_text("")

@@ -21,7 +21,7 @@ EXAMPLES = common.examples(
 @command()
 def run(
     session: common.Session,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run, by folder or name.")],
+    run: common.RunArgument,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="PAGE.html", help="[default: the run's name, in the current folder]"),

@@ -14,7 +14,7 @@ import typer
 
 from prefcli.cli import common
 from prefcli.cli.flags import command
-from prefcli.errors import InputError
+from prefcli.errors import InputError, PrefcliError
 
 if TYPE_CHECKING:
     from prefcli.metrics import Interval
@@ -306,7 +306,7 @@ def rm(session: common.Session, run: RunsArgument, yes: YesOption = False) -> No
             common.say(f"{each.path}: {each.status}, {_size(each.bytes)}")
         what = "it" if len(planned) == 1 else f"these {len(planned)} runs"
         if not typer.confirm(f"Remove {what} ({total})?", err=True):
-            raise InputError("nothing was removed")
+            raise PrefcliError("nothing was removed")
     removed = pipeline.remove_runs(run, session.workspace, reporter=session.reporter)
     common.print_result(session, removed, *(f"{each.path}: removed, {_size(each.bytes)}" for each in removed.removed))
 

@@ -95,7 +95,8 @@ def list_runs(
     architecture:
         Only runs of this architecture.
     where:
-        Only runs whose fields (of :class:`RunSummary` or :class:`TrainOptions`) have these values, written as text.
+        Only runs whose fields (of :class:`RunSummary` or :class:`TrainOptions`) have these values, written as text;
+        ``none`` is one.
 
     Raises
     ------
@@ -152,7 +153,7 @@ def _has(run: RunSummary, name: str, wanted: str) -> bool:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         with contextlib.suppress(ValueError):
             return float(wanted) == value
-    return str("" if value is None else value).lower() == wanted.lower()
+    return str(value).lower() == wanted.lower()
 
 
 def different_battles(summaries: Iterable[RunSummary]) -> int:

@@ -111,7 +111,7 @@ def compare_runs(
 
 
 def _load(workspace: Workspace, folder: Path) -> _Run:
-    runs.verify(folder)
+    runs.verify(folder, names=(runs.VALIDATION, runs.TRAINING_PROMPTS, runs.CONFIG))
     config = runs.read_config(folder)
     encoder = Path(config["options"]["encoder"])
     seen = []

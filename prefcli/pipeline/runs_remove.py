@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from prefcli.battles import PathLike
 from prefcli.errors import InputError, PrefcliError
 from prefcli.pipeline.runs import RunSummary, checkpoint_folders, find_run, latest_run, summarise, written
 from prefcli.reporting import SILENT, Reporter
-from prefcli.storage import files, runs
+from prefcli.storage import files, hub, runs
 from prefcli.storage.run_names import run_folders, run_name
 from prefcli.storage.workspace import WORKSPACE, Workspace
 
@@ -30,7 +31,7 @@ class RemovedRuns:
 
 
 def plan_removal(names: Sequence[PathLike], workspace: Workspace | PathLike = WORKSPACE) -> list[RunSummary]:
-    """What :func:`remove_runs` would remove.
+    """What :func:`remove_runs` would remove; a link takes no bytes.
 
     Raises
     ------
@@ -38,6 +39,8 @@ def plan_removal(names: Sequence[PathLike], workspace: Workspace | PathLike = WO
         If there is no such run, or it holds the current folder or the workspace.
     """
     workspace = Workspace.of(workspace)
+    if on_hub := [name for name in names if str(name).startswith(hub.PREFIX)]:
+        raise InputError(f"{on_hub[0]} is on the hub, and not removed from here", hint="Remove it on its page.")
     for place in {workspace.runs, *(Path(name).absolute().parent for name in names)}:
         files.sweep(place)  # what a removal that was killed left
     folders = list({folder.absolute(): folder for folder in (find_run(workspace, name) for name in names)}.values())
@@ -45,7 +48,8 @@ def plan_removal(names: Sequence[PathLike], workspace: Workspace | PathLike = WO
         for place in (Path.cwd(), workspace.root.resolve()):
             if not folder.is_symlink() and folder.resolve() in (place, *place.parents):
                 raise InputError(f"{folder} holds {place}, so it is not removed", hint="Remove it by other means.")
-    return [summarise(workspace, folder, scored=False) for folder in folders]
+    summaries = (summarise(workspace, folder, scored=False) for folder in folders)
+    return [dataclasses.replace(run, bytes=0) if run.path.is_symlink() else run for run in summaries]
 
 
 def remove_runs(

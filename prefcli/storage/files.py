@@ -20,7 +20,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -233,8 +233,8 @@ def write_checksums(folder: Path, names: Iterable[str]) -> None:
     write_text(folder / CHECKSUMS, "\n".join([*lines, f"# {len(lines)} files", ""]))
 
 
-def checksum_mismatches(folder: Path) -> dict[str, str]:
-    """Files that do not match :data:`CHECKSUMS`: name -> ``changed`` or ``gone``.
+def checksum_mismatches(folder: Path, names: Collection[str] | None = None) -> dict[str, str]:
+    """Files, all or those of some names, that do not match :data:`CHECKSUMS`: name -> ``changed`` or ``gone``.
 
     Raises
     ------
@@ -243,6 +243,8 @@ def checksum_mismatches(folder: Path) -> dict[str, str]:
     """
     mismatches = {}
     for name, digest in read_checksums(folder).items():
+        if names is not None and name not in names:
+            continue
         if not (folder / name).is_file():
             mismatches[name] = "gone"
         elif sha256(folder / name) != digest:

@@ -15,7 +15,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -386,7 +386,7 @@ def published_files(folder: Path) -> list[str]:
     return names
 
 
-def verify(folder: Path, *, resuming: bool = False, strict: bool = False) -> None:
+def verify(folder: Path, *, resuming: bool = False, strict: bool = False, names: Collection[str] | None = None) -> None:
     """Check a run and its folds: finished, and every file matches its checksum. A run without checksums passes.
 
     Parameters
@@ -398,6 +398,8 @@ def verify(folder: Path, *, resuming: bool = False, strict: bool = False) -> Non
         written again.
     strict:
         Also require checksums, and refuse files without one that a model could be loaded from.
+    names:
+        Of the files to check; None checks all, which takes as long as reading the weights.
 
     Raises
     ------
@@ -412,7 +414,7 @@ def verify(folder: Path, *, resuming: bool = False, strict: bool = False) -> Non
                 hint=f"Wait for it, or continue it with prefcli train --resume {member}.",
             )
         try:
-            mismatches = files.checksum_mismatches(member)
+            mismatches = files.checksum_mismatches(member, names)
             checksums = files.read_checksums(member)
         except (OSError, ValueError) as error:
             raise ModelError(
