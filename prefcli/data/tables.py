@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefcli import groups, metrics, readers
@@ -171,6 +172,10 @@ def clip_and_renormalize(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return clipped / clipped.sum(axis=1, keepdims=True)
 
 
+LabelColumns = tuple[pa.Array, NDArray[np.int64], NDArray[np.int64], pa.Array]
+"""Ids, labels, prompt keys and names of groups of some rows."""
+
+
 class LabelFile:
     """Outcomes to score against: battles of any layout, or one file with only ``id`` and the three winner columns.
 
@@ -191,7 +196,7 @@ class LabelFile:
         """Of the battles that were read so far."""
         self.battles: readers.BattleFile | None = None
         """None if there are only outcomes."""
-        self._group_codes: dict[str | None, int] = {None: -1}
+        self._group_codes: dict[str, int] = {}
         try:
             self.battles = readers.open_battles(source, usual=usual)
         except InputError:
@@ -215,7 +220,7 @@ class LabelFile:
     @property
     def group_names(self) -> list[str]:
         """The groups that were read so far, by their codes."""
-        return [name for name in self._group_codes if name is not None]
+        return list(self._group_codes)
 
     def rows(self) -> Iterator[Rows]:
         """Ids and integers: label (-1 where unknown), prompt key (0 if prompts are not known) and code of the group.
@@ -227,18 +232,22 @@ class LabelFile:
         """
         first = 1
         for ids, labels, keys, names in self._columns():
-            codes = [self._group_codes.setdefault(name, len(self._group_codes) - 1) for name in names]
-            yield Rows(ids, np.stack([labels, keys, np.array(codes, dtype=np.int64)], axis=1), first)
+            yield Rows(ids, np.stack([labels, keys, self._codes(names)], axis=1), first)
             first += len(ids)
 
-    def _columns(self) -> Iterator[tuple[pa.Array, NDArray[np.int64], NDArray[np.int64], list[str | None]]]:
+    def _codes(self, names: pa.Array) -> NDArray[np.int64]:
+        encoded = names.dictionary_encode()
+        codes = [self._group_codes.setdefault(name, len(self._group_codes)) for name in encoded.dictionary.to_pylist()]
+        return np.array([*codes, -1])[int_column(encoded.indices, missing=-1)]
+
+    def _columns(self) -> Iterator[LabelColumns]:
         by = self.source.by
         if self.battles is None:
             yield from _label_rows(self.source.paths[0], by)
             return
         for batch, counts in self.battles.batches():
             labels, keys = (int_column(batch.column(name), missing=-1) for name in ("label", "prompt_key"))
-            names = [None] * batch.num_rows if by is None else groups.of(batch, by).to_pylist()
+            names = pa.nulls(batch.num_rows, pa.string()) if by is None else groups.of(batch, by)
             yield batch.column("id"), labels, keys, names
             self.counts += counts
 
@@ -255,9 +264,7 @@ def _outcome_columns(by: str | None) -> list[str]:
     return ["id", *WINNER_COLUMNS, *([by] if by else [])]
 
 
-def _label_rows(
-    path: Path, by: str | None
-) -> Iterator[tuple[pa.Array, NDArray[np.int64], NDArray[np.int64], list[str | None]]]:
+def _label_rows(path: Path, by: str | None) -> Iterator[LabelColumns]:
     """Ids, labels, no keys and groups of a file with one-hot winner columns, some rows at a time."""
     invalid = Mismatch()
     for rows, names in _rows(path, "labels", by):
@@ -404,7 +411,7 @@ def _column_of_ids(source: Source, ids: Sequence[str]) -> str | None:
     return None
 
 
-def _rows(path: Path, what: str, by: str | None = None) -> Iterator[tuple[Rows, list[str | None]]]:
+def _rows(path: Path, what: str, by: str | None = None) -> Iterator[tuple[Rows, pa.Array]]:
     """Ids as they are spelled, the three winner columns as numbers ``[n, 3]``, and each row's group."""
     first = 1
     for batch in readers.column_batches(path, _outcome_columns(by)):
@@ -412,12 +419,16 @@ def _rows(path: Path, what: str, by: str | None = None) -> Iterator[tuple[Rows, 
         if ids.null_count:
             raise InputError("no id", where=f"{path}, row {first + first_null_row(ids)}, column id")
         columns = [_numbers(batch.column(name), path, first, name) for name in WINNER_COLUMNS]
-        cells = batch.column(by).to_pylist() if by else [None] * len(ids)
+        names = pc.utf8_trim_whitespace(batch.column(by)) if by else pa.nulls(len(ids), pa.string())
         if len(ids):
-            yield Rows(ids, np.stack(columns, axis=1), first), [(cell or "").strip() or None for cell in cells]
+            yield Rows(ids, np.stack(columns, axis=1), first), _without_empty(names)
         first += len(ids)
     if first == 1:
         raise InputError(f"the file holds no {what}", where=str(path))
+
+
+def _without_empty(names: pa.Array) -> pa.Array:
+    return pc.if_else(pc.equal(names, ""), pa.scalar(None, pa.string()), names)
 
 
 def _numbers(column: pa.Array, path: Path, first: int, name: str) -> NDArray[np.float64]:
