@@ -61,6 +61,9 @@ READ = {
         {"prompt": ["q", "r"], "responses": [["a", None], ["b", "c"]]}, {}, ["q", "r"], [["a", None], ["b", "c"]]
     ),
     "lists written as JSON": ({"prompt": "q", "responses": '["a", "b"]'}, {}, ["q"], [["a"], ["b"]]),
+    "messages written as JSON": (
+        {"prompt": "q", "responses": [json.dumps([MESSAGE]), json.dumps(MESSAGE)]}, {}, ["q"], [["a"], ["a"]]
+    ),
     "turns written as JSON": ({"prompt": '["q"]', "responses": '[["a"], ["b"]]'}, {}, ["q"], [["a"], ["b"]]),
     "answers that repeat the prompt": (
         {"prompt": "What is it?", "responses": ["What is it? This.", "What is it? That."]}, {},
@@ -146,6 +149,18 @@ def test_what_is_not_understood_is_refused_with_the_option_that_says_it(name: st
         read(row, **reading)
     assert re.search(message, " ".join(caught.value.lines()))
     assert 1 <= len(caught.value.lines()) <= 3
+
+
+def test_later_rows_of_another_kind_are_refused() -> None:
+    answers = ["a", "b"]
+    with pytest.raises(InputError, match="several columns: question, input"):
+        read(
+            *[{"question": "q", "input": "", "responses": answers}] * 120,
+            {"question": "q", "input": "x", "responses": answers},
+        )
+    with pytest.raises(InputError, match="row 2.*") as caught:
+        read({"prompt": "q", "responses": answers}, {"prompt": "q", "responses": [json.dumps(MESSAGE)] * 2})
+    assert "are messages, those of the first rows are not" in caught.value.what
 
 
 def test_battles_whose_list_holds_a_text_among_objects_are_refused_with_their_row() -> None:
@@ -639,7 +654,7 @@ def test_lines_are_answered_as_they_come_and_a_bad_one_with_an_error(features_ru
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--output", "ranked.csv"], "name it .jsonl or .parquet"),
+        (["--output", "ranked.csv"], "name it .jsonl, .json or .parquet"),
         (["--output", "answers.jsonl", "--force"], "cannot be the output: it is an input"),
         (["--output", "old.jsonl"], "already exists"),
         (["--best", "old.jsonl"], "already exists"),

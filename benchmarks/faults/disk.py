@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import re
 import shutil
 import tempfile
@@ -91,6 +92,9 @@ VERBS = {
     "predict .csv": Verb("predict {data}/test.csv --model {data}/run --output preds.csv --force", "preds.csv"),
     "predict .parquet": Verb("predict {data}/test.csv --model {data}/run -o preds.parquet --force", "preds.parquet"),
     "predict, features": Verb("predict {data}/test.csv --model {data}/features -o preds.csv --force", "preds.csv"),
+    "rank": Verb(
+        "rank {data}/answers.jsonl --model {data}/features -o ranked.jsonl --best best.parquet --force", "ranked.jsonl"
+    ),
     "score": Verb("score {data}/many-preds.csv {data}/many-truth.csv", before=SPILLING),
     "demo": Verb(
         "demo synthetic --force", before=SMALL_DEMO,
@@ -112,6 +116,8 @@ def prepare(commands: Commands, data: Path) -> None:
         arguments = ["train", "train.csv", "--output", name, *how]
         if commands.run(*arguments, folder=data).code:
             raise SystemExit("the training before the attempts failed")
+    rows = ({"prompt": f"Question {i}?", "responses": ["A step.", f"Vague {i}.", "Sun."]} for i in range(400))
+    (data / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     numbers = np.arange(4000)
     header = "id,winner_model_a,winner_model_b,winner_tie\n"
     (data / "many-preds.csv").write_text(header + "".join(f"{i},0.5,0.3,0.2\n" for i in numbers))
@@ -120,7 +126,7 @@ def prepare(commands: Commands, data: Path) -> None:
 
 def output_of(done: Result) -> str:
     """What a command printed, without times."""
-    return re.sub(r"[\d,.]+ (s in all|battles/s)|\d{8}-\d{6}", "", done.out)
+    return re.sub(r"[\d,.]+ (s in all|(battles|answers)/s)|\d{8}-\d{6}", "", done.out)
 
 
 class Attempts:

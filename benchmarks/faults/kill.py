@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -57,6 +58,12 @@ VERBS = (
     ),
     Verb("predict", ["predict", "test.csv", "-o", "p.csv"], lambda folder: [folder / "p.csv"], prints_result=False),
     Verb("runs rm", ["runs", "rm", "run", "--yes"], lambda folder: run_files(folder / "run"), prints_result=False),
+    Verb(
+        "rank",
+        ["rank", "answers.jsonl", "-o", "ranked.jsonl", "--best", "best.parquet", "--force"],
+        lambda folder: [*folder.glob("ranked.jsonl"), *folder.glob("best.parquet")],
+        prints_result=False,
+    ),
     Verb("score", ["score", "truth_as_guess.csv", "test_truth.csv", "--json"], lambda folder: []),
 )
 
@@ -91,14 +98,16 @@ def leftovers(*folders: Path) -> list[str]:
 
 
 def prepare(folder: Path, verb: Verb) -> Path:
-    """The folder that the verb starts from: the files it reads, and for ``predict`` a run."""
+    """The folder that the verb starts from: the files it reads, and for ``predict`` and ``rank`` a run."""
     start_at = folder / "start"
     start_at.mkdir(parents=True)
     synthetic.write(start_at, train=600, test=400)
     synthetic.write(folder / "more", train=6000, test=10)
     shutil.copy(folder / "more" / "train.csv", start_at / "big.csv")
     (start_at / "truth_as_guess.csv").write_text((start_at / "test_truth.csv").read_text(), encoding="utf-8")
-    if verb.name in ("predict", "runs rm"):
+    rows = ({"prompt": f"Question {i}?", "responses": ["A step.", f"Vague {i}.", "Sun."]} for i in range(200))
+    (start_at / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    if verb.name in ("predict", "rank", "runs rm"):
         arguments = [*PREFCLI, "train", "train.csv", "--recipe", "fast", "--output", "run"]
         subprocess.run(arguments, cwd=start_at, check=True, capture_output=True)
     return start_at

@@ -136,7 +136,7 @@ def rank(
         trained_on = count_trained_on(
             folders, names, keys[:total], reporter, what="questions", so="their order is surer than it should be"
         )
-        sizes = pc.list_value_length(stage.table(["responses"])["responses"]).to_numpy()[:total]
+        sizes, turns = _shape(stage, total)
         rule = rule_of(options)
         work = _describe_work(members, sizes, rule, reporter)
         begun = time.monotonic()
@@ -146,7 +146,7 @@ def rank(
                 members, stage, total, world=world, rule=rule, calibration=calibration, done=progress.advance
             )
             counts = PairCounts()
-            writers = _writers(output, best, stage) if world.is_main_process else []
+            writers = _writers(output, best, turns) if world.is_main_process else []
             if pairs is not None and writers:
                 writers.append(functools.partial(_pair_writer, pairs, counts))
             compared = _write(ranked, writers)
@@ -262,10 +262,18 @@ Writer = Callable[[], contextlib.AbstractContextManager[Callable[[Ranked], None]
 """Opens an output; gives a function to add a question's ranking."""
 
 
-def _writers(output: Path, best: Path | None, stage: Stage) -> list[Writer]:
+def _shape(stage: Stage, total: int) -> tuple[NDArray[np.int64], int]:
+    """How many answers each of the first questions has, ``[n]``, and how many turns the longest prompt."""
+    sizes, turns = [], 1
+    for batch in stage.batches(["prompt", "responses"]):
+        sizes.append(pc.list_value_length(batch.column("responses")).to_numpy())
+        turns = max(turns, pc.max(pc.list_value_length(batch.column("prompt"))).as_py() or 1)
+    return np.concatenate(sizes)[:total].astype(np.int64), turns
+
+
+def _writers(output: Path, best: Path | None, turns: int) -> list[Writer]:
     writers: list[Writer] = [lambda: _ranking_writer(output)]
     if best is not None:
-        turns = pc.max(pc.list_value_length(stage.table(["prompt"])["prompt"])).as_py()
         writers.append(lambda: best_writer(best, as_messages=turns > 1))
     return writers
 

@@ -306,7 +306,7 @@ class Predictor:
             If a run is not a reward model, or an answer is not valid.
         """
         self._check_rewards()
-        is_single = isinstance(answer, str) or (
+        is_single = not isinstance(answer, (list, tuple)) or (
             not isinstance(prompt, str) and not any(isinstance(turn, (list, tuple)) for turn in answer)
         )
         rewards = self._rank(_question(prompt, [answer] if is_single else answer), None)[0].rewards

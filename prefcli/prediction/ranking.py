@@ -227,7 +227,10 @@ def fit(answers: int, first: NDArray[np.intp], second: NDArray[np.intp], probabi
         if _misfit(answers, first, second, shares, start).max(initial=0) < FIT_TOLERANCE:
             strengths, log_nu = start
             return strengths - strengths.mean(axis=1, keepdims=True), log_nu
-    raise ModelError("the strengths of the answers do not converge", hint="Rank with --method mean-win.")
+    raise ModelError(
+        "the strengths of the answers do not converge",
+        hint="Are its probabilities all 0 and 1? Rank fewer answers at once.",
+    )
 
 
 def _signed_sums(answers: int, first: NDArray[np.intp], second: NDArray[np.intp], values: Array) -> Array:

@@ -22,6 +22,7 @@ from prefcli.readers.battle_file import digest_of, peek_file, peek_table
 from prefcli.readers.cells import LIKE_MESSAGES, Location, RawBatch, json_excerpt, list_names, parsed, turns_array
 from prefcli.readers.containers import Container, column_names, open_container, raw_batches, readable
 from prefcli.readers.conversations import Reader, Texts, to_dialogues
+from prefcli.readers.each import value_at
 from prefcli.readers.engine import Mapped, scalar_as_text
 from prefcli.readers.file_columns import LIKE_LIST, FileColumns, Peek, is_list_of_turns
 from prefcli.readers.layouts import ANSWER_STEMS, CANDIDATE_COLUMNS, MODEL_STEMS, SPECIFIC_LAYOUTS
@@ -104,7 +105,7 @@ class CandidateMapping:
     turns: bool = False
     """Whether the texts are lists of turns, written as JSON."""
     messages: bool = False
-    """Whether the texts of single answers are messages, written as JSON."""
+    """Whether the texts of the answers are messages, written as JSON."""
 
     @property
     def grouped(self) -> bool:
@@ -124,6 +125,7 @@ class CandidateMapping:
             On the first row that is not a question with answers.
         """
         mapped = self.mapped
+        mapped.check_empty(raw, location)
         ids = mapped.ids(raw, location).to_pylist()
         rows = self._single(raw, location) if self.grouped else self._lists(raw, location)
         around = {name: mapped.cells(raw, name, location) for name in AROUND if name in mapped.places}
@@ -132,7 +134,15 @@ class CandidateMapping:
         for row, answers in enumerate(rows):
             reader.row = row
             cells = {name: column[row] for name, column in around.items()}
-            prompt, responses = self._texts(cells, [answer["text"] for answer in answers], reader)
+            texts = [answer["text"] for answer in answers]
+            if self.messages:
+                texts = list(map(parsed, texts))
+            elif not self.turns and all(map(_is_written_message, texts)):
+                reader.column = self.answers
+                raise reader.error(
+                    "the answers of this row are messages, those of the first rows are not", "Read them as two files."
+                )
+            prompt, responses = self._texts(cells, texts, reader)
             models = [None if is_missing(answer.get("model")) else as_text(answer["model"]) for answer in answers]
             scores = [self._score(answer, row, location) for answer in answers]
             questions.append(Question(ids[row], prompt, responses, models, scores))
@@ -154,8 +164,6 @@ class CandidateMapping:
         for row, (answer,) in enumerate(rows):
             if is_missing(answer["text"]):
                 raise location.error("no answer", row=row, column=self.answers, hint='An empty answer is "".')
-            if self.messages or self.turns:
-                answer["text"] = parsed(answer["text"])
         return rows
 
     def _lists(self, raw: RawBatch, location: Location) -> list[list[dict[str, Any]]]:
@@ -236,6 +244,10 @@ class CandidateMapping:
         system = scalar_as_text(cells.get("system"))
         first = "\n\n".join(text for text in (system, prompt[0]) if text) if system else prompt[0]
         return [first, *prompt[1:]], responses
+
+
+def _is_written_message(cell: Any) -> bool:
+    return isinstance(cell, str) and LIKE_MESSAGES.match(cell) is not None
 
 
 def _is_message(item: Mapping[str, Any]) -> bool:
@@ -393,14 +405,12 @@ def _with_forms(mapped: Mapped, columns: FileColumns) -> CandidateMapping:
         answers = [cell for cell in columns.cells(mapped.places["response"]) if not is_missing(cell)]
     else:
         lists = [parsed(cell) for cell in columns.cells(mapped.each_places[""])]
-        answers = [item for cell in lists if isinstance(cell, list) for item in cell]
+        path = dict(mapped.each.fields)["text"]
+        items = [item for cell in lists if isinstance(cell, list) for item in cell]
+        answers = items if path == "." else [value_at(item, path) for item in items]
     written = bool(prompts) and all(isinstance(cell, str) and LIKE_LIST.fullmatch(cell) for cell in prompts)
     turns = written and bool(answers) and all(map(is_list_of_turns, [*prompts, *answers]))
-    messages = (
-        mapped.each is None
-        and bool(answers)
-        and all(isinstance(cell, str) and LIKE_MESSAGES.match(cell) for cell in answers)
-    )
+    messages = not turns and bool(answers) and all(map(_is_written_message, answers))
     return CandidateMapping(mapped, turns, messages)
 
 

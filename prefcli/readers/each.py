@@ -158,7 +158,7 @@ class Each:
 
     def _fields(self, item: Any, position: int, beside: dict[str, Any]) -> dict[str, Any]:
         return {
-            key: beside[key][position] if key in beside else item if path == "." else _value_at(item, path)
+            key: beside[key][position] if key in beside else item if path == "." else value_at(item, path)
             for key, path in self.fields
         }
 
@@ -176,7 +176,7 @@ class Each:
         return score
 
 
-def _value_at(item: Any, path: str) -> Any:
+def value_at(item: Any, path: str) -> Any:
     """The value in an item of a list; None if it is not there, or the item is text."""
     try:
         return cell_at(item, path.split("."))

@@ -134,12 +134,7 @@ class Mapped:
         InputError
             On the first row that is not a battle.
         """
-        for places in self.empty:
-            for row, cell in enumerate(column_cells(raw, places, location)):
-                if not is_missing(cell) and cell not in ("", []):
-                    names = f"{'+'.join(map(str, self.places['prompt']))}, {places[0]}"
-                    hint = f"Join them, --columns prompt={names.replace(', ', '+')}, or leave it out: {places[0]}="
-                    raise location.error(f"the prompt may be in several columns: {names}", row=row, hint=hint)
+        self.check_empty(raw, location)
         if self.each is not None:
             (batch, counts), rows = self._convert_lists(self.each, raw, location)
         elif "chosen" in self.places:
@@ -149,6 +144,21 @@ class Mapped:
         if self.by is not None:
             batch = groups.with_groups(batch, self.by, self._groups(raw, rows, location) if self.by_places else None)
         return batch, counts
+
+    def check_empty(self, raw: RawBatch, location: Location) -> None:
+        """Refuse rows with text in a column named like a prompt that was empty in the first rows.
+
+        Raises
+        ------
+        InputError
+            Naming both columns.
+        """
+        for places in self.empty:
+            for row, cell in enumerate(column_cells(raw, places, location)):
+                if not is_missing(cell) and cell not in ("", []):
+                    names = f"{'+'.join(map(str, self.places['prompt']))}, {places[0]}"
+                    hint = f"Join them, --columns prompt={names.replace(', ', '+')}, or leave it out: {places[0]}="
+                    raise location.error(f"the prompt may be in several columns: {names}", row=row, hint=hint)
 
     def _groups(self, raw: RawBatch, rows: Sequence[int], location: Location) -> pa.Array:
         """The group of the battle from each of these rows, as its cell says; null where that is empty."""
