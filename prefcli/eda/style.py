@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prefcli.bootstrap import Z95
+from prefcli.bootstrap import Z95, expanded_quantile
 from prefcli.eda.davidson import PRIOR_PRECISION, Array, DavidsonFit, PairwiseCounts, fit, inverse_information, sandwich
 from prefcli.eda.measures import MARKUP, BattleStats, IntArray
 from prefcli.metrics import plural
@@ -104,7 +104,9 @@ def fit_styled(
     else:
         return None, StyleEffects((), tuple(left_out))
     covariance = sandwich(rows, fitted, prompts, covariates)
-    half_width = Z95 * np.sqrt(np.diag(covariance)[size + 1 :])
+    per_prompt = np.unique(prompts, return_counts=True)[1].astype(np.float64)
+    critical = expanded_quantile(Z95, len(prompts) ** 2 / float((per_prompt**2).sum()))
+    half_width = critical * np.sqrt(np.diag(covariance)[size + 1 :])
     effects = StyleEffects(
         tuple(
             StyleEffect(STYLE[k], float(beta), float(beta - half), float(beta + half), int(differing[k]))
