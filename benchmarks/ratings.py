@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--synthetic", type=int, help="so many simulated votes instead of a file")
     parser.add_argument("--models", type=int, default=200)
     parser.add_argument("--peers", default=sys.executable, help="the Python that has arena-rank")
+    parser.add_argument("--no-peers", action="store_true", help="prefcli alone")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -45,6 +46,8 @@ def main() -> None:
         )
         results = {}
         for name in WAYS:
+            if options.no_peers and name.startswith(("arena-rank", "choix")):
+                continue
             results[name] = run(name, data, options)
             print(f"{name}: done", file=sys.stderr)
     print("| way | s | s of processor | peak MB, of it the fit |\n|---|---|---|---|")
@@ -53,7 +56,8 @@ def main() -> None:
             grown = result["peak_mb"] - result["before_mb"]
             times = f"{result['seconds']:.2f} | {result['cpu_seconds']:.2f}"
             print(f"| {name} | {times} | {result['peak_mb']:.0f}, {grown:.0f} |")
-    compare(results)
+    if not options.no_peers:
+        compare(results)
 
 
 def run(name: str, data: Path, options: argparse.Namespace) -> dict[str, Any] | None:
@@ -93,7 +97,7 @@ def compare(results: dict[str, dict[str, Any] | None]) -> None:
     print("\n| on decided votes | largest difference of a rating | of a half interval | of a style coefficient |")
     print("|---|---|---|---|")
     for name in ("arena-rank, decided votes", "choix, decided votes"):
-        if not (theirs := results[name]):
+        if not (theirs := results.get(name)):
             continue
         cells = []
         for key in ("rating", "half", "style"):

@@ -32,7 +32,7 @@ def ratings(ratings: Ratings) -> tuple[list[Dot], Axis]:
     ends = [end for model in plotted for end in (model.low, model.rating, model.high, model.styled) if end is not None]
     dots = [
         Dot(
-            model_label(model, ratings),
+            model_label(model),
             model.rating,
             model.rating if model.low is None else model.low,
             model.rating if model.high is None else model.high,

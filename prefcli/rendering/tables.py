@@ -12,6 +12,7 @@ from prefcli.eda.quality import Agreement
 from prefcli.eda.ratings import Beats, GroupRatings, ModelRating, Ratings
 from prefcli.eda.style import StyleEffects
 from prefcli.eda.trouble import PROBLEMS, Trouble
+from prefcli.outcomes import TIE
 
 Table = tuple[list[str], list[list[str]]]
 """Column names, and rows of as many cells."""
@@ -29,10 +30,9 @@ def bin_label(low: float, high: float, unit: str = "") -> str:
     return f"{low:g} – {high:g}{unit}" if math.isfinite(high) else f"{low:g}{unit} and more"
 
 
-def model_label(model: ModelRating, ratings: Ratings) -> str:
-    """A rated model's name and what to know before its rating is compared."""
-    notes = [f"group {model.group + 1}"] * (ratings.groups > 1) + ["one-sided"] * model.one_sided
-    return f"{model.model} ({', '.join(notes)})" if notes else model.model
+def model_label(model: ModelRating) -> str:
+    """A rated model's name, and why it has no interval."""
+    return f"{model.model} ({model.no_interval})" if model.no_interval else model.model
 
 
 def lengths(eda: Eda) -> Table:
@@ -61,12 +61,12 @@ def rating_interval(model: ModelRating) -> str:
     return interval(model.low, model.high, ".0f") or f"none: {model.no_interval}"
 
 
-def ratings(ratings: Ratings, top: int, group: int | None = None) -> Table:
-    """The best models, of one group if it is given; the last columns only with style control."""
-    models = ratings.models if group is None else ratings.of_group(group)
+def ratings(ratings: Ratings, top: int, group: int = 0) -> Table:
+    """The best models of one group of models that met; the last column only with style control."""
+    models = ratings.of_group(group)
     styled = any(model.styled is not None for model in models)
     rows = [
-        [model_label(model, ratings) if group is None else model.model, rank_range(model) or "-",
+        [model.model, rank_range(model) or "-",
          f"{model.rating:.0f}", rating_interval(model), probability(model.p_first), f"{model.battles:,}",
          *([f"{model.styled:.0f}, rank {model.styled_rank}"] if styled else [])]
         for model in models[:top]
@@ -96,9 +96,14 @@ def beats(beats: Beats, top: int) -> Table:
 
 def style(style: StyleEffects) -> Table:
     rows = [
-        [effect.what, f"{effect.coefficient:+.2f}", interval(effect.low, effect.high, "+.2f"), f"{effect.battles:,}"]
+        [
+            effect.what,
+            f"{round(effect.coefficient, 2) + 0.0:+.2f}",
+            interval(effect.low, effect.high, "+.2f"),
+            f"{effect.battles:,}",
+        ]
         for effect in style.effects
-    ]
+    ]  # fmt: skip
     return ["one standard deviation more", "log-odds of winning", "95 %", "battles that differ"], rows
 
 
@@ -106,10 +111,9 @@ def groups(by: Sequence[GroupRatings]) -> Table:
     rows = []
     for group in by:
         labelled = sum(group.outcomes)
-        shares = [f"{count / labelled:.1%}" if labelled else "-" for count in group.outcomes]
-        best = group.ratings.models[0].model if group.ratings else "-"
-        rows.append([group.name, f"{group.battles:,}", f"{group.prompts:,}", *shares, best])
-    return ["group", "battles", "prompts", "first won", "second won", "ties", "rated best"], rows
+        ties = f"{group.outcomes[TIE] / labelled:.1%}" if labelled else "-"
+        rows.append([group.name, f"{group.battles:,}", f"{group.prompts:,}", ties, group.headline[0]])
+    return ["group", "battles", "prompts", "ties", "what its votes say"], rows
 
 
 def odds(eda: Eda) -> Table:
