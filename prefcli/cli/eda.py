@@ -118,7 +118,7 @@ def show(eda: Eda, top: int = 5, *, details: bool = False) -> None:
         show_judge(eda.judge, top)
     if eda.annotators is not None:
         show_annotators(eda.annotators, top)
-    _models(eda, top)
+    _models(eda, top, details)
     _groups(eda, top, details)
     if details:
         _wins(eda)
@@ -133,17 +133,22 @@ def show(eda: Eda, top: int = 5, *, details: bool = False) -> None:
         common.print_text("--all prints more tables, --report PAGE.html writes a page with plots.", "dim")
 
 
-def _models(eda: Eda, top: int) -> None:
+def _models(eda: Eda, top: int, details: bool) -> None:
     """Ratings, a list for each group of models that met, and who beats whom."""
+    from prefcli.metrics import plural
     from prefcli.rendering import tables
 
     if eda.ratings is None or eda.beats is None:
         return
-    for group in range(min(eda.ratings.groups, MAX_GROUPS)):
+    shown = eda.ratings.groups if details else min(eda.ratings.groups, MAX_GROUPS)
+    for group in range(shown):
         of_group = f" of group {group + 1}" if eda.ratings.groups > 1 else ""
         common.print_table(
             f"Ratings{of_group} (mean 1000; 400 points: odds of 10 to 1)", *tables.ratings(eda.ratings, top, group)
         )
+    if shown < eda.ratings.groups:
+        common.print_text(f"{plural(eda.ratings.groups - shown, 'smaller group')} of models not shown: see --all.")
+        print()
     if len(eda.ratings.models) > 2:
         columns, rows = tables.beats(eda.beats, top)
         common.print_table("P(row beats column) of decided votes; in brackets: they never met", columns, rows)

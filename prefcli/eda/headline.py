@@ -60,6 +60,8 @@ def headline(battles: Battles, estimated: Estimate | None, ratings: Ratings | No
     for group in range(min(ratings.groups, MAX_GROUPS)):
         models = ratings.of_group(group)
         sentences += _pair(estimated, models) if len(models) == 2 else _leader(estimated, models)
+    if ratings.groups > MAX_GROUPS:
+        sentences.append(f"The {MAX_GROUPS} groups with most votes are named here.")
     unnamed = labelled - len(estimated.votes.labels)
     if unnamed and not ratings.left_out:
         sentences.append(f"Left out, as they do not name two different models: {unnamed:,} of {labelled:,} votes.")
