@@ -123,8 +123,9 @@ def test_each_vote_counts_once_however_many_verdicts_there_are(tmp_path: Path, c
     assert found.kappa.value == pytest.approx(cohen_kappa_score(np.tile(y, 2), np.concatenate([f, second])))
     assert found.consistency is not None
     assert found.consistency.value == pytest.approx((f == second).mean())
-    shown = cli("eda", people, "--judge", judge).out
+    shown = cli("eda", people, "--judge", judge, "--report", "page.html").out
     assert "the judge, in both orders" in shown
+    assert "the judge, in both orders" in Path("page.html").read_text(encoding="utf-8")
     assert max(map(len, shown.split("Agreement\n")[1].split("\n\n")[0].splitlines())) <= 80
 
 

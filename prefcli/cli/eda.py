@@ -81,18 +81,7 @@ def run(
     """Which model people prefer and how surely, what else they reward, and what is wrong with a file of battles."""
     from prefcli import pipeline
 
-    statistics = pipeline.eda(
-        replace(reading.like(file), by=by),
-        session.workspace,
-        top=top,
-        test=test,
-        max_length=max_length,
-        report=report,
-        export=export,
-        label_errors=label_errors,
-        force=force,
-        reporter=session.reporter,
-    )
+    compared = None
     if judge is not None or judge_model is not None or annotator is not None:
         compared = pipeline.compare_judges(
             reading.like(file),
@@ -102,7 +91,19 @@ def run(
             annotator=annotator,
             reporter=session.reporter,
         )
-        statistics = replace(statistics, judge=compared.judge, annotators=compared.annotators)
+    statistics = pipeline.eda(
+        replace(reading.like(file), by=by),
+        session.workspace,
+        top=top,
+        test=test,
+        max_length=max_length,
+        report=report,
+        export=export,
+        label_errors=label_errors,
+        compared=compared,
+        force=force,
+        reporter=session.reporter,
+    )
     if session.json:
         common.print_json(statistics)
     else:

@@ -9,6 +9,7 @@ from prefcli.battles import STANDARD_INPUT, PathLike, Source, SourceLike
 from prefcli.eda import Eda, explore
 from prefcli.errors import InputError
 from prefcli.pipeline.eda_problems import check_export, find_problems, write_problems
+from prefcli.pipeline.judges import Judges
 from prefcli.pipeline.stages import read_stage, show_first_battle
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files
@@ -25,6 +26,7 @@ def eda(  # noqa: PLR0913  (what the command line gives)
     report: PathLike | None = None,
     export: PathLike | None = None,
     label_errors: bool = False,
+    compared: Judges | None = None,
     force: bool = False,
     reporter: Reporter = SILENT,
 ) -> Eda:
@@ -46,6 +48,8 @@ def eda(  # noqa: PLR0913  (what the command line gives)
         File for the battles with problems: CSV, JSON lines or Parquet by its name.
     label_errors:
         Also look for wrong labels, by models that are trained on the other battles.
+    compared:
+        What :func:`prefcli.pipeline.compare_judges` found, to be part of the statistics and of the page.
     force:
         Whether to overwrite the outputs.
     """
@@ -74,6 +78,8 @@ def eda(  # noqa: PLR0913  (what the command line gives)
         test_battles = read_stage(test, workspace, reporter, preferred="test", outcomes=False)
         test_keys = test_battles.table(["prompt_key"])["prompt_key"].to_numpy()
     statistics = explore(battles.batches(), top, max_length=max_length, test_keys=test_keys, by=source.by)
+    if compared is not None:
+        statistics = dataclasses.replace(statistics, judge=compared.judge, annotators=compared.annotators)
     if export_path is not None:
         problems, trouble = find_problems(
             source, workspace, battles, test_battles, label_errors=label_errors, reporter=reporter

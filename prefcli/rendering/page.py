@@ -16,9 +16,11 @@ from prefcli.eda.davidson import PRIOR_PRECISION
 from prefcli.eda.measures import TOKENS_EXPLAINED
 from prefcli.eda.models import MIN_BATTLES_FOR_RATE
 from prefcli.eda.ratings import ELO_PER_LOG_ODDS
-from prefcli.rendering import eda_plots, tables, templating
+from prefcli.rendering import eda_plots, judges, tables, templating
 from prefcli.rendering.plots import SHARES
 
+MAX_LISTED = 50
+"""Models and people beside a judge."""
 MAX_GROUPS = 20
 """Of models that never met, each with its own table."""
 
@@ -30,6 +32,8 @@ def render(eda: Eda, source: str) -> str:
         title=f"Battles in {source}",
         eda=eda,
         tables=tables,
+        judges=judges,
+        max_listed=MAX_LISTED,
         plots=eda_plots,
         shares=SHARES,
         max_groups=MAX_GROUPS,
