@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from test_eda import batches, battle
 
 from prefcli import eda
+from prefcli.cli import common
 from prefcli.cli.eda import show
 from prefcli.eda import headline, ratings
 from prefcli.eda.shares import clustered_share, share
+from prefcli.eda.style import StyleEffect, StyleEffects
 from prefcli.outcomes import TIE, A, B
+from prefcli.rendering import tables
 
 
 def explore(
@@ -230,6 +233,35 @@ def test_the_smaller_groups_beyond_the_limit_are_counted(monkeypatch: pytest.Mon
     result = eda.explore(batches(rows), by="turns")
     assert [(group.name, group.battles) for group in result.by] == [("1", 3)]
     assert result.groups_left_out == 1
+
+
+def test_battles_without_a_group_are_counted(cli: Callable[..., Any], tmp_path: Path) -> None:
+    rows = [kaggle_battle(i, language="de" if i % 4 else "") for i in range(8)]
+    path = write_csv(tmp_path / "votes.csv", rows, [*KAGGLE_COLUMNS, "language"])
+    assert "2 battles without a group." in cli("eda", path, "--by", "language").out
+
+
+def test_pairs_that_never_met_are_in_brackets_and_unconnected_ones_empty() -> None:
+    met = [("ant", "bee"), ("bee", "cat"), ("yak", "zebu")]
+    rows = [
+        battle(label=int(i % 3 == 0), prompt=f"{a}{i}", model_a=a, model_b=b) for a, b in met for i in range(60)
+    ]  # fmt: skip
+    statistics = eda.explore(batches(rows))
+    assert statistics.beats is not None
+    _, cells = tables.beats(statistics.beats, 5)
+    shown = {row[0].split()[1]: row[1:] for row in cells}
+    names = [row[0].split()[1] for row in cells]
+    assert shown["ant"][names.index("cat")] == "(80%)"
+    assert shown["ant"][names.index("bee")] == "67%"
+    assert shown["ant"][names.index("ant")] == shown["ant"][names.index("yak")] == ""
+
+
+def test_no_figure_is_minus_zero(capsys: Any) -> None:
+    common.print_table("t", ["", "x"], [["a", -0.00001]])
+    assert "0.0000" in (printed := capsys.readouterr().out)
+    assert "-" not in printed
+    effects = StyleEffects((StyleEffect("length", -0.001, -0.2, 0.2, 30),), ())
+    assert tables.style(effects)[1][0][1] == "+0.00"
 
 
 @pytest.mark.parametrize("details", [False, True])

@@ -172,6 +172,9 @@ def _groups(eda: Eda, top: int, details: bool) -> None:
     if eda.groups_left_out:
         common.print_text(f"{plural(eda.groups_left_out, 'smaller group')} not shown.")
         print()
+    if eda.ungrouped:
+        common.print_text(f"{plural(eda.ungrouped, 'battle')} without a group.")
+        print()
 
 
 def _wins(eda: Eda) -> None:

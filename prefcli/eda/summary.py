@@ -74,6 +74,8 @@ class Eda:
     """The largest groups of ``--by``, at most :data:`MAX_GROUPS`."""
     groups_left_out: int = 0
     """Groups of ``--by`` that are not in ``by``."""
+    ungrouped: int = 0
+    """Battles without a group, whose cell is empty."""
     judge: JudgeComparison | None = None
     """With ``--judge``."""
     annotators: Annotators | None = None
@@ -117,6 +119,7 @@ def explore(
     rated_wins = [model for model in wins if model.battles >= MIN_BATTLES_FOR_RATE]
     problems, agreement = quality.problems(stats, models, test_keys)
     by_group, groups_left_out = ((), 0) if by is None else _by_group(stats, models, names, group_names, by)
+    ungrouped = sum(part.null_count for part in group_names)
     return Eda(
         battles=len(stats.label),
         labelled=labelled,
@@ -149,6 +152,7 @@ def explore(
         beats=beats(estimated) if estimated else None,
         by=by_group,
         groups_left_out=groups_left_out,
+        ungrouped=ungrouped,
     )
 
 
