@@ -447,6 +447,7 @@ class Notes:
 
 
 def test_a_head_is_read_if_the_folder_holds_one_and_otherwise_new(bert_folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
     from transformers import AutoModelForSequenceClassification
 
     def load(folder: Path, seed: int = 0) -> tuple[Any, str]:
@@ -460,7 +461,13 @@ def test_a_head_is_read_if_the_folder_holds_one_and_otherwise_new(bert_folder: P
     assert "the encoder's head is new: classifier.bias, classifier.weight drawn at random" in said
     assert torch.equal(one.classifier.weight, load(bert_folder)[0].classifier.weight)
     assert not torch.equal(one.classifier.weight, load(bert_folder, seed=1)[0].classifier.weight)
-    for labels, words in ((1, "holds a reward model: its head (classifier) is read"), (3, "the encoder's head is new")):
+    state = load_file(bert_folder / "model.safetensors")
+    without = shutil.copytree(bert_folder, tmp_path / "without")
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith("pooler.")}
+    save_file(kept, without / "model.safetensors", {"format": "pt"})
+    assert "head is new: bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias" in load(without)[1]
+    one_label = "holds a classifier with one label: its head (classifier) is read"
+    for labels, words in ((1, one_label), (3, "the encoder's head is new")):
         folder = shutil.copytree(bert_folder, tmp_path / str(labels))
         torch.manual_seed(5)
         theirs = AutoModelForSequenceClassification.from_pretrained(bert_folder, num_labels=labels)

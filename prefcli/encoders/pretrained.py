@@ -125,11 +125,12 @@ def load(
         )
     _check_finite(encoder, folder)
     if head := _head(encoder):
-        absent = [name for name in _absent(report) if name.partition(".")[0] in head]
+        # A classifier reads its encoder's pooler, too; nothing else may be absent (_problems).
+        absent = _absent(report)
         reporter.note(
             f"the encoder's head is new: {_listed(absent)} drawn at random"
             if absent
-            else f"the encoder's folder holds a reward model: its head ({_listed(head)}) is read"
+            else f"the encoder's folder holds a classifier with one label: its head ({_listed(head)}) is read"
         )
     return encoder
 
