@@ -442,6 +442,25 @@ def test_new_runs_record_boosting_and_group_by_a_column_of_their_file(tmp_path: 
 
 
 @pytest.mark.slow
+def test_held_out_battles_of_a_validation_file_are_found_again(tmp_path: Path, cli: Cli) -> None:
+    """Of 40 battles boosting learns only the class shares, so there is nothing but these."""
+    train = write_csv(tmp_path / "train.csv", [battle(i, i % 3) for i in range(40)])
+    held_out = write_csv(tmp_path / "held.csv", [battle(i, i % 3, prompt=[f"held out {i}"]) for i in range(30)])
+    arguments = ("--recipe", "fast", "--validation-file", held_out, "--output", "run")
+    assert cli("train", train, *arguments).code == 0
+    for _ in range(2):
+        result = prefcli.report("run", "page.html", force=True)
+        assert result.missing == ("The run recorded no learning curve.",)
+        assert result.importances == []
+        texts = result.evaluation.surprising[0].texts
+        assert texts is not None
+        assert texts.prompt[0].startswith("held out")
+        shutil.rmtree(".prefcli")  # the file is read again
+    write_csv(held_out, [battle(i, i % 3, prompt=[f"held out {i}"], response_a=["new"]) for i in range(30)])
+    assert "has changed since" in prefcli.report("run", "page.html", force=True).missing[0]
+
+
+@pytest.mark.slow
 def test_a_run_that_held_nothing_out_is_refused_with_what_to_do(tmp_path: Path, cli: Cli) -> None:
     path = write_csv(tmp_path / "votes.csv", [battle(i, i % 3) for i in range(20)])
     assert cli("train", path, "--recipe", "fast", "--validation", 0, "--output", "run").code == 0

@@ -13,7 +13,7 @@ import numpy as np
 
 from prefcli import metrics
 from prefcli.battles import STANDARD_INPUT, PathLike, Source
-from prefcli.errors import InputError, ModelError, PrefcliError
+from prefcli.errors import InputError, ModelError, PrefcliError, one_line
 from prefcli.models import features
 from prefcli.options import TrainOptions
 from prefcli.pipeline.stages import read_stage
@@ -29,6 +29,8 @@ from prefcli.storage import files, runs
 from prefcli.storage.workspace import Stage, Workspace
 
 Importances = list[tuple[str, float]]
+SAME_PROBABILITY = 1e-6
+"""Probabilities that differ by less are the same."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def report(
         options=options,
         courses=[course for _, course in courses],
         cut=_cut_share(config),
-        both_orders=_both_orders(held_out, options),
+        both_orders=_both_orders(held_out, options, predictions.outcomes),
         reached_last_round=reached_last_round,
     )
     advice = suggestions.of_run(facts, evaluation, predictions)
@@ -140,10 +142,12 @@ def _held_out(folder: Path, config: Mapping[str, Any]) -> runs.HeldOut:
         )
     try:
         expected = files.read_checksums(folder).get(runs.VALIDATION)
-        if expected is not None and files.sha256(folder / runs.VALIDATION) != expected:
-            raise ModelError(f"the run is damaged: {runs.VALIDATION} is changed", where=str(folder), hint="Train anew.")
-    except (OSError, ValueError):
-        pass  # reading it says what is wrong
+    except (OSError, ValueError) as error:
+        what = f"the run's checksums cannot be read: {one_line(error)}"
+        raise ModelError(what, where=str(folder / files.CHECKSUMS)) from None
+    path = folder / runs.VALIDATION
+    if expected is not None and path.is_file() and files.sha256(path) != expected:
+        raise ModelError(f"the run is damaged: {runs.VALIDATION} is changed", where=str(folder), hint="Train it again.")
     return runs.read_validation(folder)
 
 
@@ -232,13 +236,15 @@ def _cut_share(config: Mapping[str, Any]) -> float:
     return float(cut[1]) / 100 if cut else 0.0
 
 
-def _both_orders(held_out: runs.HeldOut, options: TrainOptions) -> metrics.Difference | None:
+def _both_orders(held_out: runs.HeldOut, options: TrainOptions, outcomes: int) -> metrics.Difference | None:
     """What the mean over both orders of the answers changes in the log loss, battle by battle."""
     if held_out.swapped is None or options.architecture == "features":
         return None
     one, both = (held_out.probabilities(swap_average=average) for average in (False, True))
-    if np.abs(one - both).max() < 1e-6:
+    if np.abs(one - both).max() < SAME_PROBABILITY:
         return None
+    if outcomes == 2:
+        one, both = metrics.two_outcome(one), metrics.two_outcome(both)
     return metrics.compare(metrics.losses(both, held_out.labels), metrics.losses(one, held_out.labels), held_out.keys)
 
 

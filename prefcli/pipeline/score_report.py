@@ -86,7 +86,8 @@ def _write_page(
     options: ScoreOptions,
     compared: list[Table],
 ) -> None:
-    label_file = tables.LabelFile(source, usual_reading(predicted, options.workspace))
+    usual = next(filter(None, (usual_reading(path, options.workspace) for path in (predicted, *others))), {})
+    label_file = tables.LabelFile(source, usual)
     predictions = _predictions(predicted, others, label_file, scored.outcomes, options)
     cautions = []
     if scored.trained_on:
