@@ -100,10 +100,14 @@ def test_ids_of_other_battles_are_not_joined(tmp_path: Path) -> None:
     assert by_content.agreement.value == pytest.approx((y == f).mean())
     some = [{**row, "prompt": ["other"]} if i < 10 else row for i, row in enumerate(make_rows(f))]
     by_id = compare(people, write_csv(tmp_path / "some.csv", some))
-    assert (by_id.joined_by, by_id.joined_votes, by_id.other_prompts) == ("id", 70, 10)
-    assert "Ids that are in both files with different prompts, not joined: 10." in by_id.cautions
+    assert (by_id.joined_by, by_id.joined_votes, by_id.other_battles) == ("id", 70, 10)
+    assert "Ids that are in both files but of different battles, not joined: 10." in by_id.cautions
     edited = [{**row, "response_a": ["edited"]} if i < 5 else row for i, row in enumerate(make_rows(f))]
-    assert compare(people, write_csv(tmp_path / "edited.csv", edited)).other_answers == 5
+    edited[0] = swapped(edited[0])  # only the models say so
+    edited[1] |= {"model_a": "another"}  # of other models, other answers are another battle
+    with_edited = compare(people, write_csv(tmp_path / "edited.csv", edited))
+    assert (with_edited.joined_votes, with_edited.edited_answers, with_edited.other_battles) == (79, 4, 1)
+    assert with_edited.agreement.value == pytest.approx(np.delete(y == f, 1).mean())
     other = write_csv(tmp_path / "other.csv", [{**row, "prompt": [f"other {i}"]} for i, row in enumerate(moved)])
     with pytest.raises(InputError, match="no battle has an outcome in both files"):
         compare(people, other)
@@ -285,6 +289,16 @@ def test_annotators_agree_with_each_other_as_counted_by_hand(tmp_path: Path, cli
     shown = cli("eda", path, "--annotator", "who", "--judge", judge).out
     assert "3 annotators (who): 40 battles with several votes" in " ".join(shown.split())
     assert "Battles with the least agreement" in shown
+
+
+def test_of_very_many_annotators_those_with_most_votes_are_reported(tmp_path: Path) -> None:
+    rows = make_rows(np.zeros(130, dtype=int), who=lambda i: f"w{i % 120}")
+    path = write_csv(tmp_path / "people.csv", rows, list(rows[0]))
+    found = prefcli.compare_judges(path, annotator="who").annotators
+    assert found is not None
+    assert [annotator.votes for annotator in found.annotators] == [2] * 10 + [1] * 90
+    assert found.left_out == 20
+    assert found.annotators[0].agreement.reason == "no battle counts"  # nobody else judged these battles
 
 
 def test_a_column_without_names_is_refused(tmp_path: Path) -> None:

@@ -402,6 +402,8 @@ class ScoredBattles:
 
 def _column_of_ids(source: Source, ids: Sequence[str]) -> str | None:
     """The column of a file that holds these ids, in rows of different values."""
+    if source.paths[0] == STANDARD_INPUT:
+        return None
     for name in column_names(open_container(source.paths[0], encoding=source.encoding)):
         with contextlib.suppress(InputError):  # not a column of texts or numbers
             batches = readers.column_batches(source.paths[0], [name])

@@ -11,6 +11,8 @@ from prefcli.eda.judges import Estimate, Joined, Votes, agreement, confusion_cel
 from prefcli.eda.measures import IntArray
 from prefcli.outcomes import OUTCOMES
 
+MAX_ANNOTATORS = 100
+"""Those with most votes are reported."""
 MAX_CONTESTED = 10
 
 
@@ -44,7 +46,9 @@ class Annotators:
 
     column: str
     annotators: tuple[Annotator, ...]
-    """Those with most votes first."""
+    """Those with most votes first, at most :data:`MAX_ANNOTATORS`."""
+    left_out: int
+    """Annotators with fewer votes."""
     unnamed: int
     """Votes whose cell is empty; they count among the others' votes."""
     battles: int
@@ -78,28 +82,31 @@ def compare(
     codes, reversed_ = contents(people.stats)
     labels = swap_labels(people.stats.label[known], reversed_[known])
     _, first, item = np.unique(codes[known], return_index=True, return_inverse=True)
-    annotator_names = sorted({name for name in names if name is not None})
-    position = {name: i for i, name in enumerate(annotator_names)}
-    annotator = np.array([position.get(names[row] or "", -1) for row in known.tolist()])
+    position = {name: i for i, name in enumerate(dict.fromkeys(name for name in names if name))}
+    annotator = np.array([position.get(name or "", -1) for name in names])
+    counts = np.bincount(annotator[known][annotator[known] >= 0], minlength=len(position))
+    largest = sorted(position, key=lambda name: (-counts[position[name]], name))[:MAX_ANNOTATORS]
     votes = np.zeros((len(first), len(OUTCOMES)))
     np.add.at(votes, (item, labels), 1)
+    keys = people.stats.prompt_key
     found = quality.agreement(codes[known], labels)
     cells = confusion_cells(people, *judge) if judge else None
-    order = sorted(position, key=lambda name: (-int((annotator == position[name]).sum()), name))
+    rows = []
+    for name in largest:
+        own = annotator == position[name]
+        with_judge = None
+        if judge is not None and cells is not None:
+            with_judge = estimate(cells, keys[judge[1].vote], agreement, own[judge[1].vote])
+        with_others = _with_others(own[known], item, labels, votes, keys[known])
+        rows.append(Annotator(name, int(counts[position[name]]), with_others, with_judge))
+    total = votes.sum(axis=1)
     return Annotators(
         column=column,
-        annotators=tuple(
-            Annotator(
-                name,
-                int((annotator == position[name]).sum()),
-                _with_others(annotator == position[name], item, labels, votes, people.stats.prompt_key[known]),
-                None if cells is None or judge is None else _with_judge(name, names, cells, people, judge[1]),
-            )
-            for name in order
-        ),
-        unnamed=int((annotator < 0).sum()),
-        battles=int((votes.sum(axis=1) > 1).sum()),
-        unanimous=int(((votes.sum(axis=1) > 1) & (votes.max(axis=1) == votes.sum(axis=1))).sum()),
+        annotators=tuple(rows),
+        left_out=len(position) - len(largest),
+        unnamed=int((annotator[known] < 0).sum()),
+        battles=int((total > 1).sum()),
+        unanimous=int(((total > 1) & (votes.max(axis=1) == total)).sum()),
         pairwise=found.agree if found else None,
         alpha=found.alpha if found else None,
         contested=_contested(people, votes, known[first], reversed_),
@@ -116,11 +123,6 @@ def _with_others(own: np.ndarray, item: IntArray, labels: IntArray, votes: np.nd
     shares = np.divide(equal, total, out=np.zeros(len(total)), where=total > 0)
     columns = np.stack([shares, np.ones(len(total))], axis=1)
     return estimate(columns, keys[own], lambda sums: np.asarray(sums[..., 0] / sums[..., 1]), total > 0)
-
-
-def _with_judge(name: str, names: list[str | None], cells: np.ndarray, people: Votes, joined: Joined) -> Estimate:
-    own = np.array([names[row] == name for row in joined.vote.tolist()], dtype=bool)
-    return estimate(cells, people.stats.prompt_key[joined.vote], agreement, own)
 
 
 def _contested(people: Votes, votes: np.ndarray, rows: IntArray, reversed_: np.ndarray) -> tuple[ContestedBattle, ...]:

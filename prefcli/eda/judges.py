@@ -1,7 +1,7 @@
 """An LLM judge against people: agreement, biases, and win rates of the judge corrected by the people's votes.
 
-Both files hold battles. They are joined by id, or by content where they share no ids: the same prompt and the same two
-answers, in either order. Every interval is a bootstrap over prompts, but for the corrected win rates.
+Both files hold battles. They are joined by id, or by content where that joins more votes: the same prompt and the same
+two answers, in either order. Every interval is a bootstrap over prompts, but for the corrected win rates.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -98,10 +98,10 @@ class JudgeComparison:
     """Those of them that have a counterpart in the other file."""
     swapped: int
     """Joined pairs whose answers stand in the other order in the judge's file; the verdict was swapped back."""
-    other_prompts: int
-    """Shared ids with different prompts: not joined."""
-    other_answers: int
-    """Joined ids with the same prompt, but answers that are not the same."""
+    other_battles: int
+    """Shared ids of different battles: not joined by id."""
+    edited_answers: int
+    """Joined ids whose answers are not the same; which is which, the models' names say."""
     confusion: tuple[tuple[float, ...], ...]
     """People's outcome (rows: A, B, tie) by the judge's; a vote with several verdicts counts once in all."""
     agreement: Estimate
@@ -131,10 +131,10 @@ class Joined:
     """Rows of the judge's file, shape ``[k]``."""
     swapped: NDArray[np.bool_]
     """Whether the answers stand in the other order in the judge's file, shape ``[k]``."""
-    other_prompts: int
-    """Shared ids with different prompts: they are not joined."""
-    other_answers: int
-    """Joined ids whose answers are not the same."""
+    other_battles: int = 0
+    """Shared ids of different battles: they are not joined."""
+    edited_answers: int = 0
+    """Joined ids whose answers are not the same, but the prompt and the two models are."""
 
     @property
     def weight(self) -> Array:
@@ -169,13 +169,10 @@ def compare(people: Votes, judge: Votes, joined: Joined, *, judge_model: str | N
     keys = people.stats.prompt_key[joined.vote]
     cells = confusion_cells(people, judge, joined)
     win_rates, cautions = _win_rates(judge, people, joined)
-    if joined.other_prompts:
-        cautions.append(f"Ids that are in both files with different prompts, not joined: {joined.other_prompts:,}.")
-    if joined.other_answers:
-        cautions.append(
-            f"Joined by id although the answers are not the same: {joined.other_answers:,}. Where the models' names do "
-            "not say which answer is which, they are taken for the same order."
-        )
+    if joined.other_battles:
+        cautions.append(f"Ids that are in both files but of different battles, not joined: {joined.other_battles:,}.")
+    if joined.edited_answers:
+        cautions.append(f"Joined by id and models although the answers differ: {joined.edited_answers:,}.")
     self_preference = next((rate for rate in win_rates if rate.model == judge_model), None)
     if judge_model is not None and self_preference is None:
         cautions.append(f"People judged no battle of {judge_model}: nothing can be said about self-preference.")
@@ -186,8 +183,8 @@ def compare(people: Votes, judge: Votes, joined: Joined, *, judge_model: str | N
         joined_votes=len(np.unique(joined.vote)),
         joined_verdicts=len(np.unique(joined.verdict)),
         swapped=int(joined.swapped.sum()),
-        other_prompts=joined.other_prompts,
-        other_answers=joined.other_answers,
+        other_battles=joined.other_battles,
+        edited_answers=joined.edited_answers,
         confusion=tuple(map(tuple, cells.sum(axis=0).reshape(len(OUTCOMES), -1).tolist())),
         agreement=estimate(cells, keys, agreement),
         decided_agreement=estimate(cells, keys, _decided_agreement, np.any(cells[:, DECIDED_CELLS] > 0, axis=1)),
@@ -204,61 +201,65 @@ def compare(people: Votes, judge: Votes, joined: Joined, *, judge_model: str | N
 
 
 def join(people: Votes, judge: Votes) -> Joined:
-    """Pair votes and verdicts: by id if at least half of the shared ids have the same prompt, else by content.
+    """Pair votes and verdicts: by id, or by content if that joins more votes.
 
     Raises
     ------
     InputError
         If no battle has an outcome in both files.
     """
-    joined = _join_by_id(people, judge) if people.has_ids and judge.has_ids else None
-    joined = joined or _join_by_content(people, judge)
-    known = (people.stats.label[joined.vote] >= 0) & (judge.stats.label[joined.verdict] >= 0)
-    if not known.any():
+    joined = _join_by_content(people, judge)
+    if people.has_ids and judge.has_ids:
+        by_id = _join_by_id(people, judge)
+        if len(by_id.vote) and len(by_id.vote) >= len(np.unique(joined.vote)):
+            joined = by_id
+    if not len(joined.vote):
         raise InputError(
             "no battle has an outcome in both files",
             hint="They are joined by id, or by the same prompt and answers: are these votes on the same battles?",
         )
-    return replace(joined, vote=joined.vote[known], verdict=joined.verdict[known], swapped=joined.swapped[known])
+    return joined
 
 
-def _join_by_id(people: Votes, judge: Votes) -> Joined | None:
+def _join_by_id(people: Votes, judge: Votes) -> Joined:
+    """Battles of the same id and prompt, with the same two answers or, where these were edited, the same two models."""
     import pandas as pd
 
     rows = pd.Index(judge.ids.to_numpy()).get_indexer(people.ids.to_numpy())
     vote = np.flatnonzero(rows >= 0)
     verdict = rows[vote].astype(np.int64)
-    same_prompt = people.stats.prompt_key[vote] == judge.stats.prompt_key[verdict]
-    if not same_prompt.any() or 2 * same_prompt.sum() < len(same_prompt):
-        return None
-    other_prompts = int((~same_prompt).sum())
-    vote, verdict = vote[same_prompt], verdict[same_prompt]
     own, other = people.stats.answer_hash[vote], judge.stats.answer_hash[verdict]
     straight, swapped = (own == other).all(axis=1), (own == other[:, ::-1]).all(axis=1)
-    by_models = ~straight & _is_swapped_by_models(people, judge, vote, verdict)
-    other_answers = int((~straight & ~swapped).sum())
-    return Joined("id", vote, verdict, (swapped & ~straight) | by_models, other_prompts, other_answers)
+    own_models, models = people.models[vote], _models_of(people, judge)[verdict]
+    differ = own_models[:, 0] != own_models[:, 1]
+    straight_models = (own_models == models).all(axis=1) & differ
+    swapped_models = (own_models == models[:, ::-1]).all(axis=1) & differ
+    edited = ~straight & ~swapped
+    same = people.stats.prompt_key[vote] == judge.stats.prompt_key[verdict]
+    same &= ~edited | straight_models | swapped_models
+    is_swapped = np.where(edited, swapped_models, swapped & ~straight)
+    known = same & (people.stats.label[vote] >= 0) & (judge.stats.label[verdict] >= 0)
+    return Joined("id", vote[known], verdict[known], is_swapped[known], int((~same).sum()), int((known & edited).sum()))
 
 
-def _is_swapped_by_models(people: Votes, judge: Votes, vote: IntArray, verdict: IntArray) -> NDArray[np.bool_]:
-    """Whether the models' names stand in the other order."""
+def _models_of(people: Votes, judge: Votes) -> IntArray:
+    """The judge's models as positions in the people's names; others are negative, unknown ones -3."""
     position = {name: i for i, name in enumerate(people.names)}
     in_people = np.array([*(position.get(name, -2) for name in judge.names), -3])  # -1, unknown, is the last
-    models, own = in_people[judge.models[verdict]], people.models[vote]
-    return np.asarray((own == models[:, ::-1]).all(axis=1) & (own[:, 0] != own[:, 1]))
+    return in_people[judge.models]
 
 
 def _join_by_content(people: Votes, judge: Votes) -> Joined:
     (codes, reversed_), (judge_codes, judge_reversed) = contents(people.stats), contents(judge.stats)
-    labelled = np.flatnonzero(judge.stats.label >= 0)  # a verdict without an outcome takes no share of a vote
+    labelled = np.flatnonzero(judge.stats.label >= 0)
     order = labelled[np.argsort(judge_codes[labelled], kind="stable")]
     begin, end = (np.searchsorted(judge_codes[order], codes, side=side) for side in ("left", "right"))
-    count = end - begin
+    count = np.where(people.stats.label >= 0, end - begin, 0)
     vote = np.repeat(np.arange(len(codes)), count)
     within = np.arange(len(vote)) - np.repeat(np.cumsum(count) - count, count)
     verdict = order[begin[vote] + within]
     identical = people.stats.answer_hash[vote, 0] == people.stats.answer_hash[vote, 1]
-    return Joined("content", vote, verdict, ~identical & (reversed_[vote] != judge_reversed[verdict]), 0, 0)
+    return Joined("content", vote, verdict, ~identical & (reversed_[vote] != judge_reversed[verdict]))
 
 
 def contents(stats: BattleStats) -> tuple[IntArray, NDArray[np.bool_]]:
@@ -318,9 +319,10 @@ def estimate(
         return Estimate(None, None, len(columns), "no battle counts")
     if values is None:
         return Estimate(value, None, len(columns), metrics.too_few_units(len(columns), units.groups))
-    if np.ptp(values[np.isfinite(values)]) < bootstrap.SAME:
+    values = values[np.isfinite(values)]
+    if not len(values) or np.ptp(values) < bootstrap.SAME:
         return Estimate(value, None, len(columns), "no interval: all battles are alike")
-    interval = bootstrap.percentile_interval(values[np.isfinite(values)], units.size)
+    interval = bootstrap.percentile_interval(values, units.size)
     return Estimate(value, interval, len(columns), "")
 
 

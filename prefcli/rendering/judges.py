@@ -69,8 +69,9 @@ def annotators_lead(found: Annotators) -> str:
     """How far votes on the same battle agree, as a sentence."""
     share = "" if found.pairwise is None else f"; {found.pairwise:.1%} of pairs of votes are equal"
     alpha = "" if found.alpha is None else f", Krippendorff's alpha {found.alpha:.3f}"
+    annotators = plural(len(found.annotators) + found.left_out, "annotator")
     return (
-        f"{plural(len(found.annotators), 'annotator')} ({found.column}): {plural(found.battles, 'battle')} with "
+        f"{annotators} ({one_line(found.column, MAX_NAME)}): {plural(found.battles, 'battle')} with "
         f"several votes, {found.unanimous:,} unanimous{share}{alpha}"
     )
 
