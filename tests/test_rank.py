@@ -123,6 +123,9 @@ REFUSED = {
     "an empty prompt": ({"prompt": None, "responses": ["a", "b"]}, {}, "no prompt"),
     "two prompts": ({"question": "q", "instruction": "i", "responses": ["a"]}, {}, "several columns: question"),
     "turns without turns": ({"prompt": ["q", "r"], "responses": ["a", "b"]}, {}, "list of 2 turns, answer 1 is"),
+    "earlier turns twice": (
+        {"prompt": ["q"], "history": [["h", "i"]], "responses": ["a"]}, {}, "earlier turns.*--columns history="
+    ),
     "other prompts": (
         {"prompt": "", "responses": [[ASKED, MESSAGE], [{**ASKED, "content": "z"}, MESSAGE]]}, {},
         "different prompts|does not begin with",
@@ -525,7 +528,7 @@ def test_the_command_writes_a_ranking_for_each_question_and_the_best_answers(
     assert done.code == 0, done.err
     summary = done.json()
     assert (summary["questions"], summary["answers"], summary["pairs"], summary["single"]) == (5, 11, 3 + 1 + 1 + 1, 1)
-    assert "1 questions have one answer only" in done.err
+    assert "1 question has one answer only" in done.err
     ranked = lines_of(Path("ranked.jsonl"))
     assert [line["id"] for line in ranked] == ["q-1", "02", "3", "4", "5"]
     for line in ranked:

@@ -178,8 +178,9 @@ def _check(options: RankOptions, source: Source, outputs: Sequence[Path], force:
         rows.check_name(path)
         files.refuse_to_replace(path, source.paths)
         files.refuse_to_overwrite(path, force)
-    if len({path.absolute() for path in outputs}) < len(outputs):
-        raise InputError(f"{outputs[0]} is named as two outputs", hint="Give each its own name.")
+    for number, path in enumerate(outputs):
+        if path.resolve() in (other.resolve() for other in outputs[:number]):
+            raise InputError(f"{path} is named as two outputs", hint="Give each its own name.")
 
 
 def rule_of(options: RankOptions) -> ranking.RankRule:
@@ -224,7 +225,8 @@ def candidate_stage(source: Source, workspace: Workspace, reporter: Reporter = S
     for warning in counts.warnings():
         reporter.warn(f"{source}: {warning}")
     if counts.single:
-        of_all = "every question has" if counts.single == counts.questions else f"{counts.single:,} questions have"
+        some = "1 question has" if counts.single == 1 else f"{counts.single:,} questions have"
+        of_all = "every question has" if counts.single == counts.questions else some
         reporter.warn(f"{source}: {of_all} one answer only: there is nothing to compare it with, its p_best is 1")
     return stage
 

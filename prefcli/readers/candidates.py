@@ -240,7 +240,7 @@ class CandidateMapping:
             responses.append(turns)
         if cells.get("history"):
             reader.column = "history"
-            raise reader.error("earlier turns beside a prompt that is a list of turns", "Leave it out: history=")
+            raise reader.error("earlier turns beside a list of turns as the prompt", "Leave it out: --columns history=")
         system = scalar_as_text(cells.get("system"))
         first = "\n\n".join(text for text in (system, prompt[0]) if text) if system else prompt[0]
         return [first, *prompt[1:]], responses
