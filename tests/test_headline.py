@@ -54,9 +54,10 @@ def test_a_preference_is_told_with_its_interval_and_the_ties() -> None:
     assert not any("equal length" in sentence for sentence in others)
 
 
-def test_two_models_that_are_not_told_apart_have_no_winner() -> None:
-    lead = explore(105, 100, 0).headline[0]
-    assert lead.startswith("koala and vole are not told apart: koala has 51.2% (")
+def test_two_models_without_a_clear_preference_have_no_winner() -> None:
+    lead, style, *_ = explore(105, 100, 0, longer=True).headline
+    assert style.startswith("At equal length there is none either: ")
+    assert lead.startswith("No clear preference between koala and vole: koala has 51.2% (")
 
 
 def test_a_preference_that_is_due_to_length_is_called_so() -> None:
@@ -69,7 +70,7 @@ def test_a_preference_that_is_due_to_length_is_called_so() -> None:
         rows.append(battle("x" * (40 if longer else 20), "y" * (20 if longer else 40), label, prompt=f"p{i}"))
     lead, style, *_ = eda.explore(batches(rows)).headline
     assert lead.startswith("koala is preferred to vole")
-    assert style.startswith("But at equal length they are not told apart")
+    assert style.startswith("But at equal length there is no clear preference")
 
 
 def test_a_preference_that_is_not_due_to_length_holds() -> None:
@@ -131,7 +132,7 @@ def test_of_many_models_the_leader_is_named_with_its_rank_and_probability() -> N
     assert next_best.startswith("It is preferred to bee, the next, in ")
     lead, next_best, *_ = eda.explore(batches(simulate([0.1, 0.0, 0.0, -0.5], 300))).headline
     assert "rank 1 to 3, the best with a probability of" in lead
-    assert next_best.startswith("It is not told apart from ")
+    assert next_best.startswith("Its lead over ")
 
 
 def test_groups_that_never_met_each_have_a_leader() -> None:
@@ -222,7 +223,7 @@ def test_by_a_column_each_group_has_its_own_answer(cli: Callable[..., Any], tmp_
     assert printed["by"][0]["headline"][0].startswith("koala is preferred to vole: 80.0%")
     assert printed["by"][1]["headline"][0].startswith("vole is preferred to koala: 80.0%")
     assert printed["by"][1]["ratings"]["models"][0]["model"] == "vole"
-    assert printed["headline"][0].startswith("koala and vole are not told apart")
+    assert printed["headline"][0].startswith("No clear preference between koala and vole")
     shown = cli("eda", path, "--by", "language").out
     assert "de (120 battles)\nkoala is preferred to vole" in shown
 

@@ -109,7 +109,9 @@ def _pair(estimated: Estimate, models: tuple[ModelRating, ...]) -> list[str]:
     seen = f"{_interval(gap, half_width)} of {plural(decided, 'decided vote')}, {ties}"
     preferred = gap > half_width
     sentences = [
-        f"{x} is preferred to {y}: {seen}." if preferred else f"{x} and {y} are not told apart: {x} has {seen}.",
+        f"{x} is preferred to {y}: {seen}."
+        if preferred
+        else f"No clear preference between {x} and {y}: {x} has {seen}.",
         *_styled_pair(estimated, i, j, preferred),
         _power(design_effect(estimated, i, j), decided, len(votes.labels)),
     ]
@@ -127,10 +129,8 @@ def _styled_pair(estimated: Estimate, i: int, j: int, preferred: bool) -> list[s
     assert half_width is not None
     style = f"equal {_style_names(estimated)}"
     if abs(gap) <= half_width:
-        but = "But at" if preferred else "Nor at"
-        return [
-            f"{but} {style} {'they are not' if preferred else 'are they'} told apart: {_interval(gap, half_width)}."
-        ]
+        words = f"But at {style} there is no clear preference" if preferred else f"At {style} there is none either"
+        return [f"{words}: {_interval(gap, half_width)}."]
     if gap > 0 and preferred:
         return [f"That holds at {style}: {_interval(gap, half_width)}."]
     winner, loser = (estimated.votes.models[k] for k in ((i, j) if gap > 0 else (j, i)))
@@ -171,7 +171,7 @@ def _leader(estimated: Estimate, models: tuple[ModelRating, ...]) -> list[str]:
             sentences.append(f"It is preferred to {runner_up.model}, the next, in {votes}.")
         else:
             more = _more(len(estimated.votes.labels), gap, half_width)
-            sentences.append(f"It is not told apart from {runner_up.model}, the next: preferred in {votes}{more}.")
+            sentences.append(f"Its lead over {runner_up.model}, the next, is not clear: preferred in {votes}{more}.")
     return sentences + _styled_leader(estimated, models)
 
 

@@ -410,7 +410,7 @@ def _order(estimated: Estimate, strengths: Array) -> tuple[NDArray[np.intp], NDA
 def _ranks(estimated: Estimate, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Array]:
     """Lowest and highest rank of each model at 95 %, and the probability that it is the best; shapes ``[m]``.
 
-    A model's rank is at least one more than the number of models that are told apart as better. The limits of its
+    A model's rank is at least one more than the number of models that are significantly better. The limits of its
     differences hold for all of them together at 95 %: their largest standardised error is drawn from the normal
     distribution of the strengths (M. Mogstad, J. P. Romano, A. M. Shaikh and D. Wilhelm, "Inference for ranks with
     applications to mobility across neighbourhoods and academic achievement across countries", Review of Economic

@@ -22,7 +22,7 @@ MIN_BATTLES_THAT_DIFFER = 20
 """A property in which fewer battles differ is not controlled for."""
 MAX_PRIOR_SHARE = 0.05
 """A coefficient is left out when more than this share of what is known about it comes from the prior: then it decides
-every battle in which it differs, or it cannot be told apart from the models or the other properties."""
+every battle in which it differs, or it cannot be distinguished from the models or the other properties."""
 
 
 @dataclass(frozen=True)
