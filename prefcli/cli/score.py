@@ -175,10 +175,10 @@ def _show_groups(by: ScoresByGroup) -> None:
                 one_line(group.group, 40),
                 group.n,
                 group.log_loss,
-                _interval(group.log_loss_ci),
-                group.prior_log_loss,
-                group.accuracy,
-                _interval(group.accuracy_ci),
+                "-" if group.log_loss_ci is None else "{:.3f} to {:.3f}".format(*group.log_loss_ci),
+                f"{group.prior_log_loss:.3f}",
+                f"{group.accuracy:.1%}",
+                "-" if group.accuracy_ci is None else "{:.0%} to {:.0%}".format(*group.accuracy_ci),
             ]
             for group in by.groups[:MAX_SHOWN_GROUPS]
         ],
@@ -206,13 +206,17 @@ def _show_groups_of_files(by: dict[str, ScoresByGroup]) -> None:
 
 def _say_about_groups(by: ScoresByGroup) -> None:
     """What the table of groups does not show."""
+    lines = []
     if len(by.groups) > MAX_SHOWN_GROUPS:
-        common.say(f"{len(by.groups) - MAX_SHOWN_GROUPS:,} more groups: --json has all")
+        lines.append(f"{len(by.groups) - MAX_SHOWN_GROUPS:,} more groups: --json has all")
     if few := sum(group.log_loss_ci is None for group in by.groups):
-        common.say(f"{few:,} of {len(by.groups):,} groups have no interval: fewer than 20 prompts, or all losses alike")
+        lines.append(f"{few:,} of {len(by.groups):,} groups have no interval: fewer than 20 prompts, or losses alike")
     if by.ungrouped:
-        common.say(f"{by.ungrouped:,} battles are in no group: {by.column} is empty")
-    print()
+        lines.append(f"{by.ungrouped:,} battles are in no group: {by.column} is empty")
+    for line in lines:
+        common.say(line)
+    if lines:
+        print()
 
 
 def _show_reward_bench(averages: dict[str, RewardBench]) -> None:
