@@ -8,6 +8,8 @@ same (``<!-- not run: README.md runs the same -->``), that is checked.
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import re
 import shlex
@@ -145,6 +147,10 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, one_layer: dict[str, Pat
     # A folder of that name comes before the hub: the default encoder, without a network.
     shutil.copytree(one_layer["deberta"], folder / "microsoft" / "deberta-v3-small")
     make_language_model(folder / "google" / "gemma-2-2b", "gemma2")
+    policy = make_language_model(folder / "my-policy", "llama")
+    chat = "{% for m in messages %}{{ '[CLS]' + m['role'] + m['content'] + '[SEP]' }}{% endfor %}"
+    config = json.loads((policy / "tokenizer_config.json").read_text())
+    (policy / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": chat}))
     make_runs(folder, one_layer["bert"])
     return folder
 
@@ -204,6 +210,8 @@ def test_commands_in_the_documents_run(
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     for block in run_here(page):
         if block.language == "python":
+            if "trl" in block.text and importlib.util.find_spec("trl") is None:
+                continue  # it needs Python 3.11
             exec(here(block.text, tmp_path), variables)
             continue
         for command in block.commands:

@@ -86,6 +86,8 @@ def test_transformers_pipeline_gives_the_reward_of_the_rendered_text(family: str
     for batch_size in (1, len(rendered)):
         scores = classify(rendered, function_to_apply="none", batch_size=batch_size)
         assert np.abs([score["score"] for score in scores] - expected).max() < 1e-5
+    named = json.loads((run / "tokenizer_config.json").read_text())["tokenizer_class"]
+    assert named == "PreTrainedTokenizerFast"  # which transformers 4 knows, too
     kind = json.loads((run / "config.json").read_text())["resolved"]["template"]
     assert kind == ("chat" if family == "qwen" else "tokens")
 

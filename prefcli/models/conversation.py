@@ -15,6 +15,7 @@ No torch here: exported models use the same code.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -320,6 +321,9 @@ def reward_tokenizer(tokenizer: Any, template: ConversationTemplate) -> Any:
             pair=[f"{part}:0" for part in pair],
             special_tokens=[{"id": name, "ids": list(template.ids[name]), "tokens": tokens[name]} for name in names],
         )
+        # transformers 4 sets what its configuration does not name to False.
+        before_words = json.loads(backend.to_str())["pre_tokenizer"] or {}
+        prefix_space = {key: value for key, value in before_words.items() if key == "add_prefix_space"}
         kept = (
             "model_max_length",
             "padding_side",
@@ -331,6 +335,7 @@ def reward_tokenizer(tokenizer: Any, template: ConversationTemplate) -> Any:
             tokenizer_object=backend,
             **{name: getattr(tokenizer, name) for name in kept},
             **tokenizer.special_tokens_map,
+            **prefix_space,
         )
     tokenizer.chat_template = chat_template(template)
     last = template.ids["end"][-1] if template.ids["end"] else None

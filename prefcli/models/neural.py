@@ -114,6 +114,8 @@ class NeuralModel(BatchedModel):
             self.tokenizer.init_kwargs.pop(loading_argument, None)
         with files.temporary_directory(folder) as temporary:
             self.tokenizer.save_pretrained(temporary)
+            if self.packing.conversation is not None:
+                _name_tokenizer_class(temporary / TOKENIZER_CONFIG)
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == TOKENIZER_CONFIG):
                 path.replace(folder / path.name)
 
@@ -121,6 +123,14 @@ class NeuralModel(BatchedModel):
         """The encoder's configuration, without prefcli's keys if it was loaded from a run."""
         config = encoders.config_dict(self.module.encoder)
         return {name: value for name, value in config.items() if name not in runs.OWN_KEYS}
+
+
+def _name_tokenizer_class(path: Path) -> None:
+    """Call transformers' general tokenizer by the name that its releases before 5 know, too: other tools use them."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class RewardModel(AnswerScores, NeuralModel):
