@@ -116,6 +116,8 @@ def test_commands_in_blocks_of_other_languages_are_refused(tmp_path: Path, text:
 @pytest.fixture(scope="session")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory, one_layer: dict[str, Path]) -> Path:
     """A folder with everything that commands in the documents name."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     folder = tmp_path_factory.mktemp("stand-ins")
     synthetic.write(folder, train=40, test=20)
     synthetic.write(folder / "other", train=60, test=20, seed=1)
@@ -148,6 +150,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, one_layer: dict[str, Pat
     shutil.copytree(one_layer["deberta"], folder / "microsoft" / "deberta-v3-small")
     make_language_model(folder / "google" / "gemma-2-2b", "gemma2")
     policy = make_language_model(folder / "my-policy", "llama")
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(policy)).save_pretrained(policy)
     chat = "{% for m in messages %}{{ '[CLS]' + m['role'] + m['content'] + '[SEP]' }}{% endfor %}"
     config = json.loads((policy / "tokenizer_config.json").read_text())
     (policy / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": chat}))
