@@ -414,6 +414,9 @@ def test_rank_writes_pairs_from_the_command_and_from_python(cli: Any, demo_files
     assert again.pair_counts is not None
     assert again.pair_counts.rows == counts["rows"]
     assert Path("again.json").read_bytes() == Path("pairs.json").read_bytes()
+    none = cli("rank", *flags, "--force", "--pairs", "none.jsonl", "--pairs-min-probability", 1)
+    assert "none.jsonl is empty" in none.err
+    assert none.json()["pair_counts"]["without"] == 3
     assert "--pairs-select needs --pairs FILE" in cli("rank", *flags, "--force", "--pairs-select", "all").err
     assert "is named as two outputs" in cli("rank", *flags, "--pairs", "ranked.jsonl", "--force").err
     assert "cannot tell the format of pairs.csv" in cli("rank", *flags, "--force", "--pairs", "pairs.csv").err

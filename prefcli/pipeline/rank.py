@@ -153,6 +153,8 @@ def rank(
         seconds = time.monotonic() - begun
     for sentence in counts.sentences():
         reporter.note(sentence)
+    if pairs is not None and world.is_main_process and not counts.rows:
+        reporter.warn(f"{pairs.path} is empty: --pairs-min-probability 0 takes less certain pairs")
     return RankResult(
         output=output,
         questions=total,
