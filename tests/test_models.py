@@ -488,7 +488,7 @@ def test_the_weight_of_soft_labels_has_an_effect(cli: CLI, tmp_path: Path) -> No
 
 
 def test_soft_labels_that_fit_no_battle_or_have_changed_are_refused(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
-    flags = ["--encoder", "tiny", "--limit", 40]
+    flags = ["--encoder", "tiny", "--limit", 40, "--keep-checkpoints"]
     done = cli("train", demo_files.train, *flags, "--soft-labels", "nowhere.csv")
     assert done.code == 2
     assert "nowhere.csv" in done.err

@@ -216,7 +216,7 @@ def test_interrupted_folds_continue(cli: CLI, demo_files: Demo, tmp_path: Path) 
     import shutil
 
     small = ["train", demo_files.train, "--encoder", "tiny", "--folds", 3, "--limit", 90, "--output", "folds"]
-    assert cli(*small).code == 0
+    assert cli(*small, "--keep-checkpoints").code == 0
     whole = Path("folds/validation.parquet").read_bytes()
     kept = Path("folds/fold-1/model.safetensors").stat().st_mtime_ns
     shutil.rmtree("folds/fold-3")
@@ -368,7 +368,7 @@ def test_resume_refuses_other_options(cli: CLI, trained: Path) -> None:
 def test_resuming_with_other_validation_battles_is_refused(cli: CLI, tmp_path: Path) -> None:
     train = write_csv(tmp_path / "t.csv", [battle(i, i % 3) for i in range(30)])
     other = write_csv(tmp_path / "v.csv", [battle(i, i % 3) for i in range(100, 130)])
-    flags = ["--encoder", "tiny", "--validation-file", other, "--output", "run"]
+    flags = ["--encoder", "tiny", "--validation-file", other, "--keep-checkpoints", "--output", "run"]
     assert cli("train", train, *flags).code == 0
     write_csv(other, [battle(i, 0) for i in range(100, 130)])
     done = cli("train", "--resume", "run")
@@ -378,7 +378,7 @@ def test_resuming_with_other_validation_battles_is_refused(cli: CLI, tmp_path: P
 
 def test_resuming_a_run_whose_battles_have_changed_is_refused(cli: CLI, tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [battle(i, i % 3) for i in range(20)])
-    assert cli("train", path, "--encoder", "tiny", "--output", "run").code == 0
+    assert cli("train", path, "--encoder", "tiny", "--keep-checkpoints", "--output", "run").code == 0
     for stage in (tmp_path / ".prefcli" / "stages").iterdir():
         stage.unlink()
     assert cli("train", "--resume", "run").code == 0  # preprocessed again from the same file
@@ -420,7 +420,7 @@ def test_other_layouts_and_several_files_run_through_all_verbs(cli: CLI, tmp_pat
     assert "before: question 0" in cli("preprocess", parts[0], *names, "--preview", 1).out
     made = cli("preprocess", *parts, *names, "--json")
     assert made.json()["battles"] == 60, made.err
-    assert cli("train", "--encoder", "tiny", "--output", "run").code == 0
+    assert cli("train", "--encoder", "tiny", "--keep-checkpoints", "--output", "run").code == 0
     for stage in (tmp_path / ".prefcli" / "stages").iterdir():
         stage.unlink()
     assert cli("train", "--resume", "run").code == 0
@@ -608,7 +608,7 @@ def test_ids_with_line_breaks_quotes_and_commas_survive_csv(tmp_path: Path) -> N
 
 
 def test_a_damaged_log_does_not_stop_a_resumed_training(cli: CLI, demo_files: Demo) -> None:
-    flags = ["--encoder", "tiny", "--limit", 60, "--checkpoint-every", 2, "--output", "run"]
+    flags = ["--encoder", "tiny", "--limit", 60, "--checkpoint-every", 2, "--keep-checkpoints", "--output", "run"]
     assert cli("train", demo_files.train, *flags).code == 0
     log = Path("run/metrics.jsonl")
     whole = log.read_bytes()
