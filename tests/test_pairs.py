@@ -387,14 +387,13 @@ TRAINED = (
 
 
 @pytest.mark.slow
-def test_rank_writes_pairs_from_the_command_and_from_python(cli: Any, demo_files: Any) -> None:
+def test_rank_writes_pairs_from_the_command_and_from_python(cli: Any, features_run: Path) -> None:
     import prefcli
 
-    assert cli("train", demo_files.train, "--recipe", "fast", "--output", "run").code == 0
     rows = [{"id": str(i), "prompt": f"Question {i}?", "responses": [f"lazy vague {i}", "clear precise step", "x"]}
             for i in range(3)]  # fmt: skip
     Path("answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = ("answers.jsonl", "--model", "run", "--json")
+    flags = ("answers.jsonl", "--model", features_run, "--json")
     pairs = ("--pairs", "pairs.json", "--pairs-select", "all", "--pairs-min-probability", 0)
     result = cli("rank", *flags, *pairs)
     assert result.code == 0, result.err
@@ -409,7 +408,12 @@ def test_rank_writes_pairs_from_the_command_and_from_python(cli: Any, demo_files
         assert row["margin"] == scores[row["chosen_index"]] - scores[row["rejected_index"]] > 0
         assert row["chosen"][0]["content"] == rows[question]["responses"][row["chosen_index"]]
     again = prefcli.rank(
-        "answers.jsonl", "again.jsonl", models=["run"], pairs="again.json", pairs_select="all", pairs_min_probability=0
+        "answers.jsonl",
+        "again.jsonl",
+        models=[features_run],
+        pairs="again.json",
+        pairs_select="all",
+        pairs_min_probability=0,
     )
     assert again.pair_counts is not None
     assert again.pair_counts.rows == counts["rows"]
@@ -421,4 +425,4 @@ def test_rank_writes_pairs_from_the_command_and_from_python(cli: Any, demo_files
     assert "is named as two outputs" in cli("rank", *flags, "--pairs", "ranked.jsonl", "--force").err
     assert "cannot tell the format of pairs.csv" in cli("rank", *flags, "--force", "--pairs", "pairs.csv").err
     with pytest.raises(TypeError, match="pairs_select needs pairs=FILE"):
-        prefcli.rank("answers.jsonl", "x.jsonl", models=["run"], pairs_select="all")
+        prefcli.rank("answers.jsonl", "x.jsonl", models=[features_run], pairs_select="all")

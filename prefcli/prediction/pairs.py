@@ -141,8 +141,8 @@ def choose(ranked: Ranked, options: PairOptions, counts: PairCounts | None = Non
     remaining = np.flatnonzero(keep)
     if options.max_per_prompt and len(remaining) > options.max_per_prompt:
         counts.leave_out("over the limit of a prompt", len(remaining) - options.max_per_prompt)
-        most_probable = np.argsort(-decided.better[remaining], kind="stable")[: options.max_per_prompt]
-        remaining = remaining[np.sort(most_probable)]
+        likeliest = np.argsort(-decided.better[remaining], kind="stable")[: options.max_per_prompt]
+        remaining = remaining[np.sort(likeliest)]
     return [
         PreferencePair(int(chosen[i]), int(rejected[i]), float(decided.margin[i]), float(decided.better[i]))
         for i in remaining
