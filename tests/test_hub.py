@@ -133,6 +133,23 @@ def test_a_repository_without_all_files_of_its_index_is_refused(server: Hub, ber
 
 
 @pytest.mark.slow
+def test_a_pushed_reward_run_has_its_chat_template_and_gives_its_rewards_from_the_hub(
+    cli: CLI, server: Hub, demo_files: Demo, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    prefcli.train(demo_files.train, architecture="reward", encoder="tiny", max_length=32, limit=30, output="run")
+    expected = prefcli.load("run").score("What is red?", ["A cherry.", ""])
+    assert cli("push", "run", "me/reward").code == 0
+    assert server.repos["me/reward"].files["chat_template.jinja"] == Path("run/chat_template.jinja").read_bytes()
+    shutil.rmtree("run")
+    assert prefcli.load("hf://me/reward").score("What is red?", ["A cherry.", ""]).tolist() == expected.tolist()
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    (cached,) = (tmp_path / "hub").glob("models--me--reward/snapshots/*")
+    assert AutoTokenizer.from_pretrained(cached).apply_chat_template(chat, tokenize=False) == "[CLS]q[SEP]a[SEP]"
+
+
+@pytest.mark.slow
 def test_a_neural_run_with_folds_is_pushed_and_found_without_checkpoints(
     cli: CLI, server: Hub, demo_files: Demo, tmp_path: Path
 ) -> None:
