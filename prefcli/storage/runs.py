@@ -354,10 +354,10 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def has_checkpoints(folder: Path) -> bool:
-    """Whether a run and all its folds hold what a training continues from; ``features`` needs none."""
+    """Whether a run, or all its folds that are there, hold what a training continues from; ``features`` needs none."""
     if read_config(folder)["options"]["architecture"] == "features":
         return True
-    return all((member / CHECKPOINTS).is_dir() for member in members(folder))
+    return all((member / CHECKPOINTS).is_dir() for member in members(folder) if member.is_dir())
 
 
 def seal(folder: Path, *, trained: bool) -> None:
