@@ -260,7 +260,7 @@ def test_no_run_is_the_best_where_chance_explains_the_difference(workspace: Work
     for name, seed in (("a", 1), ("b", 2)):
         make_run(workspace.runs / name, held_out(range(60), 1.0, seed=seed))
     assert pipeline.compare_runs(["a", "b"], workspace).best is None
-    assert "no run is told apart" in cli("runs", "compare", "a", "b").out
+    assert "no run is clearly better" in cli("runs", "compare", "a", "b").out
 
 
 def test_runs_without_fair_common_battles_are_refused(workspace: Workspace) -> None:

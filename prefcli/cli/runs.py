@@ -287,7 +287,7 @@ def _print_comparison(comparison: RunComparison) -> None:
         ],
     )  # fmt: skip
     if comparison.best is None:
-        common.say("no run is told apart from all others")
+        common.say("no run is clearly better than each of the others")
 
 
 @command()
