@@ -94,7 +94,7 @@ def test_an_unknown_column_is_refused_with_what_there_is(tmp_path: Path) -> None
     assert raised.value.where == str(path)
     with pytest.raises(InputError, match="Did you mean script"):
         groups_of(path, "scripts")
-    with pytest.raises(InputError, match="(?s)--by takes a column.*script, length, turns, models"):
+    with pytest.raises(InputError, match="(?s)takes a column.*--by also script, length, turns, models"):
         groups_of(path, "nothing_like_it")
 
 

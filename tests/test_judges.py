@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -289,6 +291,27 @@ def test_annotators_agree_with_each_other_as_counted_by_hand(tmp_path: Path, cli
     shown = cli("eda", path, "--annotator", "who", "--judge", judge).out
     assert "3 annotators (who): 40 battles with several votes" in " ".join(shown.split())
     assert "Battles with the least agreement" in shown
+
+
+def test_the_peoples_file_may_be_standard_input_and_the_judges_is_never_replaced(
+    tmp_path: Path, cli: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    y, f = correlated(60)
+    people = write_csv(tmp_path / "people.csv", make_rows(y, who=lambda i: "xy"[i % 2]), list(make_rows(y, who=str)[0]))
+    judge = write_csv(tmp_path / "judge.csv", make_rows(f))
+
+    def piped(*options: str) -> Result:
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(people.read_bytes())))
+        return cli("eda", "-", "--judge", judge, "--annotator", "who", *options)
+
+    found = piped("--json").json()
+    assert found["judge"]["agreement"]["value"] == pytest.approx((y == f).mean())
+    assert [each["votes"] for each in found["annotators"]["annotators"]] == [30, 30]
+    assert (found["by"], found["ungrouped"]) == ([], 0)
+    assert "standard input has them once" in piped("--by", "length").err
+    before = judge.read_bytes()
+    assert cli("eda", people, "--judge", judge, "--report", judge, "--force").code == 2
+    assert judge.read_bytes() == before
 
 
 def test_of_very_many_annotators_those_with_most_votes_are_reported(tmp_path: Path) -> None:

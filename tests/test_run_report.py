@@ -100,12 +100,12 @@ def test_groups_have_the_figures_of_their_battles_and_name_what_is_left_out() ->
     names = ["long"] * 60 + ["short"] * 30 + ["rare"] * 5 + [None] * 5
     counted = evaluate(given, Details({"length": names, "script": ["Latin"] * 100}, {}))
     (grouping,) = counted.groupings  # one script tells nothing apart
-    assert [group.name for group in grouping.groups] == ["long", "short"]
+    assert list(grouping.groups) == ["long", "short"]
     assert (grouping.left_out, grouping.battles_left_out) == (1, 10)
-    for group, rows in zip(grouping.groups, (slice(0, 60), slice(60, 90)), strict=True):
+    for score, rows in zip(grouping.groups.values(), (slice(0, 60), slice(60, 90)), strict=True):
         expected = log_loss(given.labels[rows], given.probabilities[rows], labels=[0, 1, 2])
-        assert group.score.log_loss == pytest.approx(expected)
-        assert group.score.n == rows.stop - rows.start
+        assert score.log_loss == pytest.approx(expected)
+        assert score.n == rows.stop - rows.start
     dots, axis = run_plots.groups(grouping)
     assert [dot.count for dot in dots] == ["n = 60", "n = 30"]
     assert axis.low <= min(dot.low for dot in dots) <= max(dot.high for dot in dots) <= axis.high

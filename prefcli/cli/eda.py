@@ -31,6 +31,8 @@ EXAMPLES = common.examples(
 
 MAX_GROUPS = 3
 """Groups of models that never met whose ratings are printed."""
+MAX_SHOWN = 10
+"""Groups of ``--by`` that are printed without ``--all``."""
 
 
 @command()
@@ -81,16 +83,6 @@ def run(
     """Which model people prefer and how surely, what else they reward, and what is wrong with a file of battles."""
     from prefcli import pipeline
 
-    compared = None
-    if judge is not None or judge_model is not None or annotator is not None:
-        compared = pipeline.compare_judges(
-            reading.like(file),
-            session.workspace,
-            judge=judge,
-            judge_model=judge_model,
-            annotator=annotator,
-            reporter=session.reporter,
-        )
     statistics = pipeline.eda(
         replace(reading.like(file), by=by),
         session.workspace,
@@ -100,7 +92,7 @@ def run(
         report=report,
         export=export,
         label_errors=label_errors,
-        compared=compared,
+        judges=pipeline.JudgeOptions(judge, judge_model, annotator),
         force=force,
         reporter=session.reporter,
     )
@@ -162,15 +154,16 @@ def _groups(eda: Eda, top: int, details: bool) -> None:
     from prefcli.metrics import plural
     from prefcli.rendering import tables
 
-    for group in eda.by:
+    shown = eda.by if details else eda.by[:MAX_SHOWN]
+    for group in shown:
         common.print_text(f"{group.name} ({plural(group.battles, 'battle')})", "bold")
         for sentence in group.headline if details else group.headline[:1]:
             common.print_text(sentence)
         print()
         if details and group.ratings:
             common.print_table(f"Ratings of {group.name}", *tables.ratings(group.ratings, top))
-    if eda.groups_left_out:
-        common.print_text(f"{plural(eda.groups_left_out, 'smaller group')} not shown.")
+    if left_out := eda.groups_left_out + len(eda.by) - len(shown):
+        common.print_text(f"{plural(left_out, 'more group')} not shown{'' if details else ': see --all'}.")
         print()
     if eda.ungrouped:
         common.print_text(f"{plural(eda.ungrouped, 'battle')} without a group.")

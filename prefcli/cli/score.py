@@ -133,11 +133,11 @@ def _show_comparison(comparison: ScoreComparison) -> None:
     ]
     for row, name in zip(rows, scores, strict=True):
         row[-1] = "best" if name == comparison.best else ""
-    rows.append(["the prior", first.prior_log_loss, "", "", "", "", ""])
-    rows.append(["a uniform guess", first.uniform_log_loss, "", "", "", "", ""])
+    rows.append(["prior", first.prior_log_loss, "", "", "", "", ""])
+    rows.append(["uniform guess", first.uniform_log_loss, "", "", "", "", ""])
     common.print_table(
         metrics.describe_battles(first.n, first.prompts, outcomes=first.outcomes),
-        ["", "log loss", "95 %", "accuracy", "Brier", "calib. error", ""],
+        ["", "log loss", "95 %", "accuracy", "Brier", "calibr.", ""],
         rows,
     )
     lowest = min(scores, key=lambda name: scores[name].log_loss)
@@ -172,7 +172,7 @@ def _show_groups(by: ScoresByGroup) -> None:
         ["", "battles", "log loss", "95 %", "prior", "accuracy", "95 %"],
         [
             [
-                one_line(group.group, 40),
+                one_line(group.group, 80),
                 group.n,
                 group.log_loss,
                 "-" if group.log_loss_ci is None else "{:.3f} to {:.3f}".format(*group.log_loss_ci),
@@ -194,7 +194,7 @@ def _show_groups_of_files(by: dict[str, ScoresByGroup]) -> None:
         f"Log loss by {first.column}",
         ["", "battles", *by],
         [
-            [one_line(group.group, 40), group.n, *(of_file.groups[number].log_loss for of_file in by.values())]
+            [one_line(group.group, 80), group.n, *(of_file.groups[number].log_loss for of_file in by.values())]
             for number, group in enumerate(first.groups[:MAX_SHOWN_GROUPS])
         ],
     )

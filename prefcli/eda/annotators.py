@@ -7,7 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefcli.eda import quality
-from prefcli.eda.judges import Estimate, Joined, Votes, agreement, confusion_cells, contents, estimate, swap_labels
+from prefcli.eda.judges import (
+    Estimate,
+    Joined,
+    Votes,
+    agreement,
+    confusion_cells,
+    contents,
+    estimate,
+    share,
+    swap_labels,
+)
 from prefcli.eda.measures import IntArray
 from prefcli.outcomes import OUTCOMES
 
@@ -122,19 +132,19 @@ def _with_others(own: np.ndarray, item: IntArray, labels: IntArray, votes: np.nd
     equal = others[np.arange(len(others)), labels[own]]
     shares = np.divide(equal, total, out=np.zeros(len(total)), where=total > 0)
     columns = np.stack([shares, np.ones(len(total))], axis=1)
-    return estimate(columns, keys[own], lambda sums: np.asarray(sums[..., 0] / sums[..., 1]), total > 0)
+    return estimate(columns, keys[own], share, total > 0)
 
 
 def _contested(people: Votes, votes: np.ndarray, rows: IntArray, reversed_: np.ndarray) -> tuple[ContestedBattle, ...]:
     total = votes.sum(axis=1)
     several = np.flatnonzero(total > 1)
-    share = (votes * (votes - 1)).sum(axis=1)[several] / (total * (total - 1))[several]
-    order = several[np.lexsort((several, -total[several], share))]
-    share_of = dict(zip(several.tolist(), share.tolist(), strict=True))
+    agreed = (votes * (votes - 1)).sum(axis=1)[several] / (total * (total - 1))[several]
+    order = several[np.lexsort((several, -total[several], agreed))]
+    agreement_of = dict(zip(several.tolist(), agreed.tolist(), strict=True))
     contested = []
     for i in order[:MAX_CONTESTED].tolist():
-        if share_of[i] < 1:
+        if agreement_of[i] < 1:
             a, b, tie = votes[i].astype(int).tolist()
             outcomes = (b, a, tie) if reversed_[rows[i]] else (a, b, tie)
-            contested.append(ContestedBattle(people.ids[rows[i]].as_py(), outcomes, share_of[i]))
+            contested.append(ContestedBattle(people.ids[rows[i]].as_py(), outcomes, agreement_of[i]))
     return tuple(contested)

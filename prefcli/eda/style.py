@@ -15,6 +15,7 @@ from prefcli.bootstrap import Z95, expanded_quantile
 from prefcli.eda.davidson import PRIOR_PRECISION, Array, DavidsonFit, PairwiseCounts, fit, inverse_information, sandwich
 from prefcli.eda.measures import MARKUP, BattleStats, IntArray
 from prefcli.metrics import plural
+from prefcli.outcomes import A, B
 
 STYLE = ("length", "list items", "headings", "bold")
 """The properties that are controlled for; length is in characters, the others are counts of :data:`MARKUP`."""
@@ -81,10 +82,11 @@ def fit_styled(
     Returns
     -------
     tuple
-        The fit, None when no property can be used; the effects, None when no two answers differ in any.
+        The fit, None when no property can be used; the effects, None when no two answers differ in any, or all battles
+        are ties.
     """
     differing = (differences != 0).sum(axis=0)
-    if not differing.any():
+    if not differing.any() or not rows.counts[:, [A, B]].any():  # nothing to explain
         return None, None
     left_out = [
         f"{name} (the answers of only {plural(count, 'battle')} differ in it)"

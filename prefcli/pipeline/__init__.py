@@ -11,7 +11,7 @@ from prefcli.pipeline.demo import demo
 from prefcli.pipeline.eda import eda
 from prefcli.pipeline.estimate import estimate_prediction, estimate_training
 from prefcli.pipeline.export import export
-from prefcli.pipeline.judges import compare_judges
+from prefcli.pipeline.judges import JudgeOptions, compare_judges
 from prefcli.pipeline.predict import find_runs, predict, predict_lines
 from prefcli.pipeline.preprocess import preprocess, preview
 from prefcli.pipeline.push import push
@@ -27,6 +27,7 @@ from prefcli.pipeline.train import train
 from prefcli.storage.hub import check_push
 
 __all__ = [
+    "JudgeOptions",
     "ScoreComparison",
     "ScoreOptions",
     "ablate",

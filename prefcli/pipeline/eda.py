@@ -9,7 +9,7 @@ from prefcli.battles import STANDARD_INPUT, PathLike, Source, SourceLike
 from prefcli.eda import Eda, explore
 from prefcli.errors import InputError
 from prefcli.pipeline.eda_problems import check_export, find_problems, write_problems
-from prefcli.pipeline.judges import Judges
+from prefcli.pipeline.judges import JudgeOptions, compare_stage
 from prefcli.pipeline.stages import read_stage, show_first_battle
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files
@@ -26,7 +26,7 @@ def eda(  # noqa: PLR0913  (what the command line gives)
     report: PathLike | None = None,
     export: PathLike | None = None,
     label_errors: bool = False,
-    compared: Judges | None = None,
+    judges: JudgeOptions | None = None,
     force: bool = False,
     reporter: Reporter = SILENT,
 ) -> Eda:
@@ -48,8 +48,8 @@ def eda(  # noqa: PLR0913  (what the command line gives)
         File for the battles with problems: CSV, JSON lines or Parquet by its name.
     label_errors:
         Also look for wrong labels, by models that are trained on the other battles.
-    compared:
-        What :func:`prefcli.pipeline.compare_judges` found, to be part of the statistics and of the page.
+    judges:
+        Also compare the votes with a judge's and with each other, as :func:`prefcli.pipeline.compare_judges` does.
     force:
         Whether to overwrite the outputs.
     """
@@ -64,22 +64,26 @@ def eda(  # noqa: PLR0913  (what the command line gives)
         check_export(export_path)
     elif label_errors:
         raise InputError("--label-errors needs a file for them", hint="Name one: --export problems.csv.")
-    if label_errors and STANDARD_INPUT in source.paths:
-        raise InputError(
-            "--label-errors reads the battles twice, and standard input has them once", hint="Name a file."
-        )
+    judges = judges or JudgeOptions()
+    annotator_is_read_apart = source.by is not None and judges.annotator not in (None, source.by)
+    if STANDARD_INPUT in source.paths and (label_errors or annotator_is_read_apart):
+        option = "--label-errors" if label_errors else "--annotator beside --by"
+        raise InputError(f"{option} reads the battles twice, and standard input has them once", hint="Name a file.")
+    others = [Source.of(other) for other in (test, judges.judge) if other is not None]
     for path in filter(None, (page_path, export_path)):
-        files.refuse_to_replace(path, [*source.paths, *(test.paths if test else ())])
+        files.refuse_to_replace(path, [*source.paths, *(input_path for other in others for input_path in other.paths)])
         files.refuse_to_overwrite(path, force)
-    battles = read_stage(source, workspace, reporter)
+    voters = dataclasses.replace(source, by=judges.annotator)
+    battles = read_stage(source if source.by is not None else voters, workspace, reporter)
     show_first_battle(battles, reporter)
+    votes = read_stage(voters, workspace, reporter) if annotator_is_read_apart else battles
+    compared = compare_stage(votes, voters, judges, workspace, reporter)
     test_keys = test_battles = None
     if test:
         test_battles = read_stage(test, workspace, reporter, preferred="test", outcomes=False)
         test_keys = test_battles.table(["prompt_key"])["prompt_key"].to_numpy()
     statistics = explore(battles.batches(), top, max_length=max_length, test_keys=test_keys, by=source.by)
-    if compared is not None:
-        statistics = dataclasses.replace(statistics, judge=compared.judge, annotators=compared.annotators)
+    statistics = dataclasses.replace(statistics, **vars(compared))
     if export_path is not None:
         problems, trouble = find_problems(
             source, workspace, battles, test_battles, label_errors=label_errors, reporter=reporter

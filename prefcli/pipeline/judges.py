@@ -17,6 +17,19 @@ from prefcli.storage.workspace import WORKSPACE, Stage, Workspace
 
 
 @dataclass(frozen=True)
+class JudgeOptions:
+    """What people's votes are compared with, see :func:`compare_judges`."""
+
+    judge: SourceLike | None = None
+    judge_model: str | None = None
+    annotator: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.judge_model is not None and self.judge is None:
+            raise InputError("--judge-model needs a judge", hint="Name the judge's votes with --judge FILE.")
+
+
+@dataclass(frozen=True)
 class Judges:
     """What ``compare_judges`` returns."""
 
@@ -53,23 +66,30 @@ def compare_judges(
     InputError
         If no battle has an outcome in both files, or there is no such model or column.
     """
-    if judge_model is not None and judge is None:
-        raise InputError("--judge-model needs a judge", hint="Name the judge's votes with --judge FILE.")
-    workspace, source = Workspace.of(workspace), Source.of(people)
-    stage = read_stage(replace(source, by=annotator), workspace, reporter)
-    votes = _votes(stage)
+    options = JudgeOptions(judge, judge_model, annotator)
+    workspace, source = Workspace.of(workspace), replace(Source.of(people), by=annotator)
+    return compare_stage(read_stage(source, workspace, reporter), source, options, workspace, reporter)
+
+
+def compare_stage(
+    people: Stage, source: Source, options: JudgeOptions, workspace: Workspace, reporter: Reporter
+) -> Judges:
+    """:func:`compare_judges` of battles that were read from ``source``, with ``by`` the annotator if one is named."""
+    if options == JudgeOptions():
+        return Judges(None, None)
+    votes = _votes(people)
     verdicts = joined = comparison = None
-    if judge is not None:
-        verdicts = _votes(read_stage(replace(source, by=None).like(judge), workspace, reporter))
+    if options.judge is not None:
+        verdicts = _votes(read_stage(replace(source, by=None).like(options.judge), workspace, reporter))
         joined = judges.join(votes, verdicts)
-        comparison = judges.compare(votes, verdicts, joined, judge_model=judge_model)
-    if annotator is None:
+        comparison = judges.compare(votes, verdicts, joined, judge_model=options.judge_model)
+    if options.annotator is None:
         return Judges(comparison, None)
-    names = stage.table(["group"])["group"].to_pylist()
+    names = people.table(["group"])["group"].to_pylist()
     if not any(names):
-        raise InputError(f"nobody is named: {annotator} is empty", where=str(source))
+        raise InputError(f"nobody is named: {options.annotator} is empty", where=str(source))
     both = (verdicts, joined) if verdicts is not None and joined is not None else None
-    return Judges(comparison, annotators.compare(votes, names, annotator, both))
+    return Judges(comparison, annotators.compare(votes, names, options.annotator, both))
 
 
 def _votes(stage: Stage) -> judges.Votes:

@@ -11,6 +11,7 @@ import numpy as np
 
 from prefcli import groups, readers
 from prefcli.battles import ReadCounts, Source, SourceLike, check_unique_ids, describe_battle, describe_reading
+from prefcli.metrics import plural
 from prefcli.readers.cells import list_names
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage.workspace import Stage, StageWriter, Workspace
@@ -74,7 +75,7 @@ def read_stage(
     _check_ids(stage, source)
     counts = stage.metadata["counts"]
     how = f"{battle_file.description}; {'reused from the cache' if stage.reused else 'read now'}"
-    reporter.note(f"{source}: {counts['battles']:,} battles, {counts['labelled']:,} with an outcome ({how})")
+    reporter.note(f"{source}: {plural(counts['battles'], 'battle')}, {counts['labelled']:,} with an outcome ({how})")
     if battle_file.not_read:
         reporter.note("; ".join([f"{source}: not read: {list_names(battle_file.not_read)}", *battle_file.questions]))
     for warning in ReadCounts(**counts).warnings():

@@ -33,7 +33,7 @@ from prefcli.readers.outcome_search import find_outcome
 from prefcli.readers.paths import Places, did_you_mean, is_missing, normalise, parse_places
 from prefcli.readers.refusals import no_layout
 
-COLUMN_OR_COMPUTED = f"--by takes a column, a path into one (a.b.0), or {', '.join(groups.COMPUTED)}"
+COLUMN_OR_COMPUTED = f"--annotator takes a column or a path into one (a.b.0), --by also {', '.join(groups.COMPUTED)}"
 
 
 @dataclass(frozen=True)

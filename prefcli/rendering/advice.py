@@ -11,10 +11,9 @@ import numpy as np
 
 from prefcli import metrics
 from prefcli.battles import Source
-from prefcli.metrics import Difference
 from prefcli.options import TrainOptions
 from prefcli.rendering.curves import Course
-from prefcli.rendering.evaluation import Evaluation, GroupScore, Predictions
+from prefcli.rendering.evaluation import Evaluation, Predictions
 
 MAX_ADVICE = 5
 RISE = 0.005
@@ -46,7 +45,7 @@ class RunFacts:
     courses: Sequence[Course]
     cut: float
     """Share of the battles that the length limit cut."""
-    both_orders: Difference | None
+    both_orders: metrics.Difference | None
     """Log loss of the mean over both orders of the answers minus that of one; None where they are the same."""
     reached_last_round: bool = False
     """Whether boosting was still improving at the largest number of rounds."""
@@ -171,19 +170,19 @@ def _about_interval(facts: RunFacts, evaluation: Evaluation) -> Iterator[Advice]
 def _about_groups(data: str, evaluation: Evaluation) -> Iterator[Advice]:
     """A group whose interval is above the log loss of all battles."""
     overall = evaluation.score.log_loss
-    worst: tuple[float, str, GroupScore] | None = None
+    worst: tuple[float, str, str, metrics.Score] | None = None
     for grouping in evaluation.groupings:
-        for group in grouping.groups:
-            low = group.score.log_loss_ci[0] if group.score.log_loss_ci else 0.0
+        for name, score in grouping.groups.items():
+            low = score.log_loss_ci[0] if score.log_loss_ci else 0.0
             if low > overall and (worst is None or low > worst[0]):
-                worst = (low, grouping.by, group)
+                worst = (low, grouping.by, name, score)
     if worst is None:
         return
-    low, by, group = worst
+    low, by, name, score = worst
     yield Advice(
-        f"Battles with {by} {group.name!r} are the hardest: log loss {group.score.log_loss:.4f} of {group.score.n:,} "
+        f"Battles with {by} {name!r} are the hardest: log loss {score.log_loss:.4f} of {score.n:,} "
         f"battles, at least {low:.4f}, against {overall:.4f} of all (their own class shares give "
-        f"{group.score.prior_log_loss:.4f}). More such battles help most, if their votes agree.",
+        f"{score.prior_log_loss:.4f}). More such battles help most, if their votes agree.",
         f"prefcli eda {data} --by {quote(by)}",
     )
 

@@ -59,7 +59,7 @@ class Course:
 
     @property
     def dots(self) -> Points:
-        """The validations that get a dot: all, or the best if they are too many to be told apart."""
+        """The validations that get a dot: all, or the best if they are too many to see each."""
         return self.validations if self.best is None or len(self.validations) <= MAX_DOTS else [self.best]
 
 

@@ -169,19 +169,12 @@ class ReliabilityBin:
 
 
 @dataclass(frozen=True)
-class GroupScore:
-    """The metrics of a group's battles; ``score.prior_log_loss`` is of the group's own shares of outcomes."""
-
-    name: str
-    score: metrics.Score
-
-
-@dataclass(frozen=True)
 class Grouping:
     """The error of each of the largest groups."""
 
     by: str
-    groups: tuple[GroupScore, ...]
+    groups: dict[str, metrics.Score]
+    """By name; ``prior_log_loss`` is of the group's own shares of outcomes."""
     left_out: int
     """Smaller groups that are not listed."""
     battles_left_out: int
@@ -285,11 +278,12 @@ def _groupings(predictions: Predictions, details: Details) -> Iterable[Grouping]
     """The groupings that have two groups to show."""
     for by, names in details.groups.items():
         sizes = Counter(name for name in names if name is not None)
-        largest = [name for name, size in sizes.most_common(MAX_GROUPS) if size >= MIN_GROUP]
+        by_size = sorted(sizes, key=lambda name: -sizes[name])
+        largest = [name for name in by_size[:MAX_GROUPS] if sizes[name] >= MIN_GROUP]
         if len(largest) < 2:
             continue
         group_of = np.array(names, dtype=object)
         ordered = groups.in_order({name: sizes[name] for name in largest}, by)
-        scores = [GroupScore(name, predictions.score(np.flatnonzero(group_of == name))) for name in ordered]
+        scores = {name: predictions.score(np.flatnonzero(group_of == name)) for name in ordered}
         shown = sum(sizes[name] for name in largest)
-        yield Grouping(by, tuple(scores), len(sizes) - len(largest), len(names) - shown)
+        yield Grouping(by, scores, len(sizes) - len(largest), len(names) - shown)

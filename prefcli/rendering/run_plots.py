@@ -42,22 +42,20 @@ def _loss_axis(values: Sequence[float]) -> Axis:
 def groups(grouping: Grouping) -> tuple[list[Dot], Axis]:
     """Log loss of each group with its interval; the mark is that of the group's own class shares."""
     dots = []
-    for group in grouping.groups:
-        score = group.score
+    for name, score in grouping.groups.items():
         low, high = score.log_loss_ci or (score.log_loss, score.log_loss)
         shown = f"{score.log_loss:.4f}"
-        dots.append(Dot(group.name, score.log_loss, low, high, shown, f"n = {score.n:,}", score.prior_log_loss))
+        dots.append(Dot(name, score.log_loss, low, high, shown, f"n = {score.n:,}", score.prior_log_loss))
     return dots, _loss_axis([end for dot in dots for end in (dot.low, dot.high, dot.mark or dot.value)])
 
 
 def group_table(grouping: Grouping) -> Table:
     """The same as a table."""
     rows = []
-    for group in grouping.groups:
-        score = group.score
+    for name, score in grouping.groups.items():
         known = interval(*score.log_loss_ci, ".4f") if score.log_loss_ci else score.log_loss_ci_reason
         rows.append(
-            [group.name, f"{score.n:,}", "" if score.prompts is None else f"{score.prompts:,}", f"{score.log_loss:.4f}",
+            [name, f"{score.n:,}", "" if score.prompts is None else f"{score.prompts:,}", f"{score.log_loss:.4f}",
              known, f"{score.prior_log_loss:.4f}", f"{score.accuracy:.1%}"]
         )  # fmt: skip
     return [grouping.by, "battles", "prompts", "log loss", "95 %", "class shares", "accuracy"], rows
@@ -163,8 +161,8 @@ def against_prior(difference: metrics.Difference) -> str:
     if difference.ci is None:
         return f"{difference.difference:+.4f} against the class shares ({difference.reason})"
     low, high = difference.ci
-    told = "better than" if high < 0 else "worse than" if low > 0 else "not told apart from"
+    verdict = "better than" if high < 0 else "worse than" if low > 0 else "not clearly different from"
     return (
-        f"{told} always predicting the class shares: {difference.difference:+.4f} on the same battles "
+        f"{verdict} always predicting the class shares: {difference.difference:+.4f} on the same battles "
         f"(95 % interval {low:+.4f} to {high:+.4f})"
     )
