@@ -40,6 +40,8 @@ TWO_OUTCOMES = "no ties among the labels: scored as two outcomes, p_A / (p_A + p
 NO_VARIATION = "no interval: all battles have the same loss"
 SAME_DIFFERENCE = "no interval: the losses differ by the same amount in every battle"
 
+SIGNIFICANT = 0.05
+"""P-values below it are."""
 DIFFERENCE_ROUNDS = 10_000
 """Of the bootstrap behind a p-value: near 0.05 it then varies by 0.003."""
 
@@ -326,6 +328,29 @@ def _difference(units: bootstrap.Units, drawn: Array | None, weights: Array) -> 
     means = drawn[:, 1:] @ weights / drawn[:, 0]
     interval, p = bootstrap.percentile_interval(means, units.size), bootstrap.p_value(means, units.size)
     return Difference(mean, interval, p, units.rows, units.groups, "")
+
+
+@dataclass(frozen=True)
+class NamedDifference(Difference):
+    """The mean loss of model ``a`` minus that of ``b``. Its p-value is not adjusted for the number of models."""
+
+    a: str
+    b: str
+
+
+def best(log_losses: Mapping[str, float], differences: Sequence[NamedDifference]) -> str | None:
+    """The model of the lowest log loss, if its difference from each of the others is significant; else None.
+
+    Parameters
+    ----------
+    log_losses:
+        Of at least two models.
+    differences:
+        Of every two of them. Their p-values are adjusted by :func:`holm`, and compared with :data:`SIGNIFICANT`.
+    """
+    lowest = min(log_losses, key=lambda name: log_losses[name])
+    p_values = [1.0 if each.p is None else each.p for each in differences if lowest in (each.a, each.b)]
+    return lowest if max(holm(p_values)) < SIGNIFICANT else None
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

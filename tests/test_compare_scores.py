@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -108,6 +110,19 @@ def test_holms_p_values_are_those_of_the_definition() -> None:
     assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert metrics.holm([0.9, 0.8]) == [1.0, 1.0]
     assert metrics.holm([]) == []
+
+
+def test_the_best_of_many_needs_only_its_own_differences() -> None:
+    """The p-values of the bootstrap have a floor of 0.0002, which must not keep the best of 30 from being named."""
+    names = [f"m{i:02}" for i in range(30)]
+    losses = {name: float(i) for i, name in enumerate(names)}
+    differences = [
+        metrics.NamedDifference(-1.0, (-2.0, -0.5), 0.0002 if a == "m00" else 0.9, 100, 50, "", a, b)
+        for a, b in itertools.combinations(names, 2)
+    ]
+    assert metrics.best(losses, differences) == "m00"
+    unknown = dataclasses.replace(differences[3], ci=None, p=None, reason="no interval")
+    assert metrics.best(losses, [*differences[:3], unknown, *differences[4:]]) is None
 
 
 def write_files(folder: Path, n: int = 200) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -21,6 +21,7 @@ from prefcli.reporting import Silent, visible
 
 if TYPE_CHECKING:
     from prefcli.battles import Source as Reading
+    from prefcli.metrics import Interval, NamedDifference
     from prefcli.pipeline.estimate import Estimate
     from prefcli.reporting import Progress, Reporter
     from prefcli.storage.workspace import Workspace
@@ -248,6 +249,24 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
         table.add_row(*(Text(visible(_cell(value))) for value in row))
     _print(Text(visible(title), style="bold"), table)
     print()
+
+
+def interval(ends: Interval | None, missing: str = "-") -> str:
+    """Both ends of an interval of a log loss."""
+    return missing if ends is None else "{:.4f} to {:.4f}".format(*ends)
+
+
+def print_differences(differences: Sequence[NamedDifference]) -> None:
+    """Print the paired differences of log losses, and why some have no interval."""
+    rows = [
+        [each.a, each.b, f"{each.difference:+.4f}", interval(each.ci),
+         "-" if each.p is None else f"{each.p:.4f}" if each.p >= 0.001 else "< 0.001"]
+        for each in differences
+    ]  # fmt: skip
+    title = "Differences of log loss on the same battles (negative: the first is better)"
+    print_table(title, ["first", "second", "difference", "95 %", "p"], rows)
+    if reasons := sorted({each.reason for each in differences if each.reason}):
+        say("; ".join(reasons))
 
 
 def _print(*parts: Any) -> None:

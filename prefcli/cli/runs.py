@@ -17,7 +17,6 @@ from prefcli.cli.flags import command
 from prefcli.errors import InputError, PrefcliError
 
 if TYPE_CHECKING:
-    from prefcli.metrics import Interval
     from prefcli.pipeline.runs import RunDetails, RunsDiff, RunSummary
     from prefcli.pipeline.runs_compare import RunComparison
 
@@ -105,7 +104,7 @@ def _print_rows(summaries: Sequence[RunSummary]) -> None:
                "vs prior", "size", ""]  # fmt: skip
     rows = [
         [run.name, _when(run), run.architecture, run.encoder or "", run.text, run.data, _count(run.train_battles),
-         _count(run.held_out_battles), _figure(run.log_loss), _interval(run.log_loss_ci), _against_prior(run),
+         _count(run.held_out_battles), _figure(run.log_loss), common.interval(run.log_loss_ci, ""), _against_prior(run),
          _size(run.bytes), _state(run)]
         for run in summaries
     ]  # fmt: skip
@@ -117,7 +116,7 @@ def _print_lines(run: RunSummary) -> None:
     common.say(f"{run.name}  {_state(run)}".rstrip())
     figures = []
     if run.log_loss is not None:
-        interval = _interval(run.log_loss_ci)
+        interval = common.interval(run.log_loss_ci, "")
         figures = [
             f"log loss {run.log_loss:.4f}{f' ({interval})' if interval else ''}",
             f"{_against_prior(run)} against the prior",
@@ -150,10 +149,6 @@ def _figure(value: float | None) -> str:
 def _against_prior(run: RunSummary) -> str:
     """How far the log loss is above the prior's: negative is better."""
     return "" if run.gain is None else f"{-run.gain:+.4f}"
-
-
-def _interval(interval: Interval | None) -> str:
-    return "" if interval is None else "{:.4f} – {:.4f}".format(*interval)
 
 
 def _size(size: int) -> str:
@@ -220,6 +215,8 @@ def _print_pairs(title: str, values: dict[str, str]) -> None:
 def _text(value: Any) -> str:
     from prefcli.storage.files import to_json
 
+    if isinstance(value, list):
+        value = [round(each, 4) if isinstance(each, float) else each for each in value]
     return value if isinstance(value, str) else "none" if value is None else to_json(value)
 
 
@@ -245,7 +242,7 @@ def _print_difference(difference: RunsDiff) -> None:
 
 def _rounded(value: Any) -> str:
     if isinstance(value, tuple):
-        return _interval(value)
+        return common.interval(value)
     return _figure(value) if isinstance(value, float) else _count(value)
 
 
@@ -272,20 +269,12 @@ def _print_comparison(comparison: RunComparison) -> None:
         comparison.battles, comparison.prompts, "common battle", outcomes=comparison.outcomes
     )
     rows = [
-        [name, score.log_loss, _interval(score.log_loss_ci), score.accuracy, "best" if name == comparison.best else ""]
+        [name, score.log_loss, common.interval(score.log_loss_ci), score.accuracy,
+         "best" if name == comparison.best else ""]
         for name, score in comparison.scores.items()
-    ]
+    ]  # fmt: skip
     common.print_table(what, ["run", "log loss", "95 %", "accuracy", ""], rows)
-    common.print_table(
-        "Differences in log loss (negative: the first is better; paired, prompts resampled)",
-        ["", "difference", "95 %", "p", ""],
-        [
-            [f"{each.a} - {each.b}", f"{each.difference:+.4f}",
-             "" if each.ci is None else "{:+.4f} to {:+.4f}".format(*each.ci),
-             "" if each.p is None else f"{each.p:.4f}", each.reason]
-            for each in comparison.differences
-        ],
-    )  # fmt: skip
+    common.print_differences(comparison.differences)
     if comparison.best is None:
         common.say("no run is clearly better than each of the others")
 

@@ -128,7 +128,7 @@ def _show_comparison(comparison: ScoreComparison) -> None:
     scores = comparison.scores
     first = next(iter(scores.values()))
     rows: list[list[object]] = [
-        [name, score.log_loss, _interval(score.log_loss_ci), score.accuracy, score.brier, score.ece, ""]
+        [name, score.log_loss, common.interval(score.log_loss_ci), score.accuracy, score.brier, score.ece, ""]
         for name, score in scores.items()
     ]
     for row, name in zip(rows, scores, strict=True):
@@ -141,17 +141,8 @@ def _show_comparison(comparison: ScoreComparison) -> None:
         rows,
     )
     lowest = min(scores, key=lambda name: scores[name].log_loss)
-    shown = [found for found in comparison.differences if len(scores) < 5 or lowest in (found.a, found.b)]
-    common.print_table(
-        "Differences of log loss on the same battles (negative: the first is better)",
-        ["first", "second", "difference", "95 %", "p"],
-        [
-            [found.a, found.b, f"{found.difference:+.4f}", _interval(found.ci), "-" if found.p is None else _p(found.p)]
-            for found in shown
-        ],
-    )
-    if reasons := {found.reason for found in shown if found.reason}:
-        common.say("; ".join(sorted(reasons)))
+    shown = [each for each in comparison.differences if len(scores) < 5 or lowest in (each.a, each.b)]
+    common.print_differences(shown)
     adjusted = " (adjusted for their number, Holm)" if len(scores) > 2 else ""
     if comparison.best is None:
         common.say(f"{lowest} has the lowest log loss, but none is marked best:")
@@ -235,13 +226,5 @@ def _show_reward_bench(averages: dict[str, RewardBench]) -> None:
         common.say(f"not comparable with the leaderboard: {len(first.missing)} of its subsets are missing: {names}\n")
 
 
-def _interval(interval: Interval | None) -> str:
-    return "-" if interval is None else "{:.4f} to {:.4f}".format(*interval)
-
-
 def _percent(interval: Interval | None) -> str:
     return "-" if interval is None else "{:.1%} to {:.1%}".format(*interval)
-
-
-def _p(p: float) -> str:
-    return f"{p:.4f}" if p >= 0.001 else "< 0.001"

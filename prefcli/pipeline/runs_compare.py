@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,14 +23,6 @@ from prefcli.storage.workspace import WORKSPACE, Workspace
 
 
 @dataclass(frozen=True)
-class RunDifference(metrics.Difference):
-    """How much the log loss of run ``a`` is above that of run ``b``; negative where ``a`` is better."""
-
-    a: str
-    b: str
-
-
-@dataclass(frozen=True)
 class RunComparison:
     """What ``prefcli runs compare`` finds."""
 
@@ -42,10 +33,10 @@ class RunComparison:
     """2 where none of the battles is a tie: then every run is scored on two outcomes."""
     scores: dict[str, metrics.Score]
     """By run."""
-    differences: tuple[RunDifference, ...]
-    """Of all pairs."""
+    differences: tuple[metrics.NamedDifference, ...]
+    """Of every two."""
     best: str | None
-    """The run that is better than each of the others (p below 0.05, adjusted for the number of pairs); None if none."""
+    """The run that is better than each of the others (p below 0.05, adjusted for their number); None if none."""
     cautions: tuple[str, ...]
     """What to know about the comparison."""
 
@@ -69,7 +60,7 @@ def compare_runs(
     """Compare runs on the battles that all of them held out, battle by battle.
 
     Battles are the same if id, prompt and outcome are. A battle whose prompt one of the runs has seen in training is
-    left out. Intervals and p-values resample prompts; those of several pairs are adjusted by Holm's method only to
+    left out. Intervals and p-values resample prompts; those of several runs are adjusted by Holm's method only to
     name the best.
 
     Raises
@@ -83,10 +74,12 @@ def compare_runs(
     loaded = [_load(workspace, folder) for folder in find_several(workspace, names)]
     cautions = _cautions(loaded)
     rows = blending.common_rows([run.held_out for run in loaded])
+    for caution in cautions:
+        reporter.warn(caution)
+    warned = len(cautions)
     if not len(rows[0]):
         raise InputError(
-            f"{' and '.join(run.name for run in loaded)} held out no battle in common",
-            where="; ".join(cautions),
+            f"{', '.join(run.name for run in loaded)} held out no battle in common",
             hint="Train them on the same file with the same --seed and --validation, or with one --validation-file.",
         )
     keys = loaded[0].held_out.keys[rows[0]]
@@ -105,7 +98,7 @@ def compare_runs(
             cautions.append(
                 f"{left_out:,} of the {len(run.held_out.ids):,} battles that {run.name} held out are not compared"
             )
-    for caution in cautions:
+    for caution in cautions[warned:]:
         reporter.warn(caution)
     return _compare(loaded, rows, tuple(cautions), seed)
 
@@ -162,7 +155,7 @@ def _compare(
     scored = [metrics.two_outcome(p) if outcomes == 2 else p for p in probabilities]
     losses = {run.name: metrics.losses(p, labels) for run, p in zip(loaded, scored, strict=True)}
     differences = tuple(
-        RunDifference(**dataclasses.asdict(metrics.compare(losses[a], losses[b], keys, seed=seed)), a=a, b=b)
+        metrics.NamedDifference(**vars(metrics.compare(losses[a], losses[b], keys, seed=seed)), a=a, b=b)
         for a, b in itertools.combinations(losses, 2)
     )
     return RunComparison(
@@ -171,13 +164,6 @@ def _compare(
         outcomes=outcomes,
         scores=scores,
         differences=differences,
-        best=_best(scores, differences),
+        best=metrics.best({name: score.log_loss for name, score in scores.items()}, differences),
         cautions=cautions,
     )
-
-
-def _best(scores: dict[str, metrics.Score], differences: Sequence[RunDifference]) -> str | None:
-    lowest = min(scores, key=lambda name: scores[name].log_loss)
-    adjusted = metrics.holm([1.0 if difference.p is None else difference.p for difference in differences])
-    own = [p for p, difference in zip(adjusted, differences, strict=True) if lowest in (difference.a, difference.b)]
-    return lowest if max(own) < 0.05 else None

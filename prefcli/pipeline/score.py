@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from prefcli import groups, metrics
 from prefcli.battles import PathLike, Source, SourceLike
-from prefcli.bootstrap import Interval
 from prefcli.data import reward_bench, tables
 from prefcli.errors import InputError, ModelError
 from prefcli.outcomes import TIE
@@ -21,8 +20,6 @@ from prefcli.pipeline.stages import report_reading
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import runs
 from prefcli.storage.workspace import Workspace
-
-SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -51,27 +48,12 @@ class ScoreResult(metrics.Score):
 
 
 @dataclass(frozen=True)
-class ScoreDifference:
-    """The paired difference of two files' log losses: negative where ``a`` is better."""
-
-    a: str
-    b: str
-    difference: float
-    ci: Interval | None
-    """95 % interval; None where there are too few prompts."""
-    p: float | None
-    """Two-sided; not adjusted for the number of files."""
-    reason: str
-    """Why there is no interval; else empty."""
-
-
-@dataclass(frozen=True)
 class ScoreComparison:
     """What ``compare_scores`` returns: several files' metrics on the battles that all have."""
 
     scores: dict[str, ScoreResult]
     """By the file's name, with its folder if two names are equal."""
-    differences: tuple[ScoreDifference, ...]
+    differences: tuple[metrics.NamedDifference, ...]
     """Of every two files, in the order in which they were named."""
     best: str | None
     """The file of the lowest log loss, if its paired difference from each of the others has p < 0.05; of more than two
@@ -153,17 +135,10 @@ def compare_scores(
         names = [path.as_posix() for path in paths]
     scores = dict(zip(names, results, strict=True))
     named = tuple(
-        ScoreDifference(names[a], names[b], found.difference, found.ci, found.p, found.reason)
-        for (a, b), found in differences.items()
+        metrics.NamedDifference(**vars(found), a=names[a], b=names[b]) for (a, b), found in differences.items()
     )
-    return ScoreComparison(scores, named, _best(scores, named))
-
-
-def _best(scores: Mapping[str, ScoreResult], differences: Sequence[ScoreDifference]) -> str | None:
-    best = min(scores, key=lambda name: scores[name].log_loss)
-    p_values = [difference.p for difference in differences if best in (difference.a, difference.b)]
-    known = [p for p in p_values if p is not None]
-    return best if len(known) == len(p_values) and max(metrics.holm(known)) < SIGNIFICANT else None
+    log_losses = {name: result.log_loss for name, result in scores.items()}
+    return ScoreComparison(scores, named, metrics.best(log_losses, named))
 
 
 @dataclass(frozen=True)
