@@ -357,7 +357,7 @@ def test_missing_packages_and_tokenizers_in_python_are_errors(
             def __call__(self, *args: Any, **options: Any) -> Any:
                 return plain(*args, **options)
 
-        patch.setattr(encoders, "load_tokenizer", lambda _: Slow())
+        patch.setattr(encoders, "load_tokenizer", lambda _, **__: Slow())
         check_refused(cli(*export), 2, "written in Python")
     assert not Path("o").exists()
 

@@ -20,7 +20,7 @@ from prefcli.data.tables import read_probabilities
 from prefcli.errors import ModelError
 from prefcli.options import TrainOptions
 from prefcli.outcomes import WINNER_COLUMNS
-from prefcli.pipeline.predict import _describe_unseen
+from prefcli.pipeline.predict import describe_unseen
 from prefcli.storage import runs
 
 Cli = Callable[..., Result]
@@ -140,7 +140,7 @@ def test_what_all_folds_never_saw_is_said_once(tmp_path: Path) -> None:
         options = TrainOptions(folds=2 if name == "run" else 0)
         runs.write_config(tmp_path / name, options, {"data": {"outcomes": outcomes, "train_battles": 6}})
     reporter = Mock()
-    assert _describe_unseen([tmp_path / "run"], ["run"], reporter) == (("tie",),)
+    assert describe_unseen([tmp_path / "run"], ["run"], reporter) == (("tie",),)
     reporter.note.assert_called_once_with("run: no ties among the 12 training battles: a tie gets probability 0.01")
 
 
