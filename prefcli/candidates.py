@@ -13,6 +13,8 @@ from prefcli.battles import TURNS, prompt_key
 
 ANSWERS = pa.list_(TURNS)
 
+LIST_COLUMNS = ("responses", "completions", "answers", "candidates", "outputs", "generations")
+"""Names of columns that hold the answers to a prompt."""
 CANDIDATE_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),

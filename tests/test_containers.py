@@ -160,6 +160,7 @@ def test_the_only_row_of_a_file_is_a_row(tmp_path: Path, row: Row) -> None:
     [
         ('{"features": [{"a": 1}], "rows": [{"b": 1}]}', "several lists may be the rows: features, rows", ""),
         ('{"prompt": ["q", "r"], "response_a": ["x", "y"], "response_b": ["x", "z"]}', "several turns", ""),
+        ('{"prompt": ["q", "r"], "responses": [["x", "y"], ["z", "w"]]}', "several turns", ""),
         ('{"a": 1}\n{"a": 1, "b": {"c": 1, "c": 2}}', "key 'c' occurs twice", "row 2"),
         ('[{"a": 1, "a": 2}]', "key 'a' occurs twice", "row 1"),
         ('{"a": 1, "a": 2}', "key 'a' occurs twice", "row 1"),

@@ -221,6 +221,13 @@ def test_files_of_any_kind_hold_the_same_questions(tmp_path: Path) -> None:
         ], path.name
 
 
+def test_the_only_line_of_a_file_is_a_question_of_several_turns(tmp_path: Path) -> None:
+    row = {"prompt": ["q", "r"], "responses": [["x", "y"], ["z", "w"]]}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n")
+    ((batch, _),) = readers.open_candidates(Source((tmp_path / "x.jsonl",))).batches()
+    assert [{name: q[name] for name in row} for q in batch.to_pylist()] == [row]
+
+
 # How answers are ranked
 
 
@@ -596,7 +603,7 @@ def test_a_reward_run_gives_scores_and_their_order(reward_run: Path, answers: Pa
     done = cli("rank", answers, "--model", reward_run, "--precision", "fp32", "--json")
     assert done.code == 0, done.err
     assert done.json()["pairs"] == 0
-    assert "each answer is read once" in done.err
+    assert "each answer is read once: scores are rewards" in done.err
     row = json.loads(answers.read_text().splitlines()[0])
     (ranked, *_) = lines_of(Path("ranked.jsonl"))
     scores = judge.score(row["prompt"], row["responses"])

@@ -248,16 +248,19 @@ def _describe_work(
     members: Sequence[inference.Member], sizes: NDArray[np.int64], rule: ranking.RankRule, reporter: Reporter
 ) -> int:
     """How many answers a model reads, or pairs it compares at most, and a message about them."""
+    mean_win = "mean probabilities to win" if rule.method == "mean-win" else None
     if ranking.reads_answers_once(members):
-        reporter.note("each answer is read once: its score is its reward")
+        reporter.note(f"each answer is read once: scores are {mean_win or 'rewards'}")
+        if rule.swap_average:
+            reporter.note("--swap-average changes nothing: no pairs are compared")
         return int(sizes.sum())
     pairs = ranking.pairs_compared(sizes, rule.all_pairs)
-    what = "mean probabilities to win" if rule.method == "mean-win" else "strengths fitted to their probabilities"
+    what = mean_win or "strengths fitted to their probabilities"
     reporter.note(f"{metrics.plural(pairs, 'pair')} of answers are compared: scores are {what}")
     if many := int((sizes > rule.all_pairs).sum()):
         reporter.note(
             f"{metrics.plural(many, 'question')} with more than {rule.all_pairs} answers: each answer is compared with "
-            f"about {2 * ranking.CYCLES} others, not with all (--all-pairs)"
+            f"at most {2 * ranking.CYCLES} others, not with all (--all-pairs)"
         )
     return pairs
 

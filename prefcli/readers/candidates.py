@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from prefcli.battles import Source
-from prefcli.candidates import ANSWERS, make_candidates
+from prefcli.candidates import ANSWERS, LIST_COLUMNS, make_candidates
 from prefcli.errors import InputError
 from prefcli.readers import layouts
 from prefcli.readers.battle_file import digest_of, peek_file, peek_table
@@ -32,8 +32,6 @@ from prefcli.readers.paths import as_text, column_cells, is_missing
 from prefcli.readers.recognition import find_candidates, matches
 from prefcli.readers.tables import raw_table
 
-LIST_COLUMNS = ("responses", "completions", "answers", "candidates", "outputs", "generations")
-"""Names of columns that hold the answers to a prompt."""
 ANSWER_COLUMNS = tuple(name for name in ANSWER_STEMS if name not in ("summary", "text"))
 """Names of columns that hold one answer."""
 TEXT_KEYS = ("text", "content", "response", "completion", "answer", "output", "generation")

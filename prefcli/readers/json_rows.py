@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Literal, cast
 
 from prefcli.battles import TEXT_FIELDS
+from prefcli.candidates import LIST_COLUMNS
 from prefcli.errors import InputError, one_line
 from prefcli.readers.cells import ENCODING_HINT, Location, excerpt, json_excerpt, list_names
 
@@ -394,13 +395,13 @@ def _arrangement_of_one(members: Mapping[str, _Member], location: Location, line
             return _table("index", dict.fromkeys(name for names in inner for name in names), location)
     lengths = {member.length for member in members.values()}
     if kinds and kinds <= _CELLS | {"mixed"} and len(lengths) == 1:
-        if members.keys() <= set(TEXT_FIELDS) and kinds == {"texts"} and lengths != {1}:
+        if lengths != {1} and _may_be_one_conversation({name: member.kind for name, member in members.items()}):
             if lines:
                 return _table("objects", members, location)
             raise InputError(
-                "this may be one battle of several turns, or several battles by columns",
+                "this may be one row of several turns, or several rows by columns",
                 where=location.file,
-                hint="Of one battle make a list, by [ and ] around it; several write as JSON lines or CSV.",
+                hint="Of one row make a list, by [ and ] around it; several write as JSON lines or CSV.",
             )
         return _table("lists", members if lengths != {0} else (), location)
     lists = [name for name, member in members.items() if member.kind == "objects"]
@@ -414,6 +415,14 @@ def _arrangement_of_one(members: Mapping[str, _Member], location: Location, line
             )
         return _table("wrapped", members[lists[0]].names, location, lists[0])
     return _table("objects", members, location)
+
+
+def _may_be_one_conversation(kinds: Mapping[str, str]) -> bool:
+    """Whether lists by these names may be the turns of one battle, or of one prompt and its answers."""
+    is_battle = kinds.keys() <= set(TEXT_FIELDS) and set(kinds.values()) == {"texts"}
+    answers = {kind for name, kind in kinds.items() if name != "prompt"}
+    is_question = kinds.keys() <= {"prompt", *LIST_COLUMNS} and kinds.get("prompt") == "texts" and answers == {"lists"}
+    return is_battle or is_question
 
 
 def _is_split(members: Mapping[str, _Member]) -> bool:
