@@ -223,7 +223,7 @@ def prior_log_loss(labels: Labels) -> float:
 def _entropy(counts: NDArray[Any]) -> float:
     shares = counts / counts.sum()
     shares = shares[shares > 0]
-    return float(-(shares * np.log(shares)).sum())
+    return float(-(shares * np.log(shares)).sum()) + 0.0  # never -0.0
 
 
 def one_hot(labels: Labels, outcomes: int = len(OUTCOMES)) -> Array:

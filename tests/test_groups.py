@@ -221,6 +221,10 @@ def test_labels_without_texts_have_groups_by_their_columns(tmp_path: Path) -> No
     result = pipeline.score(tmp_path / "preds.csv", Source.of(tmp_path / "labels.csv", by="lang"))
     assert result.by is not None
     assert [(group.group, group.n, group.prompts) for group in result.by.groups] == [("en", 2, None), ("de", 1, None)]
+    by_tie = pipeline.score(tmp_path / "preds.csv", Source.of(tmp_path / "labels.csv", by="winner_tie")).by
+    assert by_tie is not None
+    assert [(group.group, group.n) for group in by_tie.groups] == [("0", 2), ("1", 1)]
+    assert str(by_tie.groups[1].prior_log_loss) == "0.0"
     with pytest.raises(InputError, match="there are no texts to group by length"):
         pipeline.score(tmp_path / "preds.csv", Source.of(tmp_path / "labels.csv", by="length"))
 

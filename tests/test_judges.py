@@ -329,3 +329,5 @@ def test_a_column_without_names_is_refused(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "people.csv", rows, list(rows[0]))
     with pytest.raises(InputError, match="nobody is named: who is empty"):
         prefcli.compare_judges(Source.of(path), annotator="who")
+    with pytest.raises(InputError, match="missing column length"):  # a group of --by, not somebody who votes
+        prefcli.compare_judges(Source.of(path), annotator="length")

@@ -261,7 +261,7 @@ def _has_only_outcomes(path: Path, by: str | None) -> bool:
 
 
 def _outcome_columns(by: str | None) -> list[str]:
-    return ["id", *WINNER_COLUMNS, *([by] if by else [])]
+    return list(dict.fromkeys(["id", *WINNER_COLUMNS, *([by] if by else [])]))
 
 
 def _label_rows(path: Path, by: str | None) -> Iterator[LabelColumns]:

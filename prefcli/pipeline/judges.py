@@ -77,6 +77,9 @@ def compare_stage(
     """:func:`compare_judges` of battles that were read from ``source``, with ``by`` the annotator if one is named."""
     if options == JudgeOptions():
         return Judges(None, None)
+    if options.annotator is not None and not people.metadata["options"]["by"]["is_column"]:
+        hint = "--annotator takes the column that says who voted."
+        raise InputError(f"missing column {options.annotator}", where=str(source), hint=hint)
     votes = _votes(people)
     verdicts = joined = comparison = None
     if options.judge is not None:
