@@ -20,8 +20,8 @@ from prefcli.pipeline.report import report
 from prefcli.pipeline.runs import diff_runs, different_battles, list_runs, show_run
 from prefcli.pipeline.runs_compare import compare_runs
 from prefcli.pipeline.runs_remove import plan_removal, prune, remove_runs
-from prefcli.pipeline.score import ScoreComparison, compare_scores, score
-from prefcli.pipeline.score_report import ScoreOptions, report_scores
+from prefcli.pipeline.score import ScoreComparison, ScoreOptions, compare_scores, score
+from prefcli.pipeline.score_report import report_scores
 from prefcli.pipeline.stages import read_stage
 from prefcli.pipeline.train import train
 from prefcli.storage.hub import check_push

@@ -60,6 +60,16 @@ class ScoreComparison:
     files these p-values are adjusted by Holm's method. Else None."""
 
 
+@dataclass(frozen=True)
+class ScoreOptions:
+    """The options of :func:`score`."""
+
+    outcomes: int | None = None
+    renormalize: bool = False
+    seed: int = 0
+    workspace: Workspace | None = None
+
+
 def score(
     predictions: PathLike,
     labels: SourceLike,
@@ -97,7 +107,7 @@ def score(
         If the files do not fit together, the predictions are not probabilities (it names the first such rows), or one
         of two outcomes is a tie.
     """
-    how = _How(outcomes, renormalize, seed, workspace)
+    how = ScoreOptions(outcomes, renormalize, seed, workspace)
     (result,), _ = _score([Path(predictions)], labels, how, reporter)
     return result
 
@@ -129,7 +139,7 @@ def compare_scores(
     paths = [Path(path) for path in predictions]
     if len(paths) < 2:
         raise InputError("there is nothing to compare", hint="Name at least two files of predictions.")
-    results, differences = _score(paths, labels, _How(outcomes, renormalize, seed, workspace), reporter)
+    results, differences = _score(paths, labels, ScoreOptions(outcomes, renormalize, seed, workspace), reporter)
     names = [path.name for path in paths]
     if len(set(names)) < len(names):
         names = [path.as_posix() for path in paths]
@@ -141,16 +151,8 @@ def compare_scores(
     return ScoreComparison(scores, named, metrics.best(log_losses, named))
 
 
-@dataclass(frozen=True)
-class _How:
-    outcomes: int | None
-    renormalize: bool
-    seed: int
-    workspace: Workspace | None
-
-
 def _score(
-    paths: Sequence[Path], labels: SourceLike, how: _How, reporter: Reporter
+    paths: Sequence[Path], labels: SourceLike, how: ScoreOptions, reporter: Reporter
 ) -> tuple[list[ScoreResult], dict[tuple[int, int], metrics.Difference]]:
     """Each file's metrics on the battles that all have, and the differences of every two files."""
     source = Source.of(labels)
@@ -179,7 +181,7 @@ class _Tallies:
     """Adds up the battles of all files, and those of every group."""
 
     def __init__(
-        self, battles: tables.ScoredBattles, how: _How, training_prompts: Sequence[NDArray[np.int64] | None]
+        self, battles: tables.ScoredBattles, how: ScoreOptions, training_prompts: Sequence[NDArray[np.int64] | None]
     ) -> None:
         self.all = metrics.Tally(len(battles.predictions))
         self._labels = battles.labels

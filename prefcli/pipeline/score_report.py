@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from prefcli import metrics
 from prefcli.battles import STANDARD_INPUT, PathLike, Source, SourceLike
 from prefcli.data import tables
 from prefcli.errors import InputError
-from prefcli.pipeline.score import ScoreComparison, ScoreResult, compare_scores, score, usual_reading
+from prefcli.pipeline.score import ScoreComparison, ScoreOptions, ScoreResult, compare_scores, score, usual_reading
 from prefcli.rendering import advice as suggestions
 from prefcli.rendering import run_page
 from prefcli.rendering.evaluation import Predictions, evaluate, read_details
@@ -20,17 +19,6 @@ from prefcli.rendering.run_page import RunPage
 from prefcli.rendering.tables import Table, interval
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files
-from prefcli.storage.workspace import Workspace
-
-
-@dataclass(frozen=True)
-class ScoreOptions:
-    """The options of :func:`prefcli.pipeline.score`."""
-
-    outcomes: int | None = None
-    renormalize: bool = False
-    seed: int = 0
-    workspace: Workspace | None = None
 
 
 def report_scores(
