@@ -19,11 +19,11 @@ from prefcli.candidates import ANSWERS, LIST_COLUMNS, make_candidates
 from prefcli.errors import InputError
 from prefcli.readers import layouts
 from prefcli.readers.battle_file import digest_of, peek_file, peek_table
-from prefcli.readers.cells import LIKE_MESSAGES, Location, RawBatch, json_excerpt, list_names, parsed, turns_array
+from prefcli.readers.cells import Location, RawBatch, json_excerpt, list_names, parsed, turns_array
 from prefcli.readers.containers import Container, column_names, open_container, raw_batches, readable
 from prefcli.readers.conversations import Reader, Texts, to_dialogues
 from prefcli.readers.each import value_at
-from prefcli.readers.engine import Mapped, scalar_as_text
+from prefcli.readers.engine import Mapped, is_written_message, scalar_as_text
 from prefcli.readers.file_columns import LIKE_LIST, FileColumns, Peek, is_list_of_turns
 from prefcli.readers.layouts import ANSWER_STEMS, CANDIDATE_COLUMNS, MODEL_STEMS, SPECIFIC_LAYOUTS
 from prefcli.readers.mapping import check_columns
@@ -135,7 +135,7 @@ class CandidateMapping:
             texts = [answer["text"] for answer in answers]
             if self.messages:
                 texts = list(map(parsed, texts))
-            elif not self.turns and all(map(_is_written_message, texts)):
+            elif not self.turns and all(map(is_written_message, texts)):
                 reader.column = self.answers
                 raise reader.error(
                     "the answers of this row are messages, those of the first rows are not", "Read them as two files."
@@ -242,10 +242,6 @@ class CandidateMapping:
         system = scalar_as_text(cells.get("system"))
         first = "\n\n".join(text for text in (system, prompt[0]) if text) if system else prompt[0]
         return [first, *prompt[1:]], responses
-
-
-def _is_written_message(cell: Any) -> bool:
-    return isinstance(cell, str) and LIKE_MESSAGES.match(cell) is not None
 
 
 def _is_message(item: Mapping[str, Any]) -> bool:
@@ -408,7 +404,7 @@ def _with_forms(mapped: Mapped, columns: FileColumns) -> CandidateMapping:
         answers = items if path == "." else [value_at(item, path) for item in items]
     written = bool(prompts) and all(isinstance(cell, str) and LIKE_LIST.fullmatch(cell) for cell in prompts)
     turns = written and bool(answers) and all(map(is_list_of_turns, [*prompts, *answers]))
-    messages = not turns and bool(answers) and all(map(_is_written_message, answers))
+    messages = not turns and bool(answers) and all(map(is_written_message, answers))
     return CandidateMapping(mapped, turns, messages)
 
 

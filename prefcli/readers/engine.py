@@ -229,7 +229,7 @@ class Mapped:
     ) -> AlignedTurns:
         own_names = [str(self.places[name][0]) if name in self.places else name for name in names]
         a, b = map(scalar_as_text, answers)
-        if not (self.plain or self.written_messages) and _are_messages(a) and _are_messages(b):
+        if not (self.plain or self.written_messages) and is_written_message(a) and is_written_message(b):
             reader.column = own_names[0]
             raise reader.error(_UNEXPECTED_MESSAGES, _UNEXPECTED_HINT)
         texts = Texts(
@@ -532,19 +532,20 @@ _UNEXPECTED_MESSAGES = "the texts of this row are messages, those of the first r
 _UNEXPECTED_HINT = "Read them as two files; --format generic or preferences reads all of them as plain text."
 
 
-def _are_messages(cell: Any) -> bool:
+def is_written_message(cell: Any) -> bool:
+    """Whether a cell is a text that holds messages as JSON."""
     return isinstance(cell, str) and LIKE_MESSAGES.match(cell) is not None
 
 
 def _rows_like_messages(column: Any) -> set[int]:
     """The rows whose texts are messages."""
     if isinstance(column, list):
-        return {row for row, cell in enumerate(column) if _are_messages(cell)}
+        return {row for row, cell in enumerate(column) if is_written_message(cell)}
     if not _is_text(column.type):
         return set()
     possible = pc.match_substring_regex(column, r"^\s*(\[\s*)?\{").fill_null(False)
     rows = np.flatnonzero(possible.to_numpy(zero_copy_only=False)).tolist()
-    return {row for row in rows if _are_messages(column[row].cast(pa.string()).as_py())}
+    return {row for row in rows if is_written_message(column[row].cast(pa.string()).as_py())}
 
 
 def _is_text(kind: pa.DataType) -> bool:
