@@ -17,7 +17,7 @@ from prefcli.battles import Source
 from prefcli.candidates import make_candidates
 from prefcli.errors import InputError
 from prefcli.options import PAIR_LAYOUTS, PairOptions
-from prefcli.prediction import inference
+from prefcli.prediction import inference, pairs, ranking
 from prefcli.prediction.calibration import Calibration
 from prefcli.prediction.pairs import PairCounts, PairFile, PreferencePair, choose, labelled_answers, writing
 from prefcli.prediction.ranking import Comparison, Ranked, RankRule, rank_batch
@@ -125,7 +125,7 @@ def test_identical_answers_are_never_paired() -> None:
 
 def test_all_pairs_of_too_many_answers_are_refused() -> None:
     ranked = make_ranked(np.linspace(0, 1, 1001))
-    with pytest.raises(InputError, match=r"1,001 different answers, too many for all pairs \(at most 1,000\)"):
+    with pytest.raises(InputError, match=r"1,001 answers, too many for all pairs \(at most 1,000\)"):
         choose(ranked, PairOptions(select="all"))
 
 
@@ -214,9 +214,9 @@ RANKINGS = (
 
 def write(path: Path, rankings: Sequence[Ranked] = RANKINGS, **options: Any) -> PairCounts:
     counts = PairCounts()
-    with writing(PairFile(path, PairOptions(**options)), counts) as writer:
+    with writing(PairFile(path, PairOptions(**options)), counts) as add:
         for ranked in rankings:
-            writer.add(ranked)
+            add(ranked)
     return counts
 
 
@@ -329,9 +329,9 @@ def test_the_file_is_whole_or_absent() -> None:
     Path("pairs.jsonl").write_text("before")
     with (
         pytest.raises(KeyboardInterrupt),
-        writing(PairFile(Path("pairs.jsonl"), PairOptions()), PairCounts()) as writer,
+        writing(PairFile(Path("pairs.jsonl"), PairOptions()), PairCounts()) as add,
     ):
-        writer.add(RANKINGS[0])
+        add(RANKINGS[0])
         raise KeyboardInterrupt
     assert [path.name for path in Path.cwd().iterdir()] == ["pairs.jsonl"]
     assert Path("pairs.jsonl").read_text() == "before"
@@ -387,6 +387,19 @@ TRAINED = (
 
 
 @pytest.mark.slow
+def test_too_many_answers_for_all_pairs_are_refused_before_any_is_ranked(
+    features_run: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs, "MAX_ALL_PAIRS", 2)
+    monkeypatch.delattr(ranking, "rank_batch")
+    rows = [{"prompt": "q", "responses": ["a", "b"]}, {"prompt": "r", "responses": ["a", "b", "c"]}]
+    Path("answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = cli("rank", "answers.jsonl", "--model", features_run, "--pairs", "p.jsonl", "--pairs-select", "all")
+    assert done.code == 2
+    assert "question 2 has 3 answers, too many for all pairs (at most 2)" in done.err
+    assert not list(Path().glob("[pr]*.jsonl"))
+
+
 def test_rank_writes_pairs_from_the_command_and_from_python(cli: Any, features_run: Path) -> None:
     import prefcli
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,6 +136,9 @@ def rank(
             folders, names, keys[:total], reporter, what="questions", so="their order is surer than it should be"
         )
         sizes, turns = _shape(stage, total)
+        if pairs is not None and pairs.options.select == "all":
+            largest = int(sizes.argmax())
+            preference_pairs.refuse_too_many(int(sizes[largest]), f"question {largest + 1:,}")
         rule = rule_of(options)
         work = _describe_work(members, sizes, rule, reporter)
         begun = time.monotonic()
@@ -146,10 +148,12 @@ def rank(
                 members, stage, total, world=world, rule=rule, calibration=calibration, done=progress.advance
             )
             counts = PairCounts()
-            writers = _writers(output, best, turns) if world.is_main_process else []
-            if pairs is not None and writers:
-                writers.append(functools.partial(_pair_writer, pairs, counts))
-            compared = _write(ranked, writers)
+            writers: list[Writer] = [_ranking_writer(output)]
+            if best is not None:
+                writers.append(_best_writer(best, as_messages=turns > 1))
+            if pairs is not None:
+                writers.append(preference_pairs.writing(pairs, counts))
+            compared = _write(ranked, writers if world.is_main_process else [])
         seconds = time.monotonic() - begun
     for sentence in counts.sentences():
         reporter.note(sentence)
@@ -265,8 +269,8 @@ def _describe_work(
     return pairs
 
 
-Writer = Callable[[], contextlib.AbstractContextManager[Callable[[Ranked], None]]]
-"""Opens an output; gives a function to add a question's ranking."""
+Writer = contextlib.AbstractContextManager[Callable[[Ranked], None]]
+"""An output; entered, it gives a function to add a question's ranking."""
 
 
 def _shape(stage: Stage, total: int) -> tuple[NDArray[np.int64], int]:
@@ -278,13 +282,6 @@ def _shape(stage: Stage, total: int) -> tuple[NDArray[np.int64], int]:
     return np.concatenate(sizes)[:total].astype(np.int64), turns
 
 
-def _writers(output: Path, best: Path | None, turns: int) -> list[Writer]:
-    writers: list[Writer] = [lambda: _ranking_writer(output)]
-    if best is not None:
-        writers.append(lambda: best_writer(best, as_messages=turns > 1))
-    return writers
-
-
 @contextlib.contextmanager
 def _ranking_writer(path: Path) -> Iterator[Callable[[Ranked], None]]:
     with rows.row_writer(path, RANKING_SCHEMA) as append:
@@ -292,13 +289,7 @@ def _ranking_writer(path: Path) -> Iterator[Callable[[Ranked], None]]:
 
 
 @contextlib.contextmanager
-def _pair_writer(file: PairFile, counts: PairCounts) -> Iterator[Callable[[Ranked], None]]:
-    with preference_pairs.writing(file, counts) as writer:
-        yield writer.add
-
-
-@contextlib.contextmanager
-def best_writer(path: Path, *, as_messages: bool) -> Iterator[Callable[[Ranked], None]]:
+def _best_writer(path: Path, *, as_messages: bool) -> Iterator[Callable[[Ranked], None]]:
     """Writes the best answer to each prompt: ``id, prompt, response, score, p_best``.
 
     Parameters
@@ -340,7 +331,7 @@ def _write(ranked: Iterator[Ranked], writers: Sequence[Writer]) -> int:
     """Rank everything, on every rank, and give it to the writers; how many pairs were compared."""
     pairs = 0
     with contextlib.ExitStack() as stack:
-        adds = [stack.enter_context(writer()) for writer in writers]
+        adds = [stack.enter_context(writer) for writer in writers]
         for question in ranked:
             pairs += 0 if question.comparison.first is None else len(question.comparison.first)
             for add in adds:

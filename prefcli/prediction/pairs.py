@@ -7,7 +7,7 @@ probability is the model's for "the chosen answer is preferred", in which a tie 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -32,7 +32,7 @@ Message = tuple[str, str]
 """``user`` or ``assistant``, and a text."""
 
 MAX_ALL_PAIRS = 1000
-"""Answers of a prompt of which all pairs are prompt_rows: 1,000 have half a million."""
+"""Answers of a prompt of which all pairs are written: 1,000 have half a million."""
 
 _ROLES = {"trl": {"user": "user", "assistant": "assistant"}, "llama-factory": {"user": "human", "assistant": "gpt"}}
 _KEYS = {"trl": ("role", "content"), "llama-factory": ("from", "value")}
@@ -217,14 +217,18 @@ def _selected(order: NDArray[np.intp], select: str, prompt_id: str) -> tuple[NDA
         return order[:1], order[-1:]
     if select == "best-rest":
         return np.repeat(order[:1], len(order) - 1), order[1:]
-    if len(order) > MAX_ALL_PAIRS:
-        raise InputError(
-            f"prompt {prompt_id[:40]!r} has {len(order):,} different answers, too many for all pairs "
-            f"(at most {MAX_ALL_PAIRS:,})",
-            hint="Use --pairs-select best-rest or best-worst.",
-        )
+    refuse_too_many(len(order), f"prompt {prompt_id[:40]!r}")
     first, second = np.triu_indices(len(order), 1)
     return order[first], order[second]
+
+
+def refuse_too_many(answers: int, which: str) -> None:
+    """Refuse to take all pairs of more than :data:`MAX_ALL_PAIRS` answers; ``which`` prompt they belong to."""
+    if answers > MAX_ALL_PAIRS:
+        raise InputError(
+            f"{which} has {answers:,} answers, too many for all pairs (at most {MAX_ALL_PAIRS:,})",
+            hint="Use --pairs-select best-rest or best-worst.",
+        )
 
 
 def _unfit(
@@ -295,47 +299,9 @@ def _messages(messages: Sequence[Message], layout: str) -> list[dict[str, str]]:
     return [{role_key: _ROLES[layout][role], text_key: text} for role, text in messages]
 
 
-class PairWriter:
-    """Writes the pairs of rankings to a file, as they come; see :func:`writing`."""
-
-    def __init__(self, options: PairOptions, append: rows.AppendRow, counts: PairCounts) -> None:
-        self._options = options
-        self._append = append
-        self._counts = counts
-
-    def add(self, ranked: Ranked) -> None:
-        """Write the rows of one prompt.
-
-        Raises
-        ------
-        InputError
-            As :func:`choose` does.
-        """
-        options, counts = self._options, self._counts
-        pairs = choose(ranked, options, counts)
-        if options.ties == "kto":
-            labels = labelled_answers(ranked, pairs, counts)
-            prompt_rows = [
-                _labelled_row(ranked, answer, label, f"{ranked.id}-{number}", options.layout)
-                for number, (answer, label) in enumerate(labels.items(), start=1)
-            ]
-        else:
-            numbered = options.select != "best-worst"
-            prompt_rows = [
-                _pair_row(ranked, pair, f"{ranked.id}-{number}" if numbered else ranked.id, options.layout)
-                for number, pair in enumerate(pairs, start=1)
-            ]
-        for row in prompt_rows:
-            self._append(row)
-        counts.prompts += 1
-        counts.rows += len(prompt_rows)
-        counts.without += not prompt_rows
-        counts.single += len(_different(ranked)) < 2
-
-
 @contextlib.contextmanager
-def writing(file: PairFile, counts: PairCounts) -> Iterator[PairWriter]:
-    """A writer for a file, which is there when the block ends without an error, and else stays as it was.
+def writing(file: PairFile, counts: PairCounts) -> Iterator[Callable[[Ranked], None]]:
+    """A function that adds a prompt's pairs to a file, which is there when the block ends without an error.
 
     Parameters
     ----------
@@ -348,9 +314,36 @@ def writing(file: PairFile, counts: PairCounts) -> Iterator[PairWriter]:
     ------
     PrefcliError
         If the file cannot be written.
+    InputError
+        From the function, as :func:`choose` does.
     """
     with rows.row_writer(file.path, _schema(file.options)) as append:
-        yield PairWriter(file.options, append, counts)
+
+        def add(ranked: Ranked) -> None:
+            prompt_rows = _rows(ranked, file.options, counts)
+            for row in prompt_rows:
+                append(row)
+            counts.prompts += 1
+            counts.rows += len(prompt_rows)
+            counts.without += not prompt_rows
+            counts.single += len(_different(ranked)) < 2
+
+        yield add
+
+
+def _rows(ranked: Ranked, options: PairOptions, counts: PairCounts) -> list[Row]:
+    """The rows of one prompt."""
+    pairs = choose(ranked, options, counts)
+    if options.ties == "kto":
+        return [
+            _labelled_row(ranked, answer, label, f"{ranked.id}-{number}", options.layout)
+            for number, (answer, label) in enumerate(labelled_answers(ranked, pairs, counts).items(), start=1)
+        ]
+    numbered = options.select != "best-worst"
+    return [
+        _pair_row(ranked, pair, f"{ranked.id}-{number}" if numbered else ranked.id, options.layout)
+        for number, pair in enumerate(pairs, start=1)
+    ]
 
 
 def _schema(options: PairOptions) -> pa.Schema:

@@ -62,6 +62,8 @@ MAX_DENSE = 500
 """Answers of which Newton's method solves the system of all; of more, a sparse one is minimised step by step."""
 MAX_MATRIX = 2000
 """Answers whose table of all pairs fits into memory."""
+PAIRS_IN_MEMORY = 1 << 20
+"""Whose probabilities are computed at a time for mean win probabilities."""
 FIT_BYTES = 32 << 20
 """Of the systems that are solved together."""
 
@@ -454,7 +456,7 @@ def _mean_wins(comparison: Comparison, copies: NDArray[np.intp]) -> Array:
         return np.full(1, 0.5)
     everyone = np.arange(size)
     wins = np.empty(size)
-    rows = max(1, (4 << 20) // size)
+    rows = max(1, PAIRS_IN_MEMORY // size)
     for begin in range(0, size, rows):
         own = everyone[begin : begin + rows]
         p = comparison.between(*np.broadcast_arrays(own[:, None], everyone))
