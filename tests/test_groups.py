@@ -68,7 +68,7 @@ def test_computed_groups_are_those_of_the_texts_and_models(tmp_path: Path) -> No
         battle(1, prompt=["Hello"], response_a=["x" * 251], response_b=[""], model_a="z", model_b="a"),
         battle(2, prompt=["Привет", "ещё"], response_a=["x" * 250, "b"], response_b=[None], model_a="a", model_b="z"),
         battle(3, prompt=["東京です"] * 7, response_a=["x" * 1000] * 7, response_b=["b"]),
-        battle(4, prompt=["123"]),
+        battle(4, prompt=["123"], response_a=["x" * 250], response_b=["b"]),
     ]
     path = write_csv(tmp_path / "train.csv", rows)
     assert groups_of(path, "script") == ["Latin", "Cyrillic", "Kana", "no letters"]

@@ -288,3 +288,9 @@ def test_two_models_have_no_two_tables_that_say_the_same(cli: Callable[..., Any]
     assert shown.index("Ratings") < shown.index("the first answer (A) won") < shown.index("Characters")
     assert "-0.0000" not in shown
     assert "A won" not in shown.replace("(A) won", "")
+
+
+def test_votes_that_would_make_a_lead_clear_are_those_of_a_z_test() -> None:
+    """A gap of one standard error needs (1.96 + 0.84)^2 = 7.85 times as many votes."""
+    assert headline._more(100, 0.2, 1.96 * 0.2) == "; about 680 more votes would tell, if they differ as much as that"
+    assert headline._more(100, 0.001, 1.96 * 0.2) == ""  # as good as equal

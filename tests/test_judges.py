@@ -14,6 +14,7 @@ from conftest import Result, battle, write_csv
 from sklearn.metrics import cohen_kappa_score
 
 import prefcli
+from prefcli import bootstrap
 from prefcli.battles import Source
 from prefcli.eda import judges
 from prefcli.errors import InputError
@@ -204,7 +205,13 @@ def test_corrected_win_rates_equal_figures_of_the_library_ppi_python() -> None:
     known = np.concatenate([np.ones(60, dtype=bool), np.zeros(300, dtype=bool)])
     everything = np.where(known, np.concatenate([y, rest]), np.nan)
     rate = judges._corrected("x", everything, np.concatenate([f, rest]), np.arange(360))
-    assert rate.ci == pytest.approx((0.48759472, 0.66240528), abs=0.003)  # wider by Student's t
+    assert rate.ci is not None
+    wider = bootstrap.expanded_quantile(bootstrap.Z95, 60) / bootstrap.Z95  # by Student's t, and n - 1
+    half_width = (rate.ci[1] - rate.ci[0]) / 2
+    assert half_width == pytest.approx((0.66240528 - 0.48759472) / 2 * wider, rel=1e-4)
+    twice = judges._corrected("x", np.repeat(everything, 2), np.repeat([*f, *rest], 2), np.repeat(np.arange(360), 2))
+    assert twice.ci is not None  # as many prompts say as much, however often each is judged
+    assert (twice.ci[1] - twice.ci[0]) / 2 == pytest.approx(half_width, rel=1e-3)
 
 
 def test_without_other_battles_the_corrected_rate_is_the_peoples() -> None:

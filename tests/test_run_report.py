@@ -65,6 +65,10 @@ def test_reliability_is_scikit_learns_calibration_curve() -> None:
         for b in bins:
             assert b.low <= b.predicted <= b.high + 1e-12
             assert b.observed.low <= b.observed.value <= b.observed.high
+    on_edges, came = np.array([0.1, 0.2, 0.4, 0.5, 0.8, 1.0]), np.array([1, 0, 1, 1, 0, 1], dtype=bool)
+    share, _ = calibration_curve(came, on_edges, n_bins=evaluation.RELIABILITY_BINS)
+    assert [b.observed.value for b in evaluation.reliability(on_edges, came)] == pytest.approx(share.tolist())
+    assert evaluation.reliability(np.array([0.1]), came[:1])[0].high == pytest.approx(0.1)
 
 
 def test_confusion_is_scikit_learns_and_its_diagonal_the_accuracy() -> None:
