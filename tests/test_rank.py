@@ -617,6 +617,10 @@ def test_a_reward_run_gives_scores_and_their_order(reward_run: Path, answers: Pa
     turns = judge.score(["q", "And?"], ["a", "Accurate."])
     assert isinstance(turns, float)
     assert judge.score(["q", "And?"], [["a", "Accurate."]])[0] == pytest.approx(turns)
+    messages = [{"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("user", "And?"))]
+    answer = [{"role": "assistant", "content": "Accurate."}]
+    (ranked_turns,) = judge.rank([{"prompt": messages, "responses": [answer]}])
+    assert ranked_turns.rewards == pytest.approx([turns])
 
 
 @pytest.mark.parametrize(
