@@ -65,6 +65,7 @@ def run(
     """
     from prefcli import pipeline
     from prefcli.compute import memory
+    from prefcli.metrics import plural
     from prefcli.prediction.pairs import PairFile
 
     memory.keep_freed_memory()
@@ -85,7 +86,8 @@ def run(
         source, session.workspace, output, options,
         best=best, pairs=pair_file, force=force, reporter=session.reporter,
     )  # fmt: skip
-    summary = f"{ranked.questions:,} questions, {ranked.answers:,} answers, {ranked.answers_per_second:,.1f} answers/s"
+    questions, answers = plural(ranked.questions, "question"), plural(ranked.answers, "answer")
+    summary = f"{questions}, {answers}, {ranked.answers_per_second:,.1f} answers/s"
     others = [f"{ranked.best}: the best answer to each"] if ranked.best else []
     if ranked.pair_counts:
         others.append(f"{ranked.pairs_file}: {ranked.pair_counts.rows:,} rows to train on")
