@@ -128,6 +128,14 @@ def test_code_in_a_models_folder_is_never_imported(bert_folder: Path, tmp_path: 
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("name", ["BertModel", "RagTokenizer"])
+def test_a_class_that_is_no_tokenizer_is_refused(bert_folder: Path, tmp_path: Path, name: str) -> None:
+    folder = payloads.changed(bert_folder, tmp_path / "model", "tokenizer_config.json", tokenizer_class=name)
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    with pytest.raises(ModelError):
+        encoders.load_tokenizer(folder)
+
+
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
 def test_a_kernel_that_a_config_names_is_not_fetched(bert_folder: Path, tmp_path: Path, name: str) -> None:
     for number, kernel in enumerate(("kernels-community/flash-attn2", "evil/kernel@main:run", "flash_attention_2")):

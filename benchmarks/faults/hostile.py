@@ -162,7 +162,7 @@ def make_runs(at: Path) -> dict[str, Path]:
     files = synthetic.write(at / "data", train=240, test=20)
     made = {}
     for name, flags in {
-        "neural": ["--encoder", "tiny", "--max-length", "64", "--limit", "100", "--text", "raw"],
+        "neural": ["--encoder", "tiny", "--max-length", "64", "--limit", "100", "--text", "raw", "--keep-checkpoints"],
         "features": ["--recipe", "fast"],
     }.items():
         made[name] = at / name

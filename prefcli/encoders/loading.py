@@ -162,9 +162,11 @@ def load_tokenizer(folder: Path, *, keep_chat_template: bool = False) -> Any:
         If there is none that can be loaded.
     """
     with loading(str(folder), folder):
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):  # the folder may name any class of transformers
+            raise ValueError(f"what its files name as the tokenizer is a {type(tokenizer).__name__}")
     template = tokenizer.chat_template
     if isinstance(template, dict):  # they would be saved under their own names
         template = template.get("default")
