@@ -580,7 +580,7 @@ def paths(at: Path) -> Iterator[Part]:
 PROBE = """<script>addEventListener('load', () => setTimeout(() => {
   const out = document.createElement('pre'); out.id = 'probe';
   out.textContent = JSON.stringify({ran: ['ran', '1'].includes(document.title), asked: window.alerted || 0,
-    foreign: document.querySelectorAll('script:not(:first-of-type),img,iframe,object,embed,link,base,form,video,audio,input,a,image,use,animate,math,template').length,
+    foreign: document.querySelectorAll('script:not(:first-of-type),img,iframe,object,embed,link,base,form,video,audio,input,a:not([href^="#"]),image,use,animate,math,template').length,
     handlers: [...document.querySelectorAll('*')].filter(e => [...e.attributes].some(a => a.name.startsWith('on'))).length});
   document.body.append(out); }, 300)); window.alert = () => { window.alerted = 1; };</script>"""
 
@@ -599,8 +599,8 @@ def browse(page: Path, profile: Path) -> str:
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 
 
-def hostile_page(at: Path, texts: list[str], name: str) -> Path:
-    """The report of battles whose every text is one of ``texts``."""
+def hostile_pages(at: Path, texts: list[str], name: str) -> list[Path]:
+    """The pages of battles whose every text is one of ``texts``, and of a run trained on them."""
     rows = []
     for i in range(3 * len(texts)):
         a, b = texts[i % len(texts)], texts[(i + 1 + i // len(texts)) % len(texts)]
@@ -618,12 +618,16 @@ def hostile_page(at: Path, texts: list[str], name: str) -> Path:
     folder = at / f"page-{abs(hash(name)) % 10**8}"
     folder.mkdir()
     source = write_csv(folder / (name.replace("/", "∕").replace("\x00", "")[:60] + ".csv"), rows)
-    code, said = quietly(
-        ["eda", source, "--report", folder / "page.html", "--top", "200", "--workspace", folder / "w", "--test", source]
-    )
-    if code:
-        raise SystemExit(said)
-    return folder / "page.html"
+    battles, run = folder / "Battles in.html", folder / "Run.html"
+    for verb in (
+        ["eda", source, "--report", battles, "--top", "200", "--test", source],
+        ["train", source, "--recipe", "fast", "--validation", "0.4", "--output", folder / "run"],
+        ["report", folder / "run", "--output", run],
+    ):
+        code, said = quietly([*verb, "--workspace", folder / "w"])
+        if code:
+            raise SystemExit(said)
+    return [battles, run]
 
 
 def pages(at: Path) -> Iterator[Part]:
@@ -661,14 +665,18 @@ def pages(at: Path) -> Iterator[Part]:
         yield control
         asked.clear()
         names = [texts[i] for i in (0, 1, 9, 10)]
-        for number, name in enumerate(names):
-            page = hostile_page(at, texts[number::2] if number % 2 else texts, name)
+        made = (
+            (name, page)
+            for number, name in enumerate(names)
+            for page in hostile_pages(at, texts[number::2] if number % 2 else texts, name)
+        )
+        for name, page in made:
             text = page.read_text(encoding="utf-8")
             for label, shown in (
                 ("as it is", text),
                 ("policy off", re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', PROBE, text)),
             ):
-                probed = page.with_name(f"{label}.html")
+                probed = page.with_name(f"{label}, {page.name}")
                 probed.write_text(shown, encoding="utf-8")
                 asked.clear()
                 dom = browse(probed, at / "profile")
@@ -678,7 +686,7 @@ def pages(at: Path) -> Iterator[Part]:
                     (probe,) = re.findall(r'<pre id="probe">(.*?)</pre>', dom) or [""]
                     if json.loads(probe or "{}") != {"ran": False, "asked": 0, "foreign": 0, "handlers": 0}:
                         wrong += f" probe {probe}"
-                elif "<title>Battles in " not in dom:
+                elif f"<title>{page.stem} " not in dom:
                     wrong += " another title"
                 part.count("inert", wrong and f"{label}, {name[:30]!r}: {wrong}")
                 part.attempts += placements - 1
