@@ -29,6 +29,8 @@ from prefcli.storage.workspace import Stage, Workspace
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from prefcli.prediction.predictor import Answer
+
 Array = NDArray[np.float64]
 
 
@@ -348,10 +350,15 @@ def predict_lines(
     describe_unseen(folders, names, reporter)
     if options.calibrated:  # what it says of the fit; each battle's own leaves out the battle's prompt
         blending.from_validation(folders, np.empty(0, dtype=np.int64), reporter, swap_average=options.swap_average)
+    return write_answers(predictor.answers(lines, reading), answers)
+
+
+def write_answers(batches: Iterator[list[Answer]], output: IO[bytes]) -> tuple[int, int]:
+    """Write answers as JSON lines, flushed as they come; how many there were, and how many of them errors."""
     total = failed = 0
-    for batch in predictor.answers(lines, reading):
-        answers.write(b"".join(files.to_json(answer.value).encode() + b"\n" for answer in batch))
-        answers.flush()
+    for batch in batches:
+        output.write(b"".join(files.to_json(answer.value).encode() + b"\n" for answer in batch))
+        output.flush()
         total += len(batch)
         failed += sum(answer.failed for answer in batch)
     return total, failed

@@ -22,7 +22,7 @@ from prefcli.compute.distributed import from_environment, process_group
 from prefcli.data import rows
 from prefcli.errors import InputError
 from prefcli.options import RankOptions
-from prefcli.pipeline.predict import count_trained_on, describe_unseen, find_runs, placement, run_names
+from prefcli.pipeline.predict import count_trained_on, describe_unseen, find_runs, placement, run_names, write_answers
 from prefcli.prediction import blending, inference, ranking
 from prefcli.prediction import pairs as preference_pairs
 from prefcli.prediction.pairs import PairCounts, PairFile
@@ -374,10 +374,4 @@ def rank_lines(
     predictor = Predictor(folders, options)
     reporter.note(f"ranking with {', '.join(names)}")
     describe_unseen(folders, names, reporter)
-    total = failed = 0
-    for batch in predictor.rankings(lines, reading, rule_of(options)):
-        answers.write(b"".join(files.to_json(answer.value).encode() + b"\n" for answer in batch))
-        answers.flush()
-        total += len(batch)
-        failed += sum(answer.failed for answer in batch)
-    return total, failed
+    return write_answers(predictor.rankings(lines, reading, rule_of(options)), answers)
