@@ -90,6 +90,7 @@ def run(
 def _predict_lines(source: Source, refused: list[str], options: PredictOptions, session: common.Session) -> None:
     """Answer JSON lines on standard output; ``refused`` are given flags that only files can have."""
     from prefcli import pipeline
+    from prefcli.metrics import plural
 
     default = PredictOptions()
     refused += [flag_of(f) for f in ("activation", "limit", "workers") if getattr(options, f) != getattr(default, f)]
@@ -97,6 +98,6 @@ def _predict_lines(source: Source, refused: list[str], options: PredictOptions, 
         answered, failed = pipeline.predict_lines(
             lines, sys.stdout.buffer, session.workspace, options, reading=source, reporter=session.reporter
         )
-    session.reporter.note(f"{answered:,} lines answered")
+    session.reporter.note(f"{plural(answered, 'line')} answered")
     if failed:
         raise InputError(f"{failed:,} of {answered:,} lines are not valid battles; each got an error reply")

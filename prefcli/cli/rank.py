@@ -90,18 +90,19 @@ def run(
     summary = f"{questions}, {answers}, {ranked.answers_per_second:,.1f} answers/s"
     others = [f"{ranked.best}: the best answer to each"] if ranked.best else []
     if ranked.pair_counts:
-        others.append(f"{ranked.pairs_file}: {ranked.pair_counts.rows:,} rows to train on")
+        others.append(f"{ranked.pairs_file}: {plural(ranked.pair_counts.rows, 'row')} to train on")
     common.print_result(session, ranked, f"{ranked.output}: {summary}", *others)
 
 
 def _rank_lines(source: Source, refused: list[str], options: RankOptions, session: common.Session) -> None:
     """Answer JSON lines on standard output; ``refused`` are given flags that only files can have."""
     from prefcli import pipeline
+    from prefcli.metrics import plural
 
     with common.json_lines(source.paths, refused) as lines:
         answered, failed = pipeline.rank_lines(
             lines, sys.stdout.buffer, session.workspace, options, reading=source, reporter=session.reporter
         )
-    session.reporter.note(f"{answered:,} lines answered")
+    session.reporter.note(f"{plural(answered, 'line')} answered")
     if failed:
         raise InputError(f"{failed:,} of {answered:,} lines are not valid questions; each got an error reply")

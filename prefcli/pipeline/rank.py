@@ -158,7 +158,8 @@ def rank(
     for sentence in counts.sentences():
         reporter.note(sentence)
     if pairs is not None and world.is_main_process and not counts.rows:
-        reporter.warn(f"{pairs.path} is empty: --pairs-min-probability 0 takes less certain pairs")
+        advice = ": --pairs-min-probability 0 takes less certain pairs" if counts.left_out else ""
+        reporter.warn(f"{pairs.path} is empty{advice}")
     return RankResult(
         output=output,
         questions=total,
