@@ -260,8 +260,8 @@ def outcome_counts(labels: NDArray[np.integer]) -> NDArray[np.int64]:
     return np.bincount(labels[labels >= 0], minlength=len(OUTCOMES)).astype(np.int64)
 
 
-def check_unique_ids(ids: Iterable[str], where: str) -> None:
-    """Refuse a file in which two rows have the same id.
+def check_unique_ids(ids: Iterable[str], where: str, what: str = "battles") -> None:
+    """Refuse a file in which two rows have the same id; ``what`` they are: battles or questions.
 
     Raises
     ------
@@ -271,13 +271,14 @@ def check_unique_ids(ids: Iterable[str], where: str) -> None:
     first_rows: dict[str, int] = {}
     for row, battle_id in enumerate(ids, start=1):
         if (first_row := first_rows.setdefault(battle_id, row)) != row:
-            raise duplicate_id_error(battle_id, first_row, row, where)
+            raise duplicate_id_error(battle_id, first_row, row, where, what)
 
 
-def duplicate_id_error(battle_id: str, first_row: int, row: int, where: str) -> InputError:
+def duplicate_id_error(battle_id: str, first_row: int, row: int, where: str, what: str = "battles") -> InputError:
     """The error for two rows with the same id."""
+    places = "in rows" if what == "battles" else f"for {what}"  # single answers are grouped: a question is not a row
     return InputError(
-        f"id {battle_id[:40]!r} occurs twice, in rows {first_row} and {row}",
+        f"id {battle_id[:40]!r} occurs twice, {places} {first_row:,} and {row:,}",
         where=where,
-        hint="Give every battle its own id: predictions and labels are joined by it. --columns id= ignores the column.",
+        hint=f"Give each of the {what} its own id: results are joined by it. --columns id= ignores the column.",
     )

@@ -604,6 +604,10 @@ def test_a_reward_run_gives_scores_and_their_order(reward_run: Path, answers: Pa
     assert done.code == 0, done.err
     assert done.json()["pairs"] == 0
     assert "each answer is read once: scores are rewards" in done.err
+    assert "changes nothing" not in done.err
+    useless = cli("rank", answers, "--model", reward_run, "--swap-average", "--all-pairs", 40, "--force").err
+    assert "--swap-average changes nothing" in useless
+    assert "--all-pairs changes nothing" in useless
     row = json.loads(answers.read_text().splitlines()[0])
     (ranked, *_) = lines_of(Path("ranked.jsonl"))
     scores = judge.score(row["prompt"], row["responses"])

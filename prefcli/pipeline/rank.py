@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prefcli import metrics, readers
+from prefcli import metrics
 from prefcli.battles import PathLike, Source, SourceLike
 from prefcli.compute import devices
 from prefcli.compute.distributed import from_environment, process_group
@@ -23,17 +22,14 @@ from prefcli.data import rows
 from prefcli.errors import InputError
 from prefcli.options import RankOptions
 from prefcli.pipeline.predict import count_trained_on, describe_unseen, find_runs, placement, run_names, write_answers
+from prefcli.pipeline.stages import candidate_stage
 from prefcli.prediction import blending, inference, ranking
 from prefcli.prediction import pairs as preference_pairs
 from prefcli.prediction.pairs import PairCounts, PairFile
 from prefcli.prediction.ranking import Ranked
-from prefcli.readers.cells import list_names
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, runs
-from prefcli.storage.workspace import Stage, StageWriter, Workspace
-
-READ_VERSION = 1
-"""Raise it when the same file would give other questions."""
+from prefcli.storage.workspace import Stage, Workspace
 
 RANKING_SCHEMA = pa.schema(
     [
@@ -195,60 +191,6 @@ def rule_of(options: RankOptions) -> ranking.RankRule:
     return ranking.RankRule(options.method, options.all_pairs, options.swap_average, options.length_penalty)
 
 
-def candidate_stage(source: Source, workspace: Workspace, reporter: Reporter = SILENT) -> Stage:
-    """The questions of a file (or of several) as the cached stage ``candidates``.
-
-    Raises
-    ------
-    InputError
-        If a file does not hold several answers to each prompt, or an id occurs twice.
-    """
-    candidate_file = readers.open_candidates(source)
-
-    def produce(writer: StageWriter) -> Mapping[str, Any]:
-        counts = readers.CandidateCounts()
-        with reporter.track(f"reading {source}", None, unit="questions") as progress:
-            for batch, batch_counts in candidate_file.batches():
-                writer.write(batch)
-                counts += batch_counts
-                progress.advance(batch.num_rows)
-        return dataclasses.asdict(counts)
-
-    stage = workspace.stage(
-        "candidates",
-        version=READ_VERSION,
-        source=candidate_file.digest(),
-        options=candidate_file.options(),
-        produce=produce,
-        reporter=reporter,
-    )
-    _check_ids(stage, source)
-    counts = readers.CandidateCounts(**stage.metadata["counts"])
-    how = f"{candidate_file.description}; {'reused from the cache' if stage.reused else 'read now'}"
-    plural = metrics.plural
-    reporter.note(f"{source}: {plural(counts.questions, 'question')}, {plural(counts.answers, 'answer')} ({how})")
-    if candidate_file.not_read:
-        reporter.note(f"{source}: not read: {list_names(candidate_file.not_read)}")
-    for warning in counts.warnings():
-        reporter.warn(f"{source}: {warning}")
-    if counts.single:
-        some = "1 question has" if counts.single == 1 else f"{counts.single:,} questions have"
-        of_all = "every question has" if counts.single == counts.questions else some
-        reporter.warn(f"{source}: {of_all} one answer only: there is nothing to compare it with, its p_best is 1")
-    return stage
-
-
-def _check_ids(stage: Stage, source: Source) -> None:
-    first: dict[str, int] = {}
-    for number, name in enumerate(stage.table(["id"])["id"].to_pylist(), start=1):
-        if first.setdefault(name, number) != number:
-            raise InputError(
-                f"id {name[:40]!r} occurs twice, for questions {first[name]:,} and {number:,}",
-                where=str(source),
-                hint="Give every question its own id: rankings are joined by it. --columns id= ignores the column.",
-            )
-
-
 def _describe_work(
     members: Sequence[inference.Member], sizes: NDArray[np.int64], rule: ranking.RankRule, reporter: Reporter
 ) -> int:
@@ -256,8 +198,12 @@ def _describe_work(
     mean_win = "mean probabilities to win" if rule.method == "mean-win" else None
     if ranking.reads_answers_once(members):
         reporter.note(f"each answer is read once: scores are {mean_win or 'rewards'}")
-        if rule.swap_average:
-            reporter.note("--swap-average changes nothing: no pairs are compared")
+        for flag, is_given in (
+            ("--swap-average", rule.swap_average),
+            ("--all-pairs", rule.all_pairs != ranking.RankRule().all_pairs),
+        ):
+            if is_given:
+                reporter.note(f"{flag} changes nothing: no pairs are compared")
         return int(sizes.sum())
     pairs = ranking.pairs_compared(sizes, rule.all_pairs)
     what = mean_win or "strengths fitted to their probabilities"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,8 @@ from prefcli.text.parallel import normalise_stream
 
 READ_VERSION = 2
 """Raise it when the same file would give other battles."""
+CANDIDATES_VERSION = 1
+"""Raise it when the same file would give other questions."""
 CHOSEN = "chosen"
 """Among a stage's options: whether the files say which answer was chosen, and a hash which of them is A."""
 PREPROCESS_VERSION = 1
@@ -55,24 +58,15 @@ def read_stage(
     battle_file = readers.open_battles(source, preferred, outcomes=outcomes, usual=usual)
     report_reading(battle_file, source, usual, reporter)
 
-    def produce(writer: StageWriter) -> Mapping[str, Any]:
-        counts = ReadCounts()
-        with reporter.track(f"reading {source}", None) as progress:
-            for batch, batch_counts in battle_file.batches():
-                writer.write(batch)
-                counts += batch_counts
-                progress.advance(batch.num_rows)
-        return dataclasses.asdict(counts)
-
     stage = workspace.stage(
         "battles",
         version=READ_VERSION,
         source=battle_file.digest(),
         options=battle_file.options() | {CHOSEN: {"chosen", "rejected"} <= battle_file.columns.keys()},
-        produce=produce,
+        produce=functools.partial(_produce, battle_file, ReadCounts(), "battles", reporter),
         reporter=reporter,
     )
-    _check_ids(stage, source)
+    _check_ids(stage, source, "battles")
     counts = stage.metadata["counts"]
     how = f"{battle_file.description}; {'reused from the cache' if stage.reused else 'read now'}"
     reporter.note(f"{source}: {plural(counts['battles'], 'battle')}, {counts['labelled']:,} with an outcome ({how})")
@@ -81,6 +75,54 @@ def read_stage(
     for warning in ReadCounts(**counts).warnings():
         reporter.warn(f"{source}: {warning}")
     return stage
+
+
+def candidate_stage(source: Source, workspace: Workspace, reporter: Reporter = SILENT) -> Stage:
+    """The questions of a file (or of several) as the cached stage ``candidates``.
+
+    Raises
+    ------
+    InputError
+        If a file does not hold several answers to each prompt, or an id occurs twice.
+    """
+    candidate_file = readers.open_candidates(source)
+    stage = workspace.stage(
+        "candidates",
+        version=CANDIDATES_VERSION,
+        source=candidate_file.digest(),
+        options=candidate_file.options(),
+        produce=functools.partial(_produce, candidate_file, readers.CandidateCounts(), "questions", reporter),
+        reporter=reporter,
+    )
+    _check_ids(stage, source, "questions")
+    counts = readers.CandidateCounts(**stage.metadata["counts"])
+    how = f"{candidate_file.description}; {'reused from the cache' if stage.reused else 'read now'}"
+    reporter.note(f"{source}: {plural(counts.questions, 'question')}, {plural(counts.answers, 'answer')} ({how})")
+    if candidate_file.not_read:
+        reporter.note(f"{source}: not read: {list_names(candidate_file.not_read)}")
+    for warning in counts.warnings():
+        reporter.warn(f"{source}: {warning}")
+    if counts.single:
+        some = "1 question has" if counts.single == 1 else f"{counts.single:,} questions have"
+        of_all = "every question has" if counts.single == counts.questions else some
+        reporter.warn(f"{source}: {of_all} one answer only: there is nothing to compare it with, its p_best is 1")
+    return stage
+
+
+def _produce(
+    opened: readers.BattleFile | readers.CandidateFile,
+    counts: Any,
+    unit: str,
+    reporter: Reporter,
+    writer: StageWriter,
+) -> Mapping[str, Any]:
+    """Read a file into a stage; what was counted, added up from ``counts``."""
+    with reporter.track(f"reading {opened.source}", None, unit=unit) as progress:
+        for batch, batch_counts in opened.batches():
+            writer.write(batch)
+            counts += batch_counts
+            progress.advance(batch.num_rows)
+    return dataclasses.asdict(counts)
 
 
 def report_reading(
@@ -105,12 +147,12 @@ def show_first_battle(battles: Stage, reporter: Reporter) -> None:
         reporter.note(f"the first battle: {describe_battle(first)}")
 
 
-def _check_ids(battles: Stage, source: Source) -> None:
-    """Refuse battles of which two have the same id; first only hashes are compared, which take less memory."""
-    ids = (batch.column("id").to_pylist() for batch in battles.batches(["id"]))
+def _check_ids(stage: Stage, source: Source, what: str) -> None:
+    """Refuse battles or questions with equal ids; first only hashes are compared, which take less memory."""
+    ids = (batch.column("id").to_pylist() for batch in stage.batches(["id"]))
     hashes = np.concatenate([np.fromiter(map(hash, part), np.int64, len(part)) for part in ids])
     if len(np.unique(hashes)) < len(hashes):
-        check_unique_ids(battles.table(["id"])["id"].to_pylist(), str(source))
+        check_unique_ids(stage.table(["id"])["id"].to_pylist(), str(source), what)
 
 
 def preprocess_stage(
