@@ -5,6 +5,26 @@ The command line prints an error in one to three lines and exits with its ``exit
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """A question with the most similar of the names, or nothing; to be used as a hint."""
+    closest = closest_name(name, candidates)
+    return f"Did you mean {closest}?" if closest else ""
+
+
+def closest_name(name: str, candidates: Iterable[str]) -> str:
+    """The most similar of the names, whatever their case, white space, hyphens and underscores; none: empty."""
+    import difflib
+
+    def key(text: str) -> str:
+        return re.sub(r"[\s_-]+", "_", text.strip().lower())
+
+    by_key = {key(candidate): candidate for candidate in candidates}
+    return next((by_key[close] for close in difflib.get_close_matches(key(name), by_key, 1)), "")
+
 
 def one_line(value: object, limit: int = 200) -> str:
     """A value's text on one line of at most ``limit`` characters; an error without a text gives its type's name."""

@@ -6,7 +6,6 @@ two answers, in either order. Every interval is a bootstrap over prompts, but fo
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from prefcli import bootstrap, metrics
 from prefcli.bootstrap import Array, Interval
 from prefcli.eda.measures import BattleStats, IntArray
-from prefcli.errors import InputError
+from prefcli.errors import InputError, did_you_mean
 from prefcli.outcomes import OUTCOMES, SWAPPED, TIE, A, B
 
 DECIDED_CELLS = [y * len(OUTCOMES) + f for y in (A, B) for f in (A, B)]
@@ -163,8 +162,7 @@ def compare(people: Votes, judge: Votes, joined: Joined, *, judge_model: str | N
         If no model is called ``judge_model``.
     """
     if judge_model is not None and judge_model not in judge.names:
-        close = difflib.get_close_matches(judge_model, judge.names, n=1)
-        hint = f"Did you mean {close[0]}?" if close else "--judge-model is one of the models of its battles."
+        hint = did_you_mean(judge_model, judge.names) or "--judge-model is one of the models of its battles."
         raise InputError(f"no model of the judge's battles is called {judge_model!r}", hint=hint)
     keys = people.stats.prompt_key[joined.vote]
     cells = confusion_cells(people, judge, joined)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prefcli.battles import Source
-from prefcli.errors import InputError
+from prefcli.errors import InputError, closest_name
 from prefcli.readers import layouts
 from prefcli.readers.cells import LIKE_MESSAGES, Location, RawBatch, list_names, parsed
 from prefcli.readers.conversations import is_transcript
@@ -124,9 +123,9 @@ class FileColumns:
     def hint_for(self, name: str, likely: Sequence[str] = ()) -> str:
         """How to name a missing column: the likely one if there is one, or one with a similar name."""
         names = [column for column in self.free if normalise(column) not in layouts.ID_COLUMNS]
-        alike = list(likely) if len(likely) == 1 else difflib.get_close_matches(name, likely or names, 1)
+        alike = likely[0] if len(likely) == 1 else closest_name(name, likely or names)
         if alike:
-            return f"Did you mean {alike[0]}? Name it with --columns {name}={alike[0]}"
+            return f"Did you mean {alike}? Name it with --columns {name}={alike}"
         if 1 < len(likely) <= MAX_JOINED:
             return f"Name it with --columns {name}={likely[0]}, or join several: --columns {name}={'+'.join(likely)}"
         return f"Name it with --columns {name}=NAME."

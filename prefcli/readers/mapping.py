@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from prefcli.battles import Source
-from prefcli.errors import InputError, one_line
+from prefcli.errors import InputError, did_you_mean, one_line
 from prefcli.readers.layouts import CANDIDATE_COLUMNS, CANONICAL_COLUMNS
-from prefcli.readers.paths import did_you_mean
 
 _ALL_COLUMNS = tuple(dict.fromkeys((*CANONICAL_COLUMNS, *CANDIDATE_COLUMNS)))
 _EXAMPLE = "Write --columns prompt=question,response_a=left,... (a path: a.b.0; several joined: a+b; none: label=)."

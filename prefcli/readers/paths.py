@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefcli.errors import InputError, one_line
+from prefcli.errors import InputError, did_you_mean, one_line
 from prefcli.readers.cells import Location, RawBatch, excerpt, list_names, parse_nested, string_column
 
 _INDEX = re.compile(r"-?[0-9]{1,9}")
@@ -76,13 +75,6 @@ def parse_places(text: str, columns: Sequence[str], where: str, option: str = "-
                 hint=did_you_mean(keys[0], columns) or f"{option} takes names of columns, and paths into them: a.b.0.",
             )
     return tuple(places)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A question with the most similar known name, or nothing."""
-    by_key = {normalise(other): other for other in known}
-    close = difflib.get_close_matches(normalise(name), by_key, n=1, cutoff=0.6)
-    return f"Did you mean {by_key[close[0]]}?" if close else ""
 
 
 def cell_at(value: Any, steps: Sequence[str]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefcli import groups
 from prefcli.battles import TEXT_FIELDS, Source
-from prefcli.errors import InputError
+from prefcli.errors import InputError, did_you_mean
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.readers import layouts
 from prefcli.readers.cells import LIKE_MESSAGES, excerpt, list_names, missing_columns
@@ -30,7 +30,7 @@ from prefcli.readers.layouts import Layout
 from prefcli.readers.mapping import check_columns
 from prefcli.readers.outcome_rules import OutcomeRule
 from prefcli.readers.outcome_search import find_outcome
-from prefcli.readers.paths import Places, did_you_mean, is_missing, normalise, parse_places
+from prefcli.readers.paths import Places, is_missing, normalise, parse_places
 from prefcli.readers.refusals import no_layout
 
 COLUMN_OR_COMPUTED = f"--annotator takes a column or a path into one (a.b.0), --by also {', '.join(groups.COMPUTED)}"

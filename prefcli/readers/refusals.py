@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 
 from prefcli.battles import TEXT_FIELDS
-from prefcli.errors import InputError
+from prefcli.errors import InputError, closest_name, did_you_mean
 from prefcli.readers import layouts
 from prefcli.readers.cells import list_names, missing_columns
 from prefcli.readers.engine import CONVERSATIONS, PAIR, RESPONSES
 from prefcli.readers.file_columns import EXPECTED, MAX_COLUMNS, FileColumns, is_conversation, is_text
-from prefcli.readers.paths import did_you_mean, normalise
+from prefcli.readers.paths import normalise
 
 _NEAREST = (TEXT_FIELDS, CONVERSATIONS, PAIR)
 _TEXT_KEYS = ("text", "answer", "response", "completion", "output", "content", "generation")
@@ -46,7 +45,7 @@ def no_layout(columns: FileColumns) -> InputError:
     missing = columns.absent(nearest)
     if len(missing) == len(nearest):
         return columns.error(missing_columns(list(TEXT_FIELDS), names), EXPECTED)
-    alike = {name: "".join(difflib.get_close_matches(name, columns.free, 1)) for name in missing}
+    alike = {name: closest_name(name, columns.free) for name in missing}
     once = [close for close in alike.values() if list(alike.values()).count(close) == 1]  # no column is both answers
     hints = [f"Did you mean {close}?" for close in once if close]
     example = ",".join(f"{name}={close if close in once and close else 'NAME'}" for name, close in alike.items())
