@@ -15,15 +15,16 @@ from huggingface_hub import ModelCard
 
 from prefcli.data.synthetic import Demo
 from prefcli.errors import InputError
+from prefcli.metrics import Score
 from prefcli.options import TrainOptions
 from prefcli.reporting import visible
 from prefcli.storage import card, hub, runs
 
-VALIDATION = {
-    "n": 1234, "prompts": 987, "outcomes": 3, "log_loss": 0.98765, "log_loss_ci": (0.91234, 1.05432),
-    "log_loss_ci_reason": "", "prior_log_loss": 1.0876,
-    "uniform_log_loss": 1.098612, "accuracy": 0.5432, "brier": 0.6123, "ece": 0.0345,
-}  # fmt: skip
+VALIDATION = Score(
+    n=1234, prompts=987, outcomes=3, log_loss=0.98765, log_loss_ci=(0.91234, 1.05432), log_loss_ci_reason="",
+    binary_log_loss=0.6, accuracy=0.5432, brier=0.6123, ece=0.0345, prior_log_loss=1.0876, uniform_log_loss=1.098612,
+    clipped=0,
+)  # fmt: skip
 
 
 def make_card(tmp_path: Path, options: TrainOptions | None = None, validation: Any = VALIDATION, **changed: Any) -> str:
@@ -128,7 +129,7 @@ def test_the_card_says_how_the_battles_were_split(tmp_path: Path, options: Train
 
 def test_few_prompts_have_no_interval_and_two_outcomes_are_named(tmp_path: Path) -> None:
     reason = "no interval: 3 prompts, 20 are needed"
-    few = {**VALIDATION, "prompts": 3, "outcomes": 2, "log_loss_ci": None, "log_loss_ci_reason": reason}
+    few = dataclasses.replace(VALIDATION, prompts=3, outcomes=2, log_loss_ci=None, log_loss_ci_reason=reason)
     text = make_card(tmp_path, validation=few)
     assert f"| log loss | 0.9877 ({reason}) |" in text
     assert "no ties among the labels: scored as two outcomes" in text

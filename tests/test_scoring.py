@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -145,7 +144,7 @@ def test_intervals_of_the_ablation_cover_the_truth_as_often_as_they_say(
         return runs.HeldOut([""] * 120, keys, np.log(np.tile(guess, (120, 1))), labels)
 
     monkeypatch.setattr(runs, "read_validation", read_validation)
-    monkeypatch.setattr(metrics, "bootstrap_interval", functools.partial(metrics.bootstrap_interval, rounds=150))
+    monkeypatch.setattr(metrics, "DIFFERENCE_ROUNDS", 150)
     hits, by_battle = np.zeros(2), 0
     for _ in range(60):
         labels[:] = np.repeat(random.choice(3, size=40, p=SHARES), 3)

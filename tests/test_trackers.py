@@ -197,7 +197,7 @@ def test_each_fold_is_tracked_and_the_out_of_fold_score_belongs_to_the_run(
         assert_tracked(in_tensorboard(tmp_path / "run" / fold), tmp_path / "run" / fold)
     assert made.validation is not None
     whole = in_tensorboard(tmp_path / "run")
-    assert whole["final/log_loss"][0] == pytest.approx(made.validation["log_loss"], rel=1e-6)
+    assert whole["final/log_loss"][0] == pytest.approx(made.validation.log_loss, rel=1e-6)
     assert "train/loss" not in whole
 
 
@@ -209,7 +209,7 @@ def test_a_model_without_steps_has_its_final_metrics_tracked(
     made = pipeline.train(demo_files.train, workspace, options, output=tmp_path / "run")
     assert made.validation is not None
     events = in_tensorboard(tmp_path / "run")
-    assert events["final/accuracy"][0] == pytest.approx(made.validation["accuracy"], rel=1e-6)
+    assert events["final/accuracy"][0] == pytest.approx(made.validation.accuracy, rel=1e-6)
 
 
 @pytest.mark.parametrize("missing", TRACKERS)

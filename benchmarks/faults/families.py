@@ -135,7 +135,7 @@ def try_family(
         battles.train, encoder=str(encoder), output=run, workspace=workspace, text="raw", max_steps=4, batch_size=8,
         precision="fp32", lr=1e-3, limit=60, architecture=architecture, **extra,
     )  # fmt: skip
-    assert np.isfinite(result.validation["log_loss"])
+    assert np.isfinite(result.validation.log_loss)
     resolved = json.loads((run / "config.json").read_text())["resolved"]
     yield f"trains on {resolved['max_length']} tokens" + ("" if resolved["ignores_padding"] else " without padding")
     first, second = folder / "first.csv", folder / "second.csv"

@@ -139,10 +139,10 @@ def _check_validation(train: Callable[[], tuple[Path, Any, set[int]]]) -> str:
     uniform = math.log(3)
     if 2 in unseen and not (held_out.labels == 2).any():
         probabilities, uniform = probabilities[:, :2] / probabilities[:, :2].sum(axis=1, keepdims=True), math.log(2)
-    if abs(result.validation["log_loss"] - loss(probabilities, held_out.labels)) > 1e-9:
-        problems.append(f"log loss {result.validation['log_loss']}, by hand {loss(probabilities, held_out.labels)}")
-    if abs(result.validation["uniform_log_loss"] - uniform) > 1e-9:
-        problems.append(f"the uniform guess is {result.validation['uniform_log_loss']}")
+    if abs(result.validation.log_loss - loss(probabilities, held_out.labels)) > 1e-9:
+        problems.append(f"log loss {result.validation.log_loss}, by hand {loss(probabilities, held_out.labels)}")
+    if abs(result.validation.uniform_log_loss - uniform) > 1e-9:
+        problems.append(f"the uniform guess is {result.validation.uniform_log_loss}")
     return _verdict(problems)
 
 
@@ -320,7 +320,7 @@ def _check_training(folder: Path, seed: int, step: int) -> str:
         NeuralModel.compute = compute  # type: ignore[method-assign]
     problems = [] if recorder.says("not finite", "kept at step 2") else ["it was not said that the training ended"]
     if not np.isfinite(runs.read_validation(folder / "run").logits).all() or not math.isfinite(
-        result.validation["log_loss"]
+        result.validation.log_loss
     ):
         problems.append("the kept logits are not finite")
     return _verdict(problems)

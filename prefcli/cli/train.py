@@ -137,15 +137,15 @@ def _print(trained: TrainResult, pushed: str | None) -> None:
     from prefcli import metrics
 
     if trained.validation is not None:
-        scores = trained.validation
-        interval = metrics.describe_interval(scores["log_loss_ci"], scores["log_loss_ci_reason"])
+        score = trained.validation
+        interval = metrics.describe_interval(score.log_loss_ci, score.log_loss_ci_reason)
         common.print_table(
-            metrics.describe_battles(scores["n"], scores["prompts"], "held-out battle", outcomes=scores["outcomes"]),
+            metrics.describe_battles(score.n, score.prompts, "held-out battle", outcomes=score.outcomes),
             ["", "log loss", ""],
             [
-                ["this model", scores["log_loss"], interval],
-                ["prior", scores["prior_log_loss"], "class shares of the held-out battles"],
-                ["uniform guess", scores["uniform_log_loss"], ""],
+                ["this model", score.log_loss, interval],
+                ["prior", score.prior_log_loss, "class shares of the held-out battles"],
+                ["uniform guess", score.uniform_log_loss, ""],
             ],
         )
     if pushed:

@@ -95,10 +95,9 @@ def merge(
             shutil.copyfile(run / runs.VALIDATION, temporary / runs.VALIDATION)
             held_out = runs.read_validation(run)
             outcomes = metrics.validation_outcomes(held_out.labels, runs.unseen_outcomes(runs.read_config(run)))
-            score = metrics.score(
+            validation = metrics.score(
                 held_out.probabilities(swap_average=False), held_out.labels, groups=held_out.keys, outcomes=outcomes
             )
-            validation = dataclasses.asdict(score)
         card.write(temporary, merged_options, runs.read_config(temporary), validation, name=output.name)
         runs.seal(temporary, trained=True)
     return MergeResult(output, len(members), bool(options.lora_rank), sum(tensor.numel() for tensor in state.values()))

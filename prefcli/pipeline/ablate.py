@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,19 +57,36 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Row:
-    """A measured row: held-out log loss and difference to the first row, with 95 % bootstrap intervals.
+    """A measured row: held-out scores and the difference to the first row.
 
     Means are over the battles of all seeds together; differences are paired by battle. Intervals resample prompts, each
-    with its battles in all seeds: seeds repeat battles, they do not add any. None where there are too few prompts.
+    with its battles in all seeds: seeds repeat battles, they do not add any.
     """
 
     setting: Setting
-    log_loss: float
-    interval: metrics.Interval | None
+    score: metrics.Score
     by_seed: tuple[float, ...]
     """The log loss of each seed."""
-    difference: float
-    difference_interval: metrics.Interval | None
+    to_first: metrics.Difference
+    """How far the log loss is above the first row's."""
+
+    JSON_PROPERTIES: ClassVar = ("log_loss", "interval", "difference", "difference_interval")
+
+    @property
+    def log_loss(self) -> float:
+        return self.score.log_loss
+
+    @property
+    def interval(self) -> metrics.Interval | None:
+        return self.score.log_loss_ci
+
+    @property
+    def difference(self) -> float:
+        return self.to_first.difference
+
+    @property
+    def difference_interval(self) -> metrics.Interval | None:
+        return self.to_first.ci
 
 
 @dataclass(frozen=True)
@@ -164,18 +182,15 @@ def evaluate(folder: Path, first_seed: int, seeds: int) -> Ablation:
     rows: list[Row] = []
     first_losses: NDArray[np.float64] | None = None
     for setting in SETTINGS:
-        losses_by_seed = [metrics.losses(_scores(h.logits, setting, outcomes), h.labels) for h in held_out[setting]]
-        losses = np.concatenate(losses_by_seed)
+        probabilities = np.concatenate([_scores(h.logits, setting, outcomes) for h in held_out[setting]])
+        losses = metrics.losses(probabilities, labels)
         first_losses = losses if first_losses is None else first_losses
-        difference = losses - first_losses
         rows.append(
             Row(
                 setting,
-                float(losses.mean()),
-                metrics.bootstrap_interval(losses, groups=keys),
-                tuple(float(of_seed.mean()) for of_seed in losses_by_seed),
-                float(difference.mean()),
-                metrics.bootstrap_interval(difference, groups=keys),
+                metrics.score(probabilities, labels, groups=keys, outcomes=outcomes),
+                tuple(float(of_seed.mean()) for of_seed in np.split(losses, len(by_seed))),
+                metrics.compare(losses, first_losses, keys),
             )
         )
     prompts = len(np.unique(keys))

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -55,14 +55,8 @@ class RunSummary:
     train_battles: int | None
     """Of a run with folds all battles."""
     held_out_battles: int | None
-    log_loss: float | None
+    score: metrics.Score | None
     """On its held-out battles."""
-    log_loss_ci: metrics.Interval | None
-    prior_log_loss: float | None
-    gain: float | None
-    """How far the log loss is below that of the prior."""
-    outcomes: int | None
-    """2 where its log loss is of two outcomes, see :class:`metrics.Score`."""
     held_out: str
     """A digest of the held-out battles and their outcomes: log losses of runs can be compared where it is equal."""
     bytes: int
@@ -70,6 +64,30 @@ class RunSummary:
     """Those of the ``bytes`` that only resuming its training needs."""
     options: dict[str, Any]
     """As its configuration has them."""
+
+    JSON_PROPERTIES: ClassVar = ("log_loss", "log_loss_ci", "prior_log_loss", "gain", "outcomes")
+
+    @property
+    def log_loss(self) -> float | None:
+        return self.score.log_loss if self.score else None
+
+    @property
+    def log_loss_ci(self) -> metrics.Interval | None:
+        return self.score.log_loss_ci if self.score else None
+
+    @property
+    def prior_log_loss(self) -> float | None:
+        return self.score.prior_log_loss if self.score else None
+
+    @property
+    def gain(self) -> float | None:
+        """How far the log loss is below that of the prior."""
+        return self.score.prior_log_loss - self.score.log_loss if self.score else None
+
+    @property
+    def outcomes(self) -> int | None:
+        """2 where its log loss is of two outcomes, see :class:`metrics.Score`."""
+        return self.score.outcomes if self.score else None
 
 
 def list_runs(
@@ -105,8 +123,8 @@ def list_runs(
     """
     workspace = Workspace.of(workspace)
     conditions = {**({"architecture": architecture} if architecture else {}), **(where or {})}
-    fields = {field.name for kind in (RunSummary, TrainOptions) for field in dataclasses.fields(kind)}
-    if unknown := sorted(set(conditions) - fields):
+    known = {field.name for kind in (RunSummary, TrainOptions) for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(conditions) - known.union(RunSummary.JSON_PROPERTIES)):
         raise InputError(
             f"runs have no {unknown[0]!r}", hint="Filter by the flags of prefcli train, or by the keys of --json."
         )
@@ -148,8 +166,8 @@ def _sort_key(run: RunSummary, sort: str) -> tuple[Any, ...]:
 
 def _has(run: RunSummary, name: str, wanted: str) -> bool:
     """Whether a field of a run has a value that is given as text: a field of the summary, else an option."""
-    values = {**run.options, **{field.name: getattr(run, field.name) for field in dataclasses.fields(run)}}
-    value = values.get(name)
+    is_own = hasattr(run, name)
+    value = getattr(run, name) if is_own else run.options.get(name)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         with contextlib.suppress(ValueError):
             return float(wanted) == value
@@ -192,11 +210,7 @@ def summarise(workspace: Workspace, folder: Path, *, scored: bool = True) -> Run
         data=_data_title(data),
         train_battles=_train_battles(options, data),
         held_out_battles=score.n if score else _count(data, "held_out_battles"),
-        log_loss=score.log_loss if score else None,
-        log_loss_ci=score.log_loss_ci if score else None,
-        prior_log_loss=score.prior_log_loss if score else None,
-        gain=score.prior_log_loss - score.log_loss if score else None,
-        outcomes=score.outcomes if score else None,
+        score=score,
         held_out=_digest(held_out) if held_out else "",
         bytes=files.size_of(folder),
         checkpoint_bytes=sum(map(files.size_of, checkpoint_folders(folder))),
@@ -356,8 +370,7 @@ def show_run(run: PathLike, workspace: Workspace | PathLike = WORKSPACE) -> RunD
     damage, score = summary.problem, None
     try:
         runs.verify(folder, resuming=runs.is_unfinished(folder))
-        if summary.log_loss is not None:
-            score = runs.validation_score(runs.read_validation(folder), runs.unseen_outcomes(config))
+        score = summary.score
     except PrefcliError as error:
         damage = error.what
     origins = _mapping(config, "origins")

@@ -14,6 +14,7 @@ from prefcli.battles import PathLike, Source, SourceLike
 from prefcli.compute.distributed import World, from_environment, process_group
 from prefcli.data.selection import RunData, select
 from prefcli.errors import InputError, PrefcliError
+from prefcli.metrics import Score
 from prefcli.options import TrainOptions
 from prefcli.pipeline.stages import INVENTED_IDS, preprocess_stage, read_stage
 from prefcli.reporting import SILENT, Reporter
@@ -27,8 +28,8 @@ class TrainResult:
 
     run: Path
     """The run's folder."""
-    validation: dict[str, Any] | None
-    """Every metric on the held-out battles, None when nothing was held out."""
+    validation: Score | None
+    """The scores on the held-out battles; None where nothing was held out."""
     seconds: float
     """The whole command's time."""
     battles_per_second: float

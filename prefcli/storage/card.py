@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from prefcli._version import __version__
 from prefcli.battles import Source
 from prefcli.errors import InputError, one_line
-from prefcli.metrics import TWO_OUTCOMES, describe_battles, describe_interval
+from prefcli.metrics import TWO_OUTCOMES, Score, describe_battles, describe_interval
 from prefcli.options import TrainOptions
 from prefcli.reporting import visible
 from prefcli.storage import files, hub, runs
@@ -36,7 +36,7 @@ def write(
     folder: Path,
     options: TrainOptions,
     config: Mapping[str, Any],
-    validation: Mapping[str, Any] | None,
+    validation: Score | None,
     calibration: str = "",
     importances: Sequence[tuple[str, float]] = (),
     *,
@@ -72,12 +72,9 @@ def write(
         max_listed_files=MAX_LISTED_FILES,
         held_out=data.get("held_out_battles", 0),
         validation_file=Path(str(data.get("validation_file"))).name,
-        validation=validation
-        and {
-            **validation,
-            "interval": describe_interval(validation["log_loss_ci"], validation["log_loss_ci_reason"]),
-            "two_outcomes": TWO_OUTCOMES if validation["outcomes"] == 2 else "",
-        },
+        validation=validation,
+        interval=validation and describe_interval(validation.log_loss_ci, validation.log_loss_ci_reason),
+        two_outcomes=TWO_OUTCOMES if validation and validation.outcomes == 2 else "",
         calibration=calibration,
         tie_log_nu=tie_log_nu,
         tie_share=None if tie_log_nu is None else 1 / (1 + 2 * math.exp(-tie_log_nu)),
@@ -135,7 +132,7 @@ def set_license(folder: Path, license: str) -> None:
 
 
 def _metadata(
-    name: str, options: TrainOptions, source: Source, resolved: Mapping[str, Any], validation: Mapping[str, Any] | None
+    name: str, options: TrainOptions, source: Source, resolved: Mapping[str, Any], validation: Score | None
 ) -> str:
     """The hub's metadata as YAML, without a license: whoever publishes the run must know what the data allows."""
     with hub.quiet():
@@ -145,8 +142,8 @@ def _metadata(
     is_hub_name = from_hub and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", options.encoder, re.ASCII)
     scores: dict[str, Any] = {}
     if validation is not None:
-        interval = describe_interval(validation["log_loss_ci"], validation["log_loss_ci_reason"])
-        held_out = describe_battles(validation["n"], validation["prompts"], "held-out battle")
+        interval = describe_interval(validation.log_loss_ci, validation.log_loss_ci_reason)
+        held_out = describe_battles(validation.n, validation.prompts, "held-out battle")
         metrics = (
             ("log_loss", "log_loss", f"log loss, {interval}"),
             ("accuracy", "accuracy", "accuracy"),
@@ -164,7 +161,7 @@ def _metadata(
                     dataset_name=visible(f"{held_out} of {source.title}"),
                     metric_type=metric,
                     metric_name=title,
-                    metric_value=round(float(validation[key]), 4),
+                    metric_value=round(float(getattr(validation, key)), 4),
                 )
                 for metric, key, title in metrics
             ],

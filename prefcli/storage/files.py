@@ -21,7 +21,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +87,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def to_json(value: Any, *, indent: int | None = None, non_finite: Callable[[float], Any] = lambda number: None) -> str:
-    """A value as JSON: dataclasses become objects, paths text.
+    """A value as JSON: dataclasses become objects of their fields and ``JSON_PROPERTIES``, paths text.
 
     JSON has no NaN and no infinity, though Python writes them: they become what ``non_finite`` says, null by default.
     """
 
     def finite(value: Any) -> Any:
         if is_dataclass(value) and not isinstance(value, type):
-            return finite(asdict(value))
+            names = [field.name for field in fields(value)]
+            return {name: finite(getattr(value, name)) for name in (*names, *getattr(value, "JSON_PROPERTIES", ()))}
         if isinstance(value, Mapping):
             return {key: finite(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +31,7 @@ class ExperimentResult:
     Attributes
     ----------
     validation:
-        Every metric on the held-out battles; None where nothing was held out.
+        The scores on the held-out battles; None where nothing was held out.
     battles_per_second:
         Of the training steps alone, the mean over folds.
     outcomes:
@@ -42,7 +40,7 @@ class ExperimentResult:
         The outcomes that none of them had: A, B, tie.
     """
 
-    validation: dict[str, Any] | None
+    validation: metrics.Score | None
     battles_per_second: float
     outcomes: tuple[float, ...]
     unseen: tuple[str, ...]
@@ -55,7 +53,7 @@ class _Evaluation:
     held_out: NDArray[np.intp]
     probabilities: NDArray[np.float64]
     """What is scored: of two outcomes for a run that knows only two."""
-    validation: dict[str, Any]
+    validation: metrics.Score
     calibration: str
 
 
@@ -153,7 +151,7 @@ def _evaluate(context: TrainContext, fold: Fold, held_out: runs.HeldOut) -> _Eva
         unseen,
         blending.FOLDS_PREDICT_THEIR_MEAN if is_mean_of_folds else "",
     )
-    return _Evaluation(fold.held_out, scored, dataclasses.asdict(score), str(blending.calibration_of(run)))
+    return _Evaluation(fold.held_out, scored, score, str(blending.calibration_of(run)))
 
 
 def _write_artifacts(folder: Path, context: TrainContext, fit: FitResult, evaluation: _Evaluation | None) -> None:
@@ -161,7 +159,7 @@ def _write_artifacts(folder: Path, context: TrainContext, fit: FitResult, evalua
     validation = evaluation.validation if evaluation else None
     config = runs.read_config(folder)
     if (folder / runs.METRICS).is_file():
-        prior = validation["prior_log_loss"] if validation else None
+        prior = validation.prior_log_loss if validation else None
         files.write_text(folder / runs.CURVES, learning_curves(course_of_run(folder, config), prior))
     calibrated = evaluation.calibration if evaluation else ""
     card.write(folder, context.options, config, validation, calibrated, fit.importances)

@@ -17,12 +17,15 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prefcli.errors import NetworkError, PrefcliError, one_line
 from prefcli.options import TrainOptions
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files
+
+if TYPE_CHECKING:
+    from prefcli.metrics import Score
 
 NAMES = {
     "loss": "train/loss",
@@ -191,11 +194,11 @@ class Trackers:
         """A line was added to ``metrics.jsonl``."""
         self._each(lambda tracker: tracker.record(line["step"], _tracked(line)))
 
-    def conclude(self, score: Mapping[str, Any] | None) -> None:
-        """The training is done; ``score`` holds every metric on the held-out battles."""
+    def conclude(self, score: Score | None) -> None:
+        """The training is done; ``score`` is that of the held-out battles."""
         if self._trackers and not self._begun:
             self.begin()
-        numbers = {k: float(v) for k, v in (score or {}).items() if type(v) in (int, float)}
+        numbers = {k: float(v) for k, v in ({} if score is None else vars(score)).items() if type(v) in (int, float)}
         self._each(lambda tracker: tracker.conclude({FINAL + name: value for name, value in numbers.items()}))
 
     def close(self, *, failed: bool) -> None:
