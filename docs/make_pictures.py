@@ -1,35 +1,161 @@
-"""Make the pictures of the pages in ``docs/images`` from the demo's battles: ``make pictures``; needs Chromium."""
+"""Make the pictures of the pages in ``docs/images`` from the demo's battles: ``make pictures``.
+
+Terminal screens (SVG) are what tmux shows at 80 columns while real commands run; pages (PNG) are what Chromium shows.
+Names, times and speeds of runs differ each time. Needs tmux and Chromium.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from rich.ansi import AnsiDecoder
+from rich.console import Console
+from rich.terminal_theme import TerminalTheme
+from rich.text import Text
 
 import prefcli
 from prefcli.api import eda
 from prefcli.data import synthetic
 
 IMAGES = Path(__file__).parent / "images"
-WIDTH, HEIGHT = 1000, 1560
+PAGE_WIDTH, PAGE_HEIGHT = 1000, 1250
+COLUMNS, ROWS = 80, 200
+MAX_SECONDS = 300
+PROMPT = "$ "
+GAP = Text()
+THEME = TerminalTheme(
+    (22, 27, 34), (220, 225, 230),
+    [(72, 79, 88), (255, 123, 114), (86, 211, 100), (227, 179, 65),
+     (121, 192, 255), (210, 168, 255), (86, 212, 221), (220, 225, 230)],
+)  # fmt: skip
+FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', 'Liberation Mono', monospace"
+SVG = f"""<svg role="img" viewBox="0 0 {{width}} {{height}}" xmlns="http://www.w3.org/2000/svg">
+<style>
+.{{unique_id}}-matrix {{{{ font: {{char_height}}px {FONTS}; white-space: pre }}}}
+.{{unique_id}}-title {{{{ font: bold 16px sans-serif }}}}
+{{styles}}
+</style>
+<defs>
+<clipPath id="{{unique_id}}-clip-terminal">
+<rect x="0" y="0" width="{{terminal_width}}" height="{{terminal_height}}" />
+</clipPath>
+{{lines}}
+</defs>
+{{chrome}}
+<g transform="translate({{terminal_x}}, {{terminal_y}})" clip-path="url(#{{unique_id}}-clip-terminal)">
+{{backgrounds}}
+<g class="{{unique_id}}-matrix">
+{{matrix}}
+</g>
+</g>
+</svg>
+"""
+"""As rich draws terminals, with fonts of the reader's machine: nothing is fetched."""
+
+
+class Terminal:
+    """A pseudo-terminal in which commands run in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def show(self, command: str, until: str = "") -> list[Text]:
+        """The screen's lines, with colours, after a command; or as soon as it matches ``until``, then interrupted."""
+        quoted = shlex.quote(PROMPT + command)
+        script = f"trap : INT; printf '\\033[1m%s\\033[0m\\n' {quoted}; {command}; touch ended; sleep {MAX_SECONDS}"
+        ended = self._folder / "ended"
+        ended.unlink(missing_ok=True)
+        self._tmux("new-session", "-d", "-x", str(COLUMNS), "-y", str(ROWS), "sh", "-c", script)
+        self._tmux("set-option", "status", "off")
+        lines: list[Text] = []
+        deadline = time.monotonic() + MAX_SECONDS
+        while not ended.exists():
+            assert time.monotonic() < deadline, f"{command}: not done in {MAX_SECONDS} s"
+            time.sleep(0.05)
+            screen = self._capture()
+            if until and not lines and any(re.search(until, line.plain) for line in screen):
+                lines = screen
+                self._tmux("send-keys", "C-c")
+        assert lines or not until, f"{command}: nothing matches {until}"
+        lines = lines or self._capture()
+        self._tmux("kill-server")
+        return lines
+
+    def _capture(self) -> list[Text]:
+        return list(AnsiDecoder().decode(self._tmux("capture-pane", "-e", "-p").rstrip("\n")))
+
+    def _tmux(self, *arguments: str) -> str:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TMUX")}
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        command = ["tmux", "-S", str(self._folder / "tmux"), "-f", os.devnull, *arguments]
+        return subprocess.run(
+            command, cwd=self._folder, env=environment, check=True, capture_output=True, text=True
+        ).stdout
+
+
+def draw(name: str, lines: Sequence[Text]) -> None:
+    """Write the lines of a screen as ``NAME.svg``."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        console = Console(width=COLUMNS, record=True, file=nowhere, force_terminal=True, color_system="truecolor")
+        for line in lines:
+            console.print(line, soft_wrap=True)
+        svg = console.export_svg(title="", theme=THEME, code_format=SVG, unique_id=name)
+    svg = "\n".join(line.strip() for line in svg.splitlines() if line.strip()) + "\n"
+    (IMAGES / f"{name}.svg").write_text(svg, encoding="utf-8")
+
+
+def part(lines: Sequence[Text], end: str) -> list[Text]:
+    """The lines until the first empty one after one that matches ``end``, and a mark that there are more."""
+    start = next(number for number, line in enumerate(lines) if re.search(end, line.plain))
+    stop = next(number for number in range(start, len(lines)) if not lines[number].plain)
+    return [*lines[:stop], Text("...", "dim")]
+
+
+def draw_terminals(folder: Path) -> None:
+    """The terminal screens."""
+    terminal = Terminal(folder)
+    draw("help", terminal.show("prefcli"))
+    statistics = terminal.show("prefcli eda train.csv")
+    draw("eda", statistics)
+    training = terminal.show("prefcli train train.csv --recipe fast")
+    draw("train", training)
+    predicting = terminal.show("prefcli predict test.csv")
+    score = terminal.show("prefcli score preds.csv test_truth.csv")
+    draw("score", score)
+    draw("session", [*part(statistics, "^Ratings"), GAP, *training, GAP, *predicting, GAP, *score])
+    draw("progress", terminal.show("prefcli train train.csv --encoder tiny", until=r"training .*1[234]\d\d/2700"))
+
+
+def draw_pages(folder: Path) -> None:
+    """The beginnings of both pages, in light colours: ``eda-report.png`` and ``run-report.png``."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert chromium, "no Chromium on this machine"
+    workspace = folder / ".prefcli"
+    eda(folder / "train.csv", workspace, report=folder / "eda-report.html")
+    run = prefcli.train(folder / "train.csv", recipe="fast", output=folder / "my-run", workspace=workspace).run
+    prefcli.report(run, folder / "run-report.html", workspace=workspace)
+    for page in sorted(folder.glob("*.html")):
+        command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        command += [f"--user-data-dir={folder / 'profile'}", f"--window-size={PAGE_WIDTH},{PAGE_HEIGHT}"]
+        subprocess.run([*command, f"--screenshot={IMAGES / page.stem}.png", page.as_uri()], check=True, timeout=120)
 
 
 def main() -> None:
-    """Write ``eda-report.png`` and ``run-report.png``: the beginnings of both pages, in light colours."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert chromium, "no Chromium on this machine"
+    """Write all pictures."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        demo = synthetic.write(folder, train=3000, test=10)
-        workspace = folder / ".prefcli"
-        eda(demo.train, workspace, report=folder / "eda-report.html")
-        run = prefcli.train(demo.train, recipe="fast", output=folder / "my-run", workspace=workspace).run
-        prefcli.report(run, folder / "run-report.html", workspace=workspace)
-        for page in sorted(folder.glob("*.html")):
-            command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-            command += [f"--user-data-dir={folder / 'profile'}", f"--window-size={WIDTH},{HEIGHT}"]
-            subprocess.run([*command, f"--screenshot={IMAGES / page.stem}.png", page.as_uri()], check=True, timeout=120)
+        synthetic.write(folder, train=3000, test=1000)
+        draw_terminals(folder)
+        draw_pages(folder)
 
 
 if __name__ == "__main__":
