@@ -39,10 +39,16 @@ BATTLE_SCHEMA = pa.schema(
 )
 """The canonical table. ``label`` is 0, 1, 2 for A, B, tie, null when unknown. ``prompt_key`` identifies the
 prompt as it was read (see :func:`prompt_key`), so that splits by prompt stay the same whatever is done to the
-text afterwards. Optional columns follow: soft labels as ``p_a, p_b, p_tie: float32``, and ``both_bad: bool`` where
-the source distinguishes ties between good answers from ties between bad ones (both have the label tie)."""
+text afterwards. Optional columns follow: soft labels as ``p_a, p_b, p_tie: float32``, ``both_bad: bool`` where
+the file distinguishes ties between good answers from ties between bad ones (both have the label tie), and ``source``,
+whose votes they are, where there are several sources."""
 
-OPTIONAL_FIELDS = (*(pa.field(name, pa.float32()) for name in SOFT_LABEL_COLUMNS), pa.field("both_bad", pa.bool_()))
+SOURCE = "source"
+OPTIONAL_FIELDS = (
+    *(pa.field(name, pa.float32()) for name in SOFT_LABEL_COLUMNS),
+    pa.field("both_bad", pa.bool_()),
+    pa.field(SOURCE, pa.string()),
+)
 
 TURN_SEPARATOR = "\n"
 
@@ -57,7 +63,7 @@ class Source:
     """Which files to read, and how their columns become battles. The fields are the options of the same names."""
 
     paths: tuple[Path, ...]
-    """One or more files of the same layout; ``-`` is standard input."""
+    """One or more files; ``-`` is standard input."""
     format: str | None = None
     """A layout's name; None recognises it."""
     columns: Mapping[str, str] | None = None
@@ -70,13 +76,15 @@ class Source:
     """The encoding of a text file; None is UTF-8."""
     by: str | None = None
     """What battles are grouped by: a column or a path of the files, or one of ``prefcli.groups.COMPUTED``."""
+    source: str | None = None
+    """Which column or path says whose votes the battles are; by default each of several files is a source."""
 
     def __post_init__(self) -> None:
         paths: Any = [self.paths] if isinstance(self.paths, (str, Path)) else self.paths
         object.__setattr__(self, "paths", tuple(map(Path, paths)))
 
     @staticmethod
-    def of(source: SourceLike, **reading: Any) -> Source:
+    def of(source: SourceLike, /, **reading: Any) -> Source:
         """A source from one path or several; ``reading`` are its other fields."""
         if isinstance(source, Source):
             return replace(source, **reading)
@@ -95,12 +103,23 @@ class Source:
     @property
     def is_described(self) -> bool:
         """Whether it says how the files' columns become battles."""
-        return any(name != "encoding" for name in self.reading)
+        return any(name not in ("encoding", SOURCE) for name in self.reading)
+
+    @property
+    def file_sources(self) -> tuple[str, ...]:
+        """The name of the source that each file is: its stem, or more of its path; empty unless files are sources."""
+        if self.source is not None or len(self.paths) < 2:
+            return ()
+        paths = [path.with_suffix("") if path.suffix in (".gz", ".zip") else path for path in self.paths]
+        by_length = ([path.stem for path in paths], [path.name for path in self.paths], list(map(str, self.paths)))
+        return tuple(next((names for names in by_length if len(set(names)) == len(names)), by_length[-1]))
 
     def to_json(self) -> dict[str, object]:
         """The source as JSON, with absolute paths."""
         paths = [str(path if path == STANDARD_INPUT else path.absolute()) for path in self.paths]
         options = {name: getattr(self, name) for name in ("format", "outcome", "each", "encoding")}
+        if self.source is not None:
+            options[SOURCE] = self.source
         return {"paths": paths, **options, "columns": dict(self.columns) if self.columns else None}
 
     @staticmethod

@@ -66,6 +66,8 @@ def of(batch: pa.RecordBatch, by: str) -> pa.Array:
     if COLUMN in batch.schema.names and (batch.schema.field(COLUMN).metadata or {}).get(b"by") == by.encode():
         return batch.column(COLUMN)
     match by:
+        case "source" if by in batch.schema.names:
+            return batch.column(by)
         case "script":
             return _names(SCRIPT_NAMES, find_scripts(FlatTurns.of(batch.column("prompt"))))
         case "length":
@@ -98,7 +100,7 @@ def in_order(counts: Mapping[str, int], by: str) -> list[str]:
 def describe(by: str, *, is_column: bool) -> str:
     """What battles are grouped by, in words."""
     if not is_column:
-        return f"grouped by {by}: {COMPUTED[by]}"
+        return f"grouped by {by}: {COMPUTED.get(by, 'whose votes they are')}"
     own = f", not {COMPUTED[by]}" if by in COMPUTED else ""
     return f"grouped by the file's column {one_line(by, 60)}{own}"
 

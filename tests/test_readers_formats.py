@@ -442,11 +442,9 @@ def test_several_files_are_read_as_one(tmp_path: Path) -> None:
     assert [row["id"] for row in read(Source(pairs))[0]] == ["1", "2"]
 
 
-def test_several_files_must_be_alike(tmp_path: Path) -> None:
+def test_several_files_of_one_layout_must_be_alike(tmp_path: Path) -> None:
     csv = tmp_path / "train.csv"
     csv.write_text(kaggle_csv(1, 1), encoding="utf-8")
-    arena = write(tmp_path / "arena.jsonl", arena_rows())
-    assert "arena" in refused(Source((csv, arena))).what
     bare = tmp_path / "test.csv"
     bare.write_text('id,prompt,response_a,response_b\n9,"[""Hi?""]","[""a""]","[""b""]"\n', encoding="utf-8")
     assert "is in one file and not in the other" in refused(Source((csv, bare))).what

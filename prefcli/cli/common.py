@@ -150,6 +150,14 @@ def open_reading(
         str | None,
         ReadingOption("--encoding", metavar="NAME", help="Of text that is not UTF-8: cp1252, latin-1, gb18030, ..."),
     ] = None,
+    source: Annotated[
+        str | None,
+        ReadingOption(
+            "--source",
+            metavar="COLUMN",
+            help="Which column says whose votes the battles are. [default: each of several files is a source]",
+        ),
+    ] = None,
     layout: Annotated[
         Path | None,
         ReadingOption("--layout", metavar="FILE.toml", help="These options from a file; flags win."),
@@ -159,8 +167,8 @@ def open_reading(
     from prefcli.battles import Source
     from prefcli.readers import parse_columns, with_layout_file
 
-    source = Source((), format, parse_columns(columns) if columns else None, outcome, each, encoding)
-    return with_layout_file(source, layout) if layout else source
+    reading = Source((), format, parse_columns(columns) if columns else None, outcome, each, encoding, source=source)
+    return with_layout_file(reading, layout) if layout else reading
 
 
 def examples(*lines: str) -> str:

@@ -28,7 +28,7 @@ EXAMPLES = common.examples(
 )
 
 
-@command(PredictOptions, without=("models", "calibrated"))
+@command(PredictOptions, without=("models", "calibrated", "source"))
 def run(
     session: common.Session,
     reading: common.Reading,

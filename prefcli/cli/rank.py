@@ -26,7 +26,7 @@ EXAMPLES = common.examples(
 )
 
 
-@command(RankOptions, PairOptions, without=("models", "calibrated", "activation", "workers"))
+@command(RankOptions, PairOptions, without=("models", "calibrated", "activation", "workers", "source"))
 def run(
     session: common.Session,
     reading: common.Reading,

@@ -58,7 +58,7 @@ def eda(  # noqa: PLR0913  (what the command line gives)
     if max_length < 1:
         raise InputError(f"--max-length is {max_length}, at least 1 is needed")
     workspace, source = Workspace.of(workspace), Source.of(source)
-    test = None if test is None else dataclasses.replace(source, by=None).like(test)
+    test = None if test is None else dataclasses.replace(source, by=None, source=None).like(test)
     page_path, export_path = (None if path is None else Path(path) for path in (report, export))
     if export_path is not None:
         check_export(export_path)

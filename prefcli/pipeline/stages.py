@@ -62,7 +62,7 @@ def read_stage(
         "battles",
         version=READ_VERSION,
         source=battle_file.digest(),
-        options=battle_file.options() | {CHOSEN: {"chosen", "rejected"} <= battle_file.columns.keys()},
+        options=battle_file.options() | {CHOSEN: battle_file.says_chosen},
         produce=functools.partial(_produce, battle_file, ReadCounts(), "battles", reporter),
         reporter=reporter,
     )

@@ -13,7 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from prefcli.battles import ReadCounts, Source
+from prefcli import groups
+from prefcli.battles import BATTLE_SCHEMA, OPTIONAL_FIELDS, SOURCE, ReadCounts, Source
 from prefcli.errors import InputError
 from prefcli.readers.cells import Location, RawBatch, missing_columns, string_column
 from prefcli.readers.containers import Container, column_names, open_container, raw_batches, readable
@@ -36,8 +37,14 @@ class BattleFile:
 
     @property
     def layout(self) -> Layout:
-        """What the files have in common."""
+        """Of the first file, and of all if they are not sources of their own."""
         return self.recognised[0].mapped.layout
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """The files' different layouts."""
+        layouts = [recognised.mapped.layout for recognised in self.recognised]
+        return tuple(layout for i, layout in enumerate(layouts) if layout not in layouts[:i])
 
     @property
     def columns(self) -> Mapping[str, str]:
@@ -56,14 +63,19 @@ class BattleFile:
 
     @property
     def has_ids(self) -> bool:
-        """Whether the files hold ids; if not, a battle's id is its row number."""
-        return "id" in self.columns
+        """Whether all files hold ids; if not, a battle's id is its row number."""
+        return all("id" in recognised.mapped.places for recognised in self.recognised)
 
     @property
     def has_ties(self) -> bool:
-        """Whether the files can hold ties at all."""
-        mapped = self.recognised[0].mapped
-        return mapped.rule.has_ties if mapped.rule else self.layout.has_ties
+        """Whether any file can hold ties at all."""
+        every = [recognised.mapped for recognised in self.recognised]
+        return any(mapped.rule.has_ties if mapped.rule else mapped.layout.has_ties for mapped in every)
+
+    @property
+    def says_chosen(self) -> bool:
+        """Whether the files say which answer was chosen, so that a hash decides which is A."""
+        return all({"chosen", "rejected"} <= recognised.mapped.places.keys() for recognised in self.recognised)
 
     @property
     def groups_are_a_column(self) -> bool:
@@ -74,7 +86,7 @@ class BattleFile:
     def description(self) -> str:
         """How the files are read, for the user to check."""
         containers = dict.fromkeys(container.description for container in self.containers if container.description)
-        return "; ".join([*containers, f"format {self.layout.name}: {self.layout.summary}"])
+        return "; ".join([*containers, *(f"format {layout.name}: {layout.summary}" for layout in self.layouts)])
 
     @property
     def _members(self) -> list[str]:
@@ -89,10 +101,12 @@ class BattleFile:
         """What else determines the battles, for the cache's fingerprint."""
         options: dict[str, object] = {"layout": self.layout.name}
         how = [recognised.mapped.to_json() for recognised in self.recognised]
-        if self.layout is not KAGGLE or any(name != path for name, path in self.columns.items()):
+        if self.layouts != (KAGGLE,) or any(name != path for name, path in self.columns.items()):
             options["read"] = how  # stages of Kaggle's files that earlier versions read are still valid
         if self.source.encoding:
             options["encoding"] = self.source.encoding
+        if self.source.source is not None or self.source.file_sources:
+            options[SOURCE] = self.source.source or self.source.file_sources
         if self.source.by is not None:
             options["by"] = {"name": self.source.by, "is_column": self.groups_are_a_column}
         if self._members:
@@ -116,12 +130,15 @@ class BattleFile:
                     with readable(container.name):
                         location = Location(container.name, rows + 1, rows_before)
                         batch, counts = recognised.mapped.convert(raw, location)
-                    invented = 0 if self.has_ids else batch.num_rows
+                    if len(self.layouts) > 1:
+                        batch = _with_all_columns(batch)
+                    has_ids = "id" in recognised.mapped.places
+                    invented = 0 if has_ids else batch.num_rows
                     if not recognised.mapped.keeps_ids:
                         read_ids = batch.column("id").to_pylist()
                         ids = [unique_id(battle_id, last_numbers) for battle_id in read_ids]
                         batch = batch.set_column(0, batch.schema.field("id"), pa.array(ids, pa.string()))
-                        if self.has_ids:
+                        if has_ids:
                             invented = sum(new != old for new, old in zip(ids, read_ids, strict=True))
                     counts += ReadCounts(invented_ids=invented)
                     yield batch, counts
@@ -130,6 +147,14 @@ class BattleFile:
             if not battles:
                 raise InputError("the file holds no battles", where=container.name, hint=EXPECTED)
             rows_before += rows
+
+
+def _with_all_columns(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch with every optional column, since a stage has the same columns throughout; null where it has none."""
+    schema = pa.schema([*BATTLE_SCHEMA, *OPTIONAL_FIELDS, *(f for f in batch.schema if f.name == groups.COLUMN)])
+    present = set(batch.schema.names)
+    arrays = [batch.column(f.name) if f.name in present else pa.nulls(batch.num_rows, f.type) for f in schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def digest_of(containers: Sequence[Container]) -> str:
@@ -196,24 +221,24 @@ def _recognise_files(source: Source, containers: tuple[Container, ...], outcomes
         )
         for container in containers
     )
+    if names := source.file_sources:
+        recognised = tuple(
+            dataclasses.replace(each, mapped=dataclasses.replace(each.mapped, source=name))
+            for each, name in zip(recognised, names, strict=True)
+        )
     first = recognised[0].mapped
     for container, other in zip(containers, (one.mapped for one in recognised), strict=True):
-        if other.layout is not first.layout:
-            raise InputError(
-                f"{container.name} is {other.layout.name}, {containers[0].name} is {first.layout.name}",
-                hint="Files that are read together must have the same layout.",
-            )
         if bool(other.by_places) != bool(first.by_places):
             raise InputError(
                 f"column {source.by} is in one file and not in the other",
                 where=f"{containers[0].name}, {container.name}",
                 hint="Give all files the column, or none.",
             )
-        if differing := sorted(set(other.places) ^ set(first.places)):
+        if other.layout is first.layout and (differing := sorted(set(other.places) ^ set(first.places))):
             raise InputError(
                 f"column {differing[0]} is in one file and not in the other",
                 where=f"{containers[0].name}, {container.name}",
-                hint="Files that are read together must have the same columns.",
+                hint="Files of one layout that are read together must have the same columns.",
             )
     return BattleFile(source, containers, recognised)
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefcli import groups
-from prefcli.battles import TEXT_FIELDS, ReadCounts, make_batch
+from prefcli.battles import SOURCE, TEXT_FIELDS, ReadCounts, make_batch
 from prefcli.outcomes import SOFT_LABEL_COLUMNS, WINNER_COLUMNS, A, B
 from prefcli.readers import outcomes_in_columns
 from prefcli.readers.cells import (
@@ -42,6 +42,8 @@ CountedBatch = tuple[pa.RecordBatch, ReadCounts]
 BatchOfRows = tuple[CountedBatch, Sequence[int]]
 """And from which row of the raw batch each battle comes."""
 
+NO_SOURCE = "(no source)"
+"""The source of battles whose cell is empty."""
 PAIR = ("chosen", "rejected")
 CONVERSATIONS = ("conversation_a", "conversation_b")
 RESPONSES = ("response_a", "response_b")
@@ -79,6 +81,10 @@ class Mapped:
     """What battles are grouped by."""
     by_places: Places = ()
     """Where the groups' names are; empty if they are computed from the battles."""
+    source: str | None = None
+    """The source that the file is, if it is one."""
+    source_places: Places = ()
+    """Where the battles' sources are, if the file says."""
     empty: tuple[Places, ...] = ()
     """Columns named like a prompt that are empty in the first rows, and have to be in the others."""
 
@@ -86,7 +92,7 @@ class Mapped:
     def columns(self) -> list[str]:
         """The columns of the file that are read."""
         places = [*self.places.values(), *self.rule_places, *self.each_places.values(), *self.more_winners]
-        places += [*self.scores, *self.empty, self.by_places]
+        places += [*self.scores, *self.empty, self.by_places, self.source_places]
         return list(dict.fromkeys(place.column for joined in places for place in joined))
 
     @property
@@ -141,8 +147,13 @@ class Mapped:
             (batch, counts), rows = self._convert_pairs(raw, location)
         else:
             (batch, counts), rows = self._convert_rows(raw, location)
+        if self.source is not None or self.source_places:
+            sources = self._names(raw, self.source_places, rows, location) if self.source_places else None
+            names = pa.array([self.source] * batch.num_rows, pa.string()) if sources is None else sources
+            batch = batch.append_column(SOURCE, names.fill_null(NO_SOURCE))
         if self.by is not None:
-            batch = groups.with_groups(batch, self.by, self._groups(raw, rows, location) if self.by_places else None)
+            names = self._names(raw, self.by_places, rows, location) if self.by_places else None
+            batch = groups.with_groups(batch, self.by, names)
         return batch, counts
 
     def check_empty(self, raw: RawBatch, location: Location) -> None:
@@ -160,9 +171,9 @@ class Mapped:
                     hint = f"Join them, --columns prompt={names.replace(', ', '+')}, or leave it out: {places[0]}="
                     raise location.error(f"the prompt may be in several columns: {names}", row=row, hint=hint)
 
-    def _groups(self, raw: RawBatch, rows: Sequence[int], location: Location) -> pa.Array:
-        """The group of the battle from each of these rows, as its cell says; null where that is empty."""
-        cells = column_cells(raw, self.by_places, location)
+    def _names(self, raw: RawBatch, places: Places, rows: Sequence[int], location: Location) -> pa.Array:
+        """What a column says of the battle from each of these rows, as text; null where its cell is empty."""
+        cells = column_cells(raw, places, location)
         names = [None if is_missing(cell) else as_text(cell).strip() or None for cell in cells]
         return pa.array([names[row] for row in rows], pa.string())
 

@@ -54,7 +54,7 @@ def check_columns(columns: Mapping[str, str], known: Collection[str] = CANONICAL
 
 
 def with_layout_file(source: Source, path: Path) -> Source:
-    """A source with what a TOML file says: ``format``, ``outcome``, ``each``, ``encoding`` and a table ``[columns]``.
+    """A source with what a TOML file says: its own fields but for ``paths`` and ``by``, columns as a table.
 
     What the source says itself is preferred.
 
@@ -64,7 +64,7 @@ def with_layout_file(source: Source, path: Path) -> Source:
         If the file cannot be read, or says something else.
     """
     said = _read_toml(path)
-    names = ("format", "outcome", "each", "encoding", "columns")
+    names = ("format", "outcome", "each", "encoding", "source", "columns")
     if unknown := sorted(set(said) - set(names)):
         hint = f"{did_you_mean(unknown[0], names)} Known are {', '.join(names)}.".strip()
         raise InputError(f"unknown key {unknown[0]}", where=str(path), hint=hint)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefcli import groups
-from prefcli.battles import TEXT_FIELDS, Source
+from prefcli.battles import SOURCE, TEXT_FIELDS, Source
 from prefcli.errors import InputError, did_you_mean
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.readers import layouts
@@ -70,18 +70,21 @@ def recognise(where: str, columns: Sequence[str], peek: Peek, source: Source, *,
         source = _without_absent_outcome(source, where, columns)
     file_columns = FileColumns(where, columns, peek, source)
     mapped, questions = find_outcome(_Search(file_columns).mapped(), file_columns, outcomes)
+    if source.source is not None:
+        mapped = dataclasses.replace(mapped, source_places=parse_places(source.source, columns, where, "--source"))
     if source.by is not None:
-        mapped = dataclasses.replace(mapped, by=source.by, by_places=_group_places(source.by, columns, where))
+        mapped = dataclasses.replace(mapped, by=source.by, by_places=_group_places(source, columns, where))
     not_read = tuple(name for name in columns if name not in set(mapped.columns))
     return Recognised(mapped, not_read, questions)
 
 
-def _group_places(by: str, columns: Sequence[str], where: str) -> Places:
+def _group_places(source: Source, columns: Sequence[str], where: str) -> Places:
     """Where the groups' names are; nowhere if they are computed."""
+    by = str(source.by)
     try:
         return parse_places(by, columns, where, "--by")
     except InputError as error:
-        if by in groups.COMPUTED:
+        if by in groups.COMPUTED or (by == SOURCE and (source.source or source.file_sources)):
             return ()
         hint = did_you_mean(by, [*columns, *groups.COMPUTED])
         raise InputError(error.what, where=where, hint=hint or f"{COLUMN_OR_COMPUTED}.") from None

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from prefcli import metrics
 from prefcli._version import __version__
-from prefcli.battles import Source
+from prefcli.battles import SOURCE, Source
 from prefcli.errors import InputError, ModelError, PrefcliError, one_line
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, TIE, WINNER_COLUMNS
@@ -133,7 +133,7 @@ def save_config(folder: Path, config: Mapping[str, Any]) -> None:
 def reading_of(folder: Path) -> dict[str, Any]:
     """How the run's training files were read, as far as the command said it: fields of :class:`Source`.
 
-    The encoding is not among them: it is a property of a file, not of its layout.
+    The encoding is not among them: it is a property of a file, not of its layout; nor whose votes the battles were.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def reading_of(folder: Path) -> dict[str, Any]:
     texts = [text for name, text in reading.items() if name != "columns"]
     if not isinstance(columns, dict) or not all(isinstance(text, str) for text in (*columns.values(), *texts)):
         raise ModelError("the run's config.json is damaged: how its battles were read is not text", where=str(folder))
-    return {name: value for name, value in reading.items() if name != "encoding"}
+    return {name: value for name, value in reading.items() if name not in ("encoding", SOURCE)}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
