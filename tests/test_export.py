@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 import prefcli
 from prefcli import metrics, pipeline
+from prefcli.battles import TEXT_FIELDS
 from prefcli.data import tables
 from prefcli.data.synthetic import Demo
 from prefcli.errors import ModelError
@@ -29,6 +30,7 @@ from prefcli.options import PredictOptions, TrainOptions
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.storage import files, runs
 from prefcli.storage.workspace import Workspace
+from prefcli.text import normalise_text
 
 CLI = Callable[..., Result]
 pytestmark = pytest.mark.slow
@@ -120,6 +122,37 @@ def test_an_exported_run_predicts_what_torch_predicts(twins: Callable[..., Twins
             battle = rows[row]
             single = onnx.predict(battle["prompt"], battle["response_a"], battle["response_b"])
             assert np.abs(np.array(single) - expected[row]).max() < ROUNDING
+
+
+@pytest.mark.parametrize(
+    "kind", ["siamese-bert", "cross-encoder-bert", "cross-encoder-deberta", "folds", "reward-bert"]
+)
+def test_the_script_of_the_docs_predicts_without_prefcli(twins: Callable[..., Twins], kind: str) -> None:
+    """The page's code needs onnxruntime, tokenizers and NumPy alone, and gives what ``predict`` gives."""
+    pair = twins(kind)
+    page = (Path(__file__).parent.parent / "docs" / "onnx.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    assert set(re.findall(r"^(?:import|from) (\w+)", code, flags=re.M)) == {
+        "json", "pathlib", "numpy", "onnxruntime", "tokenizers"
+    }  # fmt: skip
+    script: dict[str, Any] = {}
+    exec(compile(code, "docs/onnx.md", "exec"), script)
+    rows = some_battles()
+    text = runs.read_config(pair.run)["data"]["text"]
+    fields = [
+        tuple([turn and normalise_text(turn, text) for turn in row[name]] for name in TEXT_FIELDS) for row in rows
+    ]
+    expected = prefcli.load(pair.run, calibrated=False).predict(rows)
+    assert np.abs(script["predict"](pair.onnx, fields) - expected).max() < ROUNDING
+    if kind == "siamese-bert":  # as if no training battle had been a tie
+        config = runs.read_config(pair.onnx)
+        config["data"]["outcomes"] = [20.0, 22.0, 0.0]
+        folder = Path(shutil.copytree(pair.onnx, "two-outcomes"))
+        runs.save_config(folder, config)
+        (folder / files.CHECKSUMS).unlink()
+        two = script["predict"](folder, fields)
+        assert np.abs(two - prefcli.load(folder, calibrated=False).predict(rows)).max() < ROUNDING
+        assert np.allclose(two[:, 2], 0.01)
 
 
 def test_an_exported_reward_model_gives_the_rewards_of_the_run(twins: Callable[..., Twins]) -> None:
@@ -223,6 +256,16 @@ def test_an_exported_folder_is_complete_and_says_how_close_it_is(twins: Callable
     card = (pair.onnx / "README.md").read_text(encoding="utf-8")
     assert card.startswith((pair.run / "README.md").read_text(encoding="utf-8"))
     assert re.search(r"by at most \d\.\de-\d\d on \d+ held-out battles in both orders", card)
+    for line in (
+        "| input | `input_ids` | tensor(int64) | [2, battles, tokens] |",
+        "| input | `attention_mask` | tensor(int64) | [2, battles, tokens] |",
+        "| input | `token_type_ids` | tensor(int64) | [2, battles, tokens] |",
+        "| output | `logits` | tensor(float) | [2, battles, 3] |",
+    ):
+        assert line in card
+    reward = (twins("reward-bert").onnx / "README.md").read_text(encoding="utf-8")
+    assert "| input | `spans` | tensor(int64) | [sequences, 2, 2] |" in reward
+    assert "| output | `logits` | tensor(float) | [sequences, 2] |" in reward
     config = runs.read_config(pair.onnx)
     assert {key: value for key, value in config.items() if key != "export"} == runs.read_config(pair.run)
 

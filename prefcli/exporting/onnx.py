@@ -163,7 +163,8 @@ def export(run: Path, folder: Path, samples: Sequence[Sample], *, int8: bool = F
             _copy_run(run, temporary, {"format": exported.FORMAT, "precision": result.precision})
         is_reward = runs.read_config(run)["options"]["architecture"] == "reward"
         for member in runs.all_folders(temporary):
-            card.add_export(member, _description(result, is_reward=is_reward), folder.name)
+            description = _description(result, is_reward=is_reward)
+            card.add_export(member, f"{description}\n\n{models[0].graph}", folder.name)
             runs.seal(member, trained=True)
     return result
 
@@ -174,6 +175,8 @@ class _ExportedModel:
 
     difference: float
     size: int
+    graph: str
+    """Its inputs and output, as a table in Markdown."""
     predictions: list[NDArray[np.float64]]
 
 
@@ -205,7 +208,7 @@ def _export_model(member: Path, target: Path, sample: Sample, *, int8: bool) -> 
     external = sum(p.numel() * p.element_size() for p in model.module.parameters()) > MAX_GRAPH_BYTES
     _write_graph(model, target / GRAPH, external=external)
     onnx_model = exported.load(target)
-    difference = _compare(model, onnx_model, sample, member)
+    difference, graph = _compare(model, onnx_model, sample, member), _describe_graph(onnx_model)
     predictions = []
 
     def predict(exported_model: exported.ExportedModel) -> NDArray[np.float64]:
@@ -223,7 +226,7 @@ def _export_model(member: Path, target: Path, sample: Sample, *, int8: bool) -> 
         _quantise(target, external=external)
         predictions += [predict(exported.load(target))]
     size = sum((target / name).stat().st_size for name in (GRAPH, exported.WEIGHTS) if (target / name).is_file())
-    return _ExportedModel(difference, size, predictions)
+    return _ExportedModel(difference, size, graph, predictions)
 
 
 def _copy_run(source: Path, target: Path, settings: Mapping[str, Any]) -> None:
@@ -394,6 +397,18 @@ def _description(result: ExportResult, *, is_reward: bool) -> str:
     if is_reward:
         text += " transformers, peft and TRL load the run that it was made from, not this folder."
     return text if result.int8 is None else f"{text}\n\nIts matrices are quantised to int8, dynamically: {result.int8}."
+
+
+def _describe_graph(model: exported.ExportedModel) -> str:
+    """The graph's inputs and output as a table in Markdown."""
+    dynamic = ("sequences" if model.input_format.scores_sequences else "battles", "tokens")
+    lines = ["| | name | type | shape |", "|---|---|---|---|"]
+    nodes = [*(("input", node) for node in model.session.get_inputs()), ("output", model.session.get_outputs()[0])]
+    for kind, node in nodes:
+        names = iter(dynamic)
+        shape = ", ".join(str(size) if isinstance(size, int) else next(names) for size in node.shape)
+        lines.append(f"| {kind} | `{node.name}` | {node.type} | [{shape}] |")
+    return "\n".join(lines)
 
 
 @contextlib.contextmanager
