@@ -53,8 +53,7 @@ def test_the_metadata_is_what_the_hub_reads(tmp_path: Path) -> None:
     text = make_card(tmp_path)
     fields = metadata(text)
     assert fields["library_name"] == "prefcli"
-    assert fields["pipeline_tag"] == "text-classification"
-    assert fields["tags"] == ["preference-prediction", "reward-model", "siamese"]
+    assert fields["tags"] == ["preference-prediction", "siamese"]
     assert fields["base_model"] == "microsoft/deberta-v3-small"
     assert "license" not in fields
     read = ModelCard(text)
@@ -229,9 +228,7 @@ def test_the_card_of_a_reward_model_says_what_the_number_means_and_what_loads_it
     if not options.get("folds"):
         save_file({"score.weight": np.zeros(1)}, tmp_path / "my-run" / "model.safetensors", term)
     text = make_card(tmp_path, TrainOptions(architecture="reward", **options))
-    fields = metadata(text)
-    assert fields["library_name"] == library
-    assert fields["pipeline_tag"] == "text-classification"
+    assert metadata(text)["library_name"] == "prefcli"  # whose text is normalised
     assert "A reward model" in text
     assert "units of log-odds" in text
     assert "Only differences between answers to the same prompt mean something" in text
@@ -244,3 +241,51 @@ def test_the_card_of_a_reward_model_says_what_the_number_means_and_what_loads_it
     assert "order-invariant by construction" in text
     raw = make_card(tmp_path, TrainOptions(architecture="reward", **options), text="raw")
     assert "normalise it first" not in raw
+    fields = metadata(raw)
+    assert fields["library_name"] == library
+    assert fields["tags"] == ["preference-prediction", "reward-model", "reward", *["prefcli"] * (library != "prefcli")]
+
+
+@pytest.mark.parametrize("text", ["raw", "nltk"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"architecture": "cross-encoder"}, {"architecture": "features"}, {"lora_rank": 4}, {"folds": 3},
+        {"architecture": "reward"}, {"architecture": "reward", "lora_rank": 4}, {"architecture": "reward", "folds": 3},
+    ],
+)  # fmt: skip
+def test_only_what_transformers_computes_is_a_text_classification_model(
+    options: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    """And every card says how the run is used with prefcli."""
+    content = make_card(tmp_path, TrainOptions(**options), text=text)
+    fields = metadata(content)
+    is_classifier = options == {"architecture": "reward"} and text == "raw"
+    assert fields.get("pipeline_tag") == ("text-classification" if is_classifier else None)
+    assert (fields["library_name"] == "transformers") == is_classifier
+    assert ("text-classification" in content) == is_classifier
+    use = content[content.index("## Use") :]
+    assert "prefcli predict battles.csv --model my-run\n" in use
+    assert 'judge = prefcli.load("my-run")' in use
+    assert ("AutoTokenizer" in use) == (options.get("architecture") == "reward" and "folds" not in options)
+    says_not = "prefcli computes its probabilities; transformers' pipelines and" in use
+    assert says_not == (options.get("architecture") != "reward")
+
+
+def test_the_card_of_an_export_is_of_onnx_and_names_the_export(tmp_path: Path) -> None:
+    reward = make_card(tmp_path, TrainOptions(architecture="reward"), text="raw")
+    card.add_export(tmp_path / "my-run", "ONNX Runtime computes it.", "my-run-onnx")
+    text = (tmp_path / "my-run" / runs.CARD).read_text(encoding="utf-8")
+    fields = metadata(text)
+    assert "pipeline_tag" not in fields
+    assert fields["library_name"] == "prefcli"
+    assert fields["tags"] == ["preference-prediction", "reward-model", "reward", "onnx"]
+    assert fields["model-index"] == metadata(reward)["model-index"]
+    assert "## Exported to ONNX\n\nONNX Runtime computes it.\n\n## Use\n\n```\nprefcli predict" in text
+    assert "--model my-run-onnx\n" in text
+    assert "AutoModel" not in text
+    assert text.endswith(reward[reward.index("\nMade with prefcli") :])
+    (tmp_path / "my-run" / runs.CARD).write_text("---\n[broken\n---\nMine.\n", encoding="utf-8")
+    card.add_export(tmp_path / "my-run", "ONNX Runtime computes it.", "my-run-onnx")
+    edited = (tmp_path / "my-run" / runs.CARD).read_text(encoding="utf-8")
+    assert edited.startswith("---\n[broken\n---\nMine.\n\n## Exported")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -543,6 +544,11 @@ def test_peft_loads_the_adapters_with_their_head(family: str, tmp_path: Path, de
         ]
     assert np.abs(rewards - [float(value) for value in expected]).max() < 1e-5
     assert np.ptp(rewards) > 1e-4
+    (code,) = re.findall(r"```python\n(import torch\n.*?)```", Path("run/README.md").read_text(), flags=re.S)
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    probabilities = prefcli.load("run", calibrated=False, precision="fp32").predict("What is 2 + 2?", "4", "5")
+    assert np.abs(names["probabilities"].numpy() - probabilities).max() < 1e-5
     assert prefcli.export("run", merged="merged").adapters
     merged: Any = models.load(Path("merged"), CPU)
     assert merged.rewards(batch) == pytest.approx(rewards, abs=1e-5)

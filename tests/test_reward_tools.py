@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,24 @@ def test_transformers_pipeline_gives_the_reward_of_the_rendered_text(family: str
     assert named == "PreTrainedTokenizerFast"  # which transformers 4 knows, too
     kind = json.loads((run / "config.json").read_text())["resolved"]["template"]
     assert kind == ("chat" if family == "qwen" else "tokens")
+
+
+@pytest.mark.parametrize("family", ["bert", "qwen"])
+def test_the_code_of_the_card_gives_the_probabilities_of_predict(
+    family: str, reward_runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = reward_runs[family]
+    card = (run / "README.md").read_text(encoding="utf-8")
+    assert "pipeline_tag: text-classification" in card
+    (code,) = re.findall(r"```python\n(import torch\n.*?)```", card, flags=re.S)
+    monkeypatch.chdir(run.parent)
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    expected = prefcli.load(run, calibrated=False, precision="fp32").predict("What is 2 + 2?", "4", "5")
+    assert np.abs(names["probabilities"].numpy() - expected).max() < 1e-5
+    assert [float(names["a"]), float(names["b"])] == pytest.approx(
+        prefcli.load(run, precision="fp32").score("What is 2 + 2?", ["4", "5"]), abs=1e-5
+    )
 
 
 def pairs_of(demo_files: Demo, run: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ the template escapes every value that it inserts, and the hub's library quotes t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -26,10 +27,13 @@ from prefcli.storage import files, hub, runs
 from prefcli.storage.runs import CARD, CURVES, describe_unseen, unseen_outcomes
 
 if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
     from jinja2 import Template
 
 MAX_LISTED_STATISTICS = 20
 MAX_LISTED_FILES = 20
+USE = "\n## Use\n"
+"""The heading of the card's last part."""
 
 
 def write(
@@ -84,7 +88,7 @@ def write(
         command=config.get("command") or "prefcli train",
         version=__version__,
     )
-    metadata = _metadata(name, options, source, resolved, validation)
+    metadata = _metadata(name, options, source, resolved, validation, data["text"])
     files.write_text(folder / CARD, f"---\n{metadata}\n---\n\n{body}")
 
 
@@ -101,11 +105,29 @@ def _tie_log_nu(folder: Path) -> float | None:
 
 
 def add_export(folder: Path, description: str, name: str) -> None:
-    """Append what an export is (its ``description`` in Markdown, its final ``name``) to the card in its ``folder``."""
+    """Make the card in an export's ``folder`` say what the export is and how it is used, instead of its run.
+
+    Parameters
+    ----------
+    folder, name:
+        Where it is now; its final name.
+    description:
+        What it is, in Markdown.
+    """
     path = folder / CARD
     card = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else f"# {_code(name)}\n"
-    use = f"```\nprefcli predict battles.csv --model {_shell(name)}\n```\n"
-    files.write_text(path, f"{card}\n## Exported to ONNX\n\n{description}\n\n{use}")
+    about, _, use = card.partition(USE)
+    load = _code(f"prefcli.load({_python(name)})")
+    how = f"\n```\nprefcli predict battles.csv --model {_shell(name)}\n```\n\nFrom Python: {load}.\n"
+    made = use[use.rfind("\nMade with prefcli ") :] if "\nMade with prefcli " in use else ""
+    text = f"{about}\n## Exported to ONNX\n\n{description}\n{USE}{how}{made}"
+    with contextlib.suppress(InputError):  # its metadata was edited: it stays as it is
+        edited = _parse(text, path)
+        others = [tag for tag in edited.data.get("tags") or () if tag != "prefcli"]
+        edited.data["library_name"], edited.data["pipeline_tag"] = "prefcli", None
+        edited.data["tags"] = [*others, "onnx"]
+        text = str(edited)
+    files.write_text(path, text)
 
 
 def set_license(folder: Path, license: str) -> None:
@@ -120,19 +142,40 @@ def set_license(folder: Path, license: str) -> None:
         raise InputError(
             f"{license!r} is not a license name of the hub", hint="Use apache-2.0, mit, cc-by-4.0 or the like."
         )
+    path = folder / CARD
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the run's card: {one_line(error)}", where=str(path)) from None
+    card = _parse(text, path)
+    card.data["license"] = license
+    files.write_text(path, str(card))
+
+
+def _parse(text: str, path: Path) -> ModelCard:
+    """A card as the hub's library reads it.
+
+    Raises
+    ------
+    InputError
+        If it cannot.
+    """
     with hub.quiet():
         from huggingface_hub import ModelCard
 
         try:
-            card = ModelCard((folder / CARD).read_text(encoding="utf-8"))
+            return ModelCard(text)
         except Exception as error:  # somebody may have edited it: YAML that is broken or says something else
-            raise InputError(f"cannot read the run's card: {one_line(error)}", where=str(folder / CARD)) from None
-        card.data["license"] = license
-        files.write_text(folder / CARD, str(card))
+            raise InputError(f"cannot read the run's card: {one_line(error)}", where=str(path)) from None
 
 
 def _metadata(
-    name: str, options: TrainOptions, source: Source, resolved: Mapping[str, Any], validation: Score | None
+    name: str,
+    options: TrainOptions,
+    source: Source,
+    resolved: Mapping[str, Any],
+    validation: Score | None,
+    text: str,
 ) -> str:
     """The hub's metadata as YAML, without a license: whoever publishes the run must know what the data allows."""
     with hub.quiet():
@@ -155,7 +198,7 @@ def _metadata(
             "metrics": ["log_loss", "accuracy", "brier_score"],
             "eval_results": [
                 EvalResult(
-                    task_type="text-classification",
+                    task_type="preference-prediction",
                     task_name="preference prediction",
                     dataset_type="held-out",
                     dataset_name=visible(f"{held_out} of {source.title}"),
@@ -166,17 +209,23 @@ def _metadata(
                 for metric, key, title in metrics
             ],
         }
-    library = "prefcli"  # which code on the hub's page loads it
-    if options.architecture == "reward" and not options.folds:
-        library = "peft" if options.lora_rank else "transformers"
+    library = _library(options, text)
     return ModelCardData(
         library_name=library,
-        pipeline_tag="text-classification",
-        tags=["preference-prediction", "reward-model", options.architecture]
+        # The hub then offers transformers' pipeline and its own inference, which must give the model's numbers.
+        pipeline_tag="text-classification" if library == "transformers" else None,
+        tags=["preference-prediction", *["reward-model"] * (options.architecture == "reward"), options.architecture]
         + (["prefcli"] if library != "prefcli" else []),
         base_model=options.encoder if is_hub_name else None,
         **scores,
     ).to_yaml()
+
+
+def _library(options: TrainOptions, text: str) -> str:
+    """The library whose classes compute the run as it is: a reward model of one part that reads text as it is."""
+    if options.architecture != "reward" or options.folds or text != "raw":
+        return "prefcli"
+    return "peft" if options.lora_rank else "transformers"
 
 
 @functools.cache
@@ -193,7 +242,7 @@ def _template() -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters = {"code": _code, "shell": _shell, "python": lambda name: json.dumps(visible(name), ensure_ascii=False)}
+    filters = {"code": _code, "shell": _shell, "python": _python}
     for name, function in filters.items():
         environment.filters[name] = lambda value, function=function: Markup(function(value))
     return environment.get_template("model-card.md.jinja")
@@ -213,6 +262,11 @@ def _code(value: object) -> str:
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     space = " " if not text or "`" in (text[0], text[-1]) else ""
     return f"{fence}{space}{text}{space}{fence}"
+
+
+def _python(value: str) -> str:
+    """A value as a literal of Python."""
+    return json.dumps(visible(value), ensure_ascii=False)
 
 
 def _shell(value: str) -> str:
