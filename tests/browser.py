@@ -9,8 +9,10 @@ import html
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,3 +80,90 @@ def axe_faults(folder: Path, pages: Sequence[str]) -> list[str]:
     found = results(folder, [(text.replace("</head>", axe, 1), width) for text, width in shown], script)
     assert all("color-contrast" in run["rules"] for run in found)
     return [fault for run in found for fault in run["faults"]]
+
+
+class Tab:
+    """A page that is used as a person does: Chromium's debugging protocol, through two pipes.
+
+    ``problems`` collects what a reader must not meet: messages on the console, and requests for anything but files.
+    """
+
+    def __init__(self, profile: Path) -> None:
+        to_read, self._commands = os.pipe()
+        self._answers, to_write = os.pipe()
+        flags = [flag for flag in FLAGS if flag not in ("--dump-dom", "--virtual-time-budget=10000")]
+        command = [str(CHROMIUM), *flags, "--remote-debugging-pipe", f"--user-data-dir={profile}"]
+        pipes = f'exec "$@" 3<&{to_read} 4>&{to_write}'  # the numbers that the protocol prescribes
+        self._process = subprocess.Popen(
+            ["bash", "-c", pipes, "bash", *command], pass_fds=(to_read, to_write), stderr=subprocess.DEVNULL
+        )
+        os.close(to_read)
+        os.close(to_write)
+        self._received, self._count, self._session = b"", 0, {}
+        self.problems: list[str] = []
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self._session = {"sessionId": self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+
+    def send(self, method: str, **parameters: object) -> dict[str, Any]:
+        """One command of the protocol, and its answer."""
+        self._count += 1
+        message = {"id": self._count, "method": method, "params": parameters, **self._session}
+        os.write(self._commands, json.dumps(message).encode() + b"\0")
+        while (answer := self._receive()).get("id") != self._count:
+            self._note(answer["method"], answer["params"])
+        assert "error" not in answer, answer
+        return dict(answer["result"])
+
+    def _receive(self) -> dict[str, Any]:
+        while b"\0" not in self._received:
+            ready, _, _ = select.select([self._answers], [], [], 60)
+            part = os.read(self._answers, 1 << 16) if ready else b""
+            if not part:
+                pytest.skip("Chromium does not run here")
+            self._received += part
+        text, _, self._received = self._received.partition(b"\0")
+        return dict(json.loads(text))
+
+    def _note(self, event: str, parameters: dict[str, Any]) -> None:
+        if event == "Network.requestWillBeSent":
+            if not parameters["request"]["url"].startswith(("file:", "data:", "about:")):
+                self.problems.append(f"asks for {parameters['request']['url']}")
+        elif event in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
+            self.problems.append(json.dumps(parameters)[:300])
+
+    def show(self, page: Path, *, width: int, scheme: str = "light") -> None:
+        """Load a page in a window of this width, with the reader's preference for light or dark."""
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.send("Page.navigate", url=page.as_uri())
+        self.wait(f"document.readyState === 'complete' && location.href === {json.dumps(page.as_uri())}")
+
+    def value(self, script: str) -> Any:
+        """What an expression is in the page."""
+        answer = self.send("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def wait(self, script: str) -> Any:
+        """The first true value of an expression in the page."""
+        for _ in range(600):
+            if value := self.value(script):
+                return value
+            time.sleep(0.05)
+        raise AssertionError(f"never true: {script}; {self.problems}")
+
+    def press(self, *keys: str) -> None:
+        """Keys one after the other: letters, or ``Enter``."""
+        for key in keys:
+            text = "\r" if key == "Enter" else key
+            self.send("Input.dispatchKeyEvent", type="keyDown", key=key, text=text)
+            self.send("Input.dispatchKeyEvent", type="keyUp", key=key)
+
+    def close(self) -> None:
+        """End this browser."""
+        self._process.terminate()
+        self._process.wait(timeout=30)
+        os.close(self._commands)
+        os.close(self._answers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browser import Tab, needs_browser
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,6 +64,31 @@ def test_pages_fetch_nothing_from_elsewhere(site: Path) -> None:
         assert not [a for a in addresses if re.match(r"(https?:)?//", a)], page.name
     for style in site.rglob("*.css"):
         assert not re.findall(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", style.read_text(encoding="utf-8")), style
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_reader_searches_the_site_in_a_folder_and_reads_it_on_a_phone(site: Path, tmp_path: Path) -> None:
+    results = "Array.from(document.querySelectorAll('.md-search-result__link'), (link) => link.pathname.split('/').pop())"
+    with contextlib.closing(Tab(tmp_path)) as tab:
+        tab.show(site / "index.html", width=1280)
+        picture = "document.querySelector('article img').getBoundingClientRect()"
+        assert tab.value(f"{picture}.top < 450 && {picture}.width > 300"), "a picture in the first screen"
+        tab.press("/", *"krippendorff")
+        found = tab.wait(f"{results}.length && {results}")
+        assert set(found) >= {"metrics.html", "eda.html", "evaluation.html"}
+        tab.press("Enter")
+        tab.wait("location.pathname.endsWith('metrics.html') && document.querySelector('mark') !== null")
+
+        tab.show(site / "index.html", width=390, scheme="dark")
+        assert tab.value("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+        tab.value("document.querySelector('label[for=__search]').click()")
+        tab.press(*"--swap-average")
+        tab.wait(f"{results}.includes('models.html')")
+        tab.value("document.querySelector('.md-search-result__link[href*=\"/models.html\"]').click()")
+        tab.wait("location.pathname.endsWith('models.html') && document.readyState === 'complete'")
+        assert tab.value("document.documentElement.scrollWidth") <= 390
+        assert tab.problems == []
 
 
 @pytest.mark.slow
