@@ -69,7 +69,8 @@ def test_pages_fetch_nothing_from_elsewhere(site: Path) -> None:
 @pytest.mark.slow
 @needs_browser
 def test_a_reader_searches_the_site_in_a_folder_and_reads_it_on_a_phone(site: Path, tmp_path: Path) -> None:
-    results = "Array.from(document.querySelectorAll('.md-search-result__link'), (link) => link.pathname.split('/').pop())"
+    links = "document.querySelectorAll('.md-search-result__link')"
+    results = f"Array.from({links}, (link) => link.pathname.split('/').pop())"
     with contextlib.closing(Tab(tmp_path)) as tab:
         tab.show(site / "index.html", width=1280)
         picture = "document.querySelector('article img').getBoundingClientRect()"
