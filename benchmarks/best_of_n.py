@@ -34,7 +34,7 @@ from models import draw, prefcli
 
 from prefcli import metrics
 from prefcli.battles import labels_of, texts_of
-from prefcli.eda import ratings
+from prefcli.exploration import ratings
 from prefcli.outcomes import TIE, A
 
 SIZES = (2, 4, 8, 16)

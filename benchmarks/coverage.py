@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefcli import bootstrap, metrics
-from prefcli.eda import judges
+from prefcli.exploration import judges
 
 POPULATION = 50_000
 MAX_BATTLES = 6

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from prefcli import metrics, pipeline
 from prefcli.battles import labels_of
-from prefcli.eda import trouble
+from prefcli.exploration import trouble
 from prefcli.options import resolve
 from prefcli.outcomes import OUTCOMES
 from prefcli.storage import runs

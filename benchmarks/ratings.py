@@ -108,8 +108,8 @@ def compare(results: dict[str, dict[str, Any] | None]) -> None:
 
 def votes_of(path: Path) -> dict[str, np.ndarray]:
     """What the ratings are computed from, measured as `prefcli eda` does."""
-    from prefcli.eda.measures import measure_all
-    from prefcli.eda.style import style_differences
+    from prefcli.exploration.measures import measure_all
+    from prefcli.exploration.style import style_differences
     from prefcli.readers import open_battles
 
     stats, models, names = measure_all(batch for batch, _ in open_battles(path).batches())
@@ -140,7 +140,7 @@ def simulated(n: int, size: int) -> dict[str, np.ndarray]:
 
 
 def prefcli(data: dict[str, np.ndarray], **changes: Any) -> Callable[[], dict[str, Any]]:
-    from prefcli.eda import ratings
+    from prefcli.exploration import ratings
 
     data = {**data, **changes}
     names = tuple(data["names"].tolist())
@@ -169,7 +169,7 @@ def decided(data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def bootstrap(data: dict[str, np.ndarray]) -> Callable[[], dict[str, Any]]:
     """200 refits of battles drawn as if independent, without style control: what the sandwich replaces."""
-    from prefcli.eda import davidson
+    from prefcli.exploration import davidson
 
     def rate() -> dict[str, Any]:
         pairs = davidson.count_pairs(*data["models"].T, data["labels"], tuple(data["names"].tolist()))

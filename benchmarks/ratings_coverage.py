@@ -17,8 +17,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcli.eda import headline, ratings
-from prefcli.eda.davidson import probabilities
+from prefcli.exploration import headline, ratings
+from prefcli.exploration.davidson import probabilities
 from prefcli.outcomes import TIE, A, B
 
 Array = NDArray[np.float64]

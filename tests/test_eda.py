@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from prefcli import eda
+from prefcli import exploration
 from prefcli.battles import make_batch
 from prefcli.data import synthetic
-from prefcli.eda import measures, quality
-from prefcli.eda.models import PairCount
-from prefcli.eda.shares import share
+from prefcli.exploration import measures, quality
+from prefcli.exploration.models import PairCount
+from prefcli.exploration.shares import share
 from prefcli.outcomes import TIE, A, B
 
 Rows = list[dict[str, Any]]
@@ -47,8 +47,8 @@ def batches(rows: Rows, size: int = 1000) -> list[pa.RecordBatch]:
     return parts
 
 
-def explore(rows: Rows, **options: Any) -> eda.Eda:
-    return eda.explore(batches(rows), **options)
+def explore(rows: Rows, **options: Any) -> exploration.Eda:
+    return exploration.explore(batches(rows), **options)
 
 
 def test_outcomes_models_pairs_and_winners() -> None:
@@ -72,7 +72,7 @@ def test_outcomes_models_pairs_and_winners() -> None:
 
 def test_batches_make_no_difference() -> None:
     rows = [battle(a="a" * i, b="b" * (i % 7), label=i % 3, prompt=f"p{i % 5}") for i in range(1, 60)]
-    assert eda.explore(batches(rows)) == eda.explore(batches(rows, size=7))
+    assert exploration.explore(batches(rows)) == exploration.explore(batches(rows, size=7))
 
 
 def test_models_and_outcomes_may_be_unknown() -> None:

@@ -15,19 +15,19 @@ from conftest import battle as kaggle_battle
 from numpy.typing import NDArray
 from test_eda import batches, battle
 
-from prefcli import eda
+from prefcli import exploration
 from prefcli.cli import common
 from prefcli.cli.eda import show
-from prefcli.eda import headline, ratings
-from prefcli.eda.shares import clustered_share, share
-from prefcli.eda.style import StyleEffect, StyleEffects
+from prefcli.exploration import headline, ratings
+from prefcli.exploration.shares import clustered_share, share
+from prefcli.exploration.style import StyleEffect, StyleEffects
 from prefcli.outcomes import TIE, A, B
 from prefcli.rendering import tables
 
 
 def explore(
     wins: int, losses: int, ties: int, *, longer: bool = False, prompts: int = 10_000, first: float = 0.5
-) -> eda.Eda:
+) -> exploration.Eda:
     """``koala`` against ``vole``; with ``longer`` the answer of koala is longer in each third battle."""
     rows = []
     for i, label in enumerate(np.repeat([A, B, TIE], [wins, losses, ties]).tolist()):
@@ -36,7 +36,7 @@ def explore(
         if (i * 7919) % 1000 >= 1000 * first:
             other = {A: B, B: A, TIE: TIE}[label]
             rows[-1] = battle(vole, koala, other, prompt=f"p{i % prompts}", model_a="vole", model_b="koala")
-    return eda.explore(batches(rows))
+    return exploration.explore(batches(rows))
 
 
 def percentages(text: str) -> list[float]:
@@ -68,7 +68,7 @@ def test_a_preference_that_is_due_to_length_is_called_so() -> None:
         won = random.random() < (0.8 if longer else 0.2)
         label = int(random.choice([A, B])) if i % 5 == 0 else A if won else B
         rows.append(battle("x" * (40 if longer else 20), "y" * (20 if longer else 40), label, prompt=f"p{i}"))
-    lead, style, *_ = eda.explore(batches(rows)).headline
+    lead, style, *_ = exploration.explore(batches(rows)).headline
     assert lead.startswith("koala is preferred to vole")
     assert style.startswith("But at equal length there is no clear preference")
 
@@ -104,12 +104,12 @@ def test_without_names_the_headline_is_about_position_and_length_not_about_an_as
         battle("x" * (30 if i % 3 else 10), "y" * 20, A if i % 4 else B, f"p{i}", model_a=None, model_b=None)
         for i in range(200)
     ]
-    first, longer, *_, last = eda.explore(batches(rows)).headline
+    first, longer, *_, last = exploration.explore(batches(rows)).headline
     assert first.startswith("The answer shown first won 75.0% (")
     assert first.endswith("votes favour the first position.")
     assert longer.startswith("The longer answer won ")
     assert last == "No battle names two different models, so none is ranked."
-    unlabelled = eda.explore(batches([battle(label=None)]))
+    unlabelled = exploration.explore(batches([battle(label=None)]))
     assert unlabelled.headline == ("None of 1 battle has an outcome.",)
 
 
@@ -125,19 +125,19 @@ def simulate(strengths: list[float], n: int, seed: int = 0) -> list[dict[str, An
 
 
 def test_of_many_models_the_leader_is_named_with_its_rank_and_probability() -> None:
-    lead, next_best, *_ = eda.explore(batches(simulate([1.5, 0.5, 0.0, -0.5], 1200))).headline
+    lead, next_best, *_ = exploration.explore(batches(simulate([1.5, 0.5, 0.0, -0.5], 1200))).headline
     assert re.fullmatch(
         r"ant leads 4 models: rating \d+ \(\d+ to \d+\), rank 1, the best with a probability of over 99%\.", lead
     )
     assert next_best.startswith("It is preferred to bee, the next, in ")
-    lead, next_best, *_ = eda.explore(batches(simulate([0.1, 0.0, 0.0, -0.5], 300))).headline
+    lead, next_best, *_ = exploration.explore(batches(simulate([0.1, 0.0, 0.0, -0.5], 300))).headline
     assert "rank 1 to 3, the best with a probability of" in lead
     assert next_best.startswith("Its lead over ")
 
 
 def test_groups_that_never_met_each_have_a_leader() -> None:
     others = [battle(label=int(i % 3 != 0), prompt=f"q{i}", model_a="yak", model_b="zebu") for i in range(90)]
-    lead, *sentences = eda.explore(batches(simulate([1, 0, 0], 300) + others)).headline
+    lead, *sentences = exploration.explore(batches(simulate([1, 0, 0], 300) + others)).headline
     assert lead == "The 5 models form 2 groups that never met: each has its own list."
     assert any(sentence.startswith("ant leads 3 models") for sentence in sentences)
     assert any(sentence.startswith("zebu is preferred to yak: 66.7% (") for sentence in sentences)
@@ -145,7 +145,10 @@ def test_groups_that_never_met_each_have_a_leader() -> None:
 
 def test_votes_that_name_no_two_models_are_counted() -> None:
     rows = simulate([1, 0, 0], 300) + [battle(model_b=None, prompt="none")] * 7
-    assert "Left out, as they do not name two different models: 7 of 307 votes." in eda.explore(batches(rows)).headline
+    assert (
+        "Left out, as they do not name two different models: 7 of 307 votes."
+        in exploration.explore(batches(rows)).headline
+    )
 
 
 # How many votes
@@ -229,9 +232,9 @@ def test_by_a_column_each_group_has_its_own_answer(cli: Callable[..., Any], tmp_
 
 
 def test_the_smaller_groups_beyond_the_limit_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefcli.eda.summary.MAX_GROUPS", 1)
+    monkeypatch.setattr("prefcli.exploration.summary.MAX_GROUPS", 1)
     rows = [battle(prompt="one") for _ in range(3)] + [battle(prompt=["one", "two"])]
-    result = eda.explore(batches(rows), by="turns")
+    result = exploration.explore(batches(rows), by="turns")
     assert [(group.name, group.battles) for group in result.by] == [("1", 3)]
     assert result.groups_left_out == 1
 
@@ -247,7 +250,7 @@ def test_pairs_that_never_met_are_in_brackets_and_unconnected_ones_empty() -> No
     rows = [
         battle(label=int(i % 3 == 0), prompt=f"{a}{i}", model_a=a, model_b=b) for a, b in met for i in range(60)
     ]  # fmt: skip
-    statistics = eda.explore(batches(rows))
+    statistics = exploration.explore(batches(rows))
     assert statistics.beats is not None
     _, cells = tables.beats(statistics.beats, 5)
     shown = {row[0].split()[1]: row[1:] for row in cells}
@@ -270,7 +273,7 @@ def test_the_tables_fit_80_columns(details: bool, monkeypatch: pytest.MonkeyPatc
     rows = simulate([1.5, 0.5, 0.0, -0.5], 300)
     for row in rows:
         row["model_a"], row["model_b"] = (f"a-model-with-quite-a-long-name-{row[k]}" for k in ("model_a", "model_b"))
-    statistics = eda.explore(batches(rows), by="script")
+    statistics = exploration.explore(batches(rows), by="script")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     show(statistics, details=details)

@@ -16,8 +16,8 @@ from sklearn.metrics import cohen_kappa_score
 import prefcli
 from prefcli import bootstrap
 from prefcli.battles import Source
-from prefcli.eda import judges
 from prefcli.errors import InputError
+from prefcli.exploration import judges
 
 CLI = Callable[..., Result]
 Row = dict[str, Any]

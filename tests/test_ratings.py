@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prefcli.eda import davidson, ratings
-from prefcli.eda.style import STYLE
+from prefcli.exploration import davidson, ratings
+from prefcli.exploration.style import STYLE
 from prefcli.outcomes import TIE, A, B
 from prefcli.rendering import eda_plots, tables
 

@@ -17,10 +17,10 @@ from conftest import write_csv
 from jinja2 import DictLoader
 from test_eda import batches, battle
 
-from prefcli import eda
+from prefcli import exploration
 from prefcli.data import synthetic
-from prefcli.eda.models import HeadToHead
-from prefcli.eda.shares import share
+from prefcli.exploration.models import HeadToHead
+from prefcli.exploration.shares import share
 from prefcli.rendering import eda_plots, page, templating
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -53,7 +53,7 @@ class Checker(HTMLParser):
         self.texts.append(data)
 
 
-def evil_battles() -> eda.Eda:
+def evil_battles() -> exploration.Eda:
     names = [EVIL, '"><svg onload=alert(2)>', "\u202egnp.exe\x00", "x" * 300]
     rows = [
         battle(
@@ -66,7 +66,7 @@ def evil_battles() -> eda.Eda:
         )
         for i in range(200)
     ]
-    return eda.explore(batches(rows))
+    return exploration.explore(batches(rows))
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_every_plot_has_a_name_and_a_caption_and_is_well_formed(evil_page: Path)
 
 def test_the_page_shows_the_numbers() -> None:
     rows = [battle("x" * 20, "y" * (i % 30 + 1), i % 3, prompt=f"p{i}") for i in range(120)]
-    stats = eda.explore(batches(rows))
+    stats = exploration.explore(batches(rows))
     text = page.render(stats, "votes.csv")
     for shown in ("120", f"{stats.tie_share:.1%}", "koala", f"{stats.rewarded[0].wins.value:.1%}", "votes.csv"):
         assert shown in text
@@ -146,7 +146,7 @@ def test_a_cells_colour_says_how_far_from_even_its_interval_is() -> None:
 
 def test_two_models_have_one_table_of_wins() -> None:
     rows = [battle(f"x{i}", "y", i % 3, model_a="koala", model_b="vicuna") for i in range(60)]
-    text = page.render(eda.explore(batches(rows)), "two.csv")
+    text = page.render(exploration.explore(batches(rows)), "two.csv")
     assert "Most wins" in text
     assert "Highest win rates" not in text
     assert "Most frequent pairs" not in text
@@ -157,7 +157,7 @@ def test_models_that_never_met_are_ranked_apart_and_groups_are_shown() -> None:
         battle(f"x{i}", "y" * (1 + i % 5), i % 3, model_a=f"{'ab'[i % 2]}1", model_b=f"{'ab'[i % 2]}2", prompt=f"p{i}")
         for i in range(120)
     ]
-    found = eda.explore(batches(rows), by="length")
+    found = exploration.explore(batches(rows), by="length")
     text = page.render(found, "apart.csv")
     first, second = re.findall(r"<h4>Group \d.*?</table>", text, flags=re.DOTALL)
     assert {*re.findall(r">([ab]\d)<", first)} == {"a1", "a2"}
@@ -168,7 +168,7 @@ def test_models_that_never_met_are_ranked_apart_and_groups_are_shown() -> None:
 
 def test_a_file_without_outcomes_and_models_has_a_page() -> None:
     rows = [battle(label=None, model_a=None, model_b=None)] * 3
-    parsed = Checker(page.render(eda.explore(batches(rows)), "test.csv"))
+    parsed = Checker(page.render(exploration.explore(batches(rows)), "test.csv"))
     assert "Outcomes" not in parsed.texts
     assert "What to look out for" in parsed.texts
 
@@ -179,7 +179,7 @@ def test_the_page_stays_small_however_many_models_there_are() -> None:
         battle(f"x{i}", "y", i % 3, model_a=f"model number {i % 700}", model_b=f"model number {i % 699 + 1}")
         for i in range(4000)
     ]
-    assert len(page.render(eda.explore(batches(rows)), "many.csv").encode()) < 2_000_000
+    assert len(page.render(exploration.explore(batches(rows)), "many.csv").encode()) < 2_000_000
 
 
 def test_the_command_overwrites_a_page_only_when_forced(cli: Callable[..., Any], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from markdown_it import MarkdownIt
 from test_eda import batches
 from test_eda import battle as votes
 
-from prefcli import eda, encoders, reporting
+from prefcli import encoders, exploration, reporting
 from prefcli.data.synthetic import Demo
 from prefcli.errors import InputError, ModelError
 from prefcli.models import features
@@ -344,7 +344,7 @@ def test_visible_leaves_nothing_a_terminal_obeys() -> None:
 
 
 def test_the_pages_policy_allows_nothing_but_its_own_style() -> None:
-    text = page.render(eda.explore(batches([votes()])), "votes.csv")
+    text = page.render(exploration.explore(batches([votes()])), "votes.csv")
     (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]+)">', text)
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 

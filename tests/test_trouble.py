@@ -17,9 +17,9 @@ from sklearn.linear_model import LogisticRegression
 from prefcli import pipeline
 from prefcli.battles import make_batch
 from prefcli.data.synthetic import Demo
-from prefcli.eda import effects, near, trouble
-from prefcli.eda.measures import MARKUP, measure_all
 from prefcli.errors import InputError
+from prefcli.exploration import effects, near, trouble
+from prefcli.exploration.measures import MARKUP, measure_all
 from prefcli.pipeline import eda_problems
 from prefcli.storage import runs
 from prefcli.storage.workspace import Workspace

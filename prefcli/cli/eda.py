@@ -13,8 +13,8 @@ from prefcli.cli.flags import command
 from prefcli.cli.judges import show_annotators, show_judge
 
 if TYPE_CHECKING:
-    from prefcli.eda import Eda
-    from prefcli.eda.shares import Share
+    from prefcli.exploration import Eda
+    from prefcli.exploration.shares import Share
 
 EXAMPLES = common.examples(
     "prefcli eda train.csv",
@@ -201,7 +201,7 @@ def _outcomes(eda: Eda) -> None:
 
 
 def _rewarded(eda: Eda) -> None:
-    from prefcli.eda.effects import describe_left_out
+    from prefcli.exploration.effects import describe_left_out
 
     if eda.position:
         rows: list[list[object]] = [["shown first (A)", *_cells(eda.position), ""]]
@@ -252,7 +252,7 @@ def _problems(eda: Eda) -> None:
 
 
 def _texts(eda: Eda) -> None:
-    from prefcli.eda.measures import TOKENS_EXPLAINED
+    from prefcli.exploration.measures import TOKENS_EXPLAINED
     from prefcli.rendering import tables
 
     common.print_table("Characters", *tables.lengths(eda))

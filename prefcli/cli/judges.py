@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from prefcli.cli import common
 
 if TYPE_CHECKING:
-    from prefcli.eda.annotators import Annotators
-    from prefcli.eda.judges import JudgeComparison
+    from prefcli.exploration.annotators import Annotators
+    from prefcli.exploration.judges import JudgeComparison
 
 
 def show_judge(found: JudgeComparison, top: int) -> None:

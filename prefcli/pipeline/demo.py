@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefcli.eda import Eda
 from prefcli.errors import InputError
+from prefcli.exploration import Eda
 from prefcli.metrics import Score
 from prefcli.options import PredictOptions, TrainOptions
 from prefcli.pipeline.eda import eda

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from prefcli.battles import STANDARD_INPUT, PathLike, Source, SourceLike
-from prefcli.eda import Eda, explore
 from prefcli.errors import InputError
+from prefcli.exploration import Eda, explore
 from prefcli.pipeline.eda_problems import check_export, find_problems, write_problems
 from prefcli.pipeline.judges import JudgeOptions, compare_stage
 from prefcli.pipeline.stages import read_stage, show_first_battle

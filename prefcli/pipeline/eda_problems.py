@@ -11,9 +11,9 @@ import numpy as np
 
 from prefcli import metrics
 from prefcli.battles import Source
-from prefcli.eda import trouble
-from prefcli.eda.trouble import Problem, Trouble
 from prefcli.errors import InputError
+from prefcli.exploration import trouble
+from prefcli.exploration.trouble import Problem, Trouble
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, runs
 from prefcli.storage.workspace import Stage, Workspace

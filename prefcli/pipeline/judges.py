@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from prefcli.battles import PathLike, Source, SourceLike
-from prefcli.eda import annotators, judges
-from prefcli.eda.measures import measure_all
 from prefcli.errors import InputError
+from prefcli.exploration import annotators, judges
+from prefcli.exploration.measures import measure_all
 from prefcli.pipeline.stages import INVENTED_IDS, read_stage
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage.workspace import WORKSPACE, Stage, Workspace

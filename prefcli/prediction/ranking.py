@@ -2,7 +2,7 @@
 
 A reward model reads each answer once, and its rewards are the scores. Any other model compares pairs of answers: all
 of them up to a limit, above it those of a few random cycles through all answers. Davidson's model, the one of
-:mod:`prefcli.eda.davidson`, is then fitted to the pairs' probabilities as if each were one battle's shares of outcomes;
+:mod:`prefcli.exploration.davidson`, is then fitted to the pairs' probabilities as if each were one battle's shares;
 its strengths are the scores. The probability to be the best is that of Plackett and Luce, ``softmax(strengths)`` of
 the calibrated strengths (R. D. Luce, "Individual Choice Behavior", 1959; R. L. Plackett, "The Analysis of
 Permutations", Applied Statistics 24, 1975): for two answers that of winning if there is no tie.
@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from prefcli import metrics, models
 from prefcli.battles import BATTLE_SCHEMA
-from prefcli.eda import davidson
 from prefcli.errors import InputError, ModelError
+from prefcli.exploration import davidson
 from prefcli.options import RANK_METHODS
 from prefcli.outcomes import SWAPPED, TIE, A, B
 from prefcli.prediction import inference
@@ -53,8 +53,8 @@ PAIRS_TOGETHER = 2048
 MIN_PAIR_PROBABILITY = 1e-6
 """Probabilities of pairs count as at least this in the fit, so that it has a maximum."""
 PAIR_WEIGHT = 1e6
-"""Battles that a pair counts as, so that the prior of the fit (:data:`~prefcli.eda.ratings.PRIOR_PRECISION`) is next to
-nothing: there is no noise of few battles to guard against."""
+"""Battles that a pair counts as, so that the fit's prior (``exploration.ratings.PRIOR_PRECISION``) is next to nothing:
+there is no noise of few battles to guard against."""
 FIT_TOLERANCE = 1e-5
 """How far an answer's shares of wins and ties may be from those that the fit expects, in battles."""
 MAX_FITS = 20

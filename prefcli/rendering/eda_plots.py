@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from prefcli.eda import Eda
-from prefcli.eda.effects import MAX_TURNS
-from prefcli.eda.models import HeadToHead
-from prefcli.eda.ratings import Beats, Ratings
-from prefcli.eda.shares import Share, share
+from prefcli.exploration import Eda
+from prefcli.exploration.effects import MAX_TURNS
+from prefcli.exploration.models import HeadToHead
+from prefcli.exploration.ratings import Beats, Ratings
+from prefcli.exploration.shares import Share, share
 from prefcli.rendering.plots import Axis, Bar, Cell, Dot, heat_class
 from prefcli.rendering.tables import bin_label, interval, model_label
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from prefcli import groups, metrics
 from prefcli.battles import labels_of
-from prefcli.eda.shares import Share, share
 from prefcli.errors import InputError
+from prefcli.exploration.shares import Share, share
 from prefcli.outcomes import OUTCOMES
 
 Array = NDArray[np.float64]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from prefcli.eda.annotators import Annotators
-from prefcli.eda.judges import Estimate, JudgeComparison
 from prefcli.errors import one_line
+from prefcli.exploration.annotators import Annotators
+from prefcli.exploration.judges import Estimate, JudgeComparison
 from prefcli.metrics import plural
 from prefcli.rendering.tables import Table
 

@@ -11,11 +11,11 @@ import time
 from typing import Any
 
 from prefcli._version import __version__
-from prefcli.eda import Eda
-from prefcli.eda.davidson import PRIOR_PRECISION
-from prefcli.eda.measures import TOKENS_EXPLAINED
-from prefcli.eda.models import MIN_BATTLES_FOR_RATE
-from prefcli.eda.ratings import ELO_PER_LOG_ODDS
+from prefcli.exploration import Eda
+from prefcli.exploration.davidson import PRIOR_PRECISION
+from prefcli.exploration.measures import TOKENS_EXPLAINED
+from prefcli.exploration.models import MIN_BATTLES_FOR_RATE
+from prefcli.exploration.ratings import ELO_PER_LOG_ODDS
 from prefcli.rendering import eda_plots, judges, tables, templating
 from prefcli.rendering.plots import SHARES
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prefcli.eda.shares import Share
+from prefcli.exploration.shares import Share
 
 HEAT_LEVELS = 5
 """Strengths of a cell's colour; ``style.css`` has a class for each."""

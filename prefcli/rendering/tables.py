@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from prefcli.eda import Eda
-from prefcli.eda.headline import rank_range
-from prefcli.eda.models import ModelWins
-from prefcli.eda.quality import Agreement
-from prefcli.eda.ratings import Beats, GroupRatings, ModelRating, Ratings
-from prefcli.eda.style import StyleEffects
-from prefcli.eda.trouble import PROBLEMS, Trouble
+from prefcli.exploration import Eda
+from prefcli.exploration.headline import rank_range
+from prefcli.exploration.models import ModelWins
+from prefcli.exploration.quality import Agreement
+from prefcli.exploration.ratings import Beats, GroupRatings, ModelRating, Ratings
+from prefcli.exploration.style import StyleEffects
+from prefcli.exploration.trouble import PROBLEMS, Trouble
 from prefcli.outcomes import TIE
 
 Table = tuple[list[str], list[list[str]]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefcli.battles import TEXT_FIELDS, outcome_counts
-from prefcli.eda.measures import BattleStats, IntArray
+from prefcli.exploration.measures import BattleStats, IntArray
 from prefcli.outcomes import OUTCOMES, TIE, A, B
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefcli.battles import TEXT_FIELDS, int_column, texts_of
-from prefcli.eda import near
+from prefcli.exploration import near
 from prefcli.outcomes import OUTCOMES, A, B
 
 PROBLEMS = {

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prefcli.eda.davidson import PairwiseCounts, probabilities
-from prefcli.eda.measures import IntArray
-from prefcli.eda.ratings import ELO_PER_LOG_ODDS, Ratings
-from prefcli.eda.shares import Share, share
+from prefcli.exploration.davidson import PairwiseCounts, probabilities
+from prefcli.exploration.measures import IntArray
+from prefcli.exploration.ratings import ELO_PER_LOG_ODDS, Ratings
+from prefcli.exploration.shares import Share, share
 from prefcli.outcomes import TIE, A, B
 
 RATING_GAPS = (0, 25, 50, 100, 200, 400, np.inf)

@@ -10,12 +10,12 @@ import pyarrow as pa
 
 from prefcli import groups
 from prefcli.battles import int_column, outcome_counts
-from prefcli.eda import effects, quality, texts
-from prefcli.eda.annotators import Annotators
-from prefcli.eda.headline import Battles, headline
-from prefcli.eda.judges import JudgeComparison
-from prefcli.eda.measures import BattleStats, IntArray, measure_all
-from prefcli.eda.models import (
+from prefcli.exploration import effects, quality, texts
+from prefcli.exploration.annotators import Annotators
+from prefcli.exploration.headline import Battles, headline
+from prefcli.exploration.judges import JudgeComparison
+from prefcli.exploration.measures import BattleStats, IntArray, measure_all
+from prefcli.exploration.models import (
     MIN_BATTLES_FOR_RATE,
     ClosenessBin,
     HeadToHead,
@@ -26,10 +26,10 @@ from prefcli.eda.models import (
     tie_closeness,
     top_pairs,
 )
-from prefcli.eda.ratings import Beats, GroupRatings, Ratings, Votes, beats, estimate, summarise
-from prefcli.eda.shares import Share, clustered_share
-from prefcli.eda.style import style_differences
-from prefcli.eda.trouble import Trouble
+from prefcli.exploration.ratings import Beats, GroupRatings, Ratings, Votes, beats, estimate, summarise
+from prefcli.exploration.shares import Share, clustered_share
+from prefcli.exploration.style import style_differences
+from prefcli.exploration.trouble import Trouble
 from prefcli.outcomes import TIE, A, B
 
 MAX_GROUPS = 50
@@ -101,7 +101,7 @@ def explore(
     top:
         How many pairs and models to list.
     max_length:
-        A token limit to report about, besides :data:`prefcli.eda.texts.LENGTH_LIMITS`.
+        A token limit to report about, besides :data:`prefcli.exploration.texts.LENGTH_LIMITS`.
     test_keys:
         ``prompt_key`` of a second file's battles.
     by:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from prefcli import bootstrap, metrics
 from prefcli.bootstrap import Array, Interval
-from prefcli.eda.measures import BattleStats, IntArray
 from prefcli.errors import InputError, did_you_mean
+from prefcli.exploration.measures import BattleStats, IntArray
 from prefcli.outcomes import OUTCOMES, SWAPPED, TIE, A, B
 
 DECIDED_CELLS = [y * len(OUTCOMES) + f for y in (A, B) for f in (A, B)]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefcli.bootstrap import Z95
-from prefcli.eda.ratings import Estimate, ModelRating, Ratings, logistic
-from prefcli.eda.shares import Share
+from prefcli.exploration.ratings import Estimate, ModelRating, Ratings, logistic
+from prefcli.exploration.shares import Share
 from prefcli.metrics import plural
 from prefcli.outcomes import TIE, A, B
 

@@ -12,8 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefcli.bootstrap import Z95, expanded_quantile
-from prefcli.eda.davidson import PRIOR_PRECISION, Array, DavidsonFit, PairwiseCounts, fit, inverse_information, sandwich
-from prefcli.eda.measures import MARKUP, BattleStats, IntArray
+from prefcli.exploration.davidson import (
+    PRIOR_PRECISION,
+    Array,
+    DavidsonFit,
+    PairwiseCounts,
+    fit,
+    inverse_information,
+    sandwich,
+)
+from prefcli.exploration.measures import MARKUP, BattleStats, IntArray
 from prefcli.metrics import plural
 from prefcli.outcomes import A, B
 

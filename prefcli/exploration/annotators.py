@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prefcli.eda import quality
-from prefcli.eda.judges import (
+from prefcli.exploration import quality
+from prefcli.exploration.judges import (
     Estimate,
     Joined,
     Votes,
@@ -18,7 +18,7 @@ from prefcli.eda.judges import (
     share,
     swap_labels,
 )
-from prefcli.eda.measures import IntArray
+from prefcli.exploration.measures import IntArray
 from prefcli.outcomes import OUTCOMES
 
 MAX_ANNOTATORS = 100

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from prefcli.battles import outcome_counts
 from prefcli.bootstrap import Z95
-from prefcli.eda.measures import MARKUP, BattleStats
-from prefcli.eda.shares import Share, clustered_share
+from prefcli.exploration.measures import MARKUP, BattleStats
+from prefcli.exploration.shares import Share, clustered_share
 from prefcli.outcomes import TIE, A, B
 
 LENGTH_RATIOS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, np.inf)

@@ -1,6 +1,6 @@
 """How strong the models are: ratings with robust intervals, ranks, and who beats whom.
 
-Strengths are those of :mod:`prefcli.eda.davidson`, raw and at equal style (:mod:`prefcli.eda.style`). Their covariance
+Strengths are those of :mod:`.davidson`, raw and at equal style (:mod:`.style`). Their covariance
 is a sandwich estimate clustered by prompt, so that intervals hold when the battles of a prompt resemble each other. It
 also gives differences, ranks and the probability that a model is the best one. Models that no chain of battles
 connects form separate groups, each with a mean rating of its own: they are never ranked against each other.
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli.bootstrap import MIN_UNITS, Z95, expanded_quantile
-from prefcli.eda.davidson import (
+from prefcli.errors import PrefcliError
+from prefcli.exploration.davidson import (
     Array,
     Codes,
     DavidsonFit,
@@ -24,8 +25,7 @@ from prefcli.eda.davidson import (
     fit,
     sandwich,
 )
-from prefcli.eda.style import StyleEffects, StyleFit, fit_styled
-from prefcli.errors import PrefcliError
+from prefcli.exploration.style import StyleEffects, StyleFit, fit_styled
 from prefcli.metrics import plural
 from prefcli.outcomes import OUTCOMES, TIE, A, B
 

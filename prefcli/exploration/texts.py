@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefcli.battles import TEXT_FIELDS
-from prefcli.eda.measures import BattleStats
+from prefcli.exploration.measures import BattleStats
 from prefcli.groups import SCRIPT_NAMES
 
 LENGTH_LIMITS = (256, 512, 1024, 2048, 4096)
@@ -65,7 +65,7 @@ def scripts(stats: BattleStats) -> tuple[ScriptShare, ...]:
 
 
 def truncation(stats: BattleStats, max_length: int) -> Truncation:
-    """What ``max_length`` would cut, by the tokens estimated in :mod:`prefcli.eda.measures`."""
+    """What ``max_length`` would cut, by the tokens estimated in :mod:`prefcli.exploration.measures`."""
     sides = stats.tokens[:, 1:] + stats.tokens[:, :1] + SPECIAL_TOKENS
     excess = np.maximum(sides - max_length, 0)
     return Truncation(
