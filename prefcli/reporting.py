@@ -1,7 +1,7 @@
 """The interface by which modules report progress and warnings without printing.
 
-The pipeline takes a :class:`Reporter`; the command line passes one that writes to stderr, a Python caller gets
-:data:`SILENT` by default.
+The pipeline takes a :class:`Reporter`; the command line passes a :class:`prefcli.console.Console`, which writes to
+stderr, a Python caller gets :data:`SILENT` by default.
 """
 
 from __future__ import annotations
@@ -16,6 +16,15 @@ class Progress(Protocol):
     def advance(self, amount: float = 1, note: str = "") -> None:
         """``amount`` more units are done; ``note`` replaces the text beside the bar."""
 
+    def skip(self, amount: float) -> None:
+        """``amount`` units were done before, or are not needed after all: they do not count for the rate."""
+
+    def expect(self, total: float) -> None:
+        """The task will probably have ``total`` units."""
+
+    def result(self, text: str) -> None:
+        """Report an intermediate result, one of many perhaps, such as a validation."""
+
 
 class Reporter(Protocol):
     """Receives notes, warnings and progress."""
@@ -26,15 +35,25 @@ class Reporter(Protocol):
     def warn(self, text: str) -> None:
         """Report something the user must not miss."""
 
-    def track(
-        self, what: str, total: float | None, unit: str = "battles", done: float = 0
-    ) -> AbstractContextManager[Progress]:
-        """Report the progress of ``what`` towards ``total`` units, ``done`` of which were finished before."""
+    def track(self, what: str, total: float | None, unit: str = "battles") -> AbstractContextManager[Progress]:
+        """Report the progress of ``what`` towards ``total`` units; tasks may be inside of others."""
 
 
 class _NoProgress:
     def advance(self, amount: float = 1, note: str = "") -> None:
         pass
+
+    def skip(self, amount: float) -> None:
+        pass
+
+    def expect(self, total: float) -> None:
+        pass
+
+    def result(self, text: str) -> None:
+        pass
+
+
+NO_PROGRESS: Progress = _NoProgress()
 
 
 class Silent:
@@ -46,10 +65,8 @@ class Silent:
     def warn(self, text: str) -> None:
         pass
 
-    def track(
-        self, what: str, total: float | None, unit: str = "battles", done: float = 0
-    ) -> AbstractContextManager[Progress]:
-        return nullcontext(_NoProgress())
+    def track(self, what: str, total: float | None, unit: str = "battles") -> AbstractContextManager[Progress]:
+        return nullcontext(NO_PROGRESS)
 
 
 SILENT: Reporter = Silent()

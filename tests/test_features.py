@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,8 @@ from prefcli.models import features as models
 from prefcli.models.features import BOOSTER, COLUMNS, MANIFEST, WEIGHTS, FeaturesModel, names, statistics, textbytes
 from prefcli.models.features import booster as boosting
 from prefcli.models.features import words as word_model
-from prefcli.models.features.booster import BoosterSettings
-from prefcli.models.features.model import table
+from prefcli.models.features.booster import WORD_ROUNDS, BoosterSettings, FitProgress
+from prefcli.models.features.model import INNER_FOLDS, table
 from prefcli.models.features.names import ANSWER_STATISTICS, PAIR_STATISTICS, PHRASES, TEXT_STATISTICS
 from prefcli.models.features.statistics import BUCKETS, Features
 from prefcli.outcomes import SWAPPED
@@ -614,13 +615,28 @@ def test_ridge_regression_agrees_with_a_dense_solution(trained):
     assert not np.delete(found, used).any()
 
 
-def test_progress_goes_up_to_its_end(trained, monkeypatch):
+def test_progress_says_which_fit_is_on_and_goes_up_to_its_end(trained, monkeypatch):
     monkeypatch.setattr(BoosterSettings, "for_battles", few_rounds(3))
-    reported: list[tuple[str, int, int]] = []
+    reported: list[tuple[str, float, float]] = []
     models.fit(*trained.few(100), threads=1, progress=lambda *what: reported.append(what))
-    assert {what for what, _, _ in reported} == {"words", "rounds", "training"}
-    assert all(0 <= done <= total for _, done, total in reported)
+    names, done, _ = zip(*reported, strict=True)
+    choices = [f"choosing rounds {number}/{INNER_FOLDS}" for number in range(1, INNER_FOLDS + 1)]
+    assert list(dict.fromkeys(names)) == ["words", *choices, "final fit"]
+    assert list(done) == sorted(done)
     assert reported[-1][1] == reported[-1][2]
+
+
+def test_the_expected_rounds_follow_what_the_inner_folds_needed():
+    """Of 4 folds of 1,000 battles: 5 steps of words, 4 choices with 10 rounds in vain, and the final fit."""
+    progress = FitProgress(1000, 4, lambda *_: None)
+    words, patience = 5 * WORD_ROUNDS, 10
+    assert progress.expected == words + 4 * 25 + 25  # no more than the largest number of rounds, which is 25 here
+    progress.words(5)
+    losses = [1.0, 0.9, 0.8, 0.7, *[0.75] * patience]  # best at 4
+    report = progress.choosing()
+    report(SimpleNamespace(iteration=0, evaluation_result_list=[("", "", losses[0], False)]))
+    progress.chosen(losses)
+    assert progress.expected == words + len(losses) + 3 * (4 + patience) + 4
 
 
 # Soft labels

@@ -294,8 +294,8 @@ def test_escape_sequences_are_shown_not_obeyed(cli: CLI, tmp_path: Path, name: s
 def test_a_file_name_in_a_progress_bar_is_shown_not_obeyed(tmp_path: Path) -> None:
     """On a real terminal, where bars are drawn."""
     code = (
-        "import sys; from prefcli.cli.common import Terminal\n"
-        "terminal = Terminal()\n"
+        "import sys; from prefcli.console import Console\n"
+        "terminal = Console()\n"
         "with terminal.track(sys.argv[1], 2) as progress: progress.advance(1, sys.argv[1])\n"
         "terminal.note(sys.argv[1]); terminal.warn(sys.argv[1])\n"
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ import typer
 
 from prefcli.cli.completion import complete_run as complete_run
 from prefcli.cli.completion import find_root
-from prefcli.reporting import Silent, visible
+from prefcli.reporting import visible
 
 if TYPE_CHECKING:
     from prefcli.battles import Source as Reading
     from prefcli.metrics import Interval, NamedDifference
     from prefcli.pipeline.estimate import Estimate
-    from prefcli.reporting import Progress, Reporter
+    from prefcli.reporting import Reporter
     from prefcli.storage.workspace import Workspace
 
 else:
@@ -86,8 +85,6 @@ WorkersOption = Annotated[
 
 STANDARD_OUTPUT = Path("-")
 PIPED_WIDTH = 500
-PROGRESS_SECONDS = 10.0
-"""When stderr is piped, a line of progress this often."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +107,11 @@ def open_session(
 ) -> Session:
     """From the verb's own options, else those given before the verb, else the environment."""
     from prefcli.compute.distributed import from_environment
+    from prefcli.console import Console
     from prefcli.storage.workspace import Workspace
 
     root = workspace or find_root(ctx)
-    reporter = WarningsOnly() if quiet or ctx.obj["quiet"] else Terminal()
+    reporter = Console(quiet=quiet or ctx.obj["quiet"])
     return Session(Workspace(root), reporter, json, from_environment().is_main_process)
 
 
@@ -327,84 +325,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.1f}" if abs(value) >= 100 else f"{round(value, 4) + 0.0:.4f}"  # not "-0.0000"
     return str(value)
-
-
-class Terminal:
-    """A reporter on stderr: progress bars on a terminal, occasional lines when piped."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-
-    def note(self, text: str) -> None:
-        self._print(text, "dim")
-
-    def warn(self, text: str) -> None:
-        self._print(f"warning: {text}", "yellow")
-
-    def _print(self, text: str, style: str) -> None:
-        self._console.print(visible(text), markup=False, style=style if self._console.is_terminal else None)
-
-    @contextmanager
-    def track(self, what: str, total: float | None, unit: str = "battles", done: float = 0) -> Iterator[Progress]:
-        if not self._console.is_terminal:
-            yield _Lines(self, what, total, unit, done)
-            return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}", markup=False),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[note]}", style="dim", markup=False),
-            console=self._console,
-            transient=True,
-        )
-        with bars:
-            task = bars.add_task(visible(what), total=total, completed=int(done), note="", rate="")
-            yield _Bar(bars, task, unit)
-
-
-class _Bar:
-    def __init__(self, bars: Any, task: Any, unit: str) -> None:
-        self._bars, self._task, self._unit = bars, task, unit
-        self._started = time.monotonic()
-        self._done = 0.0
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self._done += amount
-        rate = self._done / max(time.monotonic() - self._started, 1e-9)
-        fields = {"rate": f"{rate:,.1f} {self._unit}/s"}
-        if note:
-            fields["note"] = visible(note)
-        self._bars.update(self._task, advance=amount, **fields)
-
-
-class _Lines:
-    def __init__(self, terminal: Terminal, what: str, total: float | None, unit: str, done: float) -> None:
-        self._terminal, self._what, self._total, self._unit = terminal, what, total, unit
-        self._before = self._done = done
-        self._started = self._printed = time.monotonic()
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self._done += amount
-        now = time.monotonic()
-        if now - self._printed < PROGRESS_SECONDS:
-            return
-        self._printed = now
-        rate = (self._done - self._before) / (now - self._started)
-        of_total = f" of {self._total:,.0f}" if self._total else ""
-        parts = [f"{self._what}: {self._done:,.0f}{of_total} {self._unit}", f"{rate:,.1f}/s"]
-        if self._total and rate:
-            parts.append(f"{timedelta(seconds=int((self._total - self._done) / rate))} left")
-        self._terminal.note(", ".join([*parts, note] if note else parts))
-
-
-class WarningsOnly(Silent):
-    """The reporter for ``--quiet``."""
-
-    def warn(self, text: str) -> None:
-        print(f"warning: {visible(text)}", file=sys.stderr)

@@ -117,12 +117,15 @@ def predict(
                 blending.from_sample, sample[0], predicted=keys, name=str(calibrate), reporter=reporter,
                 trained=_training_prompts(folders), unseen=calibrations[0].unseen,
             )  # fmt: skip
-            calibrations.append(_refit(fit, calibrations[0], sample, stream, reporter))
+            with reporter.track("calibrating", sample[0].rows * inference.models_in(members)) as progress:
+                calibrations.append(_refit(fit, calibrations[0], sample, stream, inference.advancing(progress, world)))
         total = min(len(keys), options.limit or len(keys))
         trained_on = count_trained_on(folders, names, keys[:total], reporter)
         begun = time.monotonic()
-        with reporter.track("predicting", total * len(members)) as progress:
-            predictions = stream(stages, total, activation=options.activation, done=progress.advance)
+        with reporter.track("predicting", total * inference.models_in(members)) as progress:
+            predictions = stream(
+                stages, total, activation=options.activation, done=inference.advancing(progress, world)
+            )
             combined = _combine(predictions, calibrations, options.activation)
             has_chosen = battles.metadata["options"][CHOSEN] and options.activation == "softmax"
             chosen = battles.table(["label"])["label"].to_numpy() if has_chosen else None
@@ -266,13 +269,10 @@ def _refit(
     blend: Calibration,
     sample: Sequence[Stage],
     stream: Callable[..., Iterator[tuple[pa.Array, list[Array]]]],
-    reporter: Reporter,
+    done: Callable[[int], None],
 ) -> Calibration:
     """A second calibration, of the blended probabilities, from a labelled sample."""
-    total = sample[0].rows
-    with reporter.track("calibrating", total * len(sample)) as progress:
-        blended = (blend.apply(of_runs) for _, of_runs in stream(sample, total, done=progress.advance))
-        return fit(probabilities=blended)
+    return fit(probabilities=(blend.apply(of_runs) for _, of_runs in stream(sample, sample[0].rows, done=done)))
 
 
 def _combine(

@@ -139,10 +139,9 @@ def rank(
         work = _describe_work(members, sizes, rule, reporter)
         begun = time.monotonic()
         unit = "answers" if ranking.reads_answers_once(members) else "pairs"
-        with reporter.track("ranking", work * len(members), unit=unit) as progress:
-            ranked = ranking.stream(
-                members, stage, total, world=world, rule=rule, calibration=calibration, done=progress.advance
-            )
+        with reporter.track("ranking", work * inference.models_in(members), unit) as progress:
+            done = inference.advancing(progress, world)
+            ranked = ranking.stream(members, stage, total, world=world, rule=rule, calibration=calibration, done=done)
             counts = PairCounts()
             writers: list[Writer] = [_ranking_writer(output)]
             if best is not None:

@@ -55,13 +55,13 @@ def read_stage(
         If a file is not one of battles, or an id occurs twice.
     """
     source = Source.of(source)
-    battle_file = readers.open_battles(source, preferred, outcomes=outcomes, usual=usual)
+    battle_file = readers.open_battles(source, preferred, outcomes=outcomes, usual=usual, reporter=reporter)
     report_reading(battle_file, source, usual, reporter)
 
     stage = workspace.stage(
         "battles",
         version=READ_VERSION,
-        source=battle_file.digest(),
+        source=_digest(battle_file, reporter),
         options=battle_file.options() | {CHOSEN: battle_file.says_chosen},
         produce=functools.partial(_produce, battle_file, ReadCounts(), "battles", reporter),
         reporter=reporter,
@@ -85,11 +85,11 @@ def candidate_stage(source: Source, workspace: Workspace, reporter: Reporter = S
     InputError
         If a file does not hold several answers to each prompt, or an id occurs twice.
     """
-    candidate_file = readers.open_candidates(source)
+    candidate_file = readers.open_candidates(source, reporter)
     stage = workspace.stage(
         "candidates",
         version=CANDIDATES_VERSION,
-        source=candidate_file.digest(),
+        source=_digest(candidate_file, reporter),
         options=candidate_file.options(),
         produce=functools.partial(_produce, candidate_file, readers.CandidateCounts(), "questions", reporter),
         reporter=reporter,
@@ -109,6 +109,12 @@ def candidate_stage(source: Source, workspace: Workspace, reporter: Reporter = S
     return stage
 
 
+def _digest(opened: readers.BattleFile | readers.CandidateFile, reporter: Reporter) -> str:
+    """SHA-256 of the content, by which a cached stage is found."""
+    with reporter.track(f"checking {opened.source}", opened.size, "bytes") as progress:
+        return opened.digest(progress)
+
+
 def _produce(
     opened: readers.BattleFile | readers.CandidateFile,
     counts: Any,
@@ -117,11 +123,13 @@ def _produce(
     writer: StageWriter,
 ) -> Mapping[str, Any]:
     """Read a file into a stage; what was counted, added up from ``counts``."""
-    with reporter.track(f"reading {opened.source}", None, unit=unit) as progress:
-        for batch, batch_counts in opened.batches():
+    rows = 0
+    with reporter.track(f"reading {opened.source}", opened.size, "bytes") as progress:
+        for batch, batch_counts in opened.batches(progress):
             writer.write(batch)
             counts += batch_counts
-            progress.advance(batch.num_rows)
+            rows += batch.num_rows
+            progress.advance(0, f"{rows:,} {unit}")
     return dataclasses.asdict(counts)
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from prefcli.compute.devices import DeviceRequest
     from prefcli.compute.distributed import World
     from prefcli.models import Model
+    from prefcli.reporting import Progress
     from prefcli.storage.workspace import Stage
 
 Array = NDArray[np.float64]
@@ -82,6 +83,16 @@ def open_runs(folders: Sequence[Path], options: PredictOptions, request: DeviceR
         )
         for folder, run in zip(folders, trained, strict=True)
     ]
+
+
+def models_in(members: Sequence[Member]) -> int:
+    """How many models compute each battle: runs, or their folds."""
+    return sum(len(member.models) for member in members)
+
+
+def advancing(progress: Progress, world: World) -> Callable[[int], None]:
+    """What is called with the number of battles that this rank has finished; the others finish as many meanwhile."""
+    return lambda count: progress.advance(count * world.size)
 
 
 def predict_batch(

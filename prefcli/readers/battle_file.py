@@ -17,11 +17,12 @@ from prefcli import groups
 from prefcli.battles import BATTLE_SCHEMA, OPTIONAL_FIELDS, SOURCE, ReadCounts, Source
 from prefcli.errors import InputError
 from prefcli.readers.cells import Location, RawBatch, missing_columns, string_column
-from prefcli.readers.containers import Container, column_names, open_container, raw_batches, readable
+from prefcli.readers.containers import Container, column_names, open_container, raw_batches, readable, scan_json
 from prefcli.readers.file_columns import EXPECTED, PEEK_ROWS
 from prefcli.readers.layouts import KAGGLE, Layout
 from prefcli.readers.recognition import Recognised, recognise
 from prefcli.readers.tables import raw_table
+from prefcli.reporting import NO_PROGRESS, SILENT, Progress, Reporter
 from prefcli.storage import files
 
 
@@ -93,9 +94,14 @@ class BattleFile:
         """The files inside of archives."""
         return [container.member for container in self.containers if container.member]
 
-    def digest(self) -> str:
+    @property
+    def size(self) -> int:
+        """Bytes of the files on disk."""
+        return sum(container.size for container in self.containers)
+
+    def digest(self, progress: Progress = NO_PROGRESS) -> str:
         """SHA-256 of the content: of the file, or of the files' digests if there are several."""
-        return digest_of(self.containers)
+        return digest_of(self.containers, progress)
 
     def options(self) -> dict[str, object]:
         """What else determines the battles, for the cache's fingerprint."""
@@ -113,8 +119,10 @@ class BattleFile:
             options["members"] = self._members
         return options
 
-    def batches(self) -> Iterator[tuple[pa.RecordBatch, ReadCounts]]:
+    def batches(self, progress: Progress = NO_PROGRESS) -> Iterator[tuple[pa.RecordBatch, ReadCounts]]:
         """The battles in the files' order, a batch at a time, with what was repaired in each.
+
+        ``progress`` is advanced by bytes.
 
         Raises
         ------
@@ -125,7 +133,7 @@ class BattleFile:
         rows_before = 0
         for container, recognised in zip(self.containers, self.recognised, strict=True):
             rows = battles = 0
-            for raw in raw_batches(container, recognised.mapped.columns):
+            for raw in raw_batches(container, recognised.mapped.columns, progress):
                 if raw.num_rows:
                     with readable(container.name):
                         location = Location(container.name, rows + 1, rows_before)
@@ -157,9 +165,9 @@ def _with_all_columns(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def digest_of(containers: Sequence[Container]) -> str:
-    """SHA-256 of a file, or of the files' digests if there are several."""
-    digests = [files.sha256(container.path) for container in containers]
+def digest_of(containers: Sequence[Container], progress: Progress = NO_PROGRESS) -> str:
+    """SHA-256 of a file, or of the files' digests if there are several; ``progress`` is advanced by bytes."""
+    digests = [files.sha256(container.path, progress.advance) for container in containers]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -180,6 +188,7 @@ def open_battles(
     *,
     outcomes: bool = True,
     usual: Mapping[str, Any] | None = None,
+    reporter: Reporter = SILENT,
 ) -> BattleFile:
     """Recognise the layout of one or more files of battles.
 
@@ -194,6 +203,8 @@ def open_battles(
     usual:
         How other files of the same kind are read (:attr:`Source.reading`): done so if the source does not say how, and
         the columns allow it. :attr:`BattleFile.source` then has it.
+    reporter:
+        Gets the progress of what reads a whole file.
 
     Raises
     ------
@@ -203,7 +214,8 @@ def open_battles(
     source = Source.of(source)
     if not source.paths:
         raise InputError("no file to read")
-    containers = tuple(open_container(path, preferred, source.encoding) for path in source.paths)
+    containers = tuple(open_container(path, preferred, source.encoding, reporter) for path in source.paths)
+    scan_json(containers, reporter)
     if usual and not source.is_described:
         with contextlib.suppress(InputError):
             return _recognise_files(dataclasses.replace(source, **usual), containers, outcomes)

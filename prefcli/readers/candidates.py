@@ -20,7 +20,7 @@ from prefcli.errors import InputError
 from prefcli.readers import layouts
 from prefcli.readers.battle_file import digest_of, peek_file, peek_table
 from prefcli.readers.cells import Location, RawBatch, json_excerpt, list_names, parsed, turns_array
-from prefcli.readers.containers import Container, column_names, open_container, raw_batches, readable
+from prefcli.readers.containers import Container, column_names, open_container, raw_batches, readable, scan_json
 from prefcli.readers.conversations import Reader, Texts, to_dialogues
 from prefcli.readers.each import value_at
 from prefcli.readers.engine import Mapped, is_written_message, scalar_as_text
@@ -31,6 +31,7 @@ from prefcli.readers.outcome_rules import number
 from prefcli.readers.paths import as_text, column_cells, is_missing
 from prefcli.readers.recognition import find_candidates, matches
 from prefcli.readers.tables import raw_table
+from prefcli.reporting import NO_PROGRESS, SILENT, Progress, Reporter
 
 ANSWER_COLUMNS = tuple(name for name in ANSWER_STEMS if name not in ("summary", "text"))
 """Names of columns that hold one answer."""
@@ -442,9 +443,14 @@ class CandidateFile:
         containers = dict.fromkeys(container.description for container in self.containers if container.description)
         return "; ".join([*containers, how])
 
-    def digest(self) -> str:
+    @property
+    def size(self) -> int:
+        """Bytes of the files on disk."""
+        return sum(container.size for container in self.containers)
+
+    def digest(self, progress: Progress = NO_PROGRESS) -> str:
         """SHA-256 of the content."""
-        return digest_of(self.containers)
+        return digest_of(self.containers, progress)
 
     def options(self) -> dict[str, object]:
         """What else determines the questions, for the cache's fingerprint."""
@@ -452,8 +458,10 @@ class CandidateFile:
         options: dict[str, object] = {"read": [mapping.to_json() for mapping in self.mappings]}
         return options | {"encoding": self.source.encoding, "members": members}
 
-    def batches(self) -> Iterator[tuple[pa.RecordBatch, CandidateCounts]]:
+    def batches(self, progress: Progress = NO_PROGRESS) -> Iterator[tuple[pa.RecordBatch, CandidateCounts]]:
         """The questions in the files' order, a batch at a time, with what was repaired in each.
+
+        ``progress`` is advanced by bytes.
 
         Raises
         ------
@@ -462,17 +470,17 @@ class CandidateFile:
             than :data:`MAX_GROUPED_BYTES`.
         """
         if self.mappings[0].grouped:
-            yield from _in_batches(self._grouped())
+            yield from _in_batches(self._grouped(progress))
             return
-        for questions, dropped in self._questions():
+        for questions, dropped in self._questions(progress):
             batch, counts = _to_batch(questions)
             yield batch, counts + CandidateCounts(dropped_parts=dropped)
 
-    def _questions(self) -> Iterator[tuple[list[Question], int]]:
+    def _questions(self, progress: Progress) -> Iterator[tuple[list[Question], int]]:
         rows_before = 0
         for container, mapping in zip(self.containers, self.mappings, strict=True):
             rows = 0
-            for raw in raw_batches(container, mapping.mapped.columns):
+            for raw in raw_batches(container, mapping.mapped.columns, progress):
                 if raw.num_rows:
                     with readable(container.name):
                         yield mapping.convert(raw, Location(container.name, rows + 1, rows_before))
@@ -481,9 +489,9 @@ class CandidateFile:
                 raise InputError("the file holds no answers", where=container.name, hint=EXPECTED)
             rows_before += rows
 
-    def _grouped(self) -> Iterator[tuple[Question, CandidateCounts]]:
+    def _grouped(self, progress: Progress) -> Iterator[tuple[Question, CandidateCounts]]:
         groups = _Groups(str(self.source), self.has_ids)
-        for questions, dropped in self._questions():
+        for questions, dropped in self._questions(progress):
             groups.add(questions, dropped)
         yield from groups.questions()
 
@@ -570,8 +578,8 @@ def _to_batch(questions: Sequence[Question]) -> tuple[pa.RecordBatch, CandidateC
     )
 
 
-def open_candidates(source: Source) -> CandidateFile:
-    """Recognise how one or more files of answers are read.
+def open_candidates(source: Source, reporter: Reporter = SILENT) -> CandidateFile:
+    """Recognise how one or more files of answers are read; ``reporter`` gets the progress of what reads a whole file.
 
     Raises
     ------
@@ -580,7 +588,8 @@ def open_candidates(source: Source) -> CandidateFile:
     """
     if not source.paths:
         raise InputError("no file to read")
-    containers = tuple(open_container(path, "test", source.encoding) for path in source.paths)
+    containers = tuple(open_container(path, "test", source.encoding, reporter) for path in source.paths)
+    scan_json(containers, reporter)
     mappings = tuple(
         recognise_candidates(c.name, column_names(c), functools.partial(peek_file, c), source) for c in containers
     )

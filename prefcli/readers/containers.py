@@ -35,10 +35,13 @@ from prefcli.errors import InputError, one_line
 from prefcli.readers import foreign
 from prefcli.readers.cells import ENCODING_HINT, Location, RawBatch, excerpt, list_names
 from prefcli.readers.json_rows import JsonTable, json_rows, scan
+from prefcli.reporting import NO_PROGRESS, SILENT, Progress, Reporter
 from prefcli.storage import files
 
 BLOCK_BYTES = 8 << 20
 """Bytes read at a time, and so roughly the text in one batch."""
+METERED_BYTES = 1 << 20
+"""Progress is reported this often, or less often where blocks are larger."""
 BATCH_ROWS = 4096
 """Upper bound of rows in one batch."""
 MAX_ROW_BYTES = 1 << 30
@@ -96,6 +99,8 @@ class Container:
     """Whether the name does not say that the file is one JSON document: one object is then a row, if in doubt."""
     spool: Any = field(default=None, repr=False, compare=False)
     """Keeps the temporary copy: it is deleted when this is closed."""
+    meter: _Meter = field(default_factory=lambda: _Meter(), repr=False, compare=False)
+    """Reports how much of the file has been read."""
 
     @functools.cached_property
     def json_table(self) -> JsonTable:
@@ -121,18 +126,34 @@ class Container:
         with self.unpacked() as stream:
             yield cast(Any, _Recoded(stream, self.name, self.encoding)) if self.encoding else stream
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file on disk."""
+        return self.path.stat().st_size
+
+    @contextlib.contextmanager
+    def metered(self, progress: Progress) -> Iterator[None]:
+        """Advance ``progress`` by the bytes on disk that are read meanwhile, by :attr:`size` in all."""
+        self.meter.start(progress)
+        yield
+        self.meter.reach(self.size)
+        self.meter.start(NO_PROGRESS)
+
     @contextlib.contextmanager
     def unpacked(self) -> Iterator[IO[bytes]]:
         """The table's bytes in its own encoding."""
         with readable(self.name):
-            if self.compression == "gz":
-                with gzip.open(self.path, "rb") as stream:
-                    yield cast(Any, _Bounded(stream, self.name, "the file unpacks to more"))
-            elif self.compression == "zip":
-                with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
-                    yield cast(Any, _Bounded(stream, self.name, "the file unpacks to more"))
-            else:
-                with self.path.open("rb") as file:
+            raw = _MeteredFile(self.path, self.meter)
+            with io.BufferedReader(raw, METERED_BYTES) as file:
+                if self.compression == "gz":
+                    with gzip.open(file, "rb") as stream:
+                        yield cast(Any, _Bounded(stream, self.name, "the file unpacks to more"))
+                elif self.compression == "zip":
+                    with raw.unmetered():  # a zip's directory is at its end
+                        archive = zipfile.ZipFile(file)
+                    with archive, archive.open(self.member) as stream:
+                        yield cast(Any, _Bounded(stream, self.name, "the file unpacks to more"))
+                else:
                     yield file
 
 
@@ -162,7 +183,9 @@ def readable(name: str) -> Iterator[None]:
         raise InputError("the archive is encrypted", where=name, hint="Unpack it first.") from None
 
 
-def open_container(path: Path, preferred: str = "train", encoding: str | None = None) -> Container:
+def open_container(
+    path: Path, preferred: str = "train", encoding: str | None = None, reporter: Reporter = SILENT
+) -> Container:
     """Find out what a file is: compressed or not, which member of an archive, which kind of table.
 
     Parameters
@@ -173,6 +196,8 @@ def open_container(path: Path, preferred: str = "train", encoding: str | None = 
         The name, without its suffix, of the table to read from an archive that holds several.
     encoding:
         Of text without a byte order mark; None is UTF-8.
+    reporter:
+        Gets the progress of copying a stream.
 
     Raises
     ------
@@ -181,7 +206,7 @@ def open_container(path: Path, preferred: str = "train", encoding: str | None = 
     """
     codec = codec_of(encoding)
     if path == STANDARD_INPUT:
-        return _spool(sys.stdin.buffer, "standard input", preferred, codec)
+        return _spool(sys.stdin.buffer, "standard input", preferred, codec, reporter)
     name, wanted = str(path), ""
     with readable(name):
         if not path.exists():
@@ -195,7 +220,7 @@ def open_container(path: Path, preferred: str = "train", encoding: str | None = 
             raise InputError("expected a file, found a folder", where=name)
         if not stat.S_ISREG(mode):
             with path.open("rb") as stream:
-                return _spool(stream, name, preferred, codec)
+                return _spool(stream, name, preferred, codec, reporter)
         return _recognise(Container(name, path, encoding=codec), path.name, wanted, preferred)
 
 
@@ -218,10 +243,11 @@ def codec_of(encoding: str | None) -> str:
     return "" if codec == "utf-8" else codec
 
 
-def _spool(stream: IO[bytes], name: str, preferred: str, codec: str) -> Container:
+def _spool(stream: IO[bytes], name: str, preferred: str, codec: str, reporter: Reporter) -> Container:
     """A temporary copy of a stream that can be read only once."""
     spool, path = _temporary_file()
-    _copy(_Bounded(stream, name, "the input is longer"), spool)
+    with reporter.track(f"copying {name}", None, "bytes") as progress:
+        _copy(_Bounded(stream, name, "the input is longer"), spool, progress)
     return _recognise(Container(name, path, encoding=codec, spool=spool), "", "", preferred)
 
 
@@ -240,11 +266,12 @@ def _temporary_file() -> tuple[IO[bytes], Path]:
         return cast(Any, named), Path(named.name)
 
 
-def _copy(source: Any, spool: IO[bytes]) -> None:
+def _copy(source: Any, spool: IO[bytes], progress: Progress = NO_PROGRESS) -> None:
     while block := source.read(BLOCK_BYTES):
         with files.temporary_file_errors():  # only around writing: errors of the source are not the temporary file's
             spool.write(block)
             spool.flush()
+        progress.advance(len(block))
 
 
 def _recognise(container: Container, file_name: str, wanted: str, preferred: str) -> Container:
@@ -343,6 +370,40 @@ def _member(archive: zipfile.ZipFile, wanted: str, preferred: str, name: str) ->
     )
 
 
+class _Meter:
+    """Advances a progress when a file is read farther than ever before since it was started."""
+
+    def __init__(self) -> None:
+        self.start(NO_PROGRESS)
+
+    def start(self, progress: Progress) -> None:
+        self._progress, self._reached = progress, 0
+
+    def reach(self, position: int) -> None:
+        if position > self._reached:
+            self._progress.advance(position - self._reached)
+            self._reached = position
+
+
+class _MeteredFile(io.FileIO):
+    """A file whose reading is metered."""
+
+    def __init__(self, path: Path, meter: _Meter) -> None:
+        super().__init__(path)
+        self._meter = meter
+
+    def readinto(self, buffer: Any) -> int | None:
+        size = super().readinto(buffer)
+        self._meter.reach(self.tell())
+        return size
+
+    @contextlib.contextmanager
+    def unmetered(self) -> Iterator[None]:
+        meter, self._meter = self._meter, _Meter()
+        yield
+        self._meter = meter
+
+
 class _Recoded(io.RawIOBase):
     """Text of another encoding, as UTF-8."""
 
@@ -430,13 +491,22 @@ def column_names(container: Container) -> list[str]:
     return names
 
 
-def raw_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBatch]:
-    """Some columns of a table as the file stores them, a batch at a time."""
-    if container.kind == "parquet":
-        return _parquet_batches(container, columns)
-    if container.kind == "json":
-        return _json_batches(container, columns)
-    return _csv_batches(container, columns)
+def scan_json(containers: Sequence[Container], reporter: Reporter) -> None:
+    """Find out how the rows of JSON files are arranged, which means to read them whole."""
+    for container in containers:
+        if container.kind == "json":
+            with (
+                reporter.track(f"scanning {container.name}", container.size, "bytes") as progress,
+                container.metered(progress),
+            ):
+                container.json_table  # noqa: B018  (computed once)
+
+
+def raw_batches(container: Container, columns: Sequence[str], progress: Progress = NO_PROGRESS) -> Iterator[RawBatch]:
+    """Some columns of a table as the file stores them, a batch at a time; ``progress`` is advanced by bytes."""
+    read = {"parquet": _parquet_batches, "json": _json_batches}.get(container.kind, _csv_batches)
+    with container.metered(progress):
+        yield from read(container, columns)
 
 
 class _TooLongError(Exception):
@@ -530,7 +600,11 @@ def _parquet_batches(container: Container, columns: Sequence[str]) -> Iterator[R
             # Judged by the rows, not by the file's size: Parquet stores a long text that is repeated only once.
             size = sum(column.nbytes for column in first.columns.values())
             rows = min(max(BLOCK_BYTES * first.num_rows // max(size, 1), 1), BATCH_ROWS)
-            yield from _checked_batches(parquet, columns, rows)
+            rows_read = 0
+            for batch in _checked_batches(parquet, columns, rows):
+                rows_read += batch.num_rows
+                container.meter.reach(container.size * rows_read // parquet.metadata.num_rows)
+                yield batch
 
 
 def _checked_batches(parquet: Any, columns: Sequence[str], rows: int) -> Iterator[RawBatch]:

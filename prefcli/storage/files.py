@@ -219,12 +219,14 @@ def temporary_file_errors() -> Iterator[None]:
         raise problem from None
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
+def sha256(path: Path, done: Callable[[int], None] | None = None) -> str:
+    """Hex digest of a file's content; ``done`` is called with the number of bytes of every step."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
+            if done is not None:
+                done(len(block))
     return digest.hexdigest()
 
 

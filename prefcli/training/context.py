@@ -15,7 +15,7 @@ from prefcli import metrics
 from prefcli.compute.distributed import World
 from prefcli.data.selection import Fold, RunData, TrainingData
 from prefcli.options import TrainOptions
-from prefcli.reporting import Reporter
+from prefcli.reporting import Progress, Reporter
 from prefcli.storage import runs
 from prefcli.storage.workspace import Workspace
 from prefcli.training.trackers import Trackers
@@ -116,5 +116,9 @@ class FitResult:
 class Fitter(Protocol):
     """Fits folds, one after the other."""
 
-    def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> FitResult:
-        """Fit one fold (or the only split) into its folder; ``prefix`` begins its messages."""
+    @property
+    def task(self) -> tuple[str, float, str]:
+        """What fitting all folds is called, how much it probably is, and in which unit."""
+
+    def fit(self, fold: Fold, name: str, trackers: Trackers, progress: Progress) -> FitResult:
+        """Fit one fold, called ``fold 1 of 5``, or the only split, which has no name, into its folder."""

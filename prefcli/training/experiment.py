@@ -62,7 +62,7 @@ def fitter_for(context: TrainContext, folds: Sequence[Fold]) -> Fitter:
     if context.options.architecture == "features":
         from prefcli.training.fit_features import FeaturesFitter
 
-        return FeaturesFitter(context)
+        return FeaturesFitter(context, folds)
     from prefcli.training.fit_neural import NeuralFitter
 
     return NeuralFitter(context, folds)
@@ -75,11 +75,14 @@ def run_experiment(context: TrainContext, folds: Sequence[Fold]) -> ExperimentRe
     fitter = fitter_for(context, folds)
     fits: list[FitResult] = []
     evaluation = None
-    for number, fold in enumerate(folds, start=1):
-        prefix = f"fold {number} of {len(folds)}: " if context.options.folds else ""
-        with _tracking(fold.folder, context) as tracking:
-            fits.append(fitter.fit(fold, prefix, tracking))
-            evaluation = _finish(fold, context, fits[-1], tracking)
+    with context.reporter.track(*fitter.task) as progress:
+        for number, fold in enumerate(folds, start=1):
+            name = f"fold {number} of {len(folds)}" if context.options.folds else ""
+            with _tracking(fold.folder, context) as tracking:
+                fits.append(fitter.fit(fold, name, tracking, progress))
+                evaluation = _finish(fold, context, fits[-1], tracking)
+            if name and evaluation is not None:
+                progress.result(f"{name}: validation log loss {evaluation.validation.log_loss:.4f}")
     fit = fits[-1]
     if context.options.folds:
         fit, held_out = merge_folds(folds, fits)

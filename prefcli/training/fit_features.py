@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from prefcli.errors import ModelError
 from prefcli.models import features as models
 from prefcli.models.features import statistics
 from prefcli.models.features.statistics import Features
+from prefcli.reporting import Progress
 from prefcli.storage import files, runs
 from prefcli.training.context import FitResult, TrainContext
 from prefcli.training.trackers import Trackers
@@ -20,47 +22,52 @@ from prefcli.training.trackers import Trackers
 class FeaturesFitter:
     """Extracts the statistics once. Of several processes the main one does all the work."""
 
-    def __init__(self, context: TrainContext) -> None:
+    def __init__(self, context: TrainContext, folds: Sequence[Fold]) -> None:
         self.context = context
+        self.task = ("boosting", sum(models.expected_rounds(len(fold.train)) for fold in folds), "rounds")
+        self._left = len(folds)
+        self._done: list[float] = []
+        """Rounds of the folds that are done."""
         self.features: Features | None = None
         if not context.world.is_main_process:
             return
         parts = []
-        with context.reporter.track("measuring", len(context.training_data)) as progress:
+        with context.reporter.track("measuring texts", len(context.training_data)) as progress:
             for batch in context.training_data.batches():
                 if batch.num_rows:
                     parts.append(statistics.extract(batch))
                     progress.advance(batch.num_rows)
         self.features = Features.concatenate(parts)
+        context.reporter.note(
+            f"boosting {len(models.COLUMNS):,} statistics of {len(folds[0].train):,} battles in both orders"
+            + (", in each fold about as many" if context.options.folds else "")
+        )
 
-    def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> FitResult:
+    def fit(self, fold: Fold, name: str, trackers: Trackers, progress: Progress) -> FitResult:
         """Fit one fold. A fold of a resumed run that has been fitted is not fitted again; trackers get no steps."""
-        result = self._fit_here(self.features, fold, prefix) if self.features is not None else None
+        result = self._fit_here(self.features, fold, name, progress) if self.features is not None else None
         shared: FitResult = self.context.world.gather(result)[0]
         return shared
 
-    def _fit_here(self, battles: Features, fold: Fold, prefix: str) -> FitResult:
+    def _fit_here(self, battles: Features, fold: Fold, name: str, progress: Progress) -> FitResult:
         context = self.context
         started = time.monotonic()
+        self._left -= 1
         model = self._load_fitted(fold) if context.resume else None
         if model is None:
-            context.reporter.note(
-                f"{prefix}boosting {len(models.COLUMNS):,} statistics of {len(fold.train):,} battles in both orders"
-            )
             context.write_config(fold, {"columns": len(models.COLUMNS)})
             runs.seal(fold.folder, trained=False)
-            with context.reporter.track(f"{prefix}boosting", None, "steps") as progress:
-                model = models.fit(
-                    battles.take(fold.train),
-                    context.training_data.targets[fold.train],
-                    context.training_data.keys[fold.train],
-                    seed=context.options.seed,
-                    progress=lambda what, done, total: progress.advance(1, f"{what} {done} of {total}"),
-                )
+            model = models.fit(
+                battles.take(fold.train),
+                context.training_data.targets[fold.train],
+                context.training_data.keys[fold.train],
+                seed=context.options.seed,
+                progress=self._reporting(name, progress),
+            )
             if model.booster is not None and model.booster.current_iteration() == models.MAX_ROUNDS:
                 context.reporter.note(
-                    f"{prefix}the best number of rounds was the largest that is tried, {models.MAX_ROUNDS}: more might "
-                    "still help"
+                    f"{name and f'{name}: '}the best number of rounds was the largest that is tried, "
+                    f"{models.MAX_ROUNDS}: more might still help"
                 )
             if model.curve:
                 log = ({"step": number, "inner_log_loss": loss} for number, loss in enumerate(model.curve, start=1))
@@ -78,3 +85,15 @@ class FeaturesFitter:
             return models.load(fold.folder)
         except ModelError:
             return None
+
+    def _reporting(self, name: str, progress: Progress) -> Callable[[str, float, float], None]:
+        """Reports the rounds of one fold; those to come are expected to be like those that are done."""
+        before = list(self._done)
+        self._done.append(0.0)
+
+        def report(what: str, done: float, expected: float) -> None:
+            progress.expect(sum(before) + expected + self._left * (float(np.mean(before)) if before else expected))
+            progress.advance(done - self._done[-1], f"{name}, {what}" if name else what)
+            self._done[-1] = done
+
+        return report

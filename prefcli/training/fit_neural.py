@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from prefcli.models.packing import conversation_template
 from prefcli.models.reward import RewardSetup
 from prefcli.models.trial import EncoderTraits
 from prefcli.outcomes import TIE
+from prefcli.reporting import Progress
 from prefcli.storage import runs
 from prefcli.training import checkpoints, loop
 from prefcli.training.context import FitResult, TrainContext
@@ -37,6 +39,8 @@ class NeuralFitter:
     def __init__(self, context: TrainContext, folds: Sequence[Fold]) -> None:
         self.context = context
         options = context.options
+        most = options.max_steps * options.batch_size or math.inf
+        self.task = ("training", sum(min(options.epochs * len(fold.train), most) for fold in folds), "battles")
         if options.shard and context.world.alone:
             raise InputError(
                 "--shard spreads a training over several processes, and this is one",
@@ -96,16 +100,16 @@ class NeuralFitter:
                 "turn: tools that use the run's chat template compute another reward for these"
             )
 
-    def fit(self, fold: Fold, prefix: str, trackers: Trackers) -> FitResult:
+    def fit(self, fold: Fold, name: str, trackers: Trackers, progress: Progress) -> FitResult:
         """Fit one fold; one that is under way continues from its own files."""
-        spec = self.spec(fold, prefix)
-        spec.trackers = trackers
+        spec = self.spec(fold, name)
+        spec.trackers, spec.progress, spec.name = trackers, progress, name
         result = loop.fit(spec)
         if self.context.options.lora_rank and self.context.world.is_main_process:
             neural.save_adapters(fold.folder, self.context.options)
         return FitResult(result.logits, result.battles_per_second, swapped=result.swapped)
 
-    def spec(self, fold: Fold, prefix: str) -> loop.FitSpec:
+    def spec(self, fold: Fold, name: str) -> loop.FitSpec:
         """Build a fold's model and write the header of its folder: everything that :func:`loop.fit` needs."""
         context = self.context
         options = context.options
@@ -136,7 +140,7 @@ class NeuralFitter:
         train = self.battles.take(fold.train)
         if not under_way:
             cut = str(model.truncation_report(train))
-            self._report(model, source, cut, prefix)
+            self._report(model, source, cut, name)
             if context.world.is_main_process:
                 self._write_header(fold, model, source, cut)
             context.world.barrier()
@@ -176,7 +180,10 @@ class NeuralFitter:
             reward=options.architecture == "reward",
         )
 
-    def _report(self, model: neural.NeuralModel, source: encoders.ResolvedModel, cut: str, prefix: str) -> None:
+    def _report(self, model: neural.NeuralModel, source: encoders.ResolvedModel, cut: str, name: str) -> None:
+        """Report what is trained; with folds once, as the others are like the first."""
+        if name and not name.startswith("fold 1 "):
+            return
         wanted, max_length = self.context.options.max_length, model.traits.max_length
         if max_length < wanted:
             self.context.reporter.note(f"max length {wanted} -> {max_length}: the encoder's limit")
@@ -190,7 +197,7 @@ class NeuralFitter:
             f"{self.placement}; {model.attention}; {pooling} pooling",
             f"{max_length} tokens a sequence: {cut}",
         ):
-            self.context.reporter.note(f"{prefix}{line}")
+            self.context.reporter.note(line)
 
     def _write_header(self, fold: Fold, model: neural.NeuralModel, source: encoders.ResolvedModel, cut: str) -> None:
         """Write what a run's folder holds before its training begins: config and tokenizer."""

@@ -40,7 +40,7 @@ from prefcli.models.reward import Reward
 from prefcli.models.tokens import TokenisedBattles
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, SWAPPED, TIE, A, B
-from prefcli.reporting import Reporter
+from prefcli.reporting import NO_PROGRESS, Progress, Reporter
 from prefcli.storage import files
 from prefcli.storage.runs import CHECKPOINTS, METRICS, read_metrics
 from prefcli.training import checkpoints
@@ -117,6 +117,10 @@ class FitSpec:
     options: TrainOptions
     folder: Path
     reporter: Reporter
+    progress: Progress = NO_PROGRESS
+    """Is advanced by battles."""
+    name: str = ""
+    """Of the fold, for messages."""
     world: World = field(default_factory=World)
     resume: bool = False
     on_step_end: Callable[[TrainState], None] | None = None
@@ -253,8 +257,9 @@ def fit(spec: FitSpec) -> LoopResult:
     last_checkpoint = time.monotonic()
     began = last_checkpoint - state.elapsed
     time_is_up = False
-    done, total = spec.battles_until(state.steps), spec.battles_until(spec.total_steps)
-    with _signals() as received, spec.reporter.track("training", total, done=done) as progress:
+    progress, battles_left = spec.progress, spec.battles_until(spec.total_steps) - spec.battles_until(state.steps)
+    progress.skip(spec.battles_until(state.steps))
+    with _signals() as received:
         batches = spec.batches(state.epoch, state.batch)
         while not state.finished:
             started = time.perf_counter()
@@ -277,6 +282,7 @@ def fit(spec: FitSpec) -> LoopResult:
             if checkpoint_due:
                 training.wait_for_device()
             state.seconds += time.perf_counter() - started
+            battles_left -= len(rows)
             progress.advance(len(rows), training.note)
 
             if validating:
@@ -295,6 +301,7 @@ def fit(spec: FitSpec) -> LoopResult:
                     f"interrupted after step {state.steps} of {spec.total_steps}; a checkpoint is saved",
                     hint=f"Continue with: prefcli train --resume {spec.folder}",
                 )
+    progress.skip(battles_left)  # of a training that stopped early
     if state.steps < spec.total_steps and time_is_up:
         spec.reporter.note(f"stopped after {options.max_time:g} minutes, at step {state.steps} of {spec.total_steps}")
     spec.world.barrier()  # the main process has written what it keeps
@@ -385,7 +392,8 @@ class _Training:
         self.counted = True
         """Whether the last step is in the state's counts of steps that were taken and skipped."""
         self.rate, self.scale = 0.0, 1.0
-        self.note = ""
+        self.name = f"{spec.name}: " if spec.name else ""
+        self.note = spec.name
         """What stands beside the progress bar."""
 
     def step(self, rows: NDArray[np.intp], passes: list[Pass], *, logging: bool) -> None:
@@ -462,7 +470,9 @@ class _Training:
         )  # fmt: skip
         self.loss.zero_()
         state.unlogged_loss, state.unlogged_steps, state.unlogged_skips = 0.0, 0, 0
-        self.note = f"loss {loss:.4f}, lr {self.rate:.2g}" + (f", {state.skipped} skipped" if state.skipped else "")
+        self.note = f"{self.name}loss {loss:.4f}, lr {self.rate:.2g}" + (
+            f", {state.skipped} skipped" if state.skipped else ""
+        )
 
     def _check(self, loss: float, grad_norm: float) -> None:
         """Stop a training that has gone wrong instead of letting it run for hours."""
@@ -487,7 +497,11 @@ class _Training:
                 _keep(spec, None)
             return
         labels = spec.validation.labels
-        logits = predict_shared(spec, spec.validation, both_orders=True)
+        # Of several processes each computes a share, and this one tells how far it is with its own.
+        with reporter.track("validating", len(spec.validation)) as progress:
+            logits = predict_shared(
+                spec, spec.validation, both_orders=True, done=lambda count: progress.advance(count * spec.world.size)
+            )
         if len(broken := metrics.find_non_finite(logits)):
             self._refuse_validation(broken)
             return
@@ -504,10 +518,10 @@ class _Training:
             if spec.options.patience and state.stale >= spec.options.patience:
                 state.finished = True
                 reporter.note(
-                    f"stopped early: no better validation in {state.stale} attempts, best {state.best:.4f} "
+                    f"{self.name}stopped early: no better validation in {state.stale} attempts, best {state.best:.4f} "
                     f"at step {state.best_step}"
                 )
-        reporter.note(f"step {state.steps}: validation log loss {loss:.4f}, best {state.best:.4f}")
+        spec.progress.result(f"{self.name}step {state.steps:,}: validation log loss {loss:.4f}, best {state.best:.4f}")
 
     def _refuse_validation(self, broken: NDArray[np.intp]) -> None:
         """End the training with the weights kept so far: what computes no numbers now would predict none."""
@@ -602,14 +616,24 @@ def _gradient_sync(module: nn.Module, *, enabled: bool) -> contextlib.AbstractCo
     return contextlib.nullcontext()
 
 
-def predict_shared(spec: FitSpec, battles: TokenisedBattles, *, both_orders: bool = False) -> NDArray[np.float64]:
-    """Logits ``[orders, n, 3]``, the battles shared out among the processes, the result on all of them."""
+def predict_shared(
+    spec: FitSpec,
+    battles: TokenisedBattles,
+    *,
+    both_orders: bool = False,
+    done: Callable[[int], None] | None = None,
+) -> NDArray[np.float64]:
+    """Logits ``[orders, n, 3]``, the battles shared out among the processes, the result on all of them.
+
+    ``done`` is called with the number of battles that each step of this process finished.
+    """
     world = spec.world
     share = spec.share(np.arange(len(battles)), world.rank)
     sharded = fsdp.is_sharded(spec.model.module)
     logits_of_share = spec.model.logits_from_tokens(
         battles if world.alone else battles.take(share),
         both_orders=both_orders,
+        done=done,
         # Each pass of a sharded model is an exchange: all processes make the same number.
         max_over_ranks=(lambda passes: max(world.gather(passes))) if sharded else None,
     )

@@ -14,7 +14,18 @@ A folder holds ``booster.txt`` (LightGBM's own format), ``model.safetensors`` (t
 """
 
 from prefcli.models.features.booster import MAX_ROUNDS, SMALL_DATASET
-from prefcli.models.features.model import BOOSTER, MANIFEST, WEIGHTS, FeaturesModel, fit, load
+from prefcli.models.features.model import BOOSTER, MANIFEST, WEIGHTS, FeaturesModel, expected_rounds, fit, load
 from prefcli.models.features.names import COLUMNS
 
-__all__ = ["BOOSTER", "COLUMNS", "MANIFEST", "MAX_ROUNDS", "SMALL_DATASET", "WEIGHTS", "FeaturesModel", "fit", "load"]
+__all__ = [
+    "BOOSTER",
+    "COLUMNS",
+    "MANIFEST",
+    "MAX_ROUNDS",
+    "SMALL_DATASET",
+    "WEIGHTS",
+    "FeaturesModel",
+    "expected_rounds",
+    "fit",
+    "load",
+]

@@ -196,9 +196,8 @@ def fit(
     threads:
         Of LightGBM; 0 is as many as there are cores.
     progress:
-        Called with what is being done, how many steps of it are done, and of how many.
+        Called with what is being done, how many rounds of the whole fit are done, and how many are expected.
     """
-    progress = progress or (lambda what, done, total: None)
     prior = _prior(targets)
     prior_only = FeaturesModel(np.zeros(BUCKETS, dtype=np.float32), prior, None, threads)
     labelled = np.flatnonzero(targets.any(axis=1))
@@ -211,11 +210,17 @@ def fit(
     if len(folds) < 2:
         return prior_only
     margins = (targets[:, 0] - targets[:, 1]).astype(np.float64)
-    weights, scores = cross_fit(battles.words, margins, folds, progress)
+    fit_progress = boosting.FitProgress(len(battles), len(folds), progress or (lambda what, done, total: None))
+    weights, scores = cross_fit(battles.words, margins, folds, fit_progress)
     rows = np.concatenate([table(battles, scores), table(battles, scores, swapped=True)])
     both_targets = np.concatenate([targets, targets[:, SWAPPED]])
-    booster, curve = boosting.train(rows, both_targets, folds, seed=seed, threads=threads, progress=progress)
+    booster, curve = boosting.train(rows, both_targets, folds, seed=seed, threads=threads, progress=fit_progress)
     return FeaturesModel(weights, prior, booster, threads, curve)
+
+
+def expected_rounds(battles: int) -> float:
+    """About how many rounds :func:`fit` takes for so many battles, see :class:`.booster.FitProgress`."""
+    return boosting.FitProgress(battles, INNER_FOLDS, lambda what, done, total: None).expected
 
 
 def _prior(targets: NDArray[np.float32]) -> Array:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcli.models.features.booster import Folds, Progress
+from prefcli.models.features.booster import FitProgress, Folds
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -36,7 +36,7 @@ def _row_scale(words: csr_matrix) -> Array:
 
 
 def cross_fit(
-    words: csr_matrix, margins: NDArray[np.floating], folds: Folds, progress: Progress
+    words: csr_matrix, margins: NDArray[np.floating], folds: Folds, progress: FitProgress
 ) -> tuple[NDArray[np.float32], Array]:
     """Weights of the words, and scores of the training battles by models that did not see their prompts.
 
@@ -45,11 +45,11 @@ def cross_fit(
     """
     scores = np.zeros(len(margins))
     for number, (inside, outside) in enumerate(folds):
-        progress("words", number, len(folds) + 1)
+        progress.words(number)
         scores[outside] = word_scores(words[outside], ridge(words[inside], margins[inside]))
-    progress("words", len(folds), len(folds) + 1)
+    progress.words(len(folds))
     weights = ridge(words, margins)
-    progress("words", len(folds) + 1, len(folds) + 1)
+    progress.words(len(folds) + 1)
     return weights, scores
 
 

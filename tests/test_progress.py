@@ -1,0 +1,268 @@
+"""What the user sees of long work: bars on a terminal, few lines where there is none, and how far files are read."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from conftest import battle, write_csv
+from rich.console import Console as RichConsole
+
+from prefcli import readers
+from prefcli.battles import Source
+from prefcli.console import Console, Task, duration
+from prefcli.pipeline import stages
+from prefcli.readers import containers, json_rows
+from prefcli.reporting import Silent
+from prefcli.storage.workspace import Workspace
+
+
+class Clock:
+    """Seconds that pass only when they are told to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_a_training_of_a_day_writes_some_twenty_lines_where_there_is_no_terminal(clock, capsys) -> None:
+    """Five folds of three epochs with 60 validations each; a step takes two seconds."""
+    reporter = Console(clock=clock)
+    steps = 24 * 3600 // 2
+    with reporter.track("training", steps * 8) as progress:
+        for step in range(steps):
+            clock.now += 2
+            progress.advance(8, "loss 1.0")
+            if step % (steps // 900) == 0:
+                with reporter.track("validating", 100) as validating:
+                    validating.advance(100)
+                progress.result(f"step {step}: validation log loss 1.0")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) <= 20
+    assert [line.partition(":")[0] for line in lines].count("training") >= 8
+
+
+def test_many_short_tasks_are_no_reason_for_lines(clock, capsys) -> None:
+    reporter = Console(clock=clock)
+    for number in range(1000):
+        with reporter.track(f"reading file {number}", 1, "bytes") as progress:
+            clock.now += 0.1
+            progress.advance()
+    assert len(capsys.readouterr().err.splitlines()) == 4  # after 10, 20, 40 and 80 of 100 seconds
+
+
+def test_the_first_results_are_written_however_fast_they_come(clock, capsys) -> None:
+    reporter = Console(clock=clock)
+    with reporter.track("training", 10) as progress:
+        for fold in range(1, 9):
+            progress.result(f"fold {fold}")
+    assert capsys.readouterr().err.splitlines() == [f"fold {fold}" for fold in range(1, 6)]
+
+
+def test_a_line_has_count_share_rate_and_time_left(clock, capsys) -> None:
+    reporter = Console(clock=clock)
+    with reporter.track("training", 2700) as progress:
+        clock.now = 30  # the first step takes long, and is not measured
+        progress.advance(100)
+        clock.now = 40
+        progress.advance(500, "loss 1.0462")
+    with reporter.track("reading votes.csv", 2e9, "bytes") as progress:
+        progress.advance(5e8)
+        clock.now = 3740
+        progress.advance(5e8, "12,000 battles")
+    assert capsys.readouterr().err.splitlines() == [
+        "training: 100 of 2,700 battles (4%)",
+        "reading votes.csv: 1.0 GB of 2.0 GB (50%), 135.1 kB/s, 2:03:20 left, 12,000 battles",
+    ]
+
+
+def task(clock: Clock, total: float | None = 1000, what: str = "training") -> Task:
+    return Task(what, total, "battles", clock, Console(quiet=True, clock=clock))
+
+
+def test_units_that_were_done_before_count_for_the_share_but_not_for_the_rate(clock) -> None:
+    training = task(clock)
+    training.skip(500)
+    training.advance(10)
+    clock.now = 10
+    training.advance(90)
+    assert (training.rate, training.seconds_left) == (9.0, pytest.approx(400 / 9))
+    assert "600 of 1,000 battles (60%)" in training.line()
+
+
+def test_time_left_goes_on_between_two_steps(clock) -> None:
+    training = task(clock)
+    training.advance(100)
+    clock.now = 10
+    training.advance(100)
+    assert training.seconds_left == 80
+    clock.now = 30
+    assert training.seconds_left == 60
+    clock.now = 500
+    assert training.seconds_left == 0
+
+
+def test_the_share_does_not_go_back_when_more_is_expected(clock) -> None:
+    boosting = task(clock, 100)
+    boosting.advance(50)
+    clock.now = 1
+    boosting.advance(1)
+    assert "(51%)" in boosting.line()
+    boosting.expect(1000)
+    assert "(51%)" in boosting.line()
+    assert boosting.seconds_left == 949
+    boosting.expect(60)
+    assert "(85%)" in boosting.line()
+
+
+@pytest.mark.parametrize("width", [20, 50, 80, 120])
+def test_a_bar_is_one_line_of_the_terminal_whatever_its_width(clock, width: int) -> None:
+    """Also of a file with a long Chinese name, each character of which is two columns wide."""
+    for what in ("boosting", "reading " + "投票数据/" * 9 + "train.csv"):
+        for total in (1_000_000, None):
+            training = task(clock, total, what)
+            for _ in range(2):
+                clock.now += 5
+                training.advance(1234, "fold 2 of 5: loss 1.0462, lr 1.1e-05, and more than fits into a line " * 2)
+                shown = RichConsole(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+                with shown.capture() as capture:
+                    shown.print(training)
+                [line] = capture.get().splitlines()
+                assert shown.render_lines(line, pad=False) == [[*shown.render_lines(line, pad=False)[0]]]
+                assert ("0%" if total else "1,2" if _ == 0 else "2,4") in line
+
+
+def test_what_matters_most_is_what_a_narrow_terminal_shows(clock) -> None:
+    training = task(clock, 2700)
+    training.advance(100)
+    clock.now = 10
+    training.advance(500, "loss 1.0462, lr 1.1e-05")
+
+    def shown(width: int) -> str:
+        drawn = RichConsole(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+        with drawn.capture() as capture:
+            drawn.print(training)
+        return re.sub("[━╸╺]+ +", "", capture.get().rstrip("\n")).rstrip()
+
+    assert shown(120) == "training 22% 0:42 left 50.0 battles/s loss 1.0462, lr 1.1e-05"
+    assert shown(80) == shown(120)
+    assert shown(50) == "training 22% 0:42 left 50.0 battles/s"
+    assert shown(30) == "training  22% 0:42 left"  # no room for a bar
+
+
+def test_durations_are_short() -> None:
+    assert list(map(duration, (0.4, 65, 3599, 3600, 200_000))) == [
+        "0:00", "1:05", "59:59", "1:00:00", "2 days, 7:33:20",
+    ]  # fmt: skip
+
+
+def test_quiet_leaves_warnings(clock, capsys) -> None:
+    reporter = Console(quiet=True, clock=clock)
+    reporter.note("a note")
+    reporter.warn("a warning")
+    with reporter.track("training", 1) as progress:
+        clock.now = 100
+        progress.advance(1)
+        progress.result("a result")
+    assert capsys.readouterr().err == "warning: a warning\n"
+
+
+# Reading
+
+
+class Followed(Silent):
+    """Remembers tasks: what they are called, their totals and their steps."""
+
+    def __init__(self) -> None:
+        self.tasks: list[tuple[str, float | None, list[float]]] = []
+
+    @contextmanager
+    def track(self, what: str, total: float | None, unit: str = "battles") -> Iterator[object]:
+        steps: list[float] = []
+        self.tasks.append((what, total, steps))
+
+        class Steps:
+            expect = skip = result = staticmethod(lambda *_: None)
+
+            def advance(self, amount: float = 1, note: str = "") -> None:
+                steps.append(amount)
+
+        yield Steps()
+
+
+@pytest.fixture(scope="module")
+def csv_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    texts = [{"response_a": [f"{number * 7919}" * 40]} for number in range(300)]
+    rows = [battle(number, **fields) for number, fields in enumerate(texts)]
+    return write_csv(tmp_path_factory.mktemp("reading") / "train.csv", rows)
+
+
+def stored(csv_file: Path, folder: Path, name: str) -> Path:
+    """The battles in another container."""
+    path = folder / name
+    table = pyarrow.csv.read_csv(csv_file)
+    if name.endswith(".parquet"):
+        pq.write_table(table, path, row_group_size=40)
+    elif name.endswith(".zip"):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("train.csv", csv_file.read_bytes())
+    elif ".jsonl" in name:
+        text = "".join(json.dumps(row) + "\n" for row in table.to_pylist())
+        path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    else:
+        path.write_bytes(csv_file.read_bytes().decode().encode("utf-16") if "16" in name else csv_file.read_bytes())
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["train.csv", "utf-16.csv", "train.jsonl", "train.jsonl.gz", "train.zip", "train.parquet"]
+)
+def test_reading_goes_by_the_bytes_of_the_file(name: str, csv_file: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(containers, "METERED_BYTES", 2048)
+    monkeypatch.setattr(containers, "BLOCK_BYTES", 16384)
+    monkeypatch.setattr(containers, "BATCH_ROWS", 50)
+    monkeypatch.setattr(json_rows, "BLOCK_CHARS", 4096)
+    path, followed = stored(csv_file, tmp_path, name), Followed()
+    stages.read_stage(path, Workspace(tmp_path / "ws"), followed)
+    size = path.stat().st_size
+    names = ["scanning"] * ("json" in name) + ["checking", "reading"]
+    assert [what for what, _, _ in followed.tasks] == [f"{verb} {path}" for verb in names]
+    for what, total, steps in followed.tasks:
+        assert total == size == sum(steps)
+        assert min(steps) >= 0
+        if not what.startswith("checking"):
+            assert max(steps) < size, "in one step: not metered"
+
+
+def test_a_row_longer_than_a_block_does_not_count_twice(tmp_path: Path, monkeypatch) -> None:
+    """Arrow cannot read it, and the file is read again from its beginning in larger blocks."""
+    monkeypatch.setattr(containers, "BLOCK_BYTES", 1024)
+    monkeypatch.setattr(containers, "METERED_BYTES", 512)
+    rows = [battle(1), battle(2), battle(3, response_a=["long " * 2000]), battle(4)]
+    path, followed = write_csv(tmp_path / "a.csv", rows), Followed()
+    with followed.track("reading", None) as progress:
+        assert sum(batch.num_rows for batch, _ in readers.open_battles(Source.of(path)).batches(progress)) == 4
+    assert sum(followed.tasks[0][2]) == path.stat().st_size
+
+
+def test_several_files_are_one_task(csv_file: Path, tmp_path: Path) -> None:
+    second = write_csv(tmp_path / "b.csv", [battle(1000)])
+    followed = Followed()
+    stages.read_stage(Source((csv_file, second)), Workspace(tmp_path / "ws"), followed)
+    [(_, total, steps)] = [task for task in followed.tasks if task[0].startswith("reading")]
+    assert total == sum(steps) == csv_file.stat().st_size + second.stat().st_size
