@@ -8,6 +8,7 @@ knows nothing about file formats (see :mod:`prefcli.readers`) and nothing about 
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prefcli.errors import InputError, one_line
+from prefcli.errors import InputError, one_line, plural
 from prefcli.outcomes import OUTCOMES, SOFT_LABEL_COLUMNS
 
 TEXT_FIELDS = ("prompt", "response_a", "response_b")
@@ -54,6 +55,12 @@ TURN_SEPARATOR = "\n"
 
 PathLike = str | Path
 
+
+def user_path(path: PathLike) -> Path:
+    """A path as a user writes it: ``~`` is the home folder also where no shell replaced it."""
+    return Path(os.path.expanduser(path))
+
+
 STANDARD_INPUT = Path("-")
 """The file name that stands for standard input."""
 
@@ -81,7 +88,7 @@ class Source:
 
     def __post_init__(self) -> None:
         paths: Any = [self.paths] if isinstance(self.paths, (str, Path)) else self.paths
-        object.__setattr__(self, "paths", tuple(map(Path, paths)))
+        object.__setattr__(self, "paths", tuple(map(user_path, paths)))
 
     @staticmethod
     def of(source: SourceLike, /, **reading: Any) -> Source:
@@ -177,13 +184,13 @@ class ReadCounts:
     def warnings(self) -> list[str]:
         """The repairs, in words for the user."""
         repairs = (
-            (self.surrogates, "turns held lone surrogates, which were replaced by U+FFFD"),
-            (self.diverged, "battles have conversations whose prompts diverge; turns from there on were dropped"),
-            (self.dropped_parts, "parts of messages are not text (images, for example) and were dropped"),
-            (self.skipped, "rows are no battles (no votes, or fewer than two answers) and were left out"),
-            (self.left_out_pairs, "pairs of answers are over the limit of pairs for one prompt and were left out"),
+            (self.surrogates, "turn", "held lone surrogates, which were replaced by U+FFFD"),
+            (self.diverged, "battle", "with conversations whose prompts diverge; turns from there on were dropped"),
+            (self.dropped_parts, "part", "of messages left out: not text (images, for example)"),
+            (self.skipped, "row", "left out: no battles (no votes, or fewer than two answers)"),
+            (self.left_out_pairs, "pair", "of answers left out: over the limit of pairs for one prompt"),
         )
-        return [f"{count:,} {what}" for count, what in repairs if count]
+        return [f"{plural(count, what)} {repair}" for count, what, repair in repairs if count]
 
     def __add__(self, other: ReadCounts) -> ReadCounts:
         return ReadCounts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))

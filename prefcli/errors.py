@@ -26,6 +26,11 @@ def closest_name(name: str, candidates: Iterable[str]) -> str:
     return next((by_key[close] for close in difflib.get_close_matches(key(name), by_key, 1)), "")
 
 
+def plural(n: int, what: str, several: str = "") -> str:
+    """A count and its noun: ``1 prompt``, ``1,200 prompts``; ``several`` where more changes than an s at the end."""
+    return f"{n:,} {what if n == 1 else several or what + 's'}"
+
+
 def one_line(value: object, limit: int = 200) -> str:
     """A value's text on one line of at most ``limit`` characters; an error without a text gives its type's name."""
     text = " ".join(str(value).split())

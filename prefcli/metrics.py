@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from prefcli import bootstrap
 from prefcli.bootstrap import MIN_UNITS, Interval
+from prefcli.errors import plural as plural
 from prefcli.outcomes import OUTCOMES, SWAPPED, TIE
 
 Array = NDArray[np.float64]
@@ -383,9 +384,15 @@ def describe_battles(n: int, prompts: int | None, what: str = "battle", *, outco
     return f"{plural(n, what)}{of_prompts}{f'; {TWO_OUTCOMES}' if outcomes == 2 else ''}"
 
 
-def plural(n: int, what: str) -> str:
-    """A count and its noun: ``1 prompt``, ``1,200 prompts``."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+def signed(value: float, digits: int = 4) -> str:
+    """A difference with its sign; one that is rounded to 0 has none."""
+    text = f"{value:+.{digits}f}"
+    return text if float(text) else text[1:]
+
+
+def signed_interval(ends: Interval) -> str:
+    """Both ends of an interval of a difference."""
+    return " to ".join(map(signed, ends))
 
 
 METRICS = ("log_loss", "binary_log_loss", "accuracy", "brier")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,6 +193,8 @@ class TrainOptions:
     )
 
     def __post_init__(self) -> None:
+        for name in ("encoder", "validation_file", "soft_labels"):
+            object.__setattr__(self, name, _expanded(getattr(self, name)))
         object.__setattr__(self, "recipe", RENAMED_RECIPES.get(self.recipe, self.recipe))
         object.__setattr__(self, "precision", PRECISION_NAMES.get(self.precision, self.precision))
 
@@ -337,6 +340,11 @@ class PairOptions:
             raise InputError("; ".join(problems), hint="See prefcli rank --help.")
 
 
+def _expanded(path: str | None) -> str | None:
+    """A path that may begin with ``~``: no shell replaces it in a configuration file."""
+    return path and os.path.expanduser(path)
+
+
 def _problems(options: TrainOptions | PredictOptions | PairOptions) -> list[str]:
     """What is wrong with single values."""
     prefix = getattr(options, "PREFIX", "")
@@ -390,13 +398,20 @@ def read_config(path: Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
 
+    is_json = path.suffix.lower() == ".json"
+    kinds = "A configuration is a TOML file, such as epochs = 2, or the config.json in a run's folder."
     try:
-        text = path.read_text(encoding="utf-8")
-        given: dict[str, Any] = json.loads(text)["options"] if path.suffix == ".json" else tomllib.loads(text)
+        text = path.read_text(encoding="utf-8-sig")
+        given: Any = json.loads(text) if is_json else tomllib.loads(text)
     except OSError as error:
         raise InputError(f"cannot read the configuration: {error.strerror}", where=str(path)) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"not a configuration: {one_line(error)}", where=str(path)) from None
+    except ValueError as error:
+        kind = "JSON" if is_json else "TOML"
+        raise InputError(f"not valid {kind}: {one_line(error)}", where=str(path), hint=kinds) from None
+    if is_json:
+        given = given.get("options") if isinstance(given, dict) else None
+        if not isinstance(given, dict):
+            raise InputError("not the configuration of a run: it has no options", where=str(path), hint=kinds)
     types = get_type_hints(TrainOptions)
     options: dict[str, Any] = {}
     problems = []

@@ -253,7 +253,7 @@ def test_the_reason_is_said_where_all_held_out_prompts_are_predicted(tmp_path: P
     folder, recorder = a_run(tmp_path / "run", logits, votes(logits, seed=1)), Recorder()
     blending.from_validation([folder], np.arange(30), recorder)
     assert recorder.notes == [
-        "60 validation battles of run share a prompt with those to be predicted: nothing is fitted on them",
+        "60 validation battles of run with a prompt that is to be predicted: not fitted on",
         "calibration on validation battles: temperature 1: no battles to fit on",
     ]
 
@@ -266,7 +266,7 @@ def test_held_out_logits_that_are_no_numbers_are_left_out_and_named(tmp_path: Pa
     recorder = Recorder()
     fit = blending.from_validation([a_run(tmp_path / "run", logits, labels)], NOBODY, recorder)
     assert fit.weights == pytest.approx(expected.weights)
-    assert "1 held-out battles of run have logits that are not finite numbers (the first is 0)" in recorder.warnings[0]
+    assert "1 held-out battle of run with logits that are not finite numbers (the first is 0)" in recorder.warnings[0]
 
 
 # predictions that are no numbers

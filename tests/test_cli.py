@@ -113,8 +113,8 @@ def test_score_names_wrong_rows(cli: CLI, tmp_path: Path) -> None:
         "nan": (good[:2] + ["3,nan,0.3,0.7"] + good[3:], "row 3 (id 3)"),
         "word": (good[:2] + ["3,much,0.3,0.7"] + good[3:], "row 3, column winner_model_a"),
         "blank": (good[:2] + ["3,,0.3,0.7"] + good[3:], "row 3, column winner_model_a"),
-        "missing": (good[:4], "have no prediction: id '5'"),
-        "extra": ([*good, "6,0.2,0.3,0.5"], "have no label: id '6'"),
+        "missing": (good[:4], "no prediction for 1 of 5 battles: id '5'"),
+        "extra": ([*good, "6,0.2,0.3,0.5"], "no label for 1 prediction: id '6'"),
         "twice": ([*good, "3,0.2,0.3,0.5"], "rows 3 and 6"),
         "nothing": ([], "no predictions"),
     }
@@ -140,7 +140,7 @@ def test_a_probability_of_zero_for_the_truth_is_scored_with_a_warning(cli: CLI, 
     preds.write_text("id,winner_model_a,winner_model_b,winner_tie\n1,0,1,0\n2,0.2,0.3,0.5\n")
     done = cli("score", preds, truth)
     assert done.code == 0
-    assert "1 battles gave the true outcome a probability of (nearly) 0" in done.err
+    assert "1 battle gave the true outcome a probability of (nearly) 0" in done.err
 
 
 def test_with_json_stdout_holds_nothing_else(cli: CLI, demo_files: Demo) -> None:
@@ -198,7 +198,7 @@ def test_quiet_prints_only_warnings(cli: CLI, tmp_path: Path) -> None:
     done = cli("preprocess", path, "--quiet")
     assert (
         done.err
-        == "warning: 1 answers have no text left after nltk normalisation (1 turns): only stop words, symbols or code\n"
+        == "warning: 1 answer without text after nltk normalisation (1 turn): only stop words, symbols or code\n"
     )
     assert cli("--quiet", "preprocess", path).err == done.err
 

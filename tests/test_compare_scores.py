@@ -199,7 +199,7 @@ def test_files_of_different_battles_are_scored_on_the_common_ones_and_this_is_sa
     expected = metrics.log_loss(probabilities["good"][50:], labels[50:])
     assert done.json()["scores"]["good.csv"]["log_loss"] == pytest.approx(expected)
     assert f"scored on the 150 battles that all files have: {tmp_path}/part.csv lacks 50 of 200 battles" in done.err
-    assert f"1 of 151 predictions of {tmp_path}/part.csv have no label" in done.err
+    assert f"no label for 1 of 151 predictions of {tmp_path}/part.csv" in done.err
     write_predictions(tmp_path / "rest.csv", range(50), probabilities["bad"][:50])
     nothing = cli("score", tmp_path / "rest.csv", tmp_path / "part.csv", tmp_path / "labels.csv")
     assert (nothing.code, "no battle is in all files" in nothing.err) == (2, True)
@@ -215,14 +215,17 @@ def test_files_of_the_same_name_are_told_apart_by_their_folders(cli: CLI, tmp_pa
     assert (twice.code, "is named twice" in twice.err) == (2, True)
 
 
-def test_swapped_files_are_recognised_and_the_command_is_given(cli: CLI, tmp_path: Path) -> None:
+def test_labels_named_before_predictions_are_taken_for_labels_and_this_is_said(cli: CLI, tmp_path: Path) -> None:
     write_files(tmp_path)
     good, bad, labels = (tmp_path / f"{name}.csv" for name in ("good", "bad", "labels"))
     for given in ([labels, good], [labels, good, bad], [good, labels, bad]):
-        done = cli("score", *given)
-        right = " ".join(str(path) for path in given if path != labels)
-        assert (done.code, done.err.splitlines()[-1].strip()) == (2, f"Type: prefcli score {right} {labels}")
-        assert "labels come last" in done.err
+        in_order = [path for path in given if path != labels]
+        done, expected = cli("score", *given, "--json"), cli("score", *in_order, labels, "--json")
+        assert done.json() == expected.json()
+        taken = f"{in_order[-1]} holds probabilities and {labels} does not: taking {labels} for the labels"
+        assert (taken in done.err, taken in expected.err) == (True, False)
+    page = cli("score", labels, good, "--report", tmp_path / "page.html")
+    assert (page.code, "Predictions in good.csv" in (tmp_path / "page.html").read_text()) == (0, True)
     none = cli("score", good, bad)
     assert "there are no labels" in none.err
 

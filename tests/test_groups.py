@@ -194,7 +194,7 @@ def test_each_group_has_the_metrics_of_its_battles_alone(tmp_path: Path, cli: CL
 def test_groups_of_too_few_prompts_have_no_interval_and_this_is_said(tmp_path: Path, cli: CLI) -> None:
     write_scored(tmp_path, ["en", *["de"] * 4], 100)
     done = cli("score", tmp_path / "preds.csv", tmp_path / "labels.csv", "--by", "lang")
-    assert "\n1 of 2 groups have no interval: fewer than 20 prompts, or losses alike\n" in done.out
+    assert "\nno interval for 1 of 2 groups: fewer than 20 prompts, or losses alike\n" in done.out
     result = pipeline.score(tmp_path / "preds.csv", Source.of(tmp_path / "labels.csv", by="lang"))
     assert result.by is not None
     few = result.by.groups[1]

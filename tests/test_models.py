@@ -452,7 +452,7 @@ def test_a_student_learns_from_its_teachers_predictions_alone(cli: CLI, demo_fil
     flags = ["--encoder", "tiny", "--text", "raw", "--validation", 0, "--output", "student"]
     done = cli("train", unlabelled, "--soft-labels", "teacher.parquet", "--soft-temperature", 2, *flags)
     assert done.code == 0, done.err
-    assert "240 battles have soft labels, 240 of them no outcome" in done.err
+    assert "240 battles with soft labels, 240 of them without an outcome" in done.err
     assert "Soft labels: weight 1" in Path("student/README.md").read_text()
     assert cli("predict", unlabelled, "--model", "student", "-o", "p.parquet").code == 0
     # It reproduces the teacher's shares: sqrt-softened, A is likelier than tie, tie likelier than B.
@@ -466,7 +466,7 @@ def test_out_of_fold_predictions_are_a_teacher(cli: CLI, demo_files: Demo) -> No
     flags = ["--recipe", "fast", "--soft-labels", "teacher/validation.parquet", "--soft-weight", 0.5]
     done = cli("train", demo_files.train, *flags, "--output", "student")
     assert done.code == 0, done.err
-    assert "240 battles have soft labels, 0 of them no outcome" in done.err
+    assert "240 battles with soft labels, 0 of them without an outcome" in done.err
     booster = Path("student/booster.txt").read_bytes()
     assert cli("train", demo_files.train, "--recipe", "fast", "--output", "plain").code == 0
     assert Path("plain/booster.txt").read_bytes() != booster

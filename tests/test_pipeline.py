@@ -113,7 +113,7 @@ def test_the_number_of_workers_does_not_change_the_result(cli: CLI, demo_files: 
 
 def test_texts_that_became_empty_are_reported(cli: CLI, tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [battle(1, response_a=["!!! ???"]), battle(2)])
-    assert "1 answers have no text left" in cli("preprocess", path).err
+    assert "1 answer without text after" in cli("preprocess", path).err
 
 
 # train

@@ -268,9 +268,9 @@ def test_runs_without_fair_common_battles_are_refused(workspace: Workspace, cli:
     make_run(workspace.runs / "b", held_out(range(40, 80), 1.0), trained=range(20))
     refused = cli("runs", "compare", "a", "b")
     assert "error: a, b held out no battle in common" in refused.err
-    assert "warning: a was trained on 20 of the 20 prompts that b held out" in refused.err
+    assert "warning: a was trained on 20 of 20 prompts held out by b" in refused.err
     make_run(workspace.runs / "cheat", held_out(range(40), 0.1), trained=range(20))
-    with pytest.raises(InputError, match="all 40 battles in common have a prompt"):
+    with pytest.raises(InputError, match="trained on the prompts of all 40 battles in common"):
         pipeline.compare_runs(["a", "cheat"], workspace)
     make_run(workspace.runs / "none", None)
     with pytest.raises(ModelError, match=r"no usable validation\.parquet"):
@@ -283,7 +283,7 @@ def test_battles_that_the_encoder_of_a_run_was_trained_on_are_not_compared(works
     make_run(workspace.runs / "third", held_out(range(80), 1.0, seed=1))
     compared = pipeline.compare_runs(["second", "third"], workspace)
     assert compared.battles == 60
-    assert "20 battles in common are left out: a run was trained on their prompts" in compared.cautions
+    assert "20 battles in common left out: a run was trained on their prompts" in compared.cautions
 
 
 def test_where_no_common_battle_is_a_tie_all_runs_are_scored_on_two_outcomes(workspace: Workspace) -> None:

@@ -264,8 +264,10 @@ def interval(ends: Interval | None, missing: str = "-") -> str:
 
 def print_differences(differences: Sequence[NamedDifference]) -> None:
     """Print the paired differences of log losses, and why some have no interval."""
+    from prefcli import metrics
+
     rows = [
-        [each.a, each.b, f"{each.difference:+.4f}", interval(each.ci),
+        [each.a, each.b, metrics.signed(each.difference), "-" if each.ci is None else metrics.signed_interval(each.ci),
          "-" if each.p is None else f"{each.p:.4f}" if each.p >= 0.001 else "< 0.001"]
         for each in differences
     ]  # fmt: skip

@@ -19,4 +19,5 @@ def complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
 def find_root(ctx: typer.Context) -> Path:
     """The workspace: from the verb's own options, else those given before the verb, else the environment."""
     given = (context.params.get("workspace") for context in (ctx, ctx.find_root()))
-    return Path(next(filter(None, given), None) or os.environ.get("PREFCLI_WORKSPACE") or ".prefcli")
+    root = next(filter(None, given), None) or os.environ.get("PREFCLI_WORKSPACE") or ".prefcli"
+    return Path(os.path.expanduser(root))

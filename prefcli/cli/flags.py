@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -81,6 +83,7 @@ def command(*options: Options, without: Collection[str] = ()) -> Callable[[Verb]
 
         @functools.wraps(verb)
         def run(**flags: Any) -> None:
+            flags = {name: _with_home(value) for name, value in flags.items()}
             for name, function in openers.items():
                 flags[name] = function(**{flag: flags.pop(flag) for flag in shared[name] if flag in flags})
             verb(**flags)
@@ -90,6 +93,13 @@ def command(*options: Options, without: Collection[str] = ()) -> Callable[[Verb]
         return run
 
     return decorate
+
+
+def _with_home(value: Any) -> Any:
+    """Paths with the home folder in place of ``~``, which a shell leaves in ``--report=~/page.html``."""
+    if isinstance(value, list):
+        return [_with_home(item) for item in value]
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 
 def given_options(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import typer
 
 from prefcli.cli import common
 from prefcli.cli.flags import command, given_options
-from prefcli.errors import InputError
+from prefcli.errors import InputError, plural
 from prefcli.options import PredictOptions, flag_of
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def run(
     predicted = pipeline.predict(
         battles, session.workspace, output, options, calibrate=calibrate, force=force, reporter=session.reporter
     )
-    summary = f"{predicted.battles:,} battles, {predicted.battles_per_second:,.1f} battles/s"
+    summary = f"{plural(predicted.battles, 'battle')}, {predicted.battles_per_second:,.1f} battles/s"
     common.print_result(session, predicted, f"{predicted.output}: {summary}")
 
 

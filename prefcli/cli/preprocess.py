@@ -35,14 +35,26 @@ def run(
 
     battles = reading.like(file)
     if preview:
-        for battle_id, fields in pipeline.preview(battles, text=text, battles=preview):
-            common.say(f"battle {battle_id}")
-            for field, (before, after) in fields.items():
-                print(f"  {field}")
-                for when, version in (("before: ", before), ("after:  ", after)):
-                    print(f"    {when}{common.visible(one_line(version, 300))}")
+        _print_preview(pipeline.preview(battles, text=text, battles=preview), session)
         return
     result = pipeline.preprocess(battles, session.workspace, text=text, workers=workers, reporter=session.reporter)
     stage = result.stage
     summary = {"stage": str(stage.path), "text": text, "reused": stage.reused, "battles": stage.rows, **result.counts}
     common.print_result(session, summary, str(stage.path))
+
+
+def _print_preview(previews: list[tuple[str, dict[str, tuple[str, str]]]], session: common.Session) -> None:
+    """Battles before and after normalisation: JSON has the whole texts, else they are cut to a line each."""
+    if session.json:
+        texts = [
+            {"id": battle_id, **{field: {"before": old, "after": new} for field, (old, new) in fields.items()}}
+            for battle_id, fields in previews
+        ]
+        common.print_json({"preview": texts})
+        return
+    for battle_id, fields in previews:
+        common.say(f"battle {battle_id}")
+        for field, (before, after) in fields.items():
+            print(f"  {field}")
+            for when, version in (("before: ", before), ("after:  ", after)):
+                print(f"    {when}{common.visible(one_line(version, 300))}")

@@ -8,6 +8,7 @@ import typer
 
 from prefcli.cli import common
 from prefcli.cli.flags import command
+from prefcli.errors import plural
 
 EXAMPLES = common.examples(
     "prefcli push my-run me/my-judge",
@@ -35,4 +36,4 @@ def run(
     from prefcli import pipeline
 
     pushed = pipeline.push(run, name, session.workspace, private=not public, license=license, reporter=session.reporter)
-    common.print_result(session, pushed, f"{pushed.url}: {pushed.files} files")
+    common.print_result(session, pushed, f"{pushed.url}: {plural(pushed.files, 'file')}")

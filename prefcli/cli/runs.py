@@ -143,12 +143,14 @@ def _count(value: int | None) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    return "" if value is None else f"{round(value, 4) + 0.0:.4f}"  # not "-0.0000"
 
 
 def _against_prior(run: RunSummary) -> str:
     """How far the log loss is above the prior's: negative is better."""
-    return "" if run.gain is None else f"{-run.gain:+.4f}"
+    from prefcli import metrics
+
+    return "" if run.gain is None else metrics.signed(-run.gain)
 
 
 def _size(size: int) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from prefcli.cli import common
 from prefcli.cli.flags import command
-from prefcli.errors import one_line
+from prefcli.errors import one_line, plural
 
 if TYPE_CHECKING:
     from prefcli.bootstrap import Interval
@@ -199,11 +199,13 @@ def _say_about_groups(by: ScoresByGroup) -> None:
     """What the table of groups does not show."""
     lines = []
     if len(by.groups) > MAX_SHOWN_GROUPS:
-        lines.append(f"{len(by.groups) - MAX_SHOWN_GROUPS:,} more groups: --json has all")
+        lines.append(f"{plural(len(by.groups) - MAX_SHOWN_GROUPS, 'more group')}: --json has all")
     if few := sum(group.log_loss_ci is None for group in by.groups):
-        lines.append(f"{few:,} of {len(by.groups):,} groups have no interval: fewer than 20 prompts, or losses alike")
+        lines.append(
+            f"no interval for {few:,} of {plural(len(by.groups), 'group')}: fewer than 20 prompts, or losses alike"
+        )
     if by.ungrouped:
-        lines.append(f"{by.ungrouped:,} battles are in no group: {by.column} is empty")
+        lines.append(f"{plural(by.ungrouped, 'battle')} in no group: {by.column} is empty")
     for line in lines:
         common.say(line)
     if lines:

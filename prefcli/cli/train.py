@@ -74,6 +74,7 @@ def run(
     """
     from prefcli import pipeline
     from prefcli.compute import memory
+    from prefcli.pipeline.train import check_files
 
     memory.keep_freed_memory()
     given = given_options(flags)
@@ -96,6 +97,8 @@ def run(
         common.print_estimate(cost, session)
         return
     if push_to is not None:
+        if resume is None:
+            check_files(battles, session.workspace, options)
         pipeline.check_push(push_to)  # before hours of training
     trained = pipeline.train(
         battles,

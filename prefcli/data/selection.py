@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from prefcli.battles import TEXT_FIELDS, Source, labels_of, texts_of
 from prefcli.data import splits, tables
-from prefcli.errors import InputError
+from prefcli.errors import InputError, plural
 from prefcli.metrics import describe_battles
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, SOFT_LABEL_COLUMNS
@@ -159,10 +159,11 @@ def select(folder: Path, data: RunData, options: TrainOptions, reporter: Reporte
             hint="A training file has the columns winner_model_a, winner_model_b, winner_tie.",
         )
     if len(rows) < len(columns.ids):
-        reporter.note(f"{len(columns.ids) - len(rows):,} battles without an outcome are not used")
+        reporter.note(f"{plural(len(columns.ids) - len(rows), 'battle')} without an outcome: not used")
     if is_soft.any():
         reporter.note(
-            f"{is_soft.sum():,} battles have soft labels, {(columns.labels[is_soft] < 0).sum():,} of them no outcome "
+            f"{plural(is_soft.sum(), 'battle')} with soft labels, "
+            f"{(columns.labels[is_soft] < 0).sum():,} of them without an outcome "
             f"(weight {options.soft_weight:g} where both are known, temperature {options.soft_temperature:g})"
         )
     if data.validation is not None:
@@ -177,7 +178,7 @@ def select(folder: Path, data: RunData, options: TrainOptions, reporter: Reporte
     held_out = held_out[battles.labels[held_out] >= 0]
     if options.validation and not (len(train) and len(held_out)):
         raise InputError(
-            f"{len(battles)} battles with {len(np.unique(battles.keys))} different prompts cannot be split by prompt",
+            f"{_describe(battles.keys)} cannot be split by prompt",
             where=str(data.source),
             hint="Train on all of them with --validation 0, or use more battles.",
         )
@@ -186,7 +187,9 @@ def select(folder: Path, data: RunData, options: TrainOptions, reporter: Reporte
         reporter.note("split by prompt: {} to train on, {} held out".format(*described))
         _warn_if_uneven(share, len(battles), options.validation, "held out", reporter)
     else:
-        reporter.note(f"training on all {len(train):,} battles: nothing is held out, so there is no validation score")
+        reporter.note(
+            f"training on all of {plural(len(train), 'battle')}: nothing is held out, so there is no validation score"
+        )
     return battles, [Fold(folder, train, held_out)]
 
 
@@ -256,7 +259,7 @@ def _limit(rows: Positions, keys: NDArray[np.int64], options: TrainOptions, repo
     """``--limit`` of the rows, ascending: those of randomly drawn prompts (of the last one perhaps not all)."""
     if options.limit is None or options.limit >= len(rows):
         return rows
-    reporter.note(f"limited to {options.limit:,} battles, drawn by prompt")
+    reporter.note(f"limited to {plural(options.limit, 'battle')}, drawn by prompt")
     prompts, prompt_of = np.unique(keys[rows], return_inverse=True)
     rank = np.random.default_rng(options.seed).permutation(len(prompts))
     order = np.argsort(rank[prompt_of], kind="stable")

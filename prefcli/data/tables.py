@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from prefcli import groups, metrics, readers
 from prefcli.battles import STANDARD_INPUT, ReadCounts, Source, check_unique_ids, duplicate_id_error, int_column
 from prefcli.data.joining import MAX_EXAMPLES, Join, Mismatch, Rows
-from prefcli.errors import InputError, PrefcliError
+from prefcli.errors import InputError, PrefcliError, plural
 from prefcli.outcomes import TIE, WINNER_COLUMNS
 from prefcli.readers.cells import first_null_row
 from prefcli.readers.containers import column_names, open_container
+from prefcli.reporting import Reporter
 from prefcli.storage import files
 
 if TYPE_CHECKING:
@@ -274,33 +275,31 @@ def _label_rows(path: Path, by: str | None) -> Iterator[LabelColumns]:
     _refuse(invalid, path, "without exactly one winner", "One of the three winner columns must be 1, the others 0.")
 
 
-def check_order(predictions: Sequence[Path], labels: Path) -> None:
-    """Refuse files that are named in the wrong order, or twice.
+def labels_last(predictions: Sequence[Path], labels: Source, reporter: Reporter) -> tuple[Sequence[Path], Source]:
+    """Files of predictions and their labels, put in order with a message where the labels were named among the former.
 
     Raises
     ------
     InputError
-        With the command to type.
+        If a file is named twice, or none holds labels.
     """
     resolved = [path.resolve() for path in predictions]
     for number, path in enumerate(predictions):
         if resolved[number] in resolved[:number]:
             raise InputError(f"{path} is named twice", hint="Name each file of predictions once, then the labels.")
-    if not _holds_probabilities(labels):
-        return
+    if len(labels.paths) != 1 or not _holds_probabilities(last := labels.paths[0]):
+        return predictions, labels
     others = [path for path in predictions if not _holds_probabilities(path)]
-    if len(others) == 1:
-        order = " ".join(shlex.quote(str(path)) for path in (*(p for p in predictions if p not in others), labels))
-        raise InputError(
-            f"{labels} holds probabilities, not outcomes, and {others[0]} is not at the end: labels come last",
-            hint=f"Type: prefcli score {order} {shlex.quote(str(others[0]))}",
-        )
     if not others:
-        order = " ".join(shlex.quote(str(path)) for path in (*predictions, labels))
+        order = " ".join(shlex.quote(str(path)) for path in (*predictions, last))
         raise InputError(
-            f"{labels} holds probabilities, not outcomes: there are no labels",
+            f"{last} holds probabilities, not outcomes: there are no labels",
             hint=f"Type the battles' file at the end: prefcli score {order} LABELS",
         )
+    if len(others) > 1:
+        return predictions, labels
+    reporter.note(f"{last} holds probabilities and {others[0]} does not: taking {others[0]} for the labels")
+    return [*(path for path in predictions if path != others[0]), last], labels.like(others[0])
 
 
 def _holds_probabilities(path: Path) -> bool:
@@ -361,9 +360,9 @@ class ScoredBattles:
             if len(self.predictions) == 1:
                 self._refuse_mismatch(path, sizes[-1], missing, extra)
             if missing.count:
-                self.left_out.append(f"{path} lacks {missing.count:,} of {sizes[-1]:,} battles")
+                self.left_out.append(f"{path} lacks {missing.count:,} of {plural(sizes[-1], 'battle')}")
             if extra.count:
-                self.left_out.append(f"{extra.count:,} of {size:,} predictions of {path} have no label")
+                self.left_out.append(f"no label for {extra.count:,} of {plural(size, 'prediction')} of {path}")
         if not scored:
             names = ", ".join(map(str, self.predictions))
             raise InputError("no battle is in all files", where=names, hint="Score them one by one.")
@@ -372,13 +371,13 @@ class ScoredBattles:
         labels = self.labels.source
         if missing.count:
             raise InputError(
-                f"{missing.count:,} of {battles:,} battles have no prediction: id {_example_ids(missing)}",
+                f"no prediction for {missing.count:,} of {plural(battles, 'battle')}: id {_example_ids(missing)}",
                 where=str(path),
                 hint=f"Every id of {labels} must be predicted.",
             )
         if extra.count:
             raise InputError(
-                f"{extra.count:,} predictions have no label: id {_example_ids(extra)}",
+                f"no label for {plural(extra.count, 'prediction')}: id {_example_ids(extra)}",
                 where=str(path),
                 hint=f"Every predicted id must be in {labels}.",
             )

@@ -74,7 +74,8 @@ class QuantisationError:
         loss = "log loss not measured: the run's held-out battles were not found"
         if self.log_loss_fp32 is not None and self.log_loss_int8 is not None:
             change = self.log_loss_int8 - self.log_loss_fp32
-            loss = f"log loss {self.log_loss_fp32:.4f} in fp32, {self.log_loss_int8:.4f} in int8 ({change:+.4f})"
+            losses = f"{self.log_loss_fp32:.4f} in fp32, {self.log_loss_int8:.4f} in int8"
+            loss = f"log loss {losses} ({metrics.signed(change)})"
         return f"{loss}; largest change of a probability {self.largest_change:.4f} ({self.battles:,} {self.sample})"
 
 

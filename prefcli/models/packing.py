@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli.battles import TEXT_FIELDS
-from prefcli.errors import ModelError
+from prefcli.errors import ModelError, plural
 from prefcli.models import conversation
 from prefcli.models.conversation import ConversationTemplate
 from prefcli.models.tokens import Field, Ids, TokenisedBattles, token_ids
@@ -91,7 +91,7 @@ class TruncationReport:
             return "nothing was cut"
         fields = ", ".join(f"{name} {count:,}" for name, count in self.tokens_cut.items() if count)
         return (
-            f"{self.battles_cut:,} of {self.battles:,} battles ({self.battles_cut / self.battles:.1%}) cut, "
+            f"{self.battles_cut:,} of {plural(self.battles, 'battle')} ({self.battles_cut / self.battles:.1%}) cut, "
             f"{sum(self.tokens_cut.values()) / self.tokens:.1%} of all tokens ({fields})"
         )
 

@@ -24,7 +24,7 @@ from prefcli.data.tables import clip_and_renormalize
 from prefcli.errors import InputError, ModelError
 from prefcli.options import TrainOptions
 from prefcli.pipeline.stages import read_stage
-from prefcli.pipeline.train import train
+from prefcli.pipeline.train import check_files, train
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, runs
 from prefcli.storage.workspace import Workspace
@@ -139,6 +139,7 @@ def ablate(
     if options.architecture == "features":
         raise InputError("the ablation is for neural architectures", hint="Use siamese, cross-encoder or reward.")
     source = Source.of(source)
+    check_files(source, workspace, options)
     battles = read_stage(source, workspace, reporter)
     identity = json.dumps([battles.fingerprint, dataclasses.asdict(options)], sort_keys=True)
     name = f"ablation-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"  # a repeated command finds its runs
@@ -233,17 +234,14 @@ def cells(row: Row) -> tuple[str, ...]:
         str(row.setting.epochs),
         f"{row.log_loss:.4f}",
         "none" if row.interval is None else "{:.4f} to {:.4f}".format(*row.interval),
-        _difference(row, f"{row.difference:+.4f}"),
+        _difference(row, metrics.signed(row.difference)),
         f"{row.setting.reported:.5f}",
     )
 
 
 def _difference(row: Row, difference: str) -> str:
-    return (
-        difference
-        if row.difference_interval is None
-        else "{} ({:+.4f} to {:+.4f})".format(difference, *row.difference_interval)
-    )
+    interval = row.difference_interval
+    return difference if interval is None else f"{difference} ({metrics.signed_interval(interval)})"
 
 
 def title(ablation: Ablation) -> str:
@@ -265,7 +263,7 @@ def as_markdown(ablation: Ablation) -> str:
 def _describe(rows: Sequence[Row], no_interval: str) -> str:
     """What the numbers show, computed from them; ``no_interval`` says why there are no intervals."""
     best, worst = (
-        f"{row.setting.loss_input} as loss input, {row.setting.epochs} epoch{'s' if row.setting.epochs > 1 else ''}, "
+        f"{row.setting.loss_input} as loss input, {metrics.plural(row.setting.epochs, 'epoch')}, "
         f"{'softmax' if row.setting.activation == 'softmax' else 'raw scores'} at inference ({row.log_loss:.4f})"
         for row in (pick(rows, key=lambda row: row.log_loss) for pick in (min, max))
     )
@@ -273,8 +271,11 @@ def _describe(rows: Sequence[Row], no_interval: str) -> str:
     changes = ("softmax before the loss", "log-softmax before it", "submitting raw scores")
     for row, change in zip(rows[2:5], changes, strict=True):
         low, high = row.difference_interval or (-np.inf, np.inf)
+        size = f"{abs(row.difference):.4f}"
         verdict = "costs" if low > 0 else "gains" if high < 0 else "makes no clear difference:"
-        claims.append(f"{change} {verdict} {_difference(row, f'{abs(row.difference):.4f}')}")
+        if not float(size):
+            verdict, size = "makes a difference of less than", "0.0001"
+        claims.append(f"{change} {verdict} {_difference(row, size)}")
     return (
         f"Best: {best}. Worst: {worst}. "
         f"Against plain cross-entropy for one epoch on the same battles: {'; '.join(claims)}."

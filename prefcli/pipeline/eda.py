@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
-from prefcli.battles import STANDARD_INPUT, PathLike, Source, SourceLike
-from prefcli.errors import InputError
+from prefcli.battles import STANDARD_INPUT, PathLike, Source, SourceLike, user_path
+from prefcli.errors import InputError, plural
 from prefcli.exploration import Eda, explore
 from prefcli.pipeline.eda_problems import check_export, find_problems, write_problems
 from prefcli.pipeline.judges import JudgeOptions, compare_stage
 from prefcli.pipeline.stages import read_stage, show_first_battle
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files
+from prefcli.storage.paths import check_inputs, check_output, check_page
 from prefcli.storage.workspace import WORKSPACE, Workspace
 
 
@@ -59,7 +59,7 @@ def eda(  # noqa: PLR0913  (what the command line gives)
         raise InputError(f"--max-length is {max_length}, at least 1 is needed")
     workspace, source = Workspace.of(workspace), Source.of(source)
     test = None if test is None else dataclasses.replace(source, by=None, source=None).like(test)
-    page_path, export_path = (None if path is None else Path(path) for path in (report, export))
+    page_path, export_path = (None if path is None else user_path(path) for path in (report, export))
     if export_path is not None:
         check_export(export_path)
     elif label_errors:
@@ -70,9 +70,12 @@ def eda(  # noqa: PLR0913  (what the command line gives)
         option = "--label-errors" if label_errors else "--annotator beside --by"
         raise InputError(f"{option} reads the battles twice, and standard input has them once", hint="Name a file.")
     others = [Source.of(other) for other in (test, judges.judge) if other is not None]
-    for path in filter(None, (page_path, export_path)):
-        files.refuse_to_replace(path, [*source.paths, *(input_path for other in others for input_path in other.paths)])
-        files.refuse_to_overwrite(path, force)
+    inputs = [*source.paths, *(path for other in others for path in other.paths)]
+    check_inputs(inputs)
+    if page_path is not None:
+        check_page(page_path, inputs, force=force)
+    if export_path is not None:
+        check_output(export_path, inputs, force=force)
     voters = dataclasses.replace(source, by=judges.annotator)
     battles = read_stage(source if source.by is not None else voters, workspace, reporter)
     show_first_battle(battles, reporter)
@@ -90,7 +93,7 @@ def eda(  # noqa: PLR0913  (what the command line gives)
         )
         statistics = dataclasses.replace(statistics, trouble=trouble)
         write_problems(problems, export_path)
-        reporter.note(f"wrote {export}: {len(problems):,} problems")
+        reporter.note(f"wrote {export}: {plural(len(problems), 'problem')}")
     if page_path is not None:
         from prefcli.rendering import page
 

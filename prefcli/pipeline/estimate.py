@@ -23,17 +23,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcli.battles import TEXT_FIELDS, SourceLike
+from prefcli.battles import TEXT_FIELDS, Source, SourceLike
 from prefcli.compute import devices
 from prefcli.compute.distributed import World, from_environment, process_group
 from prefcli.data.selection import Fold, select, take
-from prefcli.errors import InputError, Interrupted
+from prefcli.errors import InputError, Interrupted, plural
 from prefcli.options import PredictOptions, TrainOptions
 from prefcli.pipeline.predict import find_runs, prompt_keys, read_stages
-from prefcli.pipeline.train import find_data, with_absolute_paths
+from prefcli.pipeline.train import check_files, find_data, with_absolute_paths
 from prefcli.prediction import blending, inference
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, hub
+from prefcli.storage.paths import check_inputs
 from prefcli.storage.workspace import Stage, Workspace
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def estimate_training(
     reporter = reporter if world.is_main_process else SILENT
     timed_workspace = _TimedWorkspace(workspace.root)
     options.check()
+    check_files(source, workspace, options)
     options = with_absolute_paths(options)
     boosted = options.architecture == "features"
     with process_group(world), contextlib.ExitStack() as stack:
@@ -165,6 +167,7 @@ def estimate_prediction(
         As prediction does.
     """
     options.check()
+    check_inputs([*Source.of(source).paths, *(Source.of(calibrate).paths if calibrate is not None else ())])
     world = from_environment()
     reporter = reporter if world.is_main_process else SILENT
     timed_workspace = _TimedWorkspace(workspace.root)
@@ -184,7 +187,7 @@ def estimate_prediction(
             for member, batch in zip(members, batches, strict=True):
                 inference.predict_batch(member, batch, swap_average=options.swap_average)
 
-        reporter.note(f"timing a sample of {total:,} battles")
+        reporter.note(f"timing a sample of {plural(total, 'battle')}")
         timing = _time_prediction(predict, stages, total, world)
         if sample:
             timing.parts["calibrating"] = timing.parts["predicting"] * sample[0].rows / total
@@ -280,7 +283,7 @@ def _time_boosting(context: TrainContext, folds: Sequence[Fold], reporter: Repor
     if len(train) >= features.SMALL_DATASET:  # from there on the booster is built differently
         size = min(max(size, features.SMALL_DATASET), 2 * features.SMALL_DATASET)
     if not size:
-        raise InputError(f"{len(train)} battles are too few to time a part of them")
+        raise InputError(f"{plural(len(train), 'battle')}: too few to time a part of them")
     reporter.note(f"timing the boosting of {size:,} of {len(train):,} battles")
     parts = {}
     if context.world.is_main_process:  # it does all the work

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from prefcli import readers
-from prefcli.battles import PathLike, Source, labels_of
+from prefcli.battles import PathLike, Source, labels_of, user_path
 from prefcli.data import synthetic
 from prefcli.errors import PrefcliError
 from prefcli.options import TrainOptions
@@ -58,7 +58,9 @@ def export(
     ModelError
         If it cannot be exported, or the export's predictions differ; then nothing is left.
     """
-    folder, source = Path(folder), workspace.find_run(run)
+    folder = user_path(folder)
+    files.refuse_to_overwrite(folder, force)
+    source = workspace.find_run(run)
     runs.verify(source)
     from prefcli.exporting import onnx
 

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcli.battles import PathLike, Source, SourceLike
+from prefcli.battles import PathLike, Source, SourceLike, user_path
 from prefcli.compute import devices
 from prefcli.compute.distributed import from_environment, process_group
 from prefcli.data import tables
@@ -24,6 +24,7 @@ from prefcli.prediction import blending, inference
 from prefcli.prediction.calibration import Calibration
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, hub, runs
+from prefcli.storage.paths import check_inputs, check_output
 from prefcli.storage.workspace import Stage, Workspace
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def predict(
     InputError, ModelError
         If options, battles or output do not allow it; if a run cannot be loaded.
     """
-    output, source = Path(output), Source.of(source)
+    output, source = user_path(output), Source.of(source)
     calibrate = None if calibrate is None else source.like(calibrate)
     _check(options, output, source, calibrate, force)
     started = time.monotonic()
@@ -159,8 +160,9 @@ def _check(options: PredictOptions, output: Path, source: Source, calibrate: Sou
     """Refuse what cannot work before anything is read."""
     options.check()
     tables.writer_for(output)
-    files.refuse_to_replace(output, [*source.paths, *(calibrate.paths if calibrate else ())])
-    files.refuse_to_overwrite(output, force)
+    inputs = [*source.paths, *(calibrate.paths if calibrate else ())]
+    check_output(output, inputs, force=force)
+    check_inputs(inputs)
     if options.activation == "none" and calibrate is not None:
         raise InputError("--calibrate needs probabilities: it cannot be combined with --activation none")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefcli.battles import PathLike
+from prefcli.errors import plural
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import card, hub, runs
 from prefcli.storage.workspace import WORKSPACE, Workspace
@@ -41,5 +42,5 @@ def push(
     if license is not None:
         for member in runs.all_folders(folder):
             card.set_license(member, license)
-    reporter.note(f"pushing {len(names)} files of {folder} to {name} ({'private' if private else 'public'})")
+    reporter.note(f"pushing {plural(len(names), 'file')} of {folder} to {name} ({'private' if private else 'public'})")
     return hub.push(folder, names, name, private=private)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefcli import metrics
-from prefcli.battles import PathLike, Source, SourceLike
+from prefcli.battles import PathLike, Source, SourceLike, user_path
 from prefcli.compute import devices
 from prefcli.compute.distributed import from_environment, process_group
 from prefcli.data import rows
@@ -29,6 +29,7 @@ from prefcli.prediction.pairs import PairCounts, PairFile
 from prefcli.prediction.ranking import Ranked
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, runs
+from prefcli.storage.paths import check_inputs, check_output
 from prefcli.storage.workspace import Stage, Workspace
 
 RANKING_SCHEMA = pa.schema(
@@ -101,8 +102,8 @@ def rank(
     InputError, ModelError
         If options, answers or outputs do not allow it; if a run cannot be loaded.
     """
-    source, output = Source.of(source), Path(output)
-    best = None if best is None else Path(best)
+    source, output = Source.of(source), user_path(output)
+    best = None if best is None else user_path(best)
     outputs = [path for path in (output, best, pairs.path if pairs else None) if path is not None]
     _check(options, source, outputs, force)
     if pairs is not None:
@@ -178,11 +179,11 @@ def _check(options: RankOptions, source: Source, outputs: Sequence[Path], force:
     options.check()
     for path in outputs:
         rows.check_name(path)
-        files.refuse_to_replace(path, source.paths)
-        files.refuse_to_overwrite(path, force)
+        check_output(path, source.paths, force=force)
     for number, path in enumerate(outputs):
         if path.resolve() in (other.resolve() for other in outputs[:number]):
             raise InputError(f"{path} is named as two outputs", hint="Give each its own name.")
+    check_inputs(source.paths)
 
 
 def rule_of(options: RankOptions) -> ranking.RankRule:

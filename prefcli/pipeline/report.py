@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from prefcli import metrics
-from prefcli.battles import STANDARD_INPUT, PathLike, Source
-from prefcli.errors import InputError, ModelError, PrefcliError, one_line
+from prefcli.battles import STANDARD_INPUT, PathLike, Source, user_path
+from prefcli.errors import InputError, ModelError, PrefcliError, one_line, plural
 from prefcli.models import features
 from prefcli.options import TrainOptions
 from prefcli.pipeline.stages import read_stage
@@ -26,6 +26,7 @@ from prefcli.rendering.evaluation import Details, Evaluation, Predictions, evalu
 from prefcli.rendering.run_page import RunPage
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, runs
+from prefcli.storage.paths import check_page
 from prefcli.storage.workspace import Stage, Workspace
 
 Importances = list[tuple[str, float]]
@@ -77,9 +78,8 @@ def report(
     """
     folder = workspace.find_run(run)
     config = runs.read_config(folder)
-    page_path = Path(f"{folder.resolve().name}.html") if output is None else Path(output)
-    files.refuse_to_replace(page_path, Source.from_json(config["data"]["source"]).paths)
-    files.refuse_to_overwrite(page_path, force)
+    page_path = Path(f"{folder.resolve().name}.html") if output is None else user_path(output)
+    check_page(page_path, Source.from_json(config["data"]["source"]).paths, force=force)
     held_out = _held_out(folder, config)
     unseen = runs.unseen_outcomes(config)
     predictions = Predictions(
@@ -258,13 +258,14 @@ def _facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The run in a few lines."""
     data, options, resolved = config["data"], config["options"], config["resolved"]
     source = _held_out_source(config)
+    title = Source.from_json(data["source"]).title
     shares = ", ".join(f"{name} {share:.1%}" for name, share in zip(("A", "B", "tie"), data["shares"], strict=True))
     facts = {
         "architecture": options["architecture"],
         "encoder": "" if options["architecture"] == "features" else options["encoder"],
         "text": data["text"],
         "folds": options.get("folds") or "",
-        "trained on": f"{data['train_battles']:,} battles of {Source.from_json(data['source']).title}: {shares}",
+        "trained on": f"{plural(data['train_battles'], 'battle')} of {title}: {shares}",
         "held out of": source.title,
         "longest sequence": f"{resolved['max_length']} tokens: {resolved['cut']}" if "cut" in resolved else "",
         "computed on": resolved.get("placement", ""),

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from prefcli import metrics
-from prefcli.battles import PathLike, Source
+from prefcli.battles import PathLike, Source, user_path
 from prefcli.errors import InputError, PrefcliError, one_line
 from prefcli.options import TrainOptions
 from prefcli.reporting import SILENT, Reporter
@@ -318,7 +318,7 @@ def find_run(workspace: Workspace, name: PathLike) -> Path:
     InputError
         If there is no such run.
     """
-    for folder in (Path(name), workspace.runs / name):
+    for folder in (user_path(name), workspace.runs / name):
         is_inside = folder.parent == workspace.runs and not folder.name.startswith(".")
         if (folder.is_dir() or folder.is_symlink()) and (runs.is_run(folder) or is_inside):
             return folder

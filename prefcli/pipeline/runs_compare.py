@@ -86,18 +86,19 @@ def compare_runs(
     seen = np.isin(keys, np.concatenate([run.trained_on for run in loaded]))
     if seen.all():
         raise InputError(
-            f"all {len(seen):,} battles in common have a prompt that one of the runs was trained on",
+            f"one of the runs was trained on the prompts of all {metrics.plural(len(seen), 'battle')} in common",
             hint="Compare them on other battles: prefcli predict, then prefcli score.",
         )
     rows = [of_run[~seen] for of_run in rows]
     if seen.any():
-        cautions.append(f"{seen.sum():,} battles in common are left out: a run was trained on their prompts")
+        cautions.append(
+            f"{metrics.plural(int(seen.sum()), 'battle')} in common left out: a run was trained on their prompts"
+        )
     for run, of_run in zip(loaded, rows, strict=True):
         if len(of_run) < len(run.held_out.ids):
+            battles = metrics.plural(len(run.held_out.ids), "battle")
             left_out = len(run.held_out.ids) - len(of_run)
-            cautions.append(
-                f"{left_out:,} of the {len(run.held_out.ids):,} battles that {run.name} held out are not compared"
-            )
+            cautions.append(f"not compared: {left_out:,} of {battles} held out by {run.name}")
     for caution in cautions[warned:]:
         reporter.warn(caution)
     return _compare(loaded, rows, tuple(cautions), seed)
@@ -135,9 +136,8 @@ def _cautions(loaded: Sequence[_Run]) -> list[str]:
         prompts = np.unique(first.held_out.keys)
         seen = int(np.isin(prompts, second.trained_on).sum())
         if seen:
-            cautions.append(
-                f"{second.name} was trained on {seen:,} of the {len(prompts):,} prompts that {first.name} held out"
-            )
+            of_all = f"{seen:,} of {metrics.plural(len(prompts), 'prompt')}"
+            cautions.append(f"{second.name} was trained on {of_all} held out by {first.name}")
     return cautions
 
 

@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli import groups, metrics
-from prefcli.battles import PathLike, Source, SourceLike
+from prefcli.battles import PathLike, Source, SourceLike, user_path
 from prefcli.data import reward_bench, tables
 from prefcli.errors import InputError, ModelError
 from prefcli.outcomes import TIE
 from prefcli.pipeline.stages import report_reading
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import runs
+from prefcli.storage.paths import check_inputs
 from prefcli.storage.workspace import Workspace
 
 
@@ -108,7 +109,8 @@ def score(
         of two outcomes is a tie.
     """
     how = ScoreOptions(outcomes, renormalize, seed, workspace)
-    (result,), _ = _score([Path(predictions)], labels, how, reporter)
+    paths, source = find_files([predictions], labels, reporter)
+    (result,), _ = _score(paths, source, how, reporter)
     return result
 
 
@@ -136,10 +138,10 @@ def compare_scores(
     InputError
         As for :func:`score`; also if the files have no battle in common.
     """
-    paths = [Path(path) for path in predictions]
+    paths, source = find_files(predictions, labels, reporter)
     if len(paths) < 2:
         raise InputError("there is nothing to compare", hint="Name at least two files of predictions.")
-    results, differences = _score(paths, labels, ScoreOptions(outcomes, renormalize, seed, workspace), reporter)
+    results, differences = _score(paths, source, ScoreOptions(outcomes, renormalize, seed, workspace), reporter)
     names = [path.name for path in paths]
     if len(set(names)) < len(names):
         names = [path.as_posix() for path in paths]
@@ -151,13 +153,19 @@ def compare_scores(
     return ScoreComparison(scores, named, metrics.best(log_losses, named))
 
 
+def find_files(
+    predictions: Sequence[PathLike], labels: SourceLike, reporter: Reporter
+) -> tuple[Sequence[Path], Source]:
+    """The files of predictions and the labels, whichever were named first, if they are there."""
+    paths, source = [user_path(path) for path in predictions], Source.of(labels)
+    check_inputs([*paths, *source.paths])
+    return tables.labels_last(paths, source, reporter)
+
+
 def _score(
-    paths: Sequence[Path], labels: SourceLike, how: ScoreOptions, reporter: Reporter
+    paths: Sequence[Path], source: Source, how: ScoreOptions, reporter: Reporter
 ) -> tuple[list[ScoreResult], dict[tuple[int, int], metrics.Difference]]:
     """Each file's metrics on the battles that all have, and the differences of every two files."""
-    source = Source.of(labels)
-    if len(source.paths) == 1:
-        tables.check_order(paths, source.paths[0])
     usual = next(filter(None, (usual_reading(path, how.workspace) for path in paths)), {})
     label_file = tables.LabelFile(source, usual)
     if label_file.battles is not None:
@@ -328,8 +336,8 @@ def _warn(
             )
         if result.clipped:
             reporter.warn(
-                f"{of}{result.clipped:,} battles gave the true outcome a probability of (nearly) 0: 36 nats each after "
-                "clipping"
+                f"{of}{metrics.plural(result.clipped, 'battle')} gave the true outcome a probability of "
+                "(nearly) 0: 36 nats each after clipping"
             )
         if labels.counts.invented_ids and labels.battles is not None:
             source = workspace.source_of_predictions(path) if workspace is not None else ""

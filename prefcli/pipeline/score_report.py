@@ -8,10 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from prefcli import metrics
-from prefcli.battles import STANDARD_INPUT, PathLike, Source, SourceLike
+from prefcli.battles import STANDARD_INPUT, PathLike, Source, SourceLike, user_path
 from prefcli.data import tables
 from prefcli.errors import InputError
-from prefcli.pipeline.score import ScoreComparison, ScoreOptions, ScoreResult, compare_scores, score, usual_reading
+from prefcli.pipeline.score import (
+    ScoreComparison,
+    ScoreOptions,
+    ScoreResult,
+    compare_scores,
+    find_files,
+    score,
+    usual_reading,
+)
 from prefcli.rendering import advice as suggestions
 from prefcli.rendering import run_page
 from prefcli.rendering.evaluation import Predictions, evaluate, read_details
@@ -19,6 +27,7 @@ from prefcli.rendering.run_page import RunPage
 from prefcli.rendering.tables import Table, interval
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files
+from prefcli.storage.paths import check_page
 
 
 def report_scores(
@@ -46,9 +55,10 @@ def report_scores(
         As they do; also if the page exists, or a file is standard input, which cannot be read twice.
     """
     options = options or ScoreOptions()
-    paths, source, page_path = [Path(path) for path in predictions], Source.of(labels), Path(page)
-    files.refuse_to_replace(page_path, [*paths, *source.paths])
-    files.refuse_to_overwrite(page_path, force)
+    paths, source = find_files(predictions, labels, reporter)
+    page_path = user_path(page)
+    inputs = [*paths, *source.paths]
+    check_page(page_path, inputs, force=force)
     if STANDARD_INPUT in (*paths, *source.paths):
         raise InputError("--report reads the files twice, and standard input can be read once", hint="Name a file.")
     if len(paths) == 1:
@@ -125,13 +135,13 @@ def _predictions(
 def _compared(comparison: ScoreComparison) -> list[Table]:
     """Every file's score, and the paired differences, as tables."""
     scores = [
-        [name, f"{score.log_loss:.4f}", _interval(score.log_loss_ci, ".4f"), f"{score.accuracy:.1%}",
+        [name, f"{score.log_loss:.4f}", _interval(score.log_loss_ci), f"{score.accuracy:.1%}",
          f"{score.brier:.4f}", f"{score.ece:.4f}", "best" if name == comparison.best else ""]
         for name, score in comparison.scores.items()
     ]  # fmt: skip
     differences = [
-        [f"{each.a} minus {each.b}", f"{each.difference:+.4f}",
-         _interval(each.ci, "+.4f") or each.reason, "" if each.p is None else f"{each.p:.4f}"]
+        [f"{each.a} minus {each.b}", metrics.signed(each.difference),
+         metrics.signed_interval(each.ci) if each.ci else each.reason, "" if each.p is None else f"{each.p:.4f}"]
         for each in comparison.differences
     ]  # fmt: skip
     return [
@@ -140,5 +150,5 @@ def _compared(comparison: ScoreComparison) -> list[Table]:
     ]
 
 
-def _interval(ends: tuple[float, float] | None, spec: str) -> str:
-    return interval(*ends, spec) if ends else ""
+def _interval(ends: tuple[float, float] | None) -> str:
+    return interval(*ends, ".4f") if ends else ""

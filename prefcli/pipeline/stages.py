@@ -103,7 +103,7 @@ def candidate_stage(source: Source, workspace: Workspace, reporter: Reporter = S
     for warning in counts.warnings():
         reporter.warn(f"{source}: {warning}")
     if counts.single:
-        some = "1 question has" if counts.single == 1 else f"{counts.single:,} questions have"
+        some = plural(counts.single, "question has", "questions have")
         of_all = "every question has" if counts.single == counts.questions else some
         reporter.warn(f"{source}: {of_all} one answer only: there is nothing to compare it with, its p_best is 1")
     return stage
@@ -194,7 +194,7 @@ def preprocess_stage(
     )
     if counts["emptied_answers"]:
         reporter.warn(
-            f"{counts['emptied_answers']:,} answers have no text left after {text} normalisation "
-            f"({counts['emptied']:,} turns): only stop words, symbols or code"
+            f"{plural(counts['emptied_answers'], 'answer')} without text after {text} normalisation "
+            f"({plural(counts['emptied'], 'turn')}): only stop words, symbols or code"
         )
     return stage

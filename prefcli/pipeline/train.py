@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefcli.battles import PathLike, Source, SourceLike
+from prefcli.battles import PathLike, Source, SourceLike, user_path
 from prefcli.compute.distributed import World, from_environment, process_group
 from prefcli.data.selection import RunData, select
 from prefcli.errors import InputError, PrefcliError
@@ -19,6 +19,7 @@ from prefcli.options import TrainOptions
 from prefcli.pipeline.stages import INVENTED_IDS, preprocess_stage, read_stage
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, hub, runs
+from prefcli.storage.paths import check_inputs
 from prefcli.storage.workspace import Workspace
 
 
@@ -177,6 +178,10 @@ def _start(
 
     options.check()
     trackers.require(options)
+    check_files(source, workspace, options)
+    folder = user_path(output) if output else None
+    if folder is not None and world.is_main_process:
+        runs.refuse_folder(folder, force=force)
     options = with_absolute_paths(options)
     with world.main_process_first():
         if options.architecture != "features":
@@ -189,11 +194,11 @@ def _start(
         is_read_alike = Source.from_json(config["data"]["source"]).reading == data.source.reading
         return is_read_alike and identity == data.identity and TrainOptions(**config["options"]) == options
 
-    folder, under_way = None, False
+    under_way = False
     if world.is_main_process:
-        folder = Path(output) if output else runs.new_folder(workspace.runs, options)
-        named = (data.training.path, options.encoder, options.validation_file, options.soft_labels)
-        files.refuse_to_replace(folder, [*data.source.paths, *(Path(name) for name in named if name)])
+        folder = folder or runs.new_folder(workspace.runs, options)
+        inputs = [*data.source.paths, *files_of(options), data.training.path, Path(options.encoder)]
+        files.refuse_to_replace(folder, inputs)
         locks.enter_context(runs.locked(folder))
         under_way = runs.start(folder, force=force, is_same=is_same)
         if under_way:
@@ -215,6 +220,27 @@ def with_absolute_paths(options: TrainOptions) -> TrainOptions:
     return dataclasses.replace(options, **absolute)
 
 
+def files_of(options: TrainOptions) -> list[Path]:
+    """The files of battles and of probabilities that options name."""
+    return [Path(name) for name in (options.validation_file, options.soft_labels) if name]
+
+
+def check_files(source: SourceLike | None, workspace: Workspace, options: TrainOptions) -> None:
+    """Refuse files that are not there, before anything is read or downloaded.
+
+    Raises
+    ------
+    InputError
+        Also if no file is named and there is nothing to train on.
+    """
+    if source is None and not workspace.latest("preprocess") and not Path("train.csv").exists():
+        raise InputError(
+            f"no battles to train on: nothing preprocessed in {workspace.root}, and no train.csv here",
+            hint="Name a file: prefcli train FILE.",
+        )
+    check_inputs([*(Source.of(source).paths if source is not None else ()), *files_of(options)])
+
+
 def find_data(source: SourceLike | None, workspace: Workspace, options: TrainOptions, reporter: Reporter) -> RunData:
     """What to train on, preprocessed: the named files, what ``preprocess`` last left, or ``train.csv`` here."""
     latest = workspace.latest("preprocess") if source is None else None
@@ -229,11 +255,6 @@ def find_data(source: SourceLike | None, workspace: Workspace, options: TrainOpt
             reporter.note(f"training on the battles preprocess last read: {source}, text {options.normalisation}")
         elif source is None:
             source = Path("train.csv")
-            if not source.exists():
-                raise InputError(
-                    f"no battles to train on: nothing preprocessed in {workspace.root}, and no train.csv here",
-                    hint="Name a file: prefcli train FILE.",
-                )
             reporter.note("training on train.csv in this folder")
         battle_source = Source.of(source)
         battles = read_stage(battle_source, workspace, reporter)

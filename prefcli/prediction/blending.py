@@ -93,14 +93,14 @@ def held_out_run(
     finite = np.isfinite(probabilities).all(axis=1)
     if not finite.all():
         reporter.warn(
-            f"{(~finite).sum():,} held-out battles of {folder.name} have logits that are not finite numbers (the first "
-            f"is {held_out.ids[int(np.argmin(finite))]}): nothing is fitted on them"
+            f"{metrics.plural((~finite).sum(), 'held-out battle')} of {folder.name} with logits that are not finite "
+            f"numbers (the first is {held_out.ids[int(np.argmin(finite))]}): not fitted on"
         )
     shared = np.isin(held_out.keys, predicted)
     if shared.any():
         reporter.note(
-            f"{shared.sum():,} validation battles of {folder.name} share a prompt with those to be predicted: "
-            "nothing is fitted on them"
+            f"{metrics.plural(shared.sum(), 'validation battle')} of {folder.name} with a prompt that is to be "
+            "predicted: not fitted on"
         )
     rows = np.flatnonzero(finite & ~shared)
     logs = np.log(np.maximum(probabilities[rows], calibration.MIN_PROBABILITY))
@@ -279,7 +279,9 @@ def from_sample(
                 hint=f"Calibrate on other battles: {why}.",
             )
         if shared.any():
-            reporter.warn(f"{shared.sum():,} battles of {name} share a prompt with {whose}: not fitted on")
+            reporter.warn(
+                f"{metrics.plural(shared.sum(), 'battle')} of {name} with the prompt of {whose}: not fitted on"
+            )
     rows = np.flatnonzero(usable)
     logs = np.log(np.maximum(np.concatenate(list(probabilities))[rows], calibration.MIN_PROBABILITY))
     fit = calibration.calibrate([logs], labels[rows], keys[rows], tie=True, unseen=unseen)

@@ -83,10 +83,12 @@ class Calibration:
         if self.before is None or self.after is None:
             return f"{unfitted}: {'; '.join(self.remarks) or 'nothing to fit on'}"
         remarks = "".join(f"; {remark}" for remark in self.remarks)
-        figures = f"cross-fitted log loss {self.before:.4f} -> {self.after:.4f} on {self.battles:,} battles"
+        figures = (
+            f"cross-fitted log loss {self.before:.4f} -> {self.after:.4f} on {metrics.plural(self.battles, 'battle')}"
+        )
         if not self.fitted:
             return f"{unfitted} kept: fitting does not help ({figures}){remarks}"
-        shift = f", tie shift {self.tie_shift:+.3f}" if self.tie_shift else ""
+        shift = f", tie shift {metrics.signed(self.tie_shift, 3)}" if self.tie_shift else ""
         if several:
             return f"weights {weights}{shift} ({figures}; the best model alone {min(self.members):.4f}){remarks}"
         temperature = f"{1 / self.weights[0]:.3f}" if self.weights[0] > 0 else "infinite"
@@ -276,5 +278,5 @@ def _bounds(parameters: Array, logs: Sequence[Array]) -> tuple[str, ...]:
     if weights.max() > MAX_WEIGHT * (1 - WEIGHT_TOLERANCE):
         remarks.append(f"a weight ended at its bound {MAX_WEIGHT:g}: no outcome is against what the model prefers")
     if abs(parameters[-1] + weights @ _tie_offsets(logs)) > MAX_TIE_SHIFT * (1 - WEIGHT_TOLERANCE):
-        remarks.append(f"the tie shift ended at its bound {parameters[-1]:+.3f}")
+        remarks.append(f"the tie shift ended at its bound {metrics.signed(parameters[-1], 3)}")
     return tuple(remarks)

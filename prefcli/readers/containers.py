@@ -37,6 +37,7 @@ from prefcli.readers.cells import ENCODING_HINT, Location, RawBatch, excerpt, li
 from prefcli.readers.json_rows import JsonTable, json_rows, scan
 from prefcli.reporting import NO_PROGRESS, SILENT, Progress, Reporter
 from prefcli.storage import files
+from prefcli.storage.paths import check_inputs
 
 BLOCK_BYTES = 8 << 20
 """Bytes read at a time, and so roughly the text in one batch."""
@@ -208,6 +209,7 @@ def open_container(
     if path == STANDARD_INPUT:
         return _spool(sys.stdin.buffer, "standard input", preferred, codec, reporter)
     name, wanted = str(path), ""
+    check_inputs([path])
     with readable(name):
         if not path.exists():
             archive = next(
@@ -216,8 +218,6 @@ def open_container(
             if archive is not None:
                 path, wanted = archive, path.relative_to(archive).as_posix()
         mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise InputError("expected a file, found a folder", where=name)
         if not stat.S_ISREG(mode):
             with path.open("rb") as stream:
                 return _spool(stream, name, preferred, codec, reporter)

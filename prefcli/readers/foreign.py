@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from prefcli.errors import InputError
 
 _AS_TABLE = "Save the table as Parquet, CSV or JSON lines."
+_AS_CSV = "Save the sheet as CSV: in Excel by Save As, CSV UTF-8; or by pandas.read_excel(FILE).to_csv('votes.csv')."
 _UNPACK = "Unpack it first, or pack the file with gzip."
 
 _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
@@ -17,7 +18,7 @@ _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     ),
     (b"%PDF-", "a PDF document", _AS_TABLE),
     (b"{\\rtf", "an RTF document", _AS_TABLE),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel file (or another old Office file)", "Save the sheet as CSV."),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel file (or another old Office file)", _AS_CSV),
     (b"\x93NUMPY", "a NumPy array", _AS_TABLE),
     (b"ARROW1\0\0", "an Arrow or Feather file", "Save the table as Parquet: pyarrow.parquet.write_table, to_parquet."),
     (b"\xff\xff\xff\xff", "a stream of Arrow", "Save the table as Parquet: pyarrow.parquet.write_table."),
@@ -34,10 +35,10 @@ _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
 )
 _PICKLE = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
 _MEMBERS: tuple[tuple[str, str, str], ...] = (
-    ("xl/workbook.xml", "an Excel file", "Save the sheet as CSV."),
-    ("xl/workbook.bin", "an Excel file", "Save the sheet as CSV."),
+    ("xl/workbook.xml", "an Excel file", _AS_CSV),
+    ("xl/workbook.bin", "an Excel file", _AS_CSV),
     ("word/document.xml", "a Word document", _AS_TABLE),
-    ("content.xml", "an OpenDocument file", "Save the sheet as CSV."),
+    ("content.xml", "an OpenDocument file", _AS_CSV),
     (".npy", "an archive of NumPy arrays", _AS_TABLE),
     ("data.pkl", "a file of PyTorch", _AS_TABLE),
 )

@@ -92,8 +92,8 @@ def _about_prior(facts: RunFacts, evaluation: Evaluation) -> Iterator[Advice]:
     if against.ci is None or against.ci[1] < 0:
         return
     reason = (
-        f"The log loss is not surely below that of the class shares: {against.difference:+.4f} (95 % interval "
-        f"{against.ci[0]:+.4f} to {against.ci[1]:+.4f})."
+        f"The log loss is not surely below that of the class shares: {metrics.signed(against.difference)} "
+        f"(95 % interval {metrics.signed_interval(against.ci)})."
     )
     if facts.options.architecture != "features":
         reason += " Boosted text statistics learn from few battles, in minutes."
@@ -110,7 +110,7 @@ def _about_orders(facts: RunFacts) -> Iterator[Advice]:
     if both is not None and both.ci is not None and both.ci[1] < 0:
         yield Advice(
             "The mean over both orders of the answers has a lower log loss on the same battles: "
-            f"{both.difference:+.4f} (95 % interval {both.ci[0]:+.4f} to {both.ci[1]:+.4f}).",
+            f"{metrics.signed(both.difference)} (95 % interval {metrics.signed_interval(both.ci)}).",
             facts.predict("--swap-average"),
         )
 
@@ -161,8 +161,8 @@ def _about_interval(facts: RunFacts, evaluation: Evaluation) -> Iterator[Advice]
     if ci is None or (ci[1] - ci[0]) / 2 > WIDE_INTERVAL * abs(difference):
         held_out = metrics.describe_battles(score.n, score.prompts, "held-out battle")
         yield Advice(
-            f"{held_out} say little about how far the log loss is from that of the class shares ({difference:+.4f}). "
-            "With folds every battle is held out once.",
+            f"{held_out} say little about how far the log loss is from that of the class shares "
+            f"({metrics.signed(difference)}). With folds every battle is held out once.",
             facts.train("--folds 5"),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prefcli.errors import plural
 from prefcli.exploration import Eda
 from prefcli.exploration.effects import MAX_TURNS
 from prefcli.exploration.models import HeadToHead
@@ -80,7 +81,7 @@ def head_to_head(table: HeadToHead) -> list[list[Cell]]:
             else:
                 estimate = share(score * battles, battles)
                 title = (
-                    f"{first} against {second}: {score:.0%} of {battles:,} battles, ties counting half "
+                    f"{first} against {second}: {score:.0%} of {plural(battles, 'battle')}, ties counting half "
                     f"({interval(estimate.low, estimate.high, '.0%')})"
                 )
                 cells.append(Cell(f"{100 * score:.0f}", style_of(estimate), title))
@@ -101,7 +102,7 @@ def beats(table: Beats) -> list[list[Cell]]:
                 cells.append(Cell("", "never", "no battles connect them"))
             else:
                 known = "no interval" if low is None or high is None else interval(low, high, ".0%")
-                title = f"{first} against {second}: {value:.0%} ({known}), {table.battles[i][j]:,} battles"
+                title = f"{first} against {second}: {value:.0%} ({known}), {plural(table.battles[i][j], 'battle')}"
                 within = Share(value, 0.0 if low is None else low, 1.0 if high is None else high, table.battles[i][j])
                 cells.append(Cell(f"{100 * value:.0f}", style_of(within), title))
         rows.append(cells)

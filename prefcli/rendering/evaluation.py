@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from prefcli import groups, metrics
 from prefcli.battles import labels_of
-from prefcli.errors import InputError
+from prefcli.errors import InputError, plural
 from prefcli.exploration.shares import Share, share
 from prefcli.outcomes import OUTCOMES
 
@@ -126,7 +126,7 @@ def read_details(batches: Iterable[pa.RecordBatch], predictions: Predictions, by
     if not seen.all():
         missing = predictions.ids[int(np.argmin(seen))]
         raise InputError(
-            f"{(~seen).sum():,} of {len(seen):,} battles are not there (the first is {missing})", where=where
+            f"{(~seen).sum():,} of {plural(len(seen), 'battle')} not found (the first is {missing})", where=where
         )
     return Details(of_rows, texts)
 

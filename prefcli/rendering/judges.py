@@ -68,7 +68,7 @@ def self_preference(found: JudgeComparison) -> str:
 def annotators_lead(found: Annotators) -> str:
     """How far votes on the same battle agree, as a sentence."""
     share = "" if found.pairwise is None else f"; {found.pairwise:.1%} of pairs of votes are equal"
-    alpha = "" if found.alpha is None else f", Krippendorff's alpha {found.alpha:.3f}"
+    alpha = "" if found.alpha is None else f", Krippendorff's alpha {round(found.alpha, 3) + 0.0:.3f}"
     annotators = plural(len(found.annotators) + found.left_out, "annotator")
     return (
         f"{annotators} ({one_line(found.column, MAX_NAME)}): {plural(found.battles, 'battle')} with "

@@ -159,10 +159,10 @@ def winner(label: int) -> str:
 def against_prior(difference: metrics.Difference) -> str:
     """Whether predictions are better than the class shares, in words."""
     if difference.ci is None:
-        return f"{difference.difference:+.4f} against the class shares ({difference.reason})"
+        return f"{metrics.signed(difference.difference)} against the class shares ({difference.reason})"
     low, high = difference.ci
     verdict = "better than" if high < 0 else "worse than" if low > 0 else "not clearly different from"
     return (
-        f"{verdict} always predicting the class shares: {difference.difference:+.4f} on the same battles "
-        f"(95 % interval {low:+.4f} to {high:+.4f})"
+        f"{verdict} always predicting the class shares: {metrics.signed(difference.difference)} on the same battles "
+        f"(95 % interval {metrics.signed_interval((low, high))})"
     )

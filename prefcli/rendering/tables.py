@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from prefcli import metrics
 from prefcli.exploration import Eda
 from prefcli.exploration.headline import rank_range
 from prefcli.exploration.models import ModelWins
@@ -98,7 +99,7 @@ def style(style: StyleEffects) -> Table:
     rows = [
         [
             effect.what,
-            f"{round(effect.coefficient, 2) + 0.0:+.2f}",
+            metrics.signed(effect.coefficient, 2),
             interval(effect.low, effect.high, "+.2f"),
             f"{effect.battles:,}",
         ]
@@ -152,7 +153,7 @@ def _by_field(counts: dict[str, int]) -> tuple[str, str]:
 
 def agreement(votes: Agreement) -> str:
     """How far repeated votes agree, as a sentence."""
-    alpha = f" (Krippendorff's alpha {votes.alpha:.2f})" if votes.alpha is not None else ""
+    alpha = f" (Krippendorff's alpha {round(votes.alpha, 2) + 0.0:.2f})" if votes.alpha is not None else ""
     return (
         f"{votes.pairs:,} pairs of answers were judged more than once, {votes.votes:,} votes in all; "
         f"two votes on a pair agree in {votes.agree:.1%}{alpha}."

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from prefcli.errors import plural
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -31,6 +33,7 @@ def environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters["fmt"] = format  # Python's own, with its format specifications
+    environment.filters["plural"] = plural
     return environment
 
 

@@ -232,6 +232,30 @@ def all_folders(folder: Path) -> list[Path]:
     return list(dict.fromkeys((folder, *members(folder))))
 
 
+def refuse_folder(folder: Path, *, force: bool) -> None:
+    """Refuse a folder for a new run that holds something else: a finished run without ``force``, or no run.
+
+    What killed processes left there is removed first.
+
+    Raises
+    ------
+    InputError
+        If it does.
+    """
+    for member in (folder, *folder.glob("fold-*")):
+        files.sweep(member)
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} already exists", hint="Choose another --output.")
+    if not any(folder.iterdir()):
+        return
+    if not force and not is_unfinished(folder):
+        raise InputError(f"{folder} already exists", hint="Choose another --output, or overwrite it with --force.")
+    if force and not is_run(folder):
+        raise InputError(f"{folder} is not a run, so --force does not remove it", hint="Choose another --output.")
+
+
 def start(folder: Path, *, force: bool, is_same: Callable[[Mapping[str, Any]], bool]) -> bool:
     """Prepare a run's folder: an interrupted run of the same command is continued.
 
@@ -253,14 +277,9 @@ def start(folder: Path, *, force: bool, is_same: Callable[[Mapping[str, Any]], b
     InputError
         If the folder holds something else.
     """
-    for member in (folder, *folder.glob("fold-*")):
-        files.sweep(member)
-    if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
+    refuse_folder(folder, force=force)
+    if not os.path.lexists(folder) or not any(folder.iterdir()):
         pass
-    elif not folder.is_dir():
-        raise InputError(f"{folder} already exists", hint="Choose another --output.")
-    elif not force and not is_unfinished(folder):
-        raise InputError(f"{folder} already exists", hint="Choose another --output, or overwrite it with --force.")
     elif not force and (folder / CONFIG).is_file():
         if is_same(read_config(folder)):
             return True
@@ -268,8 +287,6 @@ def start(folder: Path, *, force: bool, is_same: Callable[[Mapping[str, Any]], b
             f"{folder} holds an unfinished run of other battles or options",
             hint=f"Continue it with --resume {folder}, choose another --output, or delete it with --force.",
         )
-    elif not is_run(folder):
-        raise InputError(f"{folder} is not a run, so --force does not remove it", hint="Choose another --output.")
     else:
         files.remove(folder)
     files.write_text(folder / UNFINISHED, "Continue this run with prefcli train --resume, or delete its folder.\n")

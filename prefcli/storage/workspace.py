@@ -124,7 +124,7 @@ class Workspace:
     """The folder of stages and runs, created on the first write."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.root = Path(os.path.expanduser(root))
         self.stages = self.root / "stages"
         self.runs = self.root / run_names.RUNS
 
@@ -319,7 +319,7 @@ class Workspace:
         ModelError, NetworkError
             If it cannot be had from the hub.
         """
-        name = str(run)
+        name = os.path.expanduser(run)
         for candidate in (Path(name), self.runs / name):
             if (candidate / CONFIG).is_file():
                 return candidate

@@ -1,0 +1,92 @@
+"""The paths that a command names, checked before any work is done: inputs that are there, outputs that can be written.
+
+These checks come before what takes long or needs the network.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from prefcli.errors import InputError, did_you_mean
+from prefcli.storage import files
+
+PAGE_SUFFIXES = (".html", ".htm")
+MAX_LISTED = 1000
+"""Files of a folder among which a similar name is looked for."""
+
+
+def check_inputs(paths: Iterable[Path]) -> None:
+    """Refuse input files that are not there, or are folders. ``-`` is standard input.
+
+    Raises
+    ------
+    InputError
+        With the most similar name in the folder, or a file of the named folder.
+    """
+    for path in paths:
+        if path == Path("-") or os.path.isfile(path):
+            continue
+        try:
+            is_folder = os.path.isdir(path)
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            if any(parent.suffix.lower() == ".zip" and parent.is_file() for parent in path.parents):
+                continue  # a file of an archive
+            hint = did_you_mean(path.name, _names_in(path.parent)) or "Check the path."
+            raise InputError("no such file", where=str(path), hint=hint) from None
+        except (OSError, ValueError):
+            continue  # those who read it say what is wrong
+        if is_folder:
+            inside = [name for name in _names_in(path) if not name.startswith(".") and (path / name).is_file()]
+            example = f": {path / sorted(inside)[0]}" if inside else ""
+            raise InputError("expected a file, found a folder", where=str(path), hint=f"Name a file{example}.")
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry, _ in zip(entries, range(MAX_LISTED), strict=False)]
+    except OSError:
+        return []
+
+
+def check_output(path: Path, inputs: Iterable[Path], *, force: bool) -> None:
+    """Refuse an output file that exists (unless ``force``), is an input or a folder, or cannot be made.
+
+    Raises
+    ------
+    InputError
+        If it is so.
+    PrefcliError
+        If there is no permission to write there.
+    """
+    files.refuse_to_replace(path, inputs)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, and the output is a file", hint="Name a file in it.")
+    files.refuse_to_overwrite(path, force)
+    parent = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not parent.is_dir():
+        raise InputError(f"{path} cannot be written: {parent} is not a folder", hint="Choose another name.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise files.write_error(path, PermissionError(13, ""))
+
+
+def check_page(path: Path, inputs: Sequence[Path], *, force: bool) -> None:
+    """Refuse a page that :func:`check_output` refuses, or whose name is not that of a page.
+
+    Raises
+    ------
+    InputError, PrefcliError
+        If it is so.
+    """
+    files.refuse_to_replace(path, inputs)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, and the page is one file", hint=f"Name it: {path / 'page.html'}")
+    if path.suffix.lower() not in PAGE_SUFFIXES:
+        hint = f"Name it {path.with_suffix('.html') if path.suffix else f'{path}.html'}."
+        if path.suffix.lower() == ".pdf":
+            hint += " A browser prints it as PDF."
+        raise InputError(f"the page is HTML, and {path} is not called .html", hint=hint)
+    check_output(path, (), force=force)
