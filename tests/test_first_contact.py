@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import prefcli
 from prefcli import metrics
 from prefcli.battles import ReadCounts, Source
 from prefcli.data.synthetic import Demo
@@ -223,7 +224,9 @@ def test_a_difference_that_rounds_to_zero_has_no_sign() -> None:
         "0.0000", "0.0000", "0.0000", "-0.0123", "+0.5000",
     ]  # fmt: skip
     assert metrics.signed_interval((-0.00001, 0.02)) == "0.0000 to +0.0200"
-    rows = [Row(setting, 0.7, None, (), 1e-6 * i, (5e-7, 2e-5)) for i, setting in enumerate(SETTINGS, start=1)]
+    score = prefcli.score([[0.5, 0.25, 0.25]] * 3, [0, 1, 2])
+    tiny = metrics.Difference(n=3, prompts=3, difference=1e-6, ci=(5e-7, 2e-5), p=0.001, reason="")
+    rows = [Row(setting, score, (), tiny) for setting in SETTINGS]
     claims = _describe(rows, "")
     assert "costs" not in claims
     assert claims.count("makes a difference of less than 0.0001 (0.0000 to 0.0000)") == 3
