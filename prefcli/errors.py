@@ -100,6 +100,41 @@ class ModelError(PrefcliError):
     """An encoder or a run could not be found or loaded."""
 
 
+class MissingPackage(PrefcliError):  # noqa: N818  (as PackageNotFoundError of importlib)
+    """A package is not installed that only some verbs and options need."""
+
+
+REQUIREMENTS = {"transformers": '"transformers[sentencepiece]"'}
+"""What ``pip install`` gets for a module, as a shell reads it, where that is not the module's name."""
+
+
+def require(user: str, *modules: str, otherwise: str = "") -> None:
+    """Check that packages are installed, without importing them.
+
+    Parameters
+    ----------
+    user:
+        What needs them: the beginning of the error.
+    modules:
+        Their names in an import.
+    otherwise:
+        A sentence on what does without them.
+
+    Raises
+    ------
+    MissingPackage
+        With the one line that installs those which are missing.
+    """
+    from importlib.util import find_spec
+
+    if missing := [name for name in modules if find_spec(name) is None]:
+        names = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
+        be = "is" if len(missing) == 1 else "are"
+        requirements = " ".join(REQUIREMENTS.get(name, name) for name in missing)
+        hint = " ".join(filter(None, (otherwise, f"Install: pip install {requirements}")))
+        raise MissingPackage(f"{user} needs {names}, which {be} not installed", hint=hint)
+
+
 class Interrupted(PrefcliError):  # noqa: N818  (not a failure)
     """A signal stopped the work; what was done is saved.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
-from prefcli.errors import InputError, one_line
+from prefcli.errors import InputError, one_line, require
 
 ARCHITECTURES = ("siamese", "cross-encoder", "reward", "features")
 COMBINATIONS = ("concat", "interaction")
@@ -226,6 +226,23 @@ class TrainOptions:
         if self.lora_rank:
             return LORA_LR
         return SCRATCH_LR if self.encoder == "tiny" else PRETRAINED_LR
+
+    def require_packages(self, verb: str = "train") -> None:
+        """Check that the packages are installed that ``prefcli VERB`` needs to train with these options.
+
+        Raises
+        ------
+        MissingPackage
+            With the one line that installs those which are missing.
+        """
+        from importlib.util import find_spec
+
+        modules = [] if self.architecture == "features" else ["torch", "transformers"]
+        otherwise = "--recipe fast needs neither." if modules and verb == "train" and not find_spec("torch") else ""
+        modules += ["peft"] * bool(self.lora_rank)
+        for tracker in self.trackers:
+            modules += ["torch", tracker] if tracker == "tensorboard" else [tracker]
+        require("this training" if verb == "train" else f"prefcli {verb}", *dict.fromkeys(modules), otherwise=otherwise)
 
     def check(self) -> None:
         """Refuse impossible values and combinations, with one :class:`InputError` that names all of them."""

@@ -286,18 +286,6 @@ def test_help_and_the_package_import_no_heavy_library() -> None:
 
 
 @pytest.mark.slow
-def test_score_never_imports_torch_transformers_or_nltk(tmp_path: Path) -> None:
-    truth = write_csv(tmp_path / "truth.csv", [battle(1, 0), battle(2, 1)])
-    code = (
-        f"from prefcli.cli.main import run; code = run(['score', {str(truth)!r}, {str(truth)!r}, '--json'])\n"
-        "import sys; assert code == 0\n"
-        "print([m for m in ('torch', 'transformers', 'nltk', 'sklearn', 'scipy') if m in sys.modules])"
-    )
-    done = python(code)
-    assert done.stdout.splitlines()[-1] == "[]", done.stderr
-
-
-@pytest.mark.slow
 def test_a_closed_output_pipe_prints_no_traceback(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [battle(1)])
     command = f"{sys.executable} -m prefcli eda {path} --quiet | true"

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -219,26 +217,12 @@ def test_a_recipe_is_a_set_of_defaults_that_flags_and_files_win_over(cli: CLI, d
     assert Path("r/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
 
 
-def test_features_train_predict_and_score_without_torch(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:
-    """Train, predict and score in processes that never load torch, transformers or nltk."""
-    program = (
-        "import sys; from prefcli.cli.main import run; code = run(sys.argv[1:]); "
-        "print(code, [m for m in ('torch', 'transformers', 'nltk') if m in sys.modules])"
-    )
-    steps = (
-        ("train", demo_files.train, "--recipe", "fast", "--output", "run", "--quiet"),
-        ("predict", demo_files.test, "--model", "run", "-o", "p.csv", "--quiet"),
-        ("score", "p.csv", demo_files.truth, "--quiet"),
-    )
-    for step in steps:
-        command = [sys.executable, "-c", program, *map(str, step)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-        assert done.stdout.splitlines()[-1] == "0 []", done.stderr
-    card = Path("run/README.md").read_text()
+def test_a_run_of_features_says_what_it_looks_at_and_beats_the_prior(features_run: Path) -> None:
+    card = (features_run / "README.md").read_text()
     assert "## What it looks at" in card
     assert "| score of the words |" in card
     assert "Text: raw" in card
-    held_out = runs.read_validation(Path("run"))
+    held_out = runs.read_validation(features_run)
     assert metrics.log_loss(metrics.softmax(held_out.logits), held_out.labels) < metrics.prior_log_loss(held_out.labels)
 
 

@@ -42,7 +42,8 @@ def run(
 ) -> None:
     """Write a run in another form: for ONNX Runtime, or merged into one set of weights.
 
-    An ONNX export is kept only if it predicts what torch predicts. It needs: pip install "prefcli[onnx]".
+    An ONNX export is kept only if it predicts what torch predicts. It needs the packages
+    onnx, onnxruntime and onnxscript.
     """
     from prefcli import pipeline
     from prefcli.compute import memory

@@ -17,7 +17,7 @@ import typer
 from prefcli._version import __version__
 from prefcli.cli import ablate, common, demo, eda, export, predict, preprocess, push, rank, report, runs, score, train
 from prefcli.cli.flags import VerbCommand, VerbGroup
-from prefcli.errors import PrefcliError, is_out_of_memory, one_line
+from prefcli.errors import MissingPackage, PrefcliError, is_out_of_memory, one_line, require
 
 app = typer.Typer(
     name="prefcli",
@@ -188,9 +188,15 @@ def _explain(error: Any, arguments: list[str]) -> int:
         return _fail(error.exit_code, message, f"Try: {path} --help") if message else int(error.exit_code)
     if type(error).__name__ == "Abort":
         return _fail(130, "interrupted")
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        try:
+            require(f"prefcli {_verb_in(arguments)}".rstrip(), error.name.partition(".")[0])
+        except MissingPackage as missing:
+            return _fail(1, *missing.lines())
     if is_out_of_memory(error):
-        verb = next((argument for argument in arguments if argument in VERBS), "")
-        return _fail(1, "out of memory", MEMORY_HINTS.get(verb, "Free some memory, or use a larger machine."))
+        return _fail(
+            1, "out of memory", MEMORY_HINTS.get(_verb_in(arguments), "Free some memory, or use a larger machine.")
+        )
     if isinstance(error, OSError):
         from prefcli.storage.files import write_error
 
@@ -203,6 +209,10 @@ def _explain(error: Any, arguments: list[str]) -> int:
         f"unexpected {type(error).__name__}: {one_line(error, 300)}",
         "This is a bug in prefcli; add --debug to see where it happened.",
     )
+
+
+def _verb_in(arguments: list[str]) -> str:
+    return next((argument for argument in arguments if argument in VERBS), "")
 
 
 def _discard_output() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefcli.errors import InputError, PrefcliError, one_line
+from prefcli.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -25,21 +25,6 @@ MAMBA, FUSED_LAYERS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron
 """Families whose GPU kernels read the weights of these layers themselves: adapters there would have no effect."""
 MAX_NAMES = 12
 """Kinds of layers that the description of the adapters names."""
-
-
-def require_peft() -> Any:
-    """Import peft.
-
-    Raises
-    ------
-    PrefcliError
-        If it is not installed.
-    """
-    try:
-        import peft
-    except ImportError:
-        raise PrefcliError("adapters need peft", hint='Install it: pip install "prefcli[llm]"') from None
-    return peft
 
 
 def add(encoder: torch.nn.Module, options: TrainOptions) -> str:
@@ -56,7 +41,8 @@ def add(encoder: torch.nn.Module, options: TrainOptions) -> str:
     InputError
         If the targets are not in the encoder.
     """
-    peft = require_peft()
+    import peft
+
     names = targets(encoder, options.lora_targets)
     config = _config(peft, options, names)
     try:
@@ -166,6 +152,7 @@ def save(trained: Mapping[str, torch.Tensor], options: TrainOptions, base: str, 
     ``trained`` are the trained tensors of a run, by the names of its encoder's modules; ``base`` is the name or folder
     of the encoder that the adapters belong to. The head of a reward model is part of its encoder and is written too.
     """
+    import peft
     from safetensors.torch import save_file
 
     from prefcli.storage import files
@@ -178,7 +165,7 @@ def save(trained: Mapping[str, torch.Tensor], options: TrainOptions, base: str, 
         named = {PREFIX + name.replace(".default.", "."): tensor for name, tensor in (tensors | head).items()}
         save_file(named, temporary, {"format": "pt"})
     heads = sorted({_head_module(name) for name in head})
-    config = _config(require_peft(), options, layers, base, heads).to_dict()
+    config = _config(peft, options, layers, base, heads).to_dict()
     files.write_text(
         folder / CONFIG, json.dumps(config, indent=2, sort_keys=True, allow_nan=False, default=_to_json) + "\n"
     )

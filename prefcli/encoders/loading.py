@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from prefcli.encoders import pretrained
 from prefcli.encoders.safety import loading, safe_config
 from prefcli.encoders.tiny import TINY, TINY_CONFIG, train_tokenizer
-from prefcli.errors import InputError, ModelError, PrefcliError
+from prefcli.errors import InputError, ModelError, require
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import hub
 
@@ -55,7 +55,7 @@ class FrozenWeights:
         ------
         InputError
             If there is no CUDA GPU.
-        PrefcliError
+        MissingPackage
             If bitsandbytes is not installed.
         """
         if self.quantization == "none":
@@ -65,10 +65,7 @@ class FrozenWeights:
                 f"--quantize {self.quantization} needs a CUDA GPU, and this is a {self.device.type.upper()}",
                 hint="Leave it out: the frozen weights then take 2 bytes each on a GPU, 4 on a CPU.",
             )
-        from importlib.util import find_spec
-
-        if find_spec("bitsandbytes") is None:
-            raise PrefcliError("8-bit and 4-bit weights need bitsandbytes", hint="Install it: pip install bitsandbytes")
+        require(f"--quantize {self.quantization}", "bitsandbytes")
         from transformers import BitsAndBytesConfig
 
         settings: dict[str, Any] = {"load_in_8bit": True}

@@ -62,8 +62,6 @@ def merge(
     ModelError
         If the run is damaged or its encoder cannot be found.
     """
-    from prefcli.models import neural, weights
-
     _check_output(run, output, force)
     base = runs.read_config(run).get("base")
     files.refuse_to_replace(output, [Path(encoder or (base["encoder"] if isinstance(base, dict) else run))])
@@ -75,6 +73,9 @@ def merge(
             where=str(run),
             hint="Predict with it as it is.",
         )
+    runs.require_packages(run)
+    from prefcli.models import neural, weights
+
     runs.verify(run)
     placement = dataclasses.replace(devices.place("cpu", "fp32"), reason="to merge weights")
     model = neural.load(members[0], placement, fast_attention=False, encoder=encoder)

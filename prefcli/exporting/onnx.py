@@ -9,7 +9,6 @@ the predictions change is measured and written into the card.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import logging
 import shutil
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from prefcli import metrics
 from prefcli.battles import TEXT_FIELDS, texts_of
 from prefcli.compute import devices
-from prefcli.errors import InputError, ModelError, PrefcliError, is_out_of_memory, one_line
+from prefcli.errors import InputError, ModelError, is_out_of_memory, one_line
 from prefcli.models import exported, neural
 from prefcli.models.exported import GRAPH, OUTPUT, TOKENIZER
 from prefcli.storage import card, files, runs
@@ -97,42 +96,6 @@ class ExportResult:
     bytes: int
     """Of all graphs."""
     int8: QuantisationError | None
-
-
-def check_exportable(run: Path, folder: Path, force: bool) -> None:
-    """Refuse what cannot be exported, or not to this folder, before any work is done.
-
-    Raises
-    ------
-    InputError
-        If the run is not a neural one, or ``folder`` holds something else than an export.
-    PrefcliError
-        If a package is missing.
-    """
-    runtime = runs.runtime_of(runs.read_config(run))
-    if runtime != "torch":
-        features = "has the architecture features, which needs neither torch nor ONNX"
-        reason = "is an exported run already" if runtime == "onnx" else features
-        raise InputError(f"{run} {reason}", hint="Predict with it as it is.")
-    if runs.read_config(run)["options"].get("lora_rank"):
-        raise InputError(
-            "the run holds adapters without the encoder's weights",
-            where=str(run),
-            hint=f"Merge both into one model first: prefcli export {run} --merged DIR, then export that.",
-        )
-    if folder.exists() or folder.is_symlink():
-        files.refuse_to_overwrite(folder, force)
-        if not _is_export(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-            raise InputError(f"{folder} is not an exported run, so --force does not remove it", hint="Choose another.")
-    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise PrefcliError(f"exporting needs {', '.join(missing)}", hint=exported.INSTALL)
-
-
-def _is_export(folder: Path) -> bool:
-    try:
-        return runs.runtime_of(runs.read_config(folder)) == "onnx"
-    except ModelError:  # no run at all
-        return False
 
 
 def export(run: Path, folder: Path, samples: Sequence[Sample], *, int8: bool = False) -> ExportResult:

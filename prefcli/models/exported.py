@@ -41,7 +41,6 @@ INPUTS = ("input_ids", "attention_mask", "spans", "token_type_ids")
 """What a graph may ask for, with the shape ``[sequences, battles, ...]``; of a reward model ``[sequences, ...]``."""
 
 SPIN_MICROSECONDS = "2000"
-INSTALL = 'Install it: pip install "prefcli[onnx]".'
 DAMAGED = "Export the run again."
 
 
@@ -203,11 +202,9 @@ def open_session(folder: Path) -> Any:
     ModelError
         If there is none that can be opened.
     """
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError:
-        raise ModelError("an exported model needs onnx and onnxruntime", where=str(folder), hint=INSTALL) from None
+    import onnx
+    import onnxruntime
+
     onnxruntime.disable_telemetry_events()
     graph = folder / GRAPH
     if not graph.is_file():

@@ -138,6 +138,7 @@ def ablate(
         raise InputError("an ablation needs held-out battles", hint="Use --validation 0.1 or --validation-file FILE.")
     if options.architecture == "features":
         raise InputError("the ablation is for neural architectures", hint="Use siamese, cross-encoder or reward.")
+    options.require_packages("ablate")
     source = Source.of(source)
     check_files(source, workspace, options)
     battles = read_stage(source, workspace, reporter)

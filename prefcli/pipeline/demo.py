@@ -43,6 +43,8 @@ def demo(folder: Path, *, force: bool = False, reporter: Reporter = SILENT) -> D
     """
     from prefcli.data import synthetic
 
+    options = TrainOptions(encoder="tiny", precision="fp32")
+    options.require_packages("demo")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
         raise InputError(f"{folder} already exists", hint="Name another folder, or overwrite it with --force.")
     workspace = Workspace(folder / ".prefcli")
@@ -50,7 +52,6 @@ def demo(folder: Path, *, force: bool = False, reporter: Reporter = SILENT) -> D
     reporter.note(f"wrote {files.train}, {files.test} and {files.truth}")
     statistics = eda(files.train, workspace, reporter=reporter)
     preprocess(files.train, workspace, reporter=reporter)
-    options = TrainOptions(encoder="tiny", precision="fp32")
     run = train(None, workspace, options, command="prefcli demo", reporter=reporter).run
     predictions = folder / "preds.csv"
     predict(files.test, workspace, predictions, PredictOptions(precision="fp32"), force=True, reporter=reporter)

@@ -128,6 +128,7 @@ def estimate_training(
     timed_workspace = _TimedWorkspace(workspace.root)
     options.check()
     check_files(source, workspace, options)
+    dataclasses.replace(options, tracker=None).require_packages()
     options = with_absolute_paths(options)
     boosted = options.architecture == "features"
     with process_group(world), contextlib.ExitStack() as stack:

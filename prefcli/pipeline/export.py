@@ -11,7 +11,7 @@ import pyarrow as pa
 from prefcli import readers
 from prefcli.battles import PathLike, Source, labels_of, user_path
 from prefcli.data import synthetic
-from prefcli.errors import PrefcliError
+from prefcli.errors import InputError, ModelError, PrefcliError, require
 from prefcli.options import TrainOptions
 from prefcli.pipeline.train import data_of_run
 from prefcli.reporting import SILENT, Reporter
@@ -62,9 +62,9 @@ def export(
     files.refuse_to_overwrite(folder, force)
     source = workspace.find_run(run)
     runs.verify(source)
+    _check_exportable(source, folder, force)
     from prefcli.exporting import onnx
 
-    onnx.check_exportable(source, folder, force)
     battles = Source.from_json(runs.read_config(source)["data"]["source"])
     files.refuse_to_replace(folder, [source, *battles.paths])
     samples = _samples(source, workspace, reporter)
@@ -75,6 +75,41 @@ def export(
         f"({result.compared:,} {result.sample})"
     )
     return result
+
+
+def _check_exportable(run: Path, folder: Path, force: bool) -> None:
+    """Refuse what cannot be exported, or not to this folder, before any work is done.
+
+    Raises
+    ------
+    InputError
+        If the run is not a neural one, or ``folder`` holds something else than an export.
+    MissingPackage
+        If a package is missing.
+    """
+    runtime = runs.runtime_of(runs.read_config(run))
+    if runtime != "torch":
+        features = "has the architecture features, which needs neither torch nor ONNX"
+        reason = "is an exported run already" if runtime == "onnx" else features
+        raise InputError(f"{run} {reason}", hint="Predict with it as it is.")
+    if runs.read_config(run)["options"].get("lora_rank"):
+        raise InputError(
+            "the run holds adapters without the encoder's weights",
+            where=str(run),
+            hint=f"Merge both into one model first: prefcli export {run} --merged DIR, then export that.",
+        )
+    if folder.exists() or folder.is_symlink():
+        files.refuse_to_overwrite(folder, force)
+        if not _is_export(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+            raise InputError(f"{folder} is not an exported run, so --force does not remove it", hint="Choose another.")
+    require("exporting to ONNX", "torch", "transformers", "onnx", "onnxruntime", "onnxscript")
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        return runs.runtime_of(runs.read_config(folder)) == "onnx"
+    except ModelError:  # no run at all
+        return False
 
 
 def _samples(run: Path, workspace: Workspace, reporter: Reporter) -> list[Sample]:

@@ -174,16 +174,24 @@ def find_runs(workspace: Workspace, models: Sequence[str], reporter: Reporter = 
     ------
     InputError
         If there is no such run.
+    MissingPackage
+        If packages that it needs are not installed.
     """
     if models:
-        return [workspace.find_run(name) for name in models]
+        return _that_can_predict([workspace.find_run(name) for name in models])
     latest = workspace.latest("train")
     if latest is None or not isinstance(latest.get("run"), str):
         raise InputError(
             f"no run in {workspace.root} yet", hint="Train one first (prefcli train FILE), or name one with --model."
         )
     reporter.note(f"using the latest run: {latest['run']}")
-    return [workspace.find_run(latest["run"])]
+    return _that_can_predict([workspace.find_run(latest["run"])])
+
+
+def _that_can_predict(folders: list[Path]) -> list[Path]:
+    for folder in folders:
+        runs.require_packages(folder)
+    return folders
 
 
 def read_stages(

@@ -136,8 +136,6 @@ _Started = tuple[Path, RunData, TrainOptions, bool]
 
 
 def _resume(name: str, workspace: Workspace, world: World, locks: contextlib.ExitStack, reporter: Reporter) -> _Started:
-    from prefcli.training import trackers
-
     if name.startswith(hub.PREFIX):
         raise InputError(
             "a run of the hub holds no checkpoint to continue from",
@@ -156,7 +154,7 @@ def _resume(name: str, workspace: Workspace, world: World, locks: contextlib.Exi
             f"the training of {folder} is finished, and it holds no checkpoint: there is nothing to continue",
             hint=f"Train anew: --config {folder / runs.CONFIG} has its options, --epochs N wins over them.",
         )
-    trackers.require(options)
+    options.require_packages()
     with world.main_process_first():
         data = data_of_run(config["data"], options, workspace, reporter)
     return folder, data, options, True
@@ -174,10 +172,9 @@ def _start(
 ) -> _Started:
     """A new run's folder; or the one that a killed call of the very same command began."""
     from prefcli import encoders
-    from prefcli.training import trackers
 
     options.check()
-    trackers.require(options)
+    options.require_packages()
     check_files(source, workspace, options)
     folder = user_path(output) if output else None
     if folder is not None and world.is_main_process:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from prefcli import metrics
 from prefcli._version import __version__
 from prefcli.battles import SOURCE, Source
-from prefcli.errors import InputError, ModelError, PrefcliError, one_line
+from prefcli.errors import InputError, ModelError, PrefcliError, one_line, require
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, TIE, WINNER_COLUMNS
 from prefcli.storage import files
@@ -184,6 +184,21 @@ def runtime_of(config: Mapping[str, Any]) -> str:
     if config["options"]["architecture"] == "features":
         return "features"
     return "onnx" if "export" in config else "torch"
+
+
+def require_packages(folder: Path) -> None:
+    """Check that the packages are installed that predicting with a run needs.
+
+    Raises
+    ------
+    MissingPackage
+        With the one line that installs those which are missing.
+    """
+    config = read_config(folder)
+    modules = {"torch": ["torch", "transformers"], "onnx": ["onnx", "onnxruntime"], "features": []}[runtime_of(config)]
+    if config["options"].get("lora_rank"):
+        modules.append("peft")
+    require(f"the run {folder.name}", *modules)
 
 
 def unseen_outcomes(config: Mapping[str, Any]) -> tuple[int, ...]:

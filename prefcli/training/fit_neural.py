@@ -15,7 +15,6 @@ import torch
 from prefcli import encoders
 from prefcli.compute import devices, fsdp
 from prefcli.data.selection import Fold
-from prefcli.encoders import adapters
 from prefcli.errors import InputError
 from prefcli.models import conversation, neural, token_cache, trial
 from prefcli.models.conversation import ConversationTemplate
@@ -48,7 +47,6 @@ class NeuralFitter:
             )
         self.placement = devices.place(options.device, options.precision, context.world.local_rank)
         if options.lora_rank:
-            adapters.require_peft()
             self.placement = devices.for_language_models(self.placement)
         if context.resume and (context.folder / neural.TOKENIZER_CONFIG).is_file():
             source = _run_as_source(context.folder)

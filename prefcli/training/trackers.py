@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -216,21 +215,6 @@ class Trackers:
 
 
 NOTHING = Trackers({}, TrainOptions())
-
-
-def require(options: TrainOptions) -> None:
-    """Check that the requested trackers are installed.
-
-    Raises
-    ------
-    PrefcliError
-        Naming the packages that are missing.
-    """
-    if missing := [name for name in options.trackers if importlib.util.find_spec(name) is None]:
-        raise PrefcliError(
-            f"--tracker {','.join(missing)} needs a package that is not installed: {', '.join(missing)}",
-            hint='Install it with: pip install "prefcli[track]"',
-        )
 
 
 @contextlib.contextmanager
