@@ -45,6 +45,11 @@ RENAMED_RECIPES = {"seed": "baseline"}
 PRECISION_NAMES = {"float32": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
 """PyTorch's names of the precisions."""
 
+DEFAULT_ENCODER = "microsoft/deberta-v3-small"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+ENCODER_ALIASES = {"minilm": MINILM}
+"""Short names of encoders of the hub."""
+
 PRETRAINED_LR = 2e-5
 SCRATCH_LR = 1e-3
 LORA_LR = 2e-4
@@ -78,9 +83,15 @@ class TrainOptions:
         f"Defaults for all other options: {'; '.join(f'{name}: {what}' for name, what in RECIPE_SUMMARIES.items())}.",
         choices=tuple(RECIPES),
     )
-    text: str | None = option(None, "Text normalisation: nltk, raw or light. [default: nltk; features, reward: raw]")
-    encoder: str = neural_option(
-        "microsoft/deberta-v3-small", "A folder, a model on the hub (owner/name), or tiny, the built-in one."
+    text: str | None = option(
+        None,
+        "Text normalisation: nltk, raw or light. [default: nltk; of features, reward, LoRA, decoders and --recipe "
+        "strong: raw]",
+    )
+    encoder: str | None = neural_option(
+        None,
+        "A folder, a model on the hub (owner/name), minilm (22 M parameters, from the hub or an installed package), or "
+        f"tiny, the built-in one. [default: {DEFAULT_ENCODER}, or the best one on this machine where it cannot be had]",
     )
     architecture: str = option(
         "siamese",
@@ -205,8 +216,21 @@ class TrainOptions:
 
     @property
     def normalisation(self) -> str:
-        """The text normalisation: as given, or the architecture's default."""
-        return self.text or ("raw" if self.architecture in ("features", "reward") else "nltk")
+        """The text normalisation: as given, or the default, which is that of the baseline for encoders only.
+
+        Whether an encoder is a decoder its files say: ``train`` gives these raw text.
+        """
+        return self.text or ("raw" if self.reads_raw_text else "nltk")
+
+    @property
+    def reads_raw_text(self) -> bool:
+        """Whether raw text is the default whatever the encoder is."""
+        return self.architecture in ("features", "reward") or self.lora_rank > 0
+
+    @property
+    def encoder_name(self) -> str:
+        """The encoder: as given, or the default one."""
+        return self.encoder or DEFAULT_ENCODER
 
     @property
     def shows_both_orders(self) -> bool:

@@ -148,7 +148,7 @@ def test_intervals_of_the_ablation_cover_the_truth_as_often_as_they_say(
     hits, by_battle = np.zeros(2), 0
     for _ in range(60):
         labels[:] = np.repeat(random.choice(3, size=40, p=SHARES), 3)
-        ablation = evaluate(tmp_path, 0, 3)
+        ablation = evaluate(tmp_path, "tiny", 0, 3)
         first, _, other, *_ = ablation.rows
         assert first.interval is not None
         assert other.difference_interval is not None
@@ -174,7 +174,7 @@ def test_an_ablation_of_runs_with_different_held_out_battles_is_refused(
 
     monkeypatch.setattr(runs, "read_validation", read_validation)
     with pytest.raises(ModelError, match="held out different battles"):
-        evaluate(tmp_path, 0, 1)
+        evaluate(tmp_path, "tiny", 0, 1)
 
 
 def test_an_error_that_is_not_of_the_labels_is_not_taken_for_one(

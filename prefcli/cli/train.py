@@ -153,6 +153,6 @@ def _print(trained: TrainResult, pushed: str | None) -> None:
         )
     if pushed:
         common.say(f"{pushed}: pushed")
-    common.say(
-        f"{trained.run}: trained at {trained.battles_per_second:,.1f} battles/s, {trained.seconds:,.0f} s in all"
-    )
+    encoder = f"encoder {trained.encoder}, " if trained.encoder else ""
+    rate = f"{trained.battles_per_second:,.1f} battles/s"
+    common.say(f"{trained.run}: {encoder}trained at {rate}, {trained.seconds:,.0f} s in all")

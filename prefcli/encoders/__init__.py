@@ -14,9 +14,11 @@ from prefcli.encoders.loading import (
     fingerprint,
     from_config,
     from_hub,
+    full_name,
     load_tokenizer,
     locate,
     make_encoder,
+    make_skeleton,
     make_tokenizer,
     max_input_length,
 )
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FrozenWeights", "ResolvedModel", "accelerate", "config_dict", "fingerprint", "from_config", "from_hub",
-    "load_tokenizer", "locate", "make_encoder", "make_tokenizer", "max_input_length", "train_tokenizer",
+    "full_name", "load_tokenizer", "locate", "make_encoder", "make_skeleton", "make_tokenizer", "max_input_length",
+    "train_tokenizer",
 ]  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """From a name to an encoder and its tokenizer: a folder, the hub's cache, the hub, or the built-in ``tiny``.
 
-Names are resolved from near to far: an existing folder; a model in the hub's local cache; then a five-second check
-whether the hub answers and knows the name; only then a download. Models are always loaded from a folder, in float32,
-without the network, and as untrusted files (:mod:`.safety`).
+Names are resolved from near to far: an existing folder; a model in the hub's local cache; an installed package that
+holds the hub's files (:mod:`.installed`); then a five-second check whether the hub answers and knows the name; only
+then a download. Models are always loaded from a folder, in float32, without the network, and as untrusted files
+(:mod:`.safety`).
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefcli.encoders import pretrained
+from prefcli.encoders import installed, pretrained
 from prefcli.encoders.safety import loading, safe_config
 from prefcli.encoders.tiny import TINY, TINY_CONFIG, train_tokenizer
-from prefcli.errors import InputError, ModelError, require
+from prefcli.errors import InputError, ModelError, NetworkError, require
+from prefcli.options import ENCODER_ALIASES
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import hub
 
@@ -80,9 +82,9 @@ class FrozenWeights:
 
 
 def locate(name: str, *, network: bool = True) -> ResolvedModel:
-    """Find the files of an encoder: of a folder, ``owner/name``, or ``tiny``.
+    """Find the files of an encoder: of a folder, ``owner/name``, a short name of one, or ``tiny``.
 
-    Without ``network`` the hub is not asked and nothing is downloaded; only its local cache is searched.
+    Without ``network`` the hub is not asked and nothing is downloaded: only what is on this machine is found.
 
     Raises
     ------
@@ -107,7 +109,12 @@ def locate(name: str, *, network: bool = True) -> ResolvedModel:
         return ResolvedModel(folder, f"the folder {folder}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip() or "\\" in name:
         raise InputError(f"no encoder folder at {name!r}", hint="Check the path.")
-    return from_hub(name, network=network)
+    return from_hub(full_name(name), network=network)
+
+
+def full_name(name: str) -> str:
+    """A short name, unless there is a folder of that name, as that of the hub; any other name as it is."""
+    return name if Path(os.path.expanduser(name)).is_dir() else ENCODER_ALIASES.get(name, name)
 
 
 def from_hub(name: str, *, network: bool = True) -> ResolvedModel:
@@ -119,16 +126,28 @@ def from_hub(name: str, *, network: bool = True) -> ResolvedModel:
         except ModelError:
             return False
 
-    folder, source = hub.find(
-        name,
-        "encoder",
-        is_complete=is_complete,
-        needed=hub.NeededFiles(pretrained.SMALL_FILES, ("*/*",), pretrained.needed_files),
-        hint="Use a folder (--encoder DIR), or --encoder tiny, which needs nothing.",
-        network=network,
-    )
-    _check_weights(folder)
-    return ResolvedModel(folder, source)
+    def search(*, network: bool) -> ResolvedModel:
+        folder, source = hub.find(
+            name,
+            "encoder",
+            is_complete=is_complete,
+            needed=hub.NeededFiles(pretrained.SMALL_FILES, ("*/*",), pretrained.needed_files),
+            hint=installed.hint(name),
+            network=network,
+        )
+        _check_weights(folder)
+        return ResolvedModel(folder, source)
+
+    if name not in installed.OFFICIAL_FILES:
+        return search(network=network)
+    try:
+        return search(network=False)
+    except (ModelError, NetworkError):
+        if package := installed.find(name):
+            return ResolvedModel(package[0], f"{hub.INSTALLED} {package[1]}")
+        if not network:
+            raise
+    return search(network=True)
 
 
 def _check_weights(folder: Path) -> None:
@@ -219,6 +238,24 @@ def make_encoder(
             **({} if frozen is None else frozen.quantization_arguments()),
         )
     return module.float() if frozen is None else module
+
+
+def make_skeleton(folder: Path) -> torch.nn.Module:
+    """The encoder of a folder without its weights: what it is made of, in no time and no memory.
+
+    Raises
+    ------
+    ModelError
+        If there is no such architecture, or not as an encoder.
+    """
+    with loading(str(folder), folder):
+        import torch
+        from transformers import AutoConfig, AutoModel
+
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            skeleton: torch.nn.Module = AutoModel.from_config(safe_config(config), trust_remote_code=False)
+        return skeleton
 
 
 def _auto_class(config: Any, reward: bool) -> Any:

@@ -180,7 +180,7 @@ def build(
             hint="Choose an encoder (BERT, DeBERTa) or a decoder (Gemma, Llama, Qwen).",
         )
     if setup is not None:
-        _set_padding(encoder, tokenizer, options.encoder)
+        _set_padding(encoder, tokenizer, options.encoder_name)
     causal = is_causal(encoder)
     pooling = options.pooling if options.pooling != "auto" else "last" if causal else "mean"
     template = options.template if options.template != "auto" else "words" if causal else "tokens"

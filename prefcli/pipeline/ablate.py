@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 
 from prefcli import metrics
 from prefcli.battles import Source, SourceLike
+from prefcli.compute.distributed import World
 from prefcli.data.tables import clip_and_renormalize
 from prefcli.errors import InputError, ModelError
 from prefcli.options import TrainOptions
+from prefcli.pipeline.encoder_choice import with_encoder
 from prefcli.pipeline.stages import read_stage
 from prefcli.pipeline.train import check_files, train
 from prefcli.reporting import SILENT, Reporter
@@ -103,6 +105,7 @@ class Ablation:
     prior_log_loss: float
     seeds: int
     reading: str
+    encoder: str
     folder: Path
 
 
@@ -147,6 +150,7 @@ def ablate(
     folder = output or workspace.root / "ablations" / name
     for table in TABLES:
         files.refuse_to_replace(folder / table, source.paths)
+    options = _with_encoder(options, folder, reporter)
     for seed in range(options.seed, options.seed + seeds):
         for setting in SETTINGS:  # the rows that differ only at inference share a run
             run = _run_folder(folder, seed, setting)
@@ -161,11 +165,35 @@ def ablate(
                 options, seed=seed, loss_input=setting.loss_input, epochs=setting.epochs, keep="last"
             )
             train(source, workspace, chosen, output=run, remember=False, command="prefcli ablate", reporter=reporter)
-    return evaluate(folder, options.seed, seeds)
+    return evaluate(folder, options.encoder_name, options.seed, seeds)
 
 
-def evaluate(folder: Path, first_seed: int, seeds: int) -> Ablation:
-    """Score the six rows from the runs below ``folder``, and write the table beside them."""
+def _with_encoder(options: TrainOptions, folder: Path, reporter: Reporter) -> TrainOptions:
+    """Options with one encoder for all rows: as named, else that of the runs that are there, else the default one.
+
+    Raises
+    ------
+    InputError
+        If the runs that are there have another encoder than the one named.
+    """
+    runs_there = sorted(config.parent for config in folder.glob(f"seed-*/{runs.CONFIG}"))
+    began_with = str(runs.read_config(runs_there[0])["options"]["encoder"]) if runs_there else None
+    if options.encoder is None and began_with is not None:
+        options = dataclasses.replace(options, encoder=began_with)
+        reporter.note(f"going on with the encoder that this ablation began with: {began_with}")
+    # Once for all rows: whether the hub can be reached may change between them.
+    options, _ = with_encoder(options, World(), reporter)
+    if began_with not in (None, options.encoder):
+        raise InputError(
+            f"the runs there have another encoder: {began_with}, not {options.encoder}",
+            where=str(folder),
+            hint="Choose another --output.",
+        )
+    return options
+
+
+def evaluate(folder: Path, encoder: str, first_seed: int, seeds: int) -> Ablation:
+    """Score the six rows from the runs of an encoder below ``folder``, and write the table beside them."""
     all_seeds = range(first_seed, first_seed + seeds)
     held_out = {
         setting: [_read_validation(_run_folder(folder, seed, setting)) for seed in all_seeds] for setting in SETTINGS
@@ -203,6 +231,7 @@ def evaluate(folder: Path, first_seed: int, seeds: int) -> Ablation:
         outcomes=outcomes,
         prior_log_loss=float(np.mean([metrics.prior_log_loss(h.labels) for h in by_seed])),
         seeds=seeds,
+        encoder=encoder,
         reading=_describe(rows, metrics.too_few_units(len(keys), prompts)),
         folder=folder,
     )
@@ -250,7 +279,7 @@ def title(ablation: Ablation) -> str:
     battles = metrics.describe_battles(
         ablation.battles, ablation.prompts, "held-out battle", outcomes=ablation.outcomes
     )
-    return f"{metrics.plural(ablation.seeds, 'seed')}: {battles}"
+    return f"{ablation.encoder}, {metrics.plural(ablation.seeds, 'seed')}: {battles}"
 
 
 def as_markdown(ablation: Ablation) -> str:

@@ -77,6 +77,8 @@ class Estimate:
     """How many processes work together; each takes up to ``memory_mb``."""
     cuda_mb: float | None
     """Peak of the tensors on a GPU, of the process that needs most; None without one."""
+    encoder: str | None = None
+    """The encoder that would be trained; None for ``features`` and for a prediction."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def estimate_training(
     Interrupted
         On SIGINT or SIGTERM.
     """
-    from prefcli import encoders
+    from prefcli.pipeline.encoder_choice import with_encoder
     from prefcli.training.context import TrainContext
 
     started = time.perf_counter()
@@ -132,11 +134,11 @@ def estimate_training(
     options = with_absolute_paths(options)
     boosted = options.architecture == "features"
     with process_group(world), contextlib.ExitStack() as stack:
+        began = time.perf_counter()
+        options, encoder_source = with_encoder(options, world, reporter)
+        if encoder_source == hub.DOWNLOADED:
+            timed_workspace.seconds += time.perf_counter() - began
         with world.main_process_first():
-            if not boosted:
-                began = time.perf_counter()
-                if encoders.locate(options.encoder).source == hub.DOWNLOADED:
-                    timed_workspace.seconds += time.perf_counter() - began
             data = find_data(source, timed_workspace, options, reporter)
         options = dataclasses.replace(options, text=data.text, tracker=None)
         temporary = stack.enter_context(files.temporary_directory(workspace.root)) if world.is_main_process else None
@@ -149,7 +151,8 @@ def estimate_training(
             number = interrupted.exit_code - 128
             raise Interrupted(number, "interrupted while timing: nothing but caches is left") from None
         world.barrier()  # the folder is there until all processes are done with it
-        return _estimate(started, timing, timed_workspace, world)
+        estimate = _estimate(started, timing, timed_workspace, world)
+        return estimate if boosted else dataclasses.replace(estimate, encoder=options.encoder)
 
 
 def estimate_prediction(

@@ -29,6 +29,8 @@ class TrainResult:
 
     run: Path
     """The run's folder."""
+    encoder: str | None
+    """The encoder that was trained; None for ``features``."""
     validation: Score | None
     """The scores on the held-out battles; None where nothing was held out."""
     seconds: float
@@ -123,6 +125,7 @@ def train(  # noqa: PLR0913  (what the command line gives)
                 runs.remove_checkpoints(folder)
     return TrainResult(
         folder,
+        None if options.architecture == "features" else options.encoder,
         result.validation,
         time.monotonic() - started,
         result.battles_per_second,
@@ -171,7 +174,7 @@ def _start(
     reporter: Reporter,
 ) -> _Started:
     """A new run's folder; or the one that a killed call of the very same command began."""
-    from prefcli import encoders
+    from prefcli.pipeline.encoder_choice import with_encoder
 
     options.check()
     options.require_packages()
@@ -180,9 +183,9 @@ def _start(
     if folder is not None and world.is_main_process:
         runs.refuse_folder(folder, force=force)
     options = with_absolute_paths(options)
+    # A name that cannot be found is refused before any work is done.
+    options, _ = with_encoder(options, world, reporter, began=Path(output) if output and not force else None)
     with world.main_process_first():
-        if options.architecture != "features":
-            encoders.locate(options.encoder)  # a name that cannot be found is refused before any work is done
         data = find_data(source, workspace, options, reporter)
     options = dataclasses.replace(options, text=data.text)
 

@@ -181,8 +181,8 @@ def _metadata(
     with hub.quiet():
         from huggingface_hub import EvalResult, ModelCardData
 
-    from_hub = resolved.get("encoder_source") in hub.SOURCES
-    is_hub_name = from_hub and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", options.encoder, re.ASCII)
+    from_hub = resolved.get("encoder_source", "").startswith(hub.SOURCES)
+    is_hub_name = from_hub and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", options.encoder_name, re.ASCII)
     scores: dict[str, Any] = {}
     if validation is not None:
         interval = describe_interval(validation.log_loss_ci, validation.log_loss_ci_reason)
@@ -216,7 +216,7 @@ def _metadata(
         pipeline_tag="text-classification" if library == "transformers" else None,
         tags=["preference-prediction", *["reward-model"] * (options.architecture == "reward"), options.architecture]
         + (["prefcli"] if library != "prefcli" else []),
-        base_model=options.encoder if is_hub_name else None,
+        base_model=options.encoder_name if is_hub_name else None,
         **scores,
     ).to_yaml()
 

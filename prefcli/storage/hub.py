@@ -24,9 +24,11 @@ from prefcli.storage import files, runs
 PREFIX = "hf://"
 """What a run's name on the hub begins with."""
 CACHED, DOWNLOADED = "the hub's local cache", "downloaded from the hub"
-SOURCES = (CACHED, DOWNLOADED)
-"""How :func:`find` found the files."""
+INSTALLED = "the hub's files from the installed package"
+SOURCES = (CACHED, DOWNLOADED, INSTALLED)
+"""What the words begin with that say where files of the hub were found."""
 CHECK_SECONDS = 5.0
+"""How long the hub may take to say whether it knows a name: looking up its address and connecting included."""
 ANSWER_SECONDS = 30.0
 MIN_UPLOAD_SPEED = 100_000
 """Bytes a second; a slower upload counts as stuck."""
@@ -91,18 +93,17 @@ def find(
 
     Returns
     -------
-    The folder with the files, and how it was found, one of :data:`SOURCES`.
+    The folder with the files, and how it was found: :data:`CACHED` or :data:`DOWNLOADED`.
 
     Raises
     ------
     InputError
         If ``name`` is not a valid name.
     ModelError
-        If the hub does not know the model, refuses access or does not have all of its files.
+        If the hub does not know the model, refuses access or does not have all of its files; or if there is no folder
+        for the hub's cache.
     NetworkError
         If the hub cannot be reached.
-    PrefcliError
-        If there is no folder for the hub's cache.
     """
     with quiet():
         import huggingface_hub as hub
@@ -116,7 +117,7 @@ def find(
         try:
             Path(constants.HF_HUB_CACHE).expanduser()
         except RuntimeError:  # neither HOME nor an entry for the user
-            raise PrefcliError(
+            raise ModelError(
                 f"no folder for the hub's cache of the {what} {name}: this user has no home",
                 hint=f"Set HF_HOME to a folder. {hint}",
             ) from None
@@ -134,7 +135,10 @@ def find(
             reason = ", and HF_HUB_OFFLINE forbids asking for it" if network else ""
             raise NetworkError(f"the {what} {name} is not in the hub's local cache{reason}", hint=hint)
         with _as_prefcli_errors(name, what, hint, f"and the {what} {name} is not on this machine"):
-            repository = hub.HfApi().model_info(name, revision=revision, timeout=CHECK_SECONDS)
+            # The library's own limit is one for each address of the hub, and not for looking them up.
+            repository = _with_timeout(
+                CHECK_SECONDS, lambda: hub.HfApi().model_info(name, revision=revision, timeout=CHECK_SECONDS)
+            )
             if needed.choose is not None:
                 chosen = needed.choose([sibling.rfilename for sibling in repository.siblings or []])
                 arguments["allow_patterns"] = [glob.escape(file) for file in chosen]

@@ -75,7 +75,7 @@ def new_folder(root: Path, options: TrainOptions) -> Path:
     PrefcliError
         If it cannot be made.
     """
-    encoder = "" if options.architecture == "features" else f"-{Path(options.encoder).name or 'encoder'}"
+    encoder = "" if options.architecture == "features" else f"-{Path(options.encoder_name).name or 'encoder'}"
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{options.architecture}{encoder}"
     for number in itertools.count(1):
         folder = root / (name if number == 1 else f"{name}-{number}")

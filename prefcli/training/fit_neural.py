@@ -17,6 +17,7 @@ from prefcli.compute import devices, fsdp
 from prefcli.data.selection import Fold
 from prefcli.errors import InputError
 from prefcli.models import conversation, neural, token_cache, trial
+from prefcli.models.architectures import is_causal
 from prefcli.models.conversation import ConversationTemplate
 from prefcli.models.packing import conversation_template
 from prefcli.models.reward import RewardSetup
@@ -51,7 +52,7 @@ class NeuralFitter:
         if context.resume and (context.folder / neural.TOKENIZER_CONFIG).is_file():
             source = _run_as_source(context.folder)
         else:
-            source = encoders.locate(options.encoder)
+            source = encoders.locate(options.encoder_name)
         self.traits: EncoderTraits | None = None
         """Of the encoder, which the first fold tries out for all."""
         trained_on = np.unique(np.concatenate([fold.train for fold in folds]))
@@ -74,7 +75,7 @@ class NeuralFitter:
 
     def _read_conversations(self, *, resumed: bool) -> None:
         """Find the conversation template of a reward model, and make its tokenizer one that gives it to other tools."""
-        context, name = self.context, self.context.options.encoder
+        context, name = self.context, self.context.options.encoder_name
         if resumed:
             config = runs.read_config(context.folder)
             self.template = str(config["resolved"]["template"])
@@ -167,7 +168,7 @@ class NeuralFitter:
         if under_way:
             source = neural.resolve_base(runs.read_config(folder)["base"], None, folder, network=True)
         else:
-            source = encoders.locate(options.encoder)
+            source = encoders.locate(options.encoder_name)
         frozen = neural.frozen_weights(options, self.placement)
         return source, encoders.make_encoder(
             source,
@@ -191,11 +192,17 @@ class NeuralFitter:
         part = "" if trainable == size else f", {trainable:.1f} M of them trained"
         pooling = {"auto": "the classifier's own"}.get(model.module.pooling, model.module.pooling)
         for line in (
-            f"encoder {self.context.options.encoder}: {source.source}; {size:.1f} M parameters{part}",
+            f"encoder {self.context.options.encoder_name}: {source.source}; {size:.1f} M parameters{part}",
             f"{self.placement}; {model.attention}; {pooling} pooling",
             f"{max_length} tokens a sequence: {cut}",
         ):
             self.context.reporter.note(line)
+        is_language_model = self.context.options.reads_raw_text or is_causal(model.module.encoder)
+        if is_language_model and self.context.data.text == "nltk":
+            self.context.reporter.warn(
+                "the text is nltk-normalised, without stop words, punctuation and inflections, and this model "
+                "was pretrained on texts as they are: --text raw (its default) keeps them"
+            )
 
     def _write_header(self, fold: Fold, model: neural.NeuralModel, source: encoders.ResolvedModel, cut: str) -> None:
         """Write what a run's folder holds before its training begins: config and tokenizer."""
@@ -216,7 +223,7 @@ class NeuralFitter:
         encoder_config: Any = model.encoder_config()
         if context.options.lora_rank:
             # The encoder's weights are elsewhere, so transformers must not take the run for an encoder.
-            encoder_config = {"base": neural.describe_base(context.options.encoder, source)}
+            encoder_config = {"base": neural.describe_base(context.options.encoder_name, source)}
         context.write_config(fold, resolved, encoder_config)
         for folder in dict.fromkeys((fold.folder, context.folder)):
             model.save_tokenizer(folder)
