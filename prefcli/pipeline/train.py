@@ -184,7 +184,7 @@ def _start(
         runs.refuse_folder(folder, force=force)
     options = with_absolute_paths(options)
     # A name that cannot be found is refused before any work is done.
-    options, _ = with_encoder(options, world, reporter, began=Path(output) if output and not force else None)
+    options, _ = with_encoder(options, world, reporter, began=None if force else folder)
     with world.main_process_first():
         data = find_data(source, workspace, options, reporter)
     options = dataclasses.replace(options, text=data.text)
@@ -197,7 +197,7 @@ def _start(
     under_way = False
     if world.is_main_process:
         folder = folder or runs.new_folder(workspace.runs, options)
-        inputs = [*data.source.paths, *files_of(options), data.training.path, Path(options.encoder)]
+        inputs = [*data.source.paths, *files_of(options), data.training.path, Path(options.encoder_name)]
         files.refuse_to_replace(folder, inputs)
         locks.enter_context(runs.locked(folder))
         under_way = runs.start(folder, force=force, is_same=is_same)
