@@ -194,7 +194,7 @@ class Task:
     def _rate(self, suffix: str) -> str:
         if self._unit == "bytes":
             return f"{self._amount(self.rate)}/s"
-        return f"{self.rate:,.{1 if self.rate < 100 else 0}f}{suffix}"
+        return f"{self.rate:,.{1 if self.rate < 10 else 0}f}{suffix}"
 
     def __rich_console__(self, console: Any, options: ConsoleOptions) -> RenderResult:
         """The bar in one line of the terminal, with as much beside it as there is room for."""
@@ -202,8 +202,8 @@ class Task:
         from rich.table import Table
         from rich.text import Text
 
-        done = f"{self._share():.0%}" if self._total else self._amount(self._done)
-        parts = [f"{done:>4}"]
+        done = f"{self._share():4.0%}" if self._total else self._amount(self._done) if self._done else "..."
+        parts = [done]
         if (left := self.seconds_left) is not None:
             parts.append(f"{duration(left)} left")
         if self.rate:

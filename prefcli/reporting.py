@@ -6,8 +6,11 @@ stderr, a Python caller gets :data:`SILENT` by default.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+Batch = TypeVar("Batch", bound=Sized)
 
 
 class Progress(Protocol):
@@ -70,6 +73,13 @@ class Silent:
 
 
 SILENT: Reporter = Silent()
+
+
+def followed(batches: Iterable[Batch], progress: Progress) -> Iterator[Batch]:
+    """The batches; when the next one is asked for, ``progress`` advances by the rows of the one before."""
+    for batch in batches:
+        yield batch
+        progress.advance(len(batch))
 
 
 def visible(text: str) -> str:

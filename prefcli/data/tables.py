@@ -26,7 +26,7 @@ from prefcli.errors import InputError, PrefcliError, plural
 from prefcli.outcomes import TIE, WINNER_COLUMNS
 from prefcli.readers.cells import first_null_row
 from prefcli.readers.containers import column_names, open_container
-from prefcli.reporting import Reporter
+from prefcli.reporting import NO_PROGRESS, Progress, Reporter
 from prefcli.storage import files
 
 if TYPE_CHECKING:
@@ -214,6 +214,11 @@ class LabelFile:
                 ) from None
 
     @property
+    def size(self) -> int:
+        """Bytes of the files on disk."""
+        return self.battles.size if self.battles is not None else self.source.paths[0].stat().st_size
+
+    @property
     def outcomes(self) -> int | None:
         """2 if the layout has no ties; None if only the labels show how many outcomes there are."""
         return 2 if self.battles is not None and not self.battles.has_ties else None
@@ -223,8 +228,10 @@ class LabelFile:
         """The groups that were read so far, by their codes."""
         return list(self._group_codes)
 
-    def rows(self) -> Iterator[Rows]:
+    def rows(self, progress: Progress = NO_PROGRESS) -> Iterator[Rows]:
         """Ids and integers: label (-1 where unknown), prompt key (0 if prompts are not known) and code of the group.
+
+        ``progress`` is advanced by bytes.
 
         Raises
         ------
@@ -232,7 +239,7 @@ class LabelFile:
             If a row is invalid.
         """
         first = 1
-        for ids, labels, keys, names in self._columns():
+        for ids, labels, keys, names in self._columns(progress):
             yield Rows(ids, np.stack([labels, keys, self._codes(names)], axis=1), first)
             first += len(ids)
 
@@ -241,12 +248,12 @@ class LabelFile:
         codes = [self._group_codes.setdefault(name, len(self._group_codes)) for name in encoded.dictionary.to_pylist()]
         return np.array([*codes, -1])[int_column(encoded.indices, missing=-1)]
 
-    def _columns(self) -> Iterator[LabelColumns]:
+    def _columns(self, progress: Progress) -> Iterator[LabelColumns]:
         by = self.source.by
         if self.battles is None:
-            yield from _label_rows(self.source.paths[0], by)
+            yield from _label_rows(self.source.paths[0], by, progress)
             return
-        for batch, counts in self.battles.batches():
+        for batch, counts in self.battles.batches(progress):
             labels, keys = (int_column(batch.column(name), missing=-1) for name in ("label", "prompt_key"))
             names = pa.nulls(batch.num_rows, pa.string()) if by is None else groups.of(batch, by)
             yield batch.column("id"), labels, keys, names
@@ -265,10 +272,10 @@ def _outcome_columns(by: str | None) -> list[str]:
     return list(dict.fromkeys(["id", *WINNER_COLUMNS, *([by] if by else [])]))
 
 
-def _label_rows(path: Path, by: str | None) -> Iterator[LabelColumns]:
+def _label_rows(path: Path, by: str | None, progress: Progress) -> Iterator[LabelColumns]:
     """Ids, labels, no keys and groups of a file with one-hot winner columns, some rows at a time."""
     invalid = Mismatch()
-    for rows, names in _rows(path, "labels", by):
+    for rows, names in _rows(path, "labels", by, progress):
         is_one_hot = np.isin(rows.values, (0, 1)).all(axis=1) & (rows.values.sum(axis=1) == 1)
         _add_rows(invalid, rows, np.flatnonzero(~is_one_hot))
         yield rows.ids, rows.values.argmax(axis=1), np.zeros(len(rows.ids), dtype=np.int64), names
@@ -329,10 +336,10 @@ class ScoredBattles:
         self.left_out: list[str] = []
         """After the last of :meth:`parts`: what several files do not have in common, in words."""
 
-    def parts(self) -> Iterator[tuple[NDArray[np.float64], NDArray[np.int64]]]:
+    def parts(self, progress: Progress = NO_PROGRESS) -> Iterator[tuple[NDArray[np.float64], NDArray[np.int64]]]:
         """Probabilities ``[files, n, 3]`` and integers ``[n, 3]`` of the same battles, see :meth:`LabelFile.rows`.
 
-        They come some at a time; memory does not grow.
+        They come some at a time; memory does not grow. ``progress`` is advanced by bytes of the labels.
 
         Raises
         ------
@@ -342,7 +349,7 @@ class ScoredBattles:
         """
         streams = [prediction_rows(path, renormalize=self.renormalize) for path in self.predictions]
         scored = 0
-        with Join(*streams, self.labels.rows()) as join:
+        with Join(*streams, self.labels.rows(progress)) as join:
             for *probabilities, values in join.rows():
                 scored += len(values)
                 yield np.stack(probabilities), values
@@ -412,10 +419,12 @@ def _column_of_ids(source: Source, ids: Sequence[str]) -> str | None:
     return None
 
 
-def _rows(path: Path, what: str, by: str | None = None) -> Iterator[tuple[Rows, pa.Array]]:
+def _rows(
+    path: Path, what: str, by: str | None = None, progress: Progress = NO_PROGRESS
+) -> Iterator[tuple[Rows, pa.Array]]:
     """Ids as they are spelled, the three winner columns as numbers ``[n, 3]``, and each row's group."""
     first = 1
-    for batch in readers.column_batches(path, _outcome_columns(by)):
+    for batch in readers.column_batches(path, _outcome_columns(by), progress):
         ids = batch.column("id")
         if ids.null_count:
             raise InputError("no id", where=f"{path}, row {first + first_null_row(ids)}, column id")

@@ -163,9 +163,9 @@ class BatchedModel:
             yield ordered[start : start + count]
             start += count
 
-    def tokenise(self, batches: Iterator[pa.RecordBatch], progress: Any = None) -> TokenisedBattles:
+    def tokenise(self, batches: Iterator[pa.RecordBatch]) -> TokenisedBattles:
         packing = self.packing
-        return tokenise(self.tokenizer, batches, progress, by_turn=packing.by_turn, conversation=packing.conversation)
+        return tokenise(self.tokenizer, batches, by_turn=packing.by_turn, conversation=packing.conversation)
 
     def inference(self) -> contextlib.AbstractContextManager[object]:
         """What surrounds the passes of a prediction."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from prefcli.battles import TEXT_FIELDS
 from prefcli.models.tokens import Ragged, TokenisedBattles, tokenise
-from prefcli.reporting import Reporter
+from prefcli.reporting import Reporter, followed
 from prefcli.storage.workspace import StageWriter, Workspace
 
 if TYPE_CHECKING:
@@ -41,12 +41,13 @@ def cached_tokens(
     definition = getattr(tokenizer, "backend_tokenizer", None)
     if definition is None:  # tokenizers written in Python have none, so two of them look the same
         with reporter.track("tokenising", len(data)) as progress:
-            return tokenise(tokenizer, data.batches(), progress, by_turn=by_turn, conversation=conversation)
+            batches = followed(data.batches(), progress)
+            return tokenise(tokenizer, batches, by_turn=by_turn, conversation=conversation)
 
     def produce(writer: StageWriter) -> Mapping[str, Any]:
         count = 0
         with reporter.track("tokenising", len(data)) as progress:
-            for batch in data.batches():
+            for batch in followed(data.batches(), progress):
                 if batch.num_rows:
                     battles = tokenise(tokenizer, iter([batch]), by_turn=by_turn, conversation=conversation)
                     count += sum(len(column.values) for column in battles.columns)
@@ -56,7 +57,6 @@ def cached_tokens(
                         for c in columns
                     ]
                     writer.write(pa.RecordBatch.from_arrays(arrays, names=list(COLUMNS[: len(arrays)])))
-                    progress.advance(batch.num_rows)
         return {"tokens": count}
 
     source = hashlib.sha256()

@@ -18,7 +18,6 @@ from prefcli.battles import TEXT_FIELDS, TURN_SEPARATOR, labels_of, texts_of
 
 if TYPE_CHECKING:
     from prefcli.models.conversation import ConversationTemplate
-    from prefcli.reporting import Progress
 
 Ids = NDArray[np.int32]
 
@@ -109,7 +108,6 @@ class TokenisedBattles:
 def tokenise(
     tokenizer: Any,
     batches: Iterable[pa.RecordBatch],
-    progress: Progress | None = None,
     *,
     by_turn: bool = False,
     conversation: ConversationTemplate | None = None,
@@ -117,8 +115,7 @@ def tokenise(
     """Tokenise every field of every battle of canonical batches once.
 
     With ``by_turn`` every turn by itself, so that the turns are known when a conversation is cut; otherwise the turns
-    are joined first. With ``conversation`` every turn as it stands between that template's pieces. ``progress`` is
-    advanced by the number of battles done.
+    are joined first. With ``conversation`` every turn as it stands between that template's pieces.
     """
     empty = Ragged(np.empty(0, np.int32), np.zeros(1, np.int64))
     columns, turn_columns = ([[empty] for _ in TEXT_FIELDS] for _ in range(2))
@@ -136,8 +133,6 @@ def tokenise(
             columns[number].append(ids)
             turn_columns[number].append(turn_lengths)
         labels.append(labels_of(table))
-        if progress is not None:
-            progress.advance(batch.num_rows)
     ids_of, turns_of = (tuple(map(Ragged.concatenate, parts)) for parts in (columns, turn_columns))
     return TokenisedBattles(ids_of, np.concatenate(labels), turns_of if by_turn or conversation is not None else None)
 

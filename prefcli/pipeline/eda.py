@@ -10,7 +10,7 @@ from prefcli.exploration import Eda, explore
 from prefcli.pipeline.eda_problems import check_export, find_problems, write_problems
 from prefcli.pipeline.judges import JudgeOptions, compare_stage
 from prefcli.pipeline.stages import read_stage, show_first_battle
-from prefcli.reporting import SILENT, Reporter
+from prefcli.reporting import SILENT, Reporter, followed
 from prefcli.storage import files
 from prefcli.storage.paths import check_inputs, check_output, check_page
 from prefcli.storage.workspace import WORKSPACE, Workspace
@@ -85,7 +85,9 @@ def eda(  # noqa: PLR0913  (what the command line gives)
     if test:
         test_battles = read_stage(test, workspace, reporter, preferred="test", outcomes=False)
         test_keys = test_battles.table(["prompt_key"])["prompt_key"].to_numpy()
-    statistics = explore(battles.batches(), top, max_length=max_length, test_keys=test_keys, by=source.by)
+    with reporter.track("measuring", battles.rows) as progress:
+        batches = followed(battles.batches(), progress)
+        statistics = explore(batches, top, max_length=max_length, test_keys=test_keys, by=source.by)
     statistics = dataclasses.replace(statistics, **vars(compared))
     if export_path is not None:
         problems, trouble = find_problems(

@@ -69,7 +69,8 @@ def export(
     files.refuse_to_replace(folder, [source, *battles.paths])
     samples = _samples(source, workspace, reporter)
     reporter.note(f"exporting {source.name} and comparing it with torch on {samples[0].name}")
-    result = onnx.export(source, folder, samples, int8=int8)
+    with reporter.track("exporting", None):
+        result = onnx.export(source, folder, samples, int8=int8)
     reporter.note(
         f"probabilities differ from torch's by at most {result.largest_difference:.1e} "
         f"({result.compared:,} {result.sample})"

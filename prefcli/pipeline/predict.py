@@ -103,7 +103,8 @@ def predict(
         with world.main_process_first():
             battles, stages, sample = read_stages(source, calibrate, folders, workspace, options, reporter)
         request = devices.DeviceRequest(options.device, options.precision, world.local_rank)
-        members = inference.open_runs(folders, options, request)
+        with reporter.track("loading models", None):
+            members = inference.open_runs(folders, options, request)
         reporter.note(f"predicting with {', '.join(names)}{placement(folders, request)}")
         if options.swap_average and all(map(_is_reward, folders)):
             reporter.note("--swap-average changes nothing: swapped answers have swapped probabilities anyway")

@@ -121,7 +121,8 @@ def rank(
         with world.main_process_first():
             stage = candidate_stage(source, workspace, reporter)
         request = devices.DeviceRequest(options.device, options.precision, world.local_rank)
-        members = inference.open_runs(folders, options, request)
+        with reporter.track("loading models", None):
+            members = inference.open_runs(folders, options, request)
         reporter.note(f"ranking with {', '.join(names)}{placement(folders, request)}")
         describe_unseen(folders, names, reporter)
         keys = stage.table(["prompt_key"])["prompt_key"].to_numpy()

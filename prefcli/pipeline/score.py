@@ -174,10 +174,9 @@ def _score(
         reporter.note(f"{source}: {groups.describe(source.by, is_column=True)}")
     battles = tables.ScoredBattles(paths, label_file, renormalize=how.renormalize)
     tallies = _Tallies(battles, how, [_training_prompts(path, how.workspace, reporter) for path in paths])
-    with reporter.track("scoring", None) as progress:
-        for probabilities, values in battles.parts():
+    with reporter.track("scoring", label_file.size, "bytes") as progress:
+        for probabilities, values in battles.parts(progress):
             tallies.add(probabilities, values)
-            progress.advance(len(values))
     if not tallies.all.n:
         raise InputError("no battle has an outcome", where=str(source))
     results = tallies.results()

@@ -329,8 +329,8 @@ def peek_table(raw: RawBatch, names: Sequence[str]) -> RawBatch:
     return _first_rows(raw.select(names))
 
 
-def column_batches(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns of a table as strings, spelled as in the file, a batch at a time.
+def column_batches(path: Path, names: Sequence[str], progress: Progress = NO_PROGRESS) -> Iterator[pa.RecordBatch]:
+    """Some columns of a table as strings, spelled as in the file, a batch at a time; ``progress`` goes by bytes.
 
     For files that are not battles (predictions, labels). Numbers in Parquet become their shortest decimal form.
 
@@ -345,7 +345,7 @@ def column_batches(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]
         hint = f"Expected the columns {', '.join(names)}."
         raise InputError(missing_columns(missing, present), where=container.name, hint=hint)
     row = 1
-    for raw in raw_batches(container, names):
+    for raw in raw_batches(container, names, progress):
         location = Location(container.name, row)
         yield pa.record_batch([string_column(raw, name, location) for name in names], names=list(names))
         row += raw.num_rows

@@ -63,7 +63,8 @@ def fitter_for(context: TrainContext, folds: Sequence[Fold]) -> Fitter:
         from prefcli.training.fit_features import FeaturesFitter
 
         return FeaturesFitter(context, folds)
-    from prefcli.training.fit_neural import NeuralFitter
+    with context.reporter.track("loading PyTorch", None):
+        from prefcli.training.fit_neural import NeuralFitter
 
     return NeuralFitter(context, folds)
 

@@ -13,7 +13,7 @@ from prefcli.errors import ModelError
 from prefcli.models import features as models
 from prefcli.models.features import statistics
 from prefcli.models.features.statistics import Features
-from prefcli.reporting import Progress
+from prefcli.reporting import Progress, followed
 from prefcli.storage import files, runs
 from prefcli.training.context import FitResult, TrainContext
 from prefcli.training.trackers import Trackers
@@ -31,13 +31,9 @@ class FeaturesFitter:
         self.features: Features | None = None
         if not context.world.is_main_process:
             return
-        parts = []
-        with context.reporter.track("measuring texts", len(context.training_data)) as progress:
-            for batch in context.training_data.batches():
-                if batch.num_rows:
-                    parts.append(statistics.extract(batch))
-                    progress.advance(batch.num_rows)
-        self.features = Features.concatenate(parts)
+        with context.reporter.track("measuring", len(context.training_data)) as progress:
+            batches = followed(context.training_data.batches(), progress)
+            self.features = Features.concatenate([statistics.extract(batch) for batch in batches if batch.num_rows])
         context.reporter.note(
             f"boosting {len(models.COLUMNS):,} statistics of {len(folds[0].train):,} battles in both orders"
             + (", in each fold about as many" if context.options.folds else "")
