@@ -17,9 +17,12 @@ import pytest
 from conftest import battle, write_csv
 from rich.console import Console as RichConsole
 
-from prefcli import readers
+from prefcli import pipeline, readers
 from prefcli.battles import Source
 from prefcli.console import Console, Task, duration
+from prefcli.data.synthetic import Demo
+from prefcli.models.features.booster import BoosterSettings
+from prefcli.options import PredictOptions, TrainOptions
 from prefcli.pipeline import stages
 from prefcli.readers import containers, json_rows
 from prefcli.reporting import Silent
@@ -159,9 +162,9 @@ def test_what_matters_most_is_what_a_narrow_terminal_shows(clock) -> None:
             drawn.print(training)
         return re.sub("[━╸╺]+ +", "", capture.get().rstrip("\n")).rstrip()
 
-    assert shown(120) == "training 22% 0:42 left 50.0 battles/s loss 1.0462, lr 1.1e-05"
+    assert shown(120) == "training 22% 0:42 left 50 battles/s loss 1.0462, lr 1.1e-05"
     assert shown(80) == shown(120)
-    assert shown(50) == "training 22% 0:42 left 50.0 battles/s"
+    assert shown(50) == "training 22% 0:42 left 50 battles/s"
     assert shown(30) == "training  22% 0:42 left"  # no room for a bar
 
 
@@ -190,6 +193,7 @@ class Followed(Silent):
 
     def __init__(self) -> None:
         self.tasks: list[tuple[str, float | None, list[float]]] = []
+        self.expected: list[float] = []
 
     @contextmanager
     def track(self, what: str, total: float | None, unit: str = "battles") -> Iterator[object]:
@@ -197,7 +201,8 @@ class Followed(Silent):
         self.tasks.append((what, total, steps))
 
         class Steps:
-            expect = skip = result = staticmethod(lambda *_: None)
+            skip = result = staticmethod(lambda _: None)
+            expect = staticmethod(self.expected.append)
 
             def advance(self, amount: float = 1, note: str = "") -> None:
                 steps.append(amount)
@@ -266,3 +271,36 @@ def test_several_files_are_one_task(csv_file: Path, tmp_path: Path) -> None:
     stages.read_stage(Source((csv_file, second)), Workspace(tmp_path / "ws"), followed)
     [(_, total, steps)] = [task for task in followed.tasks if task[0].startswith("reading")]
     assert total == sum(steps) == csv_file.stat().st_size + second.stat().st_size
+
+
+def test_every_task_of_a_command_ends_at_its_total(demo_files: Demo, tmp_path: Path, monkeypatch) -> None:
+    """Also where a run has folds, each of which predicts every battle."""
+    settings = BoosterSettings(8, 0.2, 10, 0.3, 5, 3)
+    monkeypatch.setattr(BoosterSettings, "for_battles", lambda battles: settings)
+    workspace, followed = Workspace(tmp_path / "ws"), Followed()
+    options = TrainOptions(architecture="features", text="raw", folds=2)
+    run = pipeline.train(demo_files.train, workspace, options, reporter=followed).run
+    preds = tmp_path / "preds.csv"
+    pipeline.predict(demo_files.test, workspace, preds, PredictOptions((str(run),)), reporter=followed)
+    pipeline.score(preds, demo_files.truth, reporter=followed)
+    pipeline.eda(demo_files.train, workspace, reporter=followed)
+    tasks = {what.partition(" ")[0]: (total, sum(steps)) for what, total, steps in followed.tasks}
+    assert tasks["predicting"] == (2 * 60, 2 * 60)
+    assert tasks.keys() == {
+        "checking", "reading", "normalising", "measuring", "boosting", "loading", "predicting", "scoring",
+    }  # fmt: skip
+    assert all(total == done for name, (total, done) in tasks.items() if name not in ("boosting", "loading"))
+    assert followed.expected[-1] == tasks["boosting"][1], "the rounds of both folds, known at the end"
+
+
+def test_a_fold_is_named_beside_the_bar_of_all_folds(demo_files: Demo, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(Console, "_line_is_due", lambda self: True)
+    settings = BoosterSettings(8, 0.2, 10, 0.3, 5, 3)
+    monkeypatch.setattr(BoosterSettings, "for_battles", lambda battles: settings)
+    options = TrainOptions(architecture="features", text="raw", folds=2)
+    pipeline.train(demo_files.train, Workspace(tmp_path / "ws"), options, reporter=Console())
+    lines = [re.sub(r"\d([\d.,:]*\d)?", "N", line) for line in capsys.readouterr().err.splitlines()]
+    boosting = [line for line in lines if line.startswith("boosting: ")]
+    assert boosting[-1] == "boosting: N of N rounds (N%), N/s, N left, fold N of N, final fit"
+    assert any(line.endswith("fold N of N, choosing rounds N/N") for line in boosting)
+    assert sum(line.startswith("fold N of N: validation log loss N") for line in lines) == 2
