@@ -26,18 +26,29 @@ An error is one to three lines: what, where, what to do; `--debug` shows where i
 def page() -> str:
     """The reference as Markdown."""
     os.environ["COLUMNS"] = "100"
-    from prefcli.cli.main import COMMANDS, VERBS, run
+    from prefcli.cli.main import COMMANDS, PANELS
 
-    parts = [HEAD]
-    names = [name for verb in VERBS for name in (verb, *(f"{verb} {each}" for each in COMMANDS.get(verb, ())))]
-    for name in ("", *names):
-        arguments = [*name.split(), "--help"]
-        text = io.StringIO()
-        with contextlib.redirect_stdout(text):
-            run(arguments)
-        lines = "\n".join(line.rstrip() for line in text.getvalue().splitlines())
-        parts.append(f"## prefcli {name}".rstrip() + f"\n\n```text\n{lines}\n```\n")
+    parts = [HEAD, screen("")]
+    title = ""
+    for verb, panel in PANELS.items():
+        if panel != title:
+            title = panel
+            parts.append(f"## {title}\n")
+        parts += [
+            f"### prefcli {name}\n\n{screen(name)}"
+            for name in (verb, *(f"{verb} {each}" for each in COMMANDS.get(verb, ())))
+        ]
     return "\n".join(parts)
+
+
+def screen(name: str) -> str:
+    """The help of a command, as a block."""
+    from prefcli.cli.main import run
+
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        run([*name.split(), "--help"])
+    return f"```text\n{text.getvalue()}```\n"
 
 
 def formats() -> str:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from prefcli import metrics, pipeline
 from prefcli.battles import PathLike, SourceLike
 from prefcli.battles import Source as Source
-from prefcli.errors import InputError
+from prefcli.errors import InputError, did_you_mean
 from prefcli.exporting.merge import MergeResult
 from prefcli.metrics import Score
 from prefcli.options import PairOptions, PredictOptions, RankOptions, TrainOptions, resolve
@@ -300,5 +300,7 @@ def estimate(
 def _check_names(options: dict[str, Any], kind: type[TrainOptions | PredictOptions | PairOptions]) -> None:
     if unknown := sorted(set(options) - {field.name for field in fields(kind)}):
         raise InputError(
-            f"there is no option {unknown[0]!r}", hint=f"Options are the fields of prefcli.options.{kind.__name__}."
+            f"there is no option {unknown[0]!r}",
+            hint=did_you_mean(unknown[0], [field.name for field in fields(kind)])
+            or f"Options are the fields of prefcli.options.{kind.__name__}.",
         )

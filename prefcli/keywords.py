@@ -17,10 +17,12 @@ class TrainKeywords(TypedDict, total=False):
     """Defaults for all other options: baseline: the original notebook's method, siamese on NLTK-normalised text; fast:
     boosted text statistics, minutes on a laptop; strong: siamese with interaction on longer raw text in both orders,
     for a GPU."""
-    text: str | None
-    """Text normalisation: nltk, raw or light. [default: nltk; features, reward: raw]"""
-    encoder: str | Path
-    """A folder, a model on the hub (owner/name), or tiny, the built-in one."""
+    text: Literal["nltk", "light", "raw"] | None
+    """Text normalisation. [default: nltk; of features, reward, LoRA, decoders and --recipe strong: raw]"""
+    encoder: str | Path | None
+    """A folder, a model on the hub (owner/name), minilm (22 M parameters, from the hub or an installed package), or
+    tiny, the built-in one. [default: microsoft/deberta-v3-small, or the best one on this machine where it cannot be
+    had]"""
     architecture: Literal["siamese", "cross-encoder", "reward", "features"]
     """siamese: one encoder reads the prompt with each answer; cross-encoder: it reads both answers at once; reward: it
     gives each answer one number, as transformers' sequence classifiers do; features: boosted text statistics, no
@@ -76,7 +78,7 @@ class TrainKeywords(TypedDict, total=False):
     lora_dropout: float
     """Dropout on the adapters' inputs."""
     lora_targets: str
-    """Layers with adapters: all, attention, or names such as q_proj,v_proj."""
+    """Layers with adapters; names are such as q_proj,v_proj."""
     quantize: Literal["none", "8bit", "4bit"]
     """Load the frozen weights in 8 or 4 bits; needs --lora-rank and a CUDA GPU."""
     shard: bool
@@ -88,7 +90,7 @@ class TrainKeywords(TypedDict, total=False):
     precision: Literal["auto", "fp32", "fp16", "bf16"]
     """auto picks what the device is good at, and says why."""
     device: str
-    """auto, cpu, cuda, cuda:1 or mps."""
+    """auto takes a GPU if there is one; cuda:1 is the second."""
     validation: float
     """Share of the battles held out, by prompt; 0: train on all."""
     validation_file: str | Path | None
@@ -98,7 +100,7 @@ class TrainKeywords(TypedDict, total=False):
     max_steps: int
     """Stop a fit after N steps; 0: no limit."""
     max_time: float
-    """Stop a fit after N minutes, validation included; 0: no limit."""
+    """Stop a fit after so long, validation included; 0: no limit."""
     log_every: int
     """Write metrics every N steps."""
     eval_every: int
@@ -134,7 +136,7 @@ class PredictKeywords(TypedDict, total=False):
     precision: Literal["auto", "fp32", "fp16", "bf16"]
     """auto picks what the device is good at, and says why."""
     device: str
-    """auto, cpu, cuda, cuda:1 or mps."""
+    """auto takes a GPU if there is one; cuda:1 is the second."""
     fast_attention: bool
     """Compute encoders faster, with the same results."""
     encoder: str | Path | None
@@ -159,7 +161,7 @@ class RankKeywords(TypedDict, total=False):
     precision: Literal["auto", "fp32", "fp16", "bf16"]
     """auto picks what the device is good at, and says why."""
     device: str
-    """auto, cpu, cuda, cuda:1 or mps."""
+    """auto takes a GPU if there is one; cuda:1 is the second."""
     fast_attention: bool
     """Compute encoders faster, with the same results."""
     encoder: str | Path | None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
-from prefcli.errors import InputError, one_line, require
+from prefcli.errors import InputError, did_you_mean, one_line, require
 
 ARCHITECTURES = ("siamese", "cross-encoder", "reward", "features")
 COMBINATIONS = ("concat", "interaction")
@@ -27,6 +27,9 @@ TRACKERS = ("tensorboard", "wandb")
 PAIR_SELECTIONS = ("best-worst", "best-rest", "all")
 PAIR_TIES = ("drop", "kto")
 PAIR_LAYOUTS = ("trl", "trl-text", "llama-factory")
+
+TEXTS = ("nltk", "light", "raw")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 RECIPES: dict[str, dict[str, Any]] = {
     "baseline": {},
@@ -55,7 +58,7 @@ SCRATCH_LR = 1e-3
 LORA_LR = 2e-4
 
 PRECISION_HELP = "auto picks what the device is good at, and says why."
-DEVICE_HELP = "auto, cpu, cuda, cuda:1 or mps."
+DEVICE_HELP = "auto takes a GPU if there is one; cuda:1 is the second."
 
 
 def option(default: Any, help_text: str, **metadata: Any) -> Any:
@@ -63,7 +66,8 @@ def option(default: Any, help_text: str, **metadata: Any) -> Any:
 
     Limits are ``at_least``, ``above``, ``at_most``, ``choices`` and ``each_of`` (of a comma-separated list). With
     ``neural_only`` the flag is refused for ``--architecture features``, with ``reward_only`` for all architectures but
-    ``reward``, with ``pair_only`` for ``reward``, with ``lora_only`` without ``--lora-rank``.
+    ``reward``, with ``pair_only`` for ``reward``, with ``lora_only`` without ``--lora-rank``. In the help ``metavar``
+    stands for the value where there are no ``choices``; the shell also completes ``suggestions``, which are not all.
     """
     return field(default=default, metadata={"help": help_text, **metadata})
 
@@ -85,13 +89,14 @@ class TrainOptions:
     )
     text: str | None = option(
         None,
-        "Text normalisation: nltk, raw or light. [default: nltk; of features, reward, LoRA, decoders and --recipe "
-        "strong: raw]",
+        "Text normalisation. [default: nltk; of features, reward, LoRA, decoders and --recipe strong: raw]",
+        choices=TEXTS,
     )
     encoder: str | None = neural_option(
         None,
         "A folder, a model on the hub (owner/name), minilm (22 M parameters, from the hub or an installed package), or "
         f"tiny, the built-in one. [default: {DEFAULT_ENCODER}, or the best one on this machine where it cannot be had]",
+        metavar="NAME|DIR",
     )
     architecture: str = option(
         "siamese",
@@ -151,7 +156,9 @@ class TrainOptions:
     )
     tie: str = reward_option("constant", "How likely ties are: learnt as a constant, or from the prompt.", choices=TIES)
     soft_labels: str | None = option(
-        None, "A file of predictions to train on as soft labels, joined by id; battles without outcome count too."
+        None,
+        "A file of predictions to train on as soft labels, joined by id; battles without outcome count too.",
+        metavar="FILE",
     )
     soft_weight: float = option(1.0, "Weight of a battle's soft label against its outcome.", at_least=0.0, at_most=1.0)
     soft_temperature: float = option(
@@ -164,7 +171,9 @@ class TrainOptions:
         None, "Adapters are scaled by alpha / rank. [default: twice the rank]", above=0.0, at_most=1e6
     )
     lora_dropout: float = lora_option(0.0, "Dropout on the adapters' inputs.", at_least=0.0, at_most=0.9)
-    lora_targets: str = lora_option("all", "Layers with adapters: all, attention, or names such as q_proj,v_proj.")
+    lora_targets: str = lora_option(
+        "all", "Layers with adapters; names are such as q_proj,v_proj.", metavar="all|attention|NAMES"
+    )
     quantize: str = neural_option(
         "none", "Load the frozen weights in 8 or 4 bits; needs --lora-rank and a CUDA GPU.", choices=QUANTIZATIONS
     )
@@ -178,14 +187,18 @@ class TrainOptions:
         False, "Recompute activations in the backward pass: less memory, more time."
     )
     precision: str = neural_option("auto", PRECISION_HELP, choices=PRECISIONS)
-    device: str = neural_option("auto", DEVICE_HELP)
+    device: str = neural_option("auto", DEVICE_HELP, metavar="|".join(DEVICES), suggestions=DEVICES)
     validation: float = option(
         0.1, "Share of the battles held out, by prompt; 0: train on all.", at_least=0.0, at_most=0.9
     )
-    validation_file: str | None = option(None, "Validate on the battles of this file instead of holding some out.")
+    validation_file: str | None = option(
+        None, "Validate on the battles of this file instead of holding some out.", metavar="FILE"
+    )
     folds: int = option(0, "Train N folds and predict each battle by the model that did not see it.", at_least=0)
     max_steps: int = neural_option(0, "Stop a fit after N steps; 0: no limit.", at_least=0)
-    max_time: float = neural_option(0.0, "Stop a fit after N minutes, validation included; 0: no limit.", at_least=0.0)
+    max_time: float = neural_option(
+        0.0, "Stop a fit after so long, validation included; 0: no limit.", at_least=0.0, metavar="MINUTES"
+    )
     log_every: int = neural_option(10, "Write metrics every N steps.", at_least=1)
     eval_every: int = neural_option(0, "Validate every N optimizer steps; 0: after each epoch.", at_least=0)
     keep: str = neural_option(
@@ -286,7 +299,24 @@ class TrainOptions:
         if self.quantize != "none" and self.shard:
             problems.append("--quantize and --shard exclude each other: quantized weights cannot be sharded")
         if problems:
-            raise InputError("; ".join(problems), hint="See prefcli train --help.")
+            raise InputError("; ".join(problems), hint=_similar(self) or "See prefcli train --help.")
+
+
+MOST_USED = "Most used"
+TRAIN_PANELS = {
+    MOST_USED: ("recipe", "encoder", "text", "epochs", "max_length", "batch_size", "lr", "folds"),
+    "Data": ("limit", "swap", "soft_labels", "soft_weight", "soft_temperature"),
+    "Model": ("architecture", "combine", "pooling", "template", "truncation", "tie"),
+    "Adapters (LoRA)": ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "quantize"),
+    "Optimisation": (
+        *("warmup", "weight_decay", "clip", "label_smoothing", "loss_input", "center_rewards", "margin", "max_steps"),
+        *("max_time", "seed"),
+    ),
+    "Evaluation": ("validation", "validation_file", "eval_every", "keep", "patience"),
+    "Hardware": ("device", "precision", "micro_batch", "gradient_checkpointing", "fast_attention", "shard"),
+    "Output": ("log_every", "checkpoint_every", "keep_checkpoints", "tracker"),
+}
+"""Where the help shows each field of :class:`TrainOptions`, in this order."""
 
 
 @dataclass(frozen=True)
@@ -302,9 +332,9 @@ class PredictOptions:
         True, "Fit a temperature (of several runs, weights) on held-out battles and keep it if that helps."
     )
     precision: str = option("auto", PRECISION_HELP, choices=PRECISIONS)
-    device: str = option("auto", DEVICE_HELP)
+    device: str = option("auto", DEVICE_HELP, metavar="|".join(DEVICES), suggestions=DEVICES)
     fast_attention: bool = option(True, "Compute encoders faster, with the same results.")
-    encoder: str | None = option(None, "Where the encoder of a LoRA run is now, if it has moved.")
+    encoder: str | None = option(None, "Where the encoder of a LoRA run is now, if it has moved.", metavar="NAME|DIR")
     limit: int | None = option(None, "Only the first N battles.", at_least=1)
     workers: int | None = option(None, "Processes for text normalisation. [default: all cores]", at_least=1)
 
@@ -314,7 +344,7 @@ class PredictOptions:
     def check(self) -> None:
         """Refuse impossible values, with one :class:`InputError` that names all of them."""
         if problems := _problems(self):
-            raise InputError("; ".join(problems), hint=f"See prefcli {self.VERB} --help.")
+            raise InputError("; ".join(problems), hint=_similar(self) or f"See prefcli {self.VERB} --help.")
 
 
 @dataclass(frozen=True)
@@ -378,7 +408,7 @@ class PairOptions:
     def check(self) -> None:
         """Refuse impossible values, with one :class:`InputError` that names all of them."""
         if problems := _problems(self):
-            raise InputError("; ".join(problems), hint="See prefcli rank --help.")
+            raise InputError("; ".join(problems), hint=_similar(self) or "See prefcli rank --help.")
 
 
 def _expanded(path: str | None) -> str | None:
@@ -394,6 +424,16 @@ def _problems(options: TrainOptions | PredictOptions | PairOptions) -> list[str]
         for f in dataclasses.fields(options)
         if (problem := _problem(flag_of(prefix + f.name), f.metadata, getattr(options, f.name)))
     ]
+
+
+def _similar(options: TrainOptions | PredictOptions | PairOptions) -> str:
+    """Choices that were meant, as a question each."""
+    questions = []
+    for f in dataclasses.fields(options):
+        choices = f.metadata.get("choices") or f.metadata.get("each_of") or ()
+        values = (getattr(options, f.name) or "").replace(" ", "").split(",") if choices else ()
+        questions += [did_you_mean(value, choices) for value in values if value and value not in choices]
+    return " ".join(filter(None, questions))
 
 
 def _problem(flag: str, limits: Mapping[str, Any], value: Any) -> str:
@@ -455,19 +495,19 @@ def read_config(path: Path) -> dict[str, Any]:
             raise InputError("not the configuration of a run: it has no options", where=str(path), hint=kinds)
     types = get_type_hints(TrainOptions)
     options: dict[str, Any] = {}
-    problems = []
+    problems, similar = [], []
     for key, value in given.items():
         name = key.replace("-", "_")
         if name not in types:
             problems.append(f"unknown option {key!r}")
+            similar.append(did_you_mean(key, types))
         elif not _fits(value, types[name]):
             problems.append(f"{key} is {value!r}, expected {_type_name(types[name])}")
         else:
             options[name] = value
     if problems:
-        raise InputError(
-            "; ".join(problems), where=str(path), hint="Keys are the flags of prefcli train without the dashes."
-        )
+        hint = " ".join(filter(None, similar)) or "Keys are the flags of prefcli train without the dashes."
+        raise InputError("; ".join(problems), where=str(path), hint=hint)
     return options
 
 

@@ -92,7 +92,7 @@ def test_a_layout_file_says_the_same_as_flags_which_win(cli: CLI, own: dict[str,
 @pytest.mark.parametrize("verb", ["eda", "preprocess", "train", "predict", "ablate", "score"])
 def test_every_verb_that_takes_files_takes_the_options(cli: CLI, verb: str) -> None:
     text = cli(verb, "--help").out
-    panel = text[text.index("\nReading:") :]
+    panel = text[text.index("\nReading the file:") :]
     for flag in ("--format", "--columns", "--outcome", "--each", "--encoding", "--layout"):
         assert panel.count(f"  {flag} ") == 1
         assert text.count(f"\n  {flag} ") == 1

@@ -13,7 +13,7 @@ from prefcli.options import TrainOptions, resolve
 
 EXAMPLES = common.examples(
     "prefcli ablate train.csv --encoder tiny --seeds 3",
-    "prefcli ablate train.csv --encoder ./deberta-v3-small --output softmax-ablation",
+    "prefcli ablate train.csv --encoder my-encoder --output softmax-ablation",
 )
 
 
@@ -29,7 +29,7 @@ def run(
     ] = None,
     **flags: Any,
 ) -> None:
-    """Measure where softmax belongs.
+    """Repeat the original notebook's softmax experiment, and measure it.
 
     Trains with the loss on logits, softmax and log-softmax, and scores six settings. If interrupted, the same command
     continues. The other flags are those of train.

@@ -16,6 +16,7 @@ import typer
 
 from prefcli.cli.completion import complete_run as complete_run
 from prefcli.cli.completion import find_root
+from prefcli.cli.help import GENERAL, READING
 from prefcli.reporting import visible
 
 if TYPE_CHECKING:
@@ -28,19 +29,21 @@ if TYPE_CHECKING:
 else:
     Reading = Any  # the verbs' signatures are looked at for --help, which imports neither NumPy nor Arrow
 
+GeneralOption = functools.partial(typer.Option, rich_help_panel=GENERAL)
+ReadingOption = functools.partial(typer.Option, rich_help_panel=READING)
+
 WorkspaceOption = Annotated[
     Path | None,
-    typer.Option(
+    GeneralOption(
         "--workspace", metavar="DIR", help="Folder of caches and runs. [default: .prefcli, or $PREFCLI_WORKSPACE]"
     ),
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results, warnings and errors.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-EstimateOption = Annotated[
-    bool, typer.Option("--estimate", help="Time a sample, print the expected time and memory, and stop.")
-]
-ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
+QuietOption = Annotated[bool, GeneralOption("--quiet", "-q", help="Print only results, warnings and errors.")]
+DebugOption = Annotated[bool, GeneralOption("--debug", help="Show a traceback when something goes wrong.")]
+JsonOption = Annotated[bool, GeneralOption("--json", help="Print the result as one JSON object.")]
+ESTIMATE_HELP = "Time a sample, print the expected time and memory, and stop."
+EstimateOption = Annotated[bool, typer.Option("--estimate", help=ESTIMATE_HELP)]
+ForceOption = Annotated[bool, GeneralOption("--force", help="Overwrite an existing output.")]
 FilesArgument = Annotated[
     list[Path],
     typer.Argument(
@@ -72,7 +75,6 @@ ByOption = Annotated[
         help="Also by group: a column of the file, a path into one, or script, length, turns or models.",
     ),
 ]
-ReadingOption = functools.partial(typer.Option, rich_help_panel="Reading")
 EncoderOption = Annotated[
     str | None,
     typer.Option("--encoder", metavar="NAME", help="Where the encoder of a LoRA run is now, if it has moved."),
@@ -125,7 +127,7 @@ def open_reading(
         ReadingOption(
             "--columns",
             metavar="KNOWN=PATH,...",
-            help="Where prompt, answers and the like are: prompt=system+question,response_a=answers.0.text.",
+            help="Where prompt, answers and the like are: prompt=question,response_a=answers.0.text.",
         ),
     ] = None,
     outcome: Annotated[
@@ -171,7 +173,7 @@ def open_reading(
 
 def examples(*lines: str) -> str:
     """A verb's examples, for the end of its help."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+    return "Examples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 @contextmanager

@@ -18,15 +18,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = common.examples(
     "prefcli eda train.csv",
-    "prefcli eda train.csv --by language --all",
     "prefcli eda train.csv --test test.csv --report page.html",
-    "prefcli eda people.csv --judge judge.csv --judge-model gpt-4",
-    "prefcli eda train.csv --test test.csv --export problems.csv --label-errors",
-    "prefcli eda arena-*.parquet --top 10 --json",
-    "prefcli eda votes.jsonl --columns prompt=question,response_a=left,response_b=right --outcome 'vote: l=a, r=b'",
-    "prefcli eda answers.jsonl --each 'completions: text=response, model=model, score=overall_score'",
-    "prefcli eda export.csv --layout ours.toml --encoding cp1252",
-    "zcat votes.jsonl.gz | prefcli eda -",
+    "prefcli eda people.csv --judge judge.csv",
 )
 
 MAX_GROUPS = 3
@@ -80,7 +73,10 @@ def run(
     ] = False,
     force: common.ForceOption = False,
 ) -> None:
-    """Which model people prefer and how surely, what else they reward, and what is wrong with a file of battles."""
+    """Rate the models of a file of votes, and find its problems.
+
+    Which model people prefer and how surely, what else they reward, and what is wrong with the file.
+    """
     from prefcli import pipeline
 
     statistics = pipeline.eda(

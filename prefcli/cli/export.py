@@ -15,7 +15,6 @@ EXAMPLES = common.examples(
     "prefcli export my-run --onnx my-run-onnx",
     "prefcli export my-run --onnx my-run-int8 --int8",
     "prefcli predict test.csv --model my-run-onnx",
-    "prefcli export my-run --merged my-run-merged",
 )
 
 
@@ -40,7 +39,7 @@ def run(
     encoder: common.EncoderOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
 ) -> None:
-    """Write a run in another form: for ONNX Runtime, or merged into one set of weights.
+    """Convert a run: to ONNX, or to one set of merged weights.
 
     An ONNX export is kept only if it predicts what torch predicts. It needs the packages
     onnx, onnxruntime and onnxscript.

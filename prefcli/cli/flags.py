@@ -9,15 +9,17 @@ import dataclasses
 import functools
 import inspect
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from prefcli.cli import common
-from prefcli.options import PairOptions, PredictOptions, TrainOptions, flag_of
+from prefcli.cli import common, help
+from prefcli.errors import InputError, closest_name, did_you_mean
+from prefcli.options import TRAIN_PANELS, PairOptions, PredictOptions, TrainOptions, flag_of
 
 Verb = Callable[..., None]
 
@@ -25,22 +27,73 @@ OPENERS: dict[str, Callable[..., Any]] = {"session": common.open_session, "readi
 """Parameters of verbs that are made from flags."""
 
 
+class _Conversion:
+    """How values of flags are converted, in place of Typer's own way: that one imports pydantic, even for a help."""
+
+    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The value, or a list where several are allowed."""
+        kind = param.type_descriptor.annotation
+        if param.multiple or param.nargs == -1:
+            (kind,) = get_args(kind)
+            return [self._convert(each, kind, param, ctx) for each in value or ()]
+        return None if value is None else self._convert(value, kind, param, ctx)
+
+    def _convert(self, value: Any, kind: Any, param: Any, ctx: Any) -> Any:
+        if isinstance(value, kind):
+            return value
+        try:
+            number = kind(value)
+        except ValueError:
+            if issubclass(kind, Enum):
+                raise _not_one_of(param, value, [each.value for each in kind], ctx) from None
+            expected = "a whole number" if kind is int else "a number"
+            raise _usage_error(f"{param.opts[-1]} is {value!r}, expected {expected}", ctx) from None
+        if param.min is not None and number < param.min:
+            raise _usage_error(f"{param.opts[-1]} is {value}, at least {param.min} is needed", ctx)
+        return number
+
+
+def _not_one_of(param: Any, value: str, choices: Sequence[str], ctx: Any) -> InputError:
+    return _usage_error(
+        f"{param.opts[-1]} is {value!r}, not one of {', '.join(choices)}", ctx, did_you_mean(value, choices)
+    )
+
+
+def _usage_error(what: str, ctx: Any, hint: str = "") -> InputError:
+    return InputError(what, hint=f"{hint} Try: {ctx.command_path} --help".strip())
+
+
 class VerbCommand(TyperCommand):
-    """A command whose help shows each panel of options under its title."""
+    """A command with a help in panels."""
 
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
-        for parameter in self.get_params(ctx):
-            if record := parameter.get_help_record(ctx):
-                default = "Arguments" if parameter.param_type_name == "argument" else "Options"
-                panels.setdefault(getattr(parameter, "rich_help_panel", None) or default, []).append(record)
-        for title, records in panels.items():
-            if records:
-                with formatter.section(title):
-                    formatter.write_dl(records)
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        convert_quickly(self.params)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(help.page(self, ctx))
 
 
-class VerbGroup(TyperGroup):
+class RootGroup(TyperGroup):
+    """The command ``prefcli``: without a verb it shows its help."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        convert_quickly(self.params)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or ["--help"])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in self.commands and not ctx.resilient_parsing:
+            raise no_such_command(args[0], self, ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(help.page(self, ctx))
+
+
+class VerbGroup(RootGroup):
     """A verb with commands of its own, of which the first is meant where none is named.
 
     Options of the command may stand before its name.
@@ -52,8 +105,21 @@ class VerbGroup(TyperGroup):
         if position is not None:
             args = [args[position], *args[:position], *args[position + 1 :]]
         elif not ctx.resilient_parsing and not {"-h", "--help"} & set(args):
+            if args and closest_name(args[0], self.commands) and not Path(args[0]).exists():
+                raise no_such_command(args[0], self, ctx)
             args = [next(iter(self.commands)), *args]
         return super().parse_args(ctx, args)
+
+
+def convert_quickly(parameters: Iterable[Any]) -> None:
+    """Let Typer convert values by :class:`_Conversion`; one without this attribute converts them in its own way."""
+    for parameter in parameters:
+        vars(parameter)["_runtime_param"] = _Conversion()
+
+
+def no_such_command(name: str, group: Any, ctx: Any) -> InputError:
+    """The error for a command that does not exist."""
+    return _usage_error(f"no such command: {name}", ctx, did_you_mean(name, group.commands))
 
 
 Options = type[TrainOptions | PredictOptions | PairOptions]
@@ -71,13 +137,11 @@ def command(*options: Options, without: Collection[str] = ()) -> Callable[[Verb]
         openers = {name: function for name, function in OPENERS.items() if own.pop(name, None)}
         shared = {name: {**inspect.signature(function, eval_str=True).parameters} for name, function in openers.items()}
         own.pop("flags", None)
+        of_verb = [*own.values(), *(p for opened in shared.values() for p in opened.values())]
+        of_options = [p for kind in options for p in _parameters(kind)]
         parameters = [
             p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for p in (
-                *own.values(),
-                *(p for opened in shared.values() for p in opened.values()),
-                *(p for kind in options for p in _parameters(kind)),
-            )
+            for p in (of_options + of_verb if TrainOptions in options else of_verb + of_options)
             if p.name not in without
         ]
 
@@ -121,17 +185,19 @@ def _parameters(options: Options) -> Iterator[inspect.Parameter]:
     """One parameter for every field; its default None means "not given", which keeps the origins of options apart."""
     hints = get_type_hints(options)
     prefix = getattr(options, "PREFIX", "")
-    for f in dataclasses.fields(options):
+    panels = _panels(options)
+    for f in sorted(dataclasses.fields(options), key=lambda f: list(panels).index(f.name)):
         kind = next(k for k in getattr(hints[f.name], "__args__", (hints[f.name],)) if k is not type(None))
         flag = flag_of(prefix + f.name)
         choices = f.metadata.get("choices") or f.metadata.get("each_of")
-        metavar = "|".join(choices) if choices else {int: "N", float: "X", str: "NAME"}.get(kind)
-        default = "on" if f.default is True else f.default
+        metavar = f.metadata.get("metavar") or ("|".join(choices) if choices else {int: "N", float: "X"}.get(kind))
+        default = help.spell(f.default)
         option = typer.Option(
             f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
             metavar=metavar,
-            help=f.metadata["help"] + ("" if default is None or default is False else f" [default: {default}]"),
+            help=f.metadata["help"] + (f" [default: {default}]" if default else ""),
             show_default=False,
+            rich_help_panel=panels[f.name],
         )
         annotation = list[str] if "each_of" in f.metadata else kind
         yield inspect.Parameter(
@@ -140,3 +206,14 @@ def _parameters(options: Options) -> Iterator[inspect.Parameter]:
             default=None,
             annotation=Annotated[annotation | None, option],
         )
+
+
+def _panels(options: Options) -> dict[str, str]:
+    """Where the help shows each field, in this order."""
+    if options is TrainOptions:
+        return {name: panel for panel, names in TRAIN_PANELS.items() for name in names}
+    names = [f.name for f in dataclasses.fields(options)]
+    if options is PairOptions:
+        return dict.fromkeys(names, help.PAIRS)
+    of_hardware = ("device", "precision", "fast_attention", "workers")
+    return {name: "Hardware" if name in of_hardware else "Options" for name in names}

@@ -16,20 +16,39 @@ import typer
 
 from prefcli._version import __version__
 from prefcli.cli import ablate, common, demo, eda, export, predict, preprocess, push, rank, report, runs, score, train
-from prefcli.cli.flags import VerbCommand, VerbGroup
-from prefcli.errors import MissingPackage, PrefcliError, is_out_of_memory, one_line, require
+from prefcli.cli.flags import RootGroup, VerbCommand, VerbGroup
+from prefcli.cli.help import GENERAL, usage
+from prefcli.errors import MissingPackage, PrefcliError, did_you_mean, is_out_of_memory, one_line, require
+
+
+class Root(RootGroup):
+    """The verbs in the order of :data:`GROUPS`; Typer puts those with commands last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(VERBS)
+
 
 app = typer.Typer(
     name="prefcli",
+    cls=Root,
     help="Predict which of two LLM answers a person prefers: from raw votes to calibrated probabilities.",
-    epilog="Start with: prefcli demo",
-    no_args_is_help=True,
+    epilog="Start here:\n"
+    "  prefcli demo                           all verbs on synthetic battles\n"
+    "  prefcli eda train.csv                  what the votes of a file say\n"
+    "  prefcli train train.csv --recipe fast  a first model, in minutes\n\n"
+    "prefcli COMMAND --help shows a command's options and examples.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-MODULES = (eda, preprocess, train, predict, rank, export, score, report, runs, push, ablate, demo)
-VERBS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
+GROUPS = {
+    "From votes to probabilities": (eda, preprocess, train, predict, score, rank),
+    "Runs": (runs, report, export, push),
+    "Try and measure": (demo, ablate),
+}
+"""The verbs as the help groups them."""
+PANELS = {module.__name__.rpartition(".")[2]: title for title, modules in GROUPS.items() for module in modules}
+VERBS = {module.__name__.rpartition(".")[2]: module for modules in GROUPS.values() for module in modules}
 COMMANDS = {"runs": runs.COMMANDS}
 """The commands of verbs that have some."""
 for name, verb in VERBS.items():
@@ -37,9 +56,9 @@ for name, verb in VERBS.items():
         group = typer.Typer(cls=VerbGroup, help=verb.__doc__, epilog=verb.EXAMPLES, rich_markup_mode=None)
         for command_name, function in commands.items():
             group.command(name=command_name, cls=VerbCommand)(function)
-        app.add_typer(group, name=name)
+        app.add_typer(group, name=name, rich_help_panel=PANELS[name])
     else:
-        app.command(name=name, epilog=verb.EXAMPLES, cls=VerbCommand)(verb.run)
+        app.command(name=name, epilog=verb.EXAMPLES, cls=VerbCommand, rich_help_panel=PANELS[name])(verb.run)
 
 
 def _print_version(requested: bool) -> None:
@@ -55,7 +74,15 @@ def root(
     quiet: common.QuietOption = False,
     debug: common.DebugOption = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version",
+            "-V",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version and exit.",
+            rich_help_panel=GENERAL,
+        ),
     ] = False,
 ) -> None:
     ctx.obj = {"workspace": workspace, "quiet": quiet}  # run() looks for --debug
@@ -181,11 +208,8 @@ MEMORY_HINTS = {
 
 
 def _explain(error: Any, arguments: list[str]) -> int:
-    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of Typer
-        context = getattr(error, "ctx", None)
-        path = context.command_path if context is not None else "prefcli"
-        message = one_line(error.format_message(), 1000)
-        return _fail(error.exit_code, message, f"Try: {path} --help") if message else int(error.exit_code)
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        return _fail(error.exit_code, *_usage_lines(error, _verb_in(arguments)))
     if type(error).__name__ == "Abort":
         return _fail(130, "interrupted")
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -213,6 +237,21 @@ def _explain(error: Any, arguments: list[str]) -> int:
 
 def _verb_in(arguments: list[str]) -> str:
     return next((argument for argument in arguments if argument in VERBS), "")
+
+
+def _usage_lines(error: Any, verb: str) -> list[str]:
+    """A usage error of Typer as lines: what is wrong, a similar option or the usage, and where help is."""
+    context = getattr(error, "ctx", None)
+    path = f"prefcli {verb}".strip() if context is None else context.command_path
+    hint = f"Try: {path} --help"
+    if context is not None and hasattr(error, "possibilities"):
+        flags = [flag for each in context.command.get_params(context) for flag in (*each.opts, *each.secondary_opts)]
+        similar = did_you_mean(error.option_name, [flag for flag in flags if flag.startswith("--")])
+        return [f"no such option: {error.option_name}", f"{similar} {hint}".strip()]
+    if hasattr(error, "param_type") and error.param is not None:
+        return [f"missing {error.param.metavar}", usage(context), hint]
+    what = one_line(error.format_message(), 1000).rstrip(".")
+    return [what[:1].lower() + what[1:], hint]
 
 
 def _discard_output() -> None:

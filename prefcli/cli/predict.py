@@ -17,14 +17,9 @@ if TYPE_CHECKING:
     from prefcli.battles import Source
 
 EXAMPLES = common.examples(
-    "prefcli predict test.csv",
     "prefcli predict test.csv --model my-run --output submission.csv",
-    "prefcli predict test.csv --model my-run --estimate",
-    "prefcli predict test.csv --model run-1 --model run-2 --swap-average --output blend.parquet",
-    "prefcli predict ours.csv --model run-1 --calibrate our-votes.csv",
-    "prefcli predict ours.jsonl --columns prompt=question,response_a=left,response_b=right",
-    "prefcli predict test.csv --model hf://owner/judge",
-    "produce-battles | prefcli predict - --output - | consume-probabilities",
+    "prefcli predict test.csv --model RUN1 --model RUN2 --output blend.parquet",
+    "prefcli predict ours.csv --model my-run --calibrate our-votes.csv",
 )
 
 
@@ -51,7 +46,7 @@ def run(
     force: common.ForceOption = False,
     **flags: Any,
 ) -> None:
-    """Predict A, B and tie for every battle.
+    """Predict the probabilities of A, B and tie for every battle.
 
     Writes the probabilities in the input's order, as Kaggle's submission wants them. Chosen and rejected answers also
     get p_chosen, the probability that the chosen one wins if there is no tie.

@@ -9,10 +9,10 @@ import typer
 from prefcli.cli import common
 from prefcli.cli.flags import command
 from prefcli.errors import one_line
+from prefcli.options import TEXTS
 
 EXAMPLES = common.examples(
     "prefcli preprocess train.csv",
-    "prefcli preprocess train.csv --text raw",
     "prefcli preprocess train.csv --text light --preview 3",
 )
 
@@ -23,14 +23,15 @@ def run(
     reading: common.Reading,
     file: common.FilesArgument,
     text: Annotated[
-        str, typer.Option("--text", metavar="NAME", help="nltk (the baseline), light (Unicode, whitespace) or raw.")
+        str,
+        typer.Option("--text", metavar="|".join(TEXTS), help="nltk: the baseline's; light: Unicode and white space."),
     ] = "nltk",
     preview: Annotated[
         int, typer.Option("--preview", min=0, metavar="N", help="Show N battles before and after; write nothing.")
     ] = 0,
     workers: common.WorkersOption = None,
 ) -> None:
-    """Normalise the text of every battle and cache the result as Parquet; `prefcli train` takes it from there."""
+    """Normalise texts and cache them, for training to start from."""
     from prefcli import pipeline
 
     battles = reading.like(file)

@@ -29,9 +29,10 @@ def run(
         str | None, typer.Option("--license", metavar="NAME", help="License to name in its card: apache-2.0, mit, ...")
     ] = None,
 ) -> None:
-    """Upload a finished run to the Hugging Face hub, to be used as --model hf://owner/name.
+    """Upload a finished run to the Hugging Face hub.
 
-    Weights, tokenizer, options, card, log and the probabilities of held-out battles are uploaded; checkpoints are not.
+    Then --model hf://owner/name takes it from there. Weights, tokenizer, options, card, log and the probabilities of
+    held-out battles are uploaded; checkpoints are not.
     """
     from prefcli import pipeline
 

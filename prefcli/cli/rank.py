@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 EXAMPLES = common.examples(
     "prefcli rank answers.jsonl --model my-run",
     "prefcli rank answers.jsonl --model my-run --best best.jsonl",
-    "prefcli rank answers.jsonl --model my-run --pairs pairs.jsonl --pairs-select best-rest",
-    "prefcli rank samples.parquet --model run-1 --model run-2 --swap-average --output ranked.parquet",
-    "prefcli rank ours.jsonl --each 'choices: text=message.content' --columns prompt=question",
-    "produce-answers | prefcli rank - --output - | consume-rankings",
+    "prefcli rank answers.jsonl --model my-run --pairs pairs.jsonl",
 )
 
 

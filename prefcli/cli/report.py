@@ -12,9 +12,7 @@ from prefcli.cli.flags import command
 
 EXAMPLES = common.examples(
     "prefcli report my-run",
-    "prefcli report my-run --output my-run.html --force",
-    "prefcli report my-run --by language",
-    "prefcli report my-run --json",
+    "prefcli report my-run --by length --output page.html",
 )
 
 
@@ -31,7 +29,10 @@ def run(
     ] = None,
     force: common.ForceOption = False,
 ) -> None:
-    """How good a run is, where it fails, how it was trained, and what to try next: one page with plots."""
+    """Write a page about a run: scores, errors, training, advice.
+
+    It shows how good the run is, where it fails, how it was trained, and what to try next, with plots.
+    """
     from prefcli import pipeline
 
     result = pipeline.report(run, session.workspace, output, by=by, force=force, reporter=session.reporter)

@@ -1,6 +1,6 @@
-"""List runs, tell them apart, and remove them; without a command: list.
+"""List, show, compare and remove runs.
 
-RUN is a run's name or its folder.
+RUN is a run's name or its folder. Without a command runs are listed.
 """
 
 from __future__ import annotations
@@ -21,14 +21,9 @@ if TYPE_CHECKING:
     from prefcli.pipeline.runs_compare import RunComparison
 
 EXAMPLES = common.examples(
-    "prefcli runs",
-    "prefcli runs --sort loss --architecture siamese",
-    "prefcli runs --where text=raw --where epochs=2 --json",
+    "prefcli runs --sort loss",
     "prefcli runs show my-run",
-    "prefcli runs diff run-1 run-2",
-    "prefcli runs compare run-1 run-2",
-    "prefcli runs rm run-1",
-    "prefcli runs prune --unfinished 30",
+    "prefcli runs compare RUN1 RUN2",
 )
 
 FULL_WIDTH = 160
@@ -63,7 +58,10 @@ def list_runs(
         typer.Option("--where", metavar="KEY=VALUE", help="Only runs with this value of a flag or a key of --json."),
     ] = None,
 ) -> None:
-    """List runs with their validation: those of the workspace, and those trained from it into other places."""
+    """List runs with their validation.
+
+    Those of the workspace, and those trained from it into other places.
+    """
     from prefcli import pipeline
 
     summaries = pipeline.list_runs(
@@ -164,7 +162,10 @@ def show(
     session: common.Session,
     run: common.RunArgument,
 ) -> None:
-    """Show everything about a run: figures, options that are not the defaults, data, files; its files are checked."""
+    """Show everything about a run.
+
+    Figures, options that are not the defaults, data, files; its files are checked.
+    """
     from prefcli import pipeline
 
     details = pipeline.show_run(run, session.workspace)
@@ -254,7 +255,10 @@ def compare(
     run: RunsArgument,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap.")] = 0,
 ) -> None:
-    """Compare runs on the battles that all of them held out: paired differences with intervals and p-values."""
+    """Compare runs on the battles that all of them held out.
+
+    Paired differences with intervals and p-values.
+    """
     from prefcli import pipeline
 
     comparison = pipeline.compare_runs(run, session.workspace, seed=seed, reporter=session.reporter)
@@ -316,7 +320,10 @@ def prune(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove it; without it, it is only listed.")] = False,
 ) -> None:
-    """Remove the checkpoints of finished runs, and more if asked; without --yes only list what would go."""
+    """Remove the checkpoints of finished runs, and more if asked.
+
+    Without --yes only list what would go.
+    """
     from prefcli import pipeline
 
     pruned = pipeline.prune(session.workspace, unfinished_days=unfinished, stages=stages, remove=yes)

@@ -19,12 +19,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = common.examples(
     "prefcli score preds.csv labels.csv",
-    "prefcli score preds.csv train.csv --json",
-    "prefcli score small.csv large.csv labels.csv",
-    "prefcli score preds.csv labels.csv --by length",
-    "prefcli score preds.csv votes.jsonl --layout ours.toml",
-    "prefcli score preds.csv labels.csv --report page.html",
-    "prefcli score raw_scores.csv labels.csv --renormalize",
+    "prefcli score preds.csv other.csv labels.csv",
+    "prefcli score preds.csv labels.csv --by length --report page.html",
 )
 
 
@@ -62,9 +58,10 @@ def run(
     ] = None,
     force: common.ForceOption = False,
 ) -> None:
-    """Score predictions against labels, joined by id: log loss with its interval, and other metrics.
+    """Score predictions against labels: log loss and other metrics.
 
-    Several files are scored on the battles that all have, with paired differences.
+    They are joined by id. Several files of predictions are scored on the battles that all have, with paired
+    differences.
     """
     from prefcli import pipeline
     from prefcli.battles import Source

@@ -5,6 +5,7 @@ Most of its flags are the fields of :class:`prefcli.options.TrainOptions`.
 
 from __future__ import annotations
 
+import functools
 import shlex
 import sys
 from dataclasses import asdict
@@ -16,23 +17,19 @@ import typer
 from prefcli.cli import common
 from prefcli.cli.flags import command, given_options
 from prefcli.errors import InputError, PrefcliError
-from prefcli.options import RECIPES, TrainOptions, describe_recipe, flag_of, read_config, resolve
+from prefcli.options import MOST_USED, RECIPES, TrainOptions, describe_recipe, flag_of, read_config, resolve
 
 if TYPE_CHECKING:
     from prefcli.pipeline.train import TrainResult
 
 EXAMPLES = common.examples(
-    "prefcli train train.csv",
-    "prefcli train train.csv --encoder tiny",
     "prefcli train train.csv --recipe fast",
-    "prefcli train votes.jsonl --layout ours.toml --validation-file later-votes.jsonl",
     "prefcli train train.csv --estimate",
-    "prefcli train train.csv --encoder ./deberta-v3-small --text raw --epochs 2",
-    "prefcli train train.csv --folds 5 --output runs/five-folds",
-    "prefcli train --resume 20260101-120000-siamese-tiny",
-    "prefcli train train.csv --config run.toml",
-    "prefcli train train.csv --push-to me/my-judge",
+    "prefcli train train.csv --encoder my-encoder --text raw --output my-judge",
 )
+
+
+MostUsedOption = functools.partial(typer.Option, rich_help_panel=MOST_USED)
 
 
 @command(TrainOptions)
@@ -47,11 +44,13 @@ def run(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE", help="Options from a TOML file or a run's config.json; flags win."),
+        common.GeneralOption(
+            "--config", metavar="FILE", help="Options from a TOML file or a run's config.json; flags win."
+        ),
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(
+        MostUsedOption(
             "--resume",
             metavar="RUN",
             help="Continue a run, by folder or name, with its options.",
@@ -59,12 +58,18 @@ def run(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="The run's folder. [default: a new one]")
+        Path | None, MostUsedOption("--output", "-o", metavar="DIR", help="The run's folder. [default: a new one]")
     ] = None,
     push_to: Annotated[
-        str | None, typer.Option("--push-to", metavar="OWNER/NAME", help="Push the finished run to the hub, private.")
+        str | None,
+        typer.Option(
+            "--push-to",
+            metavar="OWNER/NAME",
+            help="Push the finished run to the hub, private.",
+            rich_help_panel="Output",
+        ),
     ] = None,
-    estimate: common.EstimateOption = False,
+    estimate: Annotated[bool, MostUsedOption("--estimate", help=common.ESTIMATE_HELP)] = False,
     force: common.ForceOption = False,
     **flags: Any,
 ) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefcli.errors import InputError, one_line
+from prefcli.errors import InputError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,8 @@ def targets(encoder: torch.nn.Module, wanted: str) -> list[str]:
         if unknown := [name for name in names if name not in available]:
             raise InputError(
                 f"the encoder has no linear layer {unknown[0]!r} in its blocks",
-                hint=f"--lora-targets takes all, attention, or some of: {', '.join(available)}.",
+                hint=did_you_mean(unknown[0], available)
+                or f"--lora-targets takes all, attention, or some of: {', '.join(available)}.",
             )
         chosen = [name for name in linear if _last_part(name) in names]
     if not chosen:

@@ -20,7 +20,7 @@ import numpy as np
 
 from prefcli import metrics
 from prefcli.battles import PathLike, Source, user_path
-from prefcli.errors import InputError, PrefcliError, one_line
+from prefcli.errors import InputError, PrefcliError, did_you_mean, one_line
 from prefcli.options import TrainOptions
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, runs
@@ -126,10 +126,12 @@ def list_runs(
     known = {field.name for kind in (RunSummary, TrainOptions) for field in dataclasses.fields(kind)}
     if unknown := sorted(set(conditions) - known.union(RunSummary.JSON_PROPERTIES)):
         raise InputError(
-            f"runs have no {unknown[0]!r}", hint="Filter by the flags of prefcli train, or by the keys of --json."
+            f"runs have no {unknown[0]!r}",
+            hint=did_you_mean(unknown[0], known) or "Filter by the flags of prefcli train, or by the keys of --json.",
         )
     if sort not in SORTS:
-        raise InputError(f"cannot sort by {sort!r}", hint=f"Sort by {', '.join(SORTS)}.")
+        hint = did_you_mean(sort, SORTS) or f"Sort by {', '.join(SORTS)}."
+        raise InputError(f"cannot sort by {sort!r}", hint=hint)
     found = run_folders(workspace.root)
     for folder in map(Path, folders):
         found += _runs_in(folder)

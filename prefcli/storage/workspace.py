@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefcli.errors import InputError, PrefcliError, one_line
+from prefcli.errors import InputError, PrefcliError, did_you_mean, one_line
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, hub, run_names
 from prefcli.storage.runs import CONFIG
@@ -325,10 +325,12 @@ class Workspace:
                 return candidate
         if name.startswith(hub.PREFIX):
             return hub.find_run(name)
-        known = [folder.name for folder in run_names.run_folders(self.root) if folder.parent == self.runs]
+        folders = run_names.run_folders(self.root)
+        known = [folder.name for folder in folders if folder.parent == self.runs]
         raise InputError(
             f"no run at {name!r}",
-            hint=f"Runs in {self.runs}: {', '.join(known[-5:])}." if known else "Train one first: prefcli train FILE.",
+            hint=did_you_mean(name, [run_names.run_name(self.root, folder) for folder in folders])
+            or (f"Runs in {self.runs}: {', '.join(known[-5:])}." if known else "Train one first: prefcli train FILE."),
         )
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefcli.battles import TEXT_FIELDS
-from prefcli.errors import InputError
+from prefcli.errors import InputError, did_you_mean
 
 #: Name -> version. The version is part of a stage's fingerprint: raise it when the same text gives another result.
 NORMALISATIONS: Mapping[str, int] = types.MappingProxyType({"nltk": 2, "raw": 1, "light": 1})
@@ -42,7 +42,8 @@ def check_normalisation(normalisation: str) -> None:
     """Raise ``InputError`` if there is no normalisation of this name."""
     if normalisation not in NORMALISATIONS:
         raise InputError(
-            f"there is no text normalisation {normalisation!r}", hint=f"Choose one of {', '.join(NORMALISATIONS)}."
+            f"there is no text normalisation {normalisation!r}",
+            hint=did_you_mean(normalisation, NORMALISATIONS) or f"Choose one of {', '.join(NORMALISATIONS)}.",
         )
 
 
