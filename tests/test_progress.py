@@ -9,6 +9,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.csv
@@ -19,13 +20,16 @@ from rich.console import Console as RichConsole
 
 from prefcli import pipeline, readers
 from prefcli.battles import Source
+from prefcli.cli import train as train_verb
 from prefcli.console import Console, Task, duration
 from prefcli.data.synthetic import Demo
 from prefcli.models.features.booster import BoosterSettings
 from prefcli.options import PredictOptions, TrainOptions
 from prefcli.pipeline import stages
+from prefcli.pipeline.train import TrainResult
 from prefcli.readers import containers, json_rows
 from prefcli.reporting import Silent
+from prefcli.storage import runs
 from prefcli.storage.workspace import Workspace
 
 
@@ -304,3 +308,17 @@ def test_a_fold_is_named_beside_the_bar_of_all_folds(demo_files: Demo, tmp_path:
     assert boosting[-1] == "boosting: N of N rounds (N%), N/s, N left, fold N of N, final fit"
     assert any(line.endswith("fold N of N, choosing rounds N/N") for line in boosting)
     assert sum(line.startswith("fold N of N: validation log loss N") for line in lines) == 2
+
+
+def test_the_end_of_a_training_names_the_run_what_was_trained_and_where_it_lies(features_run: Path, capsys) -> None:
+    score = replace(runs.validation_score(runs.read_validation(features_run), ()), log_loss_ci=(0.81239, 1.2))
+    trained = TrainResult(features_run, None, score, 65.2, 123.45, (1.0, 1.0, 1.0), ())
+    train_verb._print(trained, None)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:4] == [
+        f"this model       {score.log_loss:.4f}  95 % interval 0.8124 to 1.2000",
+        f"prior            {score.prior_log_loss:.4f}  class shares of the held-out battles",
+    ]
+    assert lines[-2:] == [
+        "run run: features, text raw, on 216 battles", f"in {features_run}; 1:05 in all, 123.5 battles/s",
+    ]  # fmt: skip

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prefcli import console
 from prefcli.cli import common
 from prefcli.cli.flags import command, given_options
 from prefcli.errors import InputError, PrefcliError
@@ -158,6 +159,19 @@ def _print(trained: TrainResult, pushed: str | None) -> None:
         )
     if pushed:
         common.say(f"{pushed}: pushed")
-    encoder = f"encoder {trained.encoder}, " if trained.encoder else ""
+    common.say(f"run {trained.run.name}: {_describe(trained)}")
     rate = f"{trained.battles_per_second:,.1f} battles/s"
-    common.say(f"{trained.run}: {encoder}trained at {rate}, {trained.seconds:,.0f} s in all")
+    common.say(f"in {trained.run}; {console.duration(trained.seconds)} in all, {rate}")
+
+
+def _describe(trained: TrainResult) -> str:
+    """What was trained: ``siamese, encoder tiny, text nltk, on 2,700 battles``."""
+    from prefcli.errors import plural
+    from prefcli.storage import runs
+
+    config = runs.read_config(trained.run)
+    options = TrainOptions(**config["options"])
+    encoder = [f"encoder {trained.encoder}"] if trained.encoder else []
+    folds = f"{options.folds} folds, each on about " if options.folds else "on "
+    battles = folds + plural(config["data"]["train_battles"], "battle")
+    return ", ".join([options.architecture, *encoder, f"text {options.normalisation}", battles])
