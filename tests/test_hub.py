@@ -300,8 +300,12 @@ def test_a_failed_push_loses_nothing_and_says_how_to_repeat_it(
     assert "Push it later: prefcli push 'a run' me/judge" in done.err
     assert cli("predict", demo_files.test, "-o", "p.csv").code == 0
     server.refuses = {}
-    assert cli("push", "a run", "me/judge").code == 0
-    assert "booster.txt" in server.repos["me/judge"].files
+    shutil.copy(demo_files.test, "test.csv")
+    pushed = cli("push", "a run", "me/judge")
+    assert (pushed.code, "booster.txt" in server.repos["me/judge"].files) == (0, True)
+    command = "prefcli predict test.csv --model hf://me/judge"
+    assert pushed.err.endswith(f"Next: predict test.csv\n  {command}\n")
+    assert cli(*command.split()[1:]).code == 0
 
 
 def test_a_repository_that_is_public_or_holds_no_run_is_not_changed(cli: CLI, server: Hub, fast_run: Path) -> None:

@@ -35,6 +35,7 @@ def run(
     continues. The other flags are those of train.
     """
     from prefcli import pipeline
+    from prefcli.cli import next_steps
     from prefcli.compute import memory
     from prefcli.pipeline.ablate import COLUMNS, cells, title
 
@@ -58,3 +59,4 @@ def run(
     )
     common.say(f"The prior scores {ablation.prior_log_loss:.4f}. {ablation.reading}")
     common.say(f"{ablation.folder}: the runs and the table (ablation.md, ablation.json)")
+    next_steps.show(session, next_steps.after_ablate, ablation.folder)

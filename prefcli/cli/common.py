@@ -98,6 +98,9 @@ class Session:
     json: bool
     is_main_process: bool
     """Whether this process prints results (of several under ``torchrun``)."""
+    quiet: bool = False
+    arguments: tuple[str, ...] = ()
+    """The command line after ``prefcli``."""
 
 
 def open_session(
@@ -113,8 +116,9 @@ def open_session(
     from prefcli.storage.workspace import Workspace
 
     root = workspace or find_root(ctx)
-    reporter = Console(quiet=quiet or ctx.obj["quiet"])
-    return Session(Workspace(root), reporter, json, from_environment().is_main_process)
+    quiet = quiet or ctx.obj["quiet"]
+    is_main_process = from_environment().is_main_process
+    return Session(Workspace(root), Console(quiet=quiet), json, is_main_process, quiet, tuple(ctx.obj["arguments"]))
 
 
 def open_reading(

@@ -24,7 +24,7 @@ def run(
     Writes train.csv and test.csv, runs eda, preprocess, train, predict and score, and compares with the best possible.
     """
     from prefcli import metrics, pipeline
-    from prefcli.cli import eda
+    from prefcli.cli import eda, next_steps
 
     result = pipeline.demo(folder, force=force, reporter=session.reporter)
     score = result.score
@@ -50,4 +50,5 @@ def run(
             ["best possible", result.best_log_loss, "the probabilities the votes were drawn from"],
         ],
     )
-    common.say(f"Everything is in {folder}. Try the verbs yourself: cd {folder} && prefcli eda train.csv")
+    common.say(f"Everything is in {folder}.")
+    next_steps.show(session, next_steps.after_demo, folder, result.run)

@@ -78,6 +78,7 @@ def run(
     Which model people prefer and how surely, what else they reward, and what is wrong with the file.
     """
     from prefcli import pipeline
+    from prefcli.cli import next_steps
 
     statistics = pipeline.eda(
         replace(reading.like(file), by=by),
@@ -96,6 +97,8 @@ def run(
         common.print_json(statistics)
     else:
         show(statistics, top, details=details)
+    wrote = {"page": report is not None, "export": export is not None}
+    next_steps.show(session, next_steps.after_eda, reading.like(file), statistics, **wrote)
 
 
 def show(eda: Eda, top: int = 5, *, details: bool = False) -> None:
@@ -119,7 +122,7 @@ def show(eda: Eda, top: int = 5, *, details: bool = False) -> None:
     if details:
         _texts(eda)
     else:
-        common.print_text("--all prints more tables, --report PAGE.html writes a page with plots.", "dim")
+        common.print_text("--all prints more tables.", "dim")
 
 
 def _models(eda: Eda, top: int, details: bool) -> None:

@@ -45,6 +45,7 @@ def run(
     onnx, onnxruntime and onnxscript.
     """
     from prefcli import pipeline
+    from prefcli.cli import next_steps
     from prefcli.compute import memory
 
     memory.keep_freed_memory()
@@ -60,8 +61,10 @@ def run(
         )
         what = f"the mean of {merge.members} folds" if merge.members > 1 else "one model"
         common.print_result(session, merge, f"{merge.output}: {what}, {merge.parameters / 1e6:,.1f} M parameters")
+        next_steps.show(session, next_steps.after_export, session.workspace.find_run(model), merge.output)
         return
     assert onnx is not None
     result = pipeline.export(model, session.workspace, onnx, int8=int8, force=force, reporter=session.reporter)
     costs = [] if result.int8 is None else [f"int8 costs: {result.int8}"]
     common.print_result(session, result, f"{result.folder}: {result.precision}, {result.bytes / 1e6:,.1f} MB", *costs)
+    next_steps.show(session, next_steps.after_export, session.workspace.find_run(model), result.folder)

@@ -85,7 +85,7 @@ def root(
         ),
     ] = False,
 ) -> None:
-    ctx.obj = {"workspace": workspace, "quiet": quiet}  # run() looks for --debug
+    ctx.obj = {**(ctx.obj or {"arguments": ()}), "workspace": workspace, "quiet": quiet}  # run() looks for --debug
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -177,7 +177,7 @@ def run(arguments: list[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        code = app(args=arguments, prog_name="prefcli", standalone_mode=False)
+        code = app(args=arguments, prog_name="prefcli", standalone_mode=False, obj={"arguments": arguments})
         sys.stdout.flush()
         return _fail(130, "interrupted") if code == 130 else int(code or 0)
     except PrefcliError as error:

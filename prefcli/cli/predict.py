@@ -54,6 +54,7 @@ def run(
     With --output - battles are JSON lines, and each is answered by a JSON line as soon as it arrives.
     """
     from prefcli import pipeline
+    from prefcli.cli import next_steps
     from prefcli.compute import memory
 
     memory.keep_freed_memory()
@@ -80,6 +81,9 @@ def run(
     )
     summary = f"{plural(predicted.battles, 'battle')}, {predicted.battles_per_second:,.1f} battles/s"
     common.print_result(session, predicted, f"{predicted.output}: {summary}")
+    next_steps.show(
+        session, next_steps.after_predict, battles, predicted.output, labelled=predicted.labelled, models=options.models
+    )
 
 
 def _predict_lines(source: Source, refused: list[str], options: PredictOptions, session: common.Session) -> None:

@@ -33,15 +33,19 @@ def run(
 ) -> None:
     """Normalise texts and cache them, for training to start from."""
     from prefcli import pipeline
+    from prefcli.cli import next_steps
 
     battles = reading.like(file)
     if preview:
         _print_preview(pipeline.preview(battles, text=text, battles=preview), session)
+        next_steps.show(session, next_steps.after_preview)
         return
     result = pipeline.preprocess(battles, session.workspace, text=text, workers=workers, reporter=session.reporter)
     stage = result.stage
     summary = {"stage": str(stage.path), "text": text, "reused": stage.reused, "battles": stage.rows, **result.counts}
     common.print_result(session, summary, str(stage.path))
+    labels = stage.table(["label"])["label"]
+    next_steps.show(session, next_steps.after_preprocess, battles, len(labels) - labels.null_count)
 
 
 def _print_preview(previews: list[tuple[str, dict[str, tuple[str, str]]]], session: common.Session) -> None:

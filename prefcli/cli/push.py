@@ -35,6 +35,8 @@ def run(
     held-out battles are uploaded; checkpoints are not.
     """
     from prefcli import pipeline
+    from prefcli.cli import next_steps
 
     pushed = pipeline.push(run, name, session.workspace, private=not public, license=license, reporter=session.reporter)
     common.print_result(session, pushed, f"{pushed.url}: {plural(pushed.files, 'file')}")
+    next_steps.show(session, next_steps.after_push, name)

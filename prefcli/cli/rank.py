@@ -61,6 +61,7 @@ def run(
     With --output - questions are JSON lines, and each is answered by a JSON line as soon as it arrives.
     """
     from prefcli import pipeline
+    from prefcli.cli import next_steps
     from prefcli.compute import memory
     from prefcli.metrics import plural
     from prefcli.prediction.pairs import PairFile
@@ -89,6 +90,7 @@ def run(
     if ranked.pair_counts:
         others.append(f"{ranked.pairs_file}: {plural(ranked.pair_counts.rows, 'row')} to train on")
     common.print_result(session, ranked, f"{ranked.output}: {summary}", *others)
+    next_steps.show(session, next_steps.after_rank, source, best=best is not None, pairs=pairs is not None)
 
 
 def _rank_lines(source: Source, refused: list[str], options: RankOptions, session: common.Session) -> None:

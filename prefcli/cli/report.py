@@ -34,7 +34,10 @@ def run(
     It shows how good the run is, where it fails, how it was trained, and what to try next, with plots.
     """
     from prefcli import pipeline
+    from prefcli.cli import next_steps
 
     result = pipeline.report(run, session.workspace, output, by=by, force=force, reporter=session.reporter)
     lines = [line for each in result.advice for line in (each.reason, f"  {each.command}")]
     common.print_result(session, result, f"wrote {result.page}", *lines)
+    folder = session.workspace.find_run(run)
+    next_steps.show(session, next_steps.after_report, folder, advised=bool(result.advice))

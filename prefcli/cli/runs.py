@@ -63,6 +63,7 @@ def list_runs(
     Those of the workspace, and those trained from it into other places.
     """
     from prefcli import pipeline
+    from prefcli.cli import next_steps
 
     summaries = pipeline.list_runs(
         session.workspace,
@@ -88,6 +89,7 @@ def list_runs(
             f"these log losses are of {different} different sets of held-out battles, so they cannot all be compared: "
             "prefcli runs compare RUN RUN takes the battles that both held out"
         )
+    next_steps.show(session, next_steps.after_runs, summaries)
 
 
 def _condition(text: str) -> tuple[str, str]:
@@ -167,12 +169,14 @@ def show(
     Figures, options that are not the defaults, data, files; its files are checked.
     """
     from prefcli import pipeline
+    from prefcli.cli import next_steps
 
     details = pipeline.show_run(run, session.workspace)
     if session.json:
         common.print_json(details)
     else:
         _print_details(details)
+    next_steps.show(session, next_steps.after_show, details.summary, damaged=bool(details.damage))
 
 
 def _print_details(details: RunDetails) -> None:
@@ -227,12 +231,14 @@ def _text(value: Any) -> str:
 def diff(session: common.Session, run: RunsArgument) -> None:
     """Show options and figures in which runs differ."""
     from prefcli import pipeline
+    from prefcli.cli import next_steps
 
     difference = pipeline.diff_runs(run, session.workspace)
     if session.json:
         common.print_json(difference)
     else:
         _print_difference(difference)
+    next_steps.show(session, next_steps.after_diff, difference.runs)
 
 
 def _print_difference(difference: RunsDiff) -> None:
@@ -260,12 +266,14 @@ def compare(
     Paired differences with intervals and p-values.
     """
     from prefcli import pipeline
+    from prefcli.cli import next_steps
 
     comparison = pipeline.compare_runs(run, session.workspace, seed=seed, reporter=session.reporter)
     if session.json:
         common.print_json(comparison)
     else:
         _print_comparison(comparison)
+    next_steps.show(session, next_steps.after_compare, comparison)
 
 
 def _print_comparison(comparison: RunComparison) -> None:
@@ -325,12 +333,15 @@ def prune(
     Without --yes only list what would go.
     """
     from prefcli import pipeline
+    from prefcli.cli import next_steps
 
     pruned = pipeline.prune(session.workspace, unfinished_days=unfinished, stages=stages, remove=yes)
     total = _size(pruned.bytes)
     lines = [f"{item.path}: {item.what}, {_size(item.bytes)}" for item in pruned.items]
     end = f"{total} removed" if yes else f"{total} would be removed: add --yes" if lines else "nothing to remove"
     common.print_result(session, pruned, *lines, end)
+    if lines and not yes:
+        next_steps.show(session, next_steps.after_prune)
 
 
 COMMANDS = {"list": list_runs, "show": show, "diff": diff, "compare": compare, "rm": rm, "prune": prune}

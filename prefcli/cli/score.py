@@ -65,6 +65,7 @@ def run(
     """
     from prefcli import pipeline
     from prefcli.battles import Source
+    from prefcli.cli import next_steps
 
     source = Source.of(reading.like(labels), by=by)
     options: dict[str, Any] = {
@@ -87,6 +88,11 @@ def run(
         _show_comparison(result)
     else:
         _show_score(result)
+    first = next(iter(result.scores.values())) if isinstance(result, pipeline.ScoreComparison) else result
+    next_steps.show(
+        session, next_steps.after_score, [*predictions, labels],
+        by=by is not None, page=report is not None, prompts=first.prompts is not None,
+    )  # fmt: skip
 
 
 def _as_json(result: ScoreResult | ScoreComparison) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,6 +78,7 @@ def run(
     Its run holds weights, tokenizer, options, the validation of every battle and a model card.
     """
     from prefcli import pipeline
+    from prefcli.cli import next_steps
     from prefcli.compute import memory
     from prefcli.pipeline.train import check_files
 
@@ -114,7 +114,7 @@ def run(
         output=output,
         resume=resume,
         force=force,
-        command=shlex.join(["prefcli", *sys.argv[1:]]),
+        command=shlex.join(["prefcli", *session.arguments]),
         reporter=session.reporter,
     )
     if not session.is_main_process:
@@ -126,6 +126,7 @@ def run(
         _print(trained, pushed)
     if push_error is not None:
         raise push_error
+    next_steps.show(session, next_steps.after_train, trained.run, held_out=trained.validation is not None)
 
 
 def _push(run: Path, name: str, session: common.Session) -> tuple[str | None, PrefcliError | None]:

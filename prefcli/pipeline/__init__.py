@@ -18,7 +18,7 @@ from prefcli.pipeline.push import push
 from prefcli.pipeline.rank import rank, rank_lines
 from prefcli.pipeline.report import report
 from prefcli.pipeline.runs import diff_runs, different_battles, list_runs, show_run
-from prefcli.pipeline.runs_compare import compare_runs
+from prefcli.pipeline.runs_compare import Partner, best_partner, compare_runs
 from prefcli.pipeline.runs_remove import plan_removal, prune, remove_runs
 from prefcli.pipeline.score import ScoreComparison, ScoreOptions, compare_scores, score
 from prefcli.pipeline.score_report import report_scores
@@ -28,9 +28,11 @@ from prefcli.storage.hub import check_push
 
 __all__ = [
     "JudgeOptions",
+    "Partner",
     "ScoreComparison",
     "ScoreOptions",
     "ablate",
+    "best_partner",
     "check_push",
     "compare_judges",
     "compare_runs",

@@ -49,6 +49,8 @@ class PredictResult:
     """What was fitted on which battles, in words."""
     unseen: tuple[tuple[str, ...], ...]
     """For each model, the outcomes that it never saw in training: A, B, tie."""
+    labelled: int
+    """How many of the file's battles have an outcome."""
     trained_on: tuple[int | None, ...]
     """For each model, how many of the battles have a prompt that it was trained on; None if the run does not say."""
     seconds: float
@@ -147,6 +149,7 @@ def predict(
         tie_shift=calibrations[-1].tie_shift,
         calibration="; ".join(map(str, calibrations)) if options.activation == "softmax" else "none",
         unseen=unseen,
+        labelled=int(battles.metadata["counts"]["labelled"]),
         trained_on=trained_on,
         seconds=time.monotonic() - started,
         battles_per_second=total / max(seconds, 1e-9),

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from prefcli import metrics
 from prefcli.battles import PathLike
-from prefcli.errors import InputError, ModelError
-from prefcli.pipeline.runs import find_several
+from prefcli.errors import InputError, ModelError, PrefcliError
+from prefcli.pipeline.runs import find_several, written
 from prefcli.prediction import blending
+from prefcli.prediction.calibration import MIN_PROBABILITY
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import runs
-from prefcli.storage.run_names import run_name
+from prefcli.storage.run_names import run_folders, run_name
 from prefcli.storage.workspace import WORKSPACE, Workspace
 
 
@@ -102,6 +103,64 @@ def compare_runs(
     for caution in cautions[warned:]:
         reporter.warn(caution)
     return _compare(loaded, rows, tuple(cautions), seed)
+
+
+@dataclass(frozen=True)
+class Partner:
+    """A run whose blend with another one has a lower validation log loss than each of the two."""
+
+    run: str
+    folder: Path
+    gain: metrics.Difference
+    """The blend's log loss minus that of the better run, on the battles that both held out."""
+
+
+MAX_PARTNERS = 5
+"""Runs that are tried, the newest first: the p-value of the best is multiplied by their number."""
+MIN_COMMON_BATTLES = 50
+
+
+def best_partner(run: Path, workspace: Workspace) -> Partner | None:
+    """The run of the workspace whose blend with ``run``, at equal weights, has a clearly lower validation log loss.
+
+    Only runs that held out the same battles are tried. None if there is none whose 95 % interval (after Bonferroni) is
+    below 0.
+    """
+    try:
+        own = _load(workspace, run)
+        others = [path for path in run_folders(workspace.root) if path.resolve() != run.resolve()]
+    except (PrefcliError, ValueError, OSError):
+        return None
+    partners = []
+    tried = 0
+    for folder in sorted(others, key=written, reverse=True):
+        if tried == MAX_PARTNERS:
+            break
+        try:
+            other = _load(workspace, folder)
+        except (PrefcliError, ValueError, OSError):  # unfinished, damaged or without held-out battles
+            continue
+        rows = blending.common_rows([own.held_out, other.held_out])
+        if not MIN_COMMON_BATTLES <= len(rows[0]) == len(own.held_out.ids) == len(other.held_out.ids):
+            continue
+        tried += 1
+        gain = _gain_of_blend(own.held_out.take(rows[0]), other.held_out.take(rows[1]))
+        partners.append(Partner(other.name, folder, gain))
+    best = min(partners, key=lambda partner: partner.gain.difference, default=None)
+    if best is None or best.gain.ci is None or best.gain.p is None:
+        return None
+    return best if best.gain.ci[1] < 0 and best.gain.p * tried < 0.05 else None
+
+
+def _gain_of_blend(first: runs.HeldOut, second: runs.HeldOut) -> metrics.Difference:
+    """The log loss of two runs' blend minus that of the better one, on the same battles."""
+    labels, keys = first.labels, first.keys
+    logs = [np.log(np.maximum(metrics.softmax(of_run.logits), MIN_PROBABILITY)) for of_run in (first, second)]
+    outcomes = metrics.count_outcomes(labels)
+    probabilities = [metrics.softmax(values) for values in (*logs, (logs[0] + logs[1]) / 2)]
+    scored = [metrics.two_outcome(p) if outcomes == 2 else p for p in probabilities]
+    *alone, blend = (metrics.losses(p, labels) for p in scored)
+    return metrics.compare(blend, min(alone, key=lambda losses: float(losses.mean())), keys)
 
 
 def _load(workspace: Workspace, folder: Path) -> _Run:
