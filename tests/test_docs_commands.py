@@ -145,6 +145,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, one_layer: dict[str, Pat
     (folder / "battles.jsonl").write_text('{"id": "1", "prompt": "2 + 2?", "response_a": "4", "response_b": "5"}\n')
     shutil.copytree(one_layer["bert"], folder / "my-encoder")
     shutil.copytree(one_layer["bert"], folder / "SMALL")
+    shutil.copytree(one_layer["bert"], folder / "minilm")
     shutil.copytree(one_layer["deberta"], folder / "kaggle" / "input" / "deberta-v3-small")
     # A folder of that name comes before the hub: the default encoder, without a network.
     shutil.copytree(one_layer["deberta"], folder / "microsoft" / "deberta-v3-small")
