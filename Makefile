@@ -40,6 +40,7 @@ format: install
 
 docs: install
 	$(BIN)/python docs/make_cli_reference.py
+	$(BIN)/python docs/make_keywords.py
 
 pictures: install
 	$(BIN)/python docs/make_pictures.py

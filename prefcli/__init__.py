@@ -1,7 +1,24 @@
-"""prefcli: predict which of two LLM answers a person prefers.
+"""Predict which of two LLM answers a person prefers: the verbs of the command ``prefcli`` as functions.
 
-``prefcli.load(RUN)`` gives a trained run in memory; the verbs are functions too (:mod:`prefcli.api`). Importing this
-package loads none of it: a name is looked up when it is first used. The command line lives in :mod:`prefcli.cli`.
+``prefcli.train("train.csv", recipe="fast")`` trains a run, ``prefcli.load(RUN)`` gives one in memory, and its
+``predict`` takes texts or a table. Importing this package loads none of it: a name is looked up when it is first used.
+
+Verbs
+    train, estimate, preprocess         train a model; how long that takes; text normalised before
+    load, predict, rank                 predictions in memory, or from file to file
+    score, compare_scores, report       how good predictions or a run are
+    report_scores, eda, compare_judges  pages about predictions; what votes say; an LLM judge against people
+    runs, show_run, diff_runs           the runs of a workspace
+    compare_runs, remove_runs, prune_runs
+    export, push, ablate, demo          ONNX and merged runs; the hub; the ablation; everything on made-up battles
+
+Classes
+    Predictor, Source, Score            what load returns; files and how they are read; every metric
+    TrainOptions, PredictOptions, RankOptions
+    Console                             a reporter with progress bars, for notebooks and scripts
+    PrefcliError and its kinds: InputError, ModelError, NetworkError, Interrupted
+
+``help(prefcli.train)`` describes a verb with all of its options. ``docs/python.md`` has examples.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -9,46 +26,90 @@ from typing import TYPE_CHECKING, Any
 from prefcli._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from prefcli.api import Source as Source
-    from prefcli.api import compare_judges as compare_judges
-    from prefcli.api import compare_scores as compare_scores
-    from prefcli.api import estimate as estimate
-    from prefcli.api import export as export
-    from prefcli.api import load as load
-    from prefcli.api import predict as predict
-    from prefcli.api import preprocess as preprocess
-    from prefcli.api import push as push
-    from prefcli.api import rank as rank
-    from prefcli.api import report as report
-    from prefcli.api import runs as runs
-    from prefcli.api import score as score
-    from prefcli.api import train as train
+    from prefcli.api import (
+        Console,
+        InputError,
+        Interrupted,
+        ModelError,
+        NetworkError,
+        PredictOptions,
+        Predictor,
+        PrefcliError,
+        RankOptions,
+        Score,
+        Source,
+        TrainOptions,
+        ablate,
+        compare_judges,
+        compare_runs,
+        compare_scores,
+        demo,
+        diff_runs,
+        eda,
+        estimate,
+        export,
+        load,
+        predict,
+        preprocess,
+        prune_runs,
+        push,
+        rank,
+        remove_runs,
+        report,
+        report_scores,
+        runs,
+        score,
+        show_run,
+        train,
+    )
 
-_API = (
+__all__ = [
+    "Console",
+    "InputError",
+    "Interrupted",
+    "ModelError",
+    "NetworkError",
+    "PredictOptions",
+    "Predictor",
+    "PrefcliError",
+    "RankOptions",
+    "Score",
     "Source",
+    "TrainOptions",
+    "ablate",
     "compare_judges",
+    "compare_runs",
     "compare_scores",
+    "demo",
+    "diff_runs",
+    "eda",
     "estimate",
     "export",
     "load",
     "predict",
     "preprocess",
+    "prune_runs",
     "push",
     "rank",
+    "remove_runs",
     "report",
+    "report_scores",
     "runs",
     "score",
+    "show_run",
     "train",
-)
+]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _API:
-        from prefcli import api
+if not TYPE_CHECKING:  # with it, type checkers would take any name for one of the package
 
-        return getattr(api, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name in __all__:
+            from prefcli import api
+
+            return getattr(api, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_API])
+    return sorted({*globals(), *__all__})

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
@@ -144,7 +144,15 @@ class Source:
         return _summarise([path.name for path in self.paths])
 
 
-SourceLike = Source | PathLike | Iterable[PathLike]
+class ArrowTable(Protocol):
+    """A DataFrame (pandas or polars) or a pyarrow Table: what exports Arrow data."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
+
+
+TableLike = ArrowTable | Iterable[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
+"""A table in memory; also a ``datasets.Dataset``, rows as dictionaries, or a dictionary of columns."""
+SourceLike = Source | PathLike | Iterable[PathLike] | TableLike
 
 
 def describe_reading(reading: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""A reporter that writes to stderr: progress bars on a terminal, few lines where stderr is a file or a pipe.
+"""Reporters: on stderr, with progress bars on a terminal and few lines elsewhere; and to the standard ``logging``.
 
 Where it is piped, however long a command takes, progress is a line after ten seconds and one each time that the whole
 time has doubled. Intermediate results (validations, folds) are the same after the first few, which are always written.
@@ -6,18 +6,19 @@ time has doubled. Intermediate results (validations, folds) are the same after t
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prefcli.reporting import NO_PROGRESS, visible
 
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderResult
 
-    from prefcli.reporting import Progress
+    from prefcli.reporting import Progress, Reporter
 
 FIRST_LINE_SECONDS = 10.0
 MAX_RESULTS, MAX_RESULTS_PIPED = 20, 5
@@ -25,6 +26,11 @@ MAX_RESULTS, MAX_RESULTS_PIPED = 20, 5
 BAR_WIDTHS = {120: 30, 80: 10, 0: 8}
 """Columns of the bar on a terminal that has so many at least."""
 MIN_NOTE_WIDTH = 12
+
+LOGGER = logging.getLogger("prefcli")
+PROGRESS_LOGGER = logging.getLogger("prefcli.progress")
+LOGGED_SECONDS = 10.0
+"""Between two records of progress."""
 
 
 class Console:
@@ -118,12 +124,57 @@ class Console:
         self._console.print(visible(text), markup=False, style=style, soft_wrap=not self._is_terminal)
 
 
+class Logging:
+    """A reporter: the logger ``prefcli`` gets warnings and notes, ``prefcli.progress`` how far a task is."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __repr__(self) -> str:
+        return "prefcli.console.LOGGING"
+
+    def note(self, text: str) -> None:
+        """Log something the user wants to know: INFO."""
+        LOGGER.info("%s", text)
+
+    def warn(self, text: str) -> None:
+        """Log something the user must not miss: WARNING."""
+        LOGGER.warning("%s", text)
+
+    def result(self, text: str) -> None:
+        """Log an intermediate result: INFO."""
+        LOGGER.info("%s", text)
+
+    def track(self, what: str, total: float | None, unit: str = "battles") -> AbstractContextManager[Progress]:
+        """Log how far a task is, now and then: INFO."""
+        return nullcontext(Task(what, total, unit, time.monotonic, self))
+
+    def advanced(self, task: Task) -> None:
+        """A task has advanced."""
+        if time.monotonic() - self._last >= LOGGED_SECONDS:
+            self._last = time.monotonic()
+            PROGRESS_LOGGER.info("%s", task.line())
+
+
+LOGGING: Reporter = Logging()
+
+
+class TaskOwner(Protocol):
+    """A reporter of tasks."""
+
+    def advanced(self, task: Task) -> None:
+        """A task has advanced."""
+
+    def result(self, text: str) -> None:
+        """A task has an intermediate result."""
+
+
 class Task:
     """A running task: how far it is, how fast, and how long it will take."""
 
-    def __init__(self, what: str, total: float | None, unit: str, clock: Callable[[], float], console: Console) -> None:
+    def __init__(self, what: str, total: float | None, unit: str, clock: Callable[[], float], owner: TaskOwner) -> None:
         self._what, self._total, self._unit = visible(what), total, unit
-        self._clock, self._console = clock, console
+        self._clock, self._owner = clock, owner
         self._done = self._timed = 0.0
         """Units that are done, and those of them that the rate is measured on."""
         self._begun = self._last = clock()
@@ -141,7 +192,7 @@ class Task:
             # What is done first also starts threads, fills caches and the like: rates would be too low for long.
             self._advanced, self._begun = True, self._last
         self._note = visible(note) or self._note
-        self._console.advanced(self)
+        self._owner.advanced(self)
 
     def skip(self, amount: float) -> None:
         """``amount`` units were done before, or turned out not to be needed: they do not count for the rate."""
@@ -153,7 +204,7 @@ class Task:
 
     def result(self, text: str) -> None:
         """An intermediate result: a line of its own, unless there have been many."""
-        self._console.result(text)
+        self._owner.result(text)
 
     @property
     def rate(self) -> float:

@@ -51,9 +51,9 @@ class NoBattlesError(ValueError):
     """There is no battle to score."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Score:
-    """What ``prefcli score`` reports. Log losses are in nats; lower is better, except for accuracy."""
+    """Every metric of some predictions. Log losses are in nats; lower is better, except for accuracy."""
 
     n: int
     prompts: int | None
@@ -74,8 +74,16 @@ class Score:
     clipped: int
     """Battles whose true outcome was given a probability below :data:`CLIP` (each costs 36 nats)."""
 
+    def __repr__(self) -> str:
+        ends = self.log_loss_ci
+        interval = "no interval" if ends is None else "95 % {:.4f} to {:.4f}".format(*ends)
+        others = ("prior_log_loss", "accuracy", "brier", "ece")
+        figures = ", ".join(f"{name}={getattr(self, name):.4f}" for name in others)
+        name = type(self).__name__
+        return f"{name}(log_loss={self.log_loss:.4f} ({interval}), {figures}, n={self.n}, outcomes={self.outcomes})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class GroupScore(Score):
     """The metrics of a group of battles.
 

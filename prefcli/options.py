@@ -58,6 +58,8 @@ SCRATCH_LR = 1e-3
 LORA_LR = 2e-4
 
 PRECISION_HELP = "auto picks what the device is good at, and says why."
+RUNS = tuple[str, ...]
+"""The type of the option that names runs."""
 DEVICE_HELP = "auto takes a GPU if there is one; cuda:1 is the second."
 
 
@@ -493,30 +495,66 @@ def read_config(path: Path) -> dict[str, Any]:
         given = given.get("options") if isinstance(given, dict) else None
         if not isinstance(given, dict):
             raise InputError("not the configuration of a run: it has no options", where=str(path), hint=kinds)
-    types = get_type_hints(TrainOptions)
+    return typed(TrainOptions, given, where=str(path), hint="Keys are the flags of prefcli train without the dashes.")
+
+
+def typed(kind: type, given: Mapping[str, Any], *, prefix: str = "", where: str = "", hint: str) -> dict[str, Any]:
+    """Values for the fields of an options class, by the fields' names; paths become text, NumPy's numbers Python's.
+
+    Parameters
+    ----------
+    kind, given:
+        The class; names, with ``-`` or ``_``, and values.
+    prefix, where, hint:
+        Of the names, the place and the hint of an error.
+
+    Raises
+    ------
+    InputError
+        If there is no such field, or a value is of the wrong type; all problems at once.
+    """
+    hints = get_type_hints(kind)
+    types = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     options: dict[str, Any] = {}
     problems, similar = [], []
     for key, value in given.items():
-        name = key.replace("-", "_")
+        name = key.replace("-", "_").removeprefix(prefix)
+        plain = _plain(value, types.get(name))
         if name not in types:
             problems.append(f"unknown option {key!r}")
-            similar.append(did_you_mean(key, types))
-        elif not _fits(value, types[name]):
-            problems.append(f"{key} is {value!r}, expected {_type_name(types[name])}")
+            similar.append(did_you_mean(key, [prefix + field for field in types]))
+        elif not _fits(plain, types[name]):
+            problems.append(f"{key} is {one_line(repr(value), 60)}, expected {_type_name(types[name])}")
         else:
-            options[name] = value
+            options[name] = plain
     if problems:
-        hint = " ".join(filter(None, similar)) or "Keys are the flags of prefcli train without the dashes."
-        raise InputError("; ".join(problems), where=str(path), hint=hint)
+        raise InputError("; ".join(problems), where=where, hint=" ".join(filter(None, similar)) or hint)
     return options
 
 
+def _plain(value: Any, kind: Any) -> Any:
+    """A value as a configuration file could hold it."""
+    if kind == RUNS:
+        names = [value] if isinstance(value, (str, os.PathLike)) else value
+        try:
+            return tuple(map(os.fspath, names))
+        except TypeError:
+            return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
+
+
 def _fits(value: Any, kind: Any) -> bool:
+    if kind == RUNS:
+        return isinstance(value, tuple) and all(isinstance(name, str) for name in value)
     kinds = getattr(kind, "__args__", (kind,))
     return type(value) in kinds or (type(value) is int and float in kinds)
 
 
 def _type_name(kind: Any) -> str:
+    if kind == RUNS:
+        return "names or folders of runs"
     names = [k.__name__ for k in getattr(kind, "__args__", (kind,)) if k is not type(None)]
     return {"str": "a string", "int": "an integer", "float": "a number", "bool": "true or false"}[names[0]]
 

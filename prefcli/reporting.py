@@ -1,7 +1,7 @@
 """The interface by which modules report progress and warnings without printing.
 
 The pipeline takes a :class:`Reporter`; the command line passes a :class:`prefcli.console.Console`, which writes to
-stderr, a Python caller gets :data:`SILENT` by default.
+stderr, a Python caller gets :data:`prefcli.console.LOGGING` by default.
 """
 
 from __future__ import annotations

@@ -59,7 +59,8 @@ def test_the_examples_of_the_docs_run(demo_files: Demo, tmp_path: Path) -> None:
         [sys.executable, "-c", "\n".join(examples)], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("the model ") for line in lines), done.stderr  # warnings: the demo's battles are few
 
 
 def test_importing_the_package_loads_no_dependency_and_writes_nothing(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_importing_the_package_loads_no_dependency_and_writes_nothing(tmp_path: 
     assert list(tmp_path.iterdir()) == []
     assert {"load", "predict", "preprocess", "score", "train"} <= set(dir(prefcli))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = prefcli.nothing
+        _ = prefcli.nothing  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow
@@ -122,9 +123,9 @@ def test_errors_are_exceptions_and_nothing_is_printed(
         prefcli.load("nothing-there")
     with pytest.raises(InputError, match="no run"):
         prefcli.load(workspace=tmp_path)
-    with pytest.raises(InputError, match="no option 'learning_speed'"):
+    with pytest.raises(InputError, match="unknown option 'learning_speed'"):
         prefcli.train("train.csv", learning_speed=1)
-    with pytest.raises(InputError, match="no option 'swap'"):
+    with pytest.raises(InputError, match="unknown option 'swap'"):
         prefcli.predict("test.csv", "p.csv", swap=True)
     with pytest.raises(InputError, match="--precision is 'quarter', not one of .*; --limit is 0, at least 1"):
         prefcli.predict("test.csv", "p.csv", precision="quarter", limit=0)

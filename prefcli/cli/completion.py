@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import typer
 
-from prefcli.storage.run_names import run_folders, run_name
+from prefcli.storage.run_names import default_root, run_folders, run_name
 
 
 def complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -19,5 +18,5 @@ def complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
 def find_root(ctx: typer.Context) -> Path:
     """The workspace: from the verb's own options, else those given before the verb, else the environment."""
     given = (context.params.get("workspace") for context in (ctx, ctx.find_root()))
-    root = next(filter(None, given), None) or os.environ.get("PREFCLI_WORKSPACE") or ".prefcli"
-    return Path(os.path.expanduser(root))
+    root = next(filter(None, given), None)
+    return default_root() if root is None else Path(root).expanduser()

@@ -24,8 +24,7 @@ from prefcli.pipeline.runs_compare import best_partner
 from prefcli.rendering.advice import Advice, command_words, quote
 from prefcli.reporting import visible
 from prefcli.storage import hub, runs
-from prefcli.storage.run_names import run_name
-from prefcli.storage.workspace import WORKSPACE
+from prefcli.storage.run_names import default_root, run_name
 
 if TYPE_CHECKING:
     from prefcli.cli.common import Session
@@ -56,8 +55,7 @@ class Commands:
     def __init__(self, session: Session) -> None:
         self.workspace = session.workspace
         self._arguments = session.arguments
-        default = os.path.expanduser(os.environ.get("PREFCLI_WORKSPACE") or WORKSPACE)
-        is_default = session.workspace.root == Path(default)
+        is_default = session.workspace.root == default_root()
         self._carried = [] if is_default else [f"--workspace {quote(str(session.workspace.root))}"]
 
     def of(self, verb: str, *words: str) -> str:

@@ -36,7 +36,7 @@ MAX_GROUPS = 50
 """Groups of ``--by`` that are rated: those with most battles."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Eda:
     """What ``prefcli eda`` reports."""
 
@@ -82,6 +82,10 @@ class Eda:
     """With ``--annotator``."""
     trouble: Trouble | None = None
     """Battles with problems, if they were looked for (``--export``)."""
+
+    def __repr__(self) -> str:
+        counts = f"{self.battles:,} battles, {self.labelled:,} with an outcome, {self.models:,} models"
+        return "\n".join([f"Eda({counts}, {self.tie_share:.1%} ties)", *(f"  {line}" for line in self.headline[:3])])
 
 
 def explore(

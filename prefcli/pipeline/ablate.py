@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli import metrics
-from prefcli.battles import Source, SourceLike
+from prefcli.battles import SourceLike
 from prefcli.compute.distributed import World
 from prefcli.data.tables import clip_and_renormalize
 from prefcli.errors import InputError, ModelError
 from prefcli.options import TrainOptions
 from prefcli.pipeline.encoder_choice import with_encoder
-from prefcli.pipeline.stages import read_stage
+from prefcli.pipeline.stages import read_stage, source_of
 from prefcli.pipeline.train import check_files, train
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, runs
@@ -142,7 +142,7 @@ def ablate(
     if options.architecture == "features":
         raise InputError("the ablation is for neural architectures", hint="Use siamese, cross-encoder or reward.")
     options.require_packages("ablate")
-    source = Source.of(source)
+    source = source_of(source, workspace)
     check_files(source, workspace, options)
     battles = read_stage(source, workspace, reporter)
     identity = json.dumps([battles.fingerprint, dataclasses.asdict(options)], sort_keys=True)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 
-from prefcli.battles import STANDARD_INPUT, PathLike, Source, SourceLike, user_path
+from prefcli.battles import STANDARD_INPUT, PathLike, SourceLike, user_path
+from prefcli.console import LOGGING
 from prefcli.errors import InputError, plural
 from prefcli.exploration import Eda, explore
 from prefcli.pipeline.eda_problems import check_export, find_problems, write_problems
 from prefcli.pipeline.judges import JudgeOptions, compare_stage
-from prefcli.pipeline.stages import read_stage, show_first_battle
-from prefcli.reporting import SILENT, Reporter, followed
+from prefcli.pipeline.stages import files_of, read_stage, show_first_battle, source_of
+from prefcli.reporting import Reporter, followed
 from prefcli.storage import files
 from prefcli.storage.paths import check_inputs, check_output, check_page
-from prefcli.storage.workspace import WORKSPACE, Workspace
+from prefcli.storage.workspace import Workspace
 
 
 def eda(  # noqa: PLR0913  (what the command line gives)
     source: SourceLike,
-    workspace: Workspace | PathLike = WORKSPACE,
+    workspace: Workspace | PathLike | None = None,
     *,
     top: int = 5,
     test: SourceLike | None = None,
@@ -28,7 +29,7 @@ def eda(  # noqa: PLR0913  (what the command line gives)
     label_errors: bool = False,
     judges: JudgeOptions | None = None,
     force: bool = False,
-    reporter: Reporter = SILENT,
+    reporter: Reporter = LOGGING,
 ) -> Eda:
     """Statistics of battles, through the stage ``battles``.
 
@@ -52,13 +53,16 @@ def eda(  # noqa: PLR0913  (what the command line gives)
         Also compare the votes with a judge's and with each other, as :func:`prefcli.pipeline.compare_judges` does.
     force:
         Whether to overwrite the outputs.
+    reporter:
+        Receives notes, warnings and progress.
     """
     if top < 1:
         raise InputError(f"--top is {top}, at least 1 is needed")
     if max_length < 1:
         raise InputError(f"--max-length is {max_length}, at least 1 is needed")
-    workspace, source = Workspace.of(workspace), Source.of(source)
-    test = None if test is None else dataclasses.replace(source, by=None, source=None).like(test)
+    workspace = Workspace.of(workspace)
+    source = source_of(source, workspace)
+    test = None if test is None else dataclasses.replace(source, by=None, source=None).like(files_of(test, workspace))
     page_path, export_path = (None if path is None else user_path(path) for path in (report, export))
     if export_path is not None:
         check_export(export_path)
@@ -69,7 +73,7 @@ def eda(  # noqa: PLR0913  (what the command line gives)
     if STANDARD_INPUT in source.paths and (label_errors or annotator_is_read_apart):
         option = "--label-errors" if label_errors else "--annotator beside --by"
         raise InputError(f"{option} reads the battles twice, and standard input has them once", hint="Name a file.")
-    others = [Source.of(other) for other in (test, judges.judge) if other is not None]
+    others = [source_of(other, workspace) for other in (test, judges.judge) if other is not None]
     inputs = [*source.paths, *(path for other in others for path in other.paths)]
     check_inputs(inputs)
     if page_path is not None:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from prefcli.battles import PathLike, Source, SourceLike
+from prefcli.console import LOGGING
 from prefcli.errors import InputError
 from prefcli.exploration import annotators, judges
 from prefcli.exploration.measures import measure_all
-from prefcli.pipeline.stages import INVENTED_IDS, read_stage
-from prefcli.reporting import SILENT, Reporter
-from prefcli.storage.workspace import WORKSPACE, Stage, Workspace
+from prefcli.pipeline.stages import INVENTED_IDS, files_of, read_stage, source_of
+from prefcli.reporting import Reporter
+from prefcli.storage.workspace import Stage, Workspace
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,12 @@ class Judges:
 
 def compare_judges(
     people: SourceLike,
-    workspace: Workspace | PathLike = WORKSPACE,
+    workspace: Workspace | PathLike | None = None,
     *,
     judge: SourceLike | None = None,
     judge_model: str | None = None,
     annotator: str | None = None,
-    reporter: Reporter = SILENT,
+    reporter: Reporter = LOGGING,
 ) -> Judges:
     """Compare people's votes with an LLM judge's verdicts on the same battles, and with each other.
 
@@ -60,6 +61,8 @@ def compare_judges(
         The judge's own name among the models, for its self-preference.
     annotator:
         Which column of the people's file says who voted.
+    reporter:
+        Receives notes, warnings and progress.
 
     Raises
     ------
@@ -67,7 +70,8 @@ def compare_judges(
         If no battle has an outcome in both files, or there is no such model or column.
     """
     options = JudgeOptions(judge, judge_model, annotator)
-    workspace, source = Workspace.of(workspace), replace(Source.of(people), by=annotator)
+    workspace = Workspace.of(workspace)
+    source = replace(source_of(people, workspace), by=annotator)
     return compare_stage(read_stage(source, workspace, reporter), source, options, workspace, reporter)
 
 
@@ -83,7 +87,9 @@ def compare_stage(
     votes = _votes(people)
     verdicts = joined = comparison = None
     if options.judge is not None:
-        verdicts = _votes(read_stage(replace(source, by=None).like(options.judge), workspace, reporter))
+        verdicts = _votes(
+            read_stage(replace(source, by=None).like(files_of(options.judge, workspace)), workspace, reporter)
+        )
         joined = judges.join(votes, verdicts)
         comparison = judges.compare(votes, verdicts, joined, judge_model=options.judge_model)
     if options.annotator is None:

@@ -19,7 +19,7 @@ from prefcli.data import tables
 from prefcli.errors import InputError
 from prefcli.options import PredictOptions, TrainOptions
 from prefcli.outcomes import OUTCOMES, WINNER_COLUMNS
-from prefcli.pipeline.stages import CHOSEN, preprocess_stage, read_stage
+from prefcli.pipeline.stages import CHOSEN, files_of, preprocess_stage, read_stage, source_of
 from prefcli.prediction import blending, inference
 from prefcli.prediction.calibration import Calibration
 from prefcli.reporting import SILENT, Reporter
@@ -90,8 +90,8 @@ def predict(
     InputError, ModelError
         If options, battles or output do not allow it; if a run cannot be loaded.
     """
-    output, source = user_path(output), Source.of(source)
-    calibrate = None if calibrate is None else source.like(calibrate)
+    output, source = user_path(output), source_of(source, workspace)
+    calibrate = None if calibrate is None else source.like(files_of(calibrate, workspace))
     _check(options, output, source, calibrate, force)
     started = time.monotonic()
     world = from_environment()
@@ -221,7 +221,8 @@ def read_stages(
     stages = preprocess(battles)
     if calibrate is None:
         return battles, stages, []
-    sample = read_stage(Source.of(source).like(calibrate), workspace, reporter, usual=usual)
+    held_out = source_of(source, workspace).like(files_of(calibrate, workspace))
+    sample = read_stage(held_out, workspace, reporter, usual=usual)
     return battles, stages, preprocess(sample)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from prefcli import readers
 from prefcli.battles import TEXT_FIELDS, PathLike, Source, SourceLike, texts_of
-from prefcli.pipeline.stages import preprocess_stage, read_stage, show_first_battle
-from prefcli.reporting import SILENT, Reporter
-from prefcli.storage.workspace import WORKSPACE, Stage, Workspace
+from prefcli.console import LOGGING
+from prefcli.pipeline.stages import preprocess_stage, read_stage, show_first_battle, source_of
+from prefcli.reporting import Reporter
+from prefcli.storage.workspace import Stage, Workspace
 from prefcli.text import check_normalisation, normalise_batch
 
 
@@ -25,11 +26,11 @@ class PreprocessResult:
 
 def preprocess(
     source: SourceLike,
-    workspace: Workspace | PathLike = WORKSPACE,
+    workspace: Workspace | PathLike | None = None,
     *,
     text: str = "nltk",
     workers: int | None = None,
-    reporter: Reporter = SILENT,
+    reporter: Reporter = LOGGING,
 ) -> PreprocessResult:
     """Normalise the text of every battle; cached as the stage ``preprocess``, which ``train`` then finds.
 
@@ -41,10 +42,12 @@ def preprocess(
         Name of a normalisation, see :data:`prefcli.text.NORMALISATIONS`.
     workers:
         Processes; by default one per core.
+    reporter:
+        Receives notes, warnings and progress.
     """
     check_normalisation(text)
     workspace = Workspace.of(workspace)
-    source = Source.of(source)
+    source = source_of(source, workspace)
     battles = read_stage(source, workspace, reporter)
     show_first_battle(battles, reporter)
     stage = preprocess_stage(battles, workspace, text, workers=workers, reporter=reporter)

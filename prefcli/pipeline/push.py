@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from prefcli.battles import PathLike
+from prefcli.console import LOGGING
 from prefcli.errors import plural
-from prefcli.reporting import SILENT, Reporter
+from prefcli.reporting import Reporter
 from prefcli.storage import card, hub, runs
-from prefcli.storage.workspace import WORKSPACE, Workspace
+from prefcli.storage.workspace import Workspace
 
 
 def push(
     run: PathLike,
     name: str,
-    workspace: Workspace | PathLike = WORKSPACE,
+    workspace: Workspace | PathLike | None = None,
     *,
     private: bool = True,
     license: str | None = None,
-    reporter: Reporter = SILENT,
+    reporter: Reporter = LOGGING,
 ) -> hub.PushResult:
     """Upload a finished run to the hub: all that prediction needs, its card and its log, no checkpoints.
 
@@ -30,6 +31,10 @@ def push(
         Whether only its owner can see it.
     license:
         Written into the card: ``apache-2.0``, ``cc-by-4.0``, ...
+    workspace:
+        Where the run is found by name.
+    reporter:
+        Receives notes, warnings and progress.
 
     Raises
     ------

@@ -22,7 +22,7 @@ from prefcli.data import rows
 from prefcli.errors import InputError
 from prefcli.options import RankOptions
 from prefcli.pipeline.predict import count_trained_on, describe_unseen, find_runs, placement, run_names, write_answers
-from prefcli.pipeline.stages import candidate_stage
+from prefcli.pipeline.stages import candidate_stage, source_of
 from prefcli.prediction import blending, inference, ranking
 from prefcli.prediction import pairs as preference_pairs
 from prefcli.prediction.pairs import PairCounts, PairFile
@@ -102,7 +102,7 @@ def rank(
     InputError, ModelError
         If options, answers or outputs do not allow it; if a run cannot be loaded.
     """
-    source, output = Source.of(source), user_path(output)
+    source, output = source_of(source, workspace), user_path(output)
     best = None if best is None else user_path(best)
     outputs = [path for path in (output, best, pairs.path if pairs else None) if path is not None]
     _check(options, source, outputs, force)

@@ -34,7 +34,7 @@ SAME_PROBABILITY = 1e-6
 """Probabilities that differ by less are the same."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ReportResult:
     """What ``report`` returns: the page, and what it shows."""
 
@@ -46,6 +46,10 @@ class ReportResult:
     """What to try next."""
     missing: tuple[str, ...]
     """What the page lacks, and why."""
+
+    def __repr__(self) -> str:
+        advice = metrics.plural(len(self.advice), "suggestion")
+        return f"ReportResult({str(self.page)!r}, {self.evaluation.score!r}, {advice})"
 
 
 def report(

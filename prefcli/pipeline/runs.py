@@ -20,18 +20,19 @@ import numpy as np
 
 from prefcli import metrics
 from prefcli.battles import PathLike, Source, user_path
+from prefcli.console import LOGGING
 from prefcli.errors import InputError, PrefcliError, did_you_mean, one_line
 from prefcli.options import TrainOptions
-from prefcli.reporting import SILENT, Reporter
+from prefcli.reporting import Reporter
 from prefcli.storage import files, runs
 from prefcli.storage.run_names import run_folders, run_name
-from prefcli.storage.workspace import WORKSPACE, Workspace
+from prefcli.storage.workspace import Workspace
 
 STATUSES = ("finished", "unfinished", "training", "damaged")
 SORTS = ("when", "name", "loss", "gain", "size")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunSummary:
     """What ``prefcli runs`` shows of a run; what is not known is None or empty."""
 
@@ -65,6 +66,11 @@ class RunSummary:
     options: dict[str, Any]
     """As its configuration has them."""
 
+    def __repr__(self) -> str:
+        what = ", ".join(filter(None, (self.architecture, self.encoder, self.data)))
+        score = "no score" if self.log_loss is None else f"log_loss={self.log_loss:.4f}"
+        return f"Run({self.name!r}, {self.status}, {what}, {score})"
+
     JSON_PROPERTIES: ClassVar = ("log_loss", "log_loss_ci", "prior_log_loss", "gain", "outcomes")
 
     @property
@@ -91,13 +97,13 @@ class RunSummary:
 
 
 def list_runs(
-    workspace: Workspace | PathLike = WORKSPACE,
+    workspace: Workspace | PathLike | None = None,
     *,
     folders: Iterable[PathLike] = (),
     sort: str = "when",
     architecture: str | None = None,
     where: Mapping[str, str] | None = None,
-    reporter: Reporter = SILENT,
+    reporter: Reporter = LOGGING,
 ) -> list[RunSummary]:
     """The runs of a workspace, and those trained from it into other places.
 
@@ -115,6 +121,8 @@ def list_runs(
     where:
         Only runs whose fields (of :class:`RunSummary` or :class:`TrainOptions`) have these values, written as text;
         ``none`` is one.
+    reporter:
+        Receives notes, warnings and progress.
 
     Raises
     ------
@@ -338,7 +346,7 @@ class OptionValue:
     """``flag``, ``file`` or ``recipe``; empty where the run does not say."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunDetails:
     """Everything about one run."""
 
@@ -356,9 +364,18 @@ class RunDetails:
     files: dict[str, int]
     """Bytes by path."""
 
+    def __repr__(self) -> str:
+        changed = ", ".join(f"{option.name}={option.value!r}" for option in self.options)
+        return f"RunDetails({self.summary!r}, {changed or 'default options'}, {len(self.files)} files)"
 
-def show_run(run: PathLike, workspace: Workspace | PathLike = WORKSPACE) -> RunDetails:
+
+def show_run(run: PathLike, workspace: Workspace | PathLike | None = None) -> RunDetails:
     """Everything about a run, whose files are checked.
+
+    Parameters
+    ----------
+    run, workspace:
+        By name or folder; where it is found by name.
 
     Raises
     ------
@@ -414,8 +431,13 @@ class RunsDiff:
 FIGURES = ("train_battles", "held_out_battles", "log_loss", "log_loss_ci", "prior_log_loss", "gain", "bytes")
 
 
-def diff_runs(names: Sequence[PathLike], workspace: Workspace | PathLike = WORKSPACE) -> RunsDiff:
+def diff_runs(names: Sequence[PathLike], workspace: Workspace | PathLike | None = None) -> RunsDiff:
     """Options and figures in which runs differ. An option that a run of an earlier release lacks has its default.
+
+    Parameters
+    ----------
+    names, workspace:
+        Runs by name or folder; where they are found by name.
 
     Raises
     ------

@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 
 from prefcli import metrics
 from prefcli.battles import PathLike
+from prefcli.console import LOGGING
 from prefcli.errors import InputError, ModelError, PrefcliError
 from prefcli.pipeline.runs import find_several, written
 from prefcli.prediction import blending
 from prefcli.prediction.calibration import MIN_PROBABILITY
-from prefcli.reporting import SILENT, Reporter
+from prefcli.reporting import Reporter
 from prefcli.storage import runs
 from prefcli.storage.run_names import run_folders, run_name
-from prefcli.storage.workspace import WORKSPACE, Workspace
+from prefcli.storage.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,25 @@ class _Run:
 
 def compare_runs(
     names: Sequence[PathLike],
-    workspace: Workspace | PathLike = WORKSPACE,
+    workspace: Workspace | PathLike | None = None,
     *,
     seed: int = 0,
-    reporter: Reporter = SILENT,
+    reporter: Reporter = LOGGING,
 ) -> RunComparison:
     """Compare runs on the battles that all of them held out, battle by battle.
 
     Battles are the same if id, prompt and outcome are. A battle whose prompt one of the runs has seen in training is
     left out. Intervals and p-values resample prompts; those of several runs are adjusted by Holm's method only to
     name the best.
+
+    Parameters
+    ----------
+    names, workspace:
+        Runs by name or folder; where they are found by name.
+    seed:
+        Of the bootstrap.
+    reporter:
+        Receives notes, warnings and progress.
 
     Raises
     ------

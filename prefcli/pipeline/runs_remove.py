@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefcli.battles import PathLike
+from prefcli.console import LOGGING
 from prefcli.errors import InputError, PrefcliError
 from prefcli.pipeline.runs import RunSummary, checkpoint_folders, find_run, latest_run, summarise, written
-from prefcli.reporting import SILENT, Reporter
+from prefcli.reporting import Reporter
 from prefcli.storage import files, hub, runs
 from prefcli.storage.run_names import run_folders, run_name
-from prefcli.storage.workspace import WORKSPACE, Workspace
+from prefcli.storage.workspace import Workspace
 
 SECONDS_A_DAY = 24 * 3600
 
@@ -30,7 +31,7 @@ class RemovedRuns:
     """The run that ``predict`` now takes without ``--model``; None if there is none."""
 
 
-def plan_removal(names: Sequence[PathLike], workspace: Workspace | PathLike = WORKSPACE) -> list[RunSummary]:
+def plan_removal(names: Sequence[PathLike], workspace: Workspace | PathLike | None = None) -> list[RunSummary]:
     """What :func:`remove_runs` would remove; a link takes no bytes.
 
     Raises
@@ -53,12 +54,19 @@ def plan_removal(names: Sequence[PathLike], workspace: Workspace | PathLike = WO
 
 
 def remove_runs(
-    names: Sequence[PathLike], workspace: Workspace | PathLike = WORKSPACE, *, reporter: Reporter = SILENT
+    names: Sequence[PathLike], workspace: Workspace | PathLike | None = None, *, reporter: Reporter = LOGGING
 ) -> RemovedRuns:
     """Remove runs for good. Of a link only the link is removed.
 
     Each folder is renamed first, so that a removal that is killed leaves no part of a run under its name. The record of
     the latest run is set to the newest finished one that stays.
+
+    Parameters
+    ----------
+    names, workspace:
+        Runs by name or folder; where they are found by name.
+    reporter:
+        Receives notes, warnings and progress.
 
     Raises
     ------
@@ -120,7 +128,7 @@ class Pruned:
 
 
 def prune(
-    workspace: Workspace | PathLike = WORKSPACE,
+    workspace: Workspace | PathLike | None = None,
     *,
     unfinished_days: float | None = None,
     stages: bool = False,

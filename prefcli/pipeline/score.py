@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from prefcli import groups, metrics
 from prefcli.battles import PathLike, Source, SourceLike, user_path
+from prefcli.console import LOGGING
 from prefcli.data import reward_bench, tables
 from prefcli.errors import InputError, ModelError
 from prefcli.outcomes import TIE
-from prefcli.pipeline.stages import report_reading
-from prefcli.reporting import SILENT, Reporter
+from prefcli.pipeline.stages import report_reading, source_of
+from prefcli.reporting import Reporter
 from prefcli.storage import runs
 from prefcli.storage.paths import check_inputs
 from prefcli.storage.workspace import Workspace
@@ -36,7 +37,7 @@ class ScoresByGroup:
     """Where the groups are RewardBench's subsets, and two outcomes are scored."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScoreResult(metrics.Score):
     """What ``score`` returns: the metrics, and what was found about the battles."""
 
@@ -68,7 +69,7 @@ class ScoreOptions:
     outcomes: int | None = None
     renormalize: bool = False
     seed: int = 0
-    workspace: Workspace | None = None
+    workspace: Workspace | PathLike | None = None
 
 
 def score(
@@ -78,8 +79,8 @@ def score(
     outcomes: int | None = None,
     renormalize: bool = False,
     seed: int = 0,
-    workspace: Workspace | None = None,
-    reporter: Reporter = SILENT,
+    workspace: Workspace | PathLike | None = None,
+    reporter: Reporter = LOGGING,
 ) -> ScoreResult:
     """Score predictions against labels, joined by id, in memory that does not grow with the files.
 
@@ -101,6 +102,8 @@ def score(
         Of the bootstrap interval.
     workspace:
         Where it is recorded which runs made the predictions.
+    reporter:
+        Receives notes, warnings and progress.
 
     Raises
     ------
@@ -109,7 +112,7 @@ def score(
         of two outcomes is a tie.
     """
     how = ScoreOptions(outcomes, renormalize, seed, workspace)
-    paths, source = find_files([predictions], labels, reporter)
+    paths, source = find_files([predictions], labels, Workspace.of(workspace), reporter)
     (result,), _ = _score(paths, source, how, reporter)
     return result
 
@@ -121,8 +124,8 @@ def compare_scores(
     outcomes: int | None = None,
     renormalize: bool = False,
     seed: int = 0,
-    workspace: Workspace | None = None,
-    reporter: Reporter = SILENT,
+    workspace: Workspace | PathLike | None = None,
+    reporter: Reporter = LOGGING,
 ) -> ScoreComparison:
     """Score several files of predictions on the battles that all of them have, and tell which is better.
 
@@ -132,13 +135,15 @@ def compare_scores(
         At least two files.
     labels, outcomes, renormalize, seed, workspace:
         As for :func:`score`.
+    reporter:
+        Receives notes, warnings and progress.
 
     Raises
     ------
     InputError
         As for :func:`score`; also if the files have no battle in common.
     """
-    paths, source = find_files(predictions, labels, reporter)
+    paths, source = find_files(predictions, labels, Workspace.of(workspace), reporter)
     if len(paths) < 2:
         raise InputError("there is nothing to compare", hint="Name at least two files of predictions.")
     results, differences = _score(paths, source, ScoreOptions(outcomes, renormalize, seed, workspace), reporter)
@@ -154,10 +159,11 @@ def compare_scores(
 
 
 def find_files(
-    predictions: Sequence[PathLike], labels: SourceLike, reporter: Reporter
+    predictions: PathLike | Sequence[PathLike], labels: SourceLike, workspace: Workspace, reporter: Reporter
 ) -> tuple[Sequence[Path], Source]:
     """The files of predictions and the labels, whichever were named first, if they are there."""
-    paths, source = [user_path(path) for path in predictions], Source.of(labels)
+    names = [predictions] if isinstance(predictions, (str, Path)) else predictions
+    paths, source = [user_path(path) for path in names], source_of(labels, workspace)
     check_inputs([*paths, *source.paths])
     return tables.labels_last(paths, source, reporter)
 
@@ -166,21 +172,22 @@ def _score(
     paths: Sequence[Path], source: Source, how: ScoreOptions, reporter: Reporter
 ) -> tuple[list[ScoreResult], dict[tuple[int, int], metrics.Difference]]:
     """Each file's metrics on the battles that all have, and the differences of every two files."""
-    usual = next(filter(None, (usual_reading(path, how.workspace) for path in paths)), {})
+    workspace = Workspace.of(how.workspace)
+    usual = next(filter(None, (usual_reading(path, workspace) for path in paths)), {})
     label_file = tables.LabelFile(source, usual)
     if label_file.battles is not None:
         report_reading(label_file.battles, source, usual, reporter)
     elif source.by is not None:
         reporter.note(f"{source}: {groups.describe(source.by, is_column=True)}")
     battles = tables.ScoredBattles(paths, label_file, renormalize=how.renormalize)
-    tallies = _Tallies(battles, how, [_training_prompts(path, how.workspace, reporter) for path in paths])
+    tallies = _Tallies(battles, how, [_training_prompts(path, workspace, reporter) for path in paths])
     with reporter.track("scoring", label_file.size, "bytes") as progress:
         for probabilities, values in battles.parts(progress):
             tallies.add(probabilities, values)
     if not tallies.all.n:
         raise InputError("no battle has an outcome", where=str(source))
     results = tallies.results()
-    _warn(results, battles, how.workspace, reporter)
+    _warn(results, battles, workspace, reporter)
     return results, tallies.all.differences(tallies.outcomes, seed=how.seed) if len(paths) > 1 else {}
 
 
@@ -295,18 +302,18 @@ def _reward_bench(tallies: Mapping[str, metrics.Tally], number: int, seed: int) 
     )
 
 
-def usual_reading(predictions: Path, workspace: Workspace | None) -> dict[str, Any]:
+def usual_reading(predictions: Path, workspace: Workspace) -> dict[str, Any]:
     """How the training battles of the predicting run were read; empty if that was not said or is not known."""
-    for run in workspace.runs_of_predictions(predictions) if workspace is not None else ():
+    for run in workspace.runs_of_predictions(predictions):
         with contextlib.suppress(ModelError):  # damaged since
             return runs.reading_of(run)
     return {}
 
 
-def _training_prompts(predictions: Path, workspace: Workspace | None, reporter: Reporter) -> NDArray[np.int64] | None:
+def _training_prompts(predictions: Path, workspace: Workspace, reporter: Reporter) -> NDArray[np.int64] | None:
     """Keys of the prompts that the runs behind the predictions were trained on; None if no run tells."""
     keys = []
-    for run in workspace.runs_of_predictions(predictions) if workspace is not None else ():
+    for run in workspace.runs_of_predictions(predictions):
         try:
             keys.append(runs.training_prompts(run))
         except ModelError as error:
@@ -316,7 +323,7 @@ def _training_prompts(predictions: Path, workspace: Workspace | None, reporter: 
 
 
 def _warn(
-    results: Sequence[ScoreResult], battles: tables.ScoredBattles, workspace: Workspace | None, reporter: Reporter
+    results: Sequence[ScoreResult], battles: tables.ScoredBattles, workspace: Workspace, reporter: Reporter
 ) -> None:
     """Say what makes scores doubtful."""
     labels = battles.labels
@@ -339,7 +346,7 @@ def _warn(
                 "(nearly) 0: 36 nats each after clipping"
             )
         if labels.counts.invented_ids and labels.battles is not None:
-            source = workspace.source_of_predictions(path) if workspace is not None else ""
+            source = workspace.source_of_predictions(path)
             if source != labels.battles.digest():
                 reporter.warn(
                     f"{labels.source} has no ids, or repeated ones: joined by the numbers of its rows. This is right "

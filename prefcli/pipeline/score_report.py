@@ -9,6 +9,7 @@ import numpy as np
 
 from prefcli import metrics
 from prefcli.battles import STANDARD_INPUT, PathLike, Source, SourceLike, user_path
+from prefcli.console import LOGGING
 from prefcli.data import tables
 from prefcli.errors import InputError
 from prefcli.pipeline.score import (
@@ -25,19 +26,20 @@ from prefcli.rendering import run_page
 from prefcli.rendering.evaluation import Predictions, evaluate, read_details
 from prefcli.rendering.run_page import RunPage
 from prefcli.rendering.tables import Table, interval
-from prefcli.reporting import SILENT, Reporter
+from prefcli.reporting import Reporter
 from prefcli.storage import files
 from prefcli.storage.paths import check_page
+from prefcli.storage.workspace import Workspace
 
 
 def report_scores(
-    predictions: Sequence[PathLike],
+    predictions: PathLike | Sequence[PathLike],
     labels: SourceLike,
     page: PathLike,
     options: ScoreOptions | None = None,
     *,
     force: bool = False,
-    reporter: Reporter = SILENT,
+    reporter: Reporter = LOGGING,
 ) -> ScoreResult | ScoreComparison:
     """Score one file of predictions or several, and write a page about the one with the lowest log loss.
 
@@ -48,6 +50,8 @@ def report_scores(
         memory.
     page, force:
         The page; whether to overwrite it.
+    reporter:
+        Receives notes, warnings and progress.
 
     Raises
     ------
@@ -55,7 +59,7 @@ def report_scores(
         As they do; also if the page exists, or a file is standard input, which cannot be read twice.
     """
     options = options or ScoreOptions()
-    paths, source = find_files(predictions, labels, reporter)
+    paths, source = find_files(predictions, labels, Workspace.of(options.workspace), reporter)
     page_path = user_path(page)
     inputs = [*paths, *source.paths]
     check_page(page_path, inputs, force=force)
@@ -66,9 +70,9 @@ def report_scores(
         best, best_score, compared = paths[0], result, []
     else:
         result = compare_scores(paths, source, **vars(options), reporter=reporter)
-        names = list(result.scores)
-        lowest = min(names, key=lambda name: result.scores[name].log_loss)
-        best, best_score, compared = paths[names.index(lowest)], result.scores[lowest], _compared(result)
+        of_files = list(result.scores)
+        lowest = min(of_files, key=lambda name: result.scores[name].log_loss)
+        best, best_score, compared = paths[of_files.index(lowest)], result.scores[lowest], _compared(result)
     assert isinstance(best_score, ScoreResult)
     _write_page(page_path, best, [path for path in paths if path != best], source, best_score, options, compared)
     reporter.note(f"wrote {page_path}")
@@ -84,7 +88,9 @@ def _write_page(
     options: ScoreOptions,
     compared: list[Table],
 ) -> None:
-    usual = next(filter(None, (usual_reading(path, options.workspace) for path in (predicted, *others))), {})
+    usual = next(
+        filter(None, (usual_reading(path, Workspace.of(options.workspace)) for path in (predicted, *others))), {}
+    )
     label_file = tables.LabelFile(source, usual)
     predictions = _predictions(predicted, others, label_file, scored.outcomes, options)
     cautions = []

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from prefcli import groups, readers
 from prefcli.battles import ReadCounts, Source, SourceLike, check_unique_ids, describe_battle, describe_reading
+from prefcli.errors import InputError
 from prefcli.metrics import plural
 from prefcli.readers.cells import list_names
+from prefcli.readers.tables import raw_table
 from prefcli.reporting import SILENT, Reporter
+from prefcli.storage import files
 from prefcli.storage.workspace import Stage, StageWriter, Workspace
 from prefcli.text import TextCounts, normalisation_identity
 from prefcli.text.parallel import normalise_stream
@@ -27,8 +32,40 @@ CHOSEN = "chosen"
 """Among a stage's options: whether the files say which answer was chosen, and a hash which of them is A."""
 PREPROCESS_VERSION = 1
 """Raise it when the stage's columns change. Where the text changes, raise the normalisation's own version instead."""
+TABLES = "tables"
+"""Folder of a workspace: tables in memory that verbs were given, as JSON lines named by their content."""
 INVENTED_IDS = "invented_ids"
 """A count of both stages, see :class:`ReadCounts`; None in stages made before there was one."""
+
+
+def source_of(source: SourceLike, workspace: Workspace) -> Source:
+    """Which files to read. A table in memory becomes a file of the workspace, so that its runs can be continued.
+
+    Raises
+    ------
+    InputError
+        If it is neither files nor a table.
+    """
+    if isinstance(source, (Source, str, Path)):
+        return Source.of(source)
+    if isinstance(source, (list, tuple)) and source and all(isinstance(path, (str, Path)) for path in source):
+        return Source.of(source)
+    table = raw_table(source, "the table")
+    if not table.num_rows:
+        raise InputError("there are no battles", where="the table")
+    names = list(table.columns)
+    lines = [files.to_json(dict(zip(names, row, strict=True))) for row in zip(*table.columns.values(), strict=True)]
+    text = "\n".join(lines) + "\n"
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    path = workspace.root / TABLES / f"table-{digest[:12]}.jsonl"
+    if not path.is_file():
+        files.write_text(path, text)
+    return Source.of(path)
+
+
+def files_of(source: SourceLike, workspace: Workspace) -> SourceLike:
+    """The same for :meth:`Source.like`: what is no source yet is read as another one is."""
+    return source if isinstance(source, Source) else source_of(source, workspace).paths
 
 
 def read_stage(
@@ -54,7 +91,7 @@ def read_stage(
     InputError
         If a file is not one of battles, or an id occurs twice.
     """
-    source = Source.of(source)
+    source = source_of(source, workspace)
     battle_file = readers.open_battles(source, preferred, outcomes=outcomes, usual=usual, reporter=reporter)
     report_reading(battle_file, source, usual, reporter)
 

@@ -104,6 +104,10 @@ class Predictor:
             except ModelError:  # nothing was held out to fit on
                 self._calibrated = False
 
+    def __repr__(self) -> str:
+        folders = ", ".join(repr(str(folder)) for folder in self.folders)
+        return f"Predictor({folders}, swap_average={self._swap_average}, calibrated={self._calibrated})"
+
     @overload
     def predict(self, prompt: Text, response_a: Text, response_b: Text) -> Probabilities: ...
 
@@ -152,14 +156,49 @@ class Predictor:
         InputError
             If a battle is not valid.
         """
-        is_table = response_a is None and response_b is None and not isinstance(prompt, str)
-        if is_table:
-            reading = Source((), format, columns, outcome, each)
-            batch = readers.battles_from(prompt, reading, outcomes=False, usual=self._usual)
-        else:
-            batch = _battle(prompt, response_a, response_b)
+        if response_a is None and response_b is None and not isinstance(prompt, str):
+            return self._predict_table(prompt, Source((), format, columns, outcome, each))[1]
+        batch = _battle(prompt, response_a, response_b)
         probabilities = self._calibrate(self._predict(batch), self._held_out_keys(batch))
-        return probabilities if is_table else Probabilities(*probabilities[0].tolist())
+        return Probabilities(*probabilities[0].tolist())
+
+    def predict_frame(
+        self,
+        table: pd.DataFrame | pa.Table | Sequence[Mapping[str, Any]],
+        *,
+        format: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        outcome: str | None = None,
+        each: str | None = None,
+    ) -> pd.DataFrame:
+        """Probabilities of a table of battles as a DataFrame with the columns of a file of predictions.
+
+        Parameters
+        ----------
+        table, format, columns, outcome, each:
+            As for :meth:`predict`.
+
+        Returns
+        -------
+        ``id, winner_model_a, winner_model_b, winner_tie``, in the table's order, and with its index if it is a
+        DataFrame of pandas. Battles without ids are numbered from 1.
+
+        Raises
+        ------
+        InputError
+            If a battle is not valid.
+        """
+        import pandas as pd
+
+        batch, probabilities = self._predict_table(table, Source((), format, columns, outcome, each))
+        index = table.index if isinstance(table, pd.DataFrame) and len(table) == len(probabilities) else None
+        frame = pd.DataFrame(probabilities, columns=list(WINNER_COLUMNS), index=index)
+        frame.insert(0, "id", batch.column("id").to_pylist())
+        return frame
+
+    def _predict_table(self, table: Any, reading: Source) -> tuple[pa.RecordBatch, NDArray[np.float64]]:
+        batch = readers.battles_from(table, reading, outcomes=False, usual=self._usual)
+        return batch, self._calibrate(self._predict(batch), self._held_out_keys(batch))
 
     def answers(self, lines: IO[bytes], reading: Source | None = None) -> Iterator[list[Answer]]:
         """Answer JSON lines: each as soon as it arrives, those that are waiting together.

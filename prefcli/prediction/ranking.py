@@ -47,6 +47,8 @@ CYCLES = 8
 """Of many answers each is compared with its two neighbours on that many random cycles through all of them."""
 SEED = 0
 """Of these cycles."""
+MAX_SHOWN = 10
+"""Answers in the text of a ranking."""
 QUESTIONS_TOGETHER = 64
 PAIRS_TOGETHER = 2048
 """Pairs, or answers, that a model gets at a time at most."""
@@ -99,7 +101,7 @@ class Comparison:
         return probabilities
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Ranked:
     """The answers of one question, ranked."""
 
@@ -120,6 +122,14 @@ class Ranked:
     """Position of each answer among the comparison's, ``[k]``; equal answers share one."""
     rewards: Array | None = None
     """Of reward models, what the scores are rounded from, ``[k]``."""
+
+    def __repr__(self) -> str:
+        listed = ", ".join(f"{self.scores[i]:.3f}" for i in self.ranking[:MAX_SHOWN])
+        more = ", ..." if len(self.ranking) > MAX_SHOWN else ""
+        return (
+            f"Ranked({self.id!r}, ranking={self.ranking[:MAX_SHOWN].tolist()}{more}, scores of these [{listed}{more}], "
+            f"p_best={self.p_best[self.best]:.3f})"
+        )
 
     @property
     def best(self) -> int:

@@ -15,6 +15,11 @@ ELSEWHERE = "elsewhere"
 """Folder of records of runs that lie outside the workspace: a JSON file each, ``{"run": path}``."""
 
 
+def default_root() -> Path:
+    """The workspace where none is named: ``$PREFCLI_WORKSPACE``, by default ``.prefcli`` in the current folder."""
+    return Path(os.environ.get("PREFCLI_WORKSPACE") or ".prefcli").expanduser()
+
+
 def run_folders(root: Path) -> list[Path]:
     """Folders of the runs in a workspace, and of those trained from it into other places, by name.
 

@@ -25,7 +25,6 @@ from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, hub, run_names
 from prefcli.storage.runs import CONFIG
 
-WORKSPACE = ".prefcli"
 METADATA_KEY = "prefcli"
 COMPRESSION = "lz4"
 MAX_RECORDED = 200
@@ -129,9 +128,11 @@ class Workspace:
         self.runs = self.root / run_names.RUNS
 
     @staticmethod
-    def of(workspace: Workspace | str | Path) -> Workspace:
-        """A workspace from its folder."""
-        return workspace if isinstance(workspace, Workspace) else Workspace(workspace)
+    def of(workspace: Workspace | str | Path | None) -> Workspace:
+        """A workspace from its folder; None is ``$PREFCLI_WORKSPACE``, by default ``.prefcli`` here."""
+        if isinstance(workspace, Workspace):
+            return workspace
+        return Workspace(run_names.default_root() if workspace is None else workspace)
 
     def stage(
         self,
