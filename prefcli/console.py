@@ -194,9 +194,10 @@ class Task:
         self._note = visible(note) or self._note
         self._owner.advanced(self)
 
-    def skip(self, amount: float) -> None:
-        """``amount`` units were done before, or turned out not to be needed: they do not count for the rate."""
+    def skip(self, amount: float, note: str = "") -> None:
+        """``amount`` units do not count for the rate: they were done before, are not needed or unlike the others."""
         self._done += amount
+        self._note = visible(note) or self._note
 
     def expect(self, total: float) -> None:
         """The task will probably have ``total`` units; what the bar shows does not go back."""

@@ -19,8 +19,8 @@ class Progress(Protocol):
     def advance(self, amount: float = 1, note: str = "") -> None:
         """``amount`` more units are done; ``note`` replaces the text beside the bar."""
 
-    def skip(self, amount: float) -> None:
-        """``amount`` units were done before, or are not needed after all: they do not count for the rate."""
+    def skip(self, amount: float, note: str = "") -> None:
+        """``amount`` units do not count for the rate: they were done before, are not needed or unlike the others."""
 
     def expect(self, total: float) -> None:
         """The task will probably have ``total`` units."""
@@ -46,7 +46,7 @@ class _NoProgress:
     def advance(self, amount: float = 1, note: str = "") -> None:
         pass
 
-    def skip(self, amount: float) -> None:
+    def skip(self, amount: float, note: str = "") -> None:
         pass
 
     def expect(self, total: float) -> None:

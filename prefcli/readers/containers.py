@@ -371,13 +371,22 @@ def _member(archive: zipfile.ZipFile, wanted: str, preferred: str, name: str) ->
 
 
 class _Meter:
-    """Advances a progress when a file is read farther than ever before since it was started."""
+    """Advances a progress when a file has been read farther than ever before since it was started."""
 
     def __init__(self) -> None:
         self.start(NO_PROGRESS)
 
     def start(self, progress: Progress) -> None:
         self._progress, self._reached = progress, 0
+        self.position = 0
+        """To where the file has been read."""
+        self.reads_ahead = False
+        """Whether what is read is used much later, so that only its user knows how far it is."""
+
+    def read_to(self, position: int) -> None:
+        self.position = position
+        if not self.reads_ahead:
+            self.reach(position)
 
     def reach(self, position: int) -> None:
         if position > self._reached:
@@ -394,7 +403,7 @@ class _MeteredFile(io.FileIO):
 
     def readinto(self, buffer: Any) -> int | None:
         size = super().readinto(buffer)
-        self._meter.reach(self.tell())
+        self._meter.read_to(self.tell())
         return size
 
     @contextlib.contextmanager
@@ -402,6 +411,30 @@ class _MeteredFile(io.FileIO):
         meter, self._meter = self._meter, _Meter()
         yield
         self._meter = meter
+
+
+class _Blocks(io.RawIOBase):
+    """A stream that Arrow reads in blocks, far ahead of the batches that it makes of them, one of each."""
+
+    def __init__(self, stream: IO[bytes], meter: _Meter) -> None:
+        self._stream, self._meter = stream, meter
+        self._ends: list[int] = []
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        block: bytes = self._stream.read(size)
+        self._ends.append(self._meter.position)
+        return block
+
+    def positions(self) -> Iterator[tuple[int, int]]:
+        """Where in the file the block of each batch begins and ends."""
+        begin = 0
+        for number in itertools.count():
+            end = self._ends[min(number, len(self._ends) - 1)]
+            yield begin, end
+            begin = end
 
 
 class _Recoded(io.RawIOBase):
@@ -624,17 +657,21 @@ def _csv_batches(container: Container, columns: Sequence[str]) -> Iterator[RawBa
     )
     parse = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=container.delimiter)
     block_bytes, rows_done = BLOCK_BYTES, 0
+    container.meter.reads_ahead = True
     while True:
         read = pyarrow.csv.ReadOptions(block_size=block_bytes, skip_rows_after_names=rows_done, use_threads=False)
         try:
             with (
                 container.open() as stream,
-                pyarrow.csv.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert) as reader,
+                _Blocks(stream, container.meter) as blocks,
+                pyarrow.csv.open_csv(blocks, read_options=read, parse_options=parse, convert_options=convert) as reader,
             ):
-                for batch in reader:
+                for batch, (begin, end) in zip(reader, blocks.positions(), strict=False):
                     named = pa.RecordBatch.from_arrays(batch.columns, names=list(columns))
                     for start in range(0, batch.num_rows, BATCH_ROWS):
                         yield RawBatch.from_arrow(named.slice(start, BATCH_ROWS))
+                        rows = min(start + BATCH_ROWS, batch.num_rows)
+                        container.meter.reach(begin + (end - begin) * rows // batch.num_rows)
                     rows_done += batch.num_rows
             return
         except MemoryError:

@@ -89,7 +89,9 @@ class FeaturesFitter:
 
         def report(what: str, done: float, expected: float) -> None:
             progress.expect(sum(before) + expected + self._left * (float(np.mean(before)) if before else expected))
-            progress.advance(done - self._done[-1], f"{name}, {what}" if name else what)
+            # Words take another time than rounds: how long the rest takes is not known before there are some.
+            step = progress.skip if what == "words" and not before else progress.advance
+            step(done - self._done[-1], f"{name}, {what}" if name else what)
             self._done[-1] = done
 
         return report

@@ -97,8 +97,9 @@ def import_lightgbm() -> Any:
 
 
 class FitProgress:
-    """How far a fit is, in rounds of boosting: of the words, of choosing the number of rounds, of the final booster.
+    """How far a fit is: with the words, with choosing the number of rounds, with the final booster.
 
+    It is counted in rounds on an inner fold; one on all battles is more by as many as they are more.
     How many rounds there will be is not known before they are chosen: until then about as many are expected as other
     data took, and after the first inner fold as many as there.
     """
@@ -112,12 +113,13 @@ class FitProgress:
         self._best: float = min(BoosterSettings.usual_rounds(battles), self._max)
         self._found: list[int] = []
         self._finished = 0.0
+        self._final = folds / (folds - 1)
 
     @property
     def expected(self) -> float:
         """Rounds of the whole fit as far as it is known now."""
         choices = (self._choices - len(self._found)) * min(self._best + self._patience, self._max)
-        return max(self._finished, self._words) + choices + self._best
+        return max(self._finished, self._words) + choices + self._best * self._final
 
     def words(self, steps: int) -> None:
         """So many inner folds, and then the model of all battles, have weights of words."""
@@ -150,8 +152,12 @@ class FitProgress:
 
     def final(self, rounds: int) -> Callable[[Any], None]:
         """A LightGBM callback for the booster of all battles."""
-        total = self._finished + rounds
-        return lambda environment: self._report("final fit", self._finished + environment.iteration + 1, total)
+        total = self._finished + rounds * self._final
+
+        def report(environment: Any) -> None:
+            self._report("final fit", self._finished + (environment.iteration + 1) * self._final, total)
+
+        return report
 
 
 def train(
