@@ -79,7 +79,7 @@ def test_a_reader_searches_the_site_in_a_folder_and_reads_it_on_a_phone(site: Pa
         found = tab.wait(f"{results}.length && {results}")
         assert set(found) >= {"metrics.html", "eda.html", "evaluation.html"}
         tab.press("Enter")
-        tab.wait("location.pathname.endsWith('metrics.html') && document.querySelector('mark') !== null")
+        tab.wait("!location.pathname.endsWith('index.html') && document.querySelector('article mark') !== null")
 
         tab.show(site / "index.html", width=390, scheme="dark")
         assert tab.value("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
