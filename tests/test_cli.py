@@ -278,7 +278,7 @@ def test_out_of_memory_names_an_option_that_helps(cli: CLI, monkeypatch: pytest.
 
 
 def test_help_and_the_package_import_no_heavy_library() -> None:
-    heavy = "torch transformers nltk pandas numpy pyarrow sklearn scipy matplotlib rich".split()
+    heavy = "torch transformers nltk pandas numpy pyarrow sklearn scipy matplotlib rich pydantic".split()
     listing = f"; import sys; print([m for m in {heavy!r} if m in sys.modules])"
     assert python("import prefcli" + listing).stdout == "[]\n"
     code = "from prefcli.cli.main import run; run(['train', '--help'])" + listing

@@ -25,6 +25,7 @@ import pytest
 from conftest import Result, make_language_model
 
 from prefcli import pipeline
+from prefcli.cli.main import VERBS
 from prefcli.data import synthetic
 from prefcli.options import TrainOptions
 from prefcli.storage import files
@@ -223,6 +224,39 @@ def test_commands_in_the_documents_run(
                 continue
             code, said = execute(here(command, tmp_path), cli, monkeypatch)
             assert code == 0, f"{page.name}, line {block.line}: {command}\n{said}"
+
+
+EXAMPLES = [line.strip() for verb in VERBS.values() for line in verb.EXAMPLES.splitlines()[1:]]
+
+
+def test_every_verb_has_up_to_three_examples_of_one_line() -> None:
+    for name, verb in VERBS.items():
+        heading, *lines = verb.EXAMPLES.splitlines()
+        assert heading == "Examples:"
+        assert 1 <= len(lines) <= 3, name
+        assert all(line.startswith("  prefcli ") and len(line) <= 80 for line in lines), name
+
+
+@pytest.mark.slow
+def test_examples_of_the_help_run(
+    stand_ins: Path, tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that no page runs, one after the other in one folder; what needs a network or seconds is left out."""
+    shutil.copytree(stand_ins, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "my-run")
+    (tmp_path / "RUN2").rename(tmp_path / "my-run")  # a neural one, which can be exported
+    shutil.copytree(tmp_path / "RUN1", tmp_path / "RUN2")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    on_pages = {command for page in PAGES for block in run_here(page) for command in block.commands}
+    assert cli("predict", "test.csv", "--model", "RUN").code == 0
+    shutil.copy("preds.csv", "other.csv")
+    answers = dict(excerpts(ROOT / "docs" / "ranking.md"))["answers.jsonl"]
+    Path("answers.jsonl").write_text(answers, encoding="utf-8")
+    for command in EXAMPLES:
+        Path("ranked.jsonl").unlink(missing_ok=True)  # its examples are not meant to follow one another
+        if command not in on_pages and not re.match(r"prefcli (push|demo|ablate)\b|.*hf://", command):
+            code, said = execute(command, cli, monkeypatch)
+            assert code == 0, f"{command}\n{said}"
 
 
 def without_torchrun(words: list[str]) -> list[str]:

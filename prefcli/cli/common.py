@@ -14,8 +14,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prefcli.cli.completion import FORMATS, GROUPS, complete_encoder, complete_values, find_root
 from prefcli.cli.completion import complete_run as complete_run
-from prefcli.cli.completion import find_root
 from prefcli.cli.help import GENERAL, READING
 from prefcli.reporting import visible
 
@@ -72,12 +72,18 @@ ByOption = Annotated[
     typer.Option(
         "--by",
         metavar="COLUMN",
+        autocompletion=complete_values(GROUPS),
         help="Also by group: a column of the file, a path into one, or script, length, turns or models.",
     ),
 ]
 EncoderOption = Annotated[
     str | None,
-    typer.Option("--encoder", metavar="NAME", help="Where the encoder of a LoRA run is now, if it has moved."),
+    typer.Option(
+        "--encoder",
+        metavar="NAME|DIR",
+        help="Where the encoder of a LoRA run is now, if it has moved.",
+        autocompletion=complete_encoder,
+    ),
 ]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or name.", autocompletion=complete_run)]
 WorkersOption = Annotated[
@@ -124,7 +130,12 @@ def open_session(
 def open_reading(
     format: Annotated[
         str | None,
-        ReadingOption("--format", metavar="NAME", help="A layout's name, see docs/formats.md. [default: by columns]"),
+        ReadingOption(
+            "--format",
+            metavar="NAME",
+            help="A layout's name, see docs/formats.md. [default: by columns]",
+            autocompletion=complete_values(FORMATS),
+        ),
     ] = None,
     columns: Annotated[
         str | None,

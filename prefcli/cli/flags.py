@@ -18,8 +18,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from prefcli.cli import common, help
+from prefcli.cli.completion import complete_encoder, complete_values
 from prefcli.errors import InputError, closest_name, did_you_mean
-from prefcli.options import TRAIN_PANELS, PairOptions, PredictOptions, TrainOptions, flag_of
+from prefcli.options import RECIPE_SUMMARIES, TRAIN_PANELS, PairOptions, PredictOptions, TrainOptions, flag_of
 
 Verb = Callable[..., None]
 
@@ -66,23 +67,23 @@ def _usage_error(what: str, ctx: Any, hint: str = "") -> InputError:
 class VerbCommand(TyperCommand):
     """A command with a help in panels."""
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        convert_quickly(self.params)
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        convert_quickly(self.get_params(ctx))
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(help.page(self, ctx))
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        return help.short(self)
 
 
 class RootGroup(TyperGroup):
     """The command ``prefcli``: without a verb it shows its help."""
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        convert_quickly(self.params)
-
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, args or ["--help"])
+        convert_quickly(self.get_params(ctx))
+        return super().parse_args(ctx, args or ["--help"] * (not ctx.resilient_parsing))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] not in self.commands and not ctx.resilient_parsing:
@@ -91,6 +92,9 @@ class RootGroup(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(help.page(self, ctx))
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        return help.short(self)
 
 
 class VerbGroup(RootGroup):
@@ -104,8 +108,13 @@ class VerbGroup(RootGroup):
         position = next(named, None)
         if position is not None:
             args = [args[position], *args[:position], *args[position + 1 :]]
-        elif not ctx.resilient_parsing and not {"-h", "--help"} & set(args):
-            if args and closest_name(args[0], self.commands) and not Path(args[0]).exists():
+        elif (args or not ctx.resilient_parsing) and not {"-h", "--help"} & set(args):
+            if (
+                args
+                and not ctx.resilient_parsing
+                and closest_name(args[0], self.commands)
+                and not Path(args[0]).exists()
+            ):
                 raise no_such_command(args[0], self, ctx)
             args = [next(iter(self.commands)), *args]
         return super().parse_args(ctx, args)
@@ -192,12 +201,15 @@ def _parameters(options: Options) -> Iterator[inspect.Parameter]:
         choices = f.metadata.get("choices") or f.metadata.get("each_of")
         metavar = f.metadata.get("metavar") or ("|".join(choices) if choices else {int: "N", float: "X"}.get(kind))
         default = help.spell(f.default)
+        values = choices or f.metadata.get("suggestions", ())
+        complete = complete_values(values, RECIPE_SUMMARIES if f.name == "recipe" else None)
         option = typer.Option(
             f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
             metavar=metavar,
             help=f.metadata["help"] + (f" [default: {default}]" if default else ""),
             show_default=False,
             rich_help_panel=panels[f.name],
+            autocompletion=complete_encoder if f.name == "encoder" else complete if values else None,
         )
         annotation = list[str] if "each_of" in f.metadata else kind
         yield inspect.Parameter(

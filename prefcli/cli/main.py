@@ -176,6 +176,9 @@ def run(arguments: list[str]) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if "_PREFCLI_COMPLETE" in os.environ:
+        # Typer renders descriptions by rich where it finds it, which takes longer than a completion may.
+        sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
     try:
         code = app(args=arguments, prog_name="prefcli", standalone_mode=False, obj={"arguments": arguments})
         sys.stdout.flush()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 EXAMPLES = common.examples(
     "prefcli predict test.csv --model my-run --output submission.csv",
     "prefcli predict test.csv --model RUN1 --model RUN2 --output blend.parquet",
-    "prefcli predict ours.csv --model my-run --calibrate our-votes.csv",
+    "prefcli predict ours.csv --calibrate our-votes.csv --output ours-preds.csv",
 )
 
 

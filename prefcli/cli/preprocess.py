@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from prefcli.cli import common
+from prefcli.cli.completion import complete_values
 from prefcli.cli.flags import command
 from prefcli.errors import one_line
 from prefcli.options import TEXTS
@@ -24,7 +25,12 @@ def run(
     file: common.FilesArgument,
     text: Annotated[
         str,
-        typer.Option("--text", metavar="|".join(TEXTS), help="nltk: the baseline's; light: Unicode and white space."),
+        typer.Option(
+            "--text",
+            metavar="|".join(TEXTS),
+            help="nltk: the baseline's; light: Unicode and white space.",
+            autocompletion=complete_values(TEXTS),
+        ),
     ] = "nltk",
     preview: Annotated[
         int, typer.Option("--preview", min=0, metavar="N", help="Show N battles before and after; write nothing.")

@@ -12,7 +12,7 @@ from prefcli.cli.flags import command
 
 EXAMPLES = common.examples(
     "prefcli report my-run",
-    "prefcli report my-run --by length --output page.html",
+    "prefcli report my-run --by length --output by-length.html",
 )
 
 

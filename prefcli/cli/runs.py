@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prefcli.cli import common
+from prefcli.cli.completion import complete_values
 from prefcli.cli.flags import command
 from prefcli.errors import InputError, PrefcliError
+from prefcli.options import ARCHITECTURES
 
 if TYPE_CHECKING:
     from prefcli.pipeline.runs import RunDetails, RunsDiff, RunSummary
@@ -46,12 +48,19 @@ def list_runs(
         typer.Option(
             "--sort",
             metavar="when|name|loss|gain|size",
+            autocompletion=complete_values(("when", "name", "loss", "gain", "size")),
             help="The newest first; by name; the lowest log loss first; furthest below its prior; the largest.",
             show_default=True,
         ),
     ] = "when",
     architecture: Annotated[
-        str | None, typer.Option("--architecture", metavar="NAME", help="Only runs of this architecture.")
+        str | None,
+        typer.Option(
+            "--architecture",
+            metavar="|".join(ARCHITECTURES),
+            help="Only runs of this architecture.",
+            autocompletion=complete_values(ARCHITECTURES),
+        ),
     ] = None,
     where: Annotated[
         list[str] | None,

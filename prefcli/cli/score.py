@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = common.examples(
     "prefcli score preds.csv labels.csv",
     "prefcli score preds.csv other.csv labels.csv",
-    "prefcli score preds.csv labels.csv --by length --report page.html",
+    "prefcli score preds.csv labels.csv --report scores.html",
 )
 
 
