@@ -176,10 +176,10 @@ def _gain_of_blend(first: runs.HeldOut, second: runs.HeldOut) -> metrics.Differe
 def _load(workspace: Workspace, folder: Path) -> _Run:
     runs.verify(folder, names=(runs.VALIDATION, runs.TRAINING_PROMPTS, runs.CONFIG))
     config = runs.read_config(folder)
-    encoder = Path(config["options"]["encoder"])
+    encoder = config["options"]["encoder"]  # None of features
     seen = []
-    if config["options"]["architecture"] != "features" and runs.is_run(encoder):
-        seen.append(runs.training_prompts(encoder))
+    if config["options"]["architecture"] != "features" and encoder and runs.is_run(Path(encoder)):
+        seen.append(runs.training_prompts(Path(encoder)))
     if runs.members(folder) == [folder]:  # with folds, each held-out battle is predicted by a model that did not see it
         seen.append(runs.training_prompts(folder))
     trained_on = np.concatenate([np.empty(0, np.int64), *(keys for keys in seen if keys is not None)])

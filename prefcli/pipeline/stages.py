@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ def source_of(source: SourceLike, workspace: Workspace) -> Source:
     """
     if isinstance(source, (Source, str, Path)):
         return Source.of(source)
+    if isinstance(source, Iterator):
+        source = list(source)
     if isinstance(source, (list, tuple)) and source and all(isinstance(path, (str, Path)) for path in source):
         return Source.of(source)
     table = raw_table(source, "the table")
