@@ -151,20 +151,28 @@ def ablate(
     for table in TABLES:
         files.refuse_to_replace(folder / table, source.paths)
     options = _with_encoder(options, folder, reporter)
-    for seed in range(options.seed, options.seed + seeds):
-        for setting in SETTINGS:  # the rows that differ only at inference share a run
-            run = _run_folder(folder, seed, setting)
-            if (run / runs.VALIDATION).is_file():
-                continue
-            reporter.note(run.name)
-            if (run / runs.CONFIG).is_file():
-                train(None, workspace, options, resume=str(run), remember=False, reporter=reporter)
-                continue
-            # The last weights, not the best: what more epochs do is part of the question.
-            chosen = dataclasses.replace(
-                options, seed=seed, loss_input=setting.loss_input, epochs=setting.epochs, keep="last"
-            )
-            train(source, workspace, chosen, output=run, remember=False, command="prefcli ablate", reporter=reporter)
+    # Rows that differ only at inference share a run.
+    all_runs = {
+        _run_folder(folder, seed, setting): (seed, setting)
+        for seed in range(options.seed, options.seed + seeds)
+        for setting in SETTINGS
+    }
+    missing = {run: both for run, both in all_runs.items() if not (run / runs.VALIDATION).is_file()}
+    epochs_left = sum(setting.epochs for _, setting in missing.values())
+    for run, (seed, setting) in missing.items():
+        reporter.note(run.name)
+        trainings, epochs_left = epochs_left / setting.epochs, 0  # the first one says how long all of them take
+        if (run / runs.CONFIG).is_file():
+            train(None, workspace, options, resume=str(run), remember=False, reporter=reporter, trainings=trainings)
+            continue
+        # The last weights, not the best: what more epochs do is part of the question.
+        chosen = dataclasses.replace(
+            options, seed=seed, loss_input=setting.loss_input, epochs=setting.epochs, keep="last"
+        )
+        train(
+            source, workspace, chosen, output=run, remember=False, command="prefcli ablate", reporter=reporter,
+            trainings=trainings,
+        )  # fmt: skip
     return evaluate(folder, options.encoder_name, options.seed, seeds)
 
 

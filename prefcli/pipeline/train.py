@@ -55,6 +55,7 @@ def train(  # noqa: PLR0913  (what the command line gives)
     remember: bool = True,
     command: str = "",
     reporter: Reporter = SILENT,
+    trainings: float = 1.0,
 ) -> TrainResult:
     """Train a model into a run's folder, through the stages ``battles`` and ``preprocess``.
 
@@ -74,6 +75,8 @@ def train(  # noqa: PLR0913  (what the command line gives)
         Whether ``predict`` without ``--model`` uses this run.
     origins, command:
         Where each option came from, and the command line; kept in the run.
+    trainings:
+        How many trainings of this size the whole command does from this one on; 0 says nothing of its time.
 
     Raises
     ------
@@ -111,6 +114,7 @@ def train(  # noqa: PLR0913  (what the command line gives)
                 resume=under_way,
                 world=world,
                 reporter=reporter,
+                trainings=trainings,
             )
             result = experiment.run_experiment(context, folds)
         except BaseException:

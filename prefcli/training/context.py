@@ -39,6 +39,8 @@ class TrainContext:
         Whether the run is continued.
     world, reporter:
         The processes that take part, and where messages go.
+    trainings:
+        How many trainings of this size the whole command does from this one on: for the time that a long one warns of.
     """
 
     folder: Path
@@ -51,6 +53,7 @@ class TrainContext:
     resume: bool
     world: World
     reporter: Reporter
+    trainings: float = 1.0
 
     def outcomes(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
         """How many of some training battles had each outcome, soft labels counted by their shares; shape ``[3]``."""

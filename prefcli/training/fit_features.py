@@ -16,7 +16,11 @@ from prefcli.models.features.statistics import Features
 from prefcli.reporting import Progress, followed
 from prefcli.storage import files, runs
 from prefcli.training.context import FitResult, TrainContext
+from prefcli.training.duration import MIN_TIMED, TimeWarning
 from prefcli.training.trackers import Trackers
+
+MIN_ROUNDS = 20
+"""Rounds of boosting that show how long all of them take."""
 
 
 class FeaturesFitter:
@@ -26,6 +30,8 @@ class FeaturesFitter:
         self.context = context
         self.task = ("boosting", sum(models.expected_rounds(len(fold.train)) for fold in folds), "rounds")
         self._left = len(folds)
+        faster = "--limit N, fewer battles" + "; fewer --folds" * (len(folds) > 2)
+        self._warning = TimeWarning(context.reporter, faster)
         self._done: list[float] = []
         """Rounds of the folds that are done."""
         self.features: Features | None = None
@@ -86,10 +92,19 @@ class FeaturesFitter:
         """Reports the rounds of one fold; those to come are expected to be like those that are done."""
         before = list(self._done)
         self._done.append(0.0)
+        began: tuple[float, float] | None = None
 
         def report(what: str, done: float, expected: float) -> None:
-            progress.expect(sum(before) + expected + self._left * (float(np.mean(before)) if before else expected))
+            nonlocal began
+            total = sum(before) + expected + self._left * (float(np.mean(before)) if before else expected)
+            progress.expect(total)
             # Words take another time than rounds: how long the rest takes is not known before there are some.
+            if what != "words" and began is None:
+                began = time.monotonic(), done
+            elif began and not self._warning.said:
+                seconds, rounds = time.monotonic() - began[0], done - began[1]
+                if rounds >= MIN_ROUNDS and seconds >= MIN_TIMED:
+                    self._warning.expect(seconds / rounds * (total - sum(before) - done))
             step = progress.skip if what == "words" and not before else progress.advance
             step(done - self._done[-1], f"{name}, {what}" if name else what)
             self._done[-1] = done

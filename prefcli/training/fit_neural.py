@@ -27,6 +27,7 @@ from prefcli.reporting import Progress
 from prefcli.storage import runs
 from prefcli.training import checkpoints, loop
 from prefcli.training.context import FitResult, TrainContext
+from prefcli.training.duration import FirstSteps, TimeWarning, faster_than
 from prefcli.training.trackers import Trackers
 
 MAX_EXAMPLES = 500
@@ -40,6 +41,8 @@ class NeuralFitter:
         self.context = context
         options = context.options
         most = options.max_steps * options.batch_size or math.inf
+        self._warning = TimeWarning(context.reporter)
+        self._fits_left = len(folds)
         self.task = ("training", sum(min(options.epochs * len(fold.train), most) for fold in folds), "battles")
         if options.shard and context.world.alone:
             raise InputError(
@@ -103,10 +106,20 @@ class NeuralFitter:
         """Fit one fold; one that is under way continues from its own files."""
         spec = self.spec(fold, name)
         spec.trackers, spec.progress, spec.name = trackers, progress, name
+        spec.on_step_end = self._first_steps(spec)
+        self._fits_left -= 1
         result = loop.fit(spec)
         if self.context.options.lora_rank and self.context.world.is_main_process:
             neural.save_adapters(fold.folder, self.context.options)
         return FitResult(result.logits, result.battles_per_second, swapped=result.swapped)
+
+    def _first_steps(self, spec: loop.FitSpec) -> FirstSteps:
+        """Of the first fold that this call trains, the steps show what all of them take."""
+        context = self.context
+        embeddings = sum(m.weight.numel() for m in spec.model.module.modules() if isinstance(m, torch.nn.Embedding))
+        size = sum(p.numel() for p in spec.model.module.parameters()) - embeddings
+        self._warning.faster = faster_than(context.options, size, is_ablation=context.trainings != 1)
+        return FirstSteps(spec, self._warning, self._fits_left * context.trainings)
 
     def spec(self, fold: Fold, name: str) -> loop.FitSpec:
         """Build a fold's model and write the header of its folder: everything that :func:`loop.fit` needs."""
