@@ -6,11 +6,14 @@ import base64
 import hashlib
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import Result, make_language_model
 
@@ -25,6 +28,8 @@ from prefcli.pipeline.ablate import _with_encoder
 from prefcli.pipeline.encoder_choice import with_encoder
 from prefcli.reporting import SILENT, Silent
 from prefcli.storage import hub, runs
+from prefcli.training import duration, fit_features
+from prefcli.training.duration import FirstSteps, TimeWarning, about, faster_than
 
 CLI = Callable[..., Result]
 SMALL = ("--limit", 20, "--max-length", 32)
@@ -252,3 +257,96 @@ def test_a_decoder_that_cannot_be_built_is_reported_where_it_is_loaded(tmp_path:
     with pytest.raises(ModelError):
         encoders.make_skeleton(tmp_path)
     assert not encoder_choice._is_decoder(encoders.ResolvedModel(tmp_path, "a folder"))
+
+
+# How long it will take
+
+
+def first_steps(
+    step_seconds: Callable[[int, float], float], device: str = "cpu", fits: float = 1, **options: Any
+) -> tuple[list[str], int, float]:
+    """Warnings of a made-up training whose steps take the given seconds (by number and tokens), the step that gave
+    them, and how long all steps of one fit really take.
+    """
+    lengths = np.random.default_rng(0).integers(50, 500, 160)
+    train_options = TrainOptions(encoder="tiny", **options)
+    spec: Any = SimpleNamespace(
+        model=SimpleNamespace(placement=SimpleNamespace(device=SimpleNamespace(type=device)), lengths=np.asarray),
+        options=train_options, lengths=lengths, validation=None,
+        batches_per_epoch=10, total_steps=10 * train_options.epochs,
+        batch=lambda epoch, number: np.arange(16 * number, 16 * number + 16),
+        battles_until=lambda step: 16 * step,
+    )  # fmt: skip
+    warnings, said_at = Warnings(), 0
+    steps = FirstSteps(spec, TimeWarning(warnings, "--recipe fast"), fits)
+    state: Any = SimpleNamespace(steps=0, seconds=0.0, elapsed=0.0, finished=False)
+    for number in range(spec.total_steps):
+        tokens = float(lengths[spec.batch(0, number % 10)].sum())
+        state.steps, state.seconds = number + 1, state.seconds + step_seconds(number, tokens)
+        state.elapsed = state.seconds
+        steps(state)
+        said_at = said_at or (number + 1) * bool(warnings.texts)
+    return warnings.texts, said_at, state.seconds
+
+
+def test_the_expected_time_is_right_where_steps_take_as_long_as_their_tokens() -> None:
+    texts, step, seconds = first_steps(lambda number, tokens: tokens / 400 + 20 * (number == 0), epochs=30, fits=5)
+    assert step == 2  # the first one, which warms up, is not counted
+    assert texts == [f"this will take about {round(5 * seconds / 3600)} hours. Faster: --recipe fast"]
+
+
+def test_a_step_of_minutes_is_not_waited_for_twice() -> None:
+    texts, step, _ = first_steps(lambda number, tokens: 100.0, epochs=1)
+    assert (step, texts[0][:30]) == (1, "this will take about 15 minute")
+
+
+def test_on_a_gpu_only_steps_count_that_the_host_waited_for() -> None:
+    texts, step, _ = first_steps(lambda number, _: 30.0 * (number % 10 == 9), "cuda", epochs=40)
+    assert step == 20
+    assert texts[0].startswith("this will take about 19 minutes")  # 38 epochs of 30 s are left
+
+
+def test_a_short_training_says_nothing() -> None:
+    assert first_steps(lambda number, tokens: 6.0, epochs=4)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(300, "5 minutes"), (7199, "120 minutes"), (7200, "2 hours"), (3 * 86400, "3 days")]
+)
+def test_durations_are_rounded(seconds: float, words: str) -> None:
+    assert about(seconds) == words
+
+
+def test_what_is_faster_depends_on_what_is_slow() -> None:
+    deberta = 43_000_000
+    assert faster_than(TrainOptions(folds=5), deberta, is_ablation=False) == (
+        "--recipe fast, boosted text statistics in minutes; --encoder minilm, 4 times smaller; fewer --folds"
+    )
+    assert faster_than(TrainOptions(), 400_000, is_ablation=True) == "--limit N, fewer battles"
+
+
+@pytest.mark.slow
+def test_folds_and_boosting_say_their_time_once(cli: CLI, demo_files: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duration, "MIN_REPORTED", 0.0)
+    monkeypatch.setattr(duration, "MIN_TIMED", 0.0)
+    monkeypatch.setattr(fit_features, "MIN_TIMED", 0.0)
+    for flags in (("--encoder", "tiny", "--folds", 2, "--batch-size", 2, *SMALL), ("--recipe", "fast")):
+        done = cli("train", demo_files.train, *flags)
+        assert done.code == 0, done.err
+        assert done.err.count("warning: this will take about 0 minutes. Faster: ") == 1
+
+
+def test_the_first_training_of_an_ablation_speaks_for_all_of_them(
+    cli: CLI, demo_files: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+
+    def train(*_: Any, trainings: float, **__: Any) -> None:
+        seen.append(trainings)
+        if len(seen) == 2:
+            raise NetworkError("enough")
+
+    # The package's name `ablate` is that of the function.
+    monkeypatch.setattr(sys.modules["prefcli.pipeline.ablate"], "train", train)
+    cli("ablate", demo_files.train, "--encoder", "tiny", "--seeds", 2)
+    assert seen == [18.0, 0.0]  # of one, three, one, one and three epochs for each seed; the others say nothing

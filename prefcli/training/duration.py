@@ -16,7 +16,7 @@ MIN_REPORTED = 300.0
 """Seconds from which a training counts as long."""
 MIN_TIMED = 5.0
 """Seconds of steps that an estimate needs."""
-SLOW_STEP = 30.0
+SLOW_STEP = 60.0
 """Seconds of a first step that are an estimate by themselves: what it takes to warm up matters little."""
 FORWARD_SHARE = 1 / 3
 """Of a training step; the backward pass costs two forward passes."""
