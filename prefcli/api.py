@@ -140,6 +140,7 @@ def load(
     encoder: PathLike | None = None,
     swap_average: bool = False,
     calibrated: bool = True,
+    as_source: str | None = None,
 ) -> Predictor:
     """Load a trained run, or several that are blended.
 
@@ -149,7 +150,7 @@ def load(
         Folders of runs, names in the workspace, or names on the hub (``hf://owner/name``); none: the latest run.
     workspace:
         Where runs are found by name.
-    device, precision, fast_attention, encoder, swap_average, calibrated:
+    device, precision, fast_attention, encoder, swap_average, calibrated, as_source:
         See :class:`prefcli.PredictOptions`.
 
     Raises
@@ -165,6 +166,7 @@ def load(
         "models": runs,
         "swap_average": swap_average,
         "calibrated": calibrated,
+        "as_source": as_source,
         "precision": precision,
         "device": device,
         "fast_attention": fast_attention,

@@ -131,6 +131,8 @@ class PredictKeywords(TypedDict, total=False):
     """Average over both orders of the answers: twice the time for cross-encoder."""
     activation: Literal["softmax", "none"]
     """softmax, or none for raw scores (an ablation)."""
+    as_source: str | None
+    """Of a run of several sources: predict as this one votes. [default: those that can tie, pooled]"""
     calibrated: bool
     """Fit a temperature (of several runs, weights) on held-out battles and keep it if that helps."""
     precision: Literal["auto", "fp32", "fp16", "bf16"]
@@ -156,6 +158,8 @@ class RankKeywords(TypedDict, total=False):
     """Average over both orders of the answers: twice the time for cross-encoder."""
     activation: Literal["softmax", "none"]
     """softmax, or none for raw scores (an ablation)."""
+    as_source: str | None
+    """Of a run of several sources: predict as this one votes. [default: those that can tie, pooled]"""
     calibrated: bool
     """Fit a temperature (of several runs, weights) on held-out battles and keep it if that helps."""
     precision: Literal["auto", "fp32", "fp16", "bf16"]

@@ -330,6 +330,9 @@ class PredictOptions:
     models: tuple[str, ...] = option((), "Runs, by folder, name or hf://owner/name; none: the latest run.")
     swap_average: bool = option(False, "Average over both orders of the answers: twice the time for cross-encoder.")
     activation: str = option("softmax", "softmax, or none for raw scores (an ablation).", choices=ACTIVATIONS)
+    as_source: str | None = option(
+        None, "Of a run of several sources: predict as this one votes. [default: those that can tie, pooled]"
+    )
     calibrated: bool = option(
         True, "Fit a temperature (of several runs, weights) on held-out battles and keep it if that helps."
     )

@@ -659,7 +659,7 @@ def test_certain_soft_labels_are_labels(trained):
 def test_a_soft_label_is_a_row_for_every_outcome_weighing_its_share():
     rows = np.arange(6, dtype=np.float32).reshape(3, 2)
     targets = np.array([[0.5, 0.5, 0], [0, 0, 1], [0.25, 0.25, 0.5]], dtype=np.float32)
-    soft = boosting.dataset(rows, targets, np.array([2, 0, 1]))
+    soft = boosting.BoosterData(rows, targets).take(np.array([2, 0, 1]))
     assert soft.data.tolist() == rows[[2, 2, 2, 0, 0, 1]].tolist()
     assert list(soft.label) == [0, 1, 2, 0, 1, 2]
     assert list(soft.weight) == [0.25, 0.25, 0.5, 0.5, 0.5, 1]
@@ -676,7 +676,7 @@ def test_a_half_and_half_label_trains_as_two_rows_of_half_weight(trained):
     place, labels, weights = map(np.array, zip(*double, strict=True))
     by_hand = lightgbm.Dataset(rows[place], labels, weight=weights, params={"max_bin": 63, "verbosity": -1})
     parameters = few_rounds(5)(150).parameters(0, 1)
-    ours = lightgbm.train(parameters, boosting.dataset(rows, targets, np.arange(150)), 5)
+    ours = lightgbm.train(parameters, boosting.BoosterData(rows, targets).take(np.arange(150)), 5)
     assert ours.model_to_string() == lightgbm.train(parameters, by_hand, 5).model_to_string()
 
 

@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import Result, battle, write_csv
 
-from prefcli import groups
+import prefcli
+from prefcli import groups, metrics, models
 from prefcli.battles import BATTLE_SCHEMA, Source
-from prefcli.errors import InputError
+from prefcli.data import selection
+from prefcli.errors import InputError, ModelError
+from prefcli.exploration import contradictions
+from prefcli.models import features
+from prefcli.models.features import booster as boosting
+from prefcli.options import TrainOptions
 from prefcli.pipeline.stages import preprocess_stage, read_stage
+from prefcli.prediction import blending
+from prefcli.reporting import Silent
+from prefcli.sources import NEVER, Sources
+from prefcli.storage import runs
 from prefcli.storage.workspace import Workspace
+
+
+class Recorder(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+    warn = note
 
 
 def sources_of(source: Source, workspace: Workspace) -> list[str]:
@@ -91,3 +117,254 @@ def test_battles_are_grouped_by_their_source(tmp_path: Path, workspace: Workspac
     )
     scores: Any = cli("score", preds, labels, "--source", "who", "--by", "source", "--json").json()["by"]
     assert {group["group"]: round(group["log_loss"], 4) for group in scores["groups"]} == {"x": 0.6931, "y": 1.3863}
+
+
+# The base of a source
+
+
+def test_a_base_is_the_logarithm_of_smoothed_shares_the_same_for_a_and_b() -> None:
+    names = ["judge"] * 6 + ["people"] * 4 + ["pairs"] * 5
+    labels = np.array([0, 0, 1, 2, 2, 2, 1, 1, 1, 2, 0, 0, 0, 1, 1])
+    sources = Sources.of(names, np.eye(3)[labels])
+    assert sources.names == ("judge", "pairs", "people")
+    # Of the two that can tie, 6 wins and 4 ties, and three battles of equal shares.
+    pooled = np.array([(6 + 2) / 2, (6 + 2) / 2, 4 + 1]) / 13
+    np.testing.assert_allclose(np.exp(sources.base()), pooled)
+    np.testing.assert_allclose(np.exp(sources.base("unheard of")), pooled)
+    judge = (np.array([1.5, 1.5, 3]) + 3 * pooled) / 9
+    np.testing.assert_allclose(np.exp(sources.base("judge")), judge)
+    np.testing.assert_allclose(sources.base("pairs"), [np.log(0.5), np.log(0.5), NEVER])
+    np.testing.assert_array_equal(sources.bases(["pairs", None]), [sources.base("pairs"), sources.base()])
+    assert [sources.never_ties(name) for name in ("judge", "pairs", None)] == [False, True, False]
+    assert Sources.from_json(json.loads(json.dumps(sources.to_json()))).to_json() == sources.to_json()
+    assert str(sources) == "judge 6 battles, 50% ties; pairs 5 battles, no ties; people 4 battles, 25% ties"
+    with pytest.raises(InputError, match="(?s)no source peple.*Did you mean people.*judge, pairs, people"):
+        sources.check("peple", "run")
+
+
+@pytest.mark.parametrize("damaged", [[], [{"name": "a"}], [{"name": "a", "outcomes": [1, 2]}], "text", 5])
+def test_damaged_sources_of_a_run_are_refused(damaged: Any) -> None:
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        Sources.from_json(damaged)
+
+
+def test_a_tie_held_out_of_a_source_that_never_tied_costs_what_unseen_outcomes_cost() -> None:
+    sources = Sources.of(["pairs", "pairs", "judge"], np.eye(3)[[0, 1, 2]])
+    labels = np.array([0, 1, 2])
+    np.testing.assert_array_equal(sources.held_out_bases(["pairs", "judge", "judge"], labels)[0], sources.base("pairs"))
+    bases = sources.held_out_bases(["pairs", "judge", "pairs"], labels)
+    np.testing.assert_allclose(np.exp(bases[[0, 2]]), [[0.495, 0.495, 0.01]] * 2)
+    np.testing.assert_array_equal(bases[1], sources.base("judge"))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_where_a_source_never_ties_the_neural_loss_is_that_of_two_outcomes(smoothing: float) -> None:
+    import torch
+
+    from prefcli.options import TrainOptions
+    from prefcli.training.loop import loss_of
+
+    logits = torch.tensor([[1.0, -0.5, 3.0], [0.2, 0.1, -1.0]], requires_grad=True)
+    bases = torch.tensor([[np.log(0.5), np.log(0.5), NEVER], [-1.0, -1.0, -0.7]])
+    targets = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.25, 0.75]])
+    options = TrainOptions(label_smoothing=smoothing)
+    loss = loss_of(logits, targets, options, bases=bases)
+    two = torch.nn.functional.cross_entropy(logits[:1, :2], targets[:1, :2], label_smoothing=smoothing, reduction="sum")
+    three = torch.nn.functional.cross_entropy(
+        logits[1:] + bases[1:], targets[1:], label_smoothing=smoothing, reduction="sum"
+    )
+    assert loss.item() == pytest.approx((two + three).item(), abs=1e-6)
+    loss.backward()
+    assert logits.grad is not None
+    assert abs(logits.grad[0, 2]) < 1e-12
+
+
+# Contradictions
+
+
+def test_the_interval_of_a_contrast_is_walds_where_each_battle_has_its_own_prompt() -> None:
+    random = np.random.default_rng(1)
+    values, group = (random.random(400) < 0.3).astype(float), random.random(400) < 0.5
+    estimate, low, high = contradictions.contrast(values, group, np.arange(400)) or (0, 0, 0)
+    means = [values[part].mean() for part in (group, ~group)]
+    variance = sum(m * (1 - m) / part.sum() for m, part in zip(means, (group, ~group), strict=True))
+    assert estimate == pytest.approx(means[0] - means[1])
+    assert high - low == pytest.approx(2 * 2.5758 * variance**0.5)
+    # Every prompt four times over tells no more than once.
+    again = contradictions.contrast(np.repeat(values, 4), np.repeat(group, 4), np.repeat(np.arange(400), 4))
+    assert again is not None
+    assert again[1:] == pytest.approx((low, high))
+    assert contradictions.contrast(values[:40], group[:40], np.arange(40)) is None
+
+
+# A run of two sources: "people" prefer long answers and tie, "arena" prefers short ones and never ties
+
+
+def write_votes(folder: Path) -> tuple[Path, Path]:
+    random = np.random.default_rng(3)
+
+    def rows(count: int, first: int, max_turns: int, *, likes_long: bool, ties: bool) -> list[dict[str, Any]]:
+        made = []
+        for number in range(first, first + count):
+            longer, a_is_longer = int(random.integers(12, 40)), random.random() < 0.5
+            turns = 1 + number % max_turns
+            words = [longer, longer // 3] if a_is_longer else [longer // 3, longer]
+            a_wins = (a_is_longer == likes_long) if random.random() < 0.85 else random.random() < 0.5
+            winner = 2 if ties and random.random() < 0.4 else int(not a_wins)
+            texts = [[" ".join(["word"] * count)] * turns for count in words]
+            fields = {"prompt": [f"question {number}"] * turns, "response_a": texts[0], "response_b": texts[1]}
+            made.append(battle(number, winner, **fields))
+        return made
+
+    people = write_csv(folder / "people.csv", rows(300, 1, 1, likes_long=True, ties=True))
+    return people, write_csv(folder / "arena.csv", rows(300, 1000, 2, likes_long=False, ties=False))
+
+
+@dataclass(frozen=True)
+class TwoSources:
+    run: Path
+    workspace: Path
+    files: tuple[Path, Path]
+    result: Any
+    said: list[str]
+
+
+@pytest.fixture(scope="session")
+def two_sources(tmp_path_factory: pytest.TempPathFactory) -> TwoSources:
+    folder = tmp_path_factory.mktemp("sources")
+    files, reporter = write_votes(folder), Recorder()
+    settings = boosting.BoosterSettings(4, 0.1, 20, 0.3, 40, 10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(boosting.BoosterSettings, "for_battles", lambda count: settings)
+        trained = prefcli.train(
+            files, recipe="fast", validation=0.25, output=folder / "run", workspace=folder / "ws", reporter=reporter
+        )
+    return TwoSources(trained.run, folder / "ws", files, trained, reporter.lines)
+
+
+def test_the_sources_are_in_the_result_the_run_and_its_card(two_sources: TwoSources) -> None:
+    people, arena = sorted(two_sources.result.sources, key=lambda source: source.name, reverse=True)
+    assert (people.name, people.can_tie, arena.name, arena.can_tie) == ("people", True, "arena", False)
+    assert people.validation.outcomes == 3
+    assert arena.validation.outcomes == 2
+    assert people.validation.n + arena.validation.n == two_sources.result.validation.n
+    saved = runs.sources_of(runs.read_config(two_sources.run))
+    assert saved is not None
+    assert set(saved.names) == {"people", "arena"}
+    outcomes = saved.outcomes[saved.names.index("people")]
+    assert tuple(outcomes) == people.outcomes
+    assert outcomes[2] > 0
+    card = (two_sources.run / "README.md").read_text()
+    assert f"| `arena` | {sum(arena.outcomes):.0f} | none | {arena.validation.n} |" in card
+    assert runs.read_config(two_sources.run)["format"] == 2  # an earlier release would predict without the base
+
+
+def test_what_sources_disagree_on_is_said(two_sources: TwoSources) -> None:
+    [warning] = [line for line in two_sources.said if "contradict" in line]
+    assert "wins of the longer answer beyond half: people +" in warning
+    assert "arena -" in warning
+    assert any("2 sources, each with its own share of ties: " in line for line in two_sources.said)
+
+
+def predict_two(two: TwoSources, **options: Any) -> np.ndarray:
+    """Probabilities of a short conversation and a long one, with the longer answer as A."""
+    predictor = prefcli.load(two.run, workspace=two.workspace, **options)
+    long, short = "word " * 30, "word " * 10
+    pairs = [("question", long, short), (["question"] * 2, [long] * 2, [short] * 2)]
+    swapped = [predictor.predict(prompt, b, a) for prompt, a, b in pairs]
+    straight = [predictor.predict(prompt, a, b) for prompt, a, b in pairs]
+    np.testing.assert_array_equal(np.array(swapped)[:, [1, 0, 2]], straight)
+    return np.array(straight)
+
+
+def test_long_conversations_may_tie_although_the_source_of_all_of_them_never_does(two_sources: TwoSources) -> None:
+    pooled = predict_two(two_sources, calibrated=False)
+    assert ((pooled[:, 2] > 0.2) & (pooled[:, 2] < 0.55)).all()
+    people, arena = (predict_two(two_sources, as_source=name, calibrated=False) for name in ("people", "arena"))
+    assert people[0, 0] > people[0, 1] + 0.1  # as the one votes, and as the other
+    assert arena[1, 0] < arena[1, 1] - 0.1
+    np.testing.assert_allclose(arena[:, 2], 0.01)
+
+
+def test_a_fit_on_held_out_battles_uses_those_of_the_source_that_is_predicted(two_sources: TwoSources) -> None:
+    nobody, silent = np.empty(0, dtype=np.int64), Recorder()
+    held_out = runs.read_validation(two_sources.run)
+    names = np.array(held_out.sources)
+    assert held_out.pooled is not None
+    pooled = blending.held_out_run(two_sources.run, nobody, silent)
+    assert pooled.held_out.ids == [i for i, name in zip(held_out.ids, names, strict=True) if name == "people"]
+    np.testing.assert_allclose(pooled.logs, np.log(metrics.softmax(held_out.pooled[names == "people"])))
+    arena = blending.held_out_run(two_sources.run, nobody, silent, as_source="arena")
+    assert len(arena.held_out.ids) == (names == "arena").sum()
+    assert arena.unseen == (2,)
+    np.testing.assert_array_equal(arena.held_out.logits, held_out.logits[names == "arena"])
+
+
+def test_the_command_line_predicts_as_a_source(two_sources: TwoSources, cli: Callable[..., Result]) -> None:
+    where = ("--workspace", two_sources.workspace, "--model", two_sources.run, "--force")
+    pooled = cli("predict", two_sources.files[0], *where, "--output", "pooled.csv")
+    assert "predicts as the only one that can tie, people: " in pooled.err
+    own = cli("predict", two_sources.files[0], *where, "--output", "own.csv", "--as-source", "people")
+    assert own.code == 0
+    assert Path("own.csv").read_bytes() != Path("pooled.csv").read_bytes()
+    wrong = cli("predict", two_sources.files[0], *where, "--as-source", "peple")
+    assert wrong.code == 2
+    assert "the run has no source peple" in wrong.err
+    assert "Did you mean people?" in wrong.err
+
+
+def test_as_source_is_refused_for_a_run_of_one_source(features_run: Path, cli: Callable[..., Result]) -> None:
+    refused = cli("predict", "x.csv", "--model", features_run, "--as-source", "judge")
+    assert refused.code == 2
+    with pytest.raises(InputError, match="--as-source is for runs of several sources"):
+        prefcli.load(features_run, as_source="judge")
+
+
+def test_a_run_of_one_source_says_nothing_of_sources(features_run: Path) -> None:
+    config = runs.read_config(features_run)
+    assert config["format"] == 1
+    assert "sources" not in config["data"]
+    assert json.loads((features_run / "features.json").read_text())["format"] == 1
+    assert "source" not in pq.read_schema(features_run / "validation.parquet").names
+
+
+def test_a_damaged_booster_of_a_source_is_refused(two_sources: TwoSources, tmp_path: Path) -> None:
+    run = shutil.copytree(two_sources.run, tmp_path / "run")
+    manifest = json.loads((run / "features.json").read_text())
+    assert set(manifest["deviations"].values()) == {"people", "arena"}
+    (run / "booster-1.txt").write_text("tree")
+    with pytest.raises(ModelError, match="booster-1.txt is damaged"):
+        features.load(run)
+    manifest["deviations"] = {"../booster-1.txt": "people"}
+    (run / "features.json").write_text(json.dumps(manifest))
+    with pytest.raises(ModelError, match="damaged"):
+        features.load(run)
+
+
+def test_a_run_that_an_earlier_release_began_does_not_tell_sources_apart(
+    two_sources: TwoSources, workspace: Workspace
+) -> None:
+    stage = preprocess_stage(read_stage(Source(two_sources.files), workspace), workspace, "raw")
+    data = selection.RunData(stage, Source(two_sources.files), "", "raw")
+    for by_source in (True, False):
+        chosen, _ = selection.select(Path("run"), replace(data, by_source=by_source), TrainOptions(), Recorder())
+        assert (chosen.sources is not None) == by_source
+
+
+def test_a_reward_models_term_for_ties_has_the_base_of_the_source() -> None:
+    class Fake:
+        tie_log_nu = 0.3
+
+        def logits(self, batch: Any, **options: Any) -> Any:
+            return np.array([[1.0, 0.0, 0.5]]), None
+
+        def rewards(self, batch: Any, *, done: Any = None) -> Any:
+            return np.array([1.0])
+
+    base = np.log([0.25, 0.25, 0.5])
+    adjusted: Any = models._AdjustedReward(Fake(), base, ())
+    assert adjusted.tie_log_nu == pytest.approx(0.3 + np.log(2))
+    np.testing.assert_allclose(adjusted.logits(None)[0], [[1.0, 0.0, 0.5] + base])
+    never: Any = models._AdjustedReward(Fake(), np.array([-0.7, -0.7, NEVER]), (2,))
+    assert never.tie_log_nu == 0.3
+    assert metrics.softmax(never.logits(None)[0])[0, 2] == pytest.approx(0.01)

@@ -20,7 +20,11 @@ from prefcli.errors import InputError, PrefcliError
 from prefcli.options import MOST_USED, RECIPES, TrainOptions, describe_recipe, flag_of, read_config, resolve
 
 if TYPE_CHECKING:
+    from prefcli.metrics import Score
     from prefcli.pipeline.train import TrainResult
+    from prefcli.training.experiment import SourceResult
+
+MAX_SHOWN_SOURCES = 20
 
 EXAMPLES = common.examples(
     "prefcli train train.csv --recipe fast",
@@ -143,6 +147,18 @@ def _push(run: Path, name: str, session: common.Session) -> tuple[str | None, Pr
         )
 
 
+def _tie_share(source: SourceResult) -> str:
+    return f"{source.outcomes[-1] / sum(source.outcomes):.1%}" if source.can_tie else "never"
+
+
+def _held_out(score: Score | None) -> list[Any]:
+    from prefcli import metrics
+
+    if score is None:
+        return [0, "-", ""]
+    return [score.n, score.log_loss, metrics.describe_interval(score.log_loss_ci, score.log_loss_ci_reason)]
+
+
 def _print(trained: TrainResult, pushed: str | None) -> None:
     from prefcli import metrics
 
@@ -158,6 +174,15 @@ def _print(trained: TrainResult, pushed: str | None) -> None:
                 ["uniform guess", score.uniform_log_loss, ""],
             ],
         )
+    if trained.sources:
+        rows = [
+            [each.name, f"{sum(each.outcomes):,.0f}", _tie_share(each), *_held_out(each.validation)]
+            for each in trained.sources[:MAX_SHOWN_SOURCES]
+        ]
+        title = "Sources, each predicted as it votes"
+        if left_out := len(trained.sources) - len(rows):
+            title += f"; {left_out:,} smaller ones are in --json"
+        common.print_table(title, ["source", "battles", "ties", "held out", "log loss", ""], rows)
     if pushed:
         common.say(f"{pushed}: pushed")
     common.say(f"run {trained.run.name}: {_describe(trained)}")

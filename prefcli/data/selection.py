@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefcli.battles import TEXT_FIELDS, Source, labels_of, texts_of
+from prefcli.battles import SOURCE, TEXT_FIELDS, Source, labels_of, texts_of
 from prefcli.data import splits, tables
 from prefcli.errors import InputError, plural
 from prefcli.metrics import describe_battles
@@ -52,6 +52,8 @@ class RunData:
     """Of the file of soft labels, if there is one."""
     split_version: int = splits.VERSION
     """The rule by which battles are held out (:func:`splits.assign_parts`)."""
+    by_source: bool = True
+    """Whether several sources are told apart; runs that an earlier release began do not."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -87,6 +89,8 @@ class TrainingData:
     """Prompt keys, shape ``[n]``."""
     targets: NDArray[np.float32]
     """Target distributions, shape ``[n, 3]``."""
+    sources: list[str | None] | None = None
+    """The source of each battle; None where there is one source."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -127,16 +131,18 @@ class _Columns:
     labels: NDArray[np.int64]
     keys: NDArray[np.int64]
     soft: NDArray[np.float32]
+    sources: list[str | None] | None
 
     @staticmethod
-    def read(stage: Stage) -> _Columns:
+    def read(stage: Stage, *, by_source: bool = True) -> _Columns:
         table = stage.table(["id", "label", "prompt_key"])
         soft = no_soft_labels(stage.rows)
         if set(SOFT_LABEL_COLUMNS) <= set(stage.columns):
             probabilities = stage.table(list(SOFT_LABEL_COLUMNS))
             for i, name in enumerate(SOFT_LABEL_COLUMNS):
                 soft[:, i] = probabilities[name].cast(pa.float32()).to_numpy(zero_copy_only=False)
-        return _Columns(stage, table["id"].to_pylist(), labels_of(table), table["prompt_key"].to_numpy(), soft)
+        sources = stage.table([SOURCE])[SOURCE].to_pylist() if by_source and SOURCE in stage.columns else None
+        return _Columns(stage, table["id"].to_pylist(), labels_of(table), table["prompt_key"].to_numpy(), soft, sources)
 
 
 def select(folder: Path, data: RunData, options: TrainOptions, reporter: Reporter) -> tuple[TrainingData, list[Fold]]:
@@ -147,7 +153,7 @@ def select(folder: Path, data: RunData, options: TrainOptions, reporter: Reporte
     InputError
         If there is no outcome to train on, or nothing can be held out.
     """
-    columns = _Columns.read(data.training)
+    columns = _Columns.read(data.training, by_source=data.by_source)
     if options.soft_labels is not None:
         columns = _with_soft_label_file(columns, Path(options.soft_labels), reporter)
     is_soft = has_soft_label(columns.soft)
@@ -246,12 +252,17 @@ def _with_validation_file(
 def _training_data(parts: list[tuple[_Columns, Positions]], options: TrainOptions) -> TrainingData:
     labels = np.concatenate([columns.labels[rows] for columns, rows in parts])
     soft = np.concatenate([columns.soft[rows] for columns, rows in parts])
+    trained_on, rows_trained_on = parts[0]
+    sources = None
+    if trained_on.sources is not None and len({trained_on.sources[row] for row in rows_trained_on}) > 1:
+        sources = [columns.sources[row] if columns.sources else None for columns, rows in parts for row in rows]
     return TrainingData(
         stages=tuple((columns.stage, rows) for columns, rows in parts),
         ids=[columns.ids[row] for columns, rows in parts for row in rows],
         labels=labels,
         keys=np.concatenate([columns.keys[rows] for columns, rows in parts]),
         targets=training_targets(labels, soft, weight=options.soft_weight, temperature=options.soft_temperature),
+        sources=sources,
     )
 
 

@@ -150,5 +150,7 @@ def _merged_config(run: Path, members: Sequence[Path], model: NeuralModel) -> di
         counts = [runs.read_config(member)["data"].get("outcomes") for member in members]
         if all(counts):  # each battle is in the training data of all members but one
             config["data"]["outcomes"] = (np.sum(counts, axis=0) / (len(members) - 1)).tolist()
+        if (sources := runs.sources_of(runs.read_config(run))) is not None:
+            config["data"]["sources"] = sources.to_json()
     config["resolved"] = {**config["resolved"], "merged": description}
     return config | model.encoder_config()

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeGuard
 
+from prefcli.outcomes import TIE, A
+
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
@@ -49,10 +51,12 @@ def has_rewards(model: Model) -> TypeGuard[RewardModel]:
 
 
 @dataclass(frozen=True)
-class _WithUnseen:
-    """A model that gives outcomes which it never saw in training a fixed probability."""
+class _Adjusted:
+    """A model to whose logits a base is added, and that gives outcomes which it never saw a fixed probability."""
 
     model: Model
+    base: NDArray[np.float64] | None
+    """Logits ``[3]``, see :mod:`prefcli.sources`; None for a run of one source."""
     unseen: tuple[int, ...]
 
     def logits(
@@ -60,28 +64,42 @@ class _WithUnseen:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
         from prefcli.metrics import with_unseen
 
+        def adjusted(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+            return with_unseen(logits if self.base is None else logits + self.base, self.unseen)
+
         logits, swapped = self.model.logits(batch, swap_average=swap_average, done=done)
-        return with_unseen(logits, self.unseen), None if swapped is None else with_unseen(swapped, self.unseen)
+        return adjusted(logits), None if swapped is None else adjusted(swapped)
 
 
 @dataclass(frozen=True)
-class _RewardWithUnseen(_WithUnseen):
+class _AdjustedReward(_Adjusted):
     """The same for a reward model, whose rewards do not change."""
 
     model: RewardModel
 
     @property
     def tie_log_nu(self) -> float | None:
-        return self.model.tie_log_nu
+        log_nu = self.model.tie_log_nu
+        if log_nu is None or self.base is None or TIE in self.unseen:
+            return log_nu
+        return float(log_nu + self.base[TIE] - self.base[A])
 
     def rewards(self, batch: pa.RecordBatch, *, done: Callable[[int], None] | None = None) -> NDArray[np.float64]:
         return self.model.rewards(batch, done=done)
 
 
-def load(folder: Path, request: DeviceRequest, *, fast_attention: bool = True, encoder: str | None = None) -> Model:
+def load(
+    folder: Path,
+    request: DeviceRequest,
+    *,
+    fast_attention: bool = True,
+    encoder: str | None = None,
+    as_source: str | None = None,
+) -> Model:
     """The model in the folder of a run or of one of its folds; see :func:`prefcli.models.neural.load`.
 
-    An outcome that none of its training battles had gets :data:`prefcli.metrics.UNSEEN_PROBABILITY`.
+    A run of several sources predicts as one of them (``as_source``) votes, else as those that can tie, pooled. An
+    outcome that none of the training battles had gets :data:`prefcli.metrics.UNSEEN_PROBABILITY`.
 
     Raises
     ------
@@ -91,18 +109,20 @@ def load(folder: Path, request: DeviceRequest, *, fast_attention: bool = True, e
     from prefcli.storage import runs
 
     config = runs.read_config(folder)
-    model = _load(folder, runs.runtime_of(config), request, fast_attention=fast_attention, encoder=encoder)
-    unseen = runs.unseen_outcomes(config)
-    if not unseen:
+    if runs.runtime_of(config) == "features":
+        from prefcli.models import features
+
+        model: Model = features.load(folder, as_source=as_source)
+    else:
+        model = _load(folder, runs.runtime_of(config), request, fast_attention=fast_attention, encoder=encoder)
+    sources, unseen = runs.sources_of(config), runs.unseen_as(config, as_source)
+    if sources is None and not unseen:
         return model
-    return _RewardWithUnseen(model, unseen) if has_rewards(model) else _WithUnseen(model, unseen)
+    base = None if sources is None else sources.base(as_source)
+    return _AdjustedReward(model, base, unseen) if has_rewards(model) else _Adjusted(model, base, unseen)
 
 
 def _load(folder: Path, runtime: str, request: DeviceRequest, *, fast_attention: bool, encoder: str | None) -> Model:
-    if runtime == "features":
-        from prefcli.models import features
-
-        return features.load(folder)
     if runtime == "onnx":
         from prefcli.models import exported
 

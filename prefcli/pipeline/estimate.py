@@ -184,7 +184,9 @@ def estimate_prediction(
         members = inference.open_runs(folders, options, request)
         keys = prompt_keys(stages)
         if options.calibrated:
-            blending.from_validation(folders, keys, SILENT, swap_average=options.swap_average)
+            blending.from_validation(
+                folders, keys, SILENT, swap_average=options.swap_average, as_source=options.as_source
+            )
         total = min(len(keys), options.limit or len(keys))
 
         def predict(batches: list[pa.RecordBatch]) -> None:

@@ -110,12 +110,13 @@ def predict(
         reporter.note(f"predicting with {', '.join(names)}{placement(folders, request)}")
         if options.swap_average and all(map(_is_reward, folders)):
             reporter.note("--swap-average changes nothing: swapped answers have swapped probabilities anyway")
-        unseen = describe_unseen(folders, names, reporter)
+        unseen = describe_unseen(folders, names, reporter, as_source=options.as_source)
         stream = functools.partial(inference.stream, members, world=world, swap_average=options.swap_average)
         keys = prompt_keys(stages)
-        calibrations = [blending.equal_weights(folders)]
+        calibrations = [blending.equal_weights(folders, as_source=options.as_source)]
         if options.calibrated:
-            calibrations = [blending.from_validation(folders, keys, reporter, swap_average=options.swap_average)]
+            fit_held_out = functools.partial(blending.from_validation, folders, keys, reporter)
+            calibrations = [fit_held_out(swap_average=options.swap_average, as_source=options.as_source)]
         if calibrate is not None:
             fit = functools.partial(
                 blending.from_sample, sample[0], predicted=keys, name=str(calibrate), reporter=reporter,
@@ -231,8 +232,10 @@ def prompt_keys(stages: Sequence[Stage]) -> NDArray[np.int64]:
     return stages[0].table(["prompt_key"])["prompt_key"].to_numpy()
 
 
-def describe_unseen(folders: Sequence[Path], names: Sequence[str], reporter: Reporter) -> tuple[tuple[str, ...], ...]:
-    """The outcomes that each run never saw in training, and a message about them."""
+def describe_unseen(
+    folders: Sequence[Path], names: Sequence[str], reporter: Reporter, *, as_source: str | None = None
+) -> tuple[tuple[str, ...], ...]:
+    """The outcomes that each run never saw in training, and messages: about them, and as which source it predicts."""
     unseen_by_run = []
     for folder, name in zip(folders, names, strict=True):
         unseen: set[int] = set()
@@ -243,7 +246,13 @@ def describe_unseen(folders: Sequence[Path], names: Sequence[str], reporter: Rep
                 where = name if part == folder else f"{name}/{part.name}"
                 reporter.note(f"{where}: {runs.describe_unseen(lacking, round(sum(config['data']['outcomes'])))}")
             unseen.update(lacking)
-        if runs.lacks_unseen(runs.read_config(folder)):
+        config = runs.read_config(folder)
+        if (sources := runs.sources_of(config)) is not None:
+            unseen.update(runs.unseen_as(config, as_source))
+            named = "" if as_source else "; --as-source NAME predicts as one of them"
+            count = len(sources.names)
+            reporter.note(f"{name} knows {count:,} sources and predicts {sources.describe(as_source)}{named}")
+        if runs.lacks_unseen(config):
             reporter.warn(
                 f"{name} was trained without ties by an earlier release, so it gives them a probability near 0: "
                 "--calibrate FILE fits their share, or train it again"
@@ -362,9 +371,12 @@ def predict_lines(
     names = run_names(options.models, folders)
     predictor = Predictor(folders, options)
     reporter.note(f"answering with {', '.join(names)}")
-    describe_unseen(folders, names, reporter)
+    describe_unseen(folders, names, reporter, as_source=options.as_source)
     if options.calibrated:  # what it says of the fit; each battle's own leaves out the battle's prompt
-        blending.from_validation(folders, np.empty(0, dtype=np.int64), reporter, swap_average=options.swap_average)
+        nobody = np.empty(0, dtype=np.int64)
+        blending.from_validation(
+            folders, nobody, reporter, swap_average=options.swap_average, as_source=options.as_source
+        )
     return write_answers(predictor.answers(lines, reading), answers)
 
 

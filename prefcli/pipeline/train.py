@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefcli.battles import PathLike, Source, SourceLike, user_path
 from prefcli.compute.distributed import World, from_environment, process_group
@@ -21,6 +21,9 @@ from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, hub, runs
 from prefcli.storage.paths import check_inputs
 from prefcli.storage.workspace import Workspace
+
+if TYPE_CHECKING:
+    from prefcli.training.experiment import SourceResult
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class TrainResult:
     """How many training battles had the outcomes A, B, tie; soft labels are counted by their shares."""
     unseen: tuple[str, ...]
     """The outcomes that none of them had; each gets :data:`prefcli.metrics.UNSEEN_PROBABILITY`."""
+    sources: tuple[SourceResult, ...] = ()
+    """The sources of the votes, the largest first; empty where there is one."""
 
 
 def train(  # noqa: PLR0913  (what the command line gives)
@@ -100,7 +105,10 @@ def train(  # noqa: PLR0913  (what the command line gives)
         if world.is_main_process and remember:
             workspace.record_run(folder)
         if under_way:
-            data = dataclasses.replace(data, split_version=_split_version(folder))
+            begun = runs.read_config(folder)["data"]
+            # Runs that do not say by which rule they were split were split by the first.
+            version = int(begun.get("split_version", 1))
+            data = dataclasses.replace(data, split_version=version, by_source="sources" in begun)
         try:
             training_data, folds = select(folder, data, options, reporter)
             context = TrainContext(
@@ -135,6 +143,7 @@ def train(  # noqa: PLR0913  (what the command line gives)
         result.battles_per_second,
         result.outcomes,
         result.unseen,
+        result.sources,
     )
 
 
@@ -210,11 +219,6 @@ def _start(
             reporter.note(f"{folder} holds this run, unfinished: continuing it")
     folder, under_way = world.gather((folder, under_way))[0]
     return folder, data, options, under_way
-
-
-def _split_version(folder: Path) -> int:
-    """The rule by which a run that is continued was split; runs that do not say so were split by the first."""
-    return int(runs.read_config(folder)["data"].get("split_version", 1))
 
 
 def with_absolute_paths(options: TrainOptions) -> TrainOptions:

@@ -20,6 +20,7 @@ from prefcli.errors import InputError, ModelError
 from prefcli.prediction import calibration
 from prefcli.prediction.calibration import Calibration
 from prefcli.reporting import Reporter
+from prefcli.sources import Sources
 from prefcli.storage import runs
 from prefcli.storage.workspace import Stage
 
@@ -64,7 +65,12 @@ ONE_ORDER = "its held-out battles are kept in one order of the answers, and both
 
 
 def held_out_run(
-    folder: Path, predicted: NDArray[np.int64], reporter: Reporter, *, swap_average: bool = False
+    folder: Path,
+    predicted: NDArray[np.int64],
+    reporter: Reporter,
+    *,
+    swap_average: bool = False,
+    as_source: str | None = None,
 ) -> HeldOutRun:
     """Read a run's held-out battles.
 
@@ -76,6 +82,8 @@ def held_out_run(
         Prompt keys of the battles to be predicted.
     swap_average:
         Whether the run predicts the mean over both orders of the answers.
+    as_source:
+        The source that a run of several predicts for; None for those that can tie, pooled. The battles are theirs.
 
     Raises
     ------
@@ -83,6 +91,7 @@ def held_out_run(
         If nothing was held out.
     """
     held_out, config = runs.read_validation(folder), runs.read_config(folder)
+    held_out = as_predicted(held_out, runs.sources_of(config), as_source)
     no_scale = ""
     if runs.members(folder) != [folder]:
         no_scale = FOLDS_PREDICT_THEIR_MEAN
@@ -104,17 +113,37 @@ def held_out_run(
         )
     rows = np.flatnonzero(finite & ~shared)
     logs = np.log(np.maximum(probabilities[rows], calibration.MIN_PROBABILITY))
-    return HeldOutRun(folder.name, held_out.take(rows), logs, runs.unseen_outcomes(config), no_scale)
+    return HeldOutRun(folder.name, held_out.take(rows), logs, runs.unseen_as(config, as_source), no_scale)
 
 
-def equal_weights(folders: Sequence[Path]) -> Calibration:
+def as_predicted(held_out: runs.HeldOut, sources: Sources | None, as_source: str | None = None) -> runs.HeldOut:
+    """The held-out battles of the sources that a run predicts for, with the logits that it predicts with."""
+    names, pooled = held_out.sources, held_out.pooled
+    if sources is None or names is None or pooled is None:
+        return held_out
+    if as_source is not None:
+        return held_out.take(np.flatnonzero([name == as_source for name in names]))
+    shift = pooled - held_out.logits  # the same in both orders of the answers
+    swapped = None if held_out.swapped is None else held_out.swapped + shift
+    as_pooled = dataclasses.replace(held_out, logits=pooled, swapped=swapped)
+    cannot_tie = {name for name in sources.names if sources.never_ties(name)}
+    everywhere = len(cannot_tie) == len(sources.names)
+    return as_pooled.take(np.flatnonzero([name not in cannot_tie or everywhere for name in names]))
+
+
+def equal_weights(folders: Sequence[Path], *, as_source: str | None = None) -> Calibration:
     """Equal weights of runs; an outcome that none of them saw in training keeps its probability."""
-    unseen = [set(runs.unseen_outcomes(runs.read_config(folder))) for folder in folders]
+    unseen = [set(runs.unseen_as(runs.read_config(folder), as_source)) for folder in folders]
     return Calibration.equal(len(folders), tuple(sorted(set.intersection(*unseen))))
 
 
 def from_validation(
-    folders: Sequence[Path], predicted: NDArray[np.int64], reporter: Reporter, *, swap_average: bool = False
+    folders: Sequence[Path],
+    predicted: NDArray[np.int64],
+    reporter: Reporter,
+    *,
+    swap_average: bool = False,
+    as_source: str | None = None,
 ) -> Calibration:
     """Fit one run's temperature, or blending weights of several runs, on the battles that all of them held out.
 
@@ -128,19 +157,20 @@ def from_validation(
         The runs.
     predicted:
         Prompt keys of the battles to be predicted.
-    swap_average:
-        Whether the runs predict the mean over both orders of the answers.
+    swap_average, as_source:
+        Whether the runs predict the mean over both orders of the answers; see :func:`held_out_run`.
     """
     known: list[HeldOutRun] = []
     missing: list[str] = []
     for folder in folders:
         try:
-            known.append(held_out_run(folder, predicted, reporter, swap_average=swap_average))
+            run = held_out_run(folder, predicted, reporter, swap_average=swap_average, as_source=as_source)
+            known.append(run)
         except ModelError as error:
             missing.append(folder.name)
             if (folder / runs.VALIDATION).is_file():
                 reporter.warn(f"{folder.name}: {error.what}")
-    equal = equal_weights(folders)
+    equal = equal_weights(folders, as_source=as_source)
     if len(folders) > 1:
         return _blend(known, missing, equal, reporter)
     if missing:

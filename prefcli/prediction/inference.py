@@ -55,14 +55,14 @@ def open_runs(folders: Sequence[Path], options: PredictOptions, request: DeviceR
     folders:
         The runs' folders.
     options:
-        How to predict; ``fast_attention`` and ``encoder`` are used here.
+        How to predict; ``fast_attention``, ``encoder`` and ``as_source`` are used here.
     request:
         Device and precision as requested.
 
     Raises
     ------
     InputError
-        If an encoder is given but no run needs it.
+        If an encoder or a source is given but no run needs it, or a run does not have the source.
     ModelError
         If a run is damaged or cannot be loaded.
     """
@@ -73,10 +73,17 @@ def open_runs(folders: Sequence[Path], options: PredictOptions, request: DeviceR
     trained = [TrainOptions(**runs.read_config(folder)["options"]) for folder in folders]
     if options.encoder is not None and not any(run.lora_rank for run in trained):
         raise InputError("--encoder is for LoRA runs, and none of the runs is one", hint="Leave it out.")
+    _check_source(folders, options.as_source)
     return [
         Member(
             tuple(
-                models.load(member, request, fast_attention=options.fast_attention, encoder=options.encoder)
+                models.load(
+                    member,
+                    request,
+                    fast_attention=options.fast_attention,
+                    encoder=options.encoder,
+                    as_source=options.as_source,
+                )
                 for member in runs.members(folder)
             ),
             run.normalisation,
@@ -93,6 +100,19 @@ def models_in(members: Sequence[Member]) -> int:
 def advancing(progress: Progress, world: World) -> Callable[[int], None]:
     """What is called with the number of battles that this rank has finished; the others finish as many meanwhile."""
     return lambda count: progress.advance(count * world.size)
+
+
+def _check_source(folders: Sequence[Path], as_source: str | None) -> None:
+    if as_source is None:
+        return
+    sources = [runs.sources_of(runs.read_config(folder)) for folder in folders]
+    if not any(sources):
+        raise InputError(
+            "--as-source is for runs of several sources, and none of the runs is one", hint="Leave it out."
+        )
+    for folder, of_run in zip(folders, sources, strict=True):
+        if of_run is not None:
+            of_run.check(as_source, str(folder))
 
 
 def predict_batch(

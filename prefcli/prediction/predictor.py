@@ -92,6 +92,7 @@ class Predictor:
         self.folders = tuple(folders)
         self._swap_average = options.swap_average
         self._calibrated = options.calibrated
+        self._as_source = options.as_source
         request = devices.DeviceRequest(options.device, options.precision)
         self._members = inference.open_runs(self.folders, options, request)
         self._usual = next(filter(None, map(runs.reading_of, self.folders)), None)
@@ -401,12 +402,14 @@ class Predictor:
     def _calibration(self, without: frozenset[int]) -> Calibration:
         """The calibration that is fitted without some prompts."""
         if not self._calibrated:
-            return blending.equal_weights(self.folders)
+            return blending.equal_weights(self.folders, as_source=self._as_source)
         if without not in self._fits:
             if len(self._fits) > MAX_CACHED_FITS:
                 self._fits.clear()
             keys = np.array(sorted(without), dtype=np.int64)
-            self._fits[without] = blending.from_validation(self.folders, keys, SILENT, swap_average=self._swap_average)
+            self._fits[without] = blending.from_validation(
+                self.folders, keys, SILENT, swap_average=self._swap_average, as_source=self._as_source
+            )
         return self._fits[without]
 
 

@@ -22,7 +22,9 @@ from prefcli.battles import Source
 from prefcli.errors import InputError, one_line
 from prefcli.metrics import TWO_OUTCOMES, Score, describe_battles, describe_interval
 from prefcli.options import TrainOptions
+from prefcli.outcomes import TIE
 from prefcli.reporting import visible
+from prefcli.sources import Sources
 from prefcli.storage import files, hub, runs
 from prefcli.storage.runs import CARD, CURVES, describe_unseen, unseen_outcomes
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 MAX_LISTED_STATISTICS = 20
 MAX_LISTED_FILES = 20
+MAX_LISTED_SOURCES = 30
 USE = "\n## Use\n"
 """The heading of the card's last part."""
 
@@ -44,6 +47,7 @@ def write(
     calibration: str = "",
     importances: Sequence[tuple[str, float]] = (),
     *,
+    by_source: Mapping[str, Score] | None = None,
     name: str | None = None,
 ) -> None:
     """Write the card into the run's folder.
@@ -58,6 +62,8 @@ def write(
         Describes the temperature fitted on them.
     importances:
         Statistics and their shares of the gain, the largest first.
+    by_source:
+        The scores on the held-out battles of each source, in a run of several.
     name:
         The folder's final name, if it is not its name now.
     """
@@ -80,6 +86,8 @@ def write(
         interval=validation and describe_interval(validation.log_loss_ci, validation.log_loss_ci_reason),
         two_outcomes=TWO_OUTCOMES if validation and validation.outcomes == 2 else "",
         calibration=calibration,
+        sources=_sources(runs.sources_of(config), by_source or {}),
+        max_listed_sources=MAX_LISTED_SOURCES,
         tie_log_nu=tie_log_nu,
         tie_share=None if tie_log_nu is None else 1 / (1 + 2 * math.exp(-tie_log_nu)),
         importances=importances[:MAX_LISTED_STATISTICS],
@@ -90,6 +98,15 @@ def write(
     )
     metadata = _metadata(name, options, source, resolved, validation, data["text"])
     files.write_text(folder / CARD, f"---\n{metadata}\n---\n\n{body}")
+
+
+def _sources(sources: Sources | None, scores: Mapping[str, Score]) -> list[tuple[str, float, str, Score | None]]:
+    """Of each source its name, how many battles of it were trained on, its share of ties in words, and its scores."""
+    if sources is None:
+        return []
+    totals = sources.outcomes.sum(axis=1)
+    rows = zip(sources.names, totals.tolist(), sources.can_tie.tolist(), sources.outcomes[:, TIE], strict=True)
+    return [(n, total, f"{ties / total:.1%}" if can else "none", scores.get(n)) for n, total, can, ties in rows]
 
 
 def _tie_log_nu(folder: Path) -> float | None:

@@ -32,6 +32,7 @@ from prefcli.battles import SOURCE, Source
 from prefcli.errors import InputError, ModelError, PrefcliError, one_line, require
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, TIE, WINNER_COLUMNS
+from prefcli.sources import Sources
 from prefcli.storage import files
 
 CONFIG = "config.json"
@@ -50,6 +51,8 @@ CHECKPOINTS = "checkpoints"
 LOGIT_COLUMNS = ("logit_a", "logit_b", "logit_tie")
 SWAPPED_LOGIT_COLUMNS = ("swapped_logit_a", "swapped_logit_b", "swapped_logit_tie")
 """The logits of the same outcomes when the answers are shown in the other order."""
+POOLED_LOGIT_COLUMNS = ("pooled_logit_a", "pooled_logit_b", "pooled_logit_tie")
+"""The logits as of the sources that can tie, pooled, in a run of several."""
 UNFINISHED = "unfinished"
 """A file that is in a run's folder until the run is complete."""
 TRAINED = (VALIDATION, WEIGHTS)
@@ -64,7 +67,8 @@ MODEL_SUFFIXES = (".jinja", ".json", ".safetensors", ".txt", ".model", ".parquet
 """Of files that a model could be loaded from."""
 MAX_LISTED = 5
 """Damaged files that a message names."""
-FORMAT = 1
+FORMAT = 2
+"""Of a run of several sources, which an earlier release would predict with without their base; others have 1."""
 
 
 def new_folder(root: Path, options: TrainOptions) -> Path:
@@ -109,7 +113,7 @@ def write_config(folder: Path, options: TrainOptions, more: Mapping[str, Any]) -
     """
     config = {
         **more,
-        "format": FORMAT,
+        "format": FORMAT if more.get("data", {}).get("sources") else 1,
         "outcomes": list(OUTCOMES),
         "options": asdict(options),
         "versions": package_versions(),
@@ -165,6 +169,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ModelError(what, where=str(folder), hint=hint)
         TrainOptions(**config["options"]).check()
         unseen_outcomes(config)
+        sources_of(config)
     except OSError:
         raise ModelError("the run has no config.json", where=str(folder), hint="Name a run's folder.") from None
     except InputError as error:
@@ -217,6 +222,27 @@ def unseen_outcomes(config: Mapping[str, Any]) -> tuple[int, ...]:
     if mass.shape != (len(OUTCOMES),) or not np.isfinite(mass).all() or mass.min() < 0 or mass.max() <= 0:
         raise ValueError(f"data.outcomes is {counts!r}")
     return metrics.unseen_outcomes(mass, both_orders=TrainOptions(**config["options"]).shows_both_orders)
+
+
+def sources_of(config: Mapping[str, Any]) -> Sources | None:
+    """The sources that a run was trained on; None where it was one, or an earlier release did not tell them apart.
+
+    Raises
+    ------
+    ValueError, TypeError, KeyError
+        If the configuration is damaged.
+    """
+    data = config.get("data")
+    saved = data.get("sources") if isinstance(data, dict) else None
+    return None if saved is None else Sources.from_json(saved)
+
+
+def unseen_as(config: Mapping[str, Any], source: str | None = None) -> tuple[int, ...]:
+    """The outcomes of which a run knows nothing when it predicts for a source, or for those that can tie, pooled."""
+    unseen, sources = unseen_outcomes(config), sources_of(config)
+    if sources is None or TIE in unseen or not sources.never_ties(source):
+        return unseen
+    return (*unseen, TIE)
 
 
 def lacks_unseen(config: Mapping[str, Any]) -> bool:
@@ -482,11 +508,17 @@ class HeldOut:
     labels: NDArray[np.int64]
     swapped: NDArray[np.float64] | None = None
     """Logits of the same outcomes when the answers are shown in the other order, shape ``[n, 3]``; None if unknown."""
+    sources: list[str | None] | None = None
+    """The source of each battle, as which the logits predict it; None where the run has one source."""
+    pooled: NDArray[np.float64] | None = None
+    """Logits as of the sources that can tie, pooled, shape ``[n, 3]``; None where the run has one source."""
 
     def take(self, rows: NDArray[np.intp]) -> HeldOut:
         """Some of the battles."""
         ids, swapped = [self.ids[row] for row in rows], None if self.swapped is None else self.swapped[rows]
-        return HeldOut(ids, self.keys[rows], self.logits[rows], self.labels[rows], swapped)
+        sources = None if self.sources is None else [self.sources[row] for row in rows]
+        pooled = None if self.pooled is None else self.pooled[rows]
+        return HeldOut(ids, self.keys[rows], self.logits[rows], self.labels[rows], swapped, sources, pooled)
 
     def probabilities(self, *, swap_average: bool) -> NDArray[np.float64]:
         """As the run predicts them; ``swap_average`` needs the logits of both orders."""
@@ -509,6 +541,10 @@ def write_validation(folder: Path, held_out: HeldOut) -> None:
     }
     if held_out.swapped is not None:
         columns |= dict(zip(SWAPPED_LOGIT_COLUMNS, held_out.swapped.T, strict=True))
+    if held_out.sources is not None:
+        columns[SOURCE] = pa.array(held_out.sources, pa.string())
+    if held_out.pooled is not None:
+        columns |= dict(zip(POOLED_LOGIT_COLUMNS, held_out.pooled.T, strict=True))
     with files.atomic(folder / VALIDATION) as temporary, temporary.open("wb") as stream:
         pq.write_table(pa.table(columns), stream)  # not the path, which need not be text
 
@@ -571,7 +607,13 @@ def read_validation(folder: Path) -> HeldOut:
         elif SWAPPED_LOGIT_COLUMNS[0] in table.column_names:
             swapped = np.stack([table[name].to_numpy() for name in SWAPPED_LOGIT_COLUMNS], axis=1)
         labels = table["label"].to_numpy().astype(np.int64)
-        return HeldOut(table["id"].to_pylist(), table["prompt_key"].to_numpy(), logits, labels, swapped)
+        sources = table[SOURCE].to_pylist() if SOURCE in table.column_names else None
+        pooled = None
+        if POOLED_LOGIT_COLUMNS[0] in table.column_names:
+            pooled = np.stack([table[name].to_numpy() for name in POOLED_LOGIT_COLUMNS], axis=1)
+        return HeldOut(
+            table["id"].to_pylist(), table["prompt_key"].to_numpy(), logits, labels, swapped, sources, pooled
+        )
     except (OSError, ValueError, pa.ArrowException, KeyError) as error:
         raise ModelError(f"the run has no usable {VALIDATION}: {one_line(error)}", where=str(folder)) from None
 
@@ -581,6 +623,17 @@ def validation_score(held_out: HeldOut, unseen: Sequence[int]) -> metrics.Score:
     scored = metrics.held_out_probabilities(held_out.logits, held_out.labels, unseen)
     outcomes = metrics.validation_outcomes(held_out.labels, unseen)
     return metrics.score(scored, held_out.labels, groups=held_out.keys, outcomes=outcomes)
+
+
+def source_scores(held_out: HeldOut, sources: Sources) -> dict[str, metrics.Score]:
+    """Every metric on the held-out battles of each source that has some, each predicted as its source votes."""
+    scores = {}
+    for name in sources.names:
+        rows = np.flatnonzero([source == name for source in held_out.sources or ()])
+        if len(rows):
+            unseen = (TIE,) if sources.never_ties(name) else ()
+            scores[name] = validation_score(held_out.take(rows), unseen)
+    return scores
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

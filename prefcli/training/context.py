@@ -16,9 +16,23 @@ from prefcli.compute.distributed import World
 from prefcli.data.selection import Fold, RunData, TrainingData
 from prefcli.options import TrainOptions
 from prefcli.reporting import Progress, Reporter
+from prefcli.sources import Sources
 from prefcli.storage import runs
 from prefcli.storage.workspace import Workspace
 from prefcli.training.trackers import Trackers
+
+
+@dataclass(frozen=True)
+class FoldSources:
+    """The sources of a fold's battles, and the bases (:mod:`prefcli.sources`) that their logits are added to."""
+
+    train: list[str | None]
+    held_out: list[str | None]
+    train_bases: NDArray[np.float64]
+    """Shape ``[n, 3]``, as the next."""
+    held_out_bases: NDArray[np.float64]
+    pooled: NDArray[np.float64]
+    """Of the sources that can tie, pooled; shape ``[3]``."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,22 @@ class TrainContext:
         """The outcomes that a model trained on these battles never sees."""
         return metrics.unseen_outcomes(self.outcomes(rows), both_orders=self.options.shows_both_orders)
 
+    def sources(self, fold: Fold) -> Sources | None:
+        """The sources of a fold's training battles; None where the run has one."""
+        names = self.training_data.sources
+        if names is None:
+            return None
+        return Sources.of([str(names[row]) for row in fold.train], self.training_data.targets[fold.train])
+
+    def fold_sources(self, fold: Fold) -> FoldSources | None:
+        """The sources of a fold's battles; None for a run of one source."""
+        sources, names = self.sources(fold), self.training_data.sources
+        if sources is None or names is None:
+            return None
+        train, held_out = ([names[row] for row in rows] for rows in (fold.train, fold.held_out))
+        held_out_bases = sources.held_out_bases(held_out, self.training_data.labels[fold.held_out])
+        return FoldSources(train, held_out, sources.bases(train), held_out_bases, sources.base())
+
     def write_config(self, fold: Fold, resolved: Mapping[str, Any], encoder: Mapping[str, Any] | None = None) -> None:
         """Write a fold's ``config.json`` (and with folds, once, the whole run's) and which prompts it is trained on.
 
@@ -75,7 +105,7 @@ class TrainContext:
         encoder:
             The encoder's own configuration, or where its weights are.
         """
-        outcomes = self.outcomes(fold.train)
+        outcomes, sources = self.outcomes(fold.train), self.sources(fold)
         config = {
             **(encoder or {}),
             "origins": dict(self.origins),
@@ -90,6 +120,7 @@ class TrainContext:
                 "held_out_battles": len(fold.held_out),
                 "shares": (outcomes / outcomes.sum()).tolist(),
                 "outcomes": outcomes.round(6).tolist(),
+                **({"sources": sources.to_json()} if sources else {}),
             },
             "command": self.command,
         }
@@ -98,8 +129,11 @@ class TrainContext:
         runs.write_config(fold.folder, single, config)
         runs.write_training_prompts(fold.folder, self.training_data.keys[fold.train])
         if self.options.folds and not (self.folder / runs.CONFIG).exists():
-            of_all_folds = self.outcomes(np.arange(len(self.training_data))).round(6).tolist()
-            whole = {**config, "data": {**config["data"], "outcomes": of_all_folds}}
+            everything = np.arange(len(self.training_data))
+            of_all_folds = {"outcomes": self.outcomes(everything).round(6).tolist()}
+            if sources := self.sources(Fold(self.folder, everything, everything[:0])):
+                of_all_folds["sources"] = sources.to_json()
+            whole = {**config, "data": {**config["data"], **of_all_folds}}
             runs.write_config(self.folder, self.options, whole)
 
 
@@ -114,6 +148,8 @@ class FitResult:
     """Shares of the statistics in the model's gain; empty for neural models."""
     swapped: NDArray[np.float64] | None = None
     """Logits of the same outcomes when the answers are shown in the other order; None where that changes nothing."""
+    pooled: NDArray[np.float64] | None = None
+    """Logits as of the sources that can tie, pooled; the others are of each battle's own. None for one source."""
 
 
 class Fitter(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from prefcli import metrics
 from prefcli.data.selection import Fold
+from prefcli.exploration import contradictions
 from prefcli.outcomes import OUTCOMES
 from prefcli.prediction import blending
 from prefcli.rendering.curves import course_of_run, learning_curves
+from prefcli.sources import Sources
 from prefcli.storage import card, files, runs
 from prefcli.training import trackers
 from prefcli.training.context import FitResult, Fitter, TrainContext
@@ -22,6 +24,19 @@ from prefcli.training.context import FitResult, Fitter, TrainContext
 FEW_BATTLES = 10_000
 PRIOR_SPREAD = 0.01
 """A model whose probabilities differ by less than this (standard deviation) over battles predicts only the prior."""
+
+
+@dataclass(frozen=True)
+class SourceResult:
+    """One of a run's sources."""
+
+    name: str
+    outcomes: tuple[float, ...]
+    """How many of its training battles had the outcomes A, B, tie; soft labels are counted by their shares."""
+    can_tie: bool
+    """Whether any of them was a tie; else its battles say nothing about ties."""
+    validation: metrics.Score | None
+    """Every metric on its held-out battles, predicted as it votes; None where there are none."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +53,15 @@ class ExperimentResult:
         How many training battles had each outcome, soft labels counted by their shares.
     unseen:
         The outcomes that none of them had: A, B, tie.
+    sources:
+        The run's sources, the largest first; empty for a run of one source.
     """
 
     validation: metrics.Score | None
     battles_per_second: float
     outcomes: tuple[float, ...]
     unseen: tuple[str, ...]
+    sources: tuple[SourceResult, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,8 @@ class _Evaluation:
     """What is scored: of two outcomes for a run that knows only two."""
     validation: metrics.Score
     calibration: str
+    by_source: dict[str, metrics.Score]
+    """Of each source with held-out battles; empty for a run of one source."""
 
 
 def fitter_for(context: TrainContext, folds: Sequence[Fold]) -> Fitter:
@@ -73,6 +93,10 @@ def run_experiment(context: TrainContext, folds: Sequence[Fold]) -> ExperimentRe
     """Fit every fold into the run's folder, score it, and write everything a run holds."""
     trained_on = np.unique(np.concatenate([fold.train for fold in folds]))
     unseen = _report_unseen(context, folds, trained_on)
+    whole = Fold(context.folder, trained_on, trained_on[:0])
+    sources = context.sources(whole)
+    if sources is not None and not context.resume:
+        _report_sources(context, sources)
     fitter = fitter_for(context, folds)
     fits: list[FitResult] = []
     evaluation = None
@@ -97,7 +121,22 @@ def run_experiment(context: TrainContext, folds: Sequence[Fold]) -> ExperimentRe
         fit.battles_per_second,
         tuple(context.outcomes(trained_on).round(6).tolist()),
         tuple(OUTCOMES[outcome] for outcome in unseen),
+        _source_results(sources, evaluation.by_source if evaluation else {}) if sources else (),
     )
+
+
+def _report_sources(context: TrainContext, sources: Sources) -> None:
+    """Name the sources, and where they contradict each other."""
+    battles = context.training_data
+    context.reporter.note(f"{len(sources.names):,} sources, each with its own share of ties: {sources}")
+    names = np.array(battles.sources, dtype=object)
+    for sentence in contradictions.find(battles.batches(), names, battles.keys):
+        context.reporter.warn(sentence)
+
+
+def _source_results(sources: Sources, scores: Mapping[str, metrics.Score]) -> tuple[SourceResult, ...]:
+    rows = zip(sources.names, sources.outcomes.tolist(), sources.can_tie.tolist(), strict=True)
+    return tuple(SourceResult(name, tuple(outcomes), can_tie, scores.get(name)) for name, outcomes, can_tie in rows)
 
 
 def _report_unseen(context: TrainContext, folds: Sequence[Fold], trained_on: NDArray[np.intp]) -> tuple[int, ...]:
@@ -124,7 +163,7 @@ def _finish(fold: Fold, context: TrainContext, fit: FitResult, tracking: tracker
 
     ``fold`` is what was fitted: a fold, or all of them as one.
     """
-    held_out = None if fit.logits is None else _held_out(context, fit.logits, fit.swapped, fold.held_out)
+    held_out = None if fit.logits is None else _held_out(context, fit, fold.held_out)
     evaluation = None if held_out is None else _evaluate(context, fold, held_out)
     if context.world.is_main_process:
         if held_out is not None:
@@ -135,27 +174,37 @@ def _finish(fold: Fold, context: TrainContext, fit: FitResult, tracking: tracker
     return evaluation
 
 
-def _held_out(
-    context: TrainContext, logits: NDArray[np.float64], swapped: NDArray[np.float64] | None, rows: NDArray[np.intp]
-) -> runs.HeldOut:
+def _held_out(context: TrainContext, fit: FitResult, rows: NDArray[np.intp]) -> runs.HeldOut:
+    assert fit.logits is not None
     battles = context.training_data
-    ids = [battles.ids[row] for row in rows]
-    return runs.HeldOut(ids, battles.keys[rows], logits, battles.labels[rows], swapped)
+    return runs.HeldOut(
+        [battles.ids[row] for row in rows],
+        battles.keys[rows],
+        fit.logits,
+        battles.labels[rows],
+        fit.swapped,
+        None if battles.sources is None else [battles.sources[row] for row in rows],
+        fit.pooled,
+    )
 
 
 def _evaluate(context: TrainContext, fold: Fold, held_out: runs.HeldOut) -> _Evaluation:
-    unseen = runs.unseen_outcomes(runs.read_config(fold.folder))
+    config = runs.read_config(fold.folder)
+    unseen = runs.unseen_outcomes(config)
     scored = metrics.held_out_probabilities(held_out.logits, held_out.labels, unseen)
     score = runs.validation_score(held_out, unseen)
     is_mean_of_folds = context.options.folds and fold.folder == context.folder
+    predicted = blending.as_predicted(held_out, runs.sources_of(config))
     run = blending.HeldOutRun(
         context.folder.name,
-        held_out,
-        held_out.logits,
+        predicted,
+        predicted.logits,
         unseen,
         blending.FOLDS_PREDICT_THEIR_MEAN if is_mean_of_folds else "",
     )
-    return _Evaluation(fold.held_out, scored, score, str(blending.calibration_of(run)))
+    sources = runs.sources_of(config)
+    by_source = runs.source_scores(held_out, sources) if sources else {}
+    return _Evaluation(fold.held_out, scored, score, str(blending.calibration_of(run)), by_source)
 
 
 def _write_artifacts(folder: Path, context: TrainContext, fit: FitResult, evaluation: _Evaluation | None) -> None:
@@ -166,7 +215,8 @@ def _write_artifacts(folder: Path, context: TrainContext, fit: FitResult, evalua
         prior = validation.prior_log_loss if validation else None
         files.write_text(folder / runs.CURVES, learning_curves(course_of_run(folder, config), prior))
     calibrated = evaluation.calibration if evaluation else ""
-    card.write(folder, context.options, config, validation, calibrated, fit.importances)
+    by_source = evaluation.by_source if evaluation else {}
+    card.write(folder, context.options, config, validation, calibrated, fit.importances, by_source=by_source)
 
 
 def _warn_if_only_prior(context: TrainContext, evaluation: _Evaluation) -> None:
@@ -215,11 +265,15 @@ def merge_folds(folds: Sequence[Fold], fits: Sequence[FitResult]) -> tuple[FitRe
         for name, share in fit.importances:
             shares[name] = shares.get(name, 0.0) + share / len(fits)
     importances = sorted(shares.items(), key=lambda item: -item[1])
-    parts = [fit.logits for fit in fits if fit.logits is not None]
-    if len(parts) < len(fits):
+    parts = [fit.logits for fit in fits]
+    if any(part is None for part in parts):
         return FitResult(None, rate, importances), np.empty(0, dtype=np.intp)
     positions = np.concatenate([fold.held_out for fold in folds])
     order = np.argsort(positions)
-    swapped = [fit.swapped for fit in fits if fit.swapped is not None]
-    both = np.concatenate(swapped)[order] if len(swapped) == len(fits) else None
-    return FitResult(np.concatenate(parts)[order], rate, importances, both), positions[order]
+
+    def joined(of_fits: list[NDArray[np.float64] | None]) -> NDArray[np.float64] | None:
+        known = [part for part in of_fits if part is not None]
+        return np.concatenate(known)[order] if len(known) == len(fits) else None
+
+    swapped, pooled = joined([fit.swapped for fit in fits]), joined([fit.pooled for fit in fits])
+    return FitResult(joined(parts), rate, importances, swapped, pooled), positions[order]

@@ -15,7 +15,7 @@ from prefcli.models.features import statistics
 from prefcli.models.features.statistics import Features
 from prefcli.reporting import Progress, followed
 from prefcli.storage import files, runs
-from prefcli.training.context import FitResult, TrainContext
+from prefcli.training.context import FitResult, FoldSources, TrainContext
 from prefcli.training.duration import MIN_TIMED, TimeWarning
 from prefcli.training.trackers import Trackers
 
@@ -55,6 +55,7 @@ class FeaturesFitter:
         context = self.context
         started = time.monotonic()
         self._left -= 1
+        sources = context.fold_sources(fold)
         model = self._load_fitted(fold) if context.resume else None
         if model is None:
             context.write_config(fold, {"columns": len(models.COLUMNS)})
@@ -63,6 +64,7 @@ class FeaturesFitter:
                 battles.take(fold.train),
                 context.training_data.targets[fold.train],
                 context.training_data.keys[fold.train],
+                sources=_battle_sources(sources),
                 seed=context.options.seed,
                 progress=self._reporting(name, progress),
             )
@@ -76,11 +78,15 @@ class FeaturesFitter:
                 files.write_text(fold.folder / runs.METRICS, "".join(files.to_json(line) + "\n" for line in log))
             model.save(fold.folder)
         rate = len(fold.train) / max(time.monotonic() - started, 1e-9)
-        logits = None
-        if len(fold.held_out):
-            raw = np.log(model.probabilities(battles.take(fold.held_out)))
-            logits = metrics.with_unseen(raw, runs.unseen_outcomes(runs.read_config(fold.folder)))
-        return FitResult(logits, rate, model.importances())
+        if not len(fold.held_out):
+            return FitResult(None, rate, model.importances())
+        held_out, unseen = battles.take(fold.held_out), runs.unseen_outcomes(runs.read_config(fold.folder))
+        if sources is None:
+            logits = metrics.with_unseen(np.log(model.probabilities(held_out)), unseen)
+            return FitResult(logits, rate, model.importances())
+        logits = metrics.with_unseen(model.scores(held_out, sources.held_out) + sources.held_out_bases, unseen)
+        pooled = metrics.with_unseen(model.scores(held_out, [None] * len(held_out)) + sources.pooled, unseen)
+        return FitResult(logits, rate, model.importances(), pooled=pooled)
 
     def _load_fitted(self, fold: Fold) -> models.FeaturesModel | None:
         try:
@@ -110,3 +116,9 @@ class FeaturesFitter:
             self._done[-1] = done
 
         return report
+
+
+def _battle_sources(sources: FoldSources | None) -> models.BattleSources | None:
+    if sources is None:
+        return None
+    return models.BattleSources(np.array(sources.train, dtype=object), sources.train_bases)

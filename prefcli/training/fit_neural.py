@@ -49,6 +49,11 @@ class NeuralFitter:
                 "--shard spreads a training over several processes, and this is one",
                 hint="Start it with torchrun --nproc-per-node N -m prefcli train ..., or leave --shard out.",
             )
+        if options.loss_input == "softmax" and context.training_data.sources is not None:
+            raise InputError(
+                "--loss-input softmax trains on one source: it leaves no room for how often each source ties",
+                hint="Leave it out, or train on one file without --source.",
+            )
         self.placement = devices.place(options.device, options.precision, context.world.local_rank)
         if options.lora_rank:
             self.placement = devices.for_language_models(self.placement)
@@ -109,9 +114,12 @@ class NeuralFitter:
         spec.on_step_end = self._first_steps(spec)
         self._fits_left -= 1
         result = loop.fit(spec)
+        pooled = None
+        if result.logits is not None and (sources := self.context.fold_sources(fold)) is not None:
+            pooled = result.logits - sources.held_out_bases + sources.pooled
         if self.context.options.lora_rank and self.context.world.is_main_process:
             neural.save_adapters(fold.folder, self.context.options)
-        return FitResult(result.logits, result.battles_per_second, swapped=result.swapped)
+        return FitResult(result.logits, result.battles_per_second, swapped=result.swapped, pooled=pooled)
 
     def _first_steps(self, spec: loop.FitSpec) -> FirstSteps:
         """Of the first fold that this call trains, the steps show what all of them take."""
@@ -134,7 +142,9 @@ class NeuralFitter:
         setup = None
         if self.conversation is not None:
             outcomes = context.outcomes(fold.train)
-            setup = RewardSetup(self.conversation, float(outcomes[TIE] / outcomes.sum()))
+            # The bases of several sources hold their shares of ties: the term begins where it adds nothing.
+            share = float(outcomes[TIE] / outcomes.sum()) if context.training_data.sources is None else 1 / 3
+            setup = RewardSetup(self.conversation, share)
             options = dataclasses.replace(options, template=self.template)
         model = neural.build(
             options,
@@ -158,6 +168,7 @@ class NeuralFitter:
             context.world.barrier()
         if options.shard:
             fsdp.shard(model.module, self.placement.device, context.world)
+        sources = context.fold_sources(fold)
         return loop.FitSpec(
             model=model,
             train=train,
@@ -165,6 +176,8 @@ class NeuralFitter:
             validation=self.battles.take(fold.held_out) if len(fold.held_out) else None,
             validation_ids=[context.training_data.ids[row] for row in fold.held_out],
             unseen=runs.unseen_outcomes(runs.read_config(fold.folder)),
+            bases=sources.train_bases if sources else None,
+            validation_bases=sources.held_out_bases if sources else None,
             options=options,
             folder=fold.folder,
             reporter=context.reporter,

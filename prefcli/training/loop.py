@@ -41,6 +41,7 @@ from prefcli.models.tokens import TokenisedBattles
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, SWAPPED, TIE, A, B
 from prefcli.reporting import NO_PROGRESS, Progress, Reporter
+from prefcli.sources import NEVER
 from prefcli.storage import files
 from prefcli.storage.runs import CHECKPOINTS, METRICS, read_metrics
 from prefcli.training import checkpoints
@@ -131,6 +132,10 @@ class FitSpec:
     """Of the validation battles, for messages."""
     unseen: tuple[int, ...] = ()
     """Outcomes that no training battle has."""
+    bases: NDArray[np.float64] | None = None
+    """Logits that those of the training battles are added to, shape ``[n, 3]``; see :mod:`prefcli.sources`."""
+    validation_bases: NDArray[np.float64] | None = None
+    """The same of the validation battles."""
 
     def __post_init__(self) -> None:
         if not len(self.train):
@@ -176,6 +181,13 @@ class FitSpec:
         in_orders = np.concatenate([targets[:, SWAPPED] if swapped else targets for swapped in each.orders])
         return torch.from_numpy(in_orders).to(self.model.placement.device, non_blocking=True)
 
+    def base_tensor(self, each: Pass) -> Tensor | None:
+        """Bases in the order of a pass's logits, on the device; those of a swapped battle are the same."""
+        if self.bases is None:
+            return None
+        bases = np.tile(self.bases[each.rows].astype(np.float32), (len(each.orders), 1))
+        return torch.from_numpy(bases).to(self.model.placement.device, non_blocking=True)
+
     def batches(self, epoch: int, number: int) -> Iterator[tuple[NDArray[np.intp], list[Pass]]]:
         """All batches from one on, with their passes, each put together while the step before it runs."""
 
@@ -215,8 +227,12 @@ def make_scaler(placement: Placement) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(placement.device.type, init_scale=INITIAL_SCALE, enabled=placement.scaled)
 
 
-def loss_of(logits: Tensor, targets: Tensor, options: TrainOptions, *, ties: bool = True) -> Tensor:
-    """Cross-entropy summed over battles.
+def loss_of(
+    logits: Tensor, targets: Tensor, options: TrainOptions, *, ties: bool = True, bases: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy summed over battles, whose logits are added to their ``bases``.
+
+    Where a base says that a tie cannot happen, the loss is that of the other two outcomes.
 
     A reward model whose training battles have no ``ties`` learns from the other two outcomes alone: Bradley and Terry's
     model. ``margin`` and ``center_rewards`` are those of TRL's ``RewardTrainer`` (Touvron et al., "Llama 2", 2023,
@@ -234,12 +250,19 @@ def loss_of(logits: Tensor, targets: Tensor, options: TrainOptions, *, ties: boo
             logits = torch.stack([logits[:, A] - half, logits[:, B] + half, logits[:, TIE]], dim=-1)
         if not ties:
             logits, targets = logits[:, :TIE], targets[:, :TIE]
+            bases = None
     if options.loss_input == "softmax":
         logits = logits.softmax(dim=-1)
     elif options.loss_input == "log-softmax":
         logits = logits.log_softmax(dim=-1)
-    entropy = nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=options.label_smoothing)
-    return entropy + centering
+    smoothing = options.label_smoothing
+    if bases is not None:
+        logits = logits + bases
+        if smoothing:
+            possible = (bases > NEVER).to(targets.dtype)
+            targets = (1 - smoothing) * targets + smoothing * possible / possible.sum(dim=1, keepdim=True)
+            smoothing = 0.0
+    return nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing) + centering
 
 
 def fit(spec: FitSpec) -> LoopResult:
@@ -342,7 +365,8 @@ def forward_backward(
         with _gradient_sync(module, enabled=number == len(weighted)):
             with torch.autocast(placement.device.type, placement.dtype, enabled=placement.precision != "fp32"):
                 logits = spec.model.forward(module, each)
-                loss = loss_of(logits.float(), targets, options, ties=TIE not in spec.unseen) * weight
+                bases = spec.base_tensor(each)
+                loss = loss_of(logits.float(), targets, options, ties=TIE not in spec.unseen, bases=bases) * weight
             scaler.scale(loss).backward()
         total += loss.detach()
     return total
@@ -505,6 +529,8 @@ class _Training:
         if len(broken := metrics.find_non_finite(logits)):
             self._refuse_validation(broken)
             return
+        if spec.validation_bases is not None:
+            logits = logits + spec.validation_bases
         logits = metrics.with_unseen(logits, spec.unseen)
         loss = metrics.log_loss(metrics.held_out_probabilities(logits[0], labels, spec.unseen), labels)
         self.log.write(step=state.steps, epoch=state.epoch, validation_log_loss=loss)

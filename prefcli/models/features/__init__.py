@@ -9,12 +9,26 @@ otherwise the booster would trust them too much.
 Every battle is trained on in both orders, and a prediction is the mean over both orders, so swapping A and B swaps
 their probabilities exactly.
 
-A folder holds ``booster.txt`` (LightGBM's own format), ``model.safetensors`` (the words' weights and the prior) and
-``features.json`` (versions, columns and checksums). Nothing is pickled.
+Where votes come from several sources (:mod:`prefcli.sources`), the booster is trained on top of each source's base, and
+a source with enough votes has a booster of its own for what they say beyond the common one. It is trained on the common
+one's cross-fitted scores and kept if it helps on held-out prompts.
+
+A folder holds ``booster.txt`` (LightGBM's own format; ``booster-1.txt`` and so on are of single sources),
+``model.safetensors`` (the words' weights and the prior) and ``features.json`` (versions, columns and checksums).
+Nothing is pickled.
 """
 
 from prefcli.models.features.booster import MAX_ROUNDS, SMALL_DATASET
-from prefcli.models.features.model import BOOSTER, MANIFEST, WEIGHTS, FeaturesModel, expected_rounds, fit, load
+from prefcli.models.features.model import (
+    BOOSTER,
+    MANIFEST,
+    WEIGHTS,
+    BattleSources,
+    FeaturesModel,
+    expected_rounds,
+    fit,
+    load,
+)
 from prefcli.models.features.names import COLUMNS
 
 __all__ = [
@@ -24,6 +38,7 @@ __all__ = [
     "MAX_ROUNDS",
     "SMALL_DATASET",
     "WEIGHTS",
+    "BattleSources",
     "FeaturesModel",
     "expected_rounds",
     "fit",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from prefcli.errors import PrefcliError, one_line
 from prefcli.models.features.names import COLUMNS
-from prefcli.outcomes import OUTCOMES
+from prefcli.outcomes import OUTCOMES, SWAPPED
 
 if TYPE_CHECKING:
     from lightgbm import Booster
@@ -104,15 +104,17 @@ class FitProgress:
     data took, and after the first inner fold as many as there.
     """
 
-    def __init__(self, battles: int, folds: int, report: Progress) -> None:
+    def __init__(
+        self, battles: int, folds: int, report: Progress, *, every_fold: bool = False, before: float | None = None
+    ) -> None:
         settings = BoosterSettings.for_battles(battles)
-        self._report = report
-        self._words = (folds + 1) * WORD_ROUNDS
-        self._choices = folds if battles < SMALL_DATASET else 1
+        self._report = self._unnamed = report
+        self._words = (folds + 1) * WORD_ROUNDS if before is None else before
+        self._choices = folds if battles < SMALL_DATASET or every_fold else 1
         self._patience, self._max = settings.early_stopping_round, settings.num_boost_round
         self._best: float = min(BoosterSettings.usual_rounds(battles), self._max)
         self._found: list[int] = []
-        self._finished = 0.0
+        self._finished = before or 0.0
         self._final = folds / (folds - 1)
 
     @property
@@ -152,43 +154,95 @@ class FitProgress:
 
     def final(self, rounds: int) -> Callable[[Any], None]:
         """A LightGBM callback for the booster of all battles."""
-        total = self._finished + rounds * self._final
+        before, total = self._finished, self._finished + rounds * self._final
+        self._finished = total
 
         def report(environment: Any) -> None:
-            self._report("final fit", self._finished + (environment.iteration + 1) * self._final, total)
+            self._report("final fit", before + (environment.iteration + 1) * self._final, total)
 
         return report
 
+    def for_source(self, name: str, battles: int, folds: int) -> FitProgress:
+        """How far the fit of a source's own booster is, which begins when this one has ended."""
+        progress = FitProgress(battles, folds, self._unnamed, before=self._finished)
+        progress._report = lambda what, done, total: self._unnamed(f"{name}, {what}", done, total)
+        return progress
+
+
+@dataclass(frozen=True)
+class BoosterData:
+    """What a booster is trained on: n battles, then the same battles swapped."""
+
+    rows: Table
+    """Shape ``[2n, len(COLUMNS)]``."""
+    targets: NDArray[np.float32]
+    """Shape ``[2n, 3]``."""
+    bases: NDArray[np.float64] | None = None
+    """Logits that the booster's are added to, shape ``[2n, 3]``."""
+
+    def battles(self, positions: NDArray[np.integer]) -> BoosterData:
+        """Some of the n battles, in both orders."""
+        both = np.concatenate([positions, positions + len(self.rows) // 2])
+        return BoosterData(self.rows[both], self.targets[both], None if self.bases is None else self.bases[both])
+
+    @property
+    def loss(self) -> float:
+        """Log loss of the bases alone."""
+        assert self.bases is not None
+        log_probabilities = self.bases - np.logaddexp.reduce(self.bases, axis=1, keepdims=True)
+        return float(-(self.targets * log_probabilities).sum() / self.targets.sum())
+
+    def take(self, positions: NDArray[np.integer]) -> Any:
+        """A LightGBM data set; a row occurs once for every outcome it has a share of, weighted by that share."""
+        occurrence, labels = np.nonzero(self.targets[positions] > 0)
+        positions = positions[occurrence]
+        return import_lightgbm().Dataset(
+            self.rows[positions],
+            labels,
+            weight=self.targets[positions, labels],
+            init_score=None if self.bases is None else self.bases[positions],
+            params={"max_bin": 63, "verbosity": -1},
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained booster, and what its inner folds say."""
+
+    booster: Booster
+    curve: list[float]
+    """Log loss of the inner folds after each round."""
+    held_out: NDArray[np.float64] | None = None
+    """Scores of the n battles by boosters that did not see their prompts, the mean over both orders; ``[n, 3]``."""
+
 
 def train(
-    rows: Table, targets: NDArray[np.float32], folds: Folds, *, seed: int, threads: int, progress: FitProgress
-) -> tuple[Booster, list[float]]:
+    data: BoosterData, folds: Folds, *, seed: int, threads: int, progress: FitProgress, cross_fit: bool = False
+) -> Trained:
     """A booster trained on all rows, for the number of rounds that was best on the inner folds.
 
     Parameters
     ----------
-    rows, targets:
-        Of n battles, then of the same battles swapped; shapes ``[2n, len(COLUMNS)]`` and ``[2n, 3]``.
+    data:
+        The battles.
     folds:
         Positions of the battles to train on and of those to evaluate on.
     seed, threads:
         See :func:`.model.fit`.
     progress:
         Is kept up to date.
-
-    Returns
-    -------
-    The booster, and the log loss of the inner folds after each round.
+    cross_fit:
+        Whether scores of held-out battles are wanted, which takes all folds.
     """
     lightgbm = import_lightgbm()
-    battles = len(rows) // 2
+    battles = len(data.rows) // 2
     settings = BoosterSettings.for_battles(battles)
     parameters = settings.parameters(seed, threads)
-    curves = []
-    for fold in folds if battles < SMALL_DATASET else folds[:1]:
+    curves, boosters = [], []
+    used = folds if battles < SMALL_DATASET or cross_fit else folds[:1]
+    for fold in used:
         training, validation = (
-            dataset(rows, targets, np.concatenate([battles_in_part, battles_in_part + battles]))
-            for battles_in_part in fold
+            data.take(np.concatenate([battles_in_part, battles_in_part + battles])) for battles_in_part in fold
         )
         curve: dict[str, dict[str, list[float]]] = {}
         callbacks = [
@@ -196,23 +250,36 @@ def train(
             progress.choosing(),
             lightgbm.early_stopping(settings.early_stopping_round, verbose=False),
         ]
-        lightgbm.train(parameters, training, settings.num_boost_round, valid_sets=[validation], callbacks=callbacks)
+        boosters.append(
+            lightgbm.train(parameters, training, settings.num_boost_round, valid_sets=[validation], callbacks=callbacks)
+        )
         curves.append(next(iter(curve["valid_0"].values())))
         progress.chosen(curves[-1])
     length = min(map(len, curves))
     mean_curve = np.mean([curve[:length] for curve in curves], axis=0)
     best = int(mean_curve.argmin()) + 1
-    everything = dataset(rows, targets, np.arange(len(rows)))
-    booster: Booster = lightgbm.train(parameters, everything, best, callbacks=[progress.final(best)])
-    return booster, mean_curve.tolist()
+    held_out = _held_out_scores(boosters, data.rows, used, best, threads) if cross_fit else None
+    del boosters
+    booster = lightgbm.train(parameters, data.take(np.arange(len(data.rows))), best, callbacks=[progress.final(best)])
+    return Trained(booster, mean_curve.tolist(), held_out)
 
 
-def dataset(rows: Table, targets: NDArray[np.float32], positions: NDArray[np.integer]) -> Any:
-    """A LightGBM data set in which a row occurs once for every outcome it has a share of, weighted by that share."""
-    occurrence, labels = np.nonzero(targets[positions] > 0)
-    positions = positions[occurrence]
-    weights = targets[positions, labels]
-    return import_lightgbm().Dataset(rows[positions], labels, weight=weights, params={"max_bin": 63, "verbosity": -1})
+def _held_out_scores(
+    boosters: list[Booster], rows: Table, folds: Folds, rounds: int, threads: int
+) -> NDArray[np.float64]:
+    battles = len(rows) // 2
+    scores = np.zeros((battles, len(OUTCOMES)))
+    for booster, (_, outside) in zip(boosters, folds, strict=True):
+        scores[outside] = mean_over_orders(
+            booster, rows[outside], rows[outside + battles], raw_score=True, num_iteration=rounds, num_threads=threads
+        )
+    return scores
+
+
+def mean_over_orders(booster: Booster, rows: Table, swapped: Table, **options: Any) -> NDArray[np.float64]:
+    """Predictions ``[n, 3]`` of n battles, the mean with those of the swapped battles, swapped back."""
+    original, others = (np.asarray(booster.predict(order, **options)) for order in (rows, swapped))
+    return np.asarray((original + others[:, SWAPPED]) / 2)
 
 
 def to_text(booster: Booster | None) -> str:

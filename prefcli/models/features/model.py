@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from prefcli.data.splits import split_folds
 from prefcli.errors import ModelError, one_line
 from prefcli.models.features import booster as boosting
 from prefcli.models.features import statistics
-from prefcli.models.features.booster import Progress, Table
+from prefcli.models.features.booster import BoosterData, Folds, Progress, Table
 from prefcli.models.features.names import COLUMNS
 from prefcli.models.features.statistics import BUCKETS, Features
 from prefcli.models.features.words import Array, cross_fit, word_scores
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from lightgbm import Booster
 
 FORMAT = 1
+BASE_FORMAT = 2
+"""Of a model that a base is added to, so that a release which knows none refuses it."""
 BOOSTER, WEIGHTS, MANIFEST = "booster.txt", "model.safetensors", "features.json"
 
 MIN_BATTLES = 50
@@ -35,8 +38,25 @@ PRIOR_WEIGHT = 3.0
 """Battles' worth of equal shares that the prior is smoothed with."""
 INNER_FOLDS = 4
 """Parts of the training battles, for cross-fitting and for finding the number of rounds."""
+MIN_SOURCE_BATTLES = 200
+"""A source with fewer battles gets no booster of its own."""
+MIN_SOURCE_GAIN = 1e-3
+"""Nor does one whose own booster improves the log loss of the inner folds by less."""
 MIN_PROBABILITY = 1e-12
 """Keeps logarithms of probabilities finite."""
+
+
+@dataclass(frozen=True)
+class BattleSources:
+    """The sources of n training battles."""
+
+    names: NDArray[np.object_]
+    bases: Array
+    """Logits of each battle's source that the model's are added to, the same for A and B; shape ``[n, 3]``."""
+
+    def take(self, rows: NDArray[np.integer]) -> BattleSources:
+        """Those of some of the battles."""
+        return BattleSources(self.names[rows], self.bases[rows])
 
 
 @dataclass(frozen=True)
@@ -53,26 +73,50 @@ class FeaturesModel:
     """Of LightGBM when predicting; 0 is as many as there are cores."""
     curve: list[float] = field(default_factory=list)
     """Log loss of the inner folds after each round; empty in a model that was loaded."""
+    lacks_base: bool = False
+    """Whether a base is to be added to its logits, see :mod:`prefcli.sources`."""
+
+    deviations: Mapping[str, Booster] = field(default_factory=dict)
+    """By source, a booster whose scores are added where a prediction is for that source."""
+    as_source: str | None = None
+    """The source that :meth:`logits` predicts for; None for all of them."""
 
     def probabilities(self, battles: Features) -> Array:
         """Probabilities ``[n, 3]``, the mean over both orders of the answers."""
         if self.booster is None or not len(battles):
             return np.tile(self.prior, (len(battles), 1))
+        predicted = boosting.mean_over_orders(self.booster, *self._tables(battles), num_threads=self.threads)
+        return np.maximum(predicted, MIN_PROBABILITY)
+
+    def scores(self, battles: Features, sources: Sequence[str | None]) -> Array:
+        """Logits ``[n, 3]`` that lack their base, the mean over both orders, for the source of each battle."""
+        if self.booster is None or not len(battles):
+            return np.zeros((len(battles), len(OUTCOMES)))
+        original, swapped = self._tables(battles)
+        options = {"num_threads": self.threads, "raw_score": True}
+        scores = boosting.mean_over_orders(self.booster, original, swapped, **options)
+        for name, deviation in self.deviations.items():
+            rows = np.flatnonzero([source == name for source in sources])
+            if len(rows):
+                scores[rows] += boosting.mean_over_orders(deviation, original[rows], swapped[rows], **options)
+        return scores
+
+    def _tables(self, battles: Features) -> tuple[Table, Table]:
         scores = word_scores(battles.words, self.word_weights)
-        original, swapped = (
-            np.asarray(self.booster.predict(table(battles, scores, swapped=order), num_threads=self.threads))
-            for order in (False, True)
-        )
-        return np.maximum((original + swapped[:, SWAPPED]) / 2, MIN_PROBABILITY)
+        return table(battles, scores), table(battles, scores, swapped=True)
 
     def logits(
         self, batch: pa.RecordBatch, *, swap_average: bool = False, done: Callable[[int], None] | None = None
     ) -> tuple[Array, Array | None]:
-        """Logarithms of the probabilities of a batch of battles, and with ``swap_average`` of the swapped ones.
+        """Logits of a batch of battles, and with ``swap_average`` of the swapped ones.
 
         The second are a permutation of the first, because a prediction is already the mean over both orders.
         """
-        logits = np.log(self.probabilities(statistics.extract(batch)))
+        battles = statistics.extract(batch)
+        if self.lacks_base:
+            logits = self.scores(battles, [self.as_source] * len(battles))
+        else:
+            logits = np.log(self.probabilities(battles))
         if done is not None:
             done(len(logits))
         return logits, logits[:, SWAPPED] if swap_average else None
@@ -97,21 +141,26 @@ class FeaturesModel:
         from safetensors.numpy import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
+        deviations = {f"booster-{number}.txt": name for number, name in enumerate(self.deviations, start=1)}
+        for file, name in deviations.items():
+            files.write_text(folder / file, boosting.to_text(self.deviations[name]))
         files.write_text(folder / BOOSTER, boosting.to_text(self.booster))
         with files.atomic(folder / WEIGHTS) as temporary:
             save_file({"word_weights": self.word_weights, "prior": self.prior}, temporary)
         manifest = {
-            "format": FORMAT,
+            "format": BASE_FORMAT if self.lacks_base else FORMAT,
             "features": statistics.VERSION,
             "columns": list(COLUMNS),
             "boosted": self.booster is not None,
-            "sha256": {name: files.sha256(folder / name) for name in (BOOSTER, WEIGHTS)},
+            "sha256": {name: files.sha256(folder / name) for name in (BOOSTER, WEIGHTS, *deviations)},
         }
+        if self.lacks_base:
+            manifest["deviations"] = deviations
         files.write_text(folder / MANIFEST, files.to_json(manifest, indent=1) + "\n")
 
 
-def load(folder: Path, *, threads: int = 0) -> FeaturesModel:
-    """The model that :meth:`FeaturesModel.save` wrote.
+def load(folder: Path, *, threads: int = 0, as_source: str | None = None) -> FeaturesModel:
+    """The model that :meth:`FeaturesModel.save` wrote, to predict for a source or for all.
 
     Raises
     ------
@@ -124,26 +173,32 @@ def load(folder: Path, *, threads: int = 0) -> FeaturesModel:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         _check_manifest(manifest, folder)
+        lacks_base = manifest["format"] == BASE_FORMAT
+        deviations = manifest.get("deviations", {}) if lacks_base else {}
         # LightGBM's parser may crash on damaged text, so checksums come first.
-        for name in (BOOSTER, WEIGHTS):
-            if files.sha256(folder / name) != manifest["sha256"][name]:
+        for name in (BOOSTER, WEIGHTS, *deviations):
+            if Path(name).name != name or files.sha256(folder / name) != manifest["sha256"][name]:
                 raise _unusable(f"{name} is damaged: it is not the file that was saved", folder)
         arrays = load_arrays((folder / WEIGHTS).read_bytes())
         weights, prior = arrays["word_weights"], arrays["prior"]
         if weights.shape != (BUCKETS,) or prior.shape != (len(OUTCOMES),):
             raise _unusable(f"{WEIGHTS} has arrays of other shapes than expected", folder)
-        booster = None
-        if manifest["boosted"]:
-            text = (folder / BOOSTER).read_text(encoding="utf-8")
-            try:
-                booster = boosting.from_text(text)
-            except ValueError as error:
-                raise _unusable(f"{BOOSTER} {one_line(error)}", folder) from None
+        booster = _load_booster(folder, BOOSTER) if manifest["boosted"] else None
+        by_source = {source: _load_booster(folder, name) for name, source in deviations.items()}
     except FileNotFoundError as error:
         raise _unusable(f"{Path(error.filename or folder).name} is missing", folder) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise _unusable(f"the model cannot be loaded: {one_line(error)}", folder) from None
-    return FeaturesModel(weights, prior, booster, threads)
+    return FeaturesModel(
+        weights, prior, booster, threads, lacks_base=lacks_base, deviations=by_source, as_source=as_source
+    )
+
+
+def _load_booster(folder: Path, name: str) -> Booster:
+    try:
+        return boosting.from_text((folder / name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _unusable(f"{name} {one_line(error)}", folder) from None
 
 
 def _unusable(what: str, folder: Path) -> ModelError:
@@ -153,6 +208,8 @@ def _unusable(what: str, folder: Path) -> ModelError:
 def _check_manifest(manifest: Any, folder: Path) -> None:
     if not isinstance(manifest, dict):
         raise _unusable(f"{MANIFEST} is damaged: it holds no JSON object", folder)
+    if manifest.get("format") == BASE_FORMAT:
+        manifest = {**manifest, "format": FORMAT}
     for name, expected in (("format", FORMAT), ("features", statistics.VERSION), ("columns", list(COLUMNS))):
         if manifest.get(name) != expected:
             values = "" if name == "columns" else f" ({manifest.get(name)}, here {expected})"
@@ -176,6 +233,7 @@ def fit(
     targets: NDArray[np.float32],
     groups: NDArray[np.int64],
     *,
+    sources: BattleSources | None = None,
     seed: int = 0,
     threads: int = 0,
     progress: Progress | None = None,
@@ -191,6 +249,8 @@ def fit(
         Rows of zeros are left out.
     groups:
         Shape ``[n]``, equal for equal prompts. Battles of one prompt are never on both sides of an inner split.
+    sources:
+        Of the battles, where there are several.
     seed:
         Of the inner splits and of LightGBM's sampling. The same seed gives the same model on any number of threads.
     threads:
@@ -199,10 +259,12 @@ def fit(
         Called with what is being done, how many rounds of the whole fit are done, and how many are expected.
     """
     prior = _prior(targets)
-    prior_only = FeaturesModel(np.zeros(BUCKETS, dtype=np.float32), prior, None, threads)
+    lacks_base = sources is not None
+    prior_only = FeaturesModel(np.zeros(BUCKETS, dtype=np.float32), prior, None, threads, lacks_base=lacks_base)
     labelled = np.flatnonzero(targets.any(axis=1))
     if len(labelled) < len(battles):
         battles, targets, groups = battles.take(labelled), targets[labelled], groups[labelled]
+        sources = None if sources is None else sources.take(labelled)
     if len(battles) < MIN_BATTLES or len(np.unique(groups)) < INNER_FOLDS:
         return prior_only
     folds = split_folds(groups, targets.argmax(axis=1).astype(np.int64), INNER_FOLDS, seed)
@@ -210,12 +272,52 @@ def fit(
     if len(folds) < 2:
         return prior_only
     margins = (targets[:, 0] - targets[:, 1]).astype(np.float64)
-    fit_progress = boosting.FitProgress(len(battles), len(folds), progress or (lambda what, done, total: None))
+    fit_progress = boosting.FitProgress(
+        len(battles), len(folds), progress or (lambda what, done, total: None), every_fold=lacks_base
+    )
     weights, scores = cross_fit(battles.words, margins, folds, fit_progress)
     rows = np.concatenate([table(battles, scores), table(battles, scores, swapped=True)])
     both_targets = np.concatenate([targets, targets[:, SWAPPED]])
-    booster, curve = boosting.train(rows, both_targets, folds, seed=seed, threads=threads, progress=fit_progress)
-    return FeaturesModel(weights, prior, booster, threads, curve)
+    bases = None if sources is None else np.concatenate([sources.bases, sources.bases])
+    data = BoosterData(rows, both_targets, bases)
+    train = functools.partial(boosting.train, seed=seed, threads=threads)
+    trained = train(data, folds, progress=fit_progress, cross_fit=lacks_base)
+    model = FeaturesModel(weights, prior, trained.booster, threads, trained.curve, lacks_base)
+    if sources is None or trained.held_out is None:
+        return model
+    return replace(model, deviations=_deviations(data, trained.held_out, sources.names, folds, train, fit_progress))
+
+
+def _deviations(
+    data: BoosterData,
+    scores: Array,
+    names: NDArray[np.object_],
+    folds: Folds,
+    train: Callable[..., boosting.Trained],
+    progress: boosting.FitProgress,
+) -> dict[str, Booster]:
+    """By source, a booster of what its votes say beyond the common one, where that helps on the inner folds.
+
+    ``scores`` are the common booster's of the n battles, each by one that did not see its prompt.
+    """
+    assert data.bases is not None
+    n = len(scores)
+    after = BoosterData(data.rows, data.targets, data.bases + np.concatenate([scores, scores[:, SWAPPED]]))
+    deviations = {}
+    for name in dict.fromkeys(names.tolist()):
+        rows = np.flatnonzero(names == name)
+        position = np.full(n, -1)
+        position[rows] = np.arange(len(rows))
+        in_source = [[position[part][position[part] >= 0] for part in fold] for fold in folds]
+        own_folds = [(inside, outside) for inside, outside in in_source]
+        if len(rows) < MIN_SOURCE_BATTLES or any(not len(part) for fold in own_folds for part in fold):
+            continue
+        own = after.battles(rows)
+        progress = progress.for_source(str(name), len(rows), len(folds))
+        trained = train(own, own_folds, progress=progress)
+        if min(trained.curve) < own.loss - MIN_SOURCE_GAIN:
+            deviations[str(name)] = trained.booster
+    return deviations
 
 
 def expected_rounds(battles: int) -> float:
