@@ -115,8 +115,8 @@ class Tab:
             os.write(self._commands, json.dumps(message).encode() + b"\0")
         while (answer := self._receive()).get("id") != self._count:
             self._note(answer["method"], answer["params"])
-        assert "error" not in answer, answer
-        return dict(answer["result"])
+        assert "error" not in answer or method == "Runtime.evaluate", answer
+        return dict(answer.get("result", {}))
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._received:
@@ -144,10 +144,10 @@ class Tab:
         self.wait(f"document.readyState === 'complete' && location.href === {json.dumps(page.as_uri())}")
 
     def value(self, script: str) -> Any:
-        """What an expression is in the page."""
+        """What an expression is in the page; None while the page gives way to another."""
         answer = self.send("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
+        return answer.get("result", {}).get("value")
 
     def wait(self, script: str) -> Any:
         """The first true value of an expression in the page."""
