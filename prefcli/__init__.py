@@ -21,11 +21,16 @@ Classes
 ``help(prefcli.train)`` describes a verb with all of its options. ``docs/python.md`` has examples.
 """
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
 from prefcli._version import __version__ as __version__
 
+TYPE_CHECKING = False
+"""As in ``typing``, which is not imported: until the command can take Ctrl-C, only what it needs is loaded."""
+
 if TYPE_CHECKING:
+    from typing import Any
+
     from prefcli.api import (
         Console,
         InputError,

@@ -619,4 +619,5 @@ def describe_recipe(options: TrainOptions, origins: Mapping[str, str]) -> str:
         for name, value in RECIPES[options.recipe].items()
         if origins.get(name) == "recipe"
     ]
-    return f"recipe {options.recipe} ({RECIPE_SUMMARIES[options.recipe]}): {' '.join(chosen)}"
+    flags = f": {' '.join(chosen)}" if chosen else ""
+    return f"recipe {options.recipe} ({RECIPE_SUMMARIES[options.recipe]}){flags}"

@@ -87,7 +87,7 @@ def test_with_few_battles_or_prompts_nothing_is_fitted() -> None:
     logits, labels, keys = truth(49)
     fit = calibration.calibrate([logits * 9], labels, keys)
     assert (fit.weights, fit.fitted, fit.battles) == ((1.0,), False, 49)
-    assert "49 battles of 25 prompts are too few" in str(fit)
+    assert "too few for a fit: 49 battles of 25 prompts, 50 battles of 5 prompts are needed" in str(fit)
     logits, labels, keys = truth(200)
     fit = calibration.calibrate([logits * 9, logits], labels, np.zeros(200, dtype=np.int64))
     assert fit.weights == (0.5, 0.5)

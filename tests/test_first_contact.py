@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,3 +242,98 @@ def test_an_unlabelled_file_is_named_where_outcomes_are_needed(cli: CLI, demo_fi
     assert done.code == 2
     assert error_of(done)[0] == "no battle has an outcome, so there is nothing to train on"
     assert json.loads(cli("eda", demo_files.test, "--json").out)["labelled"] == 0
+
+
+def test_columns_of_other_names_are_proposed_by_their_texts(cli: CLI) -> None:
+    rows = [
+        {
+            "编号": f"r{i}",
+            "问题": f"天气如何 {i}",
+            "模型": "m",
+            "回答A": "今天是晴天",
+            "回答B": "今天下雨了",
+            "结果": "左",
+        }
+        for i in range(3)
+    ]
+    write_csv(Path("导出.csv"), rows, list(rows[0]))
+    done = cli("eda", "导出.csv")
+    option = "--columns 'prompt=问题,response_a=回答A,response_b=回答B'"
+    assert error_of(done)[-1] == f"If these are prompt and answers, name them: {option}"
+    assert cli("eda", "导出.csv", *shlex.split(option)).code == 0
+    reversed_way = cli("eda", "导出.csv", "--columns", "问题=prompt,回答A=response_a,回答B=response_b")
+    assert error_of(reversed_way)[-1] == "Did you mean prompt=问题? The known name comes first."
+
+
+def test_text_in_another_encoding_names_it(cli: CLI) -> None:
+    for name, text, encoding, proposed in (
+        ("excel.csv", "问题,回答A,回答B\n你好,很好,不好\n", "gb18030", "gb18030 (if it is Chinese)"),
+        ("windows.csv", "prompt,réponse_a,response_b\nx,y,z\n", "cp1252", "cp1252"),
+        ("cell.csv", "prompt,response_a,response_b\n你好,很好,不好\n", "gb18030", "gb18030 (if it is Chinese)"),
+        (
+            "lines.jsonl",
+            '{"prompt": "你好", "response_a": "很好", "response_b": "x"}\n',
+            "gb18030",
+            "gb18030 (if it is Chinese)",
+        ),
+    ):
+        Path(name).write_text(text, encoding=encoding)
+        hint = f"Save the file as UTF-8, or name its encoding: --encoding {proposed}"
+        assert error_of(cli("eda", name))[-1] == hint, name
+
+
+def test_predictions_given_for_battles_are_named(cli: CLI, train: Path) -> None:
+    Path("submission.csv").write_text("id,winner_model_a,winner_model_b,winner_tie\n1,0.2,0.3,0.5\n")
+    for verb in ("eda", "preprocess", "train"):
+        done = cli(verb, "submission.csv", *(["--recipe", "fast"] if verb == "train" else []))
+        assert error_of(done) == [
+            "these are predictions, or labels, without prompts and answers",
+            "in submission.csv",
+            "Name the file of battles. Predictions are scored by: prefcli score PREDS LABELS",
+        ]
+
+
+def test_unknown_words_for_the_winner_are_listed_to_be_completed(cli: CLI) -> None:
+    words = ["Model A is better", "Both equal", "Model A is better", "tie"]
+    rows = [battle(i) | {"winner": word} for i, word in enumerate(words)]
+    write_csv(Path("votes.csv"), rows, ["id", "prompt", "response_a", "response_b", "winner"])
+    rule = "winner: Model A is better=a|b|tie, Both equal=a|b|tie"
+    assert f"Other words: --outcome '{rule}';" in error_of(cli("eda", "votes.csv"))[-1]
+    completed = "winner: Model A is better=a, Both equal=tie, tie=tie"
+    assert cli("eda", "votes.csv", "--outcome", completed, "--json").json()["labelled"] == 4
+
+
+def test_files_without_outcomes_say_so_where_they_are_needed(cli: CLI, demo_files: Demo) -> None:
+    done = cli("score", demo_files.truth, demo_files.test)
+    assert error_of(done)[-1] == "Labels are battles with outcomes."
+    done = cli("train", demo_files.test, "--recipe", "fast")
+    assert error_of(done)[-1] == (
+        "Train on battles with outcomes, such as train.csv. Is it in a column of another name? See --outcome."
+    )
+    Path("blank.csv").write_text("\nprompt,response_a,response_b\n")
+    assert error_of(cli("eda", "blank.csv"))[-1] == "Remove it."
+
+
+def test_a_folder_without_permission_is_said_before_anything_is_read(
+    cli: CLI, demo_files: Demo, features_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests may run as root, who may write everywhere."""
+    Path("closed").mkdir()
+    allowed = os.access
+    closed = Path("closed").absolute()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).absolute() != closed and allowed(path, mode))
+    for arguments in (
+        ["eda", demo_files.train, "--report", "closed/x.html"],
+        ["eda", demo_files.train, "--export", "closed/new/x.csv"],
+        ["predict", demo_files.test, "--model", features_run, "--output", "closed/x.csv"],
+        ["report", features_run, "--output", "closed/x.html"],
+    ):
+        done = cli(*arguments)
+        assert (done.code, error_of(done)[0]) == (1, "no permission to write")
+        assert len(done.err.splitlines()) == 3
+
+
+def test_until_ctrl_c_is_handled_nothing_but_the_package_is_imported() -> None:
+    code = "import sys; before = set(sys.modules); import prefcli.__main__; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) - {"__future__"} == {"prefcli", "prefcli.__main__", "prefcli._version"}

@@ -45,6 +45,7 @@ def show(session: Session, after: Callable[..., Sequence[Advice]], *facts: Any, 
     steps: Sequence[Advice] = ()
     with contextlib.suppress(PrefcliError):  # such as a run that is removed meanwhile: the verb is done all the same
         steps = after(session, *facts, **more_facts)
+    sys.stdout.flush()  # results come first where both are one stream
     for step in steps[:MAX_STEPS]:
         print(f"Next: {visible(step.reason)}\n  {visible(step.command)}", file=sys.stderr)
 

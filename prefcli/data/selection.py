@@ -162,7 +162,7 @@ def select(folder: Path, data: RunData, options: TrainOptions, reporter: Reporte
         raise InputError(
             "no battle has an outcome, so there is nothing to train on",
             where=str(data.source),
-            hint="A training file has the columns winner_model_a, winner_model_b, winner_tie.",
+            hint="Train on battles with outcomes, such as train.csv. Is it in a column of another name? See --outcome.",
         )
     if len(rows) < len(columns.ids):
         reporter.note(f"{plural(len(columns.ids) - len(rows), 'battle')} without an outcome: not used")

@@ -185,7 +185,7 @@ def _score(
         for probabilities, values in battles.parts(progress):
             tallies.add(probabilities, values)
     if not tallies.all.n:
-        raise InputError("no battle has an outcome", where=str(source))
+        raise InputError("no battle has an outcome", where=str(source), hint="Labels are battles with outcomes.")
     results = tallies.results()
     _warn(results, battles, workspace, reporter)
     return results, tallies.all.differences(tallies.outcomes, seed=how.seed) if len(paths) > 1 else {}

@@ -130,7 +130,7 @@ def calibrate(
     prompts = len(np.unique(keys))
     if n < MIN_BATTLES or prompts < FOLDS:
         needed = f"{metrics.describe_battles(MIN_BATTLES, FOLDS)} are needed"
-        few = f"{metrics.describe_battles(n, prompts)} are too few for a fit: {needed}" if n else "no battles to fit on"
+        few = f"too few for a fit: {metrics.describe_battles(n, prompts)}, {needed}" if n else "no battles to fit on"
         return Calibration(tuple(weights.tolist()), battles=n, unseen=unseen, remarks=(few,))
     logs = [_log(metrics.softmax(z)) for z in logits]
     initial = np.append(weights, 0.0)

@@ -17,7 +17,15 @@ import pyarrow as pa
 from prefcli.battles import TURNS
 from prefcli.errors import InputError, one_line
 
-ENCODING_HINT = "Save the file as UTF-8, or name its encoding: --encoding cp1252"
+
+def encoding_hint(text: bytes) -> str:
+    """How to read text that is not UTF-8: as Chinese, if all of its other bytes come in pairs, else as Windows' own."""
+    runs = re.findall(rb"[\x80-\xff]+", text)
+    paired = bool(runs) and all(len(run) % 2 == 0 for run in runs)
+    names = "gb18030 (if it is Chinese)" if paired else "cp1252"
+    return f"Save the file as UTF-8, or name its encoding: --encoding {names}"
+
+
 TURNS_HINT = 'Expected a JSON list of turns, each text or null, such as ["Hello", null].'
 
 
@@ -87,7 +95,7 @@ def _not_text(column: pa.Array, name: str, location: Location, error: Exception)
                     f"byte {decode_error.start} of the cell is not UTF-8",
                     row=row,
                     column=name,
-                    hint=ENCODING_HINT,
+                    hint=encoding_hint(cell or b""),
                 )
     return location.error(f"cannot read {one_line(column.type, 60)} as text: {one_line(error)}", column=name)
 

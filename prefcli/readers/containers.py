@@ -33,7 +33,7 @@ import pyarrow as pa
 from prefcli.battles import STANDARD_INPUT
 from prefcli.errors import InputError, one_line
 from prefcli.readers import foreign
-from prefcli.readers.cells import ENCODING_HINT, Location, RawBatch, excerpt, list_names
+from prefcli.readers.cells import Location, RawBatch, encoding_hint, excerpt, list_names
 from prefcli.readers.json_rows import JsonTable, json_rows, scan
 from prefcli.reporting import NO_PROGRESS, SILENT, Progress, Reporter
 from prefcli.storage import files
@@ -584,7 +584,8 @@ def _csv_header(container: Container) -> list[str]:
             header = next(csv.reader(lines, delimiter=container.delimiter), None)
             "".join(header or ()).encode("utf-8")
         except UnicodeError:
-            raise InputError("the header is not UTF-8", where=container.name, hint=ENCODING_HINT) from None
+            hint = encoding_hint("".join(header or ()).encode(errors="surrogateescape"))
+            raise InputError("the header is not UTF-8", where=container.name, hint=hint) from None
         except csv.Error:
             raise InputError("not a table", where=container.name, hint=EXPECTED_KINDS) from None
         except _TooLongError:
@@ -593,7 +594,7 @@ def _csv_header(container: Container) -> list[str]:
         finally:
             lines.detach()
     if not header:
-        raise InputError("the file begins with an empty line, not a header", where=container.name)
+        raise InputError("the file begins with an empty line, not a header", where=container.name, hint="Remove it.")
     return header
 
 

@@ -19,7 +19,7 @@ from typing import IO, Any, Literal, cast
 from prefcli.battles import TEXT_FIELDS
 from prefcli.candidates import LIST_COLUMNS
 from prefcli.errors import InputError, one_line
-from prefcli.readers.cells import ENCODING_HINT, Location, excerpt, json_excerpt, list_names
+from prefcli.readers.cells import Location, encoding_hint, excerpt, json_excerpt, list_names
 
 BLOCK_CHARS = 1 << 20
 """How much text is read at a time."""
@@ -289,14 +289,17 @@ def _not_utf8(stream: IO[bytes], location: Location, max_row_bytes: int) -> Inpu
     """The error that names the row of the first byte that is not UTF-8."""
     text = _Text(stream, location, max_row_bytes, _decode, errors="surrogateescape")
     escaped = re.compile("[\udc80-\udcff]")
+    wrong = ""
     with text.errors():
         rows = text.items() if text.peek() == "[" else text.values()
         with contextlib.suppress(InputError):
             for value, _ in rows:
-                if escaped.search(json.dumps(value, ensure_ascii=False)):
+                if escaped.search(row := json.dumps(value, ensure_ascii=False)):
                     text.row -= 1
+                    wrong = row
                     break
-    return location.error("the text is not UTF-8", row=text.row, hint=ENCODING_HINT)
+    hint = encoding_hint(wrong.encode(errors="surrogateescape"))
+    return location.error("the text is not UTF-8", row=text.row, hint=hint)
 
 
 # Which arrangement

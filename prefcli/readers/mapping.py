@@ -47,10 +47,10 @@ def check_columns(columns: Mapping[str, str], known: Collection[str] = CANONICAL
         Naming the first one.
     """
     if unknown := [name for name, path in columns.items() if path and name not in known]:
-        raise InputError(
-            f"--columns: unknown column {unknown[0]}",
-            hint=f"{did_you_mean(unknown[0], known)} Known are {', '.join(known)}.".strip(),
-        )
+        path = columns[unknown[0]]
+        other_way = f"Did you mean {path}={unknown[0]}? The known name comes first." if path in known else ""
+        hint = other_way or f"{did_you_mean(unknown[0], known)} Known are {', '.join(known)}.".strip()
+        raise InputError(f"--columns: unknown column {unknown[0]}", hint=hint)
 
 
 def with_layout_file(source: Source, path: Path) -> Source:

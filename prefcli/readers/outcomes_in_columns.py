@@ -82,10 +82,22 @@ def winners(
             by_word = None
         outcome = by_word or by_name
         if outcome is None:
-            hint = f"{_EXPECTED} Other words: --outcome '{column}: {text[:40]}=tie, ...'; not read: --columns {column}="
+            rule = f"--outcome '{column}: {_unknown(cells, own)}'"
+            hint = f"{_EXPECTED} Other words: {rule}; not read: --columns {column}="
             raise location.error(f"unknown winner {excerpt(text)}", row=row, column=column, hint=hint)
         outcomes.append(outcome)
     return outcomes
+
+
+MAX_UNKNOWN = 6
+
+
+def _unknown(cells: Sequence[object], own: Mapping[str, Outcome]) -> str:
+    """The words of a column that are unknown, to be completed by what each means."""
+    texts = dict.fromkeys(as_text(cell)[:40] for cell in cells if not is_missing(cell) and cell != "")
+    unknown = [text for text in texts if not (own.get(spelling(text)) or WINNERS.get(spelling(text)))]
+    rest = ", ..." if len(unknown) > MAX_UNKNOWN else ""
+    return ", ".join(f"{text}=a|b|tie" for text in unknown[:MAX_UNKNOWN]) + rest
 
 
 def _model(text: str, names: Sequence[str | None]) -> Outcome | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 
 from prefcli.battles import TEXT_FIELDS
 from prefcli.errors import InputError, closest_name, did_you_mean
+from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.readers import layouts
 from prefcli.readers.cells import list_names, missing_columns
 from prefcli.readers.engine import CONVERSATIONS, PAIR, RESPONSES
@@ -44,12 +46,27 @@ def no_layout(columns: FileColumns) -> InputError:
     nearest = max(_NEAREST, key=lambda needed: _nearness(needed, columns))
     missing = columns.absent(nearest)
     if len(missing) == len(nearest):
-        return columns.error(missing_columns(list(TEXT_FIELDS), names), EXPECTED)
+        return columns.error(missing_columns(list(TEXT_FIELDS), names), _three_texts(columns) or EXPECTED)
     alike = {name: closest_name(name, columns.free) for name in missing}
     once = [close for close in alike.values() if list(alike.values()).count(close) == 1]  # no column is both answers
     hints = [f"Did you mean {close}?" for close in once if close]
     example = ",".join(f"{name}={close if close in once and close else 'NAME'}" for name, close in alike.items())
     return columns.error(missing_columns(missing, names), " ".join([*hints, f"Name them with --columns {example}"]))
+
+
+def _three_texts(columns: FileColumns) -> str:
+    """The option that takes the three columns of the longest texts, in the file's order, for prompt and answers."""
+    lengths = {}
+    for name in columns.free[:MAX_COLUMNS]:
+        cells = columns.column(name)
+        if any(map(is_text, cells)):
+            lengths[name] = sum(len(str(cell)) for cell in cells if is_text(cell)) / len(cells)
+    longest = sorted(lengths, key=lambda name: -lengths[name])[: len(TEXT_FIELDS)]
+    if len(longest) < len(TEXT_FIELDS):
+        return ""
+    in_order = [name for name in lengths if name in longest]
+    example = ",".join(f"{known}={name}" for known, name in zip(TEXT_FIELDS, in_order, strict=True))
+    return f"If these are prompt and answers, name them: --columns {shlex.quote(example)}"
 
 
 def _better_and_worse(columns: FileColumns) -> tuple[str, str] | None:
@@ -118,6 +135,11 @@ def _lists_of_answers(columns: FileColumns) -> InputError | None:
 
 def _well_known(names: set[str]) -> tuple[str, str] | None:
     """What is missing in files that are published beside the battles."""
+    if set(WINNER_COLUMNS) <= names <= {*WINNER_COLUMNS, "id", "p_chosen", "model_a", "model_b"}:
+        return (
+            "these are predictions, or labels, without prompts and answers",
+            "Name the file of battles. Predictions are scored by: prefcli score PREDS LABELS",
+        )
     if {"g1_winner", "g2_winner"} <= names:
         return (
             "MT-bench's judgments without questions and answers: these are in other files, joined by question_id",
