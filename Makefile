@@ -6,12 +6,13 @@
 # make bench          the benchmarks (DATA=FILE: on these battles)
 # make release        a wheel and a source release, in dist/
 # make release-check  the same, with the wheel installed into a new environment and the demo run there
+# make light-check    the package without torch and transformers in a new environment, and there every verb
 # Each makes its own virtual environment first. PYTHON=python3.12 chooses another interpreter.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-fast lint format bench docs pictures site release release-check clean
+.PHONY: install demo test test-fast lint format bench docs pictures site release release-check light-check clean
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -69,6 +70,17 @@ release-check: release
 	dist/check/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
 	cd dist && check/bin/prefcli demo demo
 	rm -rf dist/check dist/demo
+
+# As docs/install.md says, and ONNX Runtime, for a run that was exported where torch is.
+light-check: install
+	rm -rf dist/light && mkdir -p dist/light/empty
+	$(PYTHON) -m venv dist/light/venv
+	dist/light/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-r requirements-light.txt onnx onnxruntime
+	dist/light/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps .
+	$(BIN)/python tests/light_install.py make-runs dist/light/runs
+	cd dist/light/empty && ../venv/bin/python ../../../tests/light_install.py ../runs/neural ../runs/onnx
+	rm -rf dist/light
 
 clean:
 	rm -rf $(VENV) demo site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,10 @@
 """What runs without torch and transformers runs, and what needs them says which line to type.
 
 ``make light-check`` runs this in a fresh environment that has neither, ``test_light.py`` in the one of the tests.
-The arguments are a neural run and its ONNX export, made elsewhere; it works in the current folder, which is empty.
+It works in the current folder, which is empty, with a neural run and its ONNX export that were made elsewhere.
+
+    python light_install.py make-runs FOLDER       trains and exports the two, with torch
+    python light_install.py NEURAL_RUN ONNX_RUN    runs the commands, without
 """
 
 from __future__ import annotations
@@ -116,7 +119,20 @@ def main(neural: str, onnx: str, *, predict_onnx: bool) -> None:
         print("refused:", command)
 
 
+def make_runs(folder: Path) -> None:
+    """The two runs that :func:`main` needs, in an environment with torch."""
+    import prefcli
+
+    train = synthetic.write(folder / "data", train=60, test=10).train
+    common = {"workspace": folder / "workspace"}
+    prefcli.train(train, encoder="tiny", max_length=32, output=folder / "neural", **common)
+    prefcli.export(folder / "neural", onnx=folder / "onnx", **common)
+
+
 if __name__ == "__main__":
-    present = [name for name in ("torch", "transformers") if importlib.util.find_spec(name)]
-    assert not present, f"{present} are installed here"
-    main(*sys.argv[1:], predict_onnx=True)
+    if sys.argv[1] == "make-runs":
+        make_runs(Path(sys.argv[2]))
+    else:
+        present = [name for name in ("torch", "transformers") if importlib.util.find_spec(name)]
+        assert not present, f"{present} are installed here"
+        main(sys.argv[1], sys.argv[2], predict_onnx=True)
