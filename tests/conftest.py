@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,40 +73,40 @@ def cli() -> Callable[..., Result]:
     return call
 
 
-RANK = """
-import json, os, sys
-from prefcli.cli.main import run
-
-for port, arguments in json.loads(sys.argv[1]):
-    os.environ["MASTER_PORT"] = port
-    if code := run(arguments):
-        sys.exit(code)
-"""
+def start(*commands: tuple[Mapping[str, str], Sequence[object]], output: Path) -> multiprocessing.process.BaseProcess:
+    """Start a process that runs commands of ``prefcli``, each with environment variables; see :mod:`preloaded`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["preloaded"])
+    texts = [(dict(own), [*map(str, arguments)]) for own, arguments in commands]
+    target = importlib.import_module("preloaded").call
+    process = context.Process(target=target, args=(texts, Path.cwd(), dict(os.environ), output.absolute()))
+    process.start()
+    return process
 
 
 def run_ranks(*commands: Sequence[object], ranks: int = 2) -> list[Result]:
-    """Run commands of ``prefcli`` one after the other in each of some processes, as ``torchrun`` would start them.
-
-    Python and torch start once for all commands, which is most of the time that a small run takes.
-    """
+    """Run commands of ``prefcli`` one after the other in each of some processes, as ``torchrun`` would start them."""
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in commands]
-        ports = [str(server.getsockname()[1]) for server in servers]
-    argument = json.dumps([(port, [*map(str, command)]) for port, command in zip(ports, commands, strict=True)])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, argument], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-                              "MASTER_ADDR": "127.0.0.1"},
-        )
-        for rank in range(ranks)
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [Result(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
+        meetings = [{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])} for server in servers]
+    processes = []
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder, f"rank-{rank}") for rank in range(ranks)]
+        try:
+            for rank, output in enumerate(outputs):
+                place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+                variables = [meeting | place for meeting in meetings]
+                processes.append(start(*zip(variables, commands, strict=True), output=output))
+            for process in processes:
+                process.join(timeout=300)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+        return [
+            Result(process.exitcode or 0, *(output.with_suffix(suffix).read_text() for suffix in (".out", ".err")))
+            for process, output in zip(processes, outputs, strict=True)
+        ]
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = KAGGLE_COLUMNS) -> Path:
