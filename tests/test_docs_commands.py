@@ -35,6 +35,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 OUTPUT = ("text", "json", "toml", "python")
 """Languages of blocks that are no commands; Python is run too, that of python.md by a test of its own."""
+JOURNEYS = "README.md"
+"""Its commands are run by test_journeys.py."""
 STARTS = re.compile(r"^(prefcli|torchrun|python3?|pip|make|tensorboard|wandb)\b(?!:)", re.MULTILINE)
 BEYOND_WORDS = re.compile(r"[|<>;&$*`~]")
 """What only a shell understands."""
@@ -204,7 +206,9 @@ def excerpts(page: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if run_here(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if run_here(page) and page.name != JOURNEYS], ids=lambda page: page.name
+)
 def test_commands_in_the_documents_run(
     page: Path, stand_ins: Path, tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
