@@ -25,7 +25,7 @@ An error is one to three lines: what, where, what to do; `--debug` shows where i
 
 def page() -> str:
     """The reference as Markdown."""
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "90"  # what fits beside the site's navigation
     from prefcli.cli.main import COMMANDS, PANELS
 
     parts = [HEAD, screen("")]
