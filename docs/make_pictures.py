@@ -31,7 +31,7 @@ PAGE_WIDTH, PAGE_HEIGHT = 1000, 1250
 COLUMNS, ROWS = 80, 200
 MAX_SECONDS = 300
 PROMPT = "$ "
-GAP = Text()
+GAP, MORE = Text(), Text("...", "dim")
 THEME = TerminalTheme(
     (22, 27, 34), (220, 225, 230),
     [(72, 79, 88), (255, 123, 114), (86, 211, 100), (227, 179, 65),
@@ -67,6 +67,7 @@ class Terminal:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._shown = 0
 
     def show(self, command: str, until: str = "") -> list[Text]:
         """The screen's lines, with colours, after a command; or as soon as it matches ``until``, then interrupted."""
@@ -74,6 +75,7 @@ class Terminal:
         script = f"trap : INT; printf '\\033[1m%s\\033[0m\\n' {quoted}; {command}; touch ended; sleep {MAX_SECONDS}"
         ended = self._folder / "ended"
         ended.unlink(missing_ok=True)
+        self._shown += 1
         self._tmux("new-session", "-d", "-x", str(COLUMNS), "-y", str(ROWS), "sh", "-c", script)
         self._tmux("set-option", "status", "off")
         lines: list[Text] = []
@@ -96,7 +98,7 @@ class Terminal:
     def _tmux(self, *arguments: str) -> str:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TMUX")}
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-        command = ["tmux", "-S", str(self._folder / "tmux"), "-f", os.devnull, *arguments]
+        command = ["tmux", "-S", str(self._folder / f"tmux{self._shown}"), "-f", os.devnull, *arguments]
         return subprocess.run(
             command, cwd=self._folder, env=environment, check=True, capture_output=True, text=True
         ).stdout
@@ -106,18 +108,27 @@ def draw(name: str, lines: Sequence[Text]) -> None:
     """Write the lines of a screen as ``NAME.svg``."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         console = Console(width=COLUMNS, record=True, file=nowhere, force_terminal=True, color_system="truecolor")
-        for line in lines:
+        for line in (*lines, GAP):  # without the last one, the ends of letters are cut off
             console.print(line, soft_wrap=True)
         svg = console.export_svg(title="", theme=THEME, code_format=SVG, unique_id=name)
     svg = "\n".join(line.strip() for line in svg.splitlines() if line.strip()) + "\n"
     (IMAGES / f"{name}.svg").write_text(svg, encoding="utf-8")
 
 
-def part(lines: Sequence[Text], end: str) -> list[Text]:
-    """The lines until the first empty one after one that matches ``end``, and a mark that there are more."""
-    start = next(number for number, line in enumerate(lines) if re.search(end, line.plain))
-    stop = next(number for number in range(start, len(lines)) if not lines[number].plain)
-    return [*lines[:stop], Text("...", "dim")]
+def results(lines: Sequence[Text], end: str = "") -> list[Text]:
+    """The command and its results without its notes, which are dim; to the end of the table that is called ``end``."""
+    kept: list[Text] = []
+    for line in lines:
+        dim = line.spans and all(getattr(span.style, "dim", False) for span in line.spans)
+        if not dim:
+            kept.append(line)
+        elif kept[-1] != MORE:
+            kept.append(MORE)
+    if not end:
+        return kept
+    start = next(number for number, line in enumerate(kept) if line.plain.startswith(end))
+    stop = next(number for number in range(start, len(kept)) if not kept[number].plain)
+    return [*kept[:stop], MORE]
 
 
 def draw_terminals(folder: Path) -> None:
@@ -131,8 +142,9 @@ def draw_terminals(folder: Path) -> None:
     predicting = terminal.show("prefcli predict test.csv")
     score = terminal.show("prefcli score preds.csv test_truth.csv")
     draw("score", score)
-    draw("session", [*part(statistics, "^Ratings"), GAP, *training, GAP, *predicting, GAP, *score])
-    draw("progress", terminal.show("prefcli train train.csv --encoder tiny", until=r"training .*1[234]\d\d/2700"))
+    parts = [results(statistics, "Ratings"), results(training), results(predicting), results(score)]
+    draw("session", [line for part in parts for line in (*part, GAP)][:-1])
+    draw("progress", terminal.show("prefcli train train.csv --encoder tiny", until=r"training .* [456]\d%"))
 
 
 def draw_pages(folder: Path) -> None:

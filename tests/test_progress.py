@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -323,3 +324,17 @@ def test_the_end_of_a_training_names_the_run_what_was_trained_and_where_it_lies(
     assert lines[-2:] == [
         "run run: features, text raw, on 216 battles", f"in {features_run}; 1:05 in all, 123.5 battles/s",
     ]  # fmt: skip
+
+
+PICTURES = Path(__file__).parents[1] / "docs" / "images"
+
+
+@pytest.mark.parametrize("name", ["session", "help", "eda", "progress", "train", "score"])
+def test_pictures_of_terminals_need_nothing_from_the_network_and_stand_in_a_page(name: str) -> None:
+    text = (PICTURES / f"{name}.svg").read_text(encoding="utf-8")
+    ElementTree.fromstring(text)
+    assert len(text) < 150_000
+    assert set(re.findall(r"https?://[^\"' ]+", text)) == {"http://www.w3.org/2000/svg"}
+    assert not [word for word in ("@font-face", "@import", "url(h", "<script", "/tmp/") if word in text]
+    pages = [PICTURES.parents[1] / "README.md", *PICTURES.parent.glob("*.md")]
+    assert any(f"images/{name}.svg)" in page.read_text(encoding="utf-8") for page in pages)

@@ -185,7 +185,7 @@ def _print(trained: TrainResult, pushed: str | None) -> None:
         common.print_table(title, ["source", "battles", "ties", "held out", "log loss", ""], rows)
     if pushed:
         common.say(f"{pushed}: pushed")
-    common.say(f"run {trained.run.name}: {_describe(trained)}")
+    common.print_text(f"run {trained.run.name}: {_describe(trained)}")
     rate = f"{trained.battles_per_second:,.1f} battles/s"
     common.say(f"in {trained.run}; {console.duration(trained.seconds)} in all, {rate}")
 
@@ -198,6 +198,6 @@ def _describe(trained: TrainResult) -> str:
     config = runs.read_config(trained.run)
     options = TrainOptions(**config["options"])
     encoder = [f"encoder {trained.encoder}"] if trained.encoder else []
-    folds = f"{options.folds} folds, each on about " if options.folds else "on "
+    folds = f"{options.folds} folds of about " if options.folds else "on "
     battles = folds + plural(config["data"]["train_battles"], "battle")
     return ", ".join([options.architecture, *encoder, f"text {options.normalisation}", battles])

@@ -106,7 +106,7 @@ def run_experiment(context: TrainContext, folds: Sequence[Fold]) -> ExperimentRe
             with _tracking(fold.folder, context) as tracking:
                 fits.append(fitter.fit(fold, name, tracking, progress))
                 evaluation = _finish(fold, context, fits[-1], tracking)
-            if name and evaluation is not None:
+            if name and evaluation is not None and context.options.architecture == "features":  # others validate
                 progress.result(f"{name}: validation log loss {evaluation.validation.log_loss:.4f}")
     fit = fits[-1]
     if context.options.folds:
