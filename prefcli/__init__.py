@@ -15,7 +15,7 @@ Verbs
 Classes
     Predictor, Source, Score            what load returns; files and how they are read; every metric
     TrainOptions, PredictOptions, RankOptions
-    Console                             a reporter with progress bars, for notebooks and scripts
+    Console                             notes, warnings and progress on stderr, as the command shows them
     PrefcliError and its kinds: InputError, ModelError, NetworkError, Interrupted
 
 ``help(prefcli.train)`` describes a verb with all of its options. ``docs/python.md`` has examples.

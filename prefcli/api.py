@@ -8,7 +8,9 @@ exceptions of :mod:`prefcli.errors`; notes, warnings and progress go to the stan
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
@@ -107,9 +109,14 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 WorkspaceLike: TypeAlias = Workspace | PathLike | None
 
 
-def _with_options(*kinds: type[TrainOptions | PredictOptions | PairOptions]) -> Callable[[Verb], Verb]:
-    """Show the options of some classes in a verb's signature and docstring, where ``help`` and notebooks look."""
+def _with_options(*kinds: type[TrainOptions | PredictOptions | PairOptions], see: str = "") -> Callable[[Verb], Verb]:
+    """Show the options of some classes in a verb's signature and docstring, where ``help`` and notebooks look.
+
+    ``see`` is a verb whose docstring has them already.
+    """
     options = {getattr(kind, "PREFIX", "") + f.name: f for kind in kinds for f in dataclasses.fields(kind)}
+    wrap = functools.partial(textwrap.fill, width=112, initial_indent="    ", subsequent_indent="    ")
+    described = [f"{name}:\n{wrap(f.metadata['help'])}" for name, f in options.items()]
 
     def add(verb: Verb) -> Verb:
         signature = inspect.signature(verb)
@@ -119,7 +126,7 @@ def _with_options(*kinds: type[TrainOptions | PredictOptions | PairOptions]) -> 
             for name, f in options.items()
         ]
         verb.__signature__ = signature.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
-        lines = [f"{name}:\n    {f.metadata['help']}" for name, f in options.items()]
+        lines = [f"Those of :func:`{see}`."] if see else described
         verb.__doc__ = "\n".join([inspect.cleandoc(verb.__doc__ or ""), "", "Options", "-------", *lines])
         return verb
 
@@ -336,7 +343,7 @@ def train(
     )
 
 
-@_with_options(TrainOptions)
+@_with_options(TrainOptions, see="train")
 def estimate(
     source: SourceLike | None = None,
     *,
@@ -362,7 +369,7 @@ def estimate(
     return pipeline.estimate_training(battles, place, train_options, reporter=reporter)
 
 
-@_with_options(TrainOptions)
+@_with_options(TrainOptions, see="train")
 def ablate(
     source: SourceLike,
     *,

@@ -548,6 +548,8 @@ def test_the_ablation_trains_each_model_once_and_scores_all_six_rows(cli: CLI, d
     assert done.code == 0, done.err
     rows = done.json()["rows"]
     assert [row["setting"]["reported"] for row in rows] == [1.04219, 1.07467, 1.04398, 1.07435, 1.35201, 1.58984]
+    assert {"log_loss", "interval", "by_seed", "difference", "difference_interval"} <= set(rows[0])
+    assert rows[0]["score"]["log_loss"] == rows[0]["log_loss"]
     assert len([p for p in Path("abl").iterdir() if p.is_dir()]) == 5
     # log-softmax before cross-entropy is no change at all, and raw scores are far worse than probabilities.
     assert rows[3]["log_loss"] == pytest.approx(rows[0]["log_loss"], abs=1e-5)
