@@ -6,6 +6,7 @@
 Verbs
     train, estimate, preprocess         train a model; how long that takes; text normalised before
     load, predict, rank                 predictions in memory, or from file to file
+    from_table                          how a table in memory is read
     score, compare_scores, report       how good predictions or a run are
     report_scores, eda, compare_judges  pages about predictions; what votes say; an LLM judge against people
     runs, show_run, diff_runs           the runs of a workspace
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
         eda,
         estimate,
         export,
+        from_table,
         load,
         predict,
         preprocess,
@@ -90,6 +92,7 @@ __all__ = [
     "eda",
     "estimate",
     "export",
+    "from_table",
     "load",
     "predict",
     "preprocess",

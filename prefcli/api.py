@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from prefcli import metrics, pipeline
-from prefcli.battles import PathLike, SourceLike
+from prefcli.battles import PathLike, SourceLike, TableLike
 from prefcli.battles import Source as Source
 from prefcli.console import LOGGING
 from prefcli.console import Console as Console
@@ -90,6 +90,7 @@ __all__ = [
     "eda",
     "estimate",
     "export",
+    "from_table",
     "load",
     "predict",
     "preprocess",
@@ -182,6 +183,27 @@ def load(
     options = PredictOptions(**_typed(PredictOptions, given))
     options.check()
     return Predictor(pipeline.find_runs(Workspace.of(workspace), options.models), options)
+
+
+def from_table(table: TableLike, *, workspace: WorkspaceLike = None, **reading: Any) -> Source:
+    """Say how a table in memory is read; verbs that take files take what this returns.
+
+    Parameters
+    ----------
+    table:
+        A DataFrame (pandas or polars), a pyarrow Table, a ``datasets.Dataset``, rows as dictionaries, or a dictionary
+        of columns. It is kept as JSON lines in the workspace.
+    workspace:
+        Where.
+    reading:
+        Fields of :class:`prefcli.Source`: ``columns={"prompt": "question"}``, ``outcome``, ``each``, ``by``, ...
+
+    Raises
+    ------
+    InputError
+        If it is no table, or empty.
+    """
+    return Source.of(source_of(table, Workspace.of(workspace)), **reading)
 
 
 @overload

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -88,6 +88,14 @@ class Source:
 
     def __post_init__(self) -> None:
         paths: Any = [self.paths] if isinstance(self.paths, (str, Path)) else self.paths
+        if isinstance(paths, Iterator):
+            paths = list(paths)
+        is_table = isinstance(paths, Mapping) or hasattr(paths, "__arrow_c_stream__")  # iterated, it gives names
+        if is_table or not all(isinstance(path, (str, Path)) for path in paths):
+            raise InputError(
+                f"a source is of files, not {type(paths).__name__}",
+                hint="Pass the table itself, or prefcli.from_table(table, columns={...}).",
+            )
         object.__setattr__(self, "paths", tuple(map(user_path, paths)))
 
     @staticmethod

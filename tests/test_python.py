@@ -177,6 +177,14 @@ def test_tables_in_memory_are_read_as_files_are(demo_files: Demo, features_run: 
     assert prefcli.score("table.csv", truth) == prefcli.score("file.csv", demo_files.truth)
     source = prefcli.Source.of(demo_files.train, columns={"prompt": "prompt"})
     assert to_json(prefcli.eda(source, test=test)) == to_json(prefcli.eda(source, test=demo_files.test))
+    renamed = prefcli.from_table(frame.rename(columns={"prompt": "q"}), columns={"prompt": "q"})
+    assert to_json(prefcli.eda(renamed)) == of_file
+    assert prefcli.eda(iter([demo_files.train])).battles == 240
+    judged = prefcli.compare_judges(frame, judge=frame.head(100)).judge
+    assert judged == prefcli.compare_judges(demo_files.train, judge=prefcli.from_table(frame.head(100))).judge
+    for table in (frame, pa.Table.from_pandas(frame), {"id": ["1"]}, [{"id": "1"}]):
+        with pytest.raises(InputError, match="a source is of files, not"):
+            prefcli.Source.of(table)
     for nothing in ([], iter(()), frame.head(0)):
         with pytest.raises(InputError, match="there are no battles"):
             prefcli.eda(nothing)

@@ -136,6 +136,8 @@ def ablate(
     InputError
         If nothing is held out to score on, or the architecture has no loss on logits.
     """
+    if seeds < 1:
+        raise InputError(f"--seeds is {seeds}, at least 1 is needed")
     options.check()
     if not options.validation and not options.validation_file:
         raise InputError("an ablation needs held-out battles", hint="Use --validation 0.1 or --validation-file FILE.")

@@ -79,7 +79,7 @@ def compare_stage(
     people: Stage, source: Source, options: JudgeOptions, workspace: Workspace, reporter: Reporter
 ) -> Judges:
     """:func:`compare_judges` of battles that were read from ``source``, with ``by`` the annotator if one is named."""
-    if options == JudgeOptions():
+    if options.judge is None and options.annotator is None:
         return Judges(None, None)
     if options.annotator is not None and not people.metadata["options"]["by"]["is_column"]:
         hint = "--annotator takes the column that says who voted."
