@@ -26,7 +26,7 @@ from prefcli import metrics, readers
 from prefcli.battles import labels_of
 from prefcli.models import features
 from prefcli.models.features import statistics
-from prefcli.sources import Sources
+from prefcli.storage.sources import Sources
 
 
 def measure(path: Path) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from prefcli.options import TrainOptions
 from prefcli.pipeline.stages import preprocess_stage, read_stage
 from prefcli.prediction import blending
 from prefcli.reporting import Silent
-from prefcli.sources import NEVER, Sources
 from prefcli.storage import runs
+from prefcli.storage.sources import NEVER, Sources
 from prefcli.storage.workspace import Workspace
 
 

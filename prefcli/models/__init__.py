@@ -56,7 +56,7 @@ class _Adjusted:
 
     model: Model
     base: NDArray[np.float64] | None
-    """Logits ``[3]``, see :mod:`prefcli.sources`; None for a run of one source."""
+    """Logits ``[3]``, see :mod:`prefcli.storage.sources`; None for a run of one source."""
     unseen: tuple[int, ...]
 
     def logits(

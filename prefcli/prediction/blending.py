@@ -20,8 +20,8 @@ from prefcli.errors import InputError, ModelError
 from prefcli.prediction import calibration
 from prefcli.prediction.calibration import Calibration
 from prefcli.reporting import Reporter
-from prefcli.sources import Sources
 from prefcli.storage import runs
+from prefcli.storage.sources import Sources
 from prefcli.storage.workspace import Stage
 
 MIN_GAIN = 1e-3

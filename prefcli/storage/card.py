@@ -24,9 +24,9 @@ from prefcli.metrics import TWO_OUTCOMES, Score, describe_battles, describe_inte
 from prefcli.options import TrainOptions
 from prefcli.outcomes import TIE
 from prefcli.reporting import visible
-from prefcli.sources import Sources
 from prefcli.storage import files, hub, runs
 from prefcli.storage.runs import CARD, CURVES, describe_unseen, unseen_outcomes
+from prefcli.storage.sources import Sources
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard

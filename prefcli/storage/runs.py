@@ -32,8 +32,8 @@ from prefcli.battles import SOURCE, Source
 from prefcli.errors import InputError, ModelError, PrefcliError, one_line, require
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, TIE, WINNER_COLUMNS
-from prefcli.sources import Sources
 from prefcli.storage import files
+from prefcli.storage.sources import Sources
 
 CONFIG = "config.json"
 VALIDATION = "validation.parquet"

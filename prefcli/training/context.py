@@ -16,15 +16,15 @@ from prefcli.compute.distributed import World
 from prefcli.data.selection import Fold, RunData, TrainingData
 from prefcli.options import TrainOptions
 from prefcli.reporting import Progress, Reporter
-from prefcli.sources import Sources
 from prefcli.storage import runs
+from prefcli.storage.sources import Sources
 from prefcli.storage.workspace import Workspace
 from prefcli.training.trackers import Trackers
 
 
 @dataclass(frozen=True)
 class FoldSources:
-    """The sources of a fold's battles, and the bases (:mod:`prefcli.sources`) that their logits are added to."""
+    """The sources of a fold's battles, and the bases (:mod:`prefcli.storage.sources`) that their logits are added to."""
 
     train: list[str | None]
     held_out: list[str | None]

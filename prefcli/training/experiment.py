@@ -16,8 +16,8 @@ from prefcli.exploration import contradictions
 from prefcli.outcomes import OUTCOMES
 from prefcli.prediction import blending
 from prefcli.rendering.curves import course_of_run, learning_curves
-from prefcli.sources import Sources
 from prefcli.storage import card, files, runs
+from prefcli.storage.sources import Sources
 from prefcli.training import trackers
 from prefcli.training.context import FitResult, Fitter, TrainContext
 

@@ -41,9 +41,9 @@ from prefcli.models.tokens import TokenisedBattles
 from prefcli.options import TrainOptions
 from prefcli.outcomes import OUTCOMES, SWAPPED, TIE, A, B
 from prefcli.reporting import NO_PROGRESS, Progress, Reporter
-from prefcli.sources import NEVER
 from prefcli.storage import files
 from prefcli.storage.runs import CHECKPOINTS, METRICS, read_metrics
+from prefcli.storage.sources import NEVER
 from prefcli.training import checkpoints
 from prefcli.training.trackers import NOTHING, Trackers
 
@@ -133,7 +133,7 @@ class FitSpec:
     unseen: tuple[int, ...] = ()
     """Outcomes that no training battle has."""
     bases: NDArray[np.float64] | None = None
-    """Logits that those of the training battles are added to, shape ``[n, 3]``; see :mod:`prefcli.sources`."""
+    """Logits that those of the training battles are added to, shape ``[n, 3]``; see :mod:`prefcli.storage.sources`."""
     validation_bases: NDArray[np.float64] | None = None
     """The same of the validation battles."""
 

@@ -74,7 +74,7 @@ class FeaturesModel:
     curve: list[float] = field(default_factory=list)
     """Log loss of the inner folds after each round; empty in a model that was loaded."""
     lacks_base: bool = False
-    """Whether a base is to be added to its logits, see :mod:`prefcli.sources`."""
+    """Whether a base is to be added to its logits, see :mod:`prefcli.storage.sources`."""
 
     deviations: Mapping[str, Booster] = field(default_factory=dict)
     """By source, a booster whose scores are added where a prediction is for that source."""
