@@ -1,8 +1,8 @@
 """Where sources of votes contradict each other: what one rewards, another punishes.
 
-How often each source ties is not a contradiction, a model learns that by itself (:mod:`prefcli.storage.sources`). Compared is
-what follows from a battle's length, turns and language within each source. Two sources contradict each other if the
-intervals of the same effect lie on different sides of 0.
+How often each source ties is not a contradiction, a model learns that by itself (:mod:`prefcli.storage.sources`).
+Compared is what follows from a battle's length, turns and language within each source. Two sources contradict each
+other if the intervals of the same effect lie on different sides of 0.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from prefcli.training.trackers import Trackers
 
 @dataclass(frozen=True)
 class FoldSources:
-    """The sources of a fold's battles, and the bases (:mod:`prefcli.storage.sources`) that their logits are added to."""
+    """The sources of a fold's battles, and the bases that their logits are added to."""
 
     train: list[str | None]
     held_out: list[str | None]

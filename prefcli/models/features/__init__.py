@@ -9,9 +9,9 @@ otherwise the booster would trust them too much.
 Every battle is trained on in both orders, and a prediction is the mean over both orders, so swapping A and B swaps
 their probabilities exactly.
 
-Where votes come from several sources (:mod:`prefcli.storage.sources`), the booster is trained on top of each source's base, and
-a source with enough votes has a booster of its own for what they say beyond the common one. It is trained on the common
-one's cross-fitted scores and kept if it helps on held-out prompts.
+Where votes come from several sources (:mod:`prefcli.storage.sources`), the booster is trained on top of each source's
+base, and a source with enough votes has a booster of its own for what they say beyond the common one. It is trained on
+the common one's cross-fitted scores and kept if it helps on held-out prompts.
 
 A folder holds ``booster.txt`` (LightGBM's own format; ``booster-1.txt`` and so on are of single sources),
 ``model.safetensors`` (the words' weights and the prior) and ``features.json`` (versions, columns and checksums).
