@@ -16,13 +16,13 @@ import time
 
 PREFCLI = [sys.executable, "-m", "prefcli"]
 REFERENCE = "import typer, rich"
-LINE = "prefcli train --recipe "
+LINE = "prefcli train --re"
 COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
     "python": ([sys.executable, "-c", "pass"], {}),
     REFERENCE: ([sys.executable, "-c", "import typer, rich.console"], {}),
     "prefcli": (PREFCLI, {}),
     "prefcli train --help": ([*PREFCLI, "train", "--help"], {}),
-    "completion in bash": (PREFCLI, {"_PREFCLI_COMPLETE": "complete_bash", "COMP_WORDS": LINE, "COMP_CWORD": "3"}),
+    "completion in bash": (PREFCLI, {"_PREFCLI_COMPLETE": "complete_bash", "COMP_WORDS": LINE, "COMP_CWORD": "2"}),
     "completion in zsh": (PREFCLI, {"_PREFCLI_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": LINE}),
     "completion in fish": (
         PREFCLI,

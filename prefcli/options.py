@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
-from prefcli.errors import InputError, did_you_mean, one_line, require
+from prefcli.errors import InputError, closest_name, one_line, require
 
 ARCHITECTURES = ("siamese", "cross-encoder", "reward", "features")
 COMBINATIONS = ("concat", "interaction")
@@ -432,13 +432,18 @@ def _problems(options: TrainOptions | PredictOptions | PairOptions) -> list[str]
 
 
 def _similar(options: TrainOptions | PredictOptions | PairOptions) -> str:
-    """Choices that were meant, as a question each."""
-    questions = []
+    """Choices that were meant, as a question."""
+    meant = []
     for f in dataclasses.fields(options):
         choices = f.metadata.get("choices") or f.metadata.get("each_of") or ()
         values = (getattr(options, f.name) or "").replace(" ", "").split(",") if choices else ()
-        questions += [did_you_mean(value, choices) for value in values if value and value not in choices]
-    return " ".join(filter(None, questions))
+        meant += [closest_name(value, choices) for value in values if value and value not in choices]
+    return _did_you_mean(meant)
+
+
+def _did_you_mean(names: Iterable[str]) -> str:
+    """A question with the names that are not empty."""
+    return f"Did you mean {', '.join(meant)}?" if (meant := [*filter(None, names)]) else ""
 
 
 def _problem(flag: str, limits: Mapping[str, Any], value: Any) -> str:
@@ -525,13 +530,13 @@ def typed(kind: type, given: Mapping[str, Any], *, prefix: str = "", where: str 
         plain = _plain(value, types.get(name))
         if name not in types:
             problems.append(f"unknown option {key!r}")
-            similar.append(did_you_mean(key, [prefix + field for field in types]))
+            similar.append(closest_name(key, [prefix + field for field in types]))
         elif not _fits(plain, types[name]):
             problems.append(f"{key} is {one_line(repr(value), 60)}, expected {_type_name(types[name])}")
         else:
             options[name] = plain
     if problems:
-        raise InputError("; ".join(problems), where=where, hint=" ".join(filter(None, similar)) or hint)
+        raise InputError("; ".join(problems), where=where, hint=_did_you_mean(similar) or hint)
     return options
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from conftest import Result
@@ -116,9 +117,24 @@ def test_headings_and_flags_are_coloured_on_a_terminal_only(
         ("train --lr x", "error: --lr is 'x', expected a number\n  Try: prefcli train --help\n"),
         ("ablate a --seeds 0", "error: --seeds is 0, at least 1 is needed\n  Try: prefcli ablate --help\n"),
         ("score a b --outcomes 4", "error: --outcomes is '4', not one of auto, 2, 3\n  Try: prefcli score --help\n"),
+        (
+            "train --text nlkt --pooling men",
+            "error: --text is 'nlkt', not one of nltk, light, raw; --pooling is 'men', not one of auto, mean, last\n"
+            "  Did you mean nltk, mean?\n",
+        ),
+        ("train --tracker wanb", "error: --tracker has 'wanb', not one of tensorboard, wandb\n  Did you mean wandb?\n"),
+        ("train --config c.toml", "error: unknown option 'batchsize'\n  in c.toml\n  Did you mean batch_size?\n"),
+        ("train --config c.json", "error: unknown option 'epoch'\n  in c.json\n  Did you mean epochs?\n"),
+        ("predict x.csv --model god", "error: no run at 'god'\n  Did you mean good?\n"),
+        ("runs --architecture reword", "error: no architecture 'reword'\n  Did you mean reward?\n"),
+        ("runs --sort los", "error: cannot sort by 'los'\n  Did you mean loss?\n"),
         ("train --recipe fsat", "error: --recipe is 'fsat', not one of baseline, fast, strong\n  Did you mean fast?\n"),
     ],
 )
 def test_wrong_usage_says_what_was_meant(arguments: str, said: str, cli: CLI) -> None:
+    Path(".prefcli/runs/good").mkdir(parents=True)
+    Path("x.csv").touch()
+    Path("c.toml").write_text("batchsize = 3\n")
+    Path("c.json").write_text('{"options": {"epoch": 3}}')
     done = cli(*arguments.split())
     assert (done.code, done.out, done.err) == (2, "", said)

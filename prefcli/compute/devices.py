@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefcli.errors import InputError, one_line
-from prefcli.options import PRECISION_NAMES, PRECISIONS
+from prefcli.errors import InputError, did_you_mean, one_line
+from prefcli.options import DEVICES, PRECISION_NAMES, PRECISIONS
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,8 @@ def place(device: str = "auto", precision: str = "auto", local_rank: int = 0) ->
         torch.empty(0, device=where)
     except Exception as error:
         raise InputError(
-            f"no device {device!r} here: {one_line(error)}", hint="Use --device auto, cpu or cuda."
+            f"no device {device!r} here: {one_line(error, 80)}",
+            hint=did_you_mean(device, DEVICES) or "Use --device auto, cpu or cuda.",
         ) from None
     if where.type == "cuda":
         torch.cuda.set_device(where)

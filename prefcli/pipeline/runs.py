@@ -22,7 +22,7 @@ from prefcli import metrics
 from prefcli.battles import PathLike, Source, user_path
 from prefcli.console import LOGGING
 from prefcli.errors import InputError, PrefcliError, did_you_mean, one_line
-from prefcli.options import TrainOptions
+from prefcli.options import ARCHITECTURES, TrainOptions
 from prefcli.reporting import Reporter
 from prefcli.storage import files, runs
 from prefcli.storage.run_names import run_folders, run_name
@@ -127,7 +127,7 @@ def list_runs(
     Raises
     ------
     InputError
-        If there is no such field or order, or no run in one of the folders.
+        If there is no such field, order or architecture, or no run in one of the folders.
     """
     workspace = Workspace.of(workspace)
     conditions = {**({"architecture": architecture} if architecture else {}), **(where or {})}
@@ -137,6 +137,9 @@ def list_runs(
             f"runs have no {unknown[0]!r}",
             hint=did_you_mean(unknown[0], known) or "Filter by the flags of prefcli train, or by the keys of --json.",
         )
+    if architecture and architecture not in ARCHITECTURES:
+        hint = did_you_mean(architecture, ARCHITECTURES) or f"Architectures are {', '.join(ARCHITECTURES)}."
+        raise InputError(f"no architecture {architecture!r}", hint=hint)
     if sort not in SORTS:
         hint = did_you_mean(sort, SORTS) or f"Sort by {', '.join(SORTS)}."
         raise InputError(f"cannot sort by {sort!r}", hint=hint)
