@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Result, battle, write_csv
 
 import prefcli
 from prefcli import metrics
@@ -23,7 +24,6 @@ from prefcli.errors import plural
 from prefcli.options import TrainOptions, read_config
 from prefcli.pipeline.ablate import SETTINGS, Row, _describe, cells
 from prefcli.storage.workspace import Workspace
-from tests.conftest import Result, battle, write_csv
 
 CLI = Callable[..., Result]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Result, battle, write_csv
 
 from prefcli.cli import next_steps
 from prefcli.cli.common import Session
@@ -22,7 +23,6 @@ from prefcli.pipeline.train import find_data
 from prefcli.reporting import SILENT
 from prefcli.storage import files, runs
 from prefcli.storage.workspace import Workspace
-from tests.conftest import Result, battle, write_csv
 
 CLI = Callable[..., Result]
 
@@ -204,6 +204,15 @@ def test_after_train_and_predict(cli: CLI, here: Path, monkeypatch: pytest.Monke
     everything = cli("train", "train.csv", "--recipe", "fast", "--validation", "0", "--output", "all")
     assert commands_of(everything) == ["prefcli runs show all"]
     run_all(cli, ["prefcli runs show all"], monkeypatch)
+    config = json.loads(Path("all/config.json").read_text())
+    config["options"]["encoder"] = "tiny"  # as where the default encoder could not be had
+    Path("all/config.json").write_text(json.dumps(config))
+    session = Session(Workspace(".prefcli"), SILENT, json=False, is_main_process=True)
+    (step,) = next_steps.after_train(session, Path("all"), held_out=False)
+    assert step.command == "prefcli train train.csv --recipe fast"
+    config["origins"]["encoder"] = "flag"
+    Path("all/config.json").write_text(json.dumps(config))
+    assert next_steps.after_train(session, Path("all"), held_out=False)[0].command == "prefcli runs show all"
 
 
 def test_after_score(cli: CLI, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

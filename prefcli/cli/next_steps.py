@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 MAX_STEPS = 2
 TEST_FILES = ("test.csv", "test.jsonl", "test.json", "test.parquet")
+MAX_LOOKED_AT = 64 << 20
+"""Bytes of a file of which it is found out what it holds."""
 MIN_PROMPTS = 20
 """With fewer prompts training is not recommended."""
 
@@ -43,7 +45,7 @@ def show(session: Session, after: Callable[..., Sequence[Advice]], *facts: Any, 
     if session.json or session.quiet or not session.is_main_process:
         return
     steps: Sequence[Advice] = ()
-    with contextlib.suppress(PrefcliError):  # such as a run that is removed meanwhile: the verb is done all the same
+    with contextlib.suppress(PrefcliError, OSError, KeyError, ValueError):  # the verb is done all the same
         steps = after(session, *facts, **more_facts)
     sys.stdout.flush()  # results come first where both are one stream
     for step in steps[:MAX_STEPS]:
@@ -107,12 +109,15 @@ def find_test(*near: Path) -> Path | None:
     """A file of battles to predict: ``test.csv`` or the like, here or beside other files."""
     folders = dict.fromkeys([Path(), *(path.parent for path in near)])
     candidates = (folder / name for folder in folders for name in TEST_FILES)
-    return next((path for path in candidates if path.is_file() and path not in near), None)
+    taken = {path.resolve() for path in near}
+    return next((path for path in candidates if path.is_file() and path.resolve() not in taken), None)
 
 
 def has_lists(path: Path) -> bool:
-    """Whether a file holds several answers to each prompt."""
+    """Whether a file holds several answers to each prompt; one that takes long to look at is not looked at."""
     with contextlib.suppress(PrefcliError):
+        if path.stat().st_size > MAX_LOOKED_AT:
+            return False
         readers.open_candidates(Source((path,)))
         return True
     return False
@@ -172,12 +177,16 @@ def after_train(session: Session, run: Path, *, held_out: bool) -> list[Advice]:
     """Predict the test file, by the blend that is better if there is one; see where the run fails."""
     commands = Commands(session)
     name, partner = commands.name(run), best_partner(run, session.workspace)
-    source = Source.from_json(runs.read_config(run)["data"]["source"])
+    config = runs.read_config(run)
+    source = Source.from_json(config["data"]["source"])
     test = find_test(*source.paths)
-    steps = (
-        [_of_partner(commands, name, partner, None if test is None else Source((test,)))] if partner is not None else []
-    )
-    if test is not None and partner is None:
+    steps = []
+    if config["options"]["encoder"] == "tiny" and config["origins"].get("encoder") == "default":
+        better = commands.of("train", command_words(source), "--recipe fast")
+        steps.append(Advice("a better model than with tiny, whose weights begin at random", better))
+    if partner is not None:
+        steps.append(_of_partner(commands, name, partner, None if test is None else Source((test,))))
+    elif test is not None:
         steps.append(_of_test(commands, test, commands.names_to_predict(run)))
     if held_out:
         steps.append(Advice("how good it is, where it fails, what to try", commands.report(name)))

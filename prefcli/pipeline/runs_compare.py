@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,44 +134,55 @@ MIN_COMMON_BATTLES = 50
 def best_partner(run: Path, workspace: Workspace) -> Partner | None:
     """The run of the workspace whose blend with ``run``, at equal weights, has a clearly lower validation log loss.
 
-    Only runs that held out the same battles are tried. None if there is none whose 95 % interval (after Bonferroni) is
-    below 0.
+    Only runs that held out the same battles are tried. None if the 95 % interval of the best one's difference is not
+    below 0, or its p-value is not below 0.05 after Bonferroni's correction.
     """
     try:
         own = _load(workspace, run)
-        others = [path for path in run_folders(workspace.root) if path.resolve() != run.resolve()]
-    except (PrefcliError, ValueError, OSError):
+    except (PrefcliError, ValueError, OSError):  # unfinished, damaged or without held-out battles
         return None
-    partners = []
-    tried = 0
+    if len(own.held_out.ids) < MIN_COMMON_BATTLES:
+        return None
+    losses: list[tuple[_Run, Path, list[NDArray[np.float64]]]] = []
+    others = (path for path in run_folders(workspace.root) if path.resolve() != run.resolve())
     for folder in sorted(others, key=written, reverse=True):
-        if tried == MAX_PARTNERS:
+        with suppress(PrefcliError, ValueError, OSError):
+            if _is_alike(own.config, runs.read_config(folder)):  # a look at the configuration takes less than _load
+                other = _load(workspace, folder)
+                if _same_battles(own.held_out, other.held_out):
+                    losses.append((other, folder, _losses_of_blend(own.held_out, other.held_out)))
+        if len(losses) == MAX_PARTNERS:
             break
-        try:
-            other = _load(workspace, folder)
-        except (PrefcliError, ValueError, OSError):  # unfinished, damaged or without held-out battles
-            continue
-        rows = blending.common_rows([own.held_out, other.held_out])
-        if not MIN_COMMON_BATTLES <= len(rows[0]) == len(own.held_out.ids) == len(other.held_out.ids):
-            continue
-        tried += 1
-        gain = _gain_of_blend(own.held_out.take(rows[0]), other.held_out.take(rows[1]))
-        partners.append(Partner(other.name, folder, gain))
-    best = min(partners, key=lambda partner: partner.gain.difference, default=None)
-    if best is None or best.gain.ci is None or best.gain.p is None:
+    if not losses:
         return None
-    return best if best.gain.ci[1] < 0 and best.gain.p * tried < 0.05 else None
+    other, folder, (blend, better) = min(losses, key=lambda found: float((found[2][0] - found[2][1]).mean()))
+    gain = metrics.compare(blend, better, own.held_out.keys)
+    if gain.ci is None or gain.p is None or gain.ci[1] >= 0 or gain.p * len(losses) >= 0.05:
+        return None
+    return Partner(other.name, folder, gain)
 
 
-def _gain_of_blend(first: runs.HeldOut, second: runs.HeldOut) -> metrics.Difference:
-    """The log loss of two runs' blend minus that of the better one, on the same battles."""
-    labels, keys = first.labels, first.keys
+def _is_alike(config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two runs may have held out the same battles of the same files."""
+    names = ("source_sha256", "validation_input", "held_out_battles")
+    return all(config["data"].get(name) == other["data"].get(name) for name in names)
+
+
+def _same_battles(first: runs.HeldOut, second: runs.HeldOut) -> bool:
+    """Whether two runs held out the same battles, which are then in the same order."""
+    arrays = ((first.keys, second.keys), (first.labels, second.labels))
+    return first.ids == second.ids and all(np.array_equal(*pair) for pair in arrays)
+
+
+def _losses_of_blend(first: runs.HeldOut, second: runs.HeldOut) -> list[NDArray[np.float64]]:
+    """Each battle's log loss by two runs' blend, and by the better of the two."""
+    labels = first.labels
     logs = [np.log(np.maximum(metrics.softmax(of_run.logits), MIN_PROBABILITY)) for of_run in (first, second)]
-    outcomes = metrics.count_outcomes(labels)
-    probabilities = [metrics.softmax(values) for values in (*logs, (logs[0] + logs[1]) / 2)]
-    scored = [metrics.two_outcome(p) if outcomes == 2 else p for p in probabilities]
-    *alone, blend = (metrics.losses(p, labels) for p in scored)
-    return metrics.compare(blend, min(alone, key=lambda losses: float(losses.mean())), keys)
+    probabilities = [metrics.softmax(values) for values in ((logs[0] + logs[1]) / 2, *logs)]
+    if metrics.count_outcomes(labels) == 2:
+        probabilities = [metrics.two_outcome(p) for p in probabilities]
+    blend, *alone = (metrics.losses(p, labels) for p in probabilities)
+    return [blend, min(alone, key=lambda values: float(values.mean()))]
 
 
 def _load(workspace: Workspace, folder: Path) -> _Run:
