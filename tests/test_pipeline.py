@@ -6,11 +6,13 @@ import csv
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from prefcli.data import synthetic
 from prefcli.data.synthetic import Demo
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.storage import runs
+from prefcli.training import loop
 from prefcli.training.experiment import not_better_than_prior
 
 CLI = Callable[..., Result]
@@ -190,6 +193,17 @@ def test_training_on_all_battles_says_that_there_is_no_validation_score(cli: CLI
     run = Path(done.json()["run"])
     assert "no honest figure" in (run / "README.md").read_text()
     assert cli("predict", demo_files.test).code == 0
+
+
+def test_a_fold_that_is_interrupted_is_continued_as_part_of_its_run(
+    cli: CLI, demo_files: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_signals", lambda: nullcontext(lambda: signal.SIGINT))
+    done = cli(
+        "train", demo_files.train, "--encoder", "tiny", "--limit", 40, "--max-length", 32, "--folds", 2, "-o", "a run"
+    )
+    assert done.code == 130
+    assert "Continue with: prefcli train --resume 'a run'\n" in done.err
 
 
 def test_folds_predict_every_battle_by_a_model_that_did_not_see_it(cli: CLI, demo_files: Demo, tmp_path: Path) -> None:

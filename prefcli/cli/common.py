@@ -319,7 +319,7 @@ def print_estimate(estimate: Estimate, session: Session) -> None:
         return
     names = {"around": "loading and the like"}
     rows = [[names.get(part, part), f"{seconds:,.1f}"] for part, seconds in estimate.parts.items()]
-    print_table("Seconds", ["", ""], rows)
+    print_table(f"Seconds with the encoder {estimate.encoder}" if estimate.encoder else "Seconds", ["", ""], rows)
     total, low, high = (_duration(seconds) for seconds in (estimate.seconds, *estimate.interval))
     say(
         f"{total} in all, probably {low} to {high} at the machine's current load; "

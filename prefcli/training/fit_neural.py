@@ -180,6 +180,7 @@ class NeuralFitter:
             validation_bases=sources.held_out_bases if sources else None,
             options=options,
             folder=fold.folder,
+            run=context.folder,
             reporter=context.reporter,
             world=context.world,
             resume=context.resume,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -122,6 +123,8 @@ class FitSpec:
     """Is advanced by battles."""
     name: str = ""
     """Of the fold, for messages."""
+    run: Path | None = None
+    """The run that the fold is part of, for messages; None if it is the folder."""
     world: World = field(default_factory=World)
     resume: bool = False
     on_step_end: Callable[[TrainState], None] | None = None
@@ -322,7 +325,7 @@ def fit(spec: FitSpec) -> LoopResult:
                 raise Interrupted(
                     signal_number,
                     f"interrupted after step {state.steps} of {spec.total_steps}; a checkpoint is saved",
-                    hint=f"Continue with: prefcli train --resume {spec.folder}",
+                    hint=f"Continue with: prefcli train --resume {shlex.quote(str(spec.run or spec.folder))}",
                 )
     progress.skip(battles_left)  # of a training that stopped early
     if state.steps < spec.total_steps and time_is_up:
