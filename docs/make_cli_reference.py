@@ -20,6 +20,8 @@ Made from `--help` by `make docs`; a test fails when it is stale.
 Results go to stdout, everything else (progress, notes, warnings) to stderr; with `--json` stdout is one JSON object.
 Exit codes: 0 done; 1 could not be done (no network, disk full); 2 wrong input or usage; 130 and 143 interrupted.
 An error is one to three lines: what, where, what to do; `--debug` shows where in the code it happened.
+
+`prefcli --install-completion` lets bash, zsh and fish complete commands, options, their values, and names of runs.
 """
 
 

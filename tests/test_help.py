@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import Result
 
-from prefcli.cli.main import COMMANDS, PANELS, run
+from prefcli.cli.main import COMMANDS, PANELS, app, run
 from prefcli.options import TRAIN_PANELS, TrainOptions
 
 CLI = Callable[..., Result]
@@ -30,7 +31,31 @@ def panels(text: str) -> dict[str, list[str]]:
 def test_without_a_command_the_help_is_shown(cli: CLI) -> None:
     bare = cli()
     assert (bare.code, bare.err) == (0, "")
-    assert bare.out == cli("--help").out == cli("-h").out
+    assert bare.out == cli("--help").out == cli("-h").out == cli("help").out
+    assert cli("help", "runs", "show").out == cli("runs", "show", "--help").out
+
+
+def test_flags_have_no_limits_that_their_conversion_does_not_know() -> None:
+    groups = [typer.main.get_command(app)]
+    for group in groups:
+        groups += [command for command in group.commands.values() if hasattr(command, "commands")]
+    for command in (command for group in groups for command in (group, *group.commands.values())):
+        for parameter in command.params:
+            info = parameter.type_descriptor.parameter_info
+            defaults = type(info)(default=None)
+            for name in (
+                "max",
+                "clamp",
+                "parser",
+                "formats",
+                "exists",
+                "file_okay",
+                "dir_okay",
+                "writable",
+                "readable",
+            ):
+                assert getattr(info, name) == getattr(defaults, name), f"{command.name} {parameter.name}: {name}"
+            assert (info.resolve_path, info.case_sensitive) == (False, True)
 
 
 def test_every_command_is_described_in_one_line_of_80_columns(cli: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +134,7 @@ def test_headings_and_flags_are_coloured_on_a_terminal_only(
     [
         ("eda", "error: missing FILE\n  Usage: prefcli eda [OPTIONS] FILE...\n  Try: prefcli eda --help\n"),
         ("trian x.csv", "error: no such command: trian\n  Did you mean train? Try: prefcli --help\n"),
+        ("compare", "error: no such command: compare\n  Did you mean runs compare? Try: prefcli --help\n"),
         ("xyz", "error: no such command: xyz\n  Try: prefcli --help\n"),
         ("runs shwo x", "error: no such command: shwo\n  Did you mean show? Try: prefcli runs --help\n"),
         ("train --epoch 2", "error: no such option: --epoch\n  Did you mean --epochs? Try: prefcli train --help\n"),

@@ -29,7 +29,10 @@ OPENERS: dict[str, Callable[..., Any]] = {"session": common.open_session, "readi
 
 
 class _Conversion:
-    """How values of flags are converted, in place of Typer's own way: that one imports pydantic, even for a help."""
+    """How values of flags are converted, in place of Typer's own way: that one imports pydantic, even for a help.
+
+    It knows the types that flags here have, and of Typer's limits only ``min``; a test refuses others.
+    """
 
     def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
         """The value, or a list where several are allowed."""
@@ -79,11 +82,13 @@ class VerbCommand(TyperCommand):
 
 
 class RootGroup(TyperGroup):
-    """The command ``prefcli``: without a verb it shows its help."""
+    """The command ``prefcli``: without a verb it shows its help, as ``help`` and ``help VERB`` do."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         convert_quickly(self.get_params(ctx))
-        return super().parse_args(ctx, args or ["--help"] * (not ctx.resilient_parsing))
+        if not ctx.resilient_parsing and args[:1] in ([], ["help"]):
+            args = [*args[1:], "--help"]
+        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] not in self.commands and not ctx.resilient_parsing:
@@ -127,8 +132,11 @@ def convert_quickly(parameters: Iterable[Any]) -> None:
 
 
 def no_such_command(name: str, group: Any, ctx: Any) -> InputError:
-    """The error for a command that does not exist."""
-    return _usage_error(f"no such command: {name}", ctx, did_you_mean(name, group.commands))
+    """The error for a command that does not exist, with a similar one of the group or of a group in it."""
+    inner = {each: f"{verb} {each}" for verb, of in group.commands.items() for each in getattr(of, "commands", ())}
+    commands = {**inner, **{each: each for each in group.commands}}
+    similar = commands.get(closest_name(name, commands))
+    return _usage_error(f"no such command: {name}", ctx, f"Did you mean {similar}?" if similar else "")
 
 
 Options = type[TrainOptions | PredictOptions | PairOptions]
