@@ -281,10 +281,15 @@ def score(
 
 def _winner_columns(table: Any) -> Any:
     """A table's winner columns in the order A, B, tie; anything else as it is."""
-    names = getattr(table, "columns", None)
-    if names is None or not set(WINNER_COLUMNS) <= set(map(str, names)):
+    if not set(WINNER_COLUMNS) <= set(_column_names(table)):
         return table
     return np.column_stack([np.asarray(table[name]) for name in WINNER_COLUMNS])
+
+
+def _column_names(table: Any) -> list[str]:
+    """Of a DataFrame, an Arrow table or a dataset; none of an array."""
+    names = getattr(table, "column_names", None)  # the columns of an Arrow table are its values
+    return list(map(str, getattr(table, "columns", ()) if names is None else names))
 
 
 def _labels(labels: Any) -> NDArray[np.integer[Any]]:
@@ -301,7 +306,7 @@ def _labels(labels: Any) -> NDArray[np.integer[Any]]:
 
 def _check_same_ids(predictions: Any, labels: Any) -> None:
     """Refuse two DataFrames whose rows are not the same battles."""
-    if all("id" in map(str, getattr(table, "columns", ())) for table in (predictions, labels)):
+    if all("id" in _column_names(table) for table in (predictions, labels)):
         ours, theirs = (list(map(str, table["id"])) for table in (predictions, labels))
         if ours != theirs:
             raise InputError(

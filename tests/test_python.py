@@ -213,6 +213,7 @@ def test_columns_of_tables_are_scored_by_name_and_rows_by_id(demo_files: Demo, f
     expected = prefcli.score(predicted[list(WINNER_COLUMNS)].to_numpy(), labels)
     assert prefcli.score(predicted[["winner_tie", "winner_model_b", "winner_model_a", "id"]], truth) == expected
     assert prefcli.score(predicted, labels.tolist()) == expected
+    assert prefcli.score(pa.Table.from_pandas(predicted), pa.Table.from_pandas(truth)) == expected
     with pytest.raises(InputError, match="ids of predictions and labels are not the same"):
         prefcli.score(predicted, truth.iloc[::-1])
     with pytest.raises(InputError, match="labels must be integers"):

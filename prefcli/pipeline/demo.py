@@ -55,4 +55,5 @@ def demo(folder: Path, *, force: bool = False, reporter: Reporter = SILENT) -> D
     run = train(None, workspace, options, command="prefcli demo", reporter=reporter).run
     predictions = folder / "preds.csv"
     predict(files.test, workspace, predictions, PredictOptions(precision="fp32"), force=True, reporter=reporter)
-    return DemoResult(statistics, run, score(predictions, files.truth), files.best_log_loss)
+    scored = score(predictions, files.truth, workspace=workspace, reporter=reporter)
+    return DemoResult(statistics, run, scored, files.best_log_loss)
