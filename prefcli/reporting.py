@@ -75,6 +75,25 @@ class Silent:
 SILENT: Reporter = Silent()
 
 
+class OneOfSeveral:
+    """A reporter for one of several like works: its tasks say which, and notes of those before are not repeated."""
+
+    def __init__(self, reporter: Reporter, number: int, total: int, noted: set[str]) -> None:
+        self._reporter, self._noted = reporter, noted
+        self._which = f" ({number} of {total})" if total > 1 else ""
+
+    def note(self, text: str) -> None:
+        if text not in self._noted:
+            self._noted.add(text)
+            self._reporter.note(text)
+
+    def warn(self, text: str) -> None:
+        self._reporter.warn(text)
+
+    def track(self, what: str, total: float | None, unit: str = "battles") -> AbstractContextManager[Progress]:
+        return self._reporter.track(f"{what}{self._which}", total, unit)
+
+
 def followed(batches: Iterable[Batch], progress: Progress) -> Iterator[Batch]:
     """The batches; when the next one is asked for, ``progress`` advances by the rows of the one before."""
     for batch in batches:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import pty
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +33,7 @@ from prefcli.options import PredictOptions, TrainOptions
 from prefcli.pipeline import stages
 from prefcli.pipeline.train import TrainResult
 from prefcli.readers import containers, json_rows
-from prefcli.reporting import Silent
+from prefcli.reporting import OneOfSeveral, Silent
 from prefcli.storage import runs
 from prefcli.storage.workspace import Workspace
 
@@ -188,6 +192,75 @@ def test_quiet_leaves_warnings(clock, capsys) -> None:
         progress.advance(1)
         progress.result("a result")
     assert capsys.readouterr().err == "warning: a warning\n"
+
+
+def test_one_process_of_several_writes(cli, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    messages = {}
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        messages[rank] = cli("train", "missing.csv", "--recipe", "fast").err
+    assert messages["0"].splitlines()[0].startswith("recipe fast")
+    assert messages["1"] == ""
+
+
+def test_of_several_trainings_each_task_says_which_and_notes_are_not_repeated(clock, capsys) -> None:
+    noted: set[str] = set()
+    for number in (1, 2):
+        reporter = OneOfSeveral(Console(clock=clock), number, 2, noted)
+        reporter.note("train.csv: 240 battles")
+        reporter.note(f"seed {number}")
+        with reporter.track("training", 10) as progress:
+            clock.now += 100
+            progress.advance(10)
+    assert capsys.readouterr().err.splitlines() == [
+        "train.csv: 240 battles",
+        "seed 1",
+        "training (1 of 2): 10 of 10 battles (100%)",
+        "seed 2",
+        "training (2 of 2): 10 of 10 battles (100%)",
+    ]
+
+
+def test_what_is_written_while_a_bar_is_drawn_stands_above_it(tmp_path: Path) -> None:
+    """On a real terminal, of which a reader sees only whole lines at the end: notes, and what libraries write."""
+    code = (
+        "import sys, time; from prefcli.console import Console\n"
+        "reporter = Console()\n"
+        "try:\n"
+        "    with reporter.track('training', 4) as progress:\n"
+        "        for step in range(3):\n"
+        "            time.sleep(0.15); progress.advance(1, 'loss')\n"
+        "            reporter.note(f'note {step}'); print(f'a library {step}', file=sys.stderr)\n"
+        "        with reporter.track('validating', 9) as validating: validating.advance(9); time.sleep(0.15)\n"
+        "        raise KeyboardInterrupt\n"
+        "except KeyboardInterrupt: print('error: interrupted', file=sys.stderr)\n"
+    )
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "60"}
+    subprocess.run([sys.executable, "-c", code], stderr=follower, stdout=follower, check=True, env=environment)
+    os.close(follower)
+    written = os.read(leader, 1 << 16).decode()
+    os.close(leader)
+    expected = [f"{what} {step}" for step in range(3) for what in ("note", "a library")]
+    assert screen(written) == [*expected, "error: interrupted"]
+
+
+def screen(written: str) -> list[str]:
+    """The lines that a terminal shows after what was written to it, of the sequences that rich uses."""
+    lines, row = [""], 0
+    for piece in re.findall(r"\x1b\[[\d;?]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", written):
+        if piece == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif piece == "\x1b[1A":
+            row -= 1
+        elif piece == "\x1b[2K":
+            lines[row] = ""
+        elif piece[0] not in "\r\x1b":
+            lines[row] += piece
+    return [line.rstrip() for line in lines if line.strip()]
 
 
 # Reading

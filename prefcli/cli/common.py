@@ -17,7 +17,7 @@ import typer
 from prefcli.cli.completion import FORMATS, GROUPS, complete_encoder, complete_values, find_root
 from prefcli.cli.completion import complete_run as complete_run
 from prefcli.cli.help import GENERAL, READING
-from prefcli.reporting import visible
+from prefcli.reporting import SILENT, visible
 
 if TYPE_CHECKING:
     from prefcli.battles import Source as Reading
@@ -124,7 +124,8 @@ def open_session(
     root = workspace or find_root(ctx)
     quiet = quiet or ctx.obj["quiet"]
     is_main_process = from_environment().is_main_process
-    return Session(Workspace(root), Console(quiet=quiet), json, is_main_process, quiet, tuple(ctx.obj["arguments"]))
+    reporter: Reporter = Console(quiet=quiet) if is_main_process else SILENT
+    return Session(Workspace(root), reporter, json, is_main_process, quiet, tuple(ctx.obj["arguments"]))
 
 
 def open_reading(

@@ -27,7 +27,7 @@ from prefcli.options import TrainOptions
 from prefcli.pipeline.encoder_choice import with_encoder
 from prefcli.pipeline.stages import read_stage, source_of
 from prefcli.pipeline.train import check_files, train
-from prefcli.reporting import SILENT, Reporter
+from prefcli.reporting import SILENT, OneOfSeveral, Reporter
 from prefcli.storage import files, runs
 from prefcli.storage.workspace import Workspace
 
@@ -161,18 +161,20 @@ def ablate(
     }
     missing = {run: both for run, both in all_runs.items() if not (run / runs.VALIDATION).is_file()}
     epochs_left = sum(setting.epochs for _, setting in missing.values())
-    for run, (seed, setting) in missing.items():
+    noted: set[str] = set()
+    for number, (run, (seed, setting)) in enumerate(missing.items(), start=1):
         reporter.note(run.name)
+        of_run = OneOfSeveral(reporter, number, len(missing), noted)
         trainings, epochs_left = epochs_left / setting.epochs, 0  # the first one says how long all of them take
         if (run / runs.CONFIG).is_file():
-            train(None, workspace, options, resume=str(run), remember=False, reporter=reporter, trainings=trainings)
+            train(None, workspace, options, resume=str(run), remember=False, reporter=of_run, trainings=trainings)
             continue
         # The last weights, not the best: what more epochs do is part of the question.
         chosen = dataclasses.replace(
             options, seed=seed, loss_input=setting.loss_input, epochs=setting.epochs, keep="last"
         )
         train(
-            source, workspace, chosen, output=run, remember=False, command="prefcli ablate", reporter=reporter,
+            source, workspace, chosen, output=run, remember=False, command="prefcli ablate", reporter=of_run,
             trainings=trainings,
         )  # fmt: skip
     return evaluate(folder, options.encoder_name, options.seed, seeds)
