@@ -20,9 +20,10 @@ import prefcli
 from prefcli import metrics
 from prefcli.battles import ReadCounts, Source
 from prefcli.data.synthetic import Demo
-from prefcli.errors import plural
+from prefcli.errors import InputError, plural
 from prefcli.options import TrainOptions, read_config
 from prefcli.pipeline.ablate import SETTINGS, Row, _describe, cells
+from prefcli.readers import open_candidates
 from prefcli.storage.workspace import Workspace
 
 CLI = Callable[..., Result]
@@ -337,3 +338,15 @@ def test_until_ctrl_c_is_handled_nothing_but_the_package_is_imported() -> None:
     code = "import sys; before = set(sys.modules); import prefcli.__main__; print(*sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) - {"__future__"} == {"prefcli", "prefcli.__main__", "prefcli._version"}
+
+
+def test_an_address_and_a_file_named_twice_are_refused(cli: CLI) -> None:
+    for address in ("https://example.com/train.csv", "hf://datasets/lmsys/votes", "s3://bucket/votes.jsonl"):
+        assert error_of(cli("eda", address))[-1] == "Files are read from this machine: download it first."
+    write_csv(Path("votes.csv"), [battle(1)], ["prompt", "response_a", "response_b", "winner_model_a"])
+    Path("link.csv").symlink_to("votes.csv")
+    for other in ("votes.csv", "./votes.csv", "link.csv"):  # without ids each battle would count twice
+        assert error_of(cli("eda", "votes.csv", other))[-1] == "Name each of the files once."
+    Path("answers.jsonl").write_text('{"prompt": "q", "responses": ["a", "b"]}\n')
+    with pytest.raises(InputError, match="named twice"):
+        open_candidates(Source(("answers.jsonl", "answers.jsonl")))  # type: ignore[arg-type]

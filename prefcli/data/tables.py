@@ -28,6 +28,7 @@ from prefcli.readers.cells import first_null_row
 from prefcli.readers.containers import column_names, open_container
 from prefcli.reporting import NO_PROGRESS, Progress, Reporter
 from prefcli.storage import files
+from prefcli.storage.paths import check_different
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -290,10 +291,7 @@ def labels_last(predictions: Sequence[Path], labels: Source, reporter: Reporter)
     InputError
         If a file is named twice, or none holds labels.
     """
-    resolved = [path.resolve() for path in predictions]
-    for number, path in enumerate(predictions):
-        if resolved[number] in resolved[:number]:
-            raise InputError(f"{path} is named twice", hint="Name each file of predictions once, then the labels.")
+    check_different(predictions, "the files of predictions")
     if len(labels.paths) != 1 or not _holds_probabilities(last := labels.paths[0]):
         return predictions, labels
     others = [path for path in predictions if not _holds_probabilities(path)]

@@ -24,6 +24,7 @@ from prefcli.readers.recognition import Recognised, recognise
 from prefcli.readers.tables import raw_table
 from prefcli.reporting import NO_PROGRESS, SILENT, Progress, Reporter
 from prefcli.storage import files
+from prefcli.storage.paths import check_different
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,7 @@ def open_battles(
     source = Source.of(source)
     if not source.paths:
         raise InputError("no file to read")
+    check_different(source.paths)
     containers = tuple(open_container(path, preferred, source.encoding, reporter) for path in source.paths)
     scan_json(containers, reporter)
     if usual and not source.is_described:

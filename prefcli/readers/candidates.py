@@ -32,6 +32,7 @@ from prefcli.readers.paths import as_text, column_cells, is_missing
 from prefcli.readers.recognition import find_candidates, matches
 from prefcli.readers.tables import raw_table
 from prefcli.reporting import NO_PROGRESS, SILENT, Progress, Reporter
+from prefcli.storage.paths import check_different
 
 ANSWER_COLUMNS = tuple(name for name in ANSWER_STEMS if name not in ("summary", "text"))
 """Names of columns that hold one answer."""
@@ -588,6 +589,7 @@ def open_candidates(source: Source, reporter: Reporter = SILENT) -> CandidateFil
     """
     if not source.paths:
         raise InputError("no file to read")
+    check_different(source.paths)
     containers = tuple(open_container(path, "test", source.encoding, reporter) for path in source.paths)
     scan_json(containers, reporter)
     mappings = tuple(

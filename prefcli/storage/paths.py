@@ -6,6 +6,7 @@ These checks come before what takes long or needs the network.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from prefcli.errors import InputError, did_you_mean
 from prefcli.storage import files
 
 PAGE_SUFFIXES = (".html", ".htm")
+_ADDRESS = re.compile(r"(https?|ftp|s3|gs|hf):/")
+"""What the path of an address begins with: two slashes have become one."""
 MAX_LISTED = 1000
 """Files of a folder among which a similar name is looked for."""
 
@@ -35,6 +38,8 @@ def check_inputs(paths: Iterable[Path]) -> None:
             if any(parent.suffix.lower() == ".zip" and parent.is_file() for parent in path.parents):
                 continue  # a file of an archive
             hint = did_you_mean(path.name, _names_in(path.parent)) or "Check the path."
+            if _ADDRESS.match(str(path)):
+                hint = "Files are read from this machine: download it first."
             raise InputError("no such file", where=str(path), hint=hint) from None
         except (OSError, ValueError):
             continue  # those who read it say what is wrong
@@ -42,6 +47,20 @@ def check_inputs(paths: Iterable[Path]) -> None:
             inside = [name for name in _names_in(path) if not name.startswith(".") and (path / name).is_file()]
             example = f": {path / sorted(inside)[0]}" if inside else ""
             raise InputError("expected a file, found a folder", where=str(path), hint=f"Name a file{example}.")
+
+
+def check_different(paths: Sequence[Path], what: str = "the files") -> None:
+    """Refuse a file that is named twice among ``what`` is read together.
+
+    Raises
+    ------
+    InputError
+        If one is.
+    """
+    resolved = [os.path.realpath(path) for path in paths]  # links may lead in a circle
+    for number, path in enumerate(paths):
+        if resolved[number] in resolved[:number]:
+            raise InputError(f"{path} is named twice", hint=f"Name each of {what} once.")
 
 
 def _names_in(folder: Path) -> list[str]:
