@@ -101,6 +101,7 @@ def main(neural: str, onnx: str, *, predict_onnx: bool) -> None:
     steps = [(modules, command) for modules, block in WITHOUT.items() for command in block.strip().splitlines()]
     if predict_onnx:
         steps += [("torch transformers", f"predict test.csv --model {onnx} --swap-average --output onnx.csv")]
+        steps += [("torch transformers", f"rank answers.jsonl --model {onnx} --output onnx.jsonl")]
     for modules, command in steps:
         code, messages = call(command)
         assert code == 0, f"prefcli {command}\n{messages}"
