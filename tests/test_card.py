@@ -33,6 +33,7 @@ def make_card(tmp_path: Path, options: TrainOptions | None = None, validation: A
     folder = tmp_path / name
     folder.mkdir(exist_ok=True)
     config = {
+        "options": dataclasses.asdict(options or TrainOptions()),
         "data": {"train_battles": 11_000, "held_out_battles": 1234, "shares": [0.35, 0.25, 0.4],
                  "source_sha256": "ab" * 32, "text": "nltk",
                  "source": {"paths": changed.pop("paths", ["/home/me/votes.csv"]), "format": None, "columns": None}},
@@ -270,6 +271,26 @@ def test_only_what_transformers_computes_is_a_text_classification_model(
     assert ("AutoTokenizer" in use) == (options.get("architecture") == "reward" and "folds" not in options)
     says_not = "prefcli computes its probabilities; transformers' pipelines and" in use
     assert says_not == (options.get("architecture") != "reward")
+
+
+@pytest.mark.parametrize(
+    ("options", "outcomes", "three"),
+    [({}, [6, 5, 3], True), ({}, [6, 5, 0], False), ({"tie": "prompt"}, [6, 5, 3], False)],
+)
+def test_the_code_for_transformers_gives_ties_only_where_a_constant_does(
+    options: dict[str, Any], outcomes: list[int], three: bool, tmp_path: Path
+) -> None:
+    """A run that saw no ties gives them 1 %, whatever its constant is."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    (tmp_path / "my-run").mkdir()
+    name = "tie.weight" if options else "tie.bias"
+    term = {"prefcli_tie": f'{{"{name}": [-0.5]}}'}
+    save_file({"score.weight": np.zeros(1)}, tmp_path / "my-run" / "model.safetensors", term)
+    text = make_card(tmp_path, TrainOptions(architecture="reward", **options), text="raw", outcomes=outcomes)
+    assert ("(a + b) / 2 + (-0.500000)]).softmax(dim=0)  # A, B, tie" in text) == three
+    assert ("softmax(dim=0)  # A and B, given that there is no tie" in text) == (not three)
 
 
 def test_the_card_of_an_export_is_of_onnx_and_names_the_export(tmp_path: Path) -> None:
