@@ -7,6 +7,7 @@ other if the intervals of the same effect lie on different sides of 0.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -65,10 +66,11 @@ def find(batches: Iterable[pa.RecordBatch], sources: NDArray[np.object_], keys: 
         (f"ties of answers over {median:,.0f} characters against shorter ones", labels == TIE, known, lengths > median),
         ("ties of prompts in other scripts against Latin", labels == TIE, known, ~is_latin),
     ]
+    large = [source for source, battles in Counter(sources.tolist()).most_common() if battles >= MIN_PROMPTS]
     sentences = []
     for what, values, rows, group in comparisons:
         effects = []
-        for source in dict.fromkeys(sources.tolist()):
+        for source in large:
             own = np.flatnonzero(rows & (sources == source))
             if group is None or (labels[own] == TIE).any():  # where nothing ties, nothing follows about ties
                 effect = contrast(values[own].astype(np.float64), None if group is None else group[own], keys[own])

@@ -126,7 +126,7 @@ def as_predicted(held_out: runs.HeldOut, sources: Sources | None, as_source: str
     shift = pooled - held_out.logits  # the same in both orders of the answers
     swapped = None if held_out.swapped is None else held_out.swapped + shift
     as_pooled = dataclasses.replace(held_out, logits=pooled, swapped=swapped)
-    cannot_tie = {name for name in sources.names if sources.never_ties(name)}
+    cannot_tie = {name for name, can_tie in zip(sources.names, sources.can_tie.tolist(), strict=True) if not can_tie}
     everywhere = len(cannot_tie) == len(sources.names)
     return as_pooled.take(np.flatnonzero([name not in cannot_tie or everywhere for name in names]))
 

@@ -627,12 +627,13 @@ def validation_score(held_out: HeldOut, unseen: Sequence[int]) -> metrics.Score:
 
 def source_scores(held_out: HeldOut, sources: Sources) -> dict[str, metrics.Score]:
     """Every metric on the held-out battles of each source that has some, each predicted as its source votes."""
+    rows_of: dict[str | None, list[int]] = {}
+    for row, source in enumerate(held_out.sources or ()):
+        rows_of.setdefault(source, []).append(row)
     scores = {}
-    for name in sources.names:
-        rows = np.flatnonzero([source == name for source in held_out.sources or ()])
-        if len(rows):
-            unseen = (TIE,) if sources.never_ties(name) else ()
-            scores[name] = validation_score(held_out.take(rows), unseen)
+    for name, can_tie in zip(sources.names, sources.can_tie.tolist(), strict=True):
+        if name in rows_of:
+            scores[name] = validation_score(held_out.take(np.array(rows_of[name])), () if can_tie else (TIE,))
     return scores
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -304,13 +305,15 @@ def _deviations(
     n = len(scores)
     after = BoosterData(data.rows, data.targets, data.bases + np.concatenate([scores, scores[:, SWAPPED]]))
     deviations = {}
-    for name in dict.fromkeys(names.tolist()):
+    for name, battles in Counter(names.tolist()).most_common():
+        if battles < MIN_SOURCE_BATTLES:
+            break
         rows = np.flatnonzero(names == name)
         position = np.full(n, -1)
         position[rows] = np.arange(len(rows))
         in_source = [[position[part][position[part] >= 0] for part in fold] for fold in folds]
         own_folds = [(inside, outside) for inside, outside in in_source]
-        if len(rows) < MIN_SOURCE_BATTLES or any(not len(part) for fold in own_folds for part in fold):
+        if any(not len(part) for fold in own_folds for part in fold):
             continue
         own = after.battles(rows)
         progress = progress.for_source(str(name), len(rows), len(folds))
