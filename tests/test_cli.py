@@ -49,7 +49,7 @@ def test_help_shows_every_verb_and_each_has_examples(cli: CLI) -> None:
 
 
 def test_version(cli: CLI) -> None:
-    assert cli("--version").out == f"prefcli {prefcli.__version__}\n"
+    assert cli("--version").out == cli("-V").out == f"prefcli {prefcli.__version__}\n"
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,29 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from conftest import Result
 
+from prefcli.cli import help
 from prefcli.cli.main import COMMANDS, PANELS, app, run
 from prefcli.options import TRAIN_PANELS, TrainOptions
 
 CLI = Callable[..., Result]
-SCREENS = [[], *([verb] for verb in PANELS), *([verb, name] for verb, names in COMMANDS.items() for name in names)]
+
+
+@pytest.fixture(scope="module")
+def contexts() -> dict[str, Any]:
+    """Each command's context by its words; made once, because Typer makes all commands for every call."""
+    root = typer.main.get_command(app)
+    found = {"prefcli": root.context_class(root, info_name="prefcli")}
+    for words in (*([verb] for verb in PANELS), *([verb, name] for verb, names in COMMANDS.items() for name in names)):
+        parent = found[" ".join(["prefcli", *words[:-1]])]
+        command = parent.command.commands[words[-1]]
+        found[" ".join(["prefcli", *words])] = command.context_class(command, info_name=words[-1], parent=parent)
+    return found
 
 
 def panels(text: str) -> dict[str, list[str]]:
@@ -35,26 +48,13 @@ def test_without_a_command_the_help_is_shown(cli: CLI) -> None:
     assert cli("help", "runs", "show").out == cli("runs", "show", "--help").out
 
 
-def test_flags_have_no_limits_that_their_conversion_does_not_know() -> None:
-    groups = [typer.main.get_command(app)]
-    for group in groups:
-        groups += [command for command in group.commands.values() if hasattr(command, "commands")]
-    for command in (command for group in groups for command in (group, *group.commands.values())):
-        for parameter in command.params:
+def test_flags_have_no_limits_that_their_conversion_does_not_know(contexts: dict[str, Any]) -> None:
+    for words, context in contexts.items():
+        for parameter in context.command.params:
             info = parameter.type_descriptor.parameter_info
             defaults = type(info)(default=None)
-            for name in (
-                "max",
-                "clamp",
-                "parser",
-                "formats",
-                "exists",
-                "file_okay",
-                "dir_okay",
-                "writable",
-                "readable",
-            ):
-                assert getattr(info, name) == getattr(defaults, name), f"{command.name} {parameter.name}: {name}"
+            for name in ("max", "clamp", "parser", "formats", "exists", "writable", "readable"):
+                assert getattr(info, name) == getattr(defaults, name), f"{words} {parameter.name}: {name}"
             assert (info.resolve_path, info.case_sensitive) == (False, True)
 
 
@@ -70,11 +70,11 @@ def test_every_command_is_described_in_one_line_of_80_columns(cli: CLI, monkeypa
 
 @pytest.mark.parametrize("width", [50, 80, 120])
 def test_screens_fit_the_terminal_and_name_values_as_users_do(
-    width: int, cli: CLI, monkeypatch: pytest.MonkeyPatch
+    width: int, contexts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    for words in SCREENS:
-        text = cli(*words, "--help").out
+    for words, context in contexts.items():
+        text = help.page(context.command, context)
         body, examples = re.split(r"\n(?:Examples|Start here):\n|$(?!\n)", text, maxsplit=1)
         too_long = [line for line in body.splitlines() if len(line) > min(width, 100)]
         assert [line for line in too_long if len(line.split()) > 1] == [], words  # a single word cannot be wrapped

@@ -114,12 +114,8 @@ class VerbGroup(RootGroup):
         if position is not None:
             args = [args[position], *args[:position], *args[position + 1 :]]
         elif (args or not ctx.resilient_parsing) and not {"-h", "--help"} & set(args):
-            if (
-                args
-                and not ctx.resilient_parsing
-                and closest_name(args[0], self.commands)
-                and not Path(args[0]).exists()
-            ):
+            misspelt = args and closest_name(args[0], self.commands) and not Path(args[0]).exists()
+            if misspelt and not ctx.resilient_parsing:
                 raise no_such_command(args[0], self, ctx)
             args = [next(iter(self.commands)), *args]
         return super().parse_args(ctx, args)
@@ -207,7 +203,9 @@ def _parameters(options: Options) -> Iterator[inspect.Parameter]:
         kind = next(k for k in getattr(hints[f.name], "__args__", (hints[f.name],)) if k is not type(None))
         flag = flag_of(prefix + f.name)
         choices = f.metadata.get("choices") or f.metadata.get("each_of")
-        metavar = f.metadata.get("metavar") or ("|".join(choices) if choices else {int: "N", float: "X"}.get(kind))
+        metavar = f.metadata.get("metavar") or (
+            "|".join(choices) if choices else {int: "N", float: "X", str: "NAME"}.get(kind)
+        )
         default = help.spell(f.default)
         values = choices or f.metadata.get("suggestions", ())
         complete = complete_values(values, RECIPE_SUMMARIES if f.name == "recipe" else None)
