@@ -52,7 +52,7 @@ def run_all(cli: CLI, commands: list[str], monkeypatch: pytest.MonkeyPatch) -> l
 @pytest.fixture
 def here(demo_files: Demo, features_run: Path, tmp_path: Path) -> Path:
     """A folder with train.csv, test.csv, labels, and a workspace whose latest run is ``one``."""
-    shutil.copy(demo_files.train, "train.csv")
+    Path("train.csv").write_text("".join(demo_files.train.read_text().splitlines(keepends=True)[:101]))
     shutil.copy(demo_files.test, "test.csv")
     shutil.copy(demo_files.truth, "labels.csv")
     workspace = Workspace(tmp_path / ".prefcli")
@@ -152,7 +152,8 @@ def test_after_eda(cli: CLI, here: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_how_a_file_is_read_and_the_workspace_are_carried_over(
     cli: CLI, demo_files: Demo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = demo_files.train.read_text().replace("prompt,response_a,response_b", "问题,左,右", 1)
+    text = "".join(demo_files.train.read_text().splitlines(keepends=True)[:61])
+    text = text.replace("prompt,response_a,response_b", "问题,左,右", 1)
     Path("数据 1.csv").write_text(text, encoding="gb18030")
     given = ["--columns", "prompt=问题,response_a=左,response_b=右", "--encoding", "gb18030", "--workspace", "my ws"]
     done = cli("eda", "数据 1.csv", *given)
@@ -200,6 +201,9 @@ def test_after_train_and_predict(cli: CLI, here: Path, monkeypatch: pytest.Monke
     predicted = cli("predict", "train.csv", "--model", "one", "--output", "known.csv")
     assert commands_of(predicted) == ["prefcli score known.csv train.csv", "prefcli report one"]
     run_all(cli, commands_of(predicted), monkeypatch)
+    for flags in (["--limit", "5"], ["--activation", "none"]):  # they cannot be scored against the whole file, or so
+        part = cli("predict", "train.csv", "--model", "one", "--output", "part.csv", "--force", *flags)
+        assert commands_of(part) == ["prefcli report one --output one-2.html"]
     Path("test.csv").unlink()
     everything = cli("train", "train.csv", "--recipe", "fast", "--validation", "0", "--output", "all")
     assert commands_of(everything) == ["prefcli runs show all"]
@@ -242,9 +246,10 @@ def test_after_rank(cli: CLI, here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     run_all(cli, commands, monkeypatch)
     Path("test.csv").unlink()
     shutil.move("answers.jsonl", "test.jsonl")  # answers to rank, where battles to predict are looked for
-    trained = cli("train", "train.csv", "--recipe", "fast")
-    assert commands_of(trained)[0] == "prefcli rank test.jsonl --output ranked-2.jsonl"
-    run_all(cli, commands_of(trained)[:1], monkeypatch)
+    session = Session(Workspace(".prefcli"), SILENT, json=False, is_main_process=True)
+    step = next_steps.after_train(session, here / ".prefcli/runs/one", held_out=True)[0]
+    assert step.command == "prefcli rank test.jsonl --output ranked-2.jsonl"
+    run_all(cli, [step.command], monkeypatch)
 
 
 def test_after_runs(cli: CLI, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +300,7 @@ def test_after_export_ablate_and_demo(cli: CLI, here: Path, monkeypatch: pytest.
     shutil.copytree(here / ".prefcli", "my demo/.prefcli")
     steps = next_steps.after_demo(session, Path("my demo"), run)
     assert [step.command for step in steps] == [
-        "cd 'my demo' && prefcli report one",
+        "cd 'my demo' && prefcli report .prefcli/runs/one",
         "cd 'my demo' && prefcli train train.csv --recipe fast",
     ]
     run_all(cli, [steps[0].command], monkeypatch)  # the second is like one of the others

@@ -212,7 +212,7 @@ def _of_partner(commands: Commands, name: str, partner: Partner, source: Source 
 
 
 def after_predict(
-    session: Session, source: Source, output: Path, *, labelled: int, models: Sequence[str]
+    session: Session, source: Source, output: Path, *, can_be_scored: bool, models: Sequence[str]
 ) -> list[Advice]:
     """Score what can be scored; else a better blend, or the page of the run."""
     commands = Commands(session)
@@ -220,7 +220,7 @@ def after_predict(
     models = models or [commands.name(Path(str(latest)))]
     local = [model for model in models if not model.startswith(hub.PREFIX)]
     steps = []
-    if labelled and not _is_read_once(source):
+    if can_be_scored and not _is_read_once(source):
         steps.append(Advice("score them", commands.of("score", quote(str(output)), command_words(source))))
     if len(models) == len(local) == 1 and not _is_read_once(source):
         partner = best_partner(session.workspace.find_run(local[0]), session.workspace)
@@ -283,7 +283,7 @@ def after_runs(session: Session, summaries: Sequence[RunSummary]) -> list[Advice
         names = [quote(run.name) for run in alike]
         steps.append(Advice("is the best one clearly better than the next?", commands.of("runs compare", *names)))
     if scored:
-        steps.append(Advice("where the best one fails", commands.report(scored[0].name)))
+        steps.append(Advice(f"where {scored[0].name} fails, and what to try", commands.report(scored[0].name)))
     if not summaries:
         steps.append(after_nothing(commands))
     return steps
@@ -368,6 +368,6 @@ def after_demo(session: Session, folder: Path, run: Path) -> list[Advice]:
     """Try the verbs in the demo's folder."""
     here = f"cd {quote(str(folder))} && prefcli"
     return [
-        Advice("where its model fails, and what to try", f"{here} report {quote(run.name)}"),
+        Advice("where its model fails, and what to try", f"{here} report {quote(f'.prefcli/runs/{run.name}')}"),
         Advice("a better model of the same votes", f"{here} train train.csv --recipe fast"),
     ]

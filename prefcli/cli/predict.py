@@ -81,9 +81,9 @@ def run(
     )
     summary = f"{plural(predicted.battles, 'battle')}, {predicted.battles_per_second:,.1f} battles/s"
     common.print_result(session, predicted, f"{predicted.output}: {summary}")
-    next_steps.show(
-        session, next_steps.after_predict, battles, predicted.output, labelled=predicted.labelled, models=options.models
-    )
+    can_be_scored = predicted.labelled > 0 and options.limit is None and options.activation == "softmax"
+    facts = {"can_be_scored": can_be_scored, "models": options.models}
+    next_steps.show(session, next_steps.after_predict, battles, predicted.output, **facts)
 
 
 def _predict_lines(source: Source, refused: list[str], options: PredictOptions, session: common.Session) -> None:
