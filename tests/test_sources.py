@@ -368,3 +368,28 @@ def test_a_reward_models_term_for_ties_has_the_base_of_the_source() -> None:
     never: Any = models._AdjustedReward(Fake(), np.array([-0.7, -0.7, NEVER]), (2,))
     assert never.tie_log_nu == 0.3
     assert metrics.softmax(never.logits(None)[0])[0, 2] == pytest.approx(0.01)
+
+
+def test_a_boosters_gain_is_measured_on_the_battles_that_its_rounds_are_chosen_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    random = np.random.default_rng(2)
+    labels, bases = random.integers(0, 3, 90), random.normal(size=(90, 3))
+    rows = random.normal(size=(180, 4)).astype(np.float32)
+    targets = np.eye(3, dtype=np.float32)[np.concatenate([labels, np.array([1, 0, 2])[labels]])]
+    data = boosting.BoosterData(rows, targets, np.concatenate([bases, bases[:, [1, 0, 2]]]))
+    folds = [(np.arange(30, 90), np.arange(30)), (np.arange(60), np.arange(60, 90))]
+    settings = boosting.BoosterSettings(4, 0.1, 5, 1.0, 3, 3)
+    monkeypatch.setattr(boosting.BoosterSettings, "for_battles", lambda count: settings)
+    monkeypatch.setattr(boosting, "SMALL_DATASET", 10)  # from here on, rounds are chosen on one fold
+    progress = boosting.FitProgress(90, 2, lambda *_: None)
+    trained = boosting.train(data, folds, seed=0, threads=1, progress=progress)
+    assert trained.before == pytest.approx(metrics.log_loss(metrics.softmax(bases[:30]), labels[:30]))
+    assert abs(trained.curve[0] - trained.before) < 0.1
+    both = boosting.train(
+        data, folds, seed=0, threads=1, progress=boosting.FitProgress(90, 2, lambda *_: None), cross_fit=True
+    )
+    held_out = np.concatenate([np.arange(30), np.arange(60, 90)])
+    assert both.before == pytest.approx(metrics.log_loss(metrics.softmax(bases[held_out]), labels[held_out]))
+    assert both.held_out is not None
+    assert (both.held_out[30:60] == 0).all()

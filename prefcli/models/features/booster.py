@@ -212,6 +212,8 @@ class Trained:
     booster: Booster
     curve: list[float]
     """Log loss of the inner folds after each round."""
+    before: float | None = None
+    """Log loss of the same inner folds by the bases alone; None without bases."""
     held_out: NDArray[np.float64] | None = None
     """Scores of the n battles by boosters that did not see their prompts, the mean over both orders; ``[n, 3]``."""
 
@@ -261,7 +263,8 @@ def train(
     held_out = _held_out_scores(boosters, data.rows, used, best, threads) if cross_fit else None
     del boosters
     booster = lightgbm.train(parameters, data.take(np.arange(len(data.rows))), best, callbacks=[progress.final(best)])
-    return Trained(booster, mean_curve.tolist(), held_out)
+    before = None if data.bases is None else float(np.mean([data.battles(outside).loss for _, outside in used]))
+    return Trained(booster, mean_curve.tolist(), before, held_out)
 
 
 def _held_out_scores(

@@ -318,7 +318,8 @@ def _deviations(
         own = after.battles(rows)
         progress = progress.for_source(str(name), len(rows), len(folds))
         trained = train(own, own_folds, progress=progress)
-        if min(trained.curve) < own.loss - MIN_SOURCE_GAIN:
+        assert trained.before is not None
+        if min(trained.curve) < trained.before - MIN_SOURCE_GAIN:
             deviations[str(name)] = trained.booster
     return deviations
 
