@@ -73,7 +73,9 @@ def cli() -> Callable[..., Result]:
     return call
 
 
-def start(*commands: tuple[Mapping[str, str], Sequence[object]], output: Path) -> multiprocessing.process.BaseProcess:
+def start_process(
+    *commands: tuple[Mapping[str, str], Sequence[object]], output: Path
+) -> multiprocessing.process.BaseProcess:
     """Start a process that runs commands of ``prefcli``, each with environment variables; see :mod:`preloaded`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["preloaded"])
@@ -96,7 +98,7 @@ def run_ranks(*commands: Sequence[object], ranks: int = 2) -> list[Result]:
             for rank, output in enumerate(outputs):
                 place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
                 variables = [meeting | place for meeting in meetings]
-                processes.append(start(*zip(variables, commands, strict=True), output=output))
+                processes.append(start_process(*zip(variables, commands, strict=True), output=output))
             for process in processes:
                 process.join(timeout=300)
         finally:

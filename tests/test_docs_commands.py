@@ -27,6 +27,7 @@ from conftest import Result, make_language_model
 from prefcli import pipeline
 from prefcli.cli.main import VERBS
 from prefcli.data import synthetic
+from prefcli.models.neural import NeuralModel
 from prefcli.options import TrainOptions
 from prefcli.storage import files
 from prefcli.storage.workspace import Workspace
@@ -214,6 +215,7 @@ def test_commands_in_the_documents_run(
 ) -> None:
     lay_out(page, stand_ins, tmp_path)
     variables: dict[str, object] = {}
+    reuse_graphs(monkeypatch)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     # This interpreter's commands, whether or not its environment is the active one.
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -261,6 +263,23 @@ def test_examples_of_the_help_run(
         if command not in on_pages and not re.match(r"prefcli (push|demo|ablate)\b|.*hf://", command):
             code, said = execute(command, cli, monkeypatch)
             assert code == 0, f"{command}\n{said}"
+
+
+def reuse_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the second export of a run copy the graph of the first: torch's exporter takes seconds."""
+    from prefcli.exporting import onnx
+
+    write_graph, graphs = onnx._write_graph, {}
+
+    def write_or_copy(model: NeuralModel, path: Path, *, external: bool) -> None:
+        weights = b"".join(tensor.numpy().tobytes() for _, tensor in sorted(model.module.state_dict().items()))
+        if weights in graphs and not external:
+            path.write_bytes(graphs[weights])
+            return
+        write_graph(model, path, external=external)
+        graphs[weights] = path.read_bytes()
+
+    monkeypatch.setattr(onnx, "_write_graph", write_or_copy)
 
 
 def without_torchrun(words: list[str]) -> list[str]:

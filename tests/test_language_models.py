@@ -614,7 +614,8 @@ def test_a_model_sharded_over_two_processes_trains_and_resumes_as_in_one(
         assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-4
         one, two = (probabilities(run, demo_files) for run in runs)
         assert np.abs(one - two).max() < 1e-4
-        for later in sorted(Path(f"{kind}-2", "checkpoints").glob("step-*"))[1:]:
+        checkpoints = sorted(Path(f"{kind}-2", "checkpoints").glob("step-*"))
+        for later in checkpoints[len(checkpoints) // 2 :]:
             shutil.rmtree(later)
         Path(f"{kind}-2", "SHA256SUMS").unlink()
 

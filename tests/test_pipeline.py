@@ -7,8 +7,6 @@ import json
 import math
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -18,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import Result, battle, write_csv
+from conftest import Result, battle, start_process, write_csv
 
 from prefcli import metrics
 from prefcli.data import synthetic
@@ -316,14 +314,11 @@ def test_the_same_command_continues_a_killed_training(cli: CLI, demo_files: Demo
     small = ["--encoder", "tiny", "--limit", 100, "--checkpoint-every", 2]
     assert cli("train", demo_files.train, *small, "--output", "whole").code == 0
     assert not Path("whole/unfinished").exists()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "prefcli", "train", demo_files.train, *map(str, small), "--output", "killed"],
-        stderr=subprocess.PIPE,
-    )
-    while not list(Path("killed/checkpoints").glob("step-*")) and process.poll() is None:
+    process = start_process(({}, ["train", demo_files.train, *small, "--output", "killed"]), output=tmp_path / "output")
+    while not list(Path("killed/checkpoints").glob("step-*")) and process.is_alive():
         time.sleep(0.01)
     process.kill()
-    process.communicate()
+    process.join()
     assert Path("killed/unfinished").exists()
     half = cli("predict", demo_files.test, "--model", "killed", "-o", "half.csv")
     assert half.code == 1

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import Result, run_ranks
+from conftest import Result, run_ranks, start_process
 
 from prefcli import encoders
 from prefcli.compute import devices
@@ -593,13 +593,6 @@ def test_the_loss_inputs_of_the_ablation_match_cross_entropy(loss_input: str) ->
 # Whole processes
 
 
-def command(folder: Path, *arguments: str, ranks: int = 0) -> list[str]:
-    module = ["-m", "prefcli", "train", *arguments, "--workspace", str(folder / ".prefcli")]
-    if not ranks:
-        return [sys.executable, *module]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *module]
-
-
 @pytest.fixture(scope="module")
 def small_run(demo_files: Demo, bert_folder: Path) -> list[str]:
     return [
@@ -613,13 +606,13 @@ def test_killed_at_any_moment_the_command_resumes_to_the_same_bytes(
     tmp_path: Path, small_run: list[str], cli: Callable[..., Result]
 ) -> None:
     assert cli("train", *small_run, "whole").code == 0
-    process = subprocess.Popen(command(tmp_path, *small_run, "killed"), cwd=tmp_path, stderr=subprocess.PIPE)
+    process = start_process(({}, ["train", *small_run, "killed"]), output=tmp_path / "killed-output")
     log = tmp_path / "killed" / "metrics.jsonl"
-    while not (log.exists() and log.read_text().count("\n") >= 5) and process.poll() is None:
+    while not (log.exists() and log.read_text().count("\n") >= 5) and process.is_alive():
         time.sleep(0.01)
     process.kill()
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     resumed = cli("train", "--resume", "killed")
     assert resumed.code == 0, resumed.err
     assert "resumed at step" in resumed.err
@@ -670,7 +663,10 @@ def test_two_ranks_train_predict_and_rank_what_one_does(
 @pytest.mark.network
 def test_a_killed_rank_ends_the_command_and_leaves_a_checkpoint(tmp_path: Path, small_run: list[str]) -> None:
     process = subprocess.Popen(
-        command(tmp_path, *small_run, "run", "--epochs", "40", ranks=2),
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+            "-m", "prefcli", "train", *small_run, "run", "--epochs", "40",
+        ],
         cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
