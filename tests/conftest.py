@@ -15,6 +15,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,9 @@ def start_process(
     """Start a process that runs commands of ``prefcli``, each with environment variables; see :mod:`preloaded`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["preloaded"])
+    with pytest.MonkeyPatch.context() as patched:  # the server would ignore a module that it does not find
+        patched.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
     texts = [(dict(own), [*map(str, arguments)]) for own, arguments in commands]
     target = importlib.import_module("preloaded").call
     process = context.Process(target=target, args=(texts, Path.cwd(), dict(os.environ), output.absolute()))
