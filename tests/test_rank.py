@@ -583,7 +583,7 @@ def test_python_gives_what_the_command_gives(features_run: Path, answers: Path, 
     assert turns.scores.tolist() == judge.rank([rows[4]])[0].scores.tolist()
     with pytest.raises(InputError, match="run has the architecture features, which compares answers"):
         judge.score("q", "a")
-    with pytest.raises(InputError, match="no option 'metod'"):
+    with pytest.raises(InputError, match="unknown option 'metod'"):
         prefcli.rank(answers, "x.jsonl", metod="fit")
 
 
