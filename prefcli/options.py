@@ -304,9 +304,9 @@ class TrainOptions:
             raise InputError("; ".join(problems), hint=_similar(self) or "See prefcli train --help.")
 
 
-MOST_USED = "Most used"
+FIRST_PANEL = "Most used"
 TRAIN_PANELS = {
-    MOST_USED: ("recipe", "encoder", "text", "epochs", "max_length", "batch_size", "lr", "folds"),
+    FIRST_PANEL: ("recipe", "encoder", "text", "epochs", "max_length", "batch_size", "lr", "folds"),
     "Data": ("limit", "swap", "soft_labels", "soft_weight", "soft_temperature"),
     "Model": ("architecture", "combine", "pooling", "template", "truncation", "tie"),
     "Adapters (LoRA)": ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "quantize"),

@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prefcli.options import MOST_USED, TRAIN_PANELS
+from prefcli.options import FIRST_PANEL, TRAIN_PANELS
 
 GENERAL = "General"
 READING = "Reading the file"
@@ -98,7 +98,7 @@ def _options(command: Any, ctx: Any) -> dict[str, list[Row]]:
         elif hasattr(command, "commands"):
             panel = "Options"
         panels[panel].append(_row(parameter))
-    if not panels["Options"] and not panels[MOST_USED]:
+    if not panels["Options"] and not panels[FIRST_PANEL]:
         panels = {
             "Options" if title == GENERAL else title: rows for title, rows in panels.items() if title != "Options"
         }

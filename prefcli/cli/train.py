@@ -17,7 +17,7 @@ from prefcli import console
 from prefcli.cli import common
 from prefcli.cli.flags import command, given_options
 from prefcli.errors import InputError, PrefcliError
-from prefcli.options import MOST_USED, RECIPES, TrainOptions, describe_recipe, flag_of, read_config, resolve
+from prefcli.options import FIRST_PANEL, RECIPES, TrainOptions, describe_recipe, flag_of, read_config, resolve
 
 if TYPE_CHECKING:
     from prefcli.metrics import Score
@@ -33,7 +33,7 @@ EXAMPLES = common.examples(
 )
 
 
-MostUsedOption = functools.partial(typer.Option, rich_help_panel=MOST_USED)
+MostUsedOption = functools.partial(typer.Option, rich_help_panel=FIRST_PANEL)
 
 
 @command(TrainOptions)
