@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from conftest import Result, battle, write_csv
 
+from prefcli.battles import Source
 from prefcli.cli import next_steps
 from prefcli.cli.common import Session
 from prefcli.data.synthetic import Demo
 from prefcli.options import TrainOptions
 from prefcli.pipeline import best_partner
 from prefcli.pipeline.train import find_data
+from prefcli.rendering import advice
 from prefcli.reporting import SILENT
 from prefcli.storage import files, runs
 from prefcli.storage.workspace import Workspace
@@ -217,6 +219,16 @@ def test_after_train_and_predict(cli: CLI, here: Path, monkeypatch: pytest.Monke
     config["origins"]["encoder"] = "flag"
     Path("all/config.json").write_text(json.dumps(config))
     assert next_steps.after_train(session, Path("all"), held_out=False)[0].command == "prefcli runs show all"
+
+
+def test_the_page_of_a_run_names_the_file_that_is_there(tmp_path: Path) -> None:
+    facts = advice.RunFacts("r", "v.csv", TrainOptions(), (), 0.0, None, advice.command_words(Source("d/my test.csv")))
+    assert facts.predict("--swap-average") == "prefcli predict 'd/my test.csv' --model r --swap-average"
+    assert advice.find_test(Path("data/train.csv")) is None
+    Path("data").mkdir()
+    Path("data/test.parquet").write_bytes(b"")
+    assert advice.find_test(Path("data/train.csv")) == Path("data/test.parquet")
+    assert advice.find_test(tmp_path / "data/test.parquet") is None  # it is what was trained on
 
 
 def test_after_score(cli: CLI, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

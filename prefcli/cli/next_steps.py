@@ -21,7 +21,7 @@ from prefcli.battles import STANDARD_INPUT, Source
 from prefcli.errors import PrefcliError
 from prefcli.pipeline.runs import summarise
 from prefcli.pipeline.runs_compare import best_partner
-from prefcli.rendering.advice import Advice, command_words, quote
+from prefcli.rendering.advice import Advice, command_words, find_test, quote
 from prefcli.reporting import visible
 from prefcli.storage import hub, runs
 from prefcli.storage.run_names import default_root, run_name
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from prefcli.pipeline.runs_compare import Partner, RunComparison
 
 MAX_STEPS = 2
-TEST_FILES = ("test.csv", "test.jsonl", "test.json", "test.parquet")
 MAX_LOOKED_AT = 64 << 20
 """Bytes of a file of which it is found out what it holds."""
 MIN_PROMPTS = 20
@@ -103,14 +102,6 @@ def _to_unused(usual: str) -> str:
     """The flag for another output where the usual one exists."""
     output = unused(usual)
     return "" if output == usual else f"--output {quote(output)}"
-
-
-def find_test(*near: Path) -> Path | None:
-    """A file of battles to predict: ``test.csv`` or the like, here or beside other files."""
-    folders = dict.fromkeys([Path(), *(path.parent for path in near)])
-    candidates = (folder / name for folder in folders for name in TEST_FILES)
-    taken = {path.resolve() for path in near}
-    return next((path for path in candidates if path.is_file() and path.resolve() not in taken), None)
 
 
 def has_lists(path: Path) -> bool:

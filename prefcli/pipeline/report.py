@@ -100,12 +100,14 @@ def report(
     courses = _courses(folder)
     if not courses:
         missing.append("The run recorded no learning curve.")
+    test = suggestions.find_test(*Source.from_json(config["data"]["source"]).paths)
     facts = RunFacts(
         folder=str(folder),
         data=suggestions.command_words(Source.from_json(config["data"]["source"])),
         options=options,
         courses=[course for _, course in courses],
         cut=_cut_share(config),
+        test=suggestions.command_words(Source((test or Path("test.csv"),))),
         both_orders=_both_orders(held_out, options, predictions.outcomes),
         reached_last_round=reached_last_round,
     )

@@ -16,6 +16,7 @@ from prefcli.rendering.curves import Course
 from prefcli.rendering.evaluation import Evaluation, Predictions
 
 MAX_ADVICE = 5
+TEST_FILES = ("test.csv", "test.jsonl", "test.json", "test.parquet")
 RISE = 0.005
 """Validation log loss this far above its best has risen; below the one before by as much, it is still falling."""
 LOW_PROBABILITY = 0.1
@@ -47,6 +48,8 @@ class RunFacts:
     """Share of the battles that the length limit cut."""
     both_orders: metrics.Difference | None
     """Log loss of the mean over both orders of the answers minus that of one; None where they are the same."""
+    test: str = "test.csv"
+    """A file to predict, as a word of a command."""
     reached_last_round: bool = False
     """Whether boosting was still improving at the largest number of rounds."""
 
@@ -55,7 +58,7 @@ class RunFacts:
         return f"prefcli train {self.data} --config {quote(f'{self.folder}/config.json')} {flags}"
 
     def predict(self, flags: str) -> str:
-        return f"prefcli predict test.csv --model {quote(self.folder)} {flags}"
+        return f"prefcli predict {self.test} --model {quote(self.folder)} {flags}"
 
 
 def quote(text: str) -> str:
@@ -72,6 +75,14 @@ def command_words(source: Source) -> str:
         text = ",".join(f"{known}={path}" for known, path in value.items()) if name == "columns" else value
         words.append(f"--{name} {shlex.quote(str(text))}")
     return " ".join(words)
+
+
+def find_test(*near: Path) -> Path | None:
+    """A file of battles to predict: ``test.csv`` or the like, here or beside other files."""
+    folders = dict.fromkeys([Path(), *(path.parent for path in near)])
+    candidates = (folder / name for folder in folders for name in TEST_FILES)
+    taken = {path.resolve() for path in near}
+    return next((path for path in candidates if path.is_file() and path.resolve() not in taken), None)
 
 
 def of_run(facts: RunFacts, evaluation: Evaluation, predictions: Predictions) -> list[Advice]:
