@@ -3,6 +3,7 @@
 # make lint           format, lint and types   make format     format, and fix what can be fixed
 # make docs           the command line reference, from --help, and the table of layouts
 # make site           the documentation as a site, in site/
+# make pictures       the pictures of the documentation; needs tmux and Chromium
 # make bench          the benchmarks (DATA=FILE: on these battles)
 # make release        a wheel and a source release, in dist/
 # make release-check  the same, with the wheel installed into a new environment and the demo run there

@@ -39,7 +39,7 @@ from prefcli.storage.workspace import Workspace
 
 
 class Clock:
-    """Seconds that pass only when they are told to."""
+    """Seconds that pass only when a test moves them on."""
 
     now = 0.0
 
