@@ -78,7 +78,7 @@ NEEDS = {
 
 def write_files() -> None:
     """The files that the commands name, in the current folder."""
-    synthetic.write(Path(), train=240, test=40)
+    synthetic.write(Path(), train=120, test=40)
     Path("judge.csv").write_bytes(Path("train.csv").read_bytes())
     question = {"id": "1", "prompt": "Name a fruit.", "responses": ["A cherry.", "Bananas are yellow.", "Unsure."]}
     pair = {"prompt": "Name a fruit.", "response_a": "A cherry.", "response_b": "Bananas are yellow."}

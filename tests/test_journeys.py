@@ -96,7 +96,7 @@ def read_rows(path: str) -> list[dict[str, str]]:
 
 
 def download_competition() -> None:
-    synthetic.write(Path(), train=120, test=30)
+    synthetic.write(Path(), train=60, test=20)
     Path("test_truth.csv").rename("labels.csv")
     sample = [f"{row['id']},0.333333,0.333333,0.333333\n" for row in read_rows("test.csv")]
     Path("sample_submission.csv").write_text("".join(["id,winner_model_a,winner_model_b,winner_tie\n", *sample]))
