@@ -6,6 +6,7 @@ Importing torch and transformers takes longer than what the tests do in several 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,21 @@ import transformers.models.llama.modeling_llama  # noqa: F401
 from prefcli import api, encoders  # noqa: F401
 from prefcli.cli.main import run
 from prefcli.models import neural, reward  # noqa: F401
+from prefcli.storage import files
 from prefcli.training import experiment, fit_neural  # noqa: F401
+
+
+def die_at_line(number: int) -> None:
+    """Kill this process right after it wrote a line of a log."""
+    append, lines = files.append_line, []
+
+    def append_and_die(path: Path, line: str) -> None:
+        append(path, line)
+        lines.append(line)
+        if len(lines) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    files.append_line = append_and_die
 
 
 def call(
@@ -28,7 +43,7 @@ def call(
 ) -> None:
     """Run commands until one fails, in ``folder``; what they print is in ``output``, with ``.out`` and ``.err``.
 
-    Each command has environment variables of its own.
+    Each command has environment variables of its own; ``KILLED_AT_LINE`` is for :func:`die_at_line`.
     """
     os.environ.clear()
     os.environ.update(variables)
@@ -40,5 +55,7 @@ def call(
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
     for own, arguments in commands:
         os.environ.update(own)
+        if line := os.environ.get("KILLED_AT_LINE"):
+            die_at_line(int(line))
         if code := run([*arguments]):
             sys.exit(code)

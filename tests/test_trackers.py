@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import struct
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result
+from conftest import Result, start_process
 
 from prefcli import pipeline
 from prefcli.data import synthetic
@@ -149,22 +148,6 @@ def test_both_trackers_get_the_log_and_do_not_change_the_weights(
     assert predicted.code == 0, predicted.err
 
 
-KILLED = """
-import os, signal, sys
-from prefcli.storage import files
-from prefcli.cli.main import run
-
-append, lines = files.append_line, []
-def dying(path, line):
-    append(path, line)
-    lines.append(line)
-    if len(lines) == 7:  # after six steps and a validation: checkpoints at 3 and 6 were due, 6 is not written
-        os.kill(os.getpid(), signal.SIGKILL)
-files.append_line = dying
-run(sys.argv[1:])
-"""
-
-
 @pytest.mark.slow
 def test_after_a_kill_and_a_resume_every_step_is_tracked_once(
     tmp_path: Path, small: Demo, cli: Callable[..., Result]
@@ -174,8 +157,10 @@ def test_after_a_kill_and_a_resume_every_step_is_tracked_once(
         "train", str(small.train), "--encoder", "tiny", "--text", "raw", "--max-length", "48", "--eval-every", "4",
         "--checkpoint-every", "3", "--log-every", "1", "--tracker", "tensorboard,wandb", "-o", str(folder),
     ]  # fmt: skip
-    killed = subprocess.run([sys.executable, "-c", KILLED, *command], capture_output=True, text=True, timeout=120)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    # After six steps and a validation: checkpoints at 3 and 6 were due, 6 is not written.
+    killed = start_process(({"KILLED_AT_LINE": "7"}, command), output=tmp_path / "output")
+    killed.join(timeout=120)
+    assert killed.exitcode == -signal.SIGKILL, (tmp_path / "output.err").read_text()
     assert sorted(logged(folder)["train/loss"]) == [1, 2, 3, 4, 5, 6]
     assert list((folder / "tensorboard").iterdir())
     assert list((folder / "wandb").glob("offline-run-*"))
