@@ -235,6 +235,10 @@ def test_the_card_of_a_reward_model_says_what_the_number_means_and_what_loads_it
     assert "Only differences between answers to the same prompt mean something" in text
     # nu = 1/2, so P(tie) = nu / (2 + nu) = 0.2
     assert ("log(nu) = -0.6931: votes between equally good answers are ties in 20.0%" in text) == (library != "prefcli")
+    # Of several sources the pooled base is added: nu = 1/2 * 0.6 / 0.2 (both smoothed by 3 battles).
+    sources = [{"name": "a", "outcomes": [0, 0, 0]}, {"name": "b", "outcomes": [2e5, 2e5, 6e5]}]
+    mixed = make_card(tmp_path, TrainOptions(architecture="reward", **options), sources=sources)
+    assert ("log(nu) = 0.4055: votes between equally good answers are ties in 42.9%" in mixed) == (library != "prefcli")
     assert "normalise it first" in text
     assert all(part in text for part in code)
     assert ("RewardTrainer" in text) == (library == "transformers")

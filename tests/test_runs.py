@@ -410,6 +410,10 @@ def test_prune_removes_old_unfinished_runs_and_stages_that_nothing_continues_wit
 ) -> None:
     used, unused = (pipeline.preprocess(demo_files.test, two, text=text).stage for text in ("light", "raw"))
     two.remember("preprocess", {"stage": used.path.name})
+    table, trained_on = (prefcli.from_table([{"prompt": p}], workspace=two).paths[0] for p in ("x", "y"))
+    config = json.loads((two.runs / "good" / "config.json").read_text())
+    config["data"]["source"]["paths"] = [str(trained_on.absolute())]
+    (two.runs / "good" / "config.json").write_text(json.dumps(config))
     (two.runs / "bad" / "unfinished").write_text("")
     assert not any("bad" in str(item.path) for item in pipeline.prune(two, unfinished_days=1).items)
     for path in [two.runs / "bad", *(two.runs / "bad").iterdir()]:
@@ -420,6 +424,8 @@ def test_prune_removes_old_unfinished_runs_and_stages_that_nothing_continues_wit
     assert (two.runs / "good").is_dir()
     assert used.path.exists()
     assert not unused.path.exists()
+    assert not table.exists()
+    assert trained_on.exists()
     assert {path.suffix for path in two.stages.iterdir()} == {".parquet", ".sha256"}
     assert pipeline.preprocess(demo_files.test, two, text="raw").stage.path == unused.path
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Result, battle, write_csv
@@ -189,12 +190,38 @@ def test_the_interval_of_a_contrast_is_walds_where_each_battle_has_its_own_promp
     means = [values[part].mean() for part in (group, ~group)]
     variance = sum(m * (1 - m) / part.sum() for m, part in zip(means, (group, ~group), strict=True))
     assert estimate == pytest.approx(means[0] - means[1])
-    assert high - low == pytest.approx(2 * 2.5758 * variance**0.5)
+    assert high - low == pytest.approx(2 * 2.575829 * variance**0.5)
     # Every prompt four times over tells no more than once.
     again = contradictions.contrast(np.repeat(values, 4), np.repeat(group, 4), np.repeat(np.arange(400), 4))
     assert again is not None
     assert again[1:] == pytest.approx((low, high))
     assert contradictions.contrast(values[:40], group[:40], np.arange(40)) is None
+
+
+def find_contradictions(sources: list[str | None], a_is_longer: np.ndarray, a_won: np.ndarray) -> list[str]:
+    lengths = np.where(a_is_longer[:, None], [40, 10], [10, 40])
+    rows = [
+        {"prompt": ["question"], "response_a": ["x" * a], "response_b": ["x" * b], "label": int(not won)}
+        for (a, b), won in zip(lengths.tolist(), a_won.tolist(), strict=True)
+    ]
+    schema = pa.schema([BATTLE_SCHEMA.field(name) for name in ("prompt", "response_a", "response_b", "label")])
+    batch = pa.RecordBatch.from_pylist(rows, schema=schema)
+    return contradictions.find([batch], np.array(sources, dtype=object), np.arange(len(rows)))
+
+
+def test_held_out_battles_without_a_source_contradict_nobody() -> None:
+    a_is_longer = np.arange(120) % 2 == 0
+    likes_long = np.arange(120) < 60
+    a_won = a_is_longer == likes_long
+    assert len(find_contradictions(["people"] * 60 + ["arena"] * 60, a_is_longer, a_won)) == 1
+    assert find_contradictions(["people"] * 60 + [None] * 60, a_is_longer, a_won) == []
+
+
+def test_many_sources_that_vote_at_random_contradict_nobody() -> None:
+    random = np.random.default_rng(0)
+    sources: list[str | None] = [f"voter {number // 60}" for number in range(200 * 60)]
+    a_is_longer, a_won = random.random((2, len(sources))) < 0.5
+    assert find_contradictions(sources, a_is_longer, a_won) == []
 
 
 # A run of two sources: "people" prefer long answers and tie, "arena" prefers short ones and never ties

@@ -333,7 +333,7 @@ def prune(
         ),
     ] = None,
     stages: Annotated[
-        bool, typer.Option("--stages", help="Also cached stages, which are made again when they are needed.")
+        bool, typer.Option("--stages", help="Also cached stages, made again when needed, and tables that no run uses.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove it; without it, it is only listed.")] = False,
 ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -24,15 +25,15 @@ from prefcli.outcomes import TIE, A
 
 Array = NDArray[np.float64]
 
-Z = 2.5758
-"""99 % intervals, since several effects of several sources are compared."""
+MAX_ERROR = 0.01
+"""Chance that any interval misses its effect: each is the wider, the more effects and sources are compared."""
 MIN_PROMPTS = 30
 """Different prompts on each side of a comparison."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """An effect in one source: a difference of shares, and its 99 % interval over prompts."""
+    """An effect in one source: a difference of shares, and its interval over prompts, 99 % for all together."""
 
     source: str
     value: float
@@ -52,7 +53,7 @@ def find(batches: Iterable[pa.RecordBatch], sources: NDArray[np.object_], keys: 
     batches:
         Battles; those without an outcome do not count.
     sources, keys:
-        The source and the prompt key of each battle, shape ``[n]``.
+        The source of each battle, None where it has none, and the prompt key; shape ``[n]``.
     """
     measured = [_measure(batch) for batch in batches if batch.num_rows]
     labels, longer_is_a, lengths, turns, is_latin = (np.concatenate(part) for part in zip(*measured, strict=True))
@@ -66,14 +67,17 @@ def find(batches: Iterable[pa.RecordBatch], sources: NDArray[np.object_], keys: 
         (f"ties of answers over {median:,.0f} characters against shorter ones", labels == TIE, known, lengths > median),
         ("ties of prompts in other scripts against Latin", labels == TIE, known, ~is_latin),
     ]
-    large = [source for source, battles in Counter(sources.tolist()).most_common() if battles >= MIN_PROMPTS]
+    counts = Counter(source for source in sources.tolist() if source is not None)
+    large = [source for source, battles in counts.items() if battles >= MIN_PROMPTS]
+    error = MAX_ERROR / max(1, len(large) * len(comparisons))  # Bonferroni's correction
     sentences = []
     for what, values, rows, group in comparisons:
         effects = []
         for source in large:
             own = np.flatnonzero(rows & (sources == source))
             if group is None or (labels[own] == TIE).any():  # where nothing ties, nothing follows about ties
-                effect = contrast(values[own].astype(np.float64), None if group is None else group[own], keys[own])
+                in_group = None if group is None else group[own]
+                effect = contrast(values[own].astype(np.float64), in_group, keys[own], error)
                 if effect is not None:
                     effects.append(Effect(str(source), *effect))
         highest = max(effects, key=lambda effect: effect.low, default=None)
@@ -84,7 +88,7 @@ def find(batches: Iterable[pa.RecordBatch], sources: NDArray[np.object_], keys: 
 
 
 def contrast(
-    values: Array, group: NDArray[np.bool_] | None, keys: NDArray[np.int64]
+    values: Array, group: NDArray[np.bool_] | None, keys: NDArray[np.int64], error: float = MAX_ERROR
 ) -> tuple[float, float, float] | None:
     """The mean of some values, or the mean in a group minus that outside, and its interval.
 
@@ -97,6 +101,8 @@ def contrast(
         Of n battles, and of their prompts; shape ``[n]``.
     group:
         Whether each is in the group; None for the mean of all.
+    error:
+        The chance that the interval misses the effect.
 
     Returns
     -------
@@ -111,7 +117,8 @@ def contrast(
         estimate += sign * mean
         influence[rows] += sign * (values[rows] - mean) / rows.sum()
     _, prompts = np.unique(keys, return_inverse=True)
-    half_width = Z * float(np.sqrt(np.square(np.bincount(prompts, weights=influence)).sum()))
+    deviation = float(np.sqrt(np.square(np.bincount(prompts, weights=influence)).sum()))
+    half_width = NormalDist().inv_cdf(1 - error / 2) * deviation
     return estimate, estimate - half_width, estimate + half_width
 
 

@@ -29,7 +29,7 @@ from prefcli import metrics
 from prefcli.battles import TEXT_FIELDS, texts_of
 from prefcli.compute import devices
 from prefcli.errors import InputError, ModelError, is_out_of_memory, one_line
-from prefcli.models import exported, neural
+from prefcli.models import adjusted, exported, neural
 from prefcli.models.exported import GRAPH, OUTPUT, TOKENIZER
 from prefcli.storage import card, files, runs
 
@@ -175,14 +175,13 @@ def _export_model(member: Path, target: Path, sample: Sample, *, int8: bool) -> 
     difference, graph = _compare(model, onnx_model, sample, member), _describe_graph(onnx_model)
     predictions = []
 
+    config = runs.read_config(member)
+
     def predict(exported_model: exported.ExportedModel) -> NDArray[np.float64]:
-        unseen = runs.unseen_outcomes(runs.read_config(member))
-        logits = metrics.with_unseen(exported_model.logits(sample.battles)[0], unseen)
-        return (
-            metrics.softmax(logits)
-            if sample.labels is None
-            else (metrics.held_out_probabilities(logits, sample.labels, unseen))
-        )
+        logits = adjusted(exported_model, config).logits(sample.battles)[0]
+        if sample.labels is None:
+            return metrics.softmax(logits)
+        return metrics.held_out_probabilities(logits, sample.labels, runs.unseen_as(config))
 
     if int8:
         predictions = [predict(onnx_model)]

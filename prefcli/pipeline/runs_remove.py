@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefcli.battles import PathLike
+from prefcli.battles import PathLike, Source
 from prefcli.console import LOGGING
 from prefcli.errors import InputError, PrefcliError
 from prefcli.pipeline.runs import RunSummary, checkpoint_folders, find_run, latest_run, summarise, written
@@ -145,8 +145,8 @@ def prune(
     unfinished_days:
         Also unfinished runs into which nothing was written for that many days.
     stages:
-        Also cached stages, but for those that an unfinished run or the next ``train`` without a file reads. They are
-        made again when they are needed.
+        Also cached stages, but for those that an unfinished run or the next ``train`` without a file reads, which are
+        made again when they are needed; and tables in memory that were kept but no run was trained on.
     remove:
         Remove them; otherwise they are only listed.
 
@@ -194,11 +194,21 @@ def _stages(workspace: Workspace, summaries: Sequence[RunSummary]) -> Iterator[P
     for path in sorted(workspace.stages.glob("*.parquet")):
         if path.name not in needed:
             yield Prunable(path, "cached stage", path.stat().st_size)
+    trained_on = {Path(path).resolve() for run in summaries for path in _sources(run)}
+    for path in sorted(workspace.tables.glob("*.jsonl")):
+        if path.resolve() not in trained_on:
+            yield Prunable(path, "table that no run was trained on", path.stat().st_size)
+
+
+def _sources(run: RunSummary) -> Sequence[Path]:
+    with contextlib.suppress(PrefcliError, KeyError, TypeError):
+        return Source.from_json(runs.read_config(run.path)["data"]["source"]).paths
+    return ()
 
 
 def _remove(workspace: Workspace, item: Prunable) -> None:
     with files.as_write_errors(item.path):
-        if item.path.parent == workspace.stages:
+        if item.path.parent in (workspace.stages, workspace.tables):
             item.path.unlink(missing_ok=True)  # first: a checksum without a file is harmless
             item.path.with_suffix(".sha256").unlink(missing_ok=True)
         elif item.path.name == runs.CHECKPOINTS:

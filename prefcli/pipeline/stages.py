@@ -32,8 +32,6 @@ CHOSEN = "chosen"
 """Among a stage's options: whether the files say which answer was chosen, and a hash which of them is A."""
 PREPROCESS_VERSION = 1
 """Raise it when the stage's columns change. Where the text changes, raise the normalisation's own version instead."""
-TABLES = "tables"
-"""Folder of a workspace: tables in memory that verbs were given, as JSON lines named by their content."""
 INVENTED_IDS = "invented_ids"
 """A count of both stages, see :class:`ReadCounts`; None in stages made before there was one."""
 
@@ -59,7 +57,7 @@ def source_of(source: SourceLike, workspace: Workspace) -> Source:
     lines = [files.to_json(dict(zip(names, row, strict=True))) for row in zip(*table.columns.values(), strict=True)]
     text = "\n".join(lines) + "\n"
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    path = workspace.root / TABLES / f"table-{digest[:12]}.jsonl"
+    path = workspace.tables / f"table-{digest[:12]}.jsonl"
     if not path.is_file():
         files.write_text(path, text)
     return Source.of(path)

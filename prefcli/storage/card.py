@@ -22,7 +22,7 @@ from prefcli.battles import Source
 from prefcli.errors import InputError, one_line
 from prefcli.metrics import TWO_OUTCOMES, Score, describe_battles, describe_interval
 from prefcli.options import TrainOptions
-from prefcli.outcomes import TIE
+from prefcli.outcomes import TIE, A
 from prefcli.reporting import visible
 from prefcli.storage import files, hub, runs
 from prefcli.storage.runs import CARD, CURVES, describe_unseen, unseen_outcomes
@@ -70,7 +70,10 @@ def write(
     name = visible(name or folder.name)
     data, resolved = config["data"], config["resolved"]
     source = Source.from_json(data["source"])
-    tie_log_nu = _tie_log_nu(folder)
+    sources, tie_log_nu = runs.sources_of(config), _tie_log_nu(folder)
+    if tie_log_nu is not None and sources is not None and not sources.never_ties(None):
+        base = sources.base()
+        tie_log_nu += float(base[TIE] - base[A])
     weights = resolved.get("attention", "").split(";")[0] if options.lora_rank else resolved.get("merged", "")
     body = _template().render(
         name=name,
@@ -86,7 +89,7 @@ def write(
         interval=validation and describe_interval(validation.log_loss_ci, validation.log_loss_ci_reason),
         two_outcomes=TWO_OUTCOMES if validation and validation.outcomes == 2 else "",
         calibration=calibration,
-        sources=_sources(runs.sources_of(config), by_source or {}),
+        sources=_sources(sources, by_source or {}),
         max_listed_sources=MAX_LISTED_SOURCES,
         tie_log_nu=tie_log_nu,
         tie_share=None if tie_log_nu is None else 1 / (1 + 2 * math.exp(-tie_log_nu)),

@@ -126,6 +126,8 @@ class Workspace:
         self.root = Path(os.path.expanduser(root))
         self.stages = self.root / "stages"
         self.runs = self.root / run_names.RUNS
+        self.tables = self.root / "tables"
+        """Tables in memory that verbs were given, as JSON lines named by their content."""
 
     @staticmethod
     def of(workspace: Workspace | str | Path | None) -> Workspace:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefcli import encoders
+from prefcli import encoders, metrics
 from prefcli.compute import devices, fsdp
 from prefcli.data.selection import Fold
 from prefcli.errors import InputError
@@ -116,7 +116,8 @@ class NeuralFitter:
         result = loop.fit(spec)
         pooled = None
         if result.logits is not None and (sources := self.context.fold_sources(fold)) is not None:
-            pooled = result.logits - sources.held_out_bases + sources.pooled
+            unseen = runs.unseen_outcomes(runs.read_config(fold.folder))
+            pooled = metrics.with_unseen(result.logits - sources.held_out_bases + sources.pooled, unseen)
         if self.context.options.lora_rank and self.context.world.is_main_process:
             neural.save_adapters(fold.folder, self.context.options)
         return FitResult(result.logits, result.battles_per_second, swapped=result.swapped, pooled=pooled)

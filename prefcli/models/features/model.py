@@ -188,7 +188,7 @@ def load(folder: Path, *, threads: int = 0, as_source: str | None = None) -> Fea
         by_source = {source: _load_booster(folder, name) for name, source in deviations.items()}
     except FileNotFoundError as error:
         raise _unusable(f"{Path(error.filename or folder).name} is missing", folder) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise _unusable(f"the model cannot be loaded: {one_line(error)}", folder) from None
     return FeaturesModel(
         weights, prior, booster, threads, lacks_base=lacks_base, deviations=by_source, as_source=as_source
