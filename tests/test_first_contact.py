@@ -123,6 +123,21 @@ def test_a_missing_file_is_said_before_the_network_is_asked(cli: CLI, train: Pat
     assert "no battles to train on" in cli("train").err
 
 
+def test_a_similar_file_is_similar_but_for_its_suffix(cli: CLI, train: Path) -> None:
+    Path("prices.csv").write_text("")
+    Path("votes.parquet").write_text("")
+    for name, hint in (
+        ("nope.csv", "Check the path."),
+        ("price.csv", "Did you mean prices.csv?"),
+        ("votes.csv", "Did you mean votes.parquet?"),
+    ):
+        assert error_of(cli("eda", name))[-1] == hint
+
+
+def test_one_file_to_score_is_a_file_too_few(cli: CLI, train: Path) -> None:
+    assert error_of(cli("score", train))[0] == "missing a file: predictions and labels are needed"
+
+
 def test_a_file_of_a_similar_name_is_suggested_and_a_folder_names_its_file(cli: CLI, train: Path) -> None:
     Path("data").mkdir()
     Path("data/votes.csv").write_bytes(train.read_bytes())

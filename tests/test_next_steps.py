@@ -266,6 +266,7 @@ def test_after_rank(cli: CLI, here: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_after_runs(cli: CLI, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert commands_of(cli("runs")) == ["prefcli report one"]
+    assert commands_of(cli("runs", "--where", "text=light")) == []  # there are runs, but not such
     make_partners(Workspace(here / ".prefcli"))
     listed = commands_of(cli("runs"))
     assert sorted(listed[0].split()[3:]) == ["one", "two"]

@@ -416,6 +416,20 @@ def test_a_model_no_better_than_the_prior_gets_a_warning(cli: CLI, tmp_path: Pat
     assert not_better_than_prior(np.eye(3)[labels] * 0.4 + 0.2, labels) == ""
 
 
+def test_a_model_of_several_sources_must_be_better_than_their_shares() -> None:
+    labels = np.array([0, 1] * 50 + [2] * 80 + [0, 1] * 10)
+    base = np.array([[0.5, 0.5, 1e-9]] * 100 + [[0.1, 0.1, 0.8]] * 100)
+    noise = np.random.default_rng(0).normal(0, 0.1, len(base))[:, None] * [1, -1, 0]
+    noisy = base * np.exp(noise)
+    noisy /= noisy.sum(axis=1, keepdims=True)
+    assert not_better_than_prior(noisy, labels) == ""  # knowing the source is enough for the shares of all
+    expected = -np.log(base)[np.arange(len(base)), labels].mean()
+    said = not_better_than_prior(noisy, labels, base=base)
+    assert said.startswith("the model is not clearly better than its sources' shares of ties alone (log loss ")
+    assert said.endswith(f"against {expected:.4f})")
+    assert not_better_than_prior(base, labels, base=base).endswith("its sources' shares of ties, whatever the texts")
+
+
 def test_other_layouts_and_several_files_run_through_all_verbs(cli: CLI, tmp_path: Path) -> None:
     """Names of its own, two files, one of them JSONL: read, trained on, continued, predicted, previewed."""
     rows = [battle(i, i % 3) for i in range(60)]

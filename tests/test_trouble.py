@@ -218,7 +218,7 @@ def test_label_errors_come_from_models_that_did_not_see_the_battle(
     held_out: list[runs.HeldOut] = []
     read = runs.read_validation
     monkeypatch.setattr(runs, "read_validation", lambda folder: held_out.append(read(folder)) or held_out[-1])
-    monkeypatch.setattr(experiment, "not_better_than_prior", lambda *arguments: "")  # of 120 battles, it is not
+    monkeypatch.setattr(experiment, "not_better_than_prior", lambda *arguments, **more: "")  # of 120 battles, it is not
     statistics = pipeline.eda(demo_files.train, workspace, export="p.csv", label_errors=True)
     assert statistics.trouble is not None
     table = pd.read_csv("p.csv", dtype=str)

@@ -252,7 +252,10 @@ def _usage_lines(error: Any, verb: str) -> list[str]:
         similar = did_you_mean(error.option_name, [flag for flag in flags if flag.startswith("--")])
         return [f"no such option: {error.option_name}", f"{similar} {hint}".strip()]
     if hasattr(error, "param_type") and error.param is not None:
-        return [f"missing {error.param.metavar}", usage(context), hint]
+        missing = error.param.metavar
+        if missing == "PREDS":  # of one file it is not known which of the two it is
+            missing = "a file: predictions and labels are needed"
+        return [f"missing {missing}", usage(context), hint]
     what = one_line(error.format_message(), 1000).rstrip(".")
     return [what[:1].lower() + what[1:], hint]
 

@@ -259,9 +259,11 @@ def after_rank(session: Session, source: Source, *, best: bool, pairs: bool) -> 
     return steps
 
 
-def after_runs(session: Session, summaries: Sequence[RunSummary]) -> list[Advice]:
+def after_runs(session: Session, summaries: Sequence[RunSummary], *, filtered: bool = False) -> list[Advice]:
     """Compare the two best of the same battles, or look at the best; continue what is unfinished."""
     commands = Commands(session)
+    if not summaries and not filtered:
+        return [after_nothing(commands)]
     scored = sorted((run for run in summaries if run.log_loss is not None), key=lambda run: run.log_loss or 0.0)
     steps = []
     for run in summaries:
@@ -272,11 +274,10 @@ def after_runs(session: Session, summaries: Sequence[RunSummary]) -> list[Advice
     alike = next(((first, second) for first, second in pairs if first.held_out == second.held_out), None)
     if alike is not None:
         names = [quote(run.name) for run in alike]
-        steps.append(Advice("is the best one clearly better than the next?", commands.of("runs compare", *names)))
+        reason = f"is {alike[0].name} clearly better than {alike[1].name}?"
+        steps.append(Advice(reason, commands.of("runs compare", *names)))
     if scored:
         steps.append(Advice(f"where {scored[0].name} fails, and what to try", commands.report(scored[0].name)))
-    if not summaries:
-        steps.append(after_nothing(commands))
     return steps
 
 

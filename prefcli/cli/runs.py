@@ -98,7 +98,7 @@ def list_runs(
             f"these log losses are of {different} different sets of held-out battles, so they cannot all be compared: "
             "prefcli runs compare RUN RUN takes the battles that both held out"
         )
-    next_steps.show(session, next_steps.after_runs, summaries)
+    next_steps.show(session, next_steps.after_runs, summaries, filtered=bool(where or architecture))
 
 
 def _condition(text: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from prefcli.errors import InputError, did_you_mean
+from prefcli.errors import InputError, closest_name
 from prefcli.storage import files
 
 PAGE_SUFFIXES = (".html", ".htm")
@@ -37,7 +37,8 @@ def check_inputs(paths: Iterable[Path]) -> None:
         except (FileNotFoundError, NotADirectoryError):
             if any(parent.suffix.lower() == ".zip" and parent.is_file() for parent in path.parents):
                 continue  # a file of an archive
-            hint = did_you_mean(path.name, _names_in(path.parent)) or "Check the path."
+            similar = _similar_name(path.name, _names_in(path.parent))
+            hint = f"Did you mean {similar}?" if similar else "Check the path."
             if _ADDRESS.match(str(path)):
                 hint = "Files are read from this machine: download it first."
             raise InputError("no such file", where=str(path), hint=hint) from None
@@ -47,6 +48,13 @@ def check_inputs(paths: Iterable[Path]) -> None:
             inside = [name for name in _names_in(path) if not name.startswith(".") and (path / name).is_file()]
             example = f": {path / sorted(inside)[0]}" if inside else ""
             raise InputError("expected a file, found a folder", where=str(path), hint=f"Name a file{example}.")
+
+
+def _similar_name(name: str, others: Iterable[str]) -> str:
+    """The name that is most similar but for its suffix, the same suffix first; none: empty."""
+    path = Path(name)
+    by_stem = {Path(other).stem: other for other in sorted(others, key=lambda other: Path(other).suffix == path.suffix)}
+    return by_stem.get(closest_name(path.stem, by_stem), "")
 
 
 def check_different(paths: Sequence[Path], what: str = "the files") -> None:

@@ -221,40 +221,54 @@ def _write_artifacts(folder: Path, context: TrainContext, fit: FitResult, evalua
 
 def _warn_if_only_prior(context: TrainContext, evaluation: _Evaluation) -> None:
     battles, options, rows = context.training_data, context.options, evaluation.held_out
-    problem = not_better_than_prior(evaluation.probabilities, battles.labels[rows], battles.keys[rows])
+    labels, base = battles.labels[rows], None
+    if (sources := runs.sources_of(runs.read_config(context.folder))) and battles.sources is not None:
+        base = metrics.softmax(sources.held_out_bases([battles.sources[row] for row in rows], labels))
+    problem = not_better_than_prior(evaluation.probabilities, labels, battles.keys[rows], base=base)
     if not problem:
         return
     trained = len(battles) - (0 if options.folds else len(rows))
     more = ", or more battles" if trained < FEW_BATTLES else ""
+    raw = "--text raw, " if context.data.text != "raw" else ""
     if metrics.too_few_units(len(rows), len(np.unique(battles.keys[rows]))):
         advice = "hold out more with --validation, or use more battles"
     elif options.architecture != "features":
-        advice = f"try --warmup 0.1, another --lr, more --epochs, --text raw, --recipe fast{more}"
+        advice = f"try --warmup 0.1, another --lr, more --epochs, {raw}--recipe fast{more}"
     else:
-        advice = f"try --text raw{more}" if context.data.text != "raw" else "more battles may help"
+        advice = f"try --text raw{more}" if raw else "more battles may help"
     context.reporter.warn(f"{problem}: {advice}")
 
 
 def not_better_than_prior(
-    probabilities: NDArray[np.float64], labels: NDArray[np.int64], keys: NDArray[np.int64] | None = None
+    probabilities: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    keys: NDArray[np.int64] | None = None,
+    *,
+    base: NDArray[np.float64] | None = None,
 ) -> str:
     """What to say of a model that is not better than the prior; empty when it clearly is.
 
     It is not if its probabilities hardly differ between battles, or if the 95 % interval of its advantage over the
-    prior, battle by battle, reaches zero.
+    prior, battle by battle, reaches zero. A model of several sources must be better than ``base``, the shares of each
+    battle's source, shape ``[n, 3]``: to know the sources is no merit of the model.
     """
-    if probabilities.std(axis=0).max() < PRIOR_SPREAD:
-        return "the model predicts only the shares of the outcomes, the same for every battle"
-    shares = np.bincount(labels, minlength=len(OUTCOMES)) / len(labels)
-    prior = metrics.losses(np.tile(shares, (len(labels), 1)), labels)
+    known, constant = "its sources' shares of ties alone", "its sources' shares of ties, whatever the texts"
+    if base is None:
+        known, constant = "the prior", "the shares of the outcomes, the same for every battle"
+        shares = np.bincount(labels, minlength=len(OUTCOMES)) / len(labels)
+        base = np.tile(shares, (len(labels), 1))
+    if (probabilities - base).std(axis=0).max() < PRIOR_SPREAD:
+        return f"the model predicts only {constant}"
+    prior = metrics.losses(base, labels)
     advantage = metrics.losses(probabilities, labels) - prior
     prompts = None if keys is None else len(np.unique(keys))
     if metrics.too_few_units(len(labels), prompts):
         held_out = metrics.describe_battles(len(labels), prompts, "held-out battle")
-        return f"the model is not clearly better than the prior on {held_out}"
+        return f"the model is not clearly better than {known} on {held_out}"
     interval = metrics.bootstrap_interval(advantage, groups=keys)
     high = float(advantage.mean()) if interval is None else interval[1]
-    return "the model is not clearly better than the prior" if high >= 0 else ""
+    figures = f"log loss {float(prior.mean() + advantage.mean()):.4f} against {float(prior.mean()):.4f}"
+    return f"the model is not clearly better than {known} ({figures})" if high >= 0 else ""
 
 
 def merge_folds(folds: Sequence[Fold], fits: Sequence[FitResult]) -> tuple[FitResult, NDArray[np.intp]]:
