@@ -313,7 +313,7 @@ def test_unknown_words_for_the_winner_are_listed_to_be_completed(cli: CLI) -> No
     words = ["Model A is better", "Both equal", "Model A is better", "tie"]
     rows = [battle(i) | {"winner": word} for i, word in enumerate(words)]
     write_csv(Path("votes.csv"), rows, ["id", "prompt", "response_a", "response_b", "winner"])
-    rule = "winner: Model A is better=a|b|tie, Both equal=a|b|tie"
+    rule = "winner: Model A is better=a|b|tie, Both equal=a|b|tie, tie=tie"  # complete: it replaces the usual words
     assert f"Other words: --outcome '{rule}';" in error_of(cli("eda", "votes.csv"))[-1]
     completed = "winner: Model A is better=a, Both equal=tie, tie=tie"
     assert cli("eda", "votes.csv", "--outcome", completed, "--json").json()["labelled"] == 4

@@ -154,9 +154,10 @@ def test_after_eda(cli: CLI, here: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_how_a_file_is_read_and_the_workspace_are_carried_over(
     cli: CLI, demo_files: Demo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = "".join(demo_files.train.read_text().splitlines(keepends=True)[:61])
-    text = text.replace("prompt,response_a,response_b", "问题,左,右", 1)
-    Path("数据 1.csv").write_text(text, encoding="gb18030")
+    header, *rows = demo_files.train.read_text().splitlines(keepends=True)
+    header = header.replace("prompt,response_a,response_b", "问题,左,右", 1)
+    Path("数据 1.csv").write_text(header + "".join(rows[:60]), encoding="gb18030")
+    Path("数据 2.csv").write_text(header + "".join(rows[-60:]), encoding="gb18030")
     given = ["--columns", "prompt=问题,response_a=左,response_b=右", "--encoding", "gb18030", "--workspace", "my ws"]
     done = cli("eda", "数据 1.csv", *given)
     how = "'数据 1.csv' --columns 'prompt=问题,response_a=左,response_b=右' --encoding gb18030"
@@ -170,7 +171,10 @@ def test_how_a_file_is_read_and_the_workspace_are_carried_over(
     assert report.startswith("prefcli report ")
     assert report.endswith(" --workspace 'my ws'")
     run_all(cli, [report], monkeypatch)
-    predicted = cli("predict", "数据 1.csv", *given)
+    itself = cli("predict", "数据 1.csv", *given, "--output", "itself.csv")
+    assert [command.split()[1] for command in commands_of(itself)] == ["report"]  # its score would mean nothing
+    predicted = cli("predict", "数据 2.csv", *given)
+    how = how.replace("1.csv", "2.csv")
     assert commands_of(predicted)[0] == f"prefcli score preds.csv {how} --workspace 'my ws'"
     (scored, _) = run_all(cli, commands_of(predicted), monkeypatch)
     assert "--columns" in commands_of(scored)[0]
@@ -200,11 +204,12 @@ def test_after_train_and_predict(cli: CLI, here: Path, monkeypatch: pytest.Monke
     done = cli("runs", "show", "runs/a b")
     assert commands_of(done) == ["prefcli report 'runs/a b' --output 'a b-2.html'"]  # the page is there
     run_all(cli, commands_of(done), monkeypatch)
-    predicted = cli("predict", "train.csv", "--model", "one", "--output", "known.csv")
-    assert commands_of(predicted) == ["prefcli score known.csv train.csv", "prefcli report one"]
+    write_csv(Path("new.csv"), [battle(i, i % 3) for i in range(40)])
+    predicted = cli("predict", "new.csv", "--model", "one", "--output", "known.csv")
+    assert commands_of(predicted) == ["prefcli score known.csv new.csv", "prefcli report one"]
     run_all(cli, commands_of(predicted), monkeypatch)
     for flags in (["--limit", "5"], ["--activation", "none"]):  # they cannot be scored against the whole file, or so
-        part = cli("predict", "train.csv", "--model", "one", "--output", "part.csv", "--force", *flags)
+        part = cli("predict", "new.csv", "--model", "one", "--output", "part.csv", "--force", *flags)
         assert commands_of(part) == ["prefcli report one --output one-2.html"]
     Path("test.csv").unlink()
     everything = cli("train", "train.csv", "--recipe", "fast", "--validation", "0", "--output", "all")

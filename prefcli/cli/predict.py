@@ -82,6 +82,7 @@ def run(
     summary = f"{plural(predicted.battles, 'battle')}, {predicted.battles_per_second:,.1f} battles/s"
     common.print_result(session, predicted, f"{predicted.output}: {summary}")
     can_be_scored = predicted.labelled > 0 and options.limit is None and options.activation == "softmax"
+    can_be_scored &= 2 * max((count or 0 for count in predicted.trained_on), default=0) < predicted.battles
     facts = {"can_be_scored": can_be_scored, "models": options.models}
     next_steps.show(session, next_steps.after_predict, battles, predicted.output, **facts)
 

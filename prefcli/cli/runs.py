@@ -211,7 +211,10 @@ def _print_details(details: RunDetails) -> None:
         )
     options = [
         [option.name, _text(option.value), option.origin, f"default {_text(option.default)}"]
+        if option.origin != "default"
+        else [option.name, _text(option.value), "other options", ""]
         for option in details.options
+        if option.name != "encoder" or run.encoder
     ]
     if options:
         common.print_table("Options that are not the defaults", ["", "value", "from", ""], options)

@@ -152,11 +152,9 @@ def _tie_share(source: SourceResult) -> str:
 
 
 def _held_out(score: Score | None) -> list[Any]:
-    from prefcli import metrics
-
     if score is None:
         return [0, "-", ""]
-    return [score.n, score.log_loss, metrics.describe_interval(score.log_loss_ci, score.log_loss_ci_reason)]
+    return [score.n, score.log_loss, common.interval(score.log_loss_ci)]
 
 
 def _print(trained: TrainResult, pushed: str | None) -> None:
@@ -182,7 +180,7 @@ def _print(trained: TrainResult, pushed: str | None) -> None:
         title = "Sources, each predicted as it votes"
         if left_out := len(trained.sources) - len(rows):
             title += f"; {left_out:,} smaller ones are in --json"
-        common.print_table(title, ["source", "battles", "ties", "held out", "log loss", ""], rows)
+        common.print_table(title, ["source", "battles", "ties", "held out", "log loss", "95 %"], rows)
     if pushed:
         common.say(f"{pushed}: pushed")
     common.print_text(f"run {trained.run.name}: {_describe(trained)}")

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from prefcli.outcomes import OUTCOMES, SOFT_LABEL_COLUMNS, TIE, WINNER_COLUMNS, A, B
 from prefcli.readers.cells import Location, excerpt
-from prefcli.readers.outcome_rules import UNKNOWN, Outcome
+from prefcli.readers.outcome_rules import TARGETS, UNKNOWN, Outcome
 from prefcli.readers.paths import as_text, is_missing
 
 MIN_SURE, MAX_DOUBTED = 0.9, 0.05
@@ -82,22 +82,27 @@ def winners(
             by_word = None
         outcome = by_word or by_name
         if outcome is None:
-            rule = f"--outcome '{column}: {_unknown(cells, own)}'"
+            rule = f"--outcome '{column}: {_to_complete(cells, own)}'"
             hint = f"{_EXPECTED} Other words: {rule}; not read: --columns {column}="
             raise location.error(f"unknown winner {excerpt(text)}", row=row, column=column, hint=hint)
         outcomes.append(outcome)
     return outcomes
 
 
-MAX_UNKNOWN = 6
+MAX_WORDS = 6
 
 
-def _unknown(cells: Sequence[object], own: Mapping[str, Outcome]) -> str:
-    """The words of a column that are unknown, to be completed by what each means."""
+def _to_complete(cells: Sequence[object], own: Mapping[str, Outcome]) -> str:
+    """A rule of a column's words: the unknown ones, to be completed by what each means, and the others with it.
+
+    A rule replaces the words that are known without one, so it must have them all.
+    """
     texts = dict.fromkeys(as_text(cell)[:40] for cell in cells if not is_missing(cell) and cell != "")
-    unknown = [text for text in texts if not (own.get(spelling(text)) or WINNERS.get(spelling(text)))]
-    rest = ", ..." if len(unknown) > MAX_UNKNOWN else ""
-    return ", ".join(f"{text}=a|b|tie" for text in unknown[:MAX_UNKNOWN]) + rest
+    known = {text: own.get(spelling(text)) or WINNERS.get(spelling(text)) for text in texts}
+    target = {outcome: name for name, outcome in TARGETS.items()}
+    words = [f"{text}={target[outcome] if outcome else 'a|b|tie'}" for text, outcome in known.items()]
+    words.sort(key=lambda word: not word.endswith("=a|b|tie"))
+    return ", ".join(words[:MAX_WORDS]) + (", ..." if len(words) > MAX_WORDS else "")
 
 
 def _model(text: str, names: Sequence[str | None]) -> Outcome | None:
