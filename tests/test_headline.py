@@ -265,7 +265,7 @@ def test_no_figure_is_minus_zero(capsys: Any) -> None:
     assert "0.0000" in (printed := capsys.readouterr().out)
     assert "-" not in printed
     effects = StyleEffects((StyleEffect("length", -0.001, -0.2, 0.2, 30),), ())
-    assert tables.style(effects)[1][0][1] == "+0.00"
+    assert tables.style(effects)[1][0][1] == "0.00"
 
 
 @pytest.mark.parametrize("details", [False, True])

@@ -351,7 +351,7 @@ def test_battles_that_are_predicted_do_not_take_part_in_the_fit(
     assert f"{expected.before:.4f} -> {expected.after:.4f} on {apart.sum():,} battles" in result["calibration"]
     assert expected.before != pytest.approx(fitted_weights(held_out).before, abs=1e-3)
     for member in members:
-        assert f"{len(chosen)} validation battles of {member.name} share a prompt" in result["err"]
+        assert f"{len(chosen)} validation battles of {member.name} with a prompt that is to be" in result["err"]
 
 
 def test_runs_with_different_splits_are_blended_on_what_both_held_out(

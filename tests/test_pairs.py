@@ -437,5 +437,5 @@ def test_rank_writes_pairs_from_the_command_and_from_python(cli: Any, features_r
     assert "--pairs-select needs --pairs FILE" in cli("rank", *flags, "--force", "--pairs-select", "all").err
     assert "is named as two outputs" in cli("rank", *flags, "--pairs", "ranked.jsonl", "--force").err
     assert "cannot tell the format of pairs.csv" in cli("rank", *flags, "--force", "--pairs", "pairs.csv").err
-    with pytest.raises(TypeError, match="pairs_select needs pairs=FILE"):
+    with pytest.raises(InputError, match="pairs_select is for a file of pairs"):
         prefcli.rank("answers.jsonl", "x.jsonl", models=[features_run], pairs_select="all")

@@ -175,7 +175,9 @@ def test_train_prints_resolved_options_and_a_json_result(cli: CLI, demo_files: D
     done = cli("train", demo_files.train, "--encoder", "tiny", "--limit", 120, "--json")
     assert done.code == 0, done.err
     result = done.json()
-    assert set(result) == {"run", "encoder", "validation", "seconds", "battles_per_second", "outcomes", "unseen"}
+    assert set(result) == {
+        "run", "encoder", "validation", "seconds", "battles_per_second", "outcomes", "unseen", "sources",
+    }  # fmt: skip
     assert sum(result["outcomes"]) + result["validation"]["n"] == 120
     assert result["validation"]["n"] > 0
     assert {"log_loss", "prior_log_loss", "uniform_log_loss"} <= set(result["validation"])
