@@ -85,9 +85,12 @@ def _label_errors(source: Source, workspace: Workspace, reporter: Reporter) -> l
             remember=False,
             reporter=reporter,
         ).run
-        held_out = runs.read_validation(run)
+        held_out, sources = runs.read_validation(run), runs.sources_of(runs.read_config(run))
     probabilities = metrics.softmax(held_out.logits)
-    if problem := not_better_than_prior(probabilities, held_out.labels, held_out.keys):
+    base = None
+    if sources is not None and held_out.sources is not None:
+        base = metrics.softmax(sources.held_out_bases(held_out.sources, held_out.labels))
+    if problem := not_better_than_prior(probabilities, held_out.labels, held_out.keys, base=base):
         reporter.warn(f"no label errors are named: {problem}")
         return None
     return trouble.label_errors(held_out.ids, np.asarray(held_out.labels), probabilities)
