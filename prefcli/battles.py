@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -63,6 +64,10 @@ def user_path(path: PathLike) -> Path:
 
 STANDARD_INPUT = Path("-")
 """The file name that stands for standard input."""
+
+
+SHARD_NUMBER = re.compile(r"-\d{5}-of-\d{5}$")
+"""The end of the stem of a file that is a part of a data set, as Hugging Face's `datasets` names them."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +127,20 @@ class Source:
 
     @property
     def file_sources(self) -> tuple[str, ...]:
-        """The name of the source that each file is: its stem, or more of its path; empty unless files are sources."""
-        if self.source is not None or len(self.paths) < 2:
+        """The name of the source that each file is: its stem, or more of its path; empty unless files are sources.
+
+        Parts of one data set, such as ``train-00000-of-00004.parquet``, are one source.
+        """
+        if self.source is not None:
             return ()
         paths = [path.with_suffix("") if path.suffix in (".gz", ".zip") else path for path in self.paths]
-        by_length = ([path.stem for path in paths], [path.name for path in self.paths], list(map(str, self.paths)))
-        return tuple(next((names for names in by_length if len(set(names)) == len(names)), by_length[-1]))
+        wholes = [path.with_name(SHARD_NUMBER.sub("", path.stem) + path.suffix) for path in paths]
+        different = list(dict.fromkeys(wholes))
+        if len(different) < 2:
+            return ()
+        by_length = ([path.stem for path in different], [path.name for path in different], list(map(str, different)))
+        names = next((names for names in by_length if len(set(names)) == len(names)), by_length[-1])
+        return tuple(names[different.index(whole)] for whole in wholes)
 
     def to_json(self) -> dict[str, object]:
         """The source as JSON, with absolute paths."""

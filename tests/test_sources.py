@@ -70,6 +70,9 @@ def test_files_of_one_name_in_two_folders_are_two_sources() -> None:
     assert Source((Path("a/votes.csv"), Path("b/votes.csv.gz"))).file_sources == ("votes.csv", "votes.csv.gz")
     assert Source((Path("a/votes.csv"), Path("b/votes.csv"))).file_sources == ("a/votes.csv", "b/votes.csv")
     assert Source((Path("a.csv"), Path("b.csv")), source="who").file_sources == ()
+    parts = [Path(f"train-0000{number}-of-00002.parquet") for number in (0, 1)]
+    assert Source(tuple(parts)).file_sources == ()
+    assert Source((*parts, Path("ours.csv"))).file_sources == ("train", "train", "ours")
 
 
 def test_a_column_says_whose_votes_battles_are_and_an_empty_cell_is_a_source_too(
