@@ -191,6 +191,8 @@ def test_after_preprocess(cli: CLI, here: Path, monkeypatch: pytest.MonkeyPatch)
     workspace = Workspace(here / ".prefcli")
     assert find_data(None, workspace, TrainOptions(), SILENT).text == "raw"  # what train without a file trains on
     assert commands_of(cli("preprocess", "test.csv")) == ["prefcli predict test.csv"]
+    write_csv(Path("few.csv"), [battle(0)])
+    assert commands_of(cli("preprocess", "few.csv")) == []  # nothing can be held out of it
 
 
 def test_after_train_and_predict(cli: CLI, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

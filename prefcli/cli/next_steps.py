@@ -155,10 +155,11 @@ def after_preprocess(session: Session, source: Source, labelled: int) -> list[Ad
     """Train on what is cached, or predict."""
     commands = Commands(session)
     if labelled:
-        return [
+        steps = [
             Advice("train on this text", commands.of("train")),
             Advice("or on text statistics, in minutes and without an encoder", commands.of("train", "--recipe fast")),
         ]
+        return steps if labelled >= MIN_PROMPTS else []
     if session.workspace.latest("train") and not _is_read_once(source):
         return [Advice("what the latest run predicts", commands.on_file("predict", source))]
     return []
@@ -264,13 +265,14 @@ def after_runs(session: Session, summaries: Sequence[RunSummary], *, filtered: b
     commands = Commands(session)
     if not summaries and not filtered:
         return [after_nothing(commands)]
-    scored = sorted((run for run in summaries if run.log_loss is not None), key=lambda run: run.log_loss or 0.0)
+    scored = [run for run in summaries if run.log_loss is not None]
+    scored.sort(key=lambda run: (run.log_loss_ci is None, run.log_loss))  # scores of a few battles say little
     steps = []
     for run in summaries:
         if run.status == "unfinished":
             steps.append(Advice(f"continue {run.name}", commands.of("train --resume", quote(run.name))))
             break
-    pairs = itertools.combinations(scored, 2)
+    pairs = itertools.combinations([run for run in scored if run.log_loss_ci is not None], 2)
     alike = next(((first, second) for first, second in pairs if first.held_out == second.held_out), None)
     if alike is not None:
         names = [quote(run.name) for run in alike]
