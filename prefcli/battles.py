@@ -66,8 +66,8 @@ STANDARD_INPUT = Path("-")
 """The file name that stands for standard input."""
 
 
-SHARD_NUMBER = re.compile(r"-\d{5}-of-\d{5}$")
-"""The end of the stem of a file that is a part of a data set, as Hugging Face's `datasets` names them."""
+SHARD_NUMBER = re.compile(r"-\d{5}-of-\d{5}(?=\.|$)")
+"""What the name of a file that is a part of a data set has more, as Hugging Face's `datasets` names them."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,12 @@ class Source:
         """
         if self.source is not None:
             return ()
-        paths = [path.with_suffix("") if path.suffix in (".gz", ".zip") else path for path in self.paths]
-        wholes = [path.with_name(SHARD_NUMBER.sub("", path.stem) + path.suffix) for path in paths]
+        wholes = [path.with_name(SHARD_NUMBER.sub("", path.name)) for path in self.paths]
         different = list(dict.fromkeys(wholes))
         if len(different) < 2:
             return ()
-        by_length = ([path.stem for path in different], [path.name for path in different], list(map(str, different)))
+        unpacked = [path.with_suffix("") if path.suffix in (".gz", ".zip") else path for path in different]
+        by_length = ([path.stem for path in unpacked], [path.name for path in different], list(map(str, different)))
         names = next((names for names in by_length if len(set(names)) == len(names)), by_length[-1])
         return tuple(names[different.index(whole)] for whole in wholes)
 
