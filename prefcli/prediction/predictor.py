@@ -107,7 +107,8 @@ class Predictor:
 
     def __repr__(self) -> str:
         folders = ", ".join(repr(str(folder)) for folder in self.folders)
-        return f"Predictor({folders}, swap_average={self._swap_average}, calibrated={self._calibrated})"
+        source = "" if self._as_source is None else f", as_source={self._as_source!r}"
+        return f"Predictor({folders}, swap_average={self._swap_average}, calibrated={self._calibrated}{source})"
 
     @overload
     def predict(self, prompt: Text, response_a: Text, response_b: Text) -> Probabilities: ...
