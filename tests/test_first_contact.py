@@ -146,6 +146,8 @@ def test_a_file_of_a_similar_name_is_suggested_and_a_folder_names_its_file(cli: 
     for arguments in (["eda", "data"], ["train", "data"], ["predict", "data"], ["score", "data", train]):
         expected = ["expected a file, found a folder", "in data", "Name a file: data/votes.csv."]
         assert error_of(cli(*arguments)) == expected, arguments
+    Path("data/config.json").write_text('{"options": {}, "outcomes": []}')
+    assert error_of(cli("predict", "data"))[2] == "It is a run: --model names runs."
 
 
 def test_a_tilde_is_the_home_folder_in_flags_options_and_configurations(

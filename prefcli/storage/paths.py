@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prefcli.errors import InputError, closest_name
-from prefcli.storage import files
+from prefcli.storage import files, runs
 
 PAGE_SUFFIXES = (".html", ".htm")
 _ADDRESS = re.compile(r"(https?|ftp|s3|gs|hf):/")
@@ -47,7 +47,8 @@ def check_inputs(paths: Iterable[Path]) -> None:
         if is_folder:
             inside = [name for name in _names_in(path) if not name.startswith(".") and (path / name).is_file()]
             example = f": {path / sorted(inside)[0]}" if inside else ""
-            raise InputError("expected a file, found a folder", where=str(path), hint=f"Name a file{example}.")
+            hint = "It is a run: --model names runs." if runs.is_run(path) else f"Name a file{example}."
+            raise InputError("expected a file, found a folder", where=str(path), hint=hint)
 
 
 def _similar_name(name: str, others: Iterable[str]) -> str:
