@@ -67,6 +67,13 @@ def modules_in_order() -> list[str]:
     return re.findall(r"^\| `(\w+)(?:\.py|/)` \|", text, flags=re.MULTILINE)
 
 
+def test_blocks_of_code_begin_on_a_line_of_their_own() -> None:
+    """A block that was wrapped as text is neither run nor shown as code."""
+    for path in DOCS:
+        text = path.read_text(encoding="utf-8")
+        assert re.findall(r"^.*[^\s`>].*```.*$|^ *```\w+ +\S.*$", text, flags=re.M) == [], path.name
+
+
 def test_the_architecture_lists_every_module() -> None:
     hidden = {"__init__", "__main__", "__pycache__", "py"}
     names = {path.name.removesuffix(".py") for path in (ROOT / "prefcli").iterdir()}

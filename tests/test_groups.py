@@ -94,8 +94,10 @@ def test_an_unknown_column_is_refused_with_what_there_is(tmp_path: Path) -> None
     assert raised.value.where == str(path)
     with pytest.raises(InputError, match="Did you mean script"):
         groups_of(path, "scripts")
-    with pytest.raises(InputError, match="(?s)takes a column.*--by also script, length, turns, models"):
+    with pytest.raises(InputError, match="(?s)a column.*--by also takes script, length, turns, models"):
         groups_of(path, "nothing_like_it")
+    with pytest.raises(InputError, match="several files of votes, or named by --source"):
+        groups_of(path, "source")
 
 
 def test_one_file_with_the_column_and_one_without_are_refused(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from prefcli.readers.outcome_search import find_outcome
 from prefcli.readers.paths import Places, is_missing, normalise, parse_places
 from prefcli.readers.refusals import no_layout
 
-COLUMN_OR_COMPUTED = f"--annotator takes a column or a path into one (a.b.0), --by also {', '.join(groups.COMPUTED)}"
+COLUMN_OR_COMPUTED = f"Groups are a column, or a path into one (a.b.0); --by also takes {', '.join(groups.COMPUTED)}"
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ def _group_places(source: Source, columns: Sequence[str], where: str) -> Places:
         if by in groups.COMPUTED or (by == SOURCE and (source.source or source.file_sources)):
             return ()
         hint = did_you_mean(by, [*columns, *groups.COMPUTED])
+        if by == SOURCE:
+            hint = "Sources are several files of votes, or named by --source COLUMN."
         raise InputError(error.what, where=where, hint=hint or f"{COLUMN_OR_COMPUTED}.") from None
 
 
