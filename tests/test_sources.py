@@ -25,6 +25,7 @@ from prefcli.models import features
 from prefcli.models.features import booster as boosting
 from prefcli.options import TrainOptions
 from prefcli.pipeline.stages import preprocess_stage, read_stage
+from prefcli.pipeline.train import _with_named_files
 from prefcli.prediction import blending
 from prefcli.reporting import Silent
 from prefcli.storage import runs
@@ -64,6 +65,25 @@ def test_each_of_several_files_is_a_source_and_one_file_is_read_as_before(tmp_pa
     alone = read_stage(one, workspace)
     assert alone.table().schema.remove_metadata() == BATTLE_SCHEMA.remove_metadata()
     assert not {"source", "by"} & alone.metadata["options"].keys()
+
+
+def test_a_validation_file_of_other_voters_needs_no_column_of_sources(tmp_path: Path, workspace: Workspace) -> None:
+    def write(name: str, votes: str) -> Path:
+        (tmp_path / name).write_text(votes)
+        return tmp_path / name
+
+    votes = write("votes.csv", "prompt,response_a,response_b,winner,who\nq,a,b,a,x\nr,a,b,b,y\n")
+    source = Source.of(votes, source="who")
+    data = selection.RunData(preprocess_stage(read_stage(source, workspace), workspace, "raw"), source, "", "raw")
+    for path, has_column in (
+        (write("same.csv", "prompt,response_a,response_b,winner,who\ns,a,b,a,x\n"), True),
+        (write("other.csv", "prompt,response_a,response_b,winner\ns,a,b,a\n"), False),
+    ):
+        options, said = TrainOptions(validation_file=str(path)), Recorder()
+        held_out = _with_named_files(data, options, workspace, said).validation
+        assert held_out is not None
+        assert ("source" in held_out.columns) == has_column
+        assert any("has no column who" in line for line in said.lines) != has_column
 
 
 def test_files_of_one_name_in_two_folders_are_two_sources() -> None:

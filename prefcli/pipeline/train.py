@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefcli import readers
 from prefcli.battles import PathLike, Source, SourceLike, user_path
 from prefcli.compute.distributed import World, from_environment, process_group
 from prefcli.data.selection import RunData, select
@@ -306,7 +307,8 @@ def _with_named_files(data: RunData, options: TrainOptions, workspace: Workspace
     """The data with the battles of ``--validation-file`` and the digest of ``--soft-labels``."""
     validation, digest = None, None
     if options.validation_file is not None:
-        battles = read_stage(data.source.like(options.validation_file), workspace, reporter)
+        source = _without_absent_source(data.source.like(options.validation_file), reporter)
+        battles = read_stage(source, workspace, reporter)
         validation = preprocess_stage(battles, workspace, data.text, reporter=reporter)
     if options.soft_labels is not None:
         try:
@@ -314,6 +316,20 @@ def _with_named_files(data: RunData, options: TrainOptions, workspace: Workspace
         except OSError as error:
             raise InputError(f"cannot read the soft labels: {error.strerror}", where=options.soft_labels) from None
     return dataclasses.replace(data, validation=validation, soft_labels_sha256=digest)
+
+
+def _without_absent_source(held_out: Source, reporter: Reporter) -> Source:
+    """How validation battles are read: those of other voters need no column that says whose votes they are."""
+    if held_out.source is None:
+        return held_out
+    without = dataclasses.replace(held_out, source=None)
+    readers.open_battles(without)  # what else is wrong with it
+    try:
+        readers.open_battles(held_out)
+    except InputError:
+        reporter.note(f"{held_out} has no column {held_out.source}: predicted as no source of its own")
+        return without
+    return held_out
 
 
 def _check_soft_labels(data: RunData, path: Path, workspace: Workspace, reporter: Reporter) -> None:
