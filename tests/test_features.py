@@ -25,6 +25,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import languages
+
 from prefcli import metrics, readers
 from prefcli.battles import make_batch
 from prefcli.data import synthetic
@@ -39,6 +42,7 @@ from prefcli.models.features.model import INNER_FOLDS, table
 from prefcli.models.features.names import ANSWER_STATISTICS, PAIR_STATISTICS, PHRASES, TEXT_STATISTICS
 from prefcli.models.features.statistics import BUCKETS, Features
 from prefcli.outcomes import SWAPPED
+from prefcli.training.fit_features import FeaturesFitter
 
 TURNS = pa.list_(pa.string())
 Turns = list[str | None]
@@ -223,7 +227,9 @@ def test_chunks_change_nothing(monkeypatch, size, number):
     whole = statistics.extract(as_batch(rows))
     chunks: list[int] = []
     measure = statistics._measure
-    monkeypatch.setattr(statistics, "_measure", lambda part: chunks.append(part.num_rows) or measure(part))
+    monkeypatch.setattr(
+        statistics, "_measure", lambda part, version: chunks.append(part.num_rows) or measure(part, version)
+    )
     monkeypatch.setattr(statistics, "CHUNK_BYTES", size)
     monkeypatch.setattr(statistics, "CHUNK_BATTLES", number)
     same(statistics.extract(as_batch(rows)), whole)
@@ -568,6 +574,14 @@ def test_the_demo_is_predicted_far_better_than_by_the_prior(trained):
     assert metrics.log_loss(probabilities, labels) < metrics.prior_log_loss(labels) - 0.1
 
 
+def test_a_preference_for_some_words_is_learnt_without_spaces_between_words():
+    """The small version of benchmarks/languages.py."""
+    votes = languages.make_votes(1200, seed=2)
+    english, *others = (languages.held_out_loss(votes, language, 300) for language in ("English", "Thai", "Burmese"))
+    assert english < metrics.prior_log_loss(votes.labels[-300:]) - 0.15
+    assert others == pytest.approx([english] * 2, abs=0.06)
+
+
 def test_importances_name_the_word_score_first_and_sum_to_one(trained):
     importances = trained.model.importances()
     assert importances[0][0] == names.WORD_SCORE
@@ -896,6 +910,21 @@ def changed(folder: Path, **changes: Any) -> None:
 def test_a_manifest_that_does_not_fit_is_refused(folder, changes, says):
     changed(folder, **changes)
     refused(folder, says)
+
+
+def test_a_model_of_earlier_statistics_predicts_and_is_not_part_of_a_resumed_training(folder):
+    fold: Any = SimpleNamespace(folder=folder)
+    battles = as_batch([(["ภาษาไทย"], ["ภาษา ไทย"], ["ภาษาไทยภาษาไทย"])])
+    fitter = FeaturesFitter.__new__(FeaturesFitter)
+    now = fitter._load_fitted(fold)
+    assert now is not None
+    changed(folder, features=2)
+    before = models.load(folder)
+    np.testing.assert_array_equal(
+        np.exp(before.logits(battles)[0]), now.probabilities(statistics.extract(battles, version=2))
+    )
+    assert (before.logits(battles)[0] != now.logits(battles)[0]).any()
+    assert fitter._load_fitted(fold) is None
 
 
 @pytest.mark.parametrize(

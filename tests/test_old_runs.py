@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import Result
 
+from prefcli.battles import make_batch
+from prefcli.models import features
 from prefcli.prediction import calibration
 from prefcli.storage import runs
 
@@ -42,6 +45,29 @@ def test_a_run_predicts_what_it_predicted_when_it_was_made(run: str, cli: Cli) -
         held_out = runs.read_validation(Path("runs/folds"))
         now = calibration.calibrate([held_out.logits], held_out.labels, held_out.keys).apply([now])
     assert now == pytest.approx(probabilities(f"predictions/{run}.csv"), abs=1e-5 if run == "folds" else 1e-6)
+
+
+def test_a_features_run_reads_other_scripts_as_when_it_was_made(tmp_path: Path) -> None:
+    """The probabilities are those of the release that measured all texts as this run's training battles were."""
+    thai, burmese, hindi, arabic, english = (
+        "ภาษาไทยสวยงามมาก เด็กไปโรงเรียนทุกวัน", "မြန်မာဘာသာစကား။ ကျောင်းသားများ",
+        "हिन्दी भाषा। हिन्दी भाषा, क्\u200dष। हिन्दी।", "مرحبا، عالم؟ مرحبا عالم", "plain words, plain words",
+    )  # fmt: skip
+    rows = [(thai, thai, burmese), (burmese, hindi, thai), (hindi, arabic, hindi), (english, english, burmese)]
+    turns = pa.list_(pa.string())
+    texts = zip(("prompt", "response_a", "response_b"), zip(*rows, strict=True), strict=True)
+    columns = {name: pa.array([[text] for text in column], turns) for name, column in texts}
+    battles = make_batch({"id": pa.array(["1", "2", "3", "4"]), **columns})
+    run = features.load(Path("runs/features"))
+    then = [
+        [0.34378949, 0.42602823, 0.23018229],
+        [0.35206954, 0.39347937, 0.25445110],
+        [0.43911615, 0.34590293, 0.21498092],
+        [0.36091002, 0.47156743, 0.16752255],
+    ]
+    assert np.exp(run.logits(battles)[0]) == pytest.approx(np.array(then), abs=1e-7)
+    run.save(tmp_path / "copy")
+    assert features.load(tmp_path / "copy").version == run.version == 2
 
 
 @pytest.mark.slow

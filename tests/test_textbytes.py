@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,22 +21,29 @@ ANY_TEXT = st.one_of(
     st.text(
         st.sampled_from("aAzZ09 \n\t'’.,-_*`#é\u00a0ª«ßЖ中々，。かー한ก\u0301\u200d\ufe0f😀👍\x00\x7f\x85"), max_size=40
     ),
+    st.text(st.sampled_from("a 中😀·กเาำ็๏๒ຂແາကမ္်ါ။កំ្ខ។ꦏ꧀ꦸ꧉हिं्।\u200c\u200dབོ་שـ،؟ế֊"), max_size=40),
 )
 unhurried = settings(deadline=None, max_examples=100)
 
+OTHER_SCRIPT = re.compile("[\u0580-\u1fff\ua980-\uaadf]")
+CLUSTERED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u1b00-\u1b7f\ua980-\ua9ff\uaa60-\uaadf]"
+)
+STACKING = (0x1039, 0x17D2, 0x1A60, 0x1B44, 0xA9C0)  # the next consonant is written below
 
-def words_of(*texts: str) -> list[list[str]]:
+
+def words_of(*texts: str, clusters: bool = True) -> list[list[str]]:
     """The words of some texts that are measured together."""
-    many, words = measured(texts)
+    many, words = measured(texts, clusters=clusters)
     found: list[list[str]] = [[] for _ in texts]
     for text, start, end in zip(words.text, words.starts, words.ends, strict=True):
         found[text].append(bytes(many.data[start:end]).decode())
     return found
 
 
-def measured(texts: Sequence[str]) -> tuple[Texts, Words]:
+def measured(texts: Sequence[str], *, clusters: bool = True) -> tuple[Texts, Words]:
     many = Texts.from_arrow(pa.array(texts, pa.string()))
-    return many, Words.from_texts(many, PrefixHashes.from_texts(many))
+    return many, Words.from_texts(many, PrefixHashes.from_texts(many), clusters=clusters)
 
 
 def kind(character: str) -> str:
@@ -55,15 +63,28 @@ def kind(character: str) -> str:
     return "alone" if 0x3000 <= code <= 0xDFFF or code > 0xFFFF else "part"
 
 
-def slow_words(text: str) -> list[str]:
-    found, going = [], False
-    for character in text:
+def slow_words(text: str, *, clusters: bool = True) -> list[str]:
+    found: list[str] = []
+    in_word = going = False
+    for before, character, after in zip(" " + text, text, text[1:] + " ", strict=False):
         what = kind(character)
-        if what == "part" and going:
+        if clusters and OTHER_SCRIPT.match(character):
+            category = unicodedata.category(character)[0]
+            if category == "P":
+                what = "separates"
+            elif CLUSTERED.match(character):
+                what = "alone"
+                is_mark = category not in "LNS" or character in "ะาำๅະາຳຽ"
+                belongs = is_mark or before in "เแโใไເແໂໃໄ" or ord(before) in STACKING or after in "\u1039\u103a"
+                if in_word and CLUSTERED.match(before) and belongs:
+                    what = "joins"
+        elif clusters and character in "\u200c\u200d" and in_word and "\u0800" <= before < "\u2000":
+            what, going = "part", True
+        if what == "joins" or (what == "part" and going):
             found[-1] += character
         elif what != "separates":
             found.append(character)
-        going = what == "part"
+        in_word, going = what != "separates", what == "part"
     return found
 
 
@@ -87,21 +108,38 @@ def slow_words(text: str) -> list[str]:
         ("！hello，ok（yes）", ["hello", "ok", "yes"]),
         ("人々、〆切・「か」", ["人", "々", "〆", "切", "・", "か"]),
         ("한국어abc漢字", ["한", "국", "어", "abc", "漢", "字"]),
-        ("ภาษาไทย हिन्दी", ["ภาษาไทย", "हिन्दी"]),
+        ("ภาษาไทย เด็กๆ 2คน", ["ภา", "ษา", "ไท", "ย", "เด็", "ก", "ๆ", "2", "ค", "น"]),
+        ("ພາສາລາວ ແມ່ນ້ຳ", ["ພາ", "ສາ", "ລາ", "ວ", "ແມ່", "ນ້ຳ"]),
+        ("ကျောင်းသား၊ အဂ္ဂ။", ["ကျောင်း", "သား", "အဂ္ဂ"]),
+        ("ភាសាខ្មែរ។", ["ភា", "សា", "ខ្មែ", "រ"]),
+        ("ꦱꦸꦏ꧀ꦩ꧉ ᬩᬮᬶᬅᬓ᭄ᬱᬭ", ["ꦱꦸ", "ꦏ꧀ꦩ", "ᬩ", "ᬮᬶ", "ᬅ", "ᬓ᭄ᬱ", "ᬭ"]),
+        ("བོད་སྐད་ཡིན།", ["བོད", "སྐད", "ཡིན"]),
+        ("हिन्दी, भाषा। क्\u200dष श्री\u200cमान् ශ්\u200dරී", ["हिन्दी", "भाषा", "क्\u200dष", "श्री\u200cमान्", "ශ්\u200dරී"]),
+        ("می\u200cخواهم؟ שלום־עולם ሰላም፡ዓለም።", ["می", "خواهم", "שלום", "עולם", "ሰላም", "ዓለም"]),
+        ("Tiếng Việt", ["Tiếng", "Việt"]),
+        ("กab中ขc😀ก้", ["ก", "ab", "中", "ข", "c", "😀", "ก้"]),
         ("fun😀fun👍🏽", ["fun", "😀", "fun", "👍", "🏽"]),
         ("👨\u200d👩", ["👨", "👩"]),
         ("a\x00b\x07c\x7fd\x85e", ["a", "b", "c", "d", "e"]),
-        ("مرحبا، عالم", ["مرحبا،", "عالم"]),
+        ("مرحبا، عالم", ["مرحبا", "عالم"]),
     ],
 )
 def test_words_are_runs_of_letters_and_digits(text, words):
     assert words_of(text) == [words]
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("ภาษาไทย हिन्दी।", ["ภาษาไทย", "हिन्दी।"]), ("مرحبا، عالم", ["مرحبا،", "عالم"]), ("क्\u200dष", ["क्", "ष"])],
+)
+def test_earlier_models_see_the_words_that_they_were_trained_on(text, words):
+    assert words_of(text, clusters=False) == [words]
+
+
 @unhurried
-@given(st.lists(ANY_TEXT, max_size=5))
-def test_words_are_those_of_a_slow_loop_over_characters(texts):
-    assert words_of(*texts) == [slow_words(text) for text in texts]
+@given(st.lists(ANY_TEXT, max_size=5), st.booleans())
+def test_words_are_those_of_a_slow_loop_over_characters(texts, clusters):
+    assert words_of(*texts, clusters=clusters) == [slow_words(text, clusters=clusters) for text in texts]
 
 
 @unhurried

@@ -90,9 +90,10 @@ class FeaturesFitter:
 
     def _load_fitted(self, fold: Fold) -> models.FeaturesModel | None:
         try:
-            return models.load(fold.folder)
+            model = models.load(fold.folder)
         except ModelError:
             return None
+        return model if model.version == statistics.VERSION else None  # the battles are measured for this one
 
     def _reporting(self, name: str, progress: Progress) -> Callable[[str, float, float], None]:
         """Reports the rounds of one fold; those to come are expected to be like those that are done."""

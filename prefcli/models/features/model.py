@@ -81,6 +81,8 @@ class FeaturesModel:
     """By source, a booster whose scores are added where a prediction is for that source."""
     as_source: str | None = None
     """The source that :meth:`logits` predicts for; None for all of them."""
+    version: int = statistics.VERSION
+    """Of the statistics that it was trained on."""
 
     def probabilities(self, battles: Features) -> Array:
         """Probabilities ``[n, 3]``, the mean over both orders of the answers."""
@@ -113,7 +115,7 @@ class FeaturesModel:
 
         The second are a permutation of the first, because a prediction is already the mean over both orders.
         """
-        battles = statistics.extract(batch)
+        battles = statistics.extract(batch, self.version)
         if self.lacks_base:
             logits = self.scores(battles, [self.as_source] * len(battles))
         else:
@@ -150,7 +152,7 @@ class FeaturesModel:
             save_file({"word_weights": self.word_weights, "prior": self.prior}, temporary)
         manifest = {
             "format": BASE_FORMAT if self.lacks_base else FORMAT,
-            "features": statistics.VERSION,
+            "features": self.version,
             "columns": list(COLUMNS),
             "boosted": self.booster is not None,
             "sha256": {name: files.sha256(folder / name) for name in (BOOSTER, WEIGHTS, *deviations)},
@@ -191,7 +193,14 @@ def load(folder: Path, *, threads: int = 0, as_source: str | None = None) -> Fea
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise _unusable(f"the model cannot be loaded: {one_line(error)}", folder) from None
     return FeaturesModel(
-        weights, prior, booster, threads, lacks_base=lacks_base, deviations=by_source, as_source=as_source
+        weights,
+        prior,
+        booster,
+        threads,
+        lacks_base=lacks_base,
+        deviations=by_source,
+        as_source=as_source,
+        version=manifest["features"],
     )
 
 
@@ -211,9 +220,9 @@ def _check_manifest(manifest: Any, folder: Path) -> None:
         raise _unusable(f"{MANIFEST} is damaged: it holds no JSON object", folder)
     if manifest.get("format") == BASE_FORMAT:
         manifest = {**manifest, "format": FORMAT}
-    for name, expected in (("format", FORMAT), ("features", statistics.VERSION), ("columns", list(COLUMNS))):
-        if manifest.get(name) != expected:
-            values = "" if name == "columns" else f" ({manifest.get(name)}, here {expected})"
+    for name, readable in (("format", (FORMAT,)), ("features", statistics.VERSIONS), ("columns", (list(COLUMNS),))):
+        if manifest.get(name) not in readable:
+            values = "" if name == "columns" else f" ({manifest.get(name)}, here {readable[-1]})"
             raise _unusable(f"{MANIFEST} was written by another version of prefcli: its {name} differ{values}", folder)
 
 

@@ -40,8 +40,11 @@ if TYPE_CHECKING:
 Statistics = NDArray[np.float32]
 Columns = dict[str, NDArray[np.generic]]
 
-VERSION = 2
-"""Raise when the same battle would give other numbers: models saved before are then refused."""
+VERSION = 3
+"""Raise when the same battle would give other numbers."""
+VERSION_WITHOUT_CLUSTERS = 2
+"""Models of this version are measured as they were trained, see :func:`.textbytes.word_bounds`."""
+VERSIONS = (VERSION_WITHOUT_CLUSTERS, VERSION)
 
 BUCKETS = 1 << 18
 """Words and word pairs are counted by their hash modulo this."""
@@ -89,12 +92,12 @@ class Features:
         )
 
 
-def extract(batch: pa.RecordBatch) -> Features:
-    """Measure the battles of a canonical batch (see :mod:`prefcli.battles`).
+def extract(batch: pa.RecordBatch, version: int = VERSION) -> Features:
+    """Measure the battles of a canonical batch (see :mod:`prefcli.battles`), as one of :data:`VERSIONS` does.
 
     Beyond the result, memory does not grow with the batch.
     """
-    return Features.concatenate([_measure(part) for part in _chunks(batch)])
+    return Features.concatenate([_measure(part, version) for part in _chunks(batch)])
 
 
 def _chunks(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -123,12 +126,13 @@ def _join_turns(column: pa.ListArray) -> pa.Array:
     return pc.binary_join(pa.ListArray.from_arrays(offsets, column.flatten().fill_null("")), TURN_SEPARATOR)
 
 
-def _measure(batch: pa.RecordBatch) -> Features:
+def _measure(batch: pa.RecordBatch, version: int) -> Features:
     """:func:`extract` for a few battles: their 3n texts together, prompts first, then A, then B."""
     n = batch.num_rows
     columns = [batch.column(name) for name in TEXT_FIELDS]
     joined = [_join_turns(column) for column in columns]
-    counts = _TextCounts.from_texts(Texts.from_arrow(pa.concat_arrays(joined)))
+    texts = Texts.from_arrow(pa.concat_arrays(joined))
+    counts = _TextCounts.from_texts(texts, clusters=version > VERSION_WITHOUT_CLUSTERS)
     turns = np.concatenate([_count_turns(column) for column in columns])
     statistics = _text_statistics(counts, turns)
     overlaps, pair = _overlap_statistics(counts, n)
@@ -167,9 +171,9 @@ class _TextCounts:
     """Keys of the distinct words of at least :data:`LONG_WORD` bytes."""
 
     @staticmethod
-    def from_texts(texts: Texts) -> _TextCounts:
+    def from_texts(texts: Texts, *, clusters: bool) -> _TextCounts:
         prefix_hashes = PrefixHashes.from_texts(texts)
-        words = Words.from_texts(texts, prefix_hashes)
+        words = Words.from_texts(texts, prefix_hashes, clusters=clusters)
         ngrams = tuple(textbytes.unique_counts(textbytes.keys(*words.ngrams(length)[:2])) for length in (1, 2, 3))
         is_long = words.ends - words.starts >= LONG_WORD
         long_words, _ = textbytes.unique_counts(textbytes.keys(words.text[is_long], words.hashes[is_long]))

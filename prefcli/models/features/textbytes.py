@@ -4,15 +4,17 @@ A Python loop over characters or words handles about a megabyte a second; the ar
 lie one after the other as UTF-8, words are positions in it, and everything is compared by 64-bit hashes. This module
 knows nothing about battles or about what is worth counting (see :mod:`prefcli.models.features.statistics`).
 
-A word is a run of letters, digits and bytes beyond ASCII. Characters of scripts that are written without spaces, and
-emoji, are words by themselves. Punctuation separates, the typographic and the full-width kind included: "don’t" is
-two words. That of other scripts (the Arabic comma, for example) belongs to the word it touches.
+A word is a run of letters, marks, digits and bytes beyond ASCII. Chinese, Japanese and Korean characters and emoji are
+words by themselves. Other scripts written without spaces between words (Thai, Lao, Burmese, Khmer, relatives)
+are cut into clusters: a letter with the marks, the vowels and the subjoined or final consonants that belong to it.
+Punctuation separates, that of other scripts and the full-width kind included: "don’t" is two words.
 """
 
 from __future__ import annotations
 
 import functools
 import string
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,6 +74,48 @@ def _separators() -> Flags:
 
 
 _SEPARATORS = _separators()
+_ZWNJ, _ZWJ = 0x200C, 0x200D
+"""Within words of Indic scripts; elsewhere they separate."""
+
+_CLUSTERED, _STARTS, _JOINS_NEXT, _JOINS_PREVIOUS = 1, 2, 4, 8
+"""Flags of a character in a script that is cut into clusters: that it is one; that it starts a cluster, unless the
+character before it joins the next or the one after it joins the previous."""
+
+_CLUSTER_SCRIPTS = (
+    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19DF), (0x1A20, 0x1AAF), (0x1B00, 0x1B7F),
+    (0xA980, 0xA9FF), (0xAA60, 0xAADF),
+)  # fmt: skip
+"""Thai, Lao; Burmese; Khmer; Tai Le, New Tai Lue; Tai Tham; Balinese; Javanese; extended Burmese, Tai Viet."""
+
+
+@functools.cache
+def _clusters() -> Bytes:
+    """The flags of each character up to U+FFFF; 0 for scripts that are not cut into clusters."""
+    table = np.zeros(1 << 16, dtype=np.uint8)
+    for first, last in _CLUSTER_SCRIPTS:
+        table[first : last + 1] = _CLUSTERED
+        for code in range(first, last + 1):
+            if unicodedata.category(chr(code))[0] in "LNS":
+                table[code] |= _STARTS
+    table[[ord(vowel) for vowel in "ะาำๅະາຳຽ"]] = _CLUSTERED  # written after their consonant, and letters to Unicode
+    for first, last in ((0x0E40, 0x0E44), (0x0EC0, 0x0EC4)):  # vowels written before their consonant
+        table[first : last + 1] |= _JOINS_NEXT
+    table[[0x1039, 0x17D2, 0x1A60, 0x1B44, 0xA9C0]] |= _JOINS_NEXT  # what follows is written below
+    table[[0x1039, 0x103A]] |= _JOINS_PREVIOUS  # ends a syllable in Burmese, together with the consonant before it
+    return table
+
+
+@functools.cache
+def _all_separators() -> Flags:
+    """:data:`_SEPARATORS`, and the punctuation of the scripts from U+0580 (Armenian) to U+1FFF and of Javanese.
+
+    The mark between Tibetan syllables is among it.
+    """
+    table = _SEPARATORS.copy()
+    for first, last in ((0x0580, 0x1FFF), (0xA980, 0xAADF)):
+        for code in range(first, last + 1):
+            table[code] |= unicodedata.category(chr(code))[0] == "P"
+    return table
 
 
 @dataclass(frozen=True)
@@ -151,8 +195,8 @@ class Words:
     """See :class:`PrefixHashes`."""
 
     @staticmethod
-    def from_texts(texts: Texts, prefix_hashes: PrefixHashes) -> Words:
-        starts, ends = word_bounds(texts.data)
+    def from_texts(texts: Texts, prefix_hashes: PrefixHashes, *, clusters: bool = True) -> Words:
+        starts, ends = word_bounds(texts.data, clusters=clusters)
         return Words(texts.text_of(starts), starts, ends, prefix_hashes.hashes(starts, ends))
 
     def ngrams(self, length: int) -> tuple[Numbers, Hashes, Numbers]:
@@ -165,33 +209,73 @@ class Words:
         return self.text[:count][in_one_text], hashes[in_one_text], np.flatnonzero(in_one_text)
 
 
-def word_bounds(data: Bytes) -> tuple[Numbers, Numbers]:
-    """Where the words in a buffer of UTF-8 begin and end; the buffer begins and ends with a line break."""
+def word_bounds(data: Bytes, *, clusters: bool = True) -> tuple[Numbers, Numbers]:
+    """Where the words in a buffer of UTF-8 begin and end; the buffer begins and ends with a line break.
+
+    Without ``clusters`` as before they were cut: scripts without spaces are runs, unless they are Chinese, Japanese or
+    Korean, and punctuation of scripts other than these and Latin belongs to the word it touches.
+    """
     in_word = _WORD_BYTES[data]
     starts = np.zeros(len(data) + 1, dtype=bool)
     starts[1:-1] = ~in_word[:-1]
-    leads = np.flatnonzero(data >= 0xE2)  # first bytes of three or four; few in most texts, so they are handled apart
+    leads = np.flatnonzero(data >= (0xD6 if clusters else 0xE2))  # few in most texts, so they are handled apart
     if len(leads):
         lead = data[leads]
-        three = leads[(lead == 0xE2) | (lead == 0xE3) | (lead == 0xEF)]
-        code = (data[three] & 0x0F).astype(np.int64) << 12 | (data[three + 1] & 0x3F).astype(np.int64) << 6
-        separators = three[_SEPARATORS[code | (data[three + 2] & 0x3F)]]
-        for step in range(3):
-            in_word[separators + step] = False
-        starts[separators + 3] = True
         single = leads[_SINGLE_WORDS[lead] > 0]
         starts[single] = True
         starts[single + _SINGLE_WORDS[data[single]]] = True
+        if clusters:
+            _cut_other_scripts(data, leads, in_word, starts)
+        else:
+            three = leads[(lead == 0xE2) | (lead == 0xE3) | (lead == 0xEF)]
+            _separate(three[_SEPARATORS[_code_points(data, three)]], 3, in_word, starts)
     signs = np.flatnonzero(data == 0xC2)  # U+0080 to U+00BF
     if len(signs):
-        signs = signs[_SEPARATORS[data[signs + 1]]]
-        in_word[signs] = in_word[signs + 1] = False
-        starts[signs + 2] = True
+        _separate(signs[_SEPARATORS[data[signs + 1]]], 2, in_word, starts)
     starts[:-1] &= in_word
     starts[-1] = False
     last = in_word.copy()
     last[:-1] &= ~in_word[1:] | starts[1:-1]
     return np.flatnonzero(starts), np.flatnonzero(last) + 1
+
+
+def _separate(positions: Numbers, length: int, in_word: Flags, starts: Flags) -> None:
+    """Characters of so many bytes at these positions are not in words."""
+    for step in range(length):
+        in_word[positions + step] = False
+    starts[positions + length] = True
+
+
+def _code_points(data: Bytes, positions: Numbers) -> Numbers:
+    """Of the characters of three bytes at these positions."""
+    code = (data[positions] & 0x0F).astype(np.int64) << 12 | (data[positions + 1] & 0x3F).astype(np.int64) << 6
+    return code | (data[positions + 2] & 0x3F)
+
+
+def _cut_other_scripts(data: Bytes, leads: Numbers, in_word: Flags, starts: Flags) -> None:
+    """Clusters, and separators that are not Latin, where ``leads`` are the first bytes of characters from U+0580 on."""
+    lead = data[leads]
+    two = leads[lead < 0xE0]
+    code = (data[two] & 0x1F).astype(np.int64) << 6 | (data[two + 1] & 0x3F)
+    _separate(two[_all_separators()[code]], 2, in_word, starts)
+    three = leads[np.isin(lead, (0xE0, 0xE1, 0xE2, 0xE3, 0xEA, 0xEF))]
+    code = _code_points(data, three)
+    flags = _clusters()[code]
+    clustered, flags = three[flags > 0], flags[flags > 0]
+    if len(clustered):
+        next_to = clustered[1:] == clustered[:-1] + 3
+        joined = np.zeros(len(clustered), dtype=bool)
+        joined[1:] |= next_to & (flags[:-1] & _JOINS_NEXT > 0)
+        joined[:-1] |= next_to & (flags[1:] & _JOINS_PREVIOUS > 0)
+        starts[clustered + 3] = True
+        starts[clustered] = (flags & _STARTS > 0) & ~joined
+        starts[clustered[~np.append(False, next_to)]] = True
+    joins = (code == _ZWNJ) | (code == _ZWJ)
+    _separate(three[_all_separators()[code] & ~joins], 3, in_word, starts)
+    joiners = three[joins]
+    within = in_word[joiners - 1] & np.isin(data[np.maximum(joiners - 3, 0)], (0xE0, 0xE1))
+    starts[joiners[within]] = False
+    _separate(joiners[~within], 3, in_word, starts)
 
 
 def phrase_hashes(phrases: Sequence[str]) -> list[tuple[int, int]]:
