@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prefcli import metrics
-from prefcli.battles import TEXT_FIELDS, texts_of
+from prefcli.battles import SOURCE, TEXT_FIELDS, texts_of
 from prefcli.compute import devices
 from prefcli.errors import InputError, ModelError, is_out_of_memory, one_line
-from prefcli.models import adjusted, exported, neural
+from prefcli.models import exported, neural
 from prefcli.models.exported import GRAPH, OUTPUT, TOKENIZER
 from prefcli.storage import card, files, runs
 
@@ -176,12 +176,18 @@ def _export_model(member: Path, target: Path, sample: Sample, *, int8: bool) -> 
     predictions = []
 
     config = runs.read_config(member)
+    sources, unseen = runs.sources_of(config), runs.unseen_outcomes(config)
 
     def predict(exported_model: exported.ExportedModel) -> NDArray[np.float64]:
-        logits = adjusted(exported_model, config).logits(sample.battles)[0]
+        logits = exported_model.logits(sample.battles)[0]
+        if sources is not None and sample.labels is not None:  # each as its source votes, as the run is validated
+            has_names = SOURCE in sample.battles.schema.names
+            names = sample.battles.column(SOURCE).to_pylist() if has_names else [None] * len(logits)
+            logits = logits + sources.held_out_bases(names, sample.labels)
+        logits = metrics.with_unseen(logits, unseen)
         if sample.labels is None:
             return metrics.softmax(logits)
-        return metrics.held_out_probabilities(logits, sample.labels, runs.unseen_as(config))
+        return metrics.held_out_probabilities(logits, sample.labels, unseen)
 
     if int8:
         predictions = [predict(onnx_model)]

@@ -7,10 +7,10 @@ until a model is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 from prefcli.outcomes import TIE, A
 
@@ -115,13 +115,6 @@ def load(
         model: Model = features.load(folder, as_source=as_source)
     else:
         model = _load(folder, runs.runtime_of(config), request, fast_attention=fast_attention, encoder=encoder)
-    return adjusted(model, config, as_source)
-
-
-def adjusted(model: Model, config: Mapping[str, Any], as_source: str | None = None) -> Model:
-    """A run's model with the base of its sources and what it never saw, by its ``config.json``; see :func:`load`."""
-    from prefcli.storage import runs
-
     sources, unseen = runs.sources_of(config), runs.unseen_as(config, as_source)
     if sources is None and not unseen:
         return model
