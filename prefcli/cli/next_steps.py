@@ -79,6 +79,10 @@ class Commands:
         """The page of a run."""
         return self.of("report", quote(run), _to_unused(f"{Path(run).name}.html"))
 
+    def page(self, run: str, reason: str) -> list[Advice]:
+        """The page of a run, unless one is in the current folder."""
+        return [] if os.path.lexists(f"{Path(run).name}.html") else [Advice(reason, self.report(run))]
+
     def name(self, run: Path) -> str:
         """What a run is called on the command line."""
         root = self.workspace.root
@@ -218,7 +222,7 @@ def after_predict(
         partner = best_partner(session.workspace.find_run(local[0]), session.workspace)
         steps += [] if partner is None else [_of_partner(commands, local[0], partner, source)]
     if len(models) == len(local) == 1 and _held_out(commands, local[0]):
-        steps.append(Advice("how good the run is, where it fails", commands.report(local[0])))
+        steps += commands.page(local[0], "how good the run is, where it fails")
     elif len(local) > 1:
         steps.append(Advice("which of the runs is better", commands.of("runs compare", *map(quote, local))))
     return steps
@@ -279,7 +283,7 @@ def after_runs(session: Session, summaries: Sequence[RunSummary], *, filtered: b
         reason = f"is {alike[0].name} clearly better than {alike[1].name}?"
         steps.append(Advice(reason, commands.of("runs compare", *names)))
     if scored:
-        steps.append(Advice(f"where {scored[0].name} fails, and what to try", commands.report(scored[0].name)))
+        steps += commands.page(scored[0].name, f"where {scored[0].name} fails, and what to try")
     return steps
 
 
@@ -297,7 +301,7 @@ def after_show(session: Session, run: RunSummary, *, damaged: bool) -> list[Advi
         return [Advice("continue it", commands.of("train --resume", quote(run.name)))]
     if damaged or run.log_loss is None:
         return []
-    return [Advice("where it fails, and what to try", commands.report(run.name))]
+    return commands.page(run.name, "where it fails, and what to try")
 
 
 def after_compare(session: Session, comparison: RunComparison) -> list[Advice]:
@@ -311,7 +315,7 @@ def after_compare(session: Session, comparison: RunComparison) -> list[Advice]:
         steps.append(_of_partner(commands, lowest, partner, None if test is None else Source((test,))))
     elif test is not None:
         steps.append(_of_test(commands, test, commands.names_to_predict(session.workspace.find_run(lowest))))
-    return [*steps, Advice(f"where {lowest} fails, and what to try", commands.report(lowest))]
+    return [*steps, *commands.page(lowest, f"where {lowest} fails, and what to try")]
 
 
 def after_diff(session: Session, names: Sequence[str]) -> list[Advice]:
