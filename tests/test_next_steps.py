@@ -222,6 +222,10 @@ def test_after_train_and_predict(cli: CLI, here: Path, monkeypatch: pytest.Monke
     session = Session(Workspace(".prefcli"), SILENT, json=False, is_main_process=True)
     (step,) = next_steps.after_train(session, Path("all"), held_out=False)
     assert step.command == "prefcli train train.csv --recipe fast"
+    config["options"]["architecture"] = "reward"  # which fast does not train
+    Path("all/config.json").write_text(json.dumps(config))
+    assert next_steps.after_train(session, Path("all"), held_out=False)[0].command == "prefcli runs show all"
+    config["options"]["architecture"] = "siamese"
     config["origins"]["encoder"] = "flag"
     Path("all/config.json").write_text(json.dumps(config))
     assert next_steps.after_train(session, Path("all"), held_out=False)[0].command == "prefcli runs show all"

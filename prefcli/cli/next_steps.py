@@ -177,7 +177,8 @@ def after_train(session: Session, run: Path, *, held_out: bool) -> list[Advice]:
     source = Source.from_json(config["data"]["source"])
     test = find_test(*source.paths)
     steps = []
-    if config["options"]["encoder"] == "tiny" and config["origins"].get("encoder") == "default":
+    is_fallback = config["options"]["encoder"] == "tiny" and config["origins"].get("encoder") == "default"
+    if is_fallback and config["options"]["architecture"] != "reward":
         better = commands.of("train", command_words(source), "--recipe fast")
         steps.append(Advice("a better model than with tiny, whose weights begin at random", better))
     if partner is not None:

