@@ -162,6 +162,7 @@ def test_a_base_is_the_logarithm_of_smoothed_shares_the_same_for_a_and_b() -> No
     assert [sources.never_ties(name) for name in ("judge", "pairs", None)] == [False, True, False]
     assert Sources.from_json(json.loads(json.dumps(sources.to_json()))).to_json() == sources.to_json()
     assert str(sources) == "judge 6 battles, 50% ties; pairs 5 battles, no ties; people 4 battles, 25% ties"
+    assert str(Sources.of(["x"], np.eye(3)[:1])) == "x 1 battle, no ties"
     with pytest.raises(InputError, match="(?s)no source peple.*Did you mean people.*judge, pairs, people"):
         sources.check("peple", "run")
 

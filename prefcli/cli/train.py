@@ -16,7 +16,7 @@ import typer
 from prefcli import console
 from prefcli.cli import common
 from prefcli.cli.flags import command, given_options
-from prefcli.errors import InputError, PrefcliError
+from prefcli.errors import InputError, PrefcliError, one_line
 from prefcli.options import FIRST_PANEL, RECIPES, TrainOptions, describe_recipe, flag_of, read_config, resolve
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _print(trained: TrainResult, pushed: str | None) -> None:
         )
     if trained.sources:
         rows = [
-            [each.name, f"{sum(each.outcomes):,.0f}", _tie_share(each), *_held_out(each.validation)]
+            [one_line(each.name, 40), f"{sum(each.outcomes):,.0f}", _tie_share(each), *_held_out(each.validation)]
             for each in trained.sources[:MAX_SHOWN_SOURCES]
         ]
         title = "Sources, each predicted as it votes"

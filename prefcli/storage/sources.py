@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli import metrics
-from prefcli.errors import InputError, did_you_mean, one_line
+from prefcli.errors import InputError, did_you_mean, one_line, plural
 from prefcli.outcomes import OUTCOMES, SWAPPED, TIE
 
 Array = NDArray[np.float64]
@@ -49,7 +49,7 @@ class Sources:
     def __str__(self) -> str:
         shares = self.outcomes / np.maximum(self.outcomes.sum(axis=1, keepdims=True), metrics.MIN_MASS)
         described = [
-            f"{one_line(name, 40)} {total:,.0f} battles, {f'{share:.0%} ties' if can_tie else 'no ties'}"
+            f"{one_line(name, 40)} {plural(round(total), 'battle')}, {f'{share:.0%} ties' if can_tie else 'no ties'}"
             for name, total, share, can_tie in zip(
                 self.names, self.outcomes.sum(axis=1), shares[:, TIE], self.can_tie, strict=True
             )
