@@ -495,7 +495,9 @@ def read_config(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
         given: Any = json.loads(text) if is_json else tomllib.loads(text)
     except OSError as error:
-        raise InputError(f"cannot read the configuration: {error.strerror}", where=str(path)) from None
+        of_run = path / "config.json"
+        hint = f"Name the file in it: {of_run}" if of_run.is_file() else "Check the path."
+        raise InputError(f"cannot read the configuration: {error.strerror}", where=str(path), hint=hint) from None
     except ValueError as error:
         kind = "JSON" if is_json else "TOML"
         raise InputError(f"not valid {kind}: {one_line(error)}", where=str(path), hint=kinds) from None

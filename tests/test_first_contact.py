@@ -134,6 +134,13 @@ def test_a_similar_file_is_similar_but_for_its_suffix(cli: CLI, train: Path) -> 
         assert error_of(cli("eda", name))[-1] == hint
 
 
+def test_a_run_given_as_configuration_is_led_to_its_file(cli: CLI, train: Path) -> None:
+    Path("run").mkdir()
+    Path("run/config.json").write_text("{}")
+    for name, hint in (("run", f"Name the file in it: {Path('run/config.json')}"), ("nope.toml", "Check the path.")):
+        assert error_of(cli("train", train, "--config", name))[-1] == hint
+
+
 def test_one_file_to_score_is_a_file_too_few(cli: CLI, train: Path) -> None:
     assert error_of(cli("score", train))[0] == "missing a file: predictions and labels are needed"
 
