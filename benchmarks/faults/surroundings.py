@@ -129,7 +129,7 @@ def homes(folder: Path, table: Table) -> None:
             "HOME does not exist": {"without": hub, "HOME": "/nonexistent"},
             "HOME read-only": {"without": hub, "HOME": str(disk.path)},
         }
-        kinds["user without an entry"] = {"without": ("HOME", "USER", "LOGNAME", *hub), "through": STRANGER}
+        kinds["user without an entry"] = {"without": ("HOME", "USER", "LOGNAME", *hub), "wrapper": STRANGER}
         for kind, how in kinds.items():
             # This user may replace what others made, otherwise files that it cannot remove would stay.
             for path in (folder, *(path for path in folder.rglob("*") if disk.path not in (path, *path.parents))):
