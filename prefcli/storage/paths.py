@@ -16,6 +16,8 @@ from prefcli.storage import files, runs
 PAGE_SUFFIXES = (".html", ".htm")
 _ADDRESS = re.compile(r"(https?|ftp|s3|gs|hf):/")
 """What the path of an address begins with: two slashes have become one."""
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".jsonl.gz", ".zip")
+"""Of the files in a folder that are proposed in place of it."""
 MAX_LISTED = 1000
 """Files of a folder among which a similar name is looked for."""
 
@@ -45,8 +47,8 @@ def check_inputs(paths: Iterable[Path]) -> None:
         except (OSError, ValueError):
             continue  # those who read it say what is wrong
         if is_folder:
-            inside = [name for name in _names_in(path) if not name.startswith(".") and (path / name).is_file()]
-            example = f": {path / sorted(inside)[0]}" if inside else ""
+            inside = sorted(name for name in _names_in(path) if name.lower().endswith(TABLE_SUFFIXES))
+            example = f": {path / inside[0]}" if inside else ""
             hint = "It is a run: --model names runs." if runs.is_run(path) else f"Name a file{example}."
             raise InputError("expected a file, found a folder", where=str(path), hint=hint)
 
