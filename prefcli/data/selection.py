@@ -53,7 +53,7 @@ class RunData:
     split_version: int = splits.VERSION
     """The rule by which battles are held out (:func:`splits.assign_parts`)."""
     by_source: bool = True
-    """Whether several sources are told apart; runs that an earlier release began do not."""
+    """Whether several sources are distinguished; runs that an earlier release began do not."""
 
     @property
     def identity(self) -> dict[str, Any]:
