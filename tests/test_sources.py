@@ -147,10 +147,10 @@ def test_battles_are_grouped_by_their_source(tmp_path: Path, workspace: Workspac
 
 
 def test_a_base_is_the_logarithm_of_smoothed_shares_the_same_for_a_and_b() -> None:
-    names = ["judge"] * 6 + ["people"] * 4 + ["pairs"] * 5
-    labels = np.array([0, 0, 1, 2, 2, 2, 1, 1, 1, 2, 0, 0, 0, 1, 1])
+    names = ["judge"] * 6 + ["people"] * 4 + ["pairs"] * 30
+    labels = np.array([0, 0, 1, 2, 2, 2, 1, 1, 1, 2, *[0] * 20, *[1] * 10])
     sources = Sources.of(names, np.eye(3)[labels])
-    assert sources.names == ("judge", "pairs", "people")
+    assert sources.names == ("pairs", "judge", "people")
     # Of the two that can tie, 6 wins and 4 ties, and three battles of equal shares.
     pooled = np.array([(6 + 2) / 2, (6 + 2) / 2, 4 + 1]) / 13
     np.testing.assert_allclose(np.exp(sources.base()), pooled)
@@ -161,10 +161,18 @@ def test_a_base_is_the_logarithm_of_smoothed_shares_the_same_for_a_and_b() -> No
     np.testing.assert_array_equal(sources.bases(["pairs", None]), [sources.base("pairs"), sources.base()])
     assert [sources.never_ties(name) for name in ("judge", "pairs", None)] == [False, True, False]
     assert Sources.from_json(json.loads(json.dumps(sources.to_json()))).to_json() == sources.to_json()
-    assert str(sources) == "judge 6 battles, 50% ties; pairs 5 battles, no ties; people 4 battles, 25% ties"
+    assert str(sources) == "pairs 30 battles, no ties; judge 6 battles, 50% ties; people 4 battles, 25% ties"
     assert str(Sources.of(["x"], np.eye(3)[:1])) == "x 1 battle, no ties"
-    with pytest.raises(InputError, match="(?s)no source peple.*Did you mean people.*judge, pairs, people"):
+    with pytest.raises(InputError, match="(?s)no source peple.*Did you mean people.*pairs, judge, people"):
         sources.check("peple", "run")
+
+
+def test_a_few_battles_without_a_tie_do_not_show_that_a_source_never_ties() -> None:
+    """Nine votes of ten are no ties: 29 battles without one are expected once in 21 times."""
+    sources = Sources.of(["few"] * 29 + ["many"] * 100, np.eye(3)[[*[0] * 29, *[0, 1] * 45, *[2] * 10]])
+    pooled = (10 + 1) / (129 + 3)
+    np.testing.assert_allclose(np.exp(sources.base("few"))[2], 3 * pooled / (29 + 3))
+    assert str(sources) == "many 100 battles, 10% ties; few 29 battles, 0% ties"
 
 
 @pytest.mark.parametrize("damaged", [[], [{"name": "a"}], [{"name": "a", "outcomes": [1, 2]}], "text", 5])
@@ -174,7 +182,7 @@ def test_damaged_sources_of_a_run_are_refused(damaged: Any) -> None:
 
 
 def test_a_tie_held_out_of_a_source_that_never_tied_costs_what_unseen_outcomes_cost() -> None:
-    sources = Sources.of(["pairs", "pairs", "judge"], np.eye(3)[[0, 1, 2]])
+    sources = Sources.of(["pairs"] * 30 + ["judge"], np.eye(3)[[*[0, 1] * 15, 2]])
     labels = np.array([0, 1, 2])
     np.testing.assert_array_equal(sources.held_out_bases(["pairs", "judge", "judge"], labels)[0], sources.base("pairs"))
     bases = sources.held_out_bases(["pairs", "judge", "pairs"], labels)

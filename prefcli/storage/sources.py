@@ -59,8 +59,13 @@ class Sources:
 
     @property
     def can_tie(self) -> NDArray[np.bool_]:
-        """Whether each source holds ties at all; shape ``[s]``."""
-        return np.asarray(self.outcomes[:, TIE] >= metrics.MIN_MASS)
+        """Whether the voters of each source may call a tie; shape ``[s]``.
+
+        Few battles without a tie do not show that they never do, if other sources hold ties.
+        """
+        holds = self.outcomes[:, TIE] >= metrics.MIN_MASS
+        is_small = self.outcomes.sum(axis=1) < metrics.MIN_BATTLES_WITHOUT_TIE
+        return np.asarray(holds | (is_small & holds.any()))
 
     def base(self, name: str | None = None) -> Array:
         """Logarithms of a source's shares, shape ``[3]``; of the sources that can tie where it is not one of the run's.
