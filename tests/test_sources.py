@@ -155,7 +155,7 @@ def test_a_base_is_the_logarithm_of_smoothed_shares_the_same_for_a_and_b() -> No
     pooled = np.array([(6 + 2) / 2, (6 + 2) / 2, 4 + 1]) / 13
     np.testing.assert_allclose(np.exp(sources.base()), pooled)
     np.testing.assert_allclose(np.exp(sources.base("unheard of")), pooled)
-    judge = (np.array([1.5, 1.5, 3]) + 3 * pooled) / 9
+    judge = (np.array([1.5, 1.5, 3]) + 30 * pooled) / 36
     np.testing.assert_allclose(np.exp(sources.base("judge")), judge)
     np.testing.assert_allclose(sources.base("pairs"), [np.log(0.5), np.log(0.5), NEVER])
     np.testing.assert_array_equal(sources.bases(["pairs", None]), [sources.base("pairs"), sources.base()])
@@ -171,7 +171,7 @@ def test_a_few_battles_without_a_tie_do_not_show_that_a_source_never_ties() -> N
     """Nine votes of ten are no ties: 29 battles without one are expected once in 21 times."""
     sources = Sources.of(["few"] * 29 + ["many"] * 100, np.eye(3)[[*[0] * 29, *[0, 1] * 45, *[2] * 10]])
     pooled = (10 + 1) / (129 + 3)
-    np.testing.assert_allclose(np.exp(sources.base("few"))[2], 3 * pooled / (29 + 3))
+    np.testing.assert_allclose(np.exp(sources.base("few"))[2], 30 * pooled / (29 + 30))
     assert str(sources) == "many 100 battles, 10% ties; few 29 battles, 0% ties"
 
 

@@ -69,12 +69,14 @@ def find(batches: Iterable[pa.RecordBatch], sources: NDArray[np.object_], keys: 
     ]
     counts = Counter(source for source in sources.tolist() if source is not None)
     large = [source for source, battles in counts.items() if battles >= MIN_PROMPTS]
+    numbers = {source: number for number, source in enumerate(large)}
+    number_of = np.array([numbers.get(source, -1) for source in sources.tolist()])
     error = MAX_ERROR / max(1, len(large) * len(comparisons))  # Bonferroni's correction
     sentences = []
     for what, values, rows, group in comparisons:
         effects = []
-        for source in large:
-            own = np.flatnonzero(rows & (sources == source))
+        for number, source in enumerate(large):
+            own = np.flatnonzero(rows & (number_of == number))
             if group is None or (labels[own] == TIE).any():  # where nothing ties, nothing follows about ties
                 in_group = None if group is None else group[own]
                 effect = contrast(values[own].astype(np.float64), in_group, keys[own], error)

@@ -8,6 +8,7 @@ chosen: a source by name, else the sources that can tie, pooled.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +24,11 @@ Array = NDArray[np.float64]
 
 NEVER = -50.0
 """Base of an outcome that a source cannot hold: its gradient vanishes, and float32 logits keep their precision."""
-SMOOTHING = 3.0
-"""Battles' worth of the pooled shares that each source's shares are smoothed with, and of equal shares for those."""
+SMOOTHING = 30.0
+"""Battles' worth of the pooled shares that each source's shares are smoothed with: a small source's own battles would
+otherwise be predicted by their own outcomes in training, as no others are."""
+POOLED_SMOOTHING = 3.0
+"""Battles' worth of equal shares that the pooled ones are smoothed with."""
 MAX_LISTED = 8
 """Sources that a message names."""
 
@@ -57,7 +61,7 @@ class Sources:
         more = [f"{len(described) - MAX_LISTED:,} more"] if len(described) > MAX_LISTED else []
         return "; ".join([*described[:MAX_LISTED], *more])
 
-    @property
+    @functools.cached_property
     def can_tie(self) -> NDArray[np.bool_]:
         """Whether the voters of each source may call a tie; shape ``[s]``.
 
@@ -72,11 +76,12 @@ class Sources:
 
         A tie has :data:`NEVER` where it cannot happen.
         """
-        pooled = _shares(self.outcomes[self.can_tie].sum(axis=0), np.full(len(OUTCOMES), 1 / len(OUTCOMES)))
+        equal = np.full(len(OUTCOMES), 1 / len(OUTCOMES))
+        pooled = _shares(self.outcomes[self.can_tie].sum(axis=0), equal, POOLED_SMOOTHING)
         if name not in self.names:
             return np.log(pooled) if self.can_tie.any() else _without_ties()
         row = self.names.index(name)
-        return np.log(_shares(self.outcomes[row], pooled)) if self.can_tie[row] else _without_ties()
+        return np.log(_shares(self.outcomes[row], pooled, SMOOTHING)) if self.can_tie[row] else _without_ties()
 
     def bases(self, names: Sequence[str | None]) -> Array:
         """The base of each battle from the name of its source, shape ``[n, 3]``."""
@@ -150,9 +155,9 @@ class Sources:
         return Sources(names, outcomes)
 
 
-def _shares(outcomes: Array, prior: Array) -> Array:
-    """Smoothed shares, the same for A and B."""
-    totals = outcomes + SMOOTHING * prior
+def _shares(outcomes: Array, prior: Array, weight: float) -> Array:
+    """Shares smoothed with ``weight`` battles' worth of the prior, the same for A and B."""
+    totals = outcomes + weight * prior
     totals = (totals + totals[list(SWAPPED)]) / 2
     return np.asarray(totals / totals.sum())
 

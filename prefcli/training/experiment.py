@@ -34,7 +34,7 @@ class SourceResult:
     outcomes: tuple[float, ...]
     """How many of its training battles had the outcomes A, B, tie; soft labels are counted by their shares."""
     can_tie: bool
-    """Whether any of them was a tie; else its battles say nothing about ties."""
+    """Whether any of them was a tie, or they are too few to tell; else its battles say nothing about ties."""
     validation: metrics.Score | None
     """Every metric on its held-out battles, predicted as it votes; None where there are none."""
 
