@@ -249,6 +249,22 @@ def test_what_is_beyond_the_longest_text_changes_nothing_but_does_not_reach_the_
         assert math.expm1(found.answers[0, 1, TEXT_STATISTICS.index("words")]) == pytest.approx(2)
 
 
+def test_only_other_scripts_are_measured_otherwise_than_by_earlier_releases():
+    as_before = (
+        "",
+        "Don’t — “naïve” Việt Nam, 5 m²!",
+        "Ελλάδα; Привет, мир",
+        "你好，世界。かー한국어",
+        "😀👨\u200d👩",
+        "a\u200cb",
+    )
+    rows: list[Battle] = [([a], [b], [a + b]) for a, b in itertools.product(as_before, repeat=2)]
+    same(statistics.extract(as_batch(rows), version=2), statistics.extract(as_batch(rows), version=3))
+    rows = [(["ภาษาไทย"], ["မြန်မာဘာသာ"], ["हिन्दी।"])]
+    before, now = (statistics.extract(as_batch(rows), version=version) for version in statistics.VERSIONS)
+    assert (before.words != now.words).nnz
+
+
 def test_an_empty_batch_has_no_features_and_no_probabilities(trained):
     empty = statistics.extract(as_batch([]))
     assert len(empty) == 0
