@@ -35,7 +35,7 @@ def main() -> None:
 def text() -> str:
     """The whole file."""
     classes = [
-        _class("TrainKeywords", "What ``train``, ``estimate`` and ``ablate`` take", _fields(TrainOptions)),
+        _class("TrainKeywords", "What ``train``, ``estimate``, ``tune`` and ``ablate`` take", _fields(TrainOptions)),
         _class("PredictKeywords", "What ``predict`` takes", _fields(PredictOptions)),
         _class(
             "RankKeywords", "What ``rank`` takes",

@@ -5,6 +5,7 @@
 
 Verbs
     train, estimate, preprocess         train a model; how long that takes; text normalised before
+    tune                                settings tried on folds, and whether the best is better than the default
     load, predict, rank                 predictions in memory, or from file to file
     from_table                          how a table in memory is read
     score, compare_scores, report       how good predictions or a run are
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
         score,
         show_run,
         train,
+        tune,
     )
 
 __all__ = [
@@ -106,6 +108,7 @@ __all__ = [
     "score",
     "show_run",
     "train",
+    "tune",
 ]
 
 

@@ -57,6 +57,7 @@ from prefcli.pipeline.report import ReportResult
 from prefcli.pipeline.score import ScoreResult
 from prefcli.pipeline.stages import source_of
 from prefcli.pipeline.train import TrainResult
+from prefcli.pipeline.tune import Tuning
 from prefcli.prediction.pairs import PairFile
 from prefcli.prediction.predictor import Predictor as Predictor
 from prefcli.reporting import Reporter
@@ -104,6 +105,7 @@ __all__ = [
     "score",
     "show_run",
     "train",
+    "tune",
 ]
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
@@ -394,6 +396,36 @@ def estimate(
     place = Workspace.of(workspace)
     battles = None if source is None else source_of(source, place)
     return pipeline.estimate_training(battles, place, train_options, reporter=reporter)
+
+
+@_with_options(TrainOptions, see="train")
+def tune(
+    source: SourceLike,
+    *,
+    trials: int = 20,
+    workspace: WorkspaceLike = None,
+    reporter: Reporter = LOGGING,
+    **options: Unpack[TrainKeywords],
+) -> Tuning:
+    """Try settings on folds; ``prefcli.train(source, **options, **tuning.settings)`` trains with what is better.
+
+    Parameters
+    ----------
+    source, workspace, reporter:
+        As for :func:`train`. The same call goes on where one was stopped.
+    trials:
+        How many settings, the default among them. Those that ``options`` give are not tuned.
+
+    Raises
+    ------
+    InputError, ModelError, NetworkError, Interrupted
+        As :func:`train` does.
+    MissingPackage
+        If optuna is not installed.
+    """
+    given = _typed(TrainOptions, options)
+    train_options, _ = resolve(given)
+    return pipeline.tune(source, Workspace.of(workspace), train_options, trials=trials, fixed=given, reporter=reporter)
 
 
 @_with_options(TrainOptions, see="train")

@@ -135,6 +135,10 @@ def require(user: str, *modules: str, otherwise: str = "") -> None:
         raise MissingPackage(f"{user} needs {names}, which {be} not installed", hint=hint)
 
 
+class Diverged(PrefcliError):  # noqa: N818  (what happened, as with the two others)
+    """A training computes no finite numbers any more."""
+
+
 class Interrupted(PrefcliError):  # noqa: N818  (not a failure)
     """A signal stopped the work; what was done is saved.
 

@@ -11,7 +11,7 @@ from typing import Literal, TypedDict
 
 
 class TrainKeywords(TypedDict, total=False):
-    """What ``train``, ``estimate`` and ``ablate`` take."""
+    """What ``train``, ``estimate``, ``tune`` and ``ablate`` take."""
 
     recipe: Literal["baseline", "fast", "strong"]
     """Defaults for all other options: baseline: the original notebook's method, siamese on NLTK-normalised text; fast:
@@ -97,6 +97,16 @@ class TrainKeywords(TypedDict, total=False):
     """Validate on the battles of this file instead of holding some out."""
     folds: int
     """Train N folds and predict each battle by the model that did not see it."""
+    num_leaves: int | None
+    """Leaves of a tree. [default: 31; with under 5,000 battles 8]"""
+    shrinkage_rate: float | None
+    """By how much each tree counts, LightGBM's learning_rate. [default: 0.06; with under 5,000 battles 0.04]"""
+    min_data_in_leaf: int | None
+    """Battles in a leaf at least, in both orders. [default: 100; with under 5,000 battles 20]"""
+    feature_fraction: float | None
+    """Share of the statistics that a tree may use. [default: 0.3; with under 5,000 battles 0.2]"""
+    lambda_l2: float | None
+    """L2 regularisation of the leaves. [default: 5]"""
     max_steps: int
     """Stop a fit after N steps; 0: no limit."""
     max_time: float

@@ -68,8 +68,9 @@ def option(default: Any, help_text: str, **metadata: Any) -> Any:
 
     Limits are ``at_least``, ``above``, ``at_most``, ``choices`` and ``each_of`` (of a comma-separated list). With
     ``neural_only`` the flag is refused for ``--architecture features``, with ``reward_only`` for all architectures but
-    ``reward``, with ``pair_only`` for ``reward``, with ``lora_only`` without ``--lora-rank``. In the help ``metavar``
-    stands for the value where there are no ``choices``; the shell also completes ``suggestions``, which are not all.
+    ``reward``, with ``pair_only`` for ``reward``, with ``lora_only`` without ``--lora-rank``, with ``features_only``
+    for all but ``features``. In the help ``metavar`` stands for the value where there are no ``choices``; the shell
+    also completes ``suggestions``, which are not all.
     """
     return field(default=default, metadata={"help": help_text, **metadata})
 
@@ -78,6 +79,7 @@ neural_option = functools.partial(option, neural_only=True)
 pair_option = functools.partial(neural_option, pair_only=True)
 reward_option = functools.partial(neural_option, reward_only=True)
 lora_option = functools.partial(neural_option, lora_only=True)
+features_option = functools.partial(option, None, features_only=True)
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,23 @@ class TrainOptions:
         None, "Validate on the battles of this file instead of holding some out.", metavar="FILE"
     )
     folds: int = option(0, "Train N folds and predict each battle by the model that did not see it.", at_least=0)
+    num_leaves: int | None = features_option(
+        "Leaves of a tree. [default: 31; with under 5,000 battles 8]", at_least=2, at_most=4096
+    )
+    shrinkage_rate: float | None = features_option(
+        "By how much each tree counts, LightGBM's learning_rate. [default: 0.06; with under 5,000 battles 0.04]",
+        above=0.0,
+        at_most=1.0,
+    )
+    min_data_in_leaf: int | None = features_option(
+        "Battles in a leaf at least, in both orders. [default: 100; with under 5,000 battles 20]", at_least=1
+    )
+    feature_fraction: float | None = features_option(
+        "Share of the statistics that a tree may use. [default: 0.3; with under 5,000 battles 0.2]",
+        above=0.0,
+        at_most=1.0,
+    )
+    lambda_l2: float | None = features_option("L2 regularisation of the leaves. [default: 5]", at_least=0.0)
     max_steps: int = neural_option(0, "Stop a fit after N steps; 0: no limit.", at_least=0)
     max_time: float = neural_option(
         0.0, "Stop a fit after so long, validation included; 0: no limit.", at_least=0.0, metavar="MINUTES"
@@ -266,6 +285,13 @@ class TrainOptions:
             return LORA_LR
         return SCRATCH_LR if self.encoder == "tiny" else PRETRAINED_LR
 
+    @property
+    def booster_settings(self) -> dict[str, Any]:
+        """The settings of the booster that were given, in LightGBM's own names."""
+        names = ("num_leaves", "min_data_in_leaf", "feature_fraction", "lambda_l2")
+        given = {"learning_rate": self.shrinkage_rate, **{name: getattr(self, name) for name in names}}
+        return {name: value for name, value in given.items() if value is not None}
+
     def require_packages(self, verb: str = "train") -> None:
         """Check that the packages are installed that ``prefcli VERB`` needs to train with these options.
 
@@ -314,6 +340,7 @@ TRAIN_PANELS = {
         *("warmup", "weight_decay", "clip", "label_smoothing", "loss_input", "center_rewards", "margin", "max_steps"),
         *("max_time", "seed"),
     ),
+    "Boosting": ("num_leaves", "shrinkage_rate", "min_data_in_leaf", "feature_fraction", "lambda_l2"),
     "Evaluation": ("validation", "validation_file", "eval_every", "keep", "patience"),
     "Hardware": ("device", "precision", "micro_batch", "gradient_checkpointing", "fast_attention", "shard"),
     "Output": ("log_every", "checkpoint_every", "keep_checkpoints", "tracker"),
@@ -598,6 +625,11 @@ def resolve(flags: Mapping[str, Any], config: Mapping[str, Any] | None = None) -
         raise InputError(
             f"{', '.join(unused)}: not used by --architecture features",
             hint="Leave it out, or choose --architecture siamese or cross-encoder.",
+        )
+    if options.architecture != "features" and (unused := _marked(flags, "features_only")):
+        raise InputError(
+            f"{', '.join(unused)}: not used by --architecture {options.architecture}",
+            hint="Leave it out, or choose --recipe fast.",
         )
     if options.architecture == "reward" and (unused := _marked(flags, "pair_only")):
         raise InputError(

@@ -76,7 +76,7 @@ SILENT: Reporter = Silent()
 
 
 class OneOfSeveral:
-    """A reporter for one of several like works: its tasks say which, and notes of those before are not repeated."""
+    """A reporter for one of several like works: its tasks say which, and what those before said is not repeated."""
 
     def __init__(self, reporter: Reporter, number: int, total: int, noted: set[str]) -> None:
         self._reporter, self._noted = reporter, noted
@@ -88,7 +88,9 @@ class OneOfSeveral:
             self._reporter.note(text)
 
     def warn(self, text: str) -> None:
-        self._reporter.warn(text)
+        if text not in self._noted:
+            self._noted.add(text)
+            self._reporter.warn(text)
 
     def track(self, what: str, total: float | None, unit: str = "battles") -> AbstractContextManager[Progress]:
         return self._reporter.track(f"{what}{self._which}", total, unit)

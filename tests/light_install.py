@@ -21,7 +21,7 @@ from pathlib import Path
 from prefcli.cli.main import run
 from prefcli.data import synthetic
 
-OPTIONAL = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", "peft", "tensorboard", "wandb")
+OPTIONAL = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", "optuna", "peft", "tensorboard", "wandb")
 WITHOUT = {
     "torch transformers nltk scipy sklearn": """
 score test_truth.csv test_truth.csv --json
@@ -65,6 +65,7 @@ NEEDS = {
     "train train.csv --architecture reward --lora-rank 4": f"{TORCH} peft",
     "train train.csv --recipe fast --tracker tensorboard": "torch tensorboard",
     "train train.csv --recipe fast --tracker wandb": "wandb",
+    "train train.csv --recipe fast --tune 2": "optuna",
     "ablate train.csv": TORCH,
     "predict test.csv --model NEURAL --output p.csv": TORCH,
     "predict lines.jsonl --model NEURAL --output -": TORCH,

@@ -5,8 +5,11 @@ Most of its flags are the fields of :class:`prefcli.options.TrainOptions`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,9 +25,11 @@ from prefcli.options import FIRST_PANEL, RECIPES, TrainOptions, describe_recipe,
 if TYPE_CHECKING:
     from prefcli.metrics import Score
     from prefcli.pipeline.train import TrainResult
+    from prefcli.pipeline.tune import Tuning
     from prefcli.training.experiment import SourceResult
 
 MAX_SHOWN_SOURCES = 20
+MAX_SHOWN_TRIALS = 10
 
 EXAMPLES = common.examples(
     "prefcli train train.csv --recipe fast",
@@ -74,6 +79,16 @@ def run(
         ),
     ] = None,
     estimate: Annotated[bool, MostUsedOption("--estimate", help=common.ESTIMATE_HELP)] = False,
+    tune: Annotated[
+        int | None,
+        typer.Option(
+            "--tune",
+            min=2,
+            metavar="N",
+            help="Try N settings on folds first; train with the best if it is clearly better than the default.",
+            rich_help_panel="Optimisation",
+        ),
+    ] = None,
     force: common.ForceOption = False,
     **flags: Any,
 ) -> None:
@@ -85,6 +100,7 @@ def run(
     from prefcli.cli import next_steps
     from prefcli.compute import memory
     from prefcli.pipeline.train import check_files
+    from prefcli.storage.runs import refuse_folder
 
     memory.keep_freed_memory()
     given = given_options(flags)
@@ -96,6 +112,8 @@ def run(
             raise InputError(f"--resume continues a run as it was: it cannot be combined with {', '.join(refused)}")
         if estimate:
             raise InputError("--estimate is for a whole training: it cannot be combined with --resume")
+    if tune is not None and (resume is not None or estimate):
+        raise InputError(f"--tune cannot be combined with {'--resume' if resume is not None else '--estimate'}")
     options, origins = resolve(given, read_config(config) if config else None)
     if RECIPES[options.recipe] and resume is None:
         session.reporter.note(describe_recipe(options, origins))
@@ -110,6 +128,17 @@ def run(
         if resume is None:
             check_files(battles, session.workspace, options)
         pipeline.check_push(push_to)  # before hours of training
+    tuning = None
+    if tune is not None:
+        if battles is None:
+            raise InputError("--tune needs the battles: name the file")
+        if output is not None:
+            refuse_folder(output, force=force)  # before hours of training, too
+        tuning = pipeline.tune(battles, session.workspace, options, trials=tune, fixed=given, reporter=session.reporter)
+        options = dataclasses.replace(options, **tuning.settings)
+        origins |= dict.fromkeys(tuning.settings, "tuned")
+        if not session.json:
+            _print_tuning(tuning, session.arguments)
     trained = pipeline.train(
         battles,
         session.workspace,
@@ -125,12 +154,35 @@ def run(
         return
     pushed, push_error = (None, None) if push_to is None else _push(trained.run, push_to, session)
     if session.json:
-        common.print_json(asdict(trained) | ({"pushed": pushed} if push_to is not None else {}))
+        result = asdict(trained) | ({"pushed": pushed} if push_to is not None else {})
+        common.print_json(result | ({"tuning": asdict(tuning)} if tuning is not None else {}))
     else:
         _print(trained, pushed)
     if push_error is not None:
         raise push_error
     next_steps.show(session, next_steps.after_train, trained.run, held_out=trained.validation is not None)
+
+
+def _print_tuning(tuning: Tuning, arguments: Sequence[str]) -> None:
+    from prefcli.metrics import describe_battles
+
+    ranked = sorted(enumerate(tuning.trials, start=1), key=lambda trial: trial[1].log_loss)
+    shown = ranked[:MAX_SHOWN_TRIALS] + [trial for trial in ranked[MAX_SHOWN_TRIALS:] if trial[0] == 1]
+    names = list(tuning.trials[1].settings)
+    rows = [
+        [number, trial.log_loss if math.isfinite(trial.log_loss) else "diverged"]
+        + ([str(trial.settings[name]) for name in names] if trial.settings else ["default"] * len(names))
+        for number, trial in shown
+    ]
+    title = f"{len(tuning.trials)} trials, the best first; {describe_battles(tuning.battles, tuning.prompts)}"
+    common.print_table(title, ["trial", "log loss", *map(flag_of, names)], rows)
+    common.say(tuning.reading)
+    if tuning.best > 1:
+        kept = [
+            word for word, before in zip(arguments, ["", *arguments], strict=False)
+            if not {word.partition("=")[0], before, word[:2]} & {"--tune", "--output", "-o"}
+        ]  # fmt: skip
+        common.say(f"Trial {tuning.best}: {shlex.join(['prefcli', *kept, *tuning.flags])}")
 
 
 def _push(run: Path, name: str, session: common.Session) -> tuple[str | None, PrefcliError | None]:

@@ -24,6 +24,7 @@ from prefcli.pipeline.score import ScoreComparison, ScoreOptions, compare_scores
 from prefcli.pipeline.score_report import report_scores
 from prefcli.pipeline.stages import read_stage
 from prefcli.pipeline.train import train
+from prefcli.pipeline.tune import tune
 from prefcli.storage.hub import check_push
 
 __all__ = [
@@ -63,4 +64,5 @@ __all__ = [
     "score",
     "show_run",
     "train",
+    "tune",
 ]

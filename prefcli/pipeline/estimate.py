@@ -298,7 +298,8 @@ def _time_boosting(context: TrainContext, folds: Sequence[Fold], reporter: Repor
         started = time.perf_counter()
         battles = statistics.extract(batch)
         measured = time.perf_counter()
-        features.fit(battles, pool.targets[rows], pool.keys[rows], seed=context.options.seed)
+        options = context.options
+        features.fit(battles, pool.targets[rows], pool.keys[rows], seed=options.seed, settings=options.booster_settings)
         boosting = (time.perf_counter() - measured) * (len(train) / size) ** BOOSTING_POWER
         parts = {"measuring": (measured - started) * len(pool) / size, "boosting": boosting * len(folds)}
     return _Timing(context.world.gather(parts)[0], len(train) * len(folds), size, time.perf_counter() - began)

@@ -67,6 +67,7 @@ class FeaturesFitter:
                 sources=_battle_sources(sources),
                 seed=context.options.seed,
                 progress=self._reporting(name, progress),
+                settings=context.options.booster_settings,
             )
             if model.booster is not None and model.booster.current_iteration() == models.MAX_ROUNDS:
                 context.reporter.note(

@@ -33,7 +33,7 @@ from prefcli import metrics
 from prefcli.compute import fsdp
 from prefcli.compute.devices import Placement
 from prefcli.compute.distributed import World
-from prefcli.errors import Interrupted, ModelError, PrefcliError
+from prefcli.errors import Diverged, Interrupted, ModelError, PrefcliError
 from prefcli.models import weights
 from prefcli.models.batches import Pass, prefetch
 from prefcli.models.neural import WEIGHTS, NeuralModel
@@ -450,7 +450,7 @@ class _Training:
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
         self.counted = True
         if state.skipped_in_a_row >= MAX_SKIPS_IN_A_ROW:
-            raise PrefcliError(
+            raise Diverged(
                 f"float16 overflowed in {MAX_SKIPS_IN_A_ROW} steps in a row, up to step {state.steps}",
                 hint=DIVERGED_HINT,
             )
@@ -504,7 +504,7 @@ class _Training:
     def _check(self, loss: float, grad_norm: float) -> None:
         """Stop a training that has gone wrong instead of letting it run for hours."""
         if not self.scaler.is_enabled() and not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise PrefcliError(
+            raise Diverged(
                 f"the loss is no longer a number at step {self.state.steps} (loss {loss}, gradient's norm {grad_norm}, "
                 f"learning rate {self.rate:.3g})",
                 hint=DIVERGED_HINT,
@@ -562,7 +562,7 @@ class _Training:
         )
         if not state.best_step:
             hint = "Train with --precision bf16 or fp32." if self.scaler.is_enabled() else DIVERGED_HINT
-            raise PrefcliError(f"{what}, and no weights have been kept yet", where=str(spec.folder), hint=hint)
+            raise Diverged(f"{what}, and no weights have been kept yet", where=str(spec.folder), hint=hint)
         kept = f"step {state.best_step}" if spec.options.keep == "best" else "the last validation"
         spec.reporter.warn(f"{what}: training ends here, with the weights kept at {kept}")
         state.finished = True

@@ -8,8 +8,8 @@ import importlib.util
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class BoosterSettings:
     feature_fraction: float
     num_boost_round: int
     early_stopping_round: int
+    lambda_l2: float = 5.0
 
     @staticmethod
     def for_battles(count: int) -> BoosterSettings:
@@ -64,9 +65,9 @@ class BoosterSettings:
         return {
             "objective": "multiclass", "num_class": len(OUTCOMES), "num_leaves": self.num_leaves,
             "learning_rate": self.learning_rate, "min_data_in_leaf": self.min_data_in_leaf,
-            "feature_fraction": self.feature_fraction, "bagging_fraction": 0.7, "bagging_freq": 1, "lambda_l2": 5.0,
-            "max_bin": 63, "deterministic": True, "force_col_wise": True, "seed": seed, "num_threads": threads,
-            "verbosity": -1,
+            "feature_fraction": self.feature_fraction, "bagging_fraction": 0.7, "bagging_freq": 1,
+            "lambda_l2": self.lambda_l2, "max_bin": 63, "deterministic": True, "force_col_wise": True, "seed": seed,
+            "num_threads": threads, "verbosity": -1,
         }  # fmt: skip
 
 
@@ -219,7 +220,14 @@ class Trained:
 
 
 def train(
-    data: BoosterData, folds: Folds, *, seed: int, threads: int, progress: FitProgress, cross_fit: bool = False
+    data: BoosterData,
+    folds: Folds,
+    *,
+    seed: int,
+    threads: int,
+    progress: FitProgress,
+    cross_fit: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> Trained:
     """A booster trained on all rows, for the number of rounds that was best on the inner folds.
 
@@ -235,11 +243,13 @@ def train(
         Is kept up to date.
     cross_fit:
         Whether scores of held-out battles are wanted, which takes all folds.
+    settings:
+        Fields of :class:`BoosterSettings` in place of those that the number of battles suggests.
     """
     lightgbm = import_lightgbm()
     battles = len(data.rows) // 2
-    settings = BoosterSettings.for_battles(battles)
-    parameters = settings.parameters(seed, threads)
+    chosen = replace(BoosterSettings.for_battles(battles), **(settings or {}))
+    parameters = chosen.parameters(seed, threads)
     curves, boosters = [], []
     used = folds if battles < SMALL_DATASET or cross_fit else folds[:1]
     for fold in used:
@@ -250,10 +260,10 @@ def train(
         callbacks = [
             lightgbm.record_evaluation(curve),
             progress.choosing(),
-            lightgbm.early_stopping(settings.early_stopping_round, verbose=False),
+            lightgbm.early_stopping(chosen.early_stopping_round, verbose=False),
         ]
         boosters.append(
-            lightgbm.train(parameters, training, settings.num_boost_round, valid_sets=[validation], callbacks=callbacks)
+            lightgbm.train(parameters, training, chosen.num_boost_round, valid_sets=[validation], callbacks=callbacks)
         )
         curves.append(next(iter(curve["valid_0"].values())))
         progress.chosen(curves[-1])

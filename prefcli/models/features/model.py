@@ -247,6 +247,7 @@ def fit(
     seed: int = 0,
     threads: int = 0,
     progress: Progress | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> FeaturesModel:
     """Train a model.
 
@@ -267,6 +268,8 @@ def fit(
         Of LightGBM; 0 is as many as there are cores.
     progress:
         Called with what is being done, how many rounds of the whole fit are done, and how many are expected.
+    settings:
+        Of the boosters, see :func:`.booster.train`.
     """
     prior = _prior(targets)
     lacks_base = sources is not None
@@ -290,7 +293,7 @@ def fit(
     both_targets = np.concatenate([targets, targets[:, SWAPPED]])
     bases = None if sources is None else np.concatenate([sources.bases, sources.bases])
     data = BoosterData(rows, both_targets, bases)
-    train = functools.partial(boosting.train, seed=seed, threads=threads)
+    train = functools.partial(boosting.train, seed=seed, threads=threads, settings=settings)
     trained = train(data, folds, progress=fit_progress, cross_fit=lacks_base)
     model = FeaturesModel(weights, prior, trained.booster, threads, trained.curve, lacks_base)
     if sources is None or trained.held_out is None:
