@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 DEFAULT_FOLDS = 3
 MIN_TRIALS_FOR_IMPORTANCES = 20
 RANDOM_TRIALS = 5
-"""Settings drawn at random before those that did well are searched around."""
+"""So many trials, the default among them, come before the search is drawn to what did well."""
 DIVERGED = "diverged"
 """A file in a trial's folder."""
 KEPT = (runs.VALIDATION, runs.CONFIG, files.CHECKSUMS, DIVERGED)
