@@ -116,11 +116,15 @@ def test_a_planted_better_setting_is_found_and_named_as_what_mattered(
 def test_the_default_is_kept_where_nothing_differs_but_by_luck(
     prompts: int, reason: str, votes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Silent, "warn", lambda self, text: said.append(text))
     found = run(votes, Stub(lambda options: 0.5, prompts=prompts), monkeypatch, trials=12)
     assert found.best > 1, "the best of 12 is another one than the first, by luck"
     assert (found.is_better, found.settings, found.importances) == (False, {}, {})
     assert f"Trial {found.best} is not clearly better than the default" in found.reading
     assert reason in found.reading
+    warned = "whatever is found, the default will be kept: no interval: 15 prompts, 20 are needed on which settings are"
+    assert [text.startswith(warned) for text in said] == [True] * (prompts == 30)
     assert found.reading.endswith("The default is kept. Which settings mattered is said of 20 trials or more.")
     assert found.flags
 

@@ -255,7 +255,11 @@ def _try_all(
         for path in run.iterdir():
             if path.name not in KEPT:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        tried.append(Trial(settings, float(losses[-1][_are_chosen_on(keys, search.options.seed)].mean())))
+        chosen_on = _are_chosen_on(keys, search.options.seed)
+        tried.append(Trial(settings, float(losses[-1][chosen_on].mean())))
+        others = keys[~chosen_on]
+        if number == 1 and (too_few := metrics.too_few_units(len(others), len(np.unique(others)))):
+            reporter.warn(f"whatever is found, the default will be kept: {too_few} on which settings are not chosen")
     return keys, losses, tried
 
 
