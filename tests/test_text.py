@@ -206,6 +206,12 @@ def test_an_unknown_normalisation_names_the_known_ones():
         assert caught.value.hint == "Choose one of nltk, raw, light."
 
 
+def test_a_period_after_a_lone_letter_does_not_depend_on_what_is_tokenised_with_it():
+    for chunk in ("s.", "(t.", "d.)", "a.", "them."):
+        alone, first, last = [nltk_tokens.tokenize_chunks(chunks) for chunks in ([chunk], [chunk, "x"], ["x", chunk])]
+        assert alone[0] == first[0] == last[1]
+
+
 # Properties
 
 

@@ -93,7 +93,7 @@ def _normalise_block(chunked: list[list[str]]) -> list[str]:
 
 #: Separates two chunks in front of the tokenizer: a private-use character, which no regular expression of NLTK's
 #: names and which is a special character itself, so a chunk that holds it loses nothing by U+FFFD in its place.
-_SEPARATOR = "\ue000"
+_SEPARATOR, _REPLACEMENT = "\ue000", "\ufffd"
 #: A period that ends a sentence, as NLTK's sentence splitter sees it: nothing but closing marks follows it in its
 #: chunk, or a mark that ends a word; and it does not follow a lone d, m, s or t, which that splitter takes for
 #: abbreviations. (Once special characters are gone, this matters only to stop words: "them." is not on the list.)
@@ -108,9 +108,10 @@ def tokenize_chunks(chunks: Sequence[str]) -> list[list[str]]:
     tokenize = _tokenizer()
     tokens_of_chunks: list[list[str]] = []
     for block in _blocks(chunks, _MAX_TOKENIZER_CHARACTERS):
-        joined = " " + f" {_SEPARATOR} ".join(chunk.replace(_SEPARATOR, "\ufffd") for chunk in block) + " "
+        # The last chunk is followed by a separator, too: NLTK splits any period at the end of a text.
+        joined = " " + "".join(f"{chunk.replace(_SEPARATOR, _REPLACEMENT)} {_SEPARATOR} " for chunk in block)
         tokens: list[str] = []
-        for token in [*tokenize(_FINAL_PERIOD.sub(" .", joined)), _SEPARATOR]:
+        for token in tokenize(_FINAL_PERIOD.sub(" .", joined)):
             if token == _SEPARATOR:
                 tokens_of_chunks.append(tokens)
                 tokens = []
