@@ -280,6 +280,9 @@ def test_the_tables_fit_80_columns(details: bool, monkeypatch: pytest.MonkeyPatc
     lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
     assert lines[0].startswith("a-model-with-quite-a-long-name-ant leads 4 models")
     assert max(map(len, lines)) <= 80
+    assert not any("more model" in line for line in lines)
+    show(statistics, 3)
+    assert "1 more model: --top 4 lists all." in capsys.readouterr().out
 
 
 def test_two_models_have_no_two_tables_that_say_the_same(cli: Callable[..., Any], tmp_path: Path) -> None:

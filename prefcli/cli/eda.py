@@ -14,6 +14,7 @@ from prefcli.cli.judges import show_annotators, show_judge
 
 if TYPE_CHECKING:
     from prefcli.exploration import Eda
+    from prefcli.exploration.ratings import Ratings
     from prefcli.exploration.shares import Share
 
 EXAMPLES = common.examples(
@@ -135,9 +136,7 @@ def _models(eda: Eda, top: int, details: bool) -> None:
     shown = eda.ratings.groups if details else min(eda.ratings.groups, MAX_GROUPS)
     for group in range(shown):
         of_group = f" of group {group + 1}" if eda.ratings.groups > 1 else ""
-        common.print_table(
-            f"Ratings{of_group} (mean 1000; 400 points: odds of 10 to 1)", *tables.ratings(eda.ratings, top, group)
-        )
+        _ratings(f"Ratings{of_group} (mean 1000; 400 points: odds of 10 to 1)", eda.ratings, top, group)
     if shown < eda.ratings.groups:
         common.print_text(f"{plural(eda.ratings.groups - shown, 'smaller group')} of models not shown: see --all.")
         print()
@@ -149,9 +148,20 @@ def _models(eda: Eda, top: int, details: bool) -> None:
         print()
 
 
-def _groups(eda: Eda, top: int, details: bool) -> None:
+def _ratings(title: str, ratings: Ratings, top: int, group: int = 0) -> None:
+    """The best models of one group of models that met, and how many there are below them."""
     from prefcli.metrics import plural
     from prefcli.rendering import tables
+
+    common.print_table(title, *tables.ratings(ratings, top, group))
+    models = len(ratings.of_group(group))
+    if models > top:
+        common.print_text(f"{plural(models - top, 'more model')}: --top {models} lists all.")
+        print()
+
+
+def _groups(eda: Eda, top: int, details: bool) -> None:
+    from prefcli.metrics import plural
 
     shown = eda.by if details else eda.by[:MAX_SHOWN]
     for group in shown:
@@ -160,7 +170,7 @@ def _groups(eda: Eda, top: int, details: bool) -> None:
             common.print_text(sentence)
         print()
         if details and group.ratings:
-            common.print_table(f"Ratings of {group.name}", *tables.ratings(group.ratings, top))
+            _ratings(f"Ratings of {group.name}", group.ratings, top)
     if left_out := eda.groups_left_out + len(eda.by) - len(shown):
         common.print_text(f"{plural(left_out, 'more group')} not shown{'' if details else ': see --all'}.")
         print()
