@@ -95,6 +95,16 @@ def test_no_verb_replaces_an_input(cli: CLI, run: Path, demo_files: Demo, tmp_pa
     assert contents(data, copied) == before
 
 
+def test_the_encoder_tiny_is_built_in_also_where_a_run_has_its_name(
+    run: Path, demo_files: Demo, cli: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, "tiny")
+    few = ("--limit", 40, "--max-steps", 1, "--max-length", 16)
+    done = cli("train", demo_files.train, "--encoder", "tiny", "--output", "tiny", "--force", *few)
+    assert done.code == 0, done.err
+
+
 @pytest.mark.slow
 def test_redirected_input_and_output_are_recognised(run: Path, demo_files: Demo, tmp_path: Path) -> None:
     shutil.copy(demo_files.test, tmp_path / "test.csv")

@@ -14,6 +14,7 @@ from prefcli import readers
 from prefcli.battles import PathLike, Source, SourceLike, user_path
 from prefcli.compute.distributed import World, from_environment, process_group
 from prefcli.data.selection import RunData, select
+from prefcli.encoders.tiny import TINY
 from prefcli.errors import InputError, PrefcliError
 from prefcli.metrics import Score
 from prefcli.options import TrainOptions
@@ -211,7 +212,9 @@ def _start(
     under_way = False
     if world.is_main_process:
         folder = folder or runs.new_folder(workspace.runs, options)
-        inputs = [*data.source.paths, *files_of(options), data.training.path, Path(options.encoder_name)]
+        inputs = [*data.source.paths, *files_of(options), data.training.path]
+        if options.encoder_name != TINY:  # which is built in, also where a folder has its name
+            inputs.append(Path(options.encoder_name))
         files.refuse_to_replace(folder, inputs)
         locks.enter_context(runs.locked(folder))
         under_way = runs.start(folder, force=force, is_same=is_same)
