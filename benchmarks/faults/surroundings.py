@@ -241,13 +241,16 @@ def names(folder: Path, table: Table) -> None:
                       f"{name[:30]!r} {command[0].decode()}: {(refused if missing else worked)(done)}")  # fmt: skip
     for length in (251, 255):
         long = "y" * length
-        for command in (f"eda train.csv --report x{long[1:]}", f"train train.csv --architecture features -o {long}"):
+        for command in (
+            f"eda train.csv --report x{long[1:-5]}.html",
+            f"train train.csv --architecture features -o {long}",
+        ):
             table.add("a name of 255 bytes", "worked", worked(call(command, folder)))
         done = call(f"predict test.csv --model {long} -o {long[:-4]}.csv", folder)
         table.add("a name of 255 bytes", "worked", worked(done))
         for path in folder.glob("[xy]yyy*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    done = call(f"eda train.csv --report {'z' * 256}", folder)
+    done = call(f"eda train.csv --report {'z' * 251}.html", folder)
     table.add("a name of 256 bytes", "refused clearly", refused(done, "too long"))
 
 
