@@ -41,9 +41,7 @@ from prefcli.pipeline import compare_runs as compare_runs
 from prefcli.pipeline import compare_scores as compare_scores
 from prefcli.pipeline import diff_runs as diff_runs
 from prefcli.pipeline import eda as eda
-from prefcli.pipeline import list_runs as runs
 from prefcli.pipeline import preprocess as preprocess
-from prefcli.pipeline import prune as prune_runs
 from prefcli.pipeline import push as push
 from prefcli.pipeline import remove_runs as remove_runs
 from prefcli.pipeline import report_scores as report_scores
@@ -69,44 +67,7 @@ if TYPE_CHECKING:
     from prefcli.exporting.onnx import ExportResult
     from prefcli.keywords import PredictKeywords, RankKeywords, TrainKeywords
 
-__all__ = [
-    "Console",
-    "InputError",
-    "Interrupted",
-    "ModelError",
-    "NetworkError",
-    "PredictOptions",
-    "Predictor",
-    "PrefcliError",
-    "RankOptions",
-    "Score",
-    "Source",
-    "TrainOptions",
-    "ablate",
-    "compare_judges",
-    "compare_runs",
-    "compare_scores",
-    "demo",
-    "diff_runs",
-    "eda",
-    "estimate",
-    "export",
-    "from_table",
-    "load",
-    "predict",
-    "preprocess",
-    "prune_runs",
-    "push",
-    "rank",
-    "remove_runs",
-    "report",
-    "report_scores",
-    "runs",
-    "score",
-    "show_run",
-    "train",
-    "tune",
-]
+runs, prune_runs = pipeline.list_runs, pipeline.prune
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 WorkspaceLike: TypeAlias = Workspace | PathLike | None
