@@ -29,6 +29,7 @@ from prefcli.options import TrainOptions
 from prefcli.reporting import SILENT
 from prefcli.storage import runs
 from prefcli.training import loop
+from prefcli.training.fit_neural import NeuralFitter
 
 LORA = {"text": "raw", "max_length": 96, "lr": 3e-3, "lora_rank": 4, "limit": 96, "eval_every": 4}
 """Of runs here; with the architecture cross-encoder unless it is said otherwise."""
@@ -170,9 +171,8 @@ def test_adapters_train_resume_reload_and_merge_to_the_same_predictions(
         if state.steps == 3:
             raise Stop
 
-    original = loop.FitSpec.__init__
     patched = pytest.MonkeyPatch()
-    patched.setattr(loop.FitSpec, "__init__", lambda self, *a, **k: original(self, *a, **{**k, "on_step_end": stop}))
+    patched.setattr(NeuralFitter, "_first_steps", lambda self, spec: stop)
     with pytest.raises(Stop):
         prefcli.train(demo_files.train, output="cut", **options)
     patched.undo()

@@ -35,6 +35,7 @@ from prefcli.prediction import inference
 from prefcli.prediction.inference import Member, predict_batch
 from prefcli.storage import runs
 from prefcli.training import loop
+from prefcli.training.fit_neural import NeuralFitter
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "faults"))
 import families
@@ -368,9 +369,8 @@ def test_stopped_at_any_step_it_resumes_to_the_same_bytes(
         if state.steps == 5:
             raise Stop
 
-    original = loop.FitSpec.__init__
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(loop.FitSpec, "__init__", lambda self, *a, **k: original(self, *a, **{**k, "on_step_end": stop}))
+        patch.setattr(NeuralFitter, "_first_steps", lambda self, spec: stop)
         prefcli.train(demo_files.train, output="cut", workspace=reward_run.parent / "w", **RUN)
     prefcli.train(resume="cut", workspace=reward_run.parent / "w")
     for name in (neural.WEIGHTS, runs.VALIDATION):

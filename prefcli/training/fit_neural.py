@@ -111,7 +111,7 @@ class NeuralFitter:
         """Fit one fold; one that is under way continues from its own files."""
         spec = self.spec(fold, name)
         spec.trackers, spec.progress, spec.name = trackers, progress, name
-        spec.on_step_end = spec.on_step_end or self._first_steps(spec)
+        spec.on_step_end = self._first_steps(spec)
         self._fits_left -= 1
         result = loop.fit(spec)
         pooled = None
