@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prefcli import encoders
@@ -303,6 +303,7 @@ TURNS = st.lists(st.integers(0, 60), min_size=1, max_size=6)
 
 @settings(max_examples=150, deadline=None)
 @given(TURNS, TURNS, st.integers(24, 200), st.sampled_from(["head", "head-tail"]))
+@example([0, 0, 14], [0, 0, 17], 37, "head")
 def test_a_conversation_fits_the_budget_and_loses_its_first_turns_first(
     prompt: list[int], answer: list[int], max_length: int, truncation: str
 ) -> None:
@@ -324,7 +325,8 @@ def test_a_conversation_fits_the_budget_and_loses_its_first_turns_first(
     assert len(ids) == total or len(ids) > max_length - 2 * packing.MIN_TURN_TOKENS - 2
     found = [sum(token == 1000 * (1 + i % 2) + i // 2 for token in ids) for i in range(len(lengths))]
     assert packed_by.kept_tokens(battles, (0, 1))[0].tolist() == [sum(found[::2]), sum(found[1::2])]
-    first = next((i // 2 for i, count in enumerate(found) if count), len(answer) - 1)
+    pieces_kept = sum(token in range(1, 1 + len(pieces)) for token in ids)
+    first = len(answer) - (pieces_kept - 1) // 2  # turns without text are kept by their pieces alone
     left = lengths[2 * first :]
     share = (max_length - 1 - len(left)) // len(left)
     if found[-1] < lengths[-1] and found[-2] < lengths[-2]:
