@@ -61,6 +61,15 @@ RUNS = {
     "reward-tie": ("--architecture", "reward", "--text", "raw", "--tie", "prompt", *NEURAL),
     "features": ("--architecture", "features"),
 }
+SETTINGS = {
+    "seed 1": ("--seed", "1"),
+    "seed 2": ("--seed", "2"),
+    "label smoothing 0.1": ("--label-smoothing", "0.1"),
+    "label smoothing 0.2": ("--label-smoothing", "0.2"),
+    "head-tail": ("--truncation", "head-tail"),
+}
+"""What is changed one at a time in the siamese model with interaction and both orders, which `--recipe strong` sets."""
+RUNS |= {f"strong {name}": (*RUNS["interaction-swap"], *flags) for name, flags in SETTINGS.items()}
 SWAP = ("--swap-average",)
 PLAIN = ("--no-calibration",)
 ROWS = (
@@ -92,6 +101,8 @@ ROWS = (
         ("features", "cross-swap", "interaction-swap"),
         SWAP,
     ),
+    Row("strong", ("interaction-swap",), PLAIN + SWAP),
+    *(Row(f"strong, {name}", (f"strong {name}",), PLAIN + SWAP) for name in SETTINGS),
 )
 
 
@@ -146,8 +157,8 @@ def train(name: str, args: argparse.Namespace, files: dict[str, Path]) -> None:
     flags = list(RUNS[name])
     if "features" not in flags:
         tokens = args.tokens if "cross-encoder" in flags else args.tokens // 2
-        flags += ["--encoder", args.encoder, "--max-length", str(tokens), "--lr", args.lr]
-        flags += ["--precision", args.precision]
+        given = ["--encoder", args.encoder, "--max-length", str(tokens), "--lr", args.lr, "--precision", args.precision]
+        flags = [*given, *flags]  # of a flag that is given twice the last one counts
     started = time.monotonic()
     inputs = (files["train"], "--validation-file", files["validation"])
     result = json.loads(prefcli(args, "train", *inputs, *flags, "--output", run, "--force", "--json"))
@@ -169,10 +180,13 @@ def print_table(args: argparse.Namespace, files: dict[str, Path]) -> None:
         if not all((args.folder / run / "validation.parquet").exists() for run in row.runs):
             continue
         models = [part for run in row.runs for part in ("--model", args.folder / run)]
-        output = args.folder / "predictions.parquet"
-        result = json.loads(
-            prefcli(args, "predict", files["test"], *models, *row.predict, "--output", output, "--force", "--json")
-        )
+        output = args.folder / f"predictions of {row.name.replace(':', '')}.parquet"
+        if not output.with_suffix(".json").exists():
+            said = prefcli(
+                args, "predict", files["test"], *models, *row.predict, "--output", output, "--force", "--json"
+            )
+            output.with_suffix(".json").write_text(said)
+        result = json.loads(output.with_suffix(".json").read_text())
         _, probabilities = tables.read_probabilities(output)
         fitted = (
             ", ".join(f"{weight:.2f}" for weight in result["weights"]) if "--no-calibration" not in row.predict else ""
