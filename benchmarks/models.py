@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,16 +108,7 @@ ROWS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("battles", type=Path)
-    parser.add_argument("--encoder", required=True)
-    parser.add_argument("--folder", type=Path, default=Path("models-benchmark"))
-    parser.add_argument("--train", type=int, default=4000)
-    parser.add_argument("--validation", type=int, default=800)
-    parser.add_argument("--test", type=int, default=2000)
-    parser.add_argument("--tokens", type=int, default=256, help="of a battle: one sequence, or two of half the length")
-    parser.add_argument("--lr", default="1e-4")
-    parser.add_argument("--precision", default="auto")
+    parser = arguments(__doc__ or "", "models-benchmark")
     parser.add_argument("--rows", nargs="*", default=[], help="print only rows whose name holds one of these")
     parser.add_argument("--only", nargs="*", default=list(RUNS), help="runs to train now")
     args = parser.parse_args()
@@ -124,7 +116,23 @@ def main() -> None:
     files = draw(args)
     for name in args.only:
         train(name, args, files)
-    print_table(args, files)
+    rows = [row for row in ROWS if not args.rows or any(part in row.name for part in args.rows)]
+    print_table(args, files, rows)
+
+
+def arguments(description: str, folder: str) -> argparse.ArgumentParser:
+    """The arguments that say which battles, which encoder and how it is trained."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("battles", type=Path)
+    parser.add_argument("--encoder", required=True)
+    parser.add_argument("--folder", type=Path, default=Path(folder))
+    parser.add_argument("--train", type=int, default=4000)
+    parser.add_argument("--validation", type=int, default=800)
+    parser.add_argument("--test", type=int, default=2000)
+    parser.add_argument("--tokens", type=int, default=256, help="of a battle: one sequence, or two of half the length")
+    parser.add_argument("--lr", default="1e-4")
+    parser.add_argument("--precision", default="auto")
+    return parser
 
 
 def draw(args: argparse.Namespace) -> dict[str, Path]:
@@ -151,21 +159,24 @@ def prefcli(args: argparse.Namespace, *arguments: object) -> str:
 
 
 def train(name: str, args: argparse.Namespace, files: dict[str, Path]) -> None:
-    run = args.folder / name
+    train_run(args.folder / name, RUNS[name], args, files["train"], "--validation-file", files["validation"])
+
+
+def train_run(run: Path, flags: Sequence[str], args: argparse.Namespace, *inputs: object) -> None:
+    """Train into a folder, unless the run is there."""
     if (run / "validation.parquet").exists():
         return
-    flags = list(RUNS[name])
+    flags = list(flags)
     if "features" not in flags:
         tokens = args.tokens if "cross-encoder" in flags else args.tokens // 2
         given = ["--encoder", args.encoder, "--max-length", str(tokens), "--lr", args.lr, "--precision", args.precision]
         flags = [*given, *flags]  # of a flag that is given twice the last one counts
     started = time.monotonic()
-    inputs = (files["train"], "--validation-file", files["validation"])
     result = json.loads(prefcli(args, "train", *inputs, *flags, "--output", run, "--force", "--json"))
     (run / "seconds.json").write_text(json.dumps([time.monotonic() - started, result["battles_per_second"]]))
 
 
-def print_table(args: argparse.Namespace, files: dict[str, Path]) -> None:
+def print_table(args: argparse.Namespace, files: dict[str, Path], rows: Sequence[Row]) -> None:
     truth = pq.read_table(files["test"])
     labels, keys = labels_of(truth), truth["prompt_key"].to_numpy()
     prior = np.bincount(labels, minlength=3) / len(labels)
@@ -174,9 +185,7 @@ def print_table(args: argparse.Namespace, files: dict[str, Path]) -> None:
     print("| model | log loss | 95 % interval | difference to the first row | to the best single model | calibration |")
     print("|---|---|---|---|---|---|")
     scored: list[tuple[Row, np.ndarray, str]] = []
-    for row in ROWS:
-        if args.rows and not any(part in row.name for part in args.rows):
-            continue
+    for row in rows:
         if not all((args.folder / run / "validation.parquet").exists() for run in row.runs):
             continue
         models = [part for run in row.runs for part in ("--model", args.folder / run)]
