@@ -6,7 +6,7 @@ arrays whose last axis has length 3 in that order.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 A: Final = 0
 B: Final = 1
@@ -22,3 +22,11 @@ SOFT_LABEL_COLUMNS: Final = ("p_a", "p_b", "p_tie")
 
 SWAPPED: Final = (B, A, TIE)
 """Index that gives the outcomes of the battles with A and B swapped: ``probabilities[..., SWAPPED]``."""
+
+
+class Probabilities(NamedTuple):
+    """Probabilities that people prefer A, prefer B, or call it a tie; they sum to 1."""
+
+    a: float
+    b: float
+    tie: float

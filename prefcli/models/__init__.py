@@ -88,6 +88,11 @@ class _AdjustedReward(_Adjusted):
         return self.model.rewards(batch, done=done)
 
 
+def unadjusted(model: Model) -> Model:
+    """The model as it was trained, whatever :func:`load` adds to its logits."""
+    return model.model if isinstance(model, _Adjusted) else model
+
+
 def load(
     folder: Path,
     request: DeviceRequest,

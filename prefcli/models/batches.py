@@ -89,6 +89,10 @@ class BatchedModel:
         """What the budget cuts."""
         return self.input_format.truncation_report(self.packing, battles)
 
+    def kept_tokens(self, batch: pa.RecordBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The tokens of each field of a batch of battles, and how many of them are read; both of shape ``[n, 3]``."""
+        return self.input_format.kept_tokens(self.packing, self.tokenise(iter([batch])))
+
     def arrays(
         self, battles: TokenisedBattles, rows: NDArray[np.integer], swapped: bool = False
     ) -> dict[str, NDArray[np.int64]]:

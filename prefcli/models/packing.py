@@ -415,13 +415,18 @@ class InputFormat:
         """Length of the longest sequence of each battle, shape ``[n]``."""
         return np.max([packing.lengths(battles, sequence) for sequence in self.sequences], axis=0)
 
-    def truncation_report(self, packing: Packing, battles: TokenisedBattles) -> TruncationReport:
-        """What no sequence holds."""
+    def kept_tokens(self, packing: Packing, battles: TokenisedBattles) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The tokens of each field, and those of them that some sequence holds; both of shape ``[n, 3]``."""
         lengths = np.stack([column.lengths for column in battles.columns], axis=1)
         kept = np.zeros_like(lengths)
         for sequence in self.sequences:
             fields = list(sequence)
             kept[:, fields] = np.maximum(kept[:, fields], packing.kept_tokens(battles, fields))
+        return lengths, kept
+
+    def truncation_report(self, packing: Packing, battles: TokenisedBattles) -> TruncationReport:
+        """What no sequence holds."""
+        lengths, kept = self.kept_tokens(packing, battles)
         lost = lengths - kept
         return TruncationReport(
             battles=len(battles),

@@ -148,21 +148,47 @@ def predict_batch(
     NonFiniteError
         If a logit is not a finite number.
     """
+    orders = _of_models(member, batch, both_orders=swap_average, activation=activation, done=done)
+    return np.asarray(orders.mean(axis=1).mean(axis=0))
+
+
+def predict_orders(member: Member, batch: pa.RecordBatch) -> Array:
+    """One run's probabilities of a batch of battles in both orders of the answers, the mean over its folds.
+
+    Returns
+    -------
+    Shape ``[2, n, 3]``: as given, and with A and B swapped, swapped back. The mean over both is :func:`predict_batch`'s
+    with ``swap_average``, the first is that without.
+
+    Raises
+    ------
+    NonFiniteError
+        If a logit is not a finite number.
+    """
+    return np.asarray(_of_models(member, batch, both_orders=True).mean(axis=0))
+
+
+def _of_models(
+    member: Member,
+    batch: pa.RecordBatch,
+    *,
+    both_orders: bool,
+    activation: str = "softmax",
+    done: Callable[[int], None] | None = None,
+) -> Array:
+    """What each model of a run predicts in each order of the answers, swapped back: ``[models, orders, n, 3]``."""
     activate = metrics.softmax if activation == "softmax" else np.asarray
     predictions = []
     for model in member.models:
-        logits, swapped = model.logits(batch, swap_average=swap_average, done=done)
+        logits, swapped = model.logits(batch, swap_average=both_orders, done=done)
         if len(broken := metrics.find_non_finite(np.stack([logits] if swapped is None else [logits, swapped]))):
             raise NonFiniteError(
                 f"the model computes no finite numbers for {metrics.plural(len(broken), 'battle')}, "
                 f"the first is battle {batch.column('id')[int(broken[0])].as_py()}",
                 hint="Predict with --precision fp32; if that does not help, the run's training has diverged.",
             )
-        prediction = activate(logits)
-        if swapped is not None:
-            prediction = (prediction + activate(swapped)[:, SWAPPED]) / 2
-        predictions.append(prediction)
-    return np.asarray(np.mean(predictions, axis=0))
+        predictions.append([activate(logits)] if swapped is None else [activate(logits), activate(swapped)[:, SWAPPED]])
+    return np.array(predictions)
 
 
 def answer_scores(member: Member, batch: pa.RecordBatch, *, done: Callable[[int], None] | None = None) -> Array:

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
+from typing import IO, TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from prefcli.data.tables import CHOSEN_COLUMN, probability_of_chosen
 from prefcli.errors import InputError, ModelError, one_line
 from prefcli.models import has_rewards
 from prefcli.options import PredictOptions
-from prefcli.outcomes import WINNER_COLUMNS
+from prefcli.outcomes import WINNER_COLUMNS, Probabilities
 from prefcli.prediction import blending, inference
 from prefcli.prediction.calibration import Calibration
 from prefcli.readers.containers import MAX_ROW_BYTES
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from prefcli.prediction.comparison import Comparison
     from prefcli.prediction.ranking import Ranked, RankRule
 
 Parsed = TypeVar("Parsed")
@@ -60,14 +61,6 @@ MAX_TOGETHER = 256
 READ_BYTES = 1 << 20
 """Of lines that are read at a time, if so many are waiting."""
 MAX_CACHED_FITS = 256
-
-
-class Probabilities(NamedTuple):
-    """Probabilities that people prefer A, prefer B, or call it a tie; they sum to 1."""
-
-    a: float
-    b: float
-    tie: float
 
 
 class Predictor:
@@ -163,6 +156,53 @@ class Predictor:
         batch = _battle(prompt, response_a, response_b)
         probabilities = self._calibrate(self._predict(batch), self._held_out_keys(batch))
         return Probabilities(*probabilities[0].tolist())
+
+    def compare(
+        self,
+        prompt: Text | Mapping[str, Any],
+        response_a: Text | None = None,
+        response_b: Text | None = None,
+        *,
+        reading: Source | None = None,
+    ) -> Comparison:
+        """Judge one battle, with all that is known of the judgement.
+
+        Parameters
+        ----------
+        prompt, response_a, response_b:
+            As for :meth:`predict`. Or, as the only argument, a battle as a dictionary, in any layout of files.
+        reading:
+            How a dictionary is read, as a source of no files; by default as the training battles were if its keys allow
+            it, else by its keys.
+
+        Returns
+        -------
+        :class:`~prefcli.prediction.comparison.Comparison`: the probabilities of :meth:`predict`, those of both orders
+        of the answers, what was cut, and of the architecture ``features`` what moved them.
+
+        Raises
+        ------
+        InputError
+            If the battle is not valid.
+        """
+        if isinstance(prompt, Mapping):
+            return self._compare(_read_battle(dict(prompt), "", reading or Source(()), self._usual).battle)[0]
+        return self._compare(_battle(prompt, response_a, response_b))[0]
+
+    def _compare(self, battles: pa.RecordBatch) -> list[Comparison]:
+        from prefcli.prediction import comparison, ranking
+
+        normalised = {text: normalise_batch(battles, text)[0] for text in {member.text for member in self._members}}
+        names = (folder.name for folder in self.folders)
+        members = [(name, each, normalised[each.text]) for name, each in zip(names, self._members, strict=True)]
+        calibrations = [
+            self._calibration(self._held_out_keys(battles.slice(row, 1))) for row in range(battles.num_rows)
+        ]
+        compared = comparison.compare_batch(members, calibrations, swap_average=self._swap_average)
+        if not ranking.reads_answers_once(self._members):
+            return compared
+        rewards = [np.asarray(ranked.rewards).tolist() for ranked in self._rank(_answers_of(battles), None)]
+        return [dataclasses.replace(each, rewards=(a, b)) for each, (a, b) in zip(compared, rewards, strict=True)]
 
     def predict_frame(
         self,
@@ -509,6 +549,15 @@ def _battle(prompt: Any, response_a: Any, response_b: Any) -> pa.RecordBatch:
         raise InputError(f"{wrong[0]} is {type(row[wrong[0]]).__name__}, not text")
     row = {name: list(text) if isinstance(text, tuple) else text for name, text in row.items()}
     return readers.battles_from([row], format="generic", name="the battle")
+
+
+def _answers_of(battles: pa.RecordBatch) -> pa.RecordBatch:
+    """The two answers of each battle as a batch of candidates."""
+    import pyarrow as pa
+
+    pairs = zip(*(battles.column(name).to_pylist() for name in ("response_a", "response_b")), strict=True)
+    responses = pa.array(list(map(list, pairs)), ANSWERS)
+    return make_candidates({"id": battles.column("id"), "prompt": battles.column("prompt"), "responses": responses})
 
 
 def _answer_lines(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from prefcli.errors import PrefcliError, one_line
 from prefcli.models.features.names import COLUMNS
-from prefcli.outcomes import OUTCOMES, SWAPPED
+from prefcli.outcomes import OUTCOMES, SWAPPED, A, B
 
 if TYPE_CHECKING:
     from lightgbm import Booster
@@ -293,6 +293,17 @@ def mean_over_orders(booster: Booster, rows: Table, swapped: Table, **options: A
     """Predictions ``[n, 3]`` of n battles, the mean with those of the swapped battles, swapped back."""
     original, others = (np.asarray(booster.predict(order, **options)) for order in (rows, swapped))
     return np.asarray((original + others[:, SWAPPED]) / 2)
+
+
+def contributions(booster: Booster, rows: Table, threads: int) -> NDArray[np.float64]:
+    """By how much each column moves the raw score of A against that of B; shape ``[n, len(COLUMNS)]``.
+
+    Together with the difference of the expected scores, which is the same for every row, a row's sum is the difference
+    of its scores.
+    """
+    shape = (len(rows), len(OUTCOMES), booster.num_feature() + 1)
+    by_outcome = np.asarray(booster.predict(rows, pred_contrib=True, num_threads=threads)).reshape(shape)
+    return np.asarray(by_outcome[:, A, :-1] - by_outcome[:, B, :-1])
 
 
 def to_text(booster: Booster | None) -> str:

@@ -19,7 +19,7 @@ from prefcli.errors import ModelError, one_line
 from prefcli.models.features import booster as boosting
 from prefcli.models.features import statistics
 from prefcli.models.features.booster import BoosterData, Folds, Progress, Table
-from prefcli.models.features.names import COLUMNS
+from prefcli.models.features.names import COLUMNS, in_units, statistic_of
 from prefcli.models.features.statistics import BUCKETS, Features
 from prefcli.models.features.words import Array, cross_fit, word_scores
 from prefcli.outcomes import OUTCOMES, SWAPPED
@@ -58,6 +58,18 @@ class BattleSources:
     def take(self, rows: NDArray[np.integer]) -> BattleSources:
         """Those of some of the battles."""
         return BattleSources(self.names[rows], self.bases[rows])
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """What each statistic did to the predictions of n battles."""
+
+    names: tuple[str, ...]
+    """Of the k statistics, see :func:`.names.statistic_of`."""
+    values: Array
+    """Of the statistics for A and B; shape ``[n, k, 2]``. Where there is one for both, the second is NaN."""
+    log_odds: Array
+    """By how much each moves the log-odds of A over B; shape ``[n, k]``. Swapping A and B negates it exactly."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +136,33 @@ class FeaturesModel:
             done(len(logits))
         return logits, logits[:, SWAPPED] if swap_average else None
 
+    def contributions(self, batch: pa.RecordBatch) -> Contributions:
+        """What each statistic did to the predictions of a batch of battles: the mean over both orders of the answers.
+
+        They are LightGBM's, exact Shapley values of the trees (Lundberg et al., "From local explanations to global
+        understanding with explainable AI for trees", Nature Machine Intelligence 2, 2020). The sum over all statistics
+        is the mean over both orders of the difference between the raw scores of A and B.
+        """
+        battles = statistics.extract(batch, self.version)
+        original, swapped = self._tables(battles)
+        columns: dict[str, list[int]] = {}
+        for number, column in enumerate(COLUMNS):
+            columns.setdefault(statistic_of(column), []).append(number)
+        owner = np.empty(len(COLUMNS), dtype=np.intp)
+        values = np.full((len(battles), len(columns), 2), np.nan)
+        for number, (name, own) in enumerate(columns.items()):
+            owner[own] = number
+            sides = own[:2] if len(own) > 1 else own  # A, B, and then A - B
+            values[:, number, : len(sides)] = in_units(name, original[:, sides])
+        boosters = [self.booster, self.deviations.get(self.as_source or "")]
+        log_odds = np.zeros((len(battles), len(columns)))
+        for booster in filter(None, boosters):
+            first, second = (boosting.contributions(booster, rows, self.threads) for rows in (original, swapped))
+            for row in range(len(battles)):  # summed one by one, so that the other battles change no bit
+                sums = [np.bincount(owner, weights=order[row], minlength=len(columns)) for order in (first, second)]
+                log_odds[row] += (sums[0] - sums[1]) / 2
+        return Contributions(tuple(columns), values, log_odds)
+
     def importances(self) -> list[tuple[str, float]]:
         """Names of statistics and their shares of the booster's total gain, the largest first.
 
@@ -133,8 +172,7 @@ class FeaturesModel:
             return []
         gains: dict[str, float] = {}
         for column, gain in zip(COLUMNS, self.booster.feature_importance("gain").tolist(), strict=True):
-            side, _, name = column.partition(": ")
-            name = column if side == "prompt" else name
+            name = statistic_of(column)
             gains[name] = gains.get(name, 0.0) + gain
         total = sum(gains.values()) or 1.0
         return sorted(((name, gain / total) for name, gain in gains.items() if gain), key=lambda pair: -pair[1])

@@ -5,6 +5,9 @@ The lists of phrases are English; other languages are measured by everything els
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 PHRASES: dict[str, tuple[str, ...]] = {
     "refusals": (
         "i cannot", "i can't", "i am not able", "i'm not able", "i am unable", "i'm unable", "i won't", "i will not",
@@ -111,3 +114,17 @@ COLUMNS = (
     f"A - B: {WORD_SCORE}",
 )
 """What the booster sees of a battle, see :func:`.model.table`."""
+
+
+def statistic_of(column: str) -> str:
+    """The statistic that a column of :data:`COLUMNS` is of: one for A, B and A - B; the prompt's are called so."""
+    side, _, name = column.partition(": ")
+    return column if side == "prompt" else name
+
+
+def in_units(statistic: str, columns: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Columns of a statistic as numbers that a reader knows: counts are kept as logarithms; to six digits."""
+    values = columns.astype(np.float64)
+    if statistic.removeprefix("prompt: ") in LOG_STATISTICS:
+        values = np.expm1(values)
+    return np.array([float(f"{value:.6g}") for value in values.ravel()]).reshape(values.shape)
