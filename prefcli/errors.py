@@ -104,7 +104,7 @@ class MissingPackage(PrefcliError):  # noqa: N818  (as PackageNotFoundError of i
     """A package is not installed that only some verbs and options need."""
 
 
-REQUIREMENTS = {"transformers": '"transformers[sentencepiece]"'}
+REQUIREMENTS = {"transformers": '"transformers[sentencepiece]"', "prometheus_client": "prometheus-client"}
 """What ``pip install`` gets for a module, as a shell reads it, where that is not the module's name."""
 
 

@@ -409,6 +409,38 @@ class RankOptions(PredictOptions):
 
 
 @dataclass(frozen=True)
+class ServeOptions(PredictOptions):
+    """How to serve. Every field but ``models``, ``calibrated``, and ``activation``, ``limit`` and ``workers``, which are
+    not used, is also a flag of ``prefcli serve``.
+    """
+
+    VERB: ClassVar[str] = "serve"
+
+    host: str = option(
+        "127.0.0.1", "Address to listen on; any but this machine's own needs a token.", metavar="ADDRESS"
+    )
+    port: int = option(8000, "Port to listen on; 0 takes a free one and prints it.", at_least=0, at_most=65535)
+    token_file: str | None = option(
+        None,
+        "File that holds the token which requests must send; so does the variable PREFCLI_TOKEN.",
+        metavar="FILE",
+    )
+    max_body_mb: float = option(4.0, "Largest body of a request, in MiB.", above=0.0, at_most=1024.0, metavar="MIB")
+    timeout: float = option(
+        60.0, "A request is answered within that time, from its first byte on, or refused.", above=0.0,
+        metavar="SECONDS",
+    )  # fmt: skip
+    header_timeout: float = option(
+        10.0, "A connection is closed that sends no complete head of a request for that time.", above=0.0,
+        metavar="SECONDS",
+    )  # fmt: skip
+    max_queue: int = option(256, "Requests that wait; further ones are refused with status 429.", at_least=1)
+    max_connections: int = option(512, "Open connections; further ones are refused with status 503.", at_least=1)
+    batch_battles: int = option(256, "Battles of all clients that are computed together, at most.", at_least=1)
+    batch_characters: int = option(1_000_000, "Characters that are computed together, at most.", at_least=1)
+
+
+@dataclass(frozen=True)
 class PairOptions:
     """Which preference pairs are made of a ranking. Every field is also a flag of ``prefcli rank``: ``--pairs-...``."""
 

@@ -15,7 +15,22 @@ from typing import Annotated, Any
 import typer
 
 from prefcli._version import __version__
-from prefcli.cli import ablate, common, demo, eda, export, predict, preprocess, push, rank, report, runs, score, train
+from prefcli.cli import (
+    ablate,
+    common,
+    demo,
+    eda,
+    export,
+    predict,
+    preprocess,
+    push,
+    rank,
+    report,
+    runs,
+    score,
+    serve,
+    train,
+)
 from prefcli.cli.flags import RootGroup, VerbCommand, VerbGroup
 from prefcli.cli.help import GENERAL, usage
 from prefcli.errors import MissingPackage, PrefcliError, did_you_mean, is_out_of_memory, one_line, require
@@ -43,6 +58,7 @@ app = typer.Typer(
 )
 GROUPS = {
     "From votes to probabilities": (eda, preprocess, train, predict, score, rank),
+    "Ask": (serve,),
     "Runs": (runs, report, export, push),
     "Try and measure": (demo, ablate),
 }

@@ -22,6 +22,7 @@ from prefcli.pipeline.runs_compare import Partner, best_partner, compare_runs
 from prefcli.pipeline.runs_remove import plan_removal, prune, remove_runs
 from prefcli.pipeline.score import ScoreComparison, ScoreOptions, compare_scores, score
 from prefcli.pipeline.score_report import report_scores
+from prefcli.pipeline.serve import serve
 from prefcli.pipeline.stages import read_stage
 from prefcli.pipeline.train import train
 from prefcli.pipeline.tune import tune
@@ -62,6 +63,7 @@ __all__ = [
     "report",
     "report_scores",
     "score",
+    "serve",
     "show_run",
     "train",
     "tune",

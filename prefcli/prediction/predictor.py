@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli import readers
-from prefcli.battles import BATTLE_SCHEMA, TURNS, Source, int_column
+from prefcli.battles import BATTLE_SCHEMA, TEXT_FIELDS, TURNS, Source, int_column, make_batch
 from prefcli.candidates import ANSWERS, make_candidates
 from prefcli.compute import devices
 from prefcli.data.tables import CHOSEN_COLUMN, probability_of_chosen
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 Parsed = TypeVar("Parsed")
 Text = str | Sequence[str | None]
 """A text, or the turns of a conversation."""
+Turns = list[str | None]
 
 
 @dataclass(frozen=True)
@@ -287,17 +288,27 @@ class Predictor:
         yield from _answer_lines(lines, (reading.columns or {}).get("id", "id"), read, answer)
 
     def _answer_questions(self, questions: Sequence[pa.RecordBatch], rule: RankRule | None) -> list[Answer]:
+        return [
+            Answer({"id": question.column("id")[0].as_py(), "error": ranked.what}, failed=True)
+            if isinstance(ranked, inference.NonFiniteError)
+            else Answer(ranked.to_json(), failed=False)
+            for question, ranked in zip(questions, self._rank_each(questions, rule), strict=True)
+        ]
+
+    def _rank_each(
+        self, questions: Sequence[pa.RecordBatch], rule: RankRule | None
+    ) -> list[Ranked | inference.NonFiniteError]:
+        """Rankings of batches with one question each; one that the model cannot compute fails alone."""
         import pyarrow as pa
 
         if not questions:
             return []
         try:
-            ranked = self._rank(pa.Table.from_batches(questions).combine_chunks().to_batches()[0], rule)
+            return list(self._rank(pa.Table.from_batches(questions).combine_chunks().to_batches()[0], rule))
         except inference.NonFiniteError as error:
             if len(questions) == 1:
-                return [Answer({"id": questions[0].column("id")[0].as_py(), "error": error.what}, failed=True)]
-            return [answer for question in questions for answer in self._answer_questions([question], rule)]
-        return [Answer(question.to_json(), failed=False) for question in ranked]
+                return [error]
+            return [ranked for question in questions for ranked in self._rank_each([question], rule)]
 
     def _rank(self, questions: pa.RecordBatch, rule: RankRule | None) -> list[Ranked]:
         from prefcli.prediction import ranking
@@ -355,7 +366,7 @@ class Predictor:
             If a question is not valid.
         """
         if answers is not None:
-            return self._rank(_question(prompt, answers), rule)[0]
+            return self._rank(_candidates(*as_question(prompt, answers)), rule)[0]
         if isinstance(prompt, str):
             raise InputError("there are no answers", hint="Call rank(prompt, [answer, ...]).")
         table = readers.read_candidates(prompt, Source((), format=format, columns=columns, each=each))
@@ -386,15 +397,21 @@ class Predictor:
         InputError
             If a run is not a reward model, or an answer is not valid.
         """
-        self._check_rewards()
+        self.check_rewards()
         is_single = not isinstance(answer, (list, tuple)) or (
             not isinstance(prompt, str) and not any(isinstance(turn, (list, tuple)) for turn in answer)
         )
-        rewards = self._rank(_question(prompt, [answer] if is_single else answer), None)[0].rewards
+        rewards = self._rank(_candidates(*as_question(prompt, [answer] if is_single else answer)), None)[0].rewards
         assert rewards is not None
         return float(rewards[0]) if is_single else rewards
 
-    def _check_rewards(self) -> None:
+    @property
+    def can_score(self) -> bool:
+        """Whether all runs are reward models, as :meth:`score` needs it."""
+        return all(has_rewards(model) for member in self._members for model in member.models)
+
+    def check_rewards(self) -> None:
+        """Raise an InputError if a run is not a reward model."""
         for folder, member in zip(self.folders, self._members, strict=True):
             if not all(map(has_rewards, member.models)):
                 architecture = runs.read_config(folder)["options"]["architecture"]
@@ -409,22 +426,60 @@ class Predictor:
         if not lines:
             return []
         batch = pa.Table.from_batches([line.battle for line in lines]).combine_chunks().to_batches()[0]
+        answers = []
+        for line, probabilities in zip(lines, self._predict_each(batch), strict=True):
+            if isinstance(probabilities, inference.NonFiniteError):
+                answers.append(Answer({"id": line.id, "error": probabilities.what}, failed=True))
+                continue
+            value = {"id": line.id, **dict(zip(WINNER_COLUMNS, probabilities, strict=True))}
+            if line.has_chosen:
+                chosen = int_column(line.battle.column("label"))
+                value[CHOSEN_COLUMN] = float(probability_of_chosen(np.array([probabilities]), chosen)[0])
+            answers.append(Answer(value, failed=False))
+        return answers
+
+    def predict_each(self, battles: Sequence[Sequence[Turns]]) -> list[Probabilities | inference.NonFiniteError]:
+        """Probabilities of battles that have nothing to do with each other: each as if it were the only one.
+
+        They are computed together, but nothing else connects them: the temperature of each is fitted without its own
+        prompt, as :meth:`predict` does for one battle, and one that the model cannot compute fails alone.
+
+        Parameters
+        ----------
+        battles:
+            Of each prompt, first and second answer as turns, see :func:`as_turns`.
+        """
+        import pyarrow as pa
+
+        if not battles:
+            return []
+        columns = dict(zip(TEXT_FIELDS, zip(*battles, strict=True), strict=True))
+        texts = {name: pa.array(turns, TURNS) for name, turns in columns.items()}
+        return self._predict_each(make_batch({"id": pa.array(map(str, range(1, len(battles) + 1))), **texts}))
+
+    def rank_each(self, questions: Sequence[tuple[Turns, Sequence[Turns]]]) -> list[Ranked | inference.NonFiniteError]:
+        """Rankings of questions that have nothing to do with each other: each as if it were the only one.
+
+        Parameters
+        ----------
+        questions:
+            Of each the prompt and its answers as turns, see :func:`as_turns`.
+        """
+        return self._rank_each([_candidates(*question) for question in questions], None)
+
+    def _predict_each(self, batch: pa.RecordBatch) -> list[Probabilities | inference.NonFiniteError]:
         try:
             predictions = self._predict(batch)
         except inference.NonFiniteError as error:
-            if len(lines) == 1:
-                return [Answer({"id": lines[0].id, "error": error.what}, failed=True)]
-            return [answer for line in lines for answer in self._answer([line])]
-        answers = []
-        for row, line in enumerate(lines):
-            own = [prediction[row : row + 1] for prediction in predictions]
-            probabilities = self._calibrate(own, self._held_out_keys(line.battle))
-            value = {"id": line.id, **dict(zip(WINNER_COLUMNS, probabilities[0].tolist(), strict=True))}
-            if line.has_chosen:
-                chosen = int_column(line.battle.column("label"))
-                value[CHOSEN_COLUMN] = float(probability_of_chosen(probabilities, chosen)[0])
-            answers.append(Answer(value, failed=False))
-        return answers
+            if len(batch) == 1:
+                return [error]
+            return [result for row in range(len(batch)) for result in self._predict_each(batch.slice(row, 1))]
+        left_out = [self._held_out.intersection([key]) for key in batch.column("prompt_key").to_pylist()]
+        probabilities = np.empty_like(predictions[0])
+        for without in set(left_out):  # mostly none: the prompt was not held out
+            rows = [row for row, keys in enumerate(left_out) if keys == without]
+            probabilities[rows] = self._calibrate([prediction[rows] for prediction in predictions], without)
+        return [Probabilities(*row) for row in probabilities.tolist()]
 
     def _predict(self, batch: pa.RecordBatch) -> list[NDArray[np.float64]]:
         normalised = {text: normalise_batch(batch, text)[0] for text in {member.text for member in self._members}}
@@ -501,8 +556,8 @@ def _read_question(value: dict[str, Any], number: str, reading: Source) -> pa.Re
     return question if table.has_ids else question.set_column(0, question.schema.field(0), pa.array([number]))
 
 
-def _turns(text: Any, name: str) -> list[str | None]:
-    """A text, or the turns of a conversation, as turns.
+def as_turns(text: Any, name: str) -> Turns:
+    """A text, or the turns of a conversation, as turns; lone surrogates become U+FFFD.
 
     Raises
     ------
@@ -517,21 +572,32 @@ def _turns(text: Any, name: str) -> list[str | None]:
     return [None if turn is None else replace_surrogates(turn) for turn in turns]
 
 
-def _question(prompt: Any, answers: Any) -> pa.RecordBatch:
-    """A batch of candidates with one row."""
-    import pyarrow as pa
+def as_question(prompt: Any, answers: Any) -> tuple[Turns, list[Turns]]:
+    """A prompt and its answers as turns.
 
+    Raises
+    ------
+    InputError
+        If there are no answers, one is not text or turns, or it has not as many turns as the prompt.
+    """
     if isinstance(answers, str) or not isinstance(answers, Sequence):
         raise InputError(f"answers is {type(answers).__name__}, expected a list of answers")
     if not answers:
         raise InputError("there are no answers")
-    turns = _turns(prompt, "the prompt")
-    responses = [_turns(answer, f"answer {number}") for number, answer in enumerate(answers, start=1)]
+    turns = as_turns(prompt, "the prompt")
+    responses = [as_turns(answer, f"answer {number}") for number, answer in enumerate(answers, start=1)]
     if differing := [number for number, answer in enumerate(responses, start=1) if len(answer) != len(turns)]:
         raise InputError(
             f"answer {differing[0]} has {len(responses[differing[0] - 1])} turns, the prompt has {len(turns)}",
             hint="A conversation is a list of turns, for the prompt and for every answer.",
         )
+    return turns, responses
+
+
+def _candidates(turns: Turns, responses: Sequence[Turns]) -> pa.RecordBatch:
+    """A batch of candidates with one row."""
+    import pyarrow as pa
+
     return make_candidates(
         {
             "id": pa.array(["1"]),

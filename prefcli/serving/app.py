@@ -1,0 +1,297 @@
+"""The application: what each path does."""
+
+from __future__ import annotations
+
+import contextlib
+import mimetypes
+from collections.abc import AsyncIterator, Sequence
+from importlib import resources
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import Discriminator, Tag, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from prefcli._version import __version__
+from prefcli.errors import InputError
+from prefcli.options import ServeOptions
+from prefcli.outcomes import WINNER_COLUMNS
+from prefcli.prediction.inference import NonFiniteError
+from prefcli.prediction.predictor import Predictor, Turns
+from prefcli.reporting import SILENT, Reporter
+from prefcli.serving import schemas
+from prefcli.serving.guard import LOOPBACK_NAMES, STATIC, Guard, Refused, busy, error_response
+from prefcli.serving.monitoring import Monitor
+from prefcli.serving.worker import Item, QueueFullError, Worker
+from prefcli.storage import runs
+from prefcli.storage.files import to_json
+
+PAGE = "index.html"
+SAID = {
+    400: ("the body is not JSON", ""),
+    404: ("there is no such path", "See /docs."),
+    405: ("there is no such method for this path", "See /docs."),
+}
+"""Errors that FastAPI raises itself: what is said of them."""
+
+
+def create_app(
+    predictor: Predictor,
+    options: ServeOptions | None = None,
+    *,
+    token: str | None = None,
+    host_names: Sequence[str] = LOOPBACK_NAMES,
+    reporter: Reporter = SILENT,
+) -> FastAPI:
+    """The application that answers for runs in memory; any ASGI server runs it.
+
+    Parameters
+    ----------
+    predictor:
+        What :func:`prefcli.load` returns.
+    options:
+        Limits; by default those of ``prefcli serve``.
+    token:
+        What requests must send as ``Authorization: Bearer TOKEN``, except for ``/``, its files and ``/health``.
+    host_names:
+        What requests may call this host, see :class:`~prefcli.serving.guard.Guard`; none: anything.
+    reporter:
+        Gets a warning when a request fails for a reason that is not in the request.
+    """
+    options = options or ServeOptions()
+    monitor = Monitor()
+    service = Service(predictor, options, monitor)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.worker.start()
+        yield
+        service.worker.close()
+
+    app = FastAPI(
+        title="prefcli", version=__version__, summary="Which of two answers people prefer.",
+        docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan,
+    )  # fmt: skip
+    _add_paths(app, service)
+    _add_page(app)
+    paths = [route.path for route in app.routes if "{" not in route.path]  # type: ignore[attr-defined]
+    app.add_middleware(
+        Guard, options=options, token=token, host_names=host_names, monitor=monitor, reporter=reporter, paths=paths
+    )
+    app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(RequestValidationError)(_not_valid)
+    return app
+
+
+class Service:
+    """What the paths share: the runs, and the thread that computes with them."""
+
+    def __init__(self, predictor: Predictor, options: ServeOptions, monitor: Monitor) -> None:
+        self.predictor, self.options, self.monitor = predictor, options, monitor
+        self.worker = Worker(
+            max_queue=options.max_queue, batch_battles=options.batch_battles,
+            batch_characters=options.batch_characters, observe=monitor.observe_batch,
+        )  # fmt: skip
+        monitor.watch_queue(lambda: len(self.worker))
+        self.can_score = predictor.can_score
+
+    async def compute(self, compute: Any, items: Sequence[Item]) -> list[Any]:
+        """What the thread computes; 429 if too many wait."""
+        try:
+            return await self.worker.submit(compute, items)
+        except QueueFullError:
+            raise busy(429, "too many requests wait", self.worker.seconds_of_queue) from None
+
+    async def compare(self, battles: Sequence[schemas.Battle]) -> list[dict[str, Any]]:
+        """The result of each battle, an error where the model cannot compute it."""
+        plain = [battle for battle in battles if not battle.details]
+        detailed = [battle for battle in battles if battle.details]
+        results: dict[int, dict[str, Any]] = {}
+        if plain:
+            computed = await self.compute(self.predictor.predict_each, [_item(b.turns) for b in plain])
+            results |= {id(b): _winners(c) for b, c in zip(plain, computed, strict=True)}
+        if detailed:
+            computed = await self.compute(self._compare_each, [_item(b.turns, battles=2) for b in detailed])
+            results |= {id(b): c for b, c in zip(detailed, computed, strict=True)}
+        return [_with_id(results[id(battle)], battle) for battle in battles]
+
+    def _compare_each(self, battles: Sequence[Sequence[Turns]]) -> list[dict[str, Any]]:
+        return [self._compare(*battle) for battle in battles]
+
+    def _compare(self, *battle: Turns) -> dict[str, Any]:
+        try:
+            return self.predictor.compare(*battle).to_json()
+        except NonFiniteError as error:
+            return {"error": error.what}
+
+    async def rank(self, question: schemas.Question) -> Any:
+        """The ranking of a question."""
+        answers = len(question.responses)
+        battles = answers if self.can_score else max(1, answers * (answers - 1) // 2)
+        item = _item((question.prompt, *question.responses), battles=battles)
+        item = Item((question.prompt, question.responses), item.battles, item.characters)
+        (ranked,) = await self.compute(self.predictor.rank_each, [item])
+        if isinstance(ranked, NonFiniteError):
+            raise Refused(422, ranked.what, ranked.hint)
+        return ranked
+
+
+def _item(texts: Sequence[Turns], battles: int = 1) -> Item:
+    return Item(texts, battles, sum(len(turn) for turns in texts for turn in turns if turn))
+
+
+def _winners(probabilities: Any) -> dict[str, Any]:
+    if isinstance(probabilities, NonFiniteError):
+        return {"error": probabilities.what}
+    return dict(zip(WINNER_COLUMNS, probabilities, strict=True))
+
+
+def _with_id(value: dict[str, Any], request: Any) -> dict[str, Any]:
+    return value if request.id is None else {"id": request.id, **value}
+
+
+def _json(value: Any) -> Response:
+    return Response(to_json(value), media_type="application/json")
+
+
+def _kind(many: str) -> Discriminator:
+    """Which of two bodies a request has: the one with this key, or the other."""
+    return Discriminator(lambda value: "many" if isinstance(value, dict) and many in value else "one")
+
+
+CompareBody = Annotated[
+    Annotated[schemas.Battle, Tag("one")] | Annotated[schemas.Battles, Tag("many")], _kind("battles")
+]
+ScoreBody = Annotated[
+    Annotated[schemas.OneAnswer, Tag("one")] | Annotated[schemas.Question, Tag("many")], _kind("responses")
+]
+
+
+def _add_paths(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/compare")
+    async def compare(body: CompareBody) -> Response:
+        """Probabilities that people prefer A, prefer B, or call it a tie."""
+        if isinstance(body, schemas.Battle):
+            (result,) = await service.compare([body])
+            if "error" in result:
+                raise Refused(422, result["error"])
+            return _json(result)
+        checked = [_checked_battle(battle) for battle in body.battles]
+        results = iter(await service.compare([battle for battle in checked if isinstance(battle, schemas.Battle)]))
+        return _json({"results": [next(results) if isinstance(b, schemas.Battle) else b for b in checked]})
+
+    @app.post("/v1/rank")
+    async def rank(body: schemas.Question) -> Response:
+        """Several answers to a prompt, ranked."""
+        ranked = await service.rank(body)
+        value = ranked.to_json()
+        return _json(_with_id({name: value[name] for name in ("ranking", "scores", "p_best")}, body))
+
+    @app.post("/v1/score")
+    async def score(body: ScoreBody) -> Response:
+        """The reward of an answer, or of several."""
+        try:
+            service.predictor.check_rewards()
+        except InputError as error:
+            raise Refused(409, error.what, "Ask /v1/rank, or serve a run of --architecture reward.") from None
+        if isinstance(body, schemas.Question):
+            ranked = await service.rank(body)
+            return _json(_with_id({"scores": ranked.rewards.tolist()}, body))
+        question = _validate(schemas.Question, {"prompt": body.prompt, "responses": [body.response]})
+        ranked = await service.rank(question)
+        return _json(_with_id({"score": float(ranked.rewards[0])}, body))
+
+    @app.get("/v1/model")
+    async def model() -> Response:
+        """What is served, what it can do, and the limits."""
+        return _json(describe(service))
+
+    @app.get("/health")
+    async def health() -> Response:
+        """The service answers."""
+        return _json({"status": "ok"})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Counters for Prometheus."""
+        return Response(service.monitor.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def describe(service: Service) -> dict[str, Any]:
+    """What ``/v1/model`` says."""
+    folders = service.predictor.folders
+    architectures = dict.fromkeys(runs.read_config(folder)["options"]["architecture"] for folder in folders)
+    options = service.options
+    return {
+        "runs": [folder.name for folder in folders],
+        "architecture": ", ".join(architectures),
+        "can_score": service.can_score,
+        "version": __version__,
+        "limits": {
+            "body_bytes": round(options.max_body_mb * 2**20), "battles": schemas.MAX_BATTLES,
+            "responses": schemas.MAX_ANSWERS, "seconds": options.timeout,
+        },
+    }  # fmt: skip
+
+
+def _add_page(app: FastAPI) -> None:
+    """The page and its files, which are read once."""
+    folder = resources.files("prefcli.serving") / "static"
+    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+    def send(name: str) -> Response:
+        if name not in files:
+            raise Refused(404, "there is no such page")
+        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        return Response(files[name], media_type=kind)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return send(PAGE)
+
+    @app.get(STATIC + "{name}", include_in_schema=False)
+    async def static(name: str) -> Response:
+        return send(name)
+
+
+def _checked_battle(value: Any) -> schemas.Battle | dict[str, Any]:
+    try:
+        return _validate(schemas.Battle, value)
+    except Refused as error:
+        known = value.get("id") if isinstance(value, dict) else None
+        return {"id": known if isinstance(known, (str, int, float)) else None, "error": error.detail}
+
+
+def _validate(kind: Any, value: Any) -> Any:
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise Refused(422, _describe(error.errors(include_url=False, include_input=False))) from None
+
+
+def _describe(errors: Sequence[Any]) -> str:
+    """The first thing that is wrong with a body."""
+    first = errors[0]
+    place = [str(part) for part in first["loc"] if part not in ("body", "one", "many")]
+    message = str(first["msg"]).removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return ": ".join([*([".".join(place)] if place and place[0] not in message else []), message])
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if isinstance(error, Refused):
+        return error_response(error)
+    what, hint = SAID.get(error.status_code, (str(error.detail).lower(), ""))
+    return error_response(Refused(error.status_code, what, hint, headers=error.headers))
+
+
+async def _not_valid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    errors = error.errors()
+    if errors[0]["type"] == "json_invalid":
+        what = f"broken JSON: {errors[0]['ctx']['error']} at character {errors[0]['loc'][1]}"
+        return error_response(Refused(400, what))
+    return error_response(Refused(422, _describe(errors), "See /docs."))

@@ -1,0 +1,216 @@
+"""What requests and responses look like, for their validation and for ``/openapi.json``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PlainValidator,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+
+from prefcli.errors import InputError
+from prefcli.prediction.predictor import Turns, as_question, as_turns
+
+MAX_BATTLES = 1024
+"""In one request."""
+MAX_ANSWERS = 128
+"""Of one question: the pairs that are compared grow with them."""
+
+TURNS_SCHEMA = {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "null"}]}, "minItems": 1}
+TEXT_SCHEMA = {"anyOf": [{"type": "string"}, TURNS_SCHEMA], "description": "Text, or the turns of a conversation."}
+
+
+def _text(value: Any, info: ValidationInfo) -> Turns:
+    try:
+        return as_turns(value, info.field_name or "the text")
+    except InputError as error:
+        raise ValueError(error.what) from None
+
+
+Text = Annotated[Any, PlainValidator(_text), WithJsonSchema(TEXT_SCHEMA)]
+Answers = Annotated[
+    list[Any],
+    Field(min_length=1, max_length=MAX_ANSWERS),
+    WithJsonSchema({"type": "array", "items": TEXT_SCHEMA, "minItems": 1, "maxItems": MAX_ANSWERS}),
+]
+Id = Annotated[
+    StrictStr | StrictInt | FiniteFloat | None, Field(default=None, description="Returned with the result, if given.")
+]
+
+
+class Request(BaseModel):
+    """The body of a request: keys that are not known are refused, they may be misspelt."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Battle(Request):
+    """A prompt and two answers."""
+
+    prompt: Text
+    response_a: Text
+    response_b: Text
+    details: StrictBool = Field(
+        default=False, description="Also both orders, the verdict, what was cut, and what moved the probabilities."
+    )
+    id: Id
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Battle:
+        if not any(turn for text in self.turns for turn in text):
+            raise ValueError("neither a prompt nor answers")
+        return self
+
+    @property
+    def turns(self) -> tuple[Turns, Turns, Turns]:
+        """Prompt, first and second answer."""
+        return self.prompt, self.response_a, self.response_b
+
+
+class Battles(Request):
+    """Several battles, which are answered in their order."""
+
+    battles: Annotated[
+        list[Any],
+        Field(min_length=1, max_length=MAX_BATTLES),
+        WithJsonSchema(
+            {
+                "type": "array",
+                "items": {"$ref": "#/components/schemas/Battle"},
+                "minItems": 1,
+                "maxItems": MAX_BATTLES,
+                "description": "A battle that is not valid gets an error in its place.",
+            }
+        ),
+    ]
+
+
+class Question(Request):
+    """A prompt and several answers."""
+
+    prompt: Text
+    responses: Answers
+    id: Id
+
+    @model_validator(mode="after")
+    def _checked(self) -> Question:
+        try:
+            self.prompt, self.responses = as_question(self.prompt, self.responses)
+        except InputError as error:
+            raise ValueError(error.what) from None
+        return self
+
+
+class OneAnswer(Request):
+    """A prompt and one answer."""
+
+    prompt: Text
+    response: Text
+    id: Id
+
+
+class Probabilities(BaseModel):
+    """That people prefer A, prefer B, or call it a tie; they sum to 1."""
+
+    winner_model_a: float
+    winner_model_b: float
+    winner_tie: float
+    id: Id
+
+
+class Cut(BaseModel):
+    """A text that the model did not read whole."""
+
+    field: str
+    tokens: int
+    kept: int
+
+
+class Contribution(BaseModel):
+    """A statistic, and by how much it moves the log-odds of A over B."""
+
+    name: str
+    a: float | None
+    b: float | None
+    log_odds: float
+
+
+class Comparison(Probabilities):
+    """One battle in detail."""
+
+    verdict: str = Field(description="A, B, tie or too close to call.")
+    orders: list[list[float]] = Field(
+        description="A, B, tie as given; and of the swapped answers, swapped back.", min_length=2, max_length=2
+    )
+    orders_agree: bool
+    cuts: list[Cut]
+    contributions: list[Contribution] = Field(description="Of features runs, the largest first.")
+
+
+class BattleError(BaseModel):
+    """In place of a battle that is not valid."""
+
+    error: str
+    id: Id
+
+
+class Results(BaseModel):
+    """Of each battle, in their order."""
+
+    results: list[Probabilities | Comparison | BattleError]
+
+
+class Ranking(BaseModel):
+    """Answers in order."""
+
+    ranking: list[int] = Field(description="Positions of the answers, best first.")
+    scores: list[float] = Field(description="In the order of the answers.")
+    p_best: list[float] = Field(description="Probability that the answer is the best, in the order of the answers.")
+    id: Id
+
+
+class Score(BaseModel):
+    """The reward of an answer."""
+
+    score: float
+    id: Id
+
+
+class Scores(BaseModel):
+    """The rewards of several answers, in their order."""
+
+    scores: list[float]
+    id: Id
+
+
+class Model(BaseModel):
+    """What is served."""
+
+    runs: list[str]
+    architecture: str
+    can_score: bool
+    version: str
+    limits: dict[str, float]
+
+
+class Health(BaseModel):
+    """The service answers."""
+
+    status: str = "ok"
+
+
+class Error(BaseModel):
+    """What was wrong, and what to do."""
+
+    error: str
+    hint: str = ""
