@@ -410,8 +410,8 @@ class RankOptions(PredictOptions):
 
 @dataclass(frozen=True)
 class ServeOptions(PredictOptions):
-    """How to serve. Every field but ``models``, ``calibrated``, and ``activation``, ``limit`` and ``workers``, which are
-    not used, is also a flag of ``prefcli serve``.
+    """How to serve. Every field is also a flag of ``prefcli serve``, but ``models``, ``calibrated`` and those that are
+    not used: ``activation``, ``limit`` and ``workers``.
     """
 
     VERB: ClassVar[str] = "serve"

@@ -57,8 +57,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 GROUPS = {
-    "From votes to probabilities": (eda, preprocess, train, predict, score, rank),
-    "Ask": (serve,),
+    "From votes to probabilities": (eda, preprocess, train, predict, score, rank, serve),
     "Runs": (runs, report, export, push),
     "Try and measure": (demo, ablate),
 }

@@ -449,13 +449,16 @@ class Predictor:
         battles:
             Of each prompt, first and second answer as turns, see :func:`as_turns`.
         """
-        import pyarrow as pa
+        return self._predict_each(_battles(battles)) if battles else []
 
-        if not battles:
-            return []
-        columns = dict(zip(TEXT_FIELDS, zip(*battles, strict=True), strict=True))
-        texts = {name: pa.array(turns, TURNS) for name, turns in columns.items()}
-        return self._predict_each(make_batch({"id": pa.array(map(str, range(1, len(battles) + 1))), **texts}))
+    def compare_each(self, battles: Sequence[Sequence[Turns]]) -> list[Comparison | inference.NonFiniteError]:
+        """Battles judged as :meth:`compare` does, each as if it were the only one; see :meth:`predict_each`."""
+        try:
+            return list(self._compare(_battles(battles))) if battles else []
+        except inference.NonFiniteError as error:
+            if len(battles) == 1:
+                return [error]
+            return [compared for battle in battles for compared in self.compare_each([battle])]
 
     def rank_each(self, questions: Sequence[tuple[Turns, Sequence[Turns]]]) -> list[Ranked | inference.NonFiniteError]:
         """Rankings of questions that have nothing to do with each other: each as if it were the only one.
@@ -592,6 +595,15 @@ def as_question(prompt: Any, answers: Any) -> tuple[Turns, list[Turns]]:
             hint="A conversation is a list of turns, for the prompt and for every answer.",
         )
     return turns, responses
+
+
+def _battles(battles: Sequence[Sequence[Turns]]) -> pa.RecordBatch:
+    """Battles of which prompt, first and second answer are known as turns."""
+    import pyarrow as pa
+
+    columns = dict(zip(TEXT_FIELDS, zip(*battles, strict=True), strict=True))
+    texts = {name: pa.array(turns, TURNS) for name, turns in columns.items()}
+    return make_batch({"id": pa.array(map(str, range(1, len(battles) + 1))), **texts})
 
 
 def _candidates(turns: Turns, responses: Sequence[Turns]) -> pa.RecordBatch:

@@ -113,18 +113,9 @@ class Service:
             computed = await self.compute(self.predictor.predict_each, [_item(b.turns) for b in plain])
             results |= {id(b): _winners(c) for b, c in zip(plain, computed, strict=True)}
         if detailed:
-            computed = await self.compute(self._compare_each, [_item(b.turns, battles=2) for b in detailed])
-            results |= {id(b): c for b, c in zip(detailed, computed, strict=True)}
+            computed = await self.compute(self.predictor.compare_each, [_item(b.turns, battles=2) for b in detailed])
+            results |= {id(b): _details(c) for b, c in zip(detailed, computed, strict=True)}
         return [_with_id(results[id(battle)], battle) for battle in battles]
-
-    def _compare_each(self, battles: Sequence[Sequence[Turns]]) -> list[dict[str, Any]]:
-        return [self._compare(*battle) for battle in battles]
-
-    def _compare(self, *battle: Turns) -> dict[str, Any]:
-        try:
-            return self.predictor.compare(*battle).to_json()
-        except NonFiniteError as error:
-            return {"error": error.what}
 
     async def rank(self, question: schemas.Question) -> Any:
         """The ranking of a question."""
@@ -146,6 +137,10 @@ def _winners(probabilities: Any) -> dict[str, Any]:
     if isinstance(probabilities, NonFiniteError):
         return {"error": probabilities.what}
     return dict(zip(WINNER_COLUMNS, probabilities, strict=True))
+
+
+def _details(comparison: Any) -> dict[str, Any]:
+    return {"error": comparison.what} if isinstance(comparison, NonFiniteError) else comparison.to_json()
 
 
 def _with_id(value: dict[str, Any], request: Any) -> dict[str, Any]:

@@ -131,6 +131,7 @@ class Probabilities(BaseModel):
 class Cut(BaseModel):
     """A text that the model did not read whole."""
 
+    run: str
     field: str
     tokens: int
     kept: int
@@ -155,6 +156,7 @@ class Comparison(Probabilities):
     orders_agree: bool
     cuts: list[Cut]
     contributions: list[Contribution] = Field(description="Of features runs, the largest first.")
+    rewards: list[float] | None = Field(default=None, description="Of A and of B, if all runs are reward models.")
 
 
 class BattleError(BaseModel):
