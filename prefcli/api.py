@@ -102,7 +102,7 @@ def _typed(kind: type[TrainOptions | PredictOptions | PairOptions], given: Mappi
     return typed(kind, given, prefix=getattr(kind, "PREFIX", ""), hint=hint)
 
 
-def load(
+def load(  # noqa: PLR0913  (what the command line gives)
     *runs: PathLike,
     workspace: WorkspaceLike = None,
     device: str = "auto",
@@ -112,6 +112,7 @@ def load(
     swap_average: bool = False,
     calibrated: bool = True,
     as_source: str | None = None,
+    temperature: float | None = None,
 ) -> Predictor:
     """Load a trained run, or several that are blended.
 
@@ -121,7 +122,7 @@ def load(
         Folders of runs, names in the workspace, or names on the hub (``hf://owner/name``); none: the latest run.
     workspace:
         Where runs are found by name.
-    device, precision, fast_attention, encoder, swap_average, calibrated, as_source:
+    device, precision, fast_attention, encoder, swap_average, calibrated, as_source, temperature:
         See :class:`prefcli.PredictOptions`.
 
     Raises
@@ -138,6 +139,7 @@ def load(
         "swap_average": swap_average,
         "calibrated": calibrated,
         "as_source": as_source,
+        "temperature": temperature,
         "precision": precision,
         "device": device,
         "fast_attention": fast_attention,

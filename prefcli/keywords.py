@@ -145,6 +145,9 @@ class PredictKeywords(TypedDict, total=False):
     """Of a run of several sources: predict as this one votes. [default: those that can tie, pooled]"""
     calibrated: bool
     """Fit a temperature (of several runs, weights) on held-out battles and keep it if that helps."""
+    temperature: float | None
+    """Divide log-odds by X instead of a fitted temperature: 2 for voters other than in training, if there are no votes
+    of theirs to calibrate on."""
     precision: Literal["auto", "fp32", "fp16", "bf16"]
     """auto picks what the device is good at, and says why."""
     device: str
@@ -172,6 +175,9 @@ class RankKeywords(TypedDict, total=False):
     """Of a run of several sources: predict as this one votes. [default: those that can tie, pooled]"""
     calibrated: bool
     """Fit a temperature (of several runs, weights) on held-out battles and keep it if that helps."""
+    temperature: float | None
+    """Divide log-odds by X instead of a fitted temperature: 2 for voters other than in training, if there are no votes
+    of theirs to calibrate on."""
     precision: Literal["auto", "fp32", "fp16", "bf16"]
     """auto picks what the device is good at, and says why."""
     device: str

@@ -363,6 +363,13 @@ class PredictOptions:
     calibrated: bool = option(
         True, "Fit a temperature (of several runs, weights) on held-out battles and keep it if that helps."
     )
+    temperature: float | None = option(
+        None,
+        "Divide log-odds by X instead of a fitted temperature: 2 for voters other than in training, if there are no "
+        "votes of theirs to calibrate on.",
+        above=0.0,
+        at_most=100.0,
+    )
     precision: str = option("auto", PRECISION_HELP, choices=PRECISIONS)
     device: str = option("auto", DEVICE_HELP, metavar="|".join(DEVICES), suggestions=DEVICES)
     fast_attention: bool = option(True, "Compute encoders faster, with the same results.")

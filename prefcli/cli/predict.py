@@ -23,7 +23,7 @@ EXAMPLES = common.examples(
 )
 
 
-@command(PredictOptions, without=("models", "calibrated", "source"))
+@command(PredictOptions, without=("models", "calibrated"))
 def run(
     session: common.Session,
     reading: common.Reading,
@@ -39,7 +39,8 @@ def run(
         typer.Option(
             "--calibrate",
             metavar="FILE",
-            help="Labelled battles to refit temperature and share of ties on, for voters other than in training.",
+            help="Labelled battles of voters other than in training, to refit temperature and share of ties on, with "
+            "--source by source.",
         ),
     ] = None,
     estimate: common.EstimateOption = False,

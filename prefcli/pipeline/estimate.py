@@ -183,10 +183,7 @@ def estimate_prediction(
         request = devices.DeviceRequest(options.device, options.precision, world.local_rank)
         members = inference.open_runs(folders, options, request)
         keys = prompt_keys(stages)
-        if options.calibrated:
-            blending.from_validation(
-                folders, keys, SILENT, swap_average=options.swap_average, as_source=options.as_source
-            )
+        blending.from_options(folders, keys, SILENT, options)
         total = min(len(keys), options.limit or len(keys))
 
         def predict(batches: list[pa.RecordBatch]) -> None:

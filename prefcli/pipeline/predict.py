@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from prefcli.outcomes import OUTCOMES, WINNER_COLUMNS
 from prefcli.pipeline.stages import CHOSEN, files_of, preprocess_stage, read_stage, source_of
 from prefcli.prediction import blending, inference
 from prefcli.prediction.calibration import Calibration
+from prefcli.prediction.stacking import Covariates
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage import files, hub, runs
 from prefcli.storage.paths import check_inputs, check_output
@@ -45,6 +46,9 @@ class PredictResult:
     weights: tuple[float, ...]
     """Of each model's log probabilities; for one model the inverse of its temperature."""
     tie_shift: float
+    stack: dict[str, Any] | None
+    """What ``calibrate`` changed beyond weights and tie shift: by source, and by length of the answers; None if nothing
+    more helped."""
     calibration: str
     """What was fitted on which battles, in words."""
     unseen: tuple[tuple[str, ...], ...]
@@ -113,10 +117,7 @@ def predict(
         unseen = describe_unseen(folders, names, reporter, as_source=options.as_source)
         stream = functools.partial(inference.stream, members, world=world, swap_average=options.swap_average)
         keys = prompt_keys(stages)
-        calibrations = [blending.equal_weights(folders, as_source=options.as_source)]
-        if options.calibrated:
-            fit_held_out = functools.partial(blending.from_validation, folders, keys, reporter)
-            calibrations = [fit_held_out(swap_average=options.swap_average, as_source=options.as_source)]
+        calibrations = [blending.from_options(folders, keys, reporter, options)]
         if calibrate is not None:
             fit = functools.partial(
                 blending.from_sample, sample[0], predicted=keys, name=str(calibrate), reporter=reporter,
@@ -124,6 +125,7 @@ def predict(
             )  # fmt: skip
             with reporter.track("calibrating", sample[0].rows * inference.models_in(members)) as progress:
                 calibrations.append(_refit(fit, calibrations[0], sample, stream, inference.advancing(progress, world)))
+        calibration = "; ".join(map(str, calibrations)) if options.activation == "softmax" else "none"
         total = min(len(keys), options.limit or len(keys))
         trained_on = count_trained_on(folders, names, keys[:total], reporter)
         begun = time.monotonic()
@@ -131,13 +133,13 @@ def predict(
             predictions = stream(
                 stages, total, activation=options.activation, done=inference.advancing(progress, world)
             )
-            combined = _combine(predictions, calibrations, options.activation)
+            combined = _combine(predictions, calibrations, options.activation, _covariates(calibrations[-1], stages))
             has_chosen = battles.metadata["options"][CHOSEN] and options.activation == "softmax"
             chosen = battles.table(["label"])["label"].to_numpy() if has_chosen else None
             _write(combined, output if world.is_main_process else None, total, chosen)
         seconds = time.monotonic() - begun
         if world.is_main_process:
-            workspace.record_predictions(output, folders, str(battles.metadata["input"]))
+            workspace.record_predictions(output, folders, str(battles.metadata["input"]), calibration)
     if options.activation == "none":
         reporter.warn("raw scores, not probabilities, were written: score them with --renormalize")
     blend, *refit = calibrations
@@ -148,7 +150,8 @@ def predict(
         models=tuple(names),
         weights=tuple(weight * scale for weight in blend.weights),
         tie_shift=calibrations[-1].tie_shift,
-        calibration="; ".join(map(str, calibrations)) if options.activation == "softmax" else "none",
+        stack=None if calibrations[-1].stack is None else calibrations[-1].stack.to_json(),
+        calibration=calibration,
         unseen=unseen,
         labelled=int(battles.metadata["counts"]["labelled"]),
         trained_on=trained_on,
@@ -168,8 +171,9 @@ def _check(options: PredictOptions, output: Path, source: Source, calibrate: Sou
     inputs = [*source.paths, *(calibrate.paths if calibrate else ())]
     check_output(output, inputs, force=force)
     check_inputs(inputs)
-    if options.activation == "none" and calibrate is not None:
-        raise InputError("--calibrate needs probabilities: it cannot be combined with --activation none")
+    for flag, value in (("--calibrate", calibrate), ("--temperature", options.temperature)):
+        if options.activation == "none" and value is not None:
+            raise InputError(f"{flag} needs probabilities: it cannot be combined with --activation none")
 
 
 def find_runs(workspace: Workspace, models: Sequence[str], reporter: Reporter = SILENT) -> list[Path]:
@@ -299,16 +303,26 @@ def _refit(
     return fit(probabilities=(blend.apply(of_runs) for _, of_runs in stream(sample, sample[0].rows, done=done)))
 
 
+def _covariates(fit: Calibration, stages: Sequence[Stage]) -> Covariates | None:
+    """What a calibration needs to know of the battles besides their predictions."""
+    return None if fit.stack is None else Covariates.of(stages[0])
+
+
 def _combine(
-    predictions: Iterator[tuple[pa.Array, list[Array]]], calibrations: Sequence[Calibration], activation: str
+    predictions: Iterator[tuple[pa.Array, list[Array]]],
+    calibrations: Sequence[Calibration],
+    activation: str,
+    battles: Covariates | None,
 ) -> Iterator[tuple[pa.Array, Array]]:
     """One prediction from all runs': calibrated probabilities, or the mean of raw scores."""
+    done = 0
     for ids, of_runs in predictions:
+        rows = slice(done, done := done + len(ids))
         if activation == "none":
             yield ids, np.asarray(np.mean(of_runs, axis=0))
             continue
         for calibration in calibrations:
-            of_runs = [calibration.apply(of_runs)]
+            of_runs = [calibration.apply(of_runs, None if battles is None else battles.take(rows))]
         yield ids, of_runs[0]
 
 
@@ -372,11 +386,8 @@ def predict_lines(
     predictor = Predictor(folders, options)
     reporter.note(f"answering with {', '.join(names)}")
     describe_unseen(folders, names, reporter, as_source=options.as_source)
-    if options.calibrated:  # what it says of the fit; each battle's own leaves out the battle's prompt
-        nobody = np.empty(0, dtype=np.int64)
-        blending.from_validation(
-            folders, nobody, reporter, swap_average=options.swap_average, as_source=options.as_source
-        )
+    # What it says of the fit; each battle's own leaves out the battle's prompt.
+    blending.from_options(folders, np.empty(0, dtype=np.int64), reporter, options)
     return write_answers(predictor.answers(lines, reading), answers)
 
 

@@ -126,11 +126,7 @@ def rank(
         reporter.note(f"ranking with {', '.join(names)}{placement(folders, request)}")
         describe_unseen(folders, names, reporter, as_source=options.as_source)
         keys = stage.table(["prompt_key"])["prompt_key"].to_numpy()
-        calibration = blending.equal_weights(folders, as_source=options.as_source)
-        if options.calibrated:
-            calibration = blending.from_validation(
-                folders, keys, reporter, swap_average=options.swap_average, as_source=options.as_source
-            )
+        calibration = blending.from_options(folders, keys, reporter, options)
         total = min(len(keys), options.limit or len(keys))
         trained_on = count_trained_on(
             folders, names, keys[:total], reporter, what="questions", so="their order is surer than it should be"

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from prefcli import metrics
 from prefcli.battles import labels_of
 from prefcli.errors import InputError, ModelError
+from prefcli.options import PredictOptions
 from prefcli.prediction import calibration
 from prefcli.prediction.calibration import Calibration
+from prefcli.prediction.stacking import Covariates
 from prefcli.reporting import Reporter
 from prefcli.storage import runs
 from prefcli.storage.sources import Sources
@@ -135,6 +137,25 @@ def equal_weights(folders: Sequence[Path], *, as_source: str | None = None) -> C
     """Equal weights of runs; an outcome that none of them saw in training keeps its probability."""
     unseen = [set(runs.unseen_as(runs.read_config(folder), as_source)) for folder in folders]
     return Calibration.equal(len(folders), tuple(sorted(set.intersection(*unseen))))
+
+
+def from_options(
+    folders: Sequence[Path], predicted: NDArray[np.int64], reporter: Reporter, options: PredictOptions
+) -> Calibration:
+    """The calibration of runs that options ask for, apart from one on a sample: none, a fit, or a temperature.
+
+    ``predicted`` are the prompt keys of the battles to be predicted.
+    """
+    if not options.calibrated or (options.temperature is not None and len(folders) == 1):
+        fit = equal_weights(folders, as_source=options.as_source)
+    else:
+        fit = from_validation(
+            folders, predicted, reporter, swap_average=options.swap_average, as_source=options.as_source
+        )
+    if options.temperature is not None:
+        fit = fit.at_temperature(options.temperature)
+        reporter.note(f"calibration: {fit}")
+    return fit
 
 
 def from_validation(
@@ -268,7 +289,7 @@ def from_sample(
     trained: NDArray[np.int64],
     unseen: Sequence[int] = (),
 ) -> Calibration:
-    """Refit temperature and share of ties on a labelled sample.
+    """Refit temperature and share of ties on a labelled sample, and what :func:`.calibration.with_stack` adds.
 
     Parameters
     ----------
@@ -315,5 +336,6 @@ def from_sample(
     rows = np.flatnonzero(usable)
     logs = np.log(np.maximum(np.concatenate(list(probabilities))[rows], calibration.MIN_PROBABILITY))
     fit = calibration.calibrate([logs], labels[rows], keys[rows], tie=True, unseen=unseen)
+    fit = calibration.with_stack(fit, np.exp(logs), labels[rows], keys[rows], Covariates.of(sample).take(rows))
     reporter.note(f"refitted on {name}: {fit}")
     return fit

@@ -15,6 +15,7 @@ leave out the battles that are to be predicted.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ from prefcli import metrics
 from prefcli.battles import outcome_counts
 from prefcli.data import splits
 from prefcli.outcomes import OUTCOMES, TIE, A, B
+from prefcli.prediction import stacking
+from prefcli.prediction.stacking import MIN_PROBABILITY, Covariates, Stack
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.integer]
@@ -32,7 +35,8 @@ Labels = NDArray[np.integer]
 FOLDS = 5
 MIN_BATTLES = 50
 """With fewer battles nothing is fitted."""
-MIN_PROBABILITY = 1e-300
+MIN_STACK_GAIN = 1e-3
+"""A small model on top is kept if it lowers the cross-fitted log loss by at least that."""
 MAX_WEIGHT = 100.0
 MAX_TIE_SHIFT = 20.0
 """Either way from the shift that makes a tie as probable as a win of A or B, on average over the battles of the fit."""
@@ -61,23 +65,61 @@ class Calibration:
     """Outcomes that no model saw in training: they keep :data:`prefcli.metrics.UNSEEN_PROBABILITY`."""
     remarks: tuple[str, ...] = ()
     """Why there is no fit, what the outcomes did not tell, and what ended at a bound."""
+    stack: Stack | None = None
+    """What is changed after weights and shift, by source and by length of the answers; None if that does not help."""
+    stack_losses: tuple[tuple[str, float], ...] = ()
+    """What was tried on top of weights and shift, and its cross-fitted log loss on the same battles."""
 
     @staticmethod
     def equal(models: int, unseen: tuple[int, ...] = ()) -> Calibration:
         """Equal weights: one model's probabilities as they are, several models' geometric mean."""
         return Calibration((1 / models,) * models, unseen=unseen)
 
-    def apply(self, probabilities: Sequence[Array]) -> Array:
-        """One set of probabilities ``[n, 3]`` from each model's, rows summing to 1."""
+    def apply(self, probabilities: Sequence[Array], battles: Covariates | None = None) -> Array:
+        """One set of probabilities ``[n, 3]`` from each model's, rows summing to 1.
+
+        ``battles`` are needed where there is a :attr:`stack`.
+        """
+        combined = self._combined(probabilities)
+        if self.stack is None:
+            return combined
+        assert battles is not None
+        return self.stack.apply(combined, battles)
+
+    def _combined(self, probabilities: Sequence[Array]) -> Array:
         if self.weights == (1.0,) and not self.tie_shift:
             return probabilities[0] / probabilities[0].sum(axis=1, keepdims=True)
         combined = _combine([_log(p) for p in probabilities], np.array([*self.weights, self.tie_shift]))
         return metrics.softmax(metrics.with_unseen(combined, self.unseen))
 
+    def at_temperature(self, temperature: float) -> Calibration:
+        """The same weights relative to each other, and their sum 1 / temperature."""
+        total = sum(self.weights) * temperature
+        weights = tuple(weight / total for weight in self.weights)
+        return Calibration(weights, unseen=self.unseen, remarks=("as --temperature says",))
+
     def __str__(self) -> str:
+        return "; ".join([self._weights_in_words(), *self._stack_in_words()])
+
+    def _stack_in_words(self) -> list[str]:
+        """What was kept of the small model on top, and what was not."""
+        loss = self.after if self.fitted else self.before
+        kept: list[str] = []
+        words: list[str] = []
+        for what, after in self.stack_losses:
+            if _helps(loss, after):
+                kept, loss = [*kept, f"{loss:.4f} -> {after:.4f}"], after
+            else:
+                words.append(f"{what} not used: it does not help ({loss:.4f} -> {after:.4f})")
+        if self.stack is not None:
+            words.insert(0, f"{self.stack} (cross-fitted log loss {', '.join(kept)})")
+        return words
+
+    def _weights_in_words(self) -> str:
         several = len(self.weights) > 1
         weights = ", ".join(f"{weight:.3f}" for weight in self.weights)
-        unfitted = f"weights {weights}" if several else "temperature 1"
+        temperature = f"{1 / self.weights[0]:.3f}" if self.weights[0] > 0 else "infinite"
+        unfitted = f"weights {weights}" if several else f"temperature {temperature.removesuffix('.000')}"
         if several and len(set(self.weights)) == 1:
             unfitted = "equal weights"
         if self.before is None or self.after is None:
@@ -91,7 +133,6 @@ class Calibration:
         shift = f", tie shift {metrics.signed(self.tie_shift, 3)}" if self.tie_shift else ""
         if several:
             return f"weights {weights}{shift} ({figures}; the best model alone {min(self.members):.4f}){remarks}"
-        temperature = f"{1 / self.weights[0]:.3f}" if self.weights[0] > 0 else "infinite"
         return f"temperature {temperature}{shift} ({figures}){remarks}"
 
 
@@ -137,16 +178,11 @@ def calibrate(
 
     def losses(rows: NDArray[np.intp], parameters: Array) -> Array:
         combined = metrics.with_unseen(_combine([z[rows] for z in logs], parameters), unseen)
-        probabilities = metrics.softmax(combined)
-        if not (labels == TIE).any():
-            probabilities = metrics.two_outcome(probabilities)
-        return metrics.losses(probabilities, labels[rows])
+        return _losses(metrics.softmax(combined), labels, rows)
 
     everything = np.arange(n)
     before, after = losses(everything, initial), np.empty(n)
-    # The first rule of splits, so that earlier runs predict what they predicted.
-    folds = splits.split_folds(keys, np.asarray(labels, dtype=np.int64), FOLDS, seed=0, version=1)
-    for train, held_out in folds:
+    for train, held_out in _folds(keys, labels):
         parameters, _ = _fit([z[train] for z in logs], labels[train], initial, tie, scale)
         after[held_out] = losses(held_out, parameters)
     helps = bool(after.mean() < before.mean())
@@ -167,6 +203,76 @@ def calibrate(
         unseen=unseen,
         remarks=remarks,
     )
+
+
+def with_stack(
+    fit: Calibration, probabilities: Array, labels: Labels, keys: NDArray[np.int64], battles: Covariates
+) -> Calibration:
+    """The fit of one model's temperature and tie shift, with a small model on top where that helps.
+
+    Tried are first parameters by source, where at least two have enough battles, then the length of the answers. Each
+    is kept only if it lowers the log loss, cross-fitted with all that is below it, by :data:`MIN_STACK_GAIN`.
+
+    Parameters
+    ----------
+    fit:
+        What :func:`calibrate` gave for the same labels and keys.
+    probabilities:
+        The model's, shape ``[n, 3]``.
+    labels, keys:
+        As for :func:`calibrate`.
+    battles:
+        Sources and lengths.
+    """
+    a_wins, b_wins, _ = outcome_counts(labels).tolist()
+    loss = fit.after if fit.fitted else fit.before
+    if loss is None or not (a_wins and b_wins):
+        return fit
+    below = []
+    for train, held_out in _folds(keys, labels):
+        of_fold = fit
+        if fit.fitted:
+            parameters, _ = _fit([_log(probabilities[train])], labels[train], np.array([1.0, 0.0]), True, True)
+            of_fold = dataclasses.replace(fit, weights=(float(parameters[0]),), tie_shift=float(parameters[1]))
+        below.append((train, held_out, of_fold._combined([probabilities])))
+
+    def cross_fitted(sources: Sequence[str], length: bool) -> float:
+        after = np.empty(len(labels))
+        for train, held_out, before in below:
+            stack = stacking.fit(before[train], labels[train], battles.take(train), sources, length=length)
+            after[held_out] = _losses(stack.apply(before[held_out], battles.take(held_out)), labels, held_out)
+        return float(after.mean())
+
+    sources, length, tried = battles.enough(), False, []
+    if sources:
+        tried.append(("by source", cross_fitted(sources, False)))
+        helps = _helps(loss, tried[-1][1])
+        sources, loss = (sources, tried[-1][1]) if helps else ((), loss)
+    tried.append(("the length of the answers", cross_fitted(sources, True)))
+    length = _helps(loss, tried[-1][1])
+    fit = dataclasses.replace(fit, stack_losses=tuple(tried))
+    if not (sources or length):
+        return fit
+    return dataclasses.replace(
+        fit, stack=stacking.fit(fit._combined([probabilities]), labels, battles, sources, length=length)
+    )
+
+
+def _helps(before: float | None, after: float) -> bool:
+    """Whether a small model on top is worth it."""
+    return before is not None and after < before - MIN_STACK_GAIN
+
+
+def _folds(keys: NDArray[np.int64], labels: Labels) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Of the cross-fit, by the first rule of splits, so that earlier runs predict what they predicted."""
+    return splits.split_folds(keys, np.asarray(labels, dtype=np.int64), FOLDS, seed=0, version=1)
+
+
+def _losses(probabilities: Array, labels: Labels, rows: NDArray[np.intp]) -> Array:
+    """Log loss of some of the battles; without ties among all labels, that of A against B."""
+    if not (labels == TIE).any():
+        probabilities = metrics.two_outcome(probabilities)
+    return metrics.losses(probabilities, labels[rows])
 
 
 def _log(probabilities: Array) -> Array:

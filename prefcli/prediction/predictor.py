@@ -84,25 +84,29 @@ class Predictor:
 
     def __init__(self, folders: Sequence[Path], options: PredictOptions) -> None:
         self.folders = tuple(folders)
+        self._options = options
         self._swap_average = options.swap_average
-        self._calibrated = options.calibrated
-        self._as_source = options.as_source
         request = devices.DeviceRequest(options.device, options.precision)
         self._members = inference.open_runs(self.folders, options, request)
         self._usual = next(filter(None, map(runs.reading_of, self.folders)), None)
         self._fits: dict[frozenset[int], Calibration] = {}
         self._held_out: frozenset[int] = frozenset()
-        if self._calibrated:
+        if options.calibrated:
             try:
                 held_out = (runs.read_validation(folder).keys.tolist() for folder in self.folders)
                 self._held_out = frozenset().union(*held_out)
             except ModelError:  # nothing was held out to fit on
-                self._calibrated = False
+                self._options = dataclasses.replace(options, calibrated=False)
 
     def __repr__(self) -> str:
         folders = ", ".join(repr(str(folder)) for folder in self.folders)
-        source = "" if self._as_source is None else f", as_source={self._as_source!r}"
-        return f"Predictor({folders}, swap_average={self._swap_average}, calibrated={self._calibrated}{source})"
+        given = "".join(
+            f", {name}={value!r}"
+            for name in ("as_source", "temperature")
+            if (value := getattr(self._options, name)) is not None
+        )
+        calibrated = self._options.calibrated
+        return f"Predictor({folders}, swap_average={self._swap_average}, calibrated={calibrated}{given})"
 
     @overload
     def predict(self, prompt: Text, response_a: Text, response_b: Text) -> Probabilities: ...
@@ -500,15 +504,11 @@ class Predictor:
 
     def _calibration(self, without: frozenset[int]) -> Calibration:
         """The calibration that is fitted without some prompts."""
-        if not self._calibrated:
-            return blending.equal_weights(self.folders, as_source=self._as_source)
         if without not in self._fits:
             if len(self._fits) > MAX_CACHED_FITS:
                 self._fits.clear()
             keys = np.array(sorted(without), dtype=np.int64)
-            self._fits[without] = blending.from_validation(
-                self.folders, keys, SILENT, swap_average=self._swap_average, as_source=self._as_source
-            )
+            self._fits[without] = blending.from_options(self.folders, keys, SILENT, self._options)
         return self._fits[without]
 
 

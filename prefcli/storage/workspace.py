@@ -276,10 +276,12 @@ class Workspace:
     def _record_of_run(self, path: Path) -> Path:
         return self.root / run_names.ELSEWHERE / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.json"
 
-    def record_predictions(self, output: Path, runs: Sequence[Path], source_sha256: str = "") -> None:
-        """Record which runs predicted which battles, under the output's SHA-256; the newest :data:`MAX_RECORDED` stay.
+    def record_predictions(
+        self, output: Path, runs: Sequence[Path], source_sha256: str = "", calibration: str = ""
+    ) -> None:
+        """Record which runs predicted which battles, and how calibrated, under the output's SHA-256.
 
-        It is a convenience: a workspace that cannot be written has no record.
+        The newest :data:`MAX_RECORDED` stay. It is a convenience: a workspace that cannot be written has no record.
         """
         folder = self.root / "predictions"
         with contextlib.suppress(PrefcliError, OSError):
@@ -287,6 +289,7 @@ class Workspace:
                 "output": str(output.absolute()),
                 "runs": [str(run.resolve()) for run in runs],
                 "source_sha256": source_sha256,
+                "calibration": calibration,
             }
             files.write_text(folder / f"{files.sha256(output)}.json", files.to_json(record, indent=2) + "\n")
             newest_first = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
