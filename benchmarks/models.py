@@ -68,6 +68,15 @@ SETTINGS = {
     "label smoothing 0.1": ("--label-smoothing", "0.1"),
     "label smoothing 0.2": ("--label-smoothing", "0.2"),
     "head-tail": ("--truncation", "head-tail"),
+    "dropout 0": ("--dropout", "0"),
+    "dropout 0, label smoothing 0.2": ("--dropout", "0", "--label-smoothing", "0.2"),
+    "layer decay 0.8": ("--layer-decay", "0.8"),
+    "layer decay 0.8, twice the learning rate": ("--layer-decay", "0.8", "--lr", "2e-4"),
+    "1 new layer": ("--reinit-layers", "1"),
+    "2 new layers": ("--reinit-layers", "2"),
+    "pooling cls": ("--pooling", "cls"),
+    "pooling attention": ("--pooling", "attention"),
+    "two-layer head": ("--head", "mlp"),
 }
 """What is changed one at a time in the siamese model with interaction and both orders, which `--recipe strong` sets."""
 RUNS |= {f"strong {name}": (*RUNS["interaction-swap"], *flags) for name, flags in SETTINGS.items()}

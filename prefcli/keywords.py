@@ -29,8 +29,15 @@ class TrainKeywords(TypedDict, total=False):
     encoder."""
     combine: Literal["concat", "interaction"]
     """How the vectors of A and B are joined; interaction adds a - b and a * b."""
-    pooling: Literal["auto", "mean", "last"]
-    """The vector of a text: its tokens' mean, or its last token; auto: last for a language model, else mean."""
+    pooling: Literal["auto", "mean", "last", "cls", "attention"]
+    """The vector of a text: its tokens' mean, its last token, its first (cls), or their mean with learned weights
+    (attention); auto: last for a language model, else mean."""
+    head: Literal["linear", "mlp"]
+    """What gives the outcomes' logits: one linear layer, or two with GELU between them."""
+    reinit_layers: int
+    """Draw the encoder's top N layers at random, as before its pretraining."""
+    dropout: float | None
+    """The encoder's dropout probabilities. [default: those in its configuration]"""
     template: Literal["auto", "tokens", "words", "chat"]
     """What separates prompt and answers: special tokens, words, or (reward only) the tokenizer's chat template; auto:
     words for a language model; for reward chat, if the tokenizer has a chat template."""
@@ -49,12 +56,14 @@ class TrainKeywords(TypedDict, total=False):
     """Peak learning rate. [default: 2e-5; for tiny 1e-3; for LoRA 2e-4]"""
     warmup: float
     """Share of the steps in which the learning rate rises linearly from 0."""
+    layer_decay: float
+    """Each layer's learning rate is X times that of the layer above: X for the top layer, least for the embeddings."""
     weight_decay: float
     """AdamW's weight decay, not applied to biases and norms."""
     clip: float
     """Maximum norm of the gradient; 0: no clipping."""
     label_smoothing: float
-    """Share of each label that is spread over all outcomes."""
+    """Share of each label that is spread over the outcomes that occur."""
     loss_input: Literal["logits", "softmax", "log-softmax"]
     """What the loss is computed on; anything but logits is an ablation."""
     swap: bool

@@ -19,7 +19,8 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 LOSS_INPUTS = ("logits", "softmax", "log-softmax")
 ACTIVATIONS = ("softmax", "none")
 RANK_METHODS = ("fit", "mean-win")
-POOLINGS = ("auto", "mean", "last")
+POOLINGS = ("auto", "mean", "last", "cls", "attention")
+HEADS = ("linear", "mlp")
 TIES = ("constant", "prompt")
 TEMPLATES = ("auto", "tokens", "words", "chat")
 QUANTIZATIONS = ("none", "8bit", "4bit")
@@ -114,8 +115,18 @@ class TrainOptions:
     )
     pooling: str = pair_option(
         "auto",
-        "The vector of a text: its tokens' mean, or its last token; auto: last for a language model, else mean.",
+        "The vector of a text: its tokens' mean, its last token, its first (cls), or their mean with learned weights "
+        "(attention); auto: last for a language model, else mean.",
         choices=POOLINGS,
+    )
+    head: str = pair_option(
+        "linear", "What gives the outcomes' logits: one linear layer, or two with GELU between them.", choices=HEADS
+    )
+    reinit_layers: int = neural_option(
+        0, "Draw the encoder's top N layers at random, as before its pretraining.", at_least=0
+    )
+    dropout: float | None = neural_option(
+        None, "The encoder's dropout probabilities. [default: those in its configuration]", at_least=0.0, at_most=0.9
     )
     template: str = neural_option(
         "auto",
@@ -141,10 +152,16 @@ class TrainOptions:
     warmup: float = neural_option(
         0.0, "Share of the steps in which the learning rate rises linearly from 0.", at_least=0.0, at_most=1.0
     )
+    layer_decay: float = neural_option(
+        1.0,
+        "Each layer's learning rate is X times that of the layer above: X for the top layer, least for the embeddings.",
+        above=0.0,
+        at_most=1.0,
+    )
     weight_decay: float = neural_option(0.01, "AdamW's weight decay, not applied to biases and norms.", at_least=0.0)
     clip: float = neural_option(1.0, "Maximum norm of the gradient; 0: no clipping.", at_least=0.0)
     label_smoothing: float = neural_option(
-        0.0, "Share of each label that is spread over all outcomes.", at_least=0.0, at_most=0.99
+        0.0, "Share of each label that is spread over the outcomes that occur.", at_least=0.0, at_most=0.99
     )
     loss_input: str = neural_option(
         "logits", "What the loss is computed on; anything but logits is an ablation.", choices=LOSS_INPUTS
@@ -318,6 +335,12 @@ class TrainOptions:
             problems.append("--folds and --validation-file exclude each other")
         if self.lora_rank and self.encoder == "tiny":
             problems.append("--lora-rank: the encoder tiny has random weights, there is nothing to adapt")
+        if self.lora_rank and self.layer_decay < 1:
+            problems.append("--layer-decay and --lora-rank exclude each other: the encoder's layers are frozen")
+        if self.lora_rank and self.reinit_layers:
+            problems.append("--reinit-layers and --lora-rank exclude each other: new layers would stay untrained")
+        if self.reinit_layers and self.encoder == "tiny":
+            problems.append("--reinit-layers: the encoder tiny has random weights anyway")
         if not self.lora_targets.strip(" ,"):
             problems.append("--lora-targets is empty: all, attention, or names of layers")
         if self.template == "chat" and self.architecture != "reward":
@@ -334,10 +357,30 @@ FIRST_PANEL = "Most used"
 TRAIN_PANELS = {
     FIRST_PANEL: ("recipe", "encoder", "text", "epochs", "max_length", "batch_size", "lr", "folds"),
     "Data": ("limit", "swap", "soft_labels", "soft_weight", "soft_temperature"),
-    "Model": ("architecture", "combine", "pooling", "template", "truncation", "tie"),
+    "Model": (
+        "architecture",
+        "combine",
+        "pooling",
+        "head",
+        "template",
+        "truncation",
+        "tie",
+        "dropout",
+        "reinit_layers",
+    ),
     "Adapters (LoRA)": ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "quantize"),
     "Optimisation": (
-        *("warmup", "weight_decay", "clip", "label_smoothing", "loss_input", "center_rewards", "margin", "max_steps"),
+        *(
+            "warmup",
+            "layer_decay",
+            "weight_decay",
+            "clip",
+            "label_smoothing",
+            "loss_input",
+            "center_rewards",
+            "margin",
+            "max_steps",
+        ),
         *("max_time", "seed"),
     ),
     "Boosting": ("num_leaves", "shrinkage_rate", "min_data_in_leaf", "feature_fraction", "lambda_l2"),
@@ -672,7 +715,8 @@ def resolve(flags: Mapping[str, Any], config: Mapping[str, Any] | None = None) -
         )
     if options.architecture == "reward" and (unused := _marked(flags, "pair_only")):
         raise InputError(
-            f"{', '.join(unused)}: changes nothing for --architecture reward, which reads each answer by itself",
+            f"{', '.join(unused)}: changes nothing for --architecture reward: transformers' own classifier reads each "
+            "answer by itself",
             hint="Leave it out, or choose --architecture siamese or cross-encoder.",
         )
     if options.architecture != "reward" and (unused := _marked(flags, "reward_only")):

@@ -61,7 +61,7 @@ def twins(
         "siamese-bert": {"encoder": str(one_layer["bert"]), "text": "nltk", "combine": "interaction"},
         "cross-encoder-bert": {
             "encoder": str(one_layer["bert"]), "architecture": "cross-encoder", "combine": "interaction",
-            "truncation": "head-tail",
+            "truncation": "head-tail", "pooling": "attention", "head": "mlp",
         },
         "cross-encoder-deberta": {"encoder": str(one_layer["deberta"]), "architecture": "cross-encoder"},
         "folds": {"encoder": str(one_layer["bert"]), "folds": 2, "max_length": 24},

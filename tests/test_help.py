@@ -145,7 +145,8 @@ def test_headings_and_flags_are_coloured_on_a_terminal_only(
         ("score a b --outcomes 4", "error: --outcomes is '4', not one of auto, 2, 3\n  Try: prefcli score --help\n"),
         (
             "train --text nlkt --pooling men",
-            "error: --text is 'nlkt', not one of nltk, light, raw; --pooling is 'men', not one of auto, mean, last\n"
+            "error: --text is 'nlkt', not one of nltk, light, raw; --pooling is 'men', not one of auto, mean, last, "
+            "cls, attention\n"
             "  Did you mean nltk, mean?\n",
         ),
         ("train --tracker wanb", "error: --tracker has 'wanb', not one of tensorboard, wandb\n  Did you mean wandb?\n"),

@@ -198,12 +198,14 @@ def make_encoder(
     frozen: FrozenWeights | None = None,
     reporter: Reporter = SILENT,
     reward: bool = False,
+    dropout: float | None = None,
 ) -> torch.nn.Module:
     """The encoder on the CPU in float32, or with ``frozen`` weights as these are stored.
 
     Weights are loaded, or for ``tiny`` drawn at random; ``vocab_size`` is for it alone. ``seed`` is that of all random
     numbers: a pooler that the files lack is drawn from it, too. With ``reward`` the encoder is a sequence classifier
-    with one label, whose head is read from the files if they hold one.
+    with one label, whose head is read from the files if they hold one. ``dropout`` replaces the probabilities in its
+    configuration.
 
     Raises
     ------
@@ -214,7 +216,10 @@ def make_encoder(
     """
     folder = located.folder
     if folder is None:
-        return from_config({**TINY_CONFIG, "vocab_size": vocab_size}, seed=seed, reward=reward)
+        tiny = {**TINY_CONFIG, "vocab_size": vocab_size}
+        if dropout is not None:
+            tiny |= {name: dropout for name in tiny if "dropout" in name}
+        return from_config(tiny, seed=seed, reward=reward)
     with loading(str(folder), folder):
         import torch
         from transformers import AutoConfig
@@ -226,6 +231,8 @@ def make_encoder(
                 hint="Merge it into the encoder's weights first (merge_and_unload, then save_pretrained).",
             )
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if dropout is not None:
+            config = _with_dropout(config, dropout)
         _check_weights(folder)
         module = pretrained.load(
             folder,
@@ -277,6 +284,33 @@ def _auto_class(config: Any, reward: bool) -> Any:
             hint="Choose another encoder, or another --architecture.",
         )
     return AutoModelForSequenceClassification
+
+
+def _with_dropout(config: Any, dropout: float) -> Any:
+    """An encoder's configuration with all dropout probabilities set to this one.
+
+    What is None (in BERT that of a classifier's head) stands for another one. LayerDrop, which leaves out whole layers,
+    is something else.
+
+    Raises
+    ------
+    ModelError
+        If the configuration has none.
+    """
+    text = config.get_text_config()
+    names = [
+        name
+        for name, value in text.to_dict().items()
+        if ("dropout" in name or name.endswith("pdrop")) and type(value) in (int, float)
+    ]
+    if not names:
+        raise ModelError(
+            f"--dropout: encoders of the family {config.model_type} have no dropout",
+            hint="Leave it out.",
+        )
+    for name in names:
+        setattr(text, name, dropout)
+    return config
 
 
 def _with_one_label(config: Any) -> Any:

@@ -49,7 +49,9 @@ class Architecture(nn.Module):
     combine:
         How the two answers' vectors are combined, see :func:`combine_answers`.
     pooling:
-        Which vector stands for a span: the ``mean`` over its tokens, or the ``last`` one's.
+        Which vector stands for a span: a key of :data:`POOLINGS`, or ``attention``, see :class:`AttentionPool`.
+    head:
+        What gives the logits: one ``linear`` layer, or two, see :class:`TwoLayerHead`.
     width:
         Numbers in a token's vector; by default what the encoder's configuration says.
     pads:
@@ -65,6 +67,7 @@ class Architecture(nn.Module):
         encoder: nn.Module,
         combine: str = "concat",
         pooling: str = "mean",
+        head: str = "linear",
         *,
         width: int | None = None,
         pads: bool = True,
@@ -73,12 +76,18 @@ class Architecture(nn.Module):
         self.encoder = encoder
         self.combine = combine
         self.pooling = pooling
-        self.pool = {"mean": mean_pool, "last": last_token_pool}[pooling]
         self.pads = pads
         self.call_encoder = EncoderCall(encoder)
         vectors = self.other_vectors + (2 if combine == "concat" else 4)
         width = width or encoder.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
-        self.classifier = nn.Linear(vectors * width, len(OUTCOMES))
+        self.classifier = (
+            nn.Linear(vectors * width, len(OUTCOMES)) if head == "linear" else TwoLayerHead(vectors, width)
+        )
+        self.attention_pool = AttentionPool(width) if pooling == "attention" else None
+
+    def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """One vector for each row of ``hidden`` ``[batch, length, width]``, of the tokens where ``mask`` is 1."""
+        return (self.attention_pool or POOLINGS[self.pooling])(hidden, mask)
 
     def hidden_states(self, inputs: dict[str, Tensor]) -> Tensor:
         """A vector per token, ``[batch, length, width]``, float32; padding, where there is any, is on the right."""
@@ -94,6 +103,38 @@ class Architecture(nn.Module):
             hidden[rows, :length] = part
         assert hidden is not None
         return hidden
+
+
+class AttentionPool(nn.Module):
+    """The mean of a span's token vectors, each weighted by the softmax of a learned linear function of it.
+
+    Lin et al., "A structured self-attentive sentence embedding", ICLR 2017, with one linear layer. It begins as the
+    plain mean.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Shapes as for :func:`mean_pool`; zero if ``mask`` is 1 nowhere."""
+        # A sum of products rather than a matrix product, which autocast would compute in 16 bits.
+        scores = (hidden * self.weight).sum(dim=-1).masked_fill(~mask.bool(), torch.finfo(hidden.dtype).min)
+        weights = scores.softmax(dim=1) * mask
+        return (hidden * weights.unsqueeze(-1)).sum(dim=1)
+
+
+class TwoLayerHead(nn.Module):
+    """Two linear layers with GELU between them; the inner one is as wide as a token's vector."""
+
+    def __init__(self, vectors: int, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(vectors * width, width)
+        self.out_proj = nn.Linear(width, len(OUTCOMES))
+
+    def forward(self, combined: Tensor) -> Tensor:
+        logits: Tensor = self.out_proj(nn.functional.gelu(self.dense(combined)))
+        return logits
 
 
 class Siamese(Architecture):
@@ -173,12 +214,23 @@ def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
+def first_token_pool(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The vector of the first token where ``mask`` is 1, shapes as for :func:`mean_pool`; zero if it is nowhere."""
+    selected = mask.to(torch.long)
+    left = torch.arange(hidden.shape[1], 0, -1, device=hidden.device)
+    first = hidden[torch.arange(len(hidden), device=hidden.device), (selected * left).argmax(dim=1)]
+    return first * selected.amax(dim=1, keepdim=True).to(hidden.dtype)
+
+
 def last_token_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     """The vector of the last token where ``mask`` is 1, shapes as for :func:`mean_pool`; zero if it is nowhere."""
     selected = mask.to(torch.long)
     number = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)
     last = hidden[torch.arange(len(hidden), device=hidden.device), (selected * number).argmax(dim=1)]
     return last * selected.amax(dim=1, keepdim=True).to(hidden.dtype)
+
+
+POOLINGS = {"mean": mean_pool, "last": last_token_pool, "cls": first_token_pool}
 
 
 def combine_answers(a: Tensor, b: Tensor, combine: str) -> Tensor:

@@ -205,6 +205,8 @@ def build(
         packing = ConversationPacking.of(setup.conversation, tokenizer, max_length, options.truncation)
     else:
         packing = Packing.from_tokenizer(tokenizer, max_length, options.truncation, template)
+        if pooling == "cls":
+            _check_first_token(packing.template, tokenizer, causal=causal)
     overhead = packing.overhead(3 if options.architecture == "cross-encoder" else 2)
     if max_length < overhead + MIN_TEXT_TOKENS:
         raise InputError(
@@ -218,12 +220,24 @@ def build(
         module = reward.Reward(encoder, tie, pads=traits.ignores_padding)
     else:
         module = ARCHITECTURES[options.architecture](
-            encoder, options.combine, pooling, width=traits.width, pads=traits.ignores_padding
+            encoder, options.combine, pooling, options.head, width=traits.width, pads=traits.ignores_padding
         )
     if not stays_on_host:
         module.to(placement.device)
     kind = RewardModel if setup is not None else NeuralModel
     return kind(module, tokenizer, packing, placement, traits, attention, template)
+
+
+def _check_first_token(template: Template, tokenizer: Any, *, causal: bool) -> None:
+    """Refuse ``--pooling cls`` where the first token stands for no text."""
+    first = template.pair.prefixes[0][:1]
+    if causal:
+        reason = "its first token has read no other"
+    elif not first or first[0] not in tokenizer.all_special_ids:
+        reason = "its tokenizer begins no text with a special token"
+    else:
+        return
+    raise InputError(f"--pooling cls does not suit this encoder: {reason}", hint="Use --pooling last, or mean.")
 
 
 def _set_padding(encoder: Any, tokenizer: Any, name: str) -> None:

@@ -1,8 +1,8 @@
 """Weights as files: safetensors, only what was trained, under names that transformers reads.
 
-A run's ``model.safetensors`` holds the encoder's tensors by the names that transformers gives them and the classifier's
-as ``classifier.*``, so ``AutoModel.from_pretrained(RUN)`` finds the encoder in it. If only adapters were trained, it
-does not hold the encoder's own weights.
+A run's ``model.safetensors`` holds the encoder's tensors by the names that transformers gives them and the head's as
+``classifier.*`` and ``attention_pool.*``, so ``AutoModel.from_pretrained(RUN)`` finds the encoder in it. If only
+adapters were trained, it does not hold the encoder's own weights.
 
 That of a reward model holds transformers' classifier and nothing else: the term for ties is in the file's metadata.
 """
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from prefcli.storage import runs
 
-ENCODER_PREFIX, HEAD_PREFIX, TIE_PREFIX = "encoder.", "classifier.", "tie."
+ENCODER_PREFIX, TIE_PREFIX = "encoder.", "tie."
+HEAD_PREFIXES = ("classifier.", "attention_pool.")
 ADAPTER = ".lora_"
 """Part of the names of adapters' tensors."""
 
@@ -86,7 +87,9 @@ def load(path: Path) -> dict[str, Tensor]:
     if tie is not None:
         values = {name: torch.tensor(numbers, dtype=torch.float32) for name, numbers in json.loads(tie).items()}
         return {**{ENCODER_PREFIX + name: tensor for name, tensor in tensors.items()}, **values}
-    return {name if name.startswith(HEAD_PREFIX) else ENCODER_PREFIX + name: tensor for name, tensor in tensors.items()}
+    return {
+        name if name.startswith(HEAD_PREFIXES) else ENCODER_PREFIX + name: tensor for name, tensor in tensors.items()
+    }
 
 
 def clone_shared_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

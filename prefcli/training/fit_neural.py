@@ -15,6 +15,7 @@ import torch
 from prefcli import encoders, metrics
 from prefcli.compute import devices, fsdp
 from prefcli.data.selection import Fold
+from prefcli.encoders import layers
 from prefcli.errors import InputError
 from prefcli.models import conversation, neural, token_cache, trial
 from prefcli.models.architectures import is_causal
@@ -139,6 +140,9 @@ class NeuralFitter:
         if under_way:
             config = runs.read_config(fold.folder)
             options, self.traits = neural.with_resolved_auto(options, config), neural.recorded_traits(config)
+        elif options.reinit_layers:
+            reward = options.architecture == "reward"
+            layers.reinitialise(encoder, options.reinit_layers, seed=options.seed, reward=reward)
         torch.manual_seed(options.seed)
         setup = None
         if self.conversation is not None:
@@ -205,6 +209,7 @@ class NeuralFitter:
             frozen=frozen,
             reporter=self.context.reporter,
             reward=options.architecture == "reward",
+            dropout=options.dropout,
         )
 
     def _report(self, model: neural.NeuralModel, source: encoders.ResolvedModel, cut: str, name: str) -> None:
@@ -223,6 +228,7 @@ class NeuralFitter:
             f"encoder {self.context.options.encoder_name}: {source.source}; {size:.1f} M parameters{part}",
             f"{self.placement}; {model.attention}; {pooling} pooling",
             f"{max_length} tokens a sequence: {cut}",
+            *self._changes(model),
         ):
             self.context.reporter.note(line)
         is_language_model = self.context.options.reads_raw_text or is_causal(model.module.encoder)
@@ -231,6 +237,20 @@ class NeuralFitter:
                 "the text is nltk-normalised, without stop words, punctuation and inflections, and this model "
                 "was pretrained on texts as they are: --text raw (its default) keeps them"
             )
+
+    def _changes(self, model: neural.NeuralModel) -> list[str]:
+        """What the options change in the encoder and its training, if anything, as a line."""
+        options, encoder = self.context.options, model.module.encoder
+        changes = []
+        if options.reinit_layers:
+            count = len(layers.find(encoder, "--reinit-layers"))
+            changes.append(f"top {options.reinit_layers} of {count} layers drawn at random")
+        if options.dropout is not None:
+            changes.append(f"dropout {options.dropout:g}")
+        if options.layer_decay < 1:
+            lowest = options.learning_rate * options.layer_decay ** max(layers.depths(encoder).values())
+            changes.append(f"learning rate {options.learning_rate:.2g} of the head to {lowest:.2g} of the embeddings")
+        return ["; ".join(changes)] if changes else []
 
     def _write_header(self, fold: Fold, model: neural.NeuralModel, source: encoders.ResolvedModel, cut: str) -> None:
         """Write what a run's folder holds before its training begins: config and tokenizer."""

@@ -33,6 +33,7 @@ from prefcli import metrics
 from prefcli.compute import fsdp
 from prefcli.compute.devices import Placement
 from prefcli.compute.distributed import World
+from prefcli.encoders import layers
 from prefcli.errors import Diverged, Interrupted, ModelError, PrefcliError
 from prefcli.models import weights
 from prefcli.models.batches import Pass, prefetch
@@ -211,16 +212,27 @@ def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
 
 
 def make_optimizer(module: nn.Module, options: TrainOptions) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter, ICLR 2019), weight decay on matrices only: not on biases and norms."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    if isinstance(module, Reward):
+    """AdamW (Loshchilov & Hutter, ICLR 2019), weight decay on matrices only: not on biases and norms.
+
+    With ``layer_decay`` the learning rate falls from layer to layer, as in BEiT (Bao et al., ICLR 2022): the head has
+    the whole one, the top layer ``layer_decay`` times it, the next layer the square of that.
+
+    Raises
+    ------
+    InputError
+        If there is a ``layer_decay`` and the encoder's layers cannot be told apart.
+    """
+    tie = module.tie.bias if isinstance(module, Reward) else None
+    parameters = [p for p in module.parameters() if p.requires_grad and p is not tie]
+    depths = layers.depths(module.encoder) if options.layer_decay < 1 else {}  # type: ignore[arg-type]
+    groups: list[dict[str, Any]] = []
+    for depth in sorted({0, *depths.values()}):
+        here = [p for p in parameters if depths.get(p, 0) == depth]
+        slower = {"factor": options.layer_decay**depth} if depth else {}
+        groups.append({"params": [p for p in here if p.ndim >= 2], "weight_decay": options.weight_decay, **slower})
+        groups.append({"params": [p for p in here if p.ndim < 2], "weight_decay": 0.0, **slower})
+    if tie is not None:
         # One number that belongs to the data, not to the language: it has farther to go than a pretrained weight.
-        tie = module.tie.bias
-        groups[1]["params"] = [p for p in parameters if p.ndim < 2 and p is not tie]
         groups.append({"params": [tie], "weight_decay": 0.0, "factor": max(TIE_LR / options.learning_rate, 1.0)})
     return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
 
@@ -235,7 +247,8 @@ def loss_of(
 ) -> Tensor:
     """Cross-entropy summed over battles, whose logits are added to their ``bases``.
 
-    Where a base says that a tie cannot happen, the loss is that of the other two outcomes.
+    Where a base says that a tie cannot happen, the loss is that of the other two outcomes. Label smoothing spreads over
+    the outcomes that can happen: without ``ties`` among the training battles over two.
 
     A reward model whose training battles have no ``ties`` learns from the other two outcomes alone: Bradley and Terry's
     model. ``margin`` and ``center_rewards`` are those of TRL's ``RewardTrainer`` (Touvron et al., "Llama 2", 2023,
@@ -259,12 +272,12 @@ def loss_of(
     elif options.loss_input == "log-softmax":
         logits = logits.log_softmax(dim=-1)
     smoothing = options.label_smoothing
+    possible = None if ties or logits.shape[1] == TIE else torch.tensor([[True, True, False]], device=logits.device)
     if bases is not None:
-        logits = logits + bases
-        if smoothing:
-            possible = (bases > NEVER).to(targets.dtype)
-            targets = (1 - smoothing) * targets + smoothing * possible / possible.sum(dim=1, keepdim=True)
-            smoothing = 0.0
+        logits, possible = logits + bases, bases > NEVER
+    if smoothing and possible is not None:
+        targets = (1 - smoothing) * targets + smoothing * possible / possible.sum(dim=1, keepdim=True)
+        smoothing = 0.0
     return nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing) + centering
 
 
