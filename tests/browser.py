@@ -1,4 +1,4 @@
-"""Pages in a real browser: headless Chromium, where there is one, and axe-core, where it lies.
+"""Pages in a real browser: headless Chromium, where there is one, and axe-core, as ``axe-playwright-python`` holds it.
 
 Headless Chromium has no narrow windows, so every page is shown in a frame of its width; one start shows them all.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import importlib.util
 import json
 import os
 import re
@@ -21,9 +22,9 @@ from typing import Any
 import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ROOT = Path(__file__).parent.parent
-AXE = Path(os.environ.get("AXE_CORE") or ROOT / "node_modules" / "axe-core" / "axe.min.js")
-"""The script of axe-core: ``npm install --no-save axe-core`` puts it there."""
+_package = importlib.util.find_spec("axe_playwright_python")
+AXE = Path((_package and _package.origin) or "").parent / "axe.min.js"
+"""The script of axe-core."""
 WIDTHS = (1280, 390)
 DARK = "screen and (prefers-color-scheme: dark)"
 FLAGS = (
@@ -31,7 +32,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--virtual-time-budget=10000", "--dump-dom",
 )  # fmt: skip
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-needs_axe = pytest.mark.skipif(not AXE.is_file(), reason="no axe-core: set AXE_CORE, or npm install axe-core here")
+needs_axe = pytest.mark.skipif(not AXE.is_file(), reason="no axe-core: pip install axe-playwright-python")
 
 COLLECT = """<script>
 const results = [];
