@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--battles", type=int, default=1_000_000, help="of the judge, at most")
     parser.add_argument("--splits", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--short", action="store_true", help="only the scored files alone, and all by source")
     options = parser.parse_args()
     battles = Battles(options)
     scored, judge = (battles.files == str(path) for path in (options.human[0], options.judge))
@@ -111,9 +112,11 @@ def main() -> None:
         print(f"split {seed}: {len(train):,} battles to train on; {len(people):,} votes held out, prior {prior:.4f}")
         losses: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         pooled = None
+        alone = [options.judge, options.human[0]] if options.short else [options.judge, *options.human]
+        mixed = [] if options.short else [("all, not told apart", train, False)]
         for name, rows, by_source in (
-            *((Path(file).stem, train[battles.files[train] == file], False) for file in dict.fromkeys(battles.files)),
-            ("all, not told apart", train, False),
+            *((path.stem, train[battles.files[train] == str(path)], False) for path in alone),
+            *mixed,
             ("all, by source", train, True),
         ):
             started = time.monotonic()
@@ -129,10 +132,10 @@ def main() -> None:
             print(f"  {name:24} votes {of_people:.4f}  verdicts {of_judge:.4f}  {seconds:.0f} s", flush=True)
         assert pooled is not None
         print(f"  {'all, pooled':24} votes {pooled.mean():.4f}")
-        single = min(list(losses)[:-2], key=lambda name: losses[name][0].mean())
+        single = min((path.stem for path in alone), key=lambda name: losses[name][0].mean())
         show = (
             (f"votes: by source - {single}", losses["all, by source"][0], losses[single][0], people),
-            ("votes: pooled - not told apart", pooled, losses["all, not told apart"][0], people),
+            *(("votes: pooled - not told apart", pooled, losses[name][0], people) for name, _, _ in mixed),
             (
                 f"verdicts: by source - {options.judge.stem}",
                 losses["all, by source"][1],

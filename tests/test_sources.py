@@ -23,6 +23,8 @@ from prefcli.errors import InputError, ModelError
 from prefcli.exploration import contradictions
 from prefcli.models import features
 from prefcli.models.features import booster as boosting
+from prefcli.models.features import by_source
+from prefcli.models.features.statistics import extract
 from prefcli.options import TrainOptions
 from prefcli.pipeline.stages import preprocess_stage, read_stage
 from prefcli.pipeline.train import _with_named_files
@@ -390,7 +392,7 @@ def test_a_run_of_one_source_says_nothing_of_sources(features_run: Path) -> None
 def test_a_damaged_booster_of_a_source_is_refused(two_sources: TwoSources, tmp_path: Path) -> None:
     run = shutil.copytree(two_sources.run, tmp_path / "run")
     manifest = json.loads((run / "features.json").read_text())
-    assert set(manifest["deviations"].values()) == {"people", "arena"}
+    assert {saved["source"] for saved in manifest["deviations"].values()} == {"people", "arena"}
     (run / "booster-1.txt").write_text("tree")
     with pytest.raises(ModelError, match="booster-1.txt is damaged"):
         features.load(run)
@@ -400,14 +402,77 @@ def test_a_damaged_booster_of_a_source_is_refused(two_sources: TwoSources, tmp_p
         features.load(run)
 
 
+def test_a_booster_of_a_source_that_an_earlier_release_saved_is_added(two_sources: TwoSources, tmp_path: Path) -> None:
+    run = shutil.copytree(two_sources.run, tmp_path / "run")
+    manifest = json.loads((run / "features.json").read_text())
+    saved = manifest["deviations"]
+    assert any(own["common"] != 1 for own in saved.values())
+    battles = extract(read_stage(Source(two_sources.files), Workspace(two_sources.workspace)).table().to_batches()[0])
+    now = features.load(run)
+    names = [own["source"] for own in saved.values()]
+
+    def scores(name: str | None) -> Any:
+        return now.scores(battles, [name] * len(battles))
+
+    manifest["deviations"] = {file: own["source"] for file, own in saved.items()}
+    (run / "features.json").write_text(json.dumps(manifest))
+    before = features.load(run)
+    for name, own in zip(names, saved.values(), strict=True):
+        alone = (scores(name) - own["common"] * scores(None)) / own["own"]
+        np.testing.assert_allclose(before.scores(battles, [name] * len(battles)), scores(None) + alone, atol=1e-9)
+    saved["booster-1.txt"]["own"] = -1
+    (run / "features.json").write_text(json.dumps({**manifest, "deviations": saved}))
+    with pytest.raises(ModelError, match="booster-1.txt has factors that are never fitted"):
+        features.load(run)
+
+
+def test_common_and_own_scores_count_as_much_as_held_out_votes_say() -> None:
+    """People who share half of what is common, and have wants of their own."""
+    random = np.random.default_rng(1)
+    parts, bases = random.normal(size=(2, 6_000, 3)), np.tile(np.log([0.4, 0.4, 0.2]), (6_000, 1))
+    truth = metrics.softmax(bases + 0.5 * parts[0] + 1.2 * parts[1])
+    (common, own), gain = by_source.stack(parts, bases, truth)
+    assert (common, own) == pytest.approx((0.5, 1.2), abs=1e-3)
+    with_common = metrics.softmax(bases + parts[0])
+    assert gain == pytest.approx((truth * (np.log(truth) - np.log(with_common))).sum(axis=1).mean(), abs=1e-6)
+    labels = (random.random((6_000, 1)) > truth.cumsum(axis=1)).sum(axis=1)
+    (common, own), _ = by_source.stack(parts, bases, np.eye(3)[labels])
+    assert (common, own) == pytest.approx((0.5, 1.2), abs=0.1)
+
+
+@pytest.mark.parametrize(("own", "gains"), [(0.0, False), (1.0, True)])
+def test_a_source_gets_a_booster_only_if_it_has_enough_battles_and_gains_from_one(own: float, gains: bool) -> None:
+    random = np.random.default_rng(2)
+    common, wants = random.normal(size=(2, 400, 3))
+    bases = np.zeros((400, 3))
+    labels = (random.random((400, 1)) > metrics.softmax(common + own * wants).cumsum(axis=1)).sum(axis=1)
+    targets = np.eye(3, dtype=np.float32)[np.concatenate([labels, np.array([1, 0, 2])[labels]])]
+    data = boosting.BoosterData(np.zeros((800, 1), dtype=np.float32), targets, np.concatenate([bases, bases]))
+    names = np.array(["many"] * 351 + ["few"] * 49, dtype=object)
+    folds = [(np.arange(200), np.arange(200, 400)), (np.arange(200, 400), np.arange(200))]
+    trained_on = []
+
+    def train(data: boosting.BoosterData, folds: Any, **options: Any) -> Any:
+        trained_on.append(len(data.rows) // 2)
+        assert sorted(np.concatenate([outside for _, outside in folds]).tolist()) == list(range(351))
+        return boosting.Trained("a booster", [], None, wants[:351])  # type: ignore[arg-type]
+
+    progress = boosting.FitProgress(400, 2, lambda *_: None)
+    fitted = by_source.fit(data, common, names, folds, train, progress)
+    assert trained_on == [351]
+    assert set(fitted) == ({"many"} if gains else set())
+    if gains:
+        assert (fitted["many"].common, fitted["many"].own) == pytest.approx((1, 1), abs=0.35)
+
+
 def test_a_run_that_an_earlier_release_began_does_not_tell_sources_apart(
     two_sources: TwoSources, workspace: Workspace
 ) -> None:
     stage = preprocess_stage(read_stage(Source(two_sources.files), workspace), workspace, "raw")
     data = selection.RunData(stage, Source(two_sources.files), "", "raw")
-    for by_source in (True, False):
-        chosen, _ = selection.select(Path("run"), replace(data, by_source=by_source), TrainOptions(), Recorder())
-        assert (chosen.sources is not None) == by_source
+    for separate in (True, False):
+        chosen, _ = selection.select(Path("run"), replace(data, by_source=separate), TrainOptions(), Recorder())
+        assert (chosen.sources is not None) == separate
 
 
 def test_a_reward_models_term_for_ties_has_the_base_of_the_source() -> None:

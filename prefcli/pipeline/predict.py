@@ -16,7 +16,7 @@ from prefcli.battles import PathLike, Source, SourceLike, user_path
 from prefcli.compute import devices
 from prefcli.compute.distributed import from_environment, process_group
 from prefcli.data import tables
-from prefcli.errors import InputError
+from prefcli.errors import InputError, plural
 from prefcli.options import PredictOptions, TrainOptions
 from prefcli.outcomes import OUTCOMES, WINNER_COLUMNS
 from prefcli.pipeline.stages import CHOSEN, files_of, preprocess_stage, read_stage, source_of
@@ -133,7 +133,8 @@ def predict(
             predictions = stream(
                 stages, total, activation=options.activation, done=inference.advancing(progress, world)
             )
-            combined = _combine(predictions, calibrations, options.activation, _covariates(calibrations[-1], stages))
+            covariates = _covariates(calibrations[-1], stages, reporter)
+            combined = _combine(predictions, calibrations, options.activation, covariates)
             has_chosen = battles.metadata["options"][CHOSEN] and options.activation == "softmax"
             chosen = battles.table(["label"])["label"].to_numpy() if has_chosen else None
             _write(combined, output if world.is_main_process else None, total, chosen)
@@ -303,9 +304,17 @@ def _refit(
     return fit(probabilities=(blend.apply(of_runs) for _, of_runs in stream(sample, sample[0].rows, done=done)))
 
 
-def _covariates(fit: Calibration, stages: Sequence[Stage]) -> Covariates | None:
+def _covariates(fit: Calibration, stages: Sequence[Stage], reporter: Reporter) -> Covariates | None:
     """What a calibration needs to know of the battles besides their predictions."""
-    return None if fit.stack is None else Covariates.of(stages[0])
+    if fit.stack is None:
+        return None
+    battles, sources = Covariates.of(stages[0]), fit.stack.sources
+    if sources and (others := int((battles.codes(sources) == len(sources)).sum())):
+        reporter.warn(
+            f"{others:,} of {plural(len(battles.doublings), 'battle')} {'is' if others == 1 else 'are'} of a source "
+            "that the sample lacks or has too few battles of: predicted as all of the sample"
+        )
+    return battles
 
 
 def _combine(

@@ -26,10 +26,13 @@ from prefcli.errors import one_line
 from prefcli.outcomes import OUTCOMES, TIE, A, B
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from prefcli.storage.workspace import Stage
 
 Array = NDArray[np.float64]
 
+ANSWERS = ("response_a", "response_b")
 MIN_PROBABILITY = 1e-300
 MIN_SOURCE_BATTLES = 10
 """A source with fewer battles in the sample is treated as one that is not in it."""
@@ -46,22 +49,15 @@ class Covariates:
     """What is known of n battles besides their predictions."""
 
     doublings: Array
-    """How many times A's length must be doubled to give B's, negated: ``log2`` of the ratio of characters; ``[n]``."""
+    """By how many doublings A is longer than B, see :func:`count_doublings`; shape ``[n]``."""
     sources: NDArray[np.object_] | None = None
     """Whose votes they are, ``[n]``, where that is known."""
 
     @staticmethod
     def of(stage: Stage) -> Covariates:
         """Those of a stage's battles."""
-        import pyarrow.compute as pc
-
         sources = stage.table([SOURCE])[SOURCE].to_numpy(zero_copy_only=False) if SOURCE in stage.columns else None
-        parts = []
-        for batch in stage.batches(["response_a", "response_b"]):
-            turns = [FlatTurns.of(column) for column in batch.columns]
-            a, b = (np.log2(1 + side.per_battle(pc.utf8_length(side.texts))) for side in turns)
-            parts.append(np.clip(a - b, -MAX_DOUBLINGS, MAX_DOUBLINGS))
-        return Covariates(np.concatenate(parts), sources)
+        return Covariates(np.concatenate([count_doublings(batch) for batch in stage.batches(list(ANSWERS))]), sources)
 
     def take(self, rows: NDArray[np.integer] | slice) -> Covariates:
         """Those of some of the battles."""
@@ -81,6 +77,15 @@ class Covariates:
             return np.full(len(self.doublings), len(names))
         position = {name: number for number, name in enumerate(names)}
         return np.array([position.get(source, len(names)) for source in self.sources.tolist()], dtype=np.intp)
+
+
+def count_doublings(batch: pa.RecordBatch) -> Array:
+    """``log2`` of characters of A (and one more) over those of B, within :data:`MAX_DOUBLINGS`; shape ``[n]``."""
+    import pyarrow.compute as pc
+
+    turns = [FlatTurns.of(batch.column(name)) for name in ANSWERS]
+    a, b = (np.log2(1 + side.per_battle(pc.utf8_length(side.texts))) for side in turns)
+    return np.clip(a - b, -MAX_DOUBLINGS, MAX_DOUBLINGS)
 
 
 @dataclass(frozen=True)

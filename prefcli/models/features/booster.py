@@ -165,7 +165,7 @@ class FitProgress:
 
     def for_source(self, name: str, battles: int, folds: int) -> FitProgress:
         """How far the fit of a source's own booster is, which begins when this one has ended."""
-        progress = FitProgress(battles, folds, self._unnamed, before=self._finished)
+        progress = FitProgress(battles, folds, self._unnamed, every_fold=True, before=self._finished)
         progress._report = lambda what, done, total: self._unnamed(f"{name}, {what}", done, total)
         return progress
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +16,9 @@ from numpy.typing import NDArray
 from prefcli.data.splits import split_folds
 from prefcli.errors import ModelError, one_line
 from prefcli.models.features import booster as boosting
-from prefcli.models.features import statistics
-from prefcli.models.features.booster import BoosterData, Folds, Progress, Table
+from prefcli.models.features import by_source, statistics
+from prefcli.models.features.booster import BoosterData, Progress, Table
+from prefcli.models.features.by_source import SourceBooster
 from prefcli.models.features.names import COLUMNS, in_units, statistic_of
 from prefcli.models.features.statistics import BUCKETS, Features
 from prefcli.models.features.words import Array, cross_fit, word_scores
@@ -39,10 +39,6 @@ PRIOR_WEIGHT = 3.0
 """Battles' worth of equal shares that the prior is smoothed with."""
 INNER_FOLDS = 4
 """Parts of the training battles, for cross-fitting and for finding the number of rounds."""
-MIN_SOURCE_BATTLES = 200
-"""A source with fewer battles gets no booster of its own."""
-MIN_SOURCE_GAIN = 1e-3
-"""Nor does one whose own booster improves the log loss of the inner folds by less."""
 MIN_PROBABILITY = 1e-12
 """Keeps logarithms of probabilities finite."""
 
@@ -89,8 +85,8 @@ class FeaturesModel:
     lacks_base: bool = False
     """Whether a base is to be added to its logits, see :mod:`prefcli.storage.sources`."""
 
-    deviations: Mapping[str, Booster] = field(default_factory=dict)
-    """By source, a booster whose scores are added where a prediction is for that source."""
+    by_source: Mapping[str, SourceBooster] = field(default_factory=dict)
+    """What is added where a prediction is for one of these sources."""
     as_source: str | None = None
     """The source that :meth:`logits` predicts for; None for all of them."""
     version: int = statistics.VERSION
@@ -110,10 +106,11 @@ class FeaturesModel:
         original, swapped = self._tables(battles)
         options = {"num_threads": self.threads, "raw_score": True}
         scores = boosting.mean_over_orders(self.booster, original, swapped, **options)
-        for name, deviation in self.deviations.items():
+        for name, of_source in self.by_source.items():
             rows = np.flatnonzero([source == name for source in sources])
             if len(rows):
-                scores[rows] += boosting.mean_over_orders(deviation, original[rows], swapped[rows], **options)
+                own = boosting.mean_over_orders(of_source.booster, original[rows], swapped[rows], **options)
+                scores[rows] = of_source.common * scores[rows] + of_source.own * own
         return scores
 
     def _tables(self, battles: Features) -> tuple[Table, Table]:
@@ -154,13 +151,18 @@ class FeaturesModel:
             owner[own] = number
             sides = own[:2] if len(own) > 1 else own  # A, B, and then A - B
             values[:, number, : len(sides)] = in_units(name, original[:, sides])
-        boosters = [self.booster, self.deviations.get(self.as_source or "")]
+        of_source = self.by_source.get(self.as_source or "")
+        boosters = [(self.booster, 1.0)]
+        if of_source is not None:
+            boosters = [(self.booster, of_source.common), (of_source.booster, of_source.own)]
         log_odds = np.zeros((len(battles), len(columns)))
-        for booster in filter(None, boosters):
+        for booster, factor in boosters:
+            if booster is None:
+                continue
             first, second = (boosting.contributions(booster, rows, self.threads) for rows in (original, swapped))
             for row in range(len(battles)):  # summed one by one, so that the other battles change no bit
                 sums = [np.bincount(owner, weights=order[row], minlength=len(columns)) for order in (first, second)]
-                log_odds[row] += (sums[0] - sums[1]) / 2
+                log_odds[row] += factor * (sums[0] - sums[1]) / 2
         return Contributions(tuple(columns), values, log_odds)
 
     def importances(self) -> list[tuple[str, float]]:
@@ -182,9 +184,11 @@ class FeaturesModel:
         from safetensors.numpy import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        deviations = {f"booster-{number}.txt": name for number, name in enumerate(self.deviations, start=1)}
-        for file, name in deviations.items():
-            files.write_text(folder / file, boosting.to_text(self.deviations[name]))
+        deviations = {}
+        for number, (name, of_source) in enumerate(self.by_source.items(), start=1):
+            file = f"booster-{number}.txt"
+            files.write_text(folder / file, boosting.to_text(of_source.booster))
+            deviations[file] = {"source": name, "common": of_source.common, "own": of_source.own}
         files.write_text(folder / BOOSTER, boosting.to_text(self.booster))
         with files.atomic(folder / WEIGHTS) as temporary:
             save_file({"word_weights": self.word_weights, "prior": self.prior}, temporary)
@@ -225,7 +229,7 @@ def load(folder: Path, *, threads: int = 0, as_source: str | None = None) -> Fea
         if weights.shape != (BUCKETS,) or prior.shape != (len(OUTCOMES),):
             raise _unusable(f"{WEIGHTS} has arrays of other shapes than expected", folder)
         booster = _load_booster(folder, BOOSTER) if manifest["boosted"] else None
-        by_source = {source: _load_booster(folder, name) for name, source in deviations.items()}
+        own = dict(_load_source(folder, name, saved) for name, saved in deviations.items())
     except FileNotFoundError as error:
         raise _unusable(f"{Path(error.filename or folder).name} is missing", folder) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
@@ -236,10 +240,19 @@ def load(folder: Path, *, threads: int = 0, as_source: str | None = None) -> Fea
         booster,
         threads,
         lacks_base=lacks_base,
-        deviations=by_source,
+        by_source=own,
         as_source=as_source,
         version=manifest["features"],
     )
+
+
+def _load_source(folder: Path, name: str, saved: Any) -> tuple[str, SourceBooster]:
+    """A source and its booster; one that an earlier release saved, by its name alone, is added to the common one."""
+    saved = {"source": saved, "common": 1.0, "own": 1.0} if isinstance(saved, str) else saved
+    common, own = float(saved["common"]), float(saved["own"])
+    if not (0 <= common <= by_source.MAX_FACTOR and 0 <= own <= by_source.MAX_FACTOR):
+        raise _unusable(f"{MANIFEST} is damaged: {name} has factors that are never fitted", folder)
+    return str(saved["source"]), SourceBooster(_load_booster(folder, name), common, own)
 
 
 def _load_booster(folder: Path, name: str) -> Booster:
@@ -336,42 +349,8 @@ def fit(
     model = FeaturesModel(weights, prior, trained.booster, threads, trained.curve, lacks_base)
     if sources is None or trained.held_out is None:
         return model
-    return replace(model, deviations=_deviations(data, trained.held_out, sources.names, folds, train, fit_progress))
-
-
-def _deviations(
-    data: BoosterData,
-    scores: Array,
-    names: NDArray[np.object_],
-    folds: Folds,
-    train: Callable[..., boosting.Trained],
-    progress: boosting.FitProgress,
-) -> dict[str, Booster]:
-    """By source, a booster of what its votes say beyond the common one, where that helps on the inner folds.
-
-    ``scores`` are the common booster's of the n battles, each by one that did not see its prompt.
-    """
-    assert data.bases is not None
-    n = len(scores)
-    after = BoosterData(data.rows, data.targets, data.bases + np.concatenate([scores, scores[:, SWAPPED]]))
-    deviations = {}
-    for name, battles in Counter(names.tolist()).most_common():
-        if battles < MIN_SOURCE_BATTLES:
-            break
-        rows = np.flatnonzero(names == name)
-        position = np.full(n, -1)
-        position[rows] = np.arange(len(rows))
-        in_source = [[position[part][position[part] >= 0] for part in fold] for fold in folds]
-        own_folds = [(inside, outside) for inside, outside in in_source]
-        if any(not len(part) for fold in own_folds for part in fold):
-            continue
-        own = after.battles(rows)
-        progress = progress.for_source(str(name), len(rows), len(folds))
-        trained = train(own, own_folds, progress=progress)
-        assert trained.before is not None
-        if min(trained.curve) < trained.before - MIN_SOURCE_GAIN:
-            deviations[str(name)] = trained.booster
-    return deviations
+    own = by_source.fit(data, trained.held_out, sources.names, folds, train, fit_progress)
+    return replace(model, by_source=own)
 
 
 def expected_rounds(battles: int) -> float:
