@@ -88,6 +88,7 @@ def _with_options(*kinds: type[TrainOptions | PredictOptions | PairOptions], see
         keywords = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
             for name, f in options.items()
+            if name not in signature.parameters
         ]
         verb.__signature__ = signature.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
         lines = [f"Those of :func:`{see}`."] if see else described
@@ -392,7 +393,7 @@ def tune(
 
 
 @_with_options(TrainOptions, see="train")
-def ablate(
+def ablate(  # type: ignore[misc] # its own seeds in place of those of boosters
     source: SourceLike,
     *,
     seeds: int = 1,

@@ -116,6 +116,8 @@ class TrainKeywords(TypedDict, total=False):
     """Share of the statistics that a tree may use. [default: 0.3; with under 5,000 battles 0.2]"""
     lambda_l2: float | None
     """L2 regularisation of the leaves. [default: 5]"""
+    seeds: int | None
+    """Boosters with different seeds, whose scores are averaged. [default: 1]"""
     max_steps: int
     """Stop a fit after N steps; 0: no limit."""
     max_time: float

@@ -233,6 +233,9 @@ class TrainOptions:
         at_most=1.0,
     )
     lambda_l2: float | None = features_option("L2 regularisation of the leaves. [default: 5]", at_least=0.0)
+    seeds: int | None = features_option(
+        "Boosters with different seeds, whose scores are averaged. [default: 1]", at_least=1, at_most=100
+    )
     max_steps: int = neural_option(0, "Stop a fit after N steps; 0: no limit.", at_least=0)
     max_time: float = neural_option(
         0.0, "Stop a fit after so long, validation included; 0: no limit.", at_least=0.0, metavar="MINUTES"
@@ -305,7 +308,7 @@ class TrainOptions:
     @property
     def booster_settings(self) -> dict[str, Any]:
         """The settings of the booster that were given, in LightGBM's own names."""
-        names = ("num_leaves", "min_data_in_leaf", "feature_fraction", "lambda_l2")
+        names = ("num_leaves", "min_data_in_leaf", "feature_fraction", "lambda_l2", "seeds")
         given = {"learning_rate": self.shrinkage_rate, **{name: getattr(self, name) for name in names}}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -383,7 +386,7 @@ TRAIN_PANELS = {
         ),
         *("max_time", "seed"),
     ),
-    "Boosting": ("num_leaves", "shrinkage_rate", "min_data_in_leaf", "feature_fraction", "lambda_l2"),
+    "Boosting": ("num_leaves", "shrinkage_rate", "min_data_in_leaf", "feature_fraction", "lambda_l2", "seeds"),
     "Evaluation": ("validation", "validation_file", "eval_every", "keep", "patience"),
     "Hardware": ("device", "precision", "micro_batch", "gradient_checkpointing", "fast_attention", "shard"),
     "Output": ("log_every", "checkpoint_every", "keep_checkpoints", "tracker"),

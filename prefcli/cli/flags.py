@@ -142,7 +142,8 @@ def command(*options: Options, without: Collection[str] = ()) -> Callable[[Verb]
     """Decorate a verb ``run(session, ...)``: it gets the flags of :func:`prefcli.cli.common.open_session`.
 
     A verb with a parameter ``reading`` also gets those of :func:`~prefcli.cli.common.open_reading`. If it ends in
-    ``**flags``, it also gets a flag for every field of each of ``options``. Flags in ``without`` are left out.
+    ``**flags``, it also gets a flag for every field of each of ``options`` that is no parameter of its own. Flags in
+    ``without`` are left out.
     """
 
     def decorate(verb: Verb) -> Verb:
@@ -151,7 +152,7 @@ def command(*options: Options, without: Collection[str] = ()) -> Callable[[Verb]
         shared = {name: {**inspect.signature(function, eval_str=True).parameters} for name, function in openers.items()}
         own.pop("flags", None)
         of_verb = [*own.values(), *(p for opened in shared.values() for p in opened.values())]
-        of_options = [p for kind in options for p in _parameters(kind)]
+        of_options = [p for kind in options for p in _parameters(kind) if p.name not in own]
         parameters = [
             p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             for p in (of_options + of_verb if TrainOptions in options else of_verb + of_options)

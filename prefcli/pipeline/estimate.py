@@ -292,11 +292,19 @@ def _time_boosting(context: TrainContext, folds: Sequence[Fold], reporter: Repor
     if context.world.is_main_process:  # it does all the work
         rows = np.sort(np.random.default_rng(context.options.seed).permutation(train)[:size])
         batch = take(pool.batches(), rows, len(pool))
+        authors = features.Authors.of(features.author_names(batch), pool.targets[rows])
         started = time.perf_counter()
         battles = statistics.extract(batch)
         measured = time.perf_counter()
         options = context.options
-        features.fit(battles, pool.targets[rows], pool.keys[rows], seed=options.seed, settings=options.booster_settings)
+        features.fit(
+            battles,
+            pool.targets[rows],
+            pool.keys[rows],
+            authors=authors if authors.suffice else None,
+            seed=options.seed,
+            settings=options.booster_settings,
+        )
         boosting = (time.perf_counter() - measured) * (len(train) / size) ** BOOSTING_POWER
         parts = {"measuring": (measured - started) * len(pool) / size, "boosting": boosting * len(folds)}
     return _Timing(context.world.gather(parts)[0], len(train) * len(folds), size, time.perf_counter() - began)

@@ -232,7 +232,8 @@ def _importances(folder: Path, config: Mapping[str, Any]) -> tuple[Importances, 
     for model in models:
         for name, share in model.importances():
             shares[name] = shares.get(name, 0.0) + share / len(models)
-    rounds = [model.booster.current_iteration() for model in models if model.booster is not None]
+    seeds = config["options"].get("seeds") or 1
+    rounds = [model.booster.current_iteration() // seeds for model in models if model.booster is not None]
     return sorted(shares.items(), key=lambda item: -item[1]), features.MAX_ROUNDS in rounds
 
 

@@ -28,21 +28,29 @@ class FeaturesFitter:
 
     def __init__(self, context: TrainContext, folds: Sequence[Fold]) -> None:
         self.context = context
-        self.task = ("boosting", sum(models.expected_rounds(len(fold.train)) for fold in folds), "rounds")
+        seeds = context.options.booster_settings.get("seeds", 1)
+        self.task = ("boosting", sum(models.expected_rounds(len(fold.train), seeds) for fold in folds), "rounds")
         self._left = len(folds)
         faster = "--limit N, fewer battles" + "; fewer --folds" * (len(folds) > 2)
         self._warning = TimeWarning(context.reporter, faster)
         self._done: list[float] = []
         """Rounds of the folds that are done."""
         self.features: Features | None = None
+        self._names = np.empty((0, 2), dtype=object)
+        """Of the models that answered, where known."""
         if not context.world.is_main_process:
             return
         with context.reporter.track("measuring", len(context.training_data)) as progress:
-            batches = followed(context.training_data.batches(), progress)
-            self.features = Features.concatenate([statistics.extract(batch) for batch in batches if batch.num_rows])
+            measured, names = [], []
+            for batch in followed(context.training_data.batches(), progress):
+                if batch.num_rows:
+                    measured.append(statistics.extract(batch))
+                    names.append(models.author_names(batch))
+            self.features, self._names = Features.concatenate(measured), np.concatenate(names)
         context.reporter.note(
             f"boosting {len(models.COLUMNS):,} statistics of {len(folds[0].train):,} battles in both orders"
             + (", in each fold about as many" if context.options.folds else "")
+            + f"; {self._authors(folds[0])}"
         )
 
     def fit(self, fold: Fold, name: str, trackers: Trackers, progress: Progress) -> FitResult:
@@ -58,18 +66,20 @@ class FeaturesFitter:
         sources = context.fold_sources(fold)
         model = self._load_fitted(fold) if context.resume else None
         if model is None:
-            context.write_config(fold, {"columns": len(models.COLUMNS)})
+            authors = self._authors(fold)
+            context.write_config(fold, {"columns": len(models.COLUMNS), "authors": str(authors)})
             runs.seal(fold.folder, trained=False)
             model = models.fit(
                 battles.take(fold.train),
                 context.training_data.targets[fold.train],
                 context.training_data.keys[fold.train],
+                authors=authors if authors.suffice else None,
                 sources=_battle_sources(sources),
                 seed=context.options.seed,
                 progress=self._reporting(name, progress),
                 settings=context.options.booster_settings,
             )
-            if model.booster is not None and model.booster.current_iteration() == models.MAX_ROUNDS:
+            if len(model.curve) and int(np.argmin(model.curve)) + 1 == models.MAX_ROUNDS:
                 context.reporter.note(
                     f"{name and f'{name}: '}the best number of rounds was the largest that is tried, "
                     f"{models.MAX_ROUNDS}: more might still help"
@@ -88,6 +98,9 @@ class FeaturesFitter:
         logits = metrics.with_unseen(model.scores(held_out, sources.held_out) + sources.held_out_bases, unseen)
         pooled = metrics.with_unseen(model.scores(held_out, [None] * len(held_out)) + sources.pooled, unseen)
         return FitResult(logits, rate, model.importances(), pooled=pooled)
+
+    def _authors(self, fold: Fold) -> models.Authors:
+        return models.Authors.of(self._names[fold.train], self.context.training_data.targets[fold.train])
 
     def _load_fitted(self, fold: Fold) -> models.FeaturesModel | None:
         try:

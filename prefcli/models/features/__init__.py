@@ -9,15 +9,19 @@ otherwise the booster would trust them too much.
 Every battle is trained on in both orders, and a prediction is the mean over both orders, so swapping A and B swaps
 their probabilities exactly.
 
+Where enough training battles name the models that answered, the statistics and words that strong models write are
+learnt from the models' ratings, and their scores are further columns (:mod:`.authors`).
+
 Where votes come from several sources (:mod:`prefcli.storage.sources`), the booster is trained on top of each source's
 base, and a source with enough votes has a booster of its own for what they say beyond the common one. It is trained on
 the common one's cross-fitted scores and kept if it helps on held-out prompts.
 
-A folder holds ``booster.txt`` (LightGBM's own format; ``booster-1.txt`` and so on are of single sources),
-``model.safetensors`` (the words' weights and the prior) and ``features.json`` (versions, columns and checksums).
-Nothing is pickled.
+A folder holds ``booster.txt`` (LightGBM's own format; ``booster-1.txt`` and so on are of single sources,
+``authors-1.txt`` and ``authors-2.txt`` of author scores), ``model.safetensors`` (the words' weights and the prior) and
+``features.json`` (versions, columns and checksums). Nothing is pickled.
 """
 
+from prefcli.models.features.authors import Authors, author_names
 from prefcli.models.features.booster import MAX_ROUNDS, SMALL_DATASET
 from prefcli.models.features.model import (
     BOOSTER,
@@ -38,8 +42,10 @@ __all__ = [
     "MAX_ROUNDS",
     "SMALL_DATASET",
     "WEIGHTS",
+    "Authors",
     "BattleSources",
     "FeaturesModel",
+    "author_names",
     "expected_rounds",
     "fit",
     "load",

@@ -29,11 +29,15 @@ Progress = Callable[[str, float, float], None]
 """Called with what is being done, how many rounds of the whole fit are done, and how many it will probably have."""
 
 SMALL_DATASET = 5000
-"""With fewer battles the booster is simpler, and the number of rounds is the best over all inner folds, not one."""
+"""With fewer battles the booster is simpler, and the number of rounds is the best over all inner folds, not some."""
+CHOICE_FOLDS = 2
+"""Inner folds over which the number of rounds is the best, from so many battles on; one alone varies by its double."""
 
 MAX_ROUNDS = 500
 WORD_ROUNDS = 16
 """About how many rounds take as long as one step of the model of words, of which there is one more than inner folds."""
+AUTHOR_ROUNDS = 12
+"""About how many take as long as one of the two boosters of author scores."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class BoosterSettings:
     num_boost_round: int
     early_stopping_round: int
     lambda_l2: float = 5.0
+    seeds: int = 1
+    """Boosters of all battles, each with another seed, whose scores are averaged."""
 
     @staticmethod
     def for_battles(count: int) -> BoosterSettings:
@@ -106,28 +112,43 @@ class FitProgress:
     """
 
     def __init__(
-        self, battles: int, folds: int, report: Progress, *, every_fold: bool = False, before: float | None = None
+        self,
+        battles: int,
+        folds: int,
+        report: Progress,
+        *,
+        every_fold: bool = False,
+        authors: bool = False,
+        before: float | None = None,
+        seeds: int = 1,
     ) -> None:
         settings = BoosterSettings.for_battles(battles)
         self._report = self._unnamed = report
-        self._words = (folds + 1) * WORD_ROUNDS if before is None else before
-        self._choices = folds if battles < SMALL_DATASET or every_fold else 1
+        self._words = (folds + 1) * WORD_ROUNDS
+        self._before = self._words + authors * 2 * AUTHOR_ROUNDS if before is None else before
+        self._choices = folds if battles < SMALL_DATASET or every_fold else min(CHOICE_FOLDS, folds)
         self._patience, self._max = settings.early_stopping_round, settings.num_boost_round
         self._best: float = min(BoosterSettings.usual_rounds(battles), self._max)
         self._found: list[int] = []
         self._finished = before or 0.0
+        self._seeds, self._seed = seeds, 0
         self._final = folds / (folds - 1)
 
     @property
     def expected(self) -> float:
         """Rounds of the whole fit as far as it is known now."""
         choices = (self._choices - len(self._found)) * min(self._best + self._patience, self._max)
-        return max(self._finished, self._words) + choices + self._best * self._final
+        return max(self._finished, self._before) + choices + self._best * self._final * self._seeds
 
     def words(self, steps: int) -> None:
         """So many inner folds, and then the model of all battles, have weights of words."""
         self._finished = steps * WORD_ROUNDS
         self._report("words", self._finished, self.expected)
+
+    def authors(self, steps: int) -> None:
+        """So many of the two boosters of author scores are trained."""
+        self._finished = self._words + steps * AUTHOR_ROUNDS
+        self._report("author scores", self._finished, self.expected)
 
     def choosing(self) -> Callable[[Any], None]:
         """A LightGBM callback for one inner fold."""
@@ -154,18 +175,21 @@ class FitProgress:
         self._best = float(np.mean(self._found))
 
     def final(self, rounds: int) -> Callable[[Any], None]:
-        """A LightGBM callback for the booster of all battles."""
-        before, total = self._finished, self._finished + rounds * self._final
-        self._finished = total
+        """A LightGBM callback for the next of the boosters of all battles, one for each seed."""
+        self._seed += 1
+        before, seed = self._finished, self._seed
+        self._finished += rounds * self._final
+        total = self._finished + (self._seeds - seed) * rounds * self._final
+        of_several = f" {seed}/{self._seeds}" if self._seeds > 1 else ""
 
         def report(environment: Any) -> None:
-            self._report("final fit", before + (environment.iteration + 1) * self._final, total)
+            self._report(f"final fit{of_several}", before + (environment.iteration + 1) * self._final, total)
 
         return report
 
     def for_source(self, name: str, battles: int, folds: int) -> FitProgress:
         """How far the fit of a source's own booster is, which begins when this one has ended."""
-        progress = FitProgress(battles, folds, self._unnamed, every_fold=True, before=self._finished)
+        progress = FitProgress(battles, folds, self._unnamed, every_fold=True, before=self._finished, seeds=self._seeds)
         progress._report = lambda what, done, total: self._unnamed(f"{name}, {what}", done, total)
         return progress
 
@@ -251,7 +275,7 @@ def train(
     chosen = replace(BoosterSettings.for_battles(battles), **(settings or {}))
     parameters = chosen.parameters(seed, threads)
     curves, boosters = [], []
-    used = folds if battles < SMALL_DATASET or cross_fit else folds[:1]
+    used = folds if battles < SMALL_DATASET or cross_fit else folds[:CHOICE_FOLDS]
     for fold in used:
         training, validation = (
             data.take(np.concatenate([battles_in_part, battles_in_part + battles])) for battles_in_part in fold
@@ -272,7 +296,12 @@ def train(
     best = int(mean_curve.argmin()) + 1
     held_out = _held_out_scores(boosters, data.rows, used, best, threads) if cross_fit else None
     del boosters
-    booster = lightgbm.train(parameters, data.take(np.arange(len(data.rows))), best, callbacks=[progress.final(best)])
+    everything = data.take(np.arange(len(data.rows)))
+    by_seed = [
+        lightgbm.train(parameters | {"seed": seed + number}, everything, best, callbacks=[progress.final(best)])
+        for number in range(chosen.seeds)
+    ]
+    booster = by_seed[0] if chosen.seeds == 1 else mean_booster(by_seed)
     before = None if data.bases is None else float(np.mean([data.battles(outside).loss for _, outside in used]))
     return Trained(booster, mean_curve.tolist(), before, held_out)
 
@@ -306,14 +335,33 @@ def contributions(booster: Booster, rows: Table, threads: int) -> NDArray[np.flo
     return np.asarray(by_outcome[:, A, :-1] - by_outcome[:, B, :-1])
 
 
+def mean_booster(boosters: Sequence[Booster]) -> Booster:
+    """One booster whose scores are the mean of those of some of the same shape: it holds all of their trees.
+
+    Its leaves have the values of theirs divided by their number.
+    """
+
+    def scaled(line: re.Match[str]) -> str:
+        values = np.array(line[2].split(" "), dtype=np.float64) / len(boosters)
+        return f"{line[1]}={' '.join(map(repr, values.tolist()))}"
+
+    texts = [to_text(booster).partition("\nend of trees") for booster in boosters]
+    head, _, _ = texts[0][0].partition("Tree=0\n")
+    trees = [tree for text, _, _ in texts for tree in re.split(r"(?m)^Tree=\d+\n", text)[1:]]
+    trees = [re.sub(r"(?m)^(leaf_value|internal_value)=(.+)$", scaled, tree) for tree in trees]
+    numbered = "".join(f"Tree={number}\n{tree.rstrip()}\n\n\n" for number, tree in enumerate(trees))
+    head = re.sub(r"(?m)^tree_sizes=.*\n", "", head)
+    return import_lightgbm().Booster(model_str=f"{head}{numbered}end of trees{texts[0][2]}")
+
+
 def to_text(booster: Booster | None) -> str:
     """The booster in LightGBM's format, without the number of threads that trained it; empty for None."""
     text = "" if booster is None else str(booster.model_to_string())
     return re.sub(r"(?m)^\[num_threads: .*\]\n", "", text)
 
 
-def from_text(text: str) -> Booster:
-    """The booster in a text that may be damaged or malicious.
+def from_text(text: str, *, columns: int = len(COLUMNS), outputs: int = len(OUTCOMES)) -> Booster:
+    """The booster of so many columns and outputs in a text that may be damaged or malicious.
 
     Raises
     ------
@@ -322,7 +370,7 @@ def from_text(text: str) -> Booster:
     """
     lightgbm = import_lightgbm()
     try:
-        check_trees(text)
+        check_trees(text, columns=columns, outputs=outputs)
     except KeyError as error:
         raise ValueError(f"is damaged: it has no {error}") from None
     try:
@@ -330,12 +378,12 @@ def from_text(text: str) -> Booster:
         booster: Booster = lightgbm.Booster(model_str=re.sub(r"(?m)^tree_sizes=.*\n", "", text))
     except lightgbm.basic.LightGBMError as error:
         raise ValueError(f"is damaged: {one_line(error)}") from None
-    if booster.num_feature() != len(COLUMNS) or booster.num_model_per_iteration() != len(OUTCOMES):
-        raise ValueError(f"is of another model: {booster.num_feature()} columns, not {len(COLUMNS)}")
+    if booster.num_feature() != columns or booster.num_model_per_iteration() != outputs:
+        raise ValueError(f"is of another model: {booster.num_feature()} columns, not {columns}")
     return booster
 
 
-def check_trees(text: str) -> None:
+def check_trees(text: str, *, columns: int = len(COLUMNS), outputs: int = len(OUTCOMES)) -> None:
     """Check that every tree is one: LightGBM follows the indices in a file unchecked, into any memory.
 
     Raises
@@ -346,14 +394,14 @@ def check_trees(text: str) -> None:
     head, *trees = re.split(r"(?m)^Tree=\d+\n", text.partition("\nend of trees")[0])
     values = _key_values(head)
     shape = (values["num_class"], values["num_tree_per_iteration"], values["max_feature_idx"])
-    if shape != (str(len(OUTCOMES)), str(len(OUTCOMES)), str(len(COLUMNS) - 1)) or len(trees) % len(OUTCOMES):
+    if shape != (str(outputs), str(outputs), str(columns - 1)) or len(trees) % outputs:
         raise ValueError(f"is of another model: {shape[2]} columns or {shape[0]} classes are not what was expected")
     for number, tree in enumerate(trees):
-        if not _is_tree(_key_values(tree)):
+        if not _is_tree(_key_values(tree), columns):
             raise ValueError(f"is damaged or malicious: tree {number} is invalid")
 
 
-def _is_tree(values: dict[str, str]) -> bool:
+def _is_tree(values: dict[str, str], columns: int) -> bool:
     (leaves,), (categories,) = _integers(values["num_leaves"]), _integers(values["num_cat"])
     if leaves < 1 or categories or values.get("is_linear", "0") != "0" or _count(values["leaf_value"]) != leaves:
         return False
@@ -368,7 +416,7 @@ def _is_tree(values: dict[str, str]) -> bool:
     # decision type is a categorical one, which prefcli never makes.
     inner, leaf = children >= np.arange(splits) + 1, np.less(children, 0)
     valid = (inner & np.less(children, splits)) | (leaf & np.greater_equal(children, -leaves))
-    return bool(valid.all() and (column >= 0).all() and (column < len(COLUMNS)).all() and not (kind & 1).any())
+    return bool(valid.all() and (column >= 0).all() and (column < columns).all() and not (kind & 1).any())
 
 
 def _key_values(block: str) -> dict[str, str]:

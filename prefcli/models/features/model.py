@@ -17,9 +17,17 @@ from prefcli.data.splits import split_folds
 from prefcli.errors import ModelError, one_line
 from prefcli.models.features import booster as boosting
 from prefcli.models.features import by_source, statistics
-from prefcli.models.features.booster import BoosterData, Progress, Table
+from prefcli.models.features.authors import AuthorModel, Authors, train_boosters
+from prefcli.models.features.booster import BoosterData, Folds, Progress, Table
 from prefcli.models.features.by_source import SourceBooster
-from prefcli.models.features.names import COLUMNS, in_units, statistic_of
+from prefcli.models.features.names import (
+    ANSWER_STATISTICS,
+    AUTHOR_COLUMNS,
+    COLUMNS,
+    TEXT_STATISTICS,
+    in_units,
+    statistic_of,
+)
 from prefcli.models.features.statistics import BUCKETS, Features
 from prefcli.models.features.words import Array, cross_fit, word_scores
 from prefcli.outcomes import OUTCOMES, SWAPPED
@@ -31,7 +39,11 @@ if TYPE_CHECKING:
 FORMAT = 1
 BASE_FORMAT = 2
 """Of a model that a base is added to, so that a release which knows none refuses it."""
+AUTHOR_FORMAT = 3
+"""Of a model with author scores, and perhaps a base."""
+FORMATS = (FORMAT, BASE_FORMAT, AUTHOR_FORMAT)
 BOOSTER, WEIGHTS, MANIFEST = "booster.txt", "model.safetensors", "features.json"
+AUTHOR_BOOSTERS = ("authors-1.txt", "authors-2.txt")
 
 MIN_BATTLES = 50
 """With fewer battles, or a single prompt, the model is only the prior."""
@@ -91,6 +103,13 @@ class FeaturesModel:
     """The source that :meth:`logits` predicts for; None for all of them."""
     version: int = statistics.VERSION
     """Of the statistics that it was trained on."""
+    authors: AuthorModel | None = None
+    """Gives author scores; None for a model without."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the booster sees of a battle."""
+        return COLUMNS if self.authors is None else (*COLUMNS, *AUTHOR_COLUMNS)
 
     def probabilities(self, battles: Features) -> Array:
         """Probabilities ``[n, 3]``, the mean over both orders of the answers."""
@@ -115,7 +134,8 @@ class FeaturesModel:
 
     def _tables(self, battles: Features) -> tuple[Table, Table]:
         scores = word_scores(battles.words, self.word_weights)
-        return table(battles, scores), table(battles, scores, swapped=True)
+        authors = None if self.authors is None else self.authors.scores(battles, self.threads)
+        return table(battles, scores, authors), table(battles, scores, authors, swapped=True)
 
     def logits(
         self, batch: pa.RecordBatch, *, swap_average: bool = False, done: Callable[[int], None] | None = None
@@ -143,9 +163,9 @@ class FeaturesModel:
         battles = statistics.extract(batch, self.version)
         original, swapped = self._tables(battles)
         columns: dict[str, list[int]] = {}
-        for number, column in enumerate(COLUMNS):
+        for number, column in enumerate(self.columns):
             columns.setdefault(statistic_of(column), []).append(number)
-        owner = np.empty(len(COLUMNS), dtype=np.intp)
+        owner = np.empty(len(self.columns), dtype=np.intp)
         values = np.full((len(battles), len(columns), 2), np.nan)
         for number, (name, own) in enumerate(columns.items()):
             owner[own] = number
@@ -173,7 +193,7 @@ class FeaturesModel:
         if self.booster is None:
             return []
         gains: dict[str, float] = {}
-        for column, gain in zip(COLUMNS, self.booster.feature_importance("gain").tolist(), strict=True):
+        for column, gain in zip(self.columns, self.booster.feature_importance("gain").tolist(), strict=True):
             name = statistic_of(column)
             gains[name] = gains.get(name, 0.0) + gain
         total = sum(gains.values()) or 1.0
@@ -184,20 +204,25 @@ class FeaturesModel:
         from safetensors.numpy import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        deviations = {}
+        boosters, deviations = {BOOSTER: self.booster}, {}
         for number, (name, of_source) in enumerate(self.by_source.items(), start=1):
             file = f"booster-{number}.txt"
-            files.write_text(folder / file, boosting.to_text(of_source.booster))
+            boosters[file] = of_source.booster
             deviations[file] = {"source": name, "common": of_source.common, "own": of_source.own}
-        files.write_text(folder / BOOSTER, boosting.to_text(self.booster))
+        arrays = {"word_weights": self.word_weights, "prior": self.prior}
+        if self.authors is not None:
+            boosters |= dict(zip(AUTHOR_BOOSTERS, self.authors.boosters, strict=True))
+            arrays["author_word_weights"] = self.authors.word_weights
+        for file, booster in boosters.items():
+            files.write_text(folder / file, boosting.to_text(booster))
         with files.atomic(folder / WEIGHTS) as temporary:
-            save_file({"word_weights": self.word_weights, "prior": self.prior}, temporary)
+            save_file(arrays, temporary)
         manifest = {
-            "format": BASE_FORMAT if self.lacks_base else FORMAT,
+            "format": AUTHOR_FORMAT if self.authors else BASE_FORMAT if self.lacks_base else FORMAT,
             "features": self.version,
-            "columns": list(COLUMNS),
+            "columns": list(self.columns),
             "boosted": self.booster is not None,
-            "sha256": {name: files.sha256(folder / name) for name in (BOOSTER, WEIGHTS, *deviations)},
+            "sha256": {name: files.sha256(folder / name) for name in (WEIGHTS, *boosters)},
         }
         if self.lacks_base:
             manifest["deviations"] = deviations
@@ -218,18 +243,21 @@ def load(folder: Path, *, threads: int = 0, as_source: str | None = None) -> Fea
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         _check_manifest(manifest, folder)
-        lacks_base = manifest["format"] == BASE_FORMAT
-        deviations = manifest.get("deviations", {}) if lacks_base else {}
+        has_authors = manifest["format"] == AUTHOR_FORMAT
+        lacks_base = manifest["format"] == BASE_FORMAT or (has_authors and "deviations" in manifest)
+        deviations = manifest["deviations"] if lacks_base else {}
         # LightGBM's parser may crash on damaged text, so checksums come first.
-        for name in (BOOSTER, WEIGHTS, *deviations):
+        for name in (BOOSTER, WEIGHTS, *deviations, *(AUTHOR_BOOSTERS if has_authors else ())):
             if Path(name).name != name or files.sha256(folder / name) != manifest["sha256"][name]:
                 raise _unusable(f"{name} is damaged: it is not the file that was saved", folder)
         arrays = load_arrays((folder / WEIGHTS).read_bytes())
         weights, prior = arrays["word_weights"], arrays["prior"]
         if weights.shape != (BUCKETS,) or prior.shape != (len(OUTCOMES),):
             raise _unusable(f"{WEIGHTS} has arrays of other shapes than expected", folder)
-        booster = _load_booster(folder, BOOSTER) if manifest["boosted"] else None
-        own = dict(_load_source(folder, name, saved) for name, saved in deviations.items())
+        columns = len(manifest["columns"])
+        booster = _load_booster(folder, BOOSTER, columns) if manifest["boosted"] else None
+        own = dict(_load_source(folder, name, columns, saved) for name, saved in deviations.items())
+        authors = _load_authors(folder, arrays["author_word_weights"]) if has_authors else None
     except FileNotFoundError as error:
         raise _unusable(f"{Path(error.filename or folder).name} is missing", folder) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
@@ -243,23 +271,31 @@ def load(folder: Path, *, threads: int = 0, as_source: str | None = None) -> Fea
         by_source=own,
         as_source=as_source,
         version=manifest["features"],
+        authors=authors,
     )
 
 
-def _load_source(folder: Path, name: str, saved: Any) -> tuple[str, SourceBooster]:
+def _load_source(folder: Path, name: str, columns: int, saved: Any) -> tuple[str, SourceBooster]:
     """A source and its booster; one that an earlier release saved, by its name alone, is added to the common one."""
     saved = {"source": saved, "common": 1.0, "own": 1.0} if isinstance(saved, str) else saved
     common, own = float(saved["common"]), float(saved["own"])
     if not (0 <= common <= by_source.MAX_FACTOR and 0 <= own <= by_source.MAX_FACTOR):
         raise _unusable(f"{MANIFEST} is damaged: {name} has factors that are never fitted", folder)
-    return str(saved["source"]), SourceBooster(_load_booster(folder, name), common, own)
+    return str(saved["source"]), SourceBooster(_load_booster(folder, name, columns), common, own)
 
 
-def _load_booster(folder: Path, name: str) -> Booster:
+def _load_booster(folder: Path, name: str, columns: int, outputs: int = len(OUTCOMES)) -> Booster:
     try:
-        return boosting.from_text((folder / name).read_text(encoding="utf-8"))
+        return boosting.from_text((folder / name).read_text(encoding="utf-8"), columns=columns, outputs=outputs)
     except ValueError as error:
         raise _unusable(f"{name} {one_line(error)}", folder) from None
+
+
+def _load_authors(folder: Path, word_weights: NDArray[np.float32]) -> AuthorModel:
+    if word_weights.shape != (BUCKETS,):
+        raise _unusable(f"{WEIGHTS} has arrays of other shapes than expected", folder)
+    columns = len(TEXT_STATISTICS) + len(ANSWER_STATISTICS)
+    return AuthorModel(tuple(_load_booster(folder, name, columns, 1) for name in AUTHOR_BOOSTERS), word_weights)
 
 
 def _unusable(what: str, folder: Path) -> ModelError:
@@ -269,31 +305,38 @@ def _unusable(what: str, folder: Path) -> ModelError:
 def _check_manifest(manifest: Any, folder: Path) -> None:
     if not isinstance(manifest, dict):
         raise _unusable(f"{MANIFEST} is damaged: it holds no JSON object", folder)
-    if manifest.get("format") == BASE_FORMAT:
-        manifest = {**manifest, "format": FORMAT}
-    for name, readable in (("format", (FORMAT,)), ("features", statistics.VERSIONS), ("columns", (list(COLUMNS),))):
+    columns = (*COLUMNS, *(AUTHOR_COLUMNS if manifest.get("format") == AUTHOR_FORMAT else ()))
+    for name, readable in (("format", FORMATS), ("features", statistics.VERSIONS), ("columns", (list(columns),))):
         if manifest.get(name) not in readable:
             values = "" if name == "columns" else f" ({manifest.get(name)}, here {readable[-1]})"
             raise _unusable(f"{MANIFEST} was written by another version of prefcli: its {name} differ{values}", folder)
 
 
-def table(battles: Features, scores: Array, *, swapped: bool = False) -> Table:
+def table(battles: Features, scores: Array, authors: Array | None = None, *, swapped: bool = False) -> Table:
     """The booster's input, :data:`.names.COLUMNS` of n battles; shape ``[n, len(COLUMNS)]``, float32.
 
-    ``scores`` are those of the battles' words, shape ``[n]``. Swapping A and B permutes their columns and negates those
-    of A - B, exactly.
+    ``scores`` are those of the battles' words, shape ``[n]``. With ``authors``, author scores of A and B and that of
+    the words, shape ``[n, 3]``, :data:`.names.AUTHOR_COLUMNS` follow. Swapping A and B permutes their columns and
+    negates those of A - B, exactly.
     """
     a, b = battles.answers[:, 0], battles.answers[:, 1]
+    strengths = np.empty((len(battles), 0))
+    if authors is not None:
+        first, second, words = authors.T
+        strengths = np.stack([first, second, first - second, words], axis=1)
     if swapped:
         a, b, scores = b, a, -scores
-    return np.concatenate([battles.prompt, battles.pair, a, b, a - b, scores[:, None]], axis=1, dtype=np.float32)
+        strengths = strengths[:, [1, 0, 2, 3][: strengths.shape[1]]] * [1, 1, -1, -1][: strengths.shape[1]]
+    columns = [battles.prompt, battles.pair, a, b, a - b, scores[:, None], strengths]
+    return np.concatenate(columns, axis=1, dtype=np.float32)
 
 
-def fit(
+def fit(  # noqa: PLR0913 (what is known of the battles, and how to train)
     battles: Features,
     targets: NDArray[np.float32],
     groups: NDArray[np.int64],
     *,
+    authors: Authors | None = None,
     sources: BattleSources | None = None,
     seed: int = 0,
     threads: int = 0,
@@ -311,6 +354,8 @@ def fit(
         Rows of zeros are left out.
     groups:
         Shape ``[n]``, equal for equal prompts. Battles of one prompt are never on both sides of an inner split.
+    authors:
+        Who wrote the answers, for a model with author scores (:mod:`.authors`).
     sources:
         Of the battles, where there are several.
     seed:
@@ -329,33 +374,64 @@ def fit(
     if len(labelled) < len(battles):
         battles, targets, groups = battles.take(labelled), targets[labelled], groups[labelled]
         sources = None if sources is None else sources.take(labelled)
+        authors = None if authors is None else authors.take(labelled)
     if len(battles) < MIN_BATTLES or len(np.unique(groups)) < INNER_FOLDS:
         return prior_only
     folds = split_folds(groups, targets.argmax(axis=1).astype(np.int64), INNER_FOLDS, seed)
     folds = [fold for fold in folds if len(fold[1])]  # folds may be empty where one prompt has most battles
     if len(folds) < 2:
         return prior_only
-    margins = (targets[:, 0] - targets[:, 1]).astype(np.float64)
     fit_progress = boosting.FitProgress(
-        len(battles), len(folds), progress or (lambda what, done, total: None), every_fold=lacks_base
+        len(battles),
+        len(folds),
+        progress or (lambda what, done, total: None),
+        every_fold=lacks_base,
+        authors=authors is not None,
+        seeds=(settings or {}).get("seeds", 1),
     )
-    weights, scores = cross_fit(battles.words, margins, folds, fit_progress)
-    rows = np.concatenate([table(battles, scores), table(battles, scores, swapped=True)])
+    weights, scores, author_model, author_scores = _fit_scores(
+        battles, targets, groups, folds, authors, seed=seed, threads=threads, progress=fit_progress
+    )
+    rows = np.concatenate([table(battles, scores, author_scores, swapped=swapped) for swapped in (False, True)])
     both_targets = np.concatenate([targets, targets[:, SWAPPED]])
     bases = None if sources is None else np.concatenate([sources.bases, sources.bases])
     data = BoosterData(rows, both_targets, bases)
     train = functools.partial(boosting.train, seed=seed, threads=threads, settings=settings)
     trained = train(data, folds, progress=fit_progress, cross_fit=lacks_base)
-    model = FeaturesModel(weights, prior, trained.booster, threads, trained.curve, lacks_base)
+    model = FeaturesModel(weights, prior, trained.booster, threads, trained.curve, lacks_base, authors=author_model)
     if sources is None or trained.held_out is None:
         return model
     own = by_source.fit(data, trained.held_out, sources.names, folds, train, fit_progress)
     return replace(model, by_source=own)
 
 
-def expected_rounds(battles: int) -> float:
+def _fit_scores(
+    battles: Features,
+    targets: NDArray[np.float32],
+    groups: NDArray[np.int64],
+    folds: Folds,
+    authors: Authors | None,
+    **options: Any,
+) -> tuple[NDArray[np.float32], Array, AuthorModel | None, Array | None]:
+    """The weights of the words and the cross-fitted word scores ``[n]``; author scores ``[n, 3]`` and their model."""
+    preferences = (targets[:, 0] - targets[:, 1]).astype(np.float64)
+    progress = options["progress"]
+    if authors is None:
+        weights, scores = cross_fit(battles.words, lambda rows: preferences[rows], folds, progress)
+        return weights, scores, None, None
+
+    def margins_of(rows: NDArray[np.intp]) -> Array:
+        return np.stack([preferences[rows], authors.margins(rows)], axis=1)
+
+    weights, scores = cross_fit(battles.words, margins_of, folds, progress)
+    boosters, of_answers = train_boosters(battles, authors, groups, folds, **options)
+    model = AuthorModel(boosters, np.ascontiguousarray(weights[:, 1]))
+    return np.ascontiguousarray(weights[:, 0]), scores[:, 0], model, np.column_stack([of_answers, scores[:, 1]])
+
+
+def expected_rounds(battles: int, seeds: int = 1) -> float:
     """About how many rounds :func:`fit` takes for so many battles, see :class:`.booster.FitProgress`."""
-    return boosting.FitProgress(battles, INNER_FOLDS, lambda what, done, total: None).expected
+    return boosting.FitProgress(battles, INNER_FOLDS, lambda what, done, total: None, seeds=seeds).expected
 
 
 def _prior(targets: NDArray[np.float32]) -> Array:

@@ -114,6 +114,11 @@ COLUMNS = (
     f"A - B: {WORD_SCORE}",
 )
 """What the booster sees of a battle, see :func:`.model.table`."""
+AUTHOR_COLUMNS = (
+    *(f"{side}: author strength" for side in ("A", "B", "A - B")),
+    "A - B: author strength by words",
+)
+"""What it also sees where the training battles name the models that answered, see :mod:`.authors`."""
 
 
 def statistic_of(column: str) -> str:

@@ -1,0 +1,230 @@
+"""Author scores: how strong the models are that write answers like these.
+
+Where training battles name the models that answered, votes on all of a model's answers say how strong it is (its
+Davidson rating), far more surely than the few votes on a single answer. Which statistics and words strong models write
+is learnt from these ratings, and the scores of new answers, whose authors need not be known, are columns for the
+booster.
+
+Nothing leaks: what scores a training battle was fitted, ratings included, on battles of other prompts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefcli.errors import plural
+from prefcli.exploration import davidson
+from prefcli.models.features.booster import SMALL_DATASET, FitProgress, Folds, import_lightgbm
+from prefcli.models.features.statistics import Features
+from prefcli.models.features.words import word_scores
+from prefcli.outcomes import SWAPPED, A, B
+
+if TYPE_CHECKING:
+    from lightgbm import Booster
+
+Array = NDArray[np.float64]
+
+MIN_MODELS = 5
+"""With fewer rated models there are no author scores."""
+MIN_MODEL_BATTLES = 30
+"""A model with fewer battles is not rated."""
+MAX_MODELS = 1000
+"""Models that are rated, those with most battles; a bound for time and memory."""
+ANSWER_SPREAD = 1.0
+"""Standard deviation of the strengths of a model's answers about its own, in log-odds."""
+MIN_SPREAD = 1e-9
+"""Of the models' strengths, which are divided by it."""
+ROUNDS = 300
+HALVES = 2
+
+
+def author_names(batch: pa.RecordBatch) -> NDArray[np.str_]:
+    """Names of the models that wrote A and B, empty where unknown; shape ``[n, 2]``."""
+    columns = [batch.column(name).fill_null("").to_pylist() for name in ("model_a", "model_b")]
+    return np.array(columns, dtype=str).reshape(2, batch.num_rows).T
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """Davidson's model of some battles, see :mod:`prefcli.exploration.davidson`."""
+
+    strengths: Array
+    """Of the rated models in log-odds from their mean, NaN for one without battles, and at the end NaN for others."""
+    log_nu: float
+    spread: float
+    """Standard deviation of the strengths."""
+
+
+@dataclass(frozen=True)
+class Authors:
+    """Who wrote the answers of n battles, as far as it is known and can be rated."""
+
+    codes: NDArray[np.intp]
+    """The models of A and B by number, -1 where not rated; shape ``[n, 2]``."""
+    targets: NDArray[np.float32]
+    """Of the battles, shape ``[n, 3]``."""
+    models: int
+    """How many are rated."""
+    battles: int
+    """How many battles are between two of them."""
+
+    @staticmethod
+    def of(names: NDArray[np.str_], targets: NDArray[np.float32]) -> Authors:
+        """From the names of the models ``[n, 2]``, see :func:`author_names`.
+
+        Rated are models of many battles that battles connect: ratings of models that never met, not even through
+        others, do not compare.
+        """
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import connected_components
+
+        known, codes = np.unique(names, return_inverse=True)
+        codes = codes.reshape(names.shape)
+        is_battle = (codes[:, 0] != codes[:, 1]) & (known[codes] != "").all(axis=1)
+        counts = np.bincount(codes[is_battle].ravel(), minlength=len(known))
+        order = np.argsort(-counts, kind="stable")[:MAX_MODELS]
+        rated = np.zeros(len(known), dtype=bool)
+        rated[order[counts[order] >= MIN_MODEL_BATTLES]] = True
+        is_battle &= rated[codes].all(axis=1)
+        edges = codes[is_battle]
+        graph = coo_matrix((np.ones(len(edges)), edges.T), shape=(len(known), len(known)))
+        groups = connected_components(graph, directed=False)[1]
+        largest = np.bincount(groups[edges[:, 0]], minlength=1).argmax()
+        rated &= groups == largest
+        is_battle &= rated[codes].all(axis=1)
+        numbers = np.where(rated, np.cumsum(rated) - 1, -1)
+        return Authors(numbers[codes], targets, int(rated.sum()), int(is_battle.sum()))
+
+    def take(self, rows: NDArray[np.integer]) -> Authors:
+        """Those of some of the battles."""
+        return replace(self, codes=self.codes[rows], targets=self.targets[rows])
+
+    def __str__(self) -> str:
+        if self.suffice:
+            return f"author scores from the ratings of {self.models:,} models"
+        if not self.battles:
+            return "no author scores: the battles name no models that can be rated"
+        if self.models < MIN_MODELS:
+            return f"no author scores: {plural(self.models, 'rated model')}, at least {MIN_MODELS} are needed"
+        return f"no author scores: {self.battles:,} battles between rated models, at least {SMALL_DATASET:,} are needed"
+
+    @property
+    def suffice(self) -> bool:
+        """Whether there are enough of them for author scores."""
+        return self.models >= MIN_MODELS and self.battles >= SMALL_DATASET
+
+    def ratings(self, rows: NDArray[np.integer]) -> Ratings:
+        """Of the models, by the votes on some of the battles alone."""
+        codes, targets = self.codes[rows], self.targets[rows].astype(np.float64)
+        is_battle = (codes >= 0).all(axis=1) & (codes[:, 0] != codes[:, 1])
+        codes, targets = codes[is_battle], targets[is_battle]
+        targets = np.where((codes[:, 0] > codes[:, 1])[:, None], targets[:, SWAPPED], targets)
+        pairs, pair = np.unique(np.sort(codes, axis=1), axis=0, return_inverse=True)
+        counts = np.zeros((len(pairs), targets.shape[1]))
+        np.add.at(counts, pair.ravel(), targets)
+        names = tuple(map(str, range(self.models)))
+        first, second = pairs.T
+        fitted = davidson.fit(davidson.PairwiseCounts(names, first, second, counts))
+        strengths = np.where(np.isin(np.arange(self.models), pairs), fitted.strengths, np.nan)
+        spread = max(float(np.nanstd(strengths)), MIN_SPREAD)
+        return Ratings(np.append(strengths - np.nanmean(strengths), np.nan), float(fitted.log_nu), spread)
+
+    def margins(self, rows: NDArray[np.integer]) -> Array:
+        """Rating of A's model minus that of B's by these battles alone, 0 where one is not rated; shape ``[n]``."""
+        ratings = self.ratings(rows)
+        a, b = ratings.strengths[self.codes[rows]].T
+        return np.nan_to_num(a - b) / ratings.spread
+
+    def answer_ratings(self, rows: NDArray[np.integer], answers: NDArray[np.integer]) -> Array:
+        """Ratings of answers by these battles alone: those of their models, moved by the answers' own votes.
+
+        An answer's strength lies about its model's with a standard deviation of :data:`ANSWER_SPREAD`; this is one step
+        of Newton's method towards its most probable value. NaN where the model is not rated.
+
+        Parameters
+        ----------
+        rows:
+            Of n battles.
+        answers:
+            Numbers of A and B among the different answers, shape ``[n, 2]``.
+        """
+        codes, targets = self.codes[rows], self.targets[rows]
+        ratings = self.ratings(rows)
+        strengths = ratings.strengths[codes]
+        a, b, tie = davidson.probabilities(strengths[:, 0] - strengths[:, 1], np.exp(ratings.log_nu)).T
+        pull = np.nan_to_num((targets[:, A] - targets[:, B]) / 2 - (a - b) / 2)
+        information = np.nan_to_num((1 - tie) / 4 - (a - b) ** 2 / 4)
+        pulls = np.bincount(answers.ravel(), np.stack([pull, -pull], axis=1).ravel())
+        own = pulls / (ANSWER_SPREAD**-2 + np.bincount(answers.ravel(), np.repeat(information, 2)))
+        of_model = np.empty(len(own))
+        of_model[answers.ravel()] = strengths.ravel()
+        return np.asarray((of_model + own) / ratings.spread)
+
+
+@dataclass(frozen=True)
+class AuthorModel:
+    """What gives author scores."""
+
+    boosters: tuple[Booster, ...]
+    """Regressions of an answer's rating on the statistics of prompt and answer."""
+    word_weights: NDArray[np.float32]
+    """Of a regression of the difference of both models' ratings; shape ``[BUCKETS]``."""
+
+    def scores(self, battles: Features, threads: int) -> Array:
+        """Scores of A, of B, and of the words that A has more of; shape ``[n, 3]``."""
+        of_words = word_scores(battles.words, self.word_weights)
+        return np.column_stack([answer_scores(self.boosters, battles, threads), of_words])
+
+
+def train_boosters(
+    battles: Features, authors: Authors, groups: NDArray[np.int64], folds: Folds, *, seed: int, threads: int,
+    progress: FitProgress,
+) -> tuple[tuple[Booster, ...], Array]:  # fmt: skip
+    """Boosters that predict the rating of an answer, and such scores of the training battles ``[n, 2]``.
+
+    Each booster has seen one half of the prompts and scores the battles of the other; a new battle's score is the mean.
+    ``groups`` are equal for equal prompts; a model's answers to one prompt count as one.
+    """
+    lightgbm = import_lightgbm()
+    outside = [rows for _, rows in folds]
+    scores, boosters = np.zeros((len(battles), 2)), []
+    parameters = _parameters(seed, threads)
+    for half in range(HALVES):
+        progress.authors(half)
+        inside = np.concatenate(outside[half::HALVES])
+        others = np.concatenate(outside[1 - half :: HALVES])
+        part = battles.take(inside)
+        written = np.stack([np.repeat(groups[inside], 2), authors.codes[inside].ravel()])
+        _, first, answers, times = np.unique(
+            written, axis=1, return_index=True, return_inverse=True, return_counts=True
+        )
+        ratings = authors.answer_ratings(inside, answers.reshape(-1, 2))
+        rows = np.concatenate([part.prompt[first // 2], part.answers.reshape(2 * len(part), -1)[first]], axis=1)
+        rated = ~np.isnan(ratings)
+        data = lightgbm.Dataset(
+            rows[rated], ratings[rated], weight=np.sqrt(times[rated]), params={"max_bin": 63, "verbosity": -1}
+        )
+        boosters.append(lightgbm.train(parameters, data, ROUNDS))
+        scores[others] = answer_scores(boosters[-1:], battles.take(others), threads)
+    progress.authors(HALVES)
+    return tuple(boosters), scores
+
+
+def answer_scores(boosters: tuple[Booster, ...] | list[Booster], battles: Features, threads: int) -> Array:
+    """The mean of the boosters' scores of A and of B; shape ``[n, 2]``."""
+    sides = [np.concatenate([battles.prompt, battles.answers[:, side]], axis=1) for side in (0, 1)]
+    by_booster = [[np.asarray(booster.predict(side, num_threads=threads)) for side in sides] for booster in boosters]
+    return np.asarray(np.mean(by_booster, axis=0).T)
+
+
+def _parameters(seed: int, threads: int) -> dict[str, Any]:
+    return {
+        "objective": "regression", "num_leaves": 31, "learning_rate": 0.06, "min_data_in_leaf": 20,
+        "feature_fraction": 0.3, "bagging_fraction": 0.7, "bagging_freq": 1, "lambda_l2": 5.0, "max_bin": 63,
+        "deterministic": True, "force_col_wise": True, "seed": seed, "num_threads": threads, "verbosity": -1,
+    }  # fmt: skip
