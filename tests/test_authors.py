@@ -157,6 +157,14 @@ def test_whether_there_are_author_scores_is_said(pairs, says):
     assert rated.suffice == (not str(rated).startswith("no "))
 
 
+def test_battles_of_one_prompt_alone_give_no_author_scores(demo):
+    names = np.where(np.arange(BATTLES)[:, None] < 220, demo.names, "")
+    keys = np.where(np.arange(BATTLES) < 220, 7, demo.keys)
+    rated = Authors.of(names, demo.targets)
+    assert rated.suffice
+    assert models.fit(demo.battles, demo.targets, keys, authors=rated, threads=1).authors is None
+
+
 def test_many_models_are_the_most_frequent_ones(monkeypatch):
     monkeypatch.setattr(authors, "MAX_MODELS", 2)
     rated = votes([("a", "b")] * 50 + [("b", "c")] * 40)

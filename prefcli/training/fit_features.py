@@ -79,6 +79,10 @@ class FeaturesFitter:
                 progress=self._reporting(name, progress),
                 settings=context.options.booster_settings,
             )
+            if authors.suffice and model.authors is None:
+                described = "no author scores: nearly all battles between rated models are of one prompt"
+                context.reporter.note(f"{name and f'{name}: '}{described}")
+                context.write_config(fold, {"columns": len(models.COLUMNS), "authors": described})
             if len(model.curve) and int(np.argmin(model.curve)) + 1 == models.MAX_ROUNDS:
                 context.reporter.note(
                     f"{name and f'{name}: '}the best number of rounds was the largest that is tried, "

@@ -41,6 +41,8 @@ MIN_SPREAD = 1e-9
 """Of the models' strengths, which are divided by it."""
 ROUNDS = 300
 HALVES = 2
+MIN_SHARE = 0.1
+"""Of :data:`.booster.SMALL_DATASET`, battles that each half of the prompts needs."""
 
 
 def author_names(batch: pa.RecordBatch) -> NDArray[np.str_]:
@@ -118,6 +120,11 @@ class Authors:
         """Whether there are enough of them for author scores."""
         return self.models >= MIN_MODELS and self.battles >= SMALL_DATASET
 
+    def cover(self, folds: Folds) -> bool:
+        """Whether both halves of the prompts have enough rated battles, see :func:`halves`."""
+        is_rated = np.asarray((self.codes >= 0).all(axis=1))
+        return all(is_rated[half].sum() >= MIN_SHARE * SMALL_DATASET for half in halves(folds))
+
     def ratings(self, rows: NDArray[np.integer]) -> Ratings:
         """Of the models, by the votes on some of the battles alone."""
         codes, targets = self.codes[rows], self.targets[rows].astype(np.float64)
@@ -166,6 +173,12 @@ class Authors:
         return np.asarray((of_model + own) / ratings.spread)
 
 
+def halves(folds: Folds) -> tuple[NDArray[np.intp], ...]:
+    """The battles in two halves by prompt."""
+    outside = [rows for _, rows in folds]
+    return tuple(np.concatenate(outside[half::HALVES]) for half in range(HALVES))
+
+
 @dataclass(frozen=True)
 class AuthorModel:
     """What gives author scores."""
@@ -191,13 +204,11 @@ def train_boosters(
     ``groups`` are equal for equal prompts; a model's answers to one prompt count as one.
     """
     lightgbm = import_lightgbm()
-    outside = [rows for _, rows in folds]
     scores, boosters = np.zeros((len(battles), 2)), []
     parameters = _parameters(seed, threads)
-    for half in range(HALVES):
+    both = halves(folds)
+    for half, (inside, others) in enumerate(zip(both, both[::-1], strict=True)):
         progress.authors(half)
-        inside = np.concatenate(outside[half::HALVES])
-        others = np.concatenate(outside[1 - half :: HALVES])
         part = battles.take(inside)
         written = np.stack([np.repeat(groups[inside], 2), authors.codes[inside].ravel()])
         _, first, answers, times = np.unique(

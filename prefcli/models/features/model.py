@@ -355,7 +355,7 @@ def fit(  # noqa: PLR0913 (what is known of the battles, and how to train)
     groups:
         Shape ``[n]``, equal for equal prompts. Battles of one prompt are never on both sides of an inner split.
     authors:
-        Who wrote the answers, for a model with author scores (:mod:`.authors`).
+        Who wrote the answers, for a model with author scores (:mod:`.authors`), unless nearly all are to one prompt.
     sources:
         Of the battles, where there are several.
     seed:
@@ -381,6 +381,8 @@ def fit(  # noqa: PLR0913 (what is known of the battles, and how to train)
     folds = [fold for fold in folds if len(fold[1])]  # folds may be empty where one prompt has most battles
     if len(folds) < 2:
         return prior_only
+    if authors is not None and not authors.cover(folds):
+        authors = None
     fit_progress = boosting.FitProgress(
         len(battles),
         len(folds),
