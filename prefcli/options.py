@@ -56,6 +56,8 @@ ENCODER_ALIASES = {"minilm": MINILM}
 
 PRETRAINED_LR = 2e-5
 SCRATCH_LR = 1e-3
+PRETRAIN_LR = 1e-4
+"""Of RoBERTa's in Gururangan et al., "Don't stop pretraining", ACL 2020, table 14."""
 LORA_LR = 2e-4
 
 PRECISION_HELP = "auto picks what the device is good at, and says why."
@@ -185,6 +187,15 @@ class TrainOptions:
     soft_temperature: float = option(
         1.0, "Soft labels are raised to the power 1/T: above 1 softens, below 1 sharpens.", above=0.0, at_most=100.0
     )
+    pretrain: int = neural_option(
+        0,
+        "Before the fit train the encoder for N steps on the training battles' text, by masked language modelling; "
+        "--max-steps and --max-time do not count these.",
+        at_least=0,
+    )
+    pretrain_lr: float | None = neural_option(
+        None, "Peak learning rate of --pretrain. [default: 1e-4; for tiny 1e-3]", above=0.0, at_most=1.0
+    )
     lora_rank: int = neural_option(
         0, "Train LoRA adapters of this rank and freeze the encoder; 0: train all weights.", at_least=0
     )
@@ -306,6 +317,11 @@ class TrainOptions:
         return SCRATCH_LR if self.encoder == "tiny" else PRETRAINED_LR
 
     @property
+    def pretrain_learning_rate(self) -> float:
+        """The peak learning rate of ``pretrain``: as given, or the encoder's default."""
+        return self.pretrain_lr or (SCRATCH_LR if self.encoder == "tiny" else PRETRAIN_LR)
+
+    @property
     def booster_settings(self) -> dict[str, Any]:
         """The settings of the booster that were given, in LightGBM's own names."""
         names = ("num_leaves", "min_data_in_leaf", "feature_fraction", "lambda_l2", "seeds")
@@ -344,6 +360,14 @@ class TrainOptions:
             problems.append("--reinit-layers and --lora-rank exclude each other: new layers would stay untrained")
         if self.reinit_layers and self.encoder == "tiny":
             problems.append("--reinit-layers: the encoder tiny has random weights anyway")
+        if self.pretrain and self.lora_rank:
+            problems.append("--pretrain trains all weights of the encoder, --lora-rank none of them: leave one out")
+        if self.pretrain and self.architecture == "reward":
+            problems.append("--pretrain is for --architecture siamese and cross-encoder")
+        if self.pretrain and self.shard:
+            problems.append("--pretrain runs in one process, --shard in several: leave one out")
+        if self.pretrain_lr is not None and not self.pretrain:
+            problems.append("--pretrain-lr is not used without --pretrain N")
         if not self.lora_targets.strip(" ,"):
             problems.append("--lora-targets is empty: all, attention, or names of layers")
         if self.template == "chat" and self.architecture != "reward":
@@ -374,6 +398,8 @@ TRAIN_PANELS = {
     "Adapters (LoRA)": ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "quantize"),
     "Optimisation": (
         *(
+            "pretrain",
+            "pretrain_lr",
             "warmup",
             "layer_decay",
             "weight_decay",

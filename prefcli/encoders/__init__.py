@@ -20,7 +20,9 @@ from prefcli.encoders.loading import (
     make_encoder,
     make_skeleton,
     make_tokenizer,
+    masked_language_model,
     max_input_length,
+    without_masked_language_model,
 )
 from prefcli.encoders.tiny import train_tokenizer
 
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FrozenWeights", "ResolvedModel", "accelerate", "config_dict", "fingerprint", "from_config", "from_hub",
-    "full_name", "load_tokenizer", "locate", "make_encoder", "make_skeleton", "make_tokenizer", "max_input_length",
-    "train_tokenizer",
+    "full_name", "load_tokenizer", "locate", "make_encoder", "make_skeleton", "make_tokenizer", "masked_language_model",
+    "max_input_length", "train_tokenizer", "without_masked_language_model",
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ then a download. Models are always loaded from a folder, in float32, without the
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -160,10 +161,15 @@ def _check_weights(folder: Path) -> None:
         )
 
 
-def make_tokenizer(located: ResolvedModel, texts: Iterable[str], *, keep_chat_template: bool = False) -> Any:
-    """The encoder's tokenizer: from its folder (:func:`load_tokenizer`), or for ``tiny`` trained on ``texts``."""
+def make_tokenizer(
+    located: ResolvedModel, texts: Iterable[str], *, keep_chat_template: bool = False, mask: bool = False
+) -> Any:
+    """The encoder's tokenizer: from its folder (:func:`load_tokenizer`), or for ``tiny`` trained on ``texts``.
+
+    ``mask`` says whether that of ``tiny`` has a mask token.
+    """
     if located.folder is None:
-        return train_tokenizer(texts)
+        return train_tokenizer(texts, mask=mask)
     return load_tokenizer(located.folder, keep_chat_template=keep_chat_template)
 
 
@@ -245,6 +251,57 @@ def make_encoder(
             **({} if frozen is None else frozen.quantization_arguments()),
         )
     return module.float() if frozen is None else module
+
+
+def without_masked_language_model(located: ResolvedModel) -> str:
+    """The ``model_type`` of an encoder if transformers has no masked language model of its family; empty if it has."""
+    folder = located.folder
+    if folder is None:
+        return ""
+    with loading(str(folder), folder):
+        from transformers import AutoConfig
+        from transformers.models.auto import modeling_auto
+
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        has_one = type(config) in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING
+        return "" if has_one else str(config.model_type)
+
+
+def masked_language_model(
+    encoder: Any, located: ResolvedModel, *, seed: int, reporter: Reporter = SILENT
+) -> torch.nn.Module:
+    """transformers' masked language model around an encoder, whose weights it shares, float32 on the CPU.
+
+    Its head is read from the encoder's files if they hold one; else it is drawn at random from ``seed``, which
+    ``reporter`` is told.
+
+    Raises
+    ------
+    ModelError
+        If the files cannot be loaded, or transformers' model is built around another encoder.
+    """
+    folder = located.folder
+    with loading(str(folder), folder):
+        import torch
+        from transformers import AutoModelForMaskedLM
+
+        config = safe_config(copy.deepcopy(encoder.config))
+        if folder is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = AutoModelForMaskedLM.from_config(config, trust_remote_code=False, dtype=torch.float32)
+        else:
+            model = pretrained.load(
+                folder, config, seed, reporter, auto_class=AutoModelForMaskedLM, dtype=torch.float32
+            ).float()
+        if not set(model.base_model.state_dict()) <= set(encoder.state_dict()):
+            raise ModelError(
+                f"transformers' masked language model of {config.model_type} is built around another encoder",
+                hint="Leave --pretrain out, or choose another encoder.",
+            )
+        setattr(model, model.base_model_prefix, encoder)
+        model.tie_weights()
+    return model
 
 
 def make_skeleton(folder: Path) -> torch.nn.Module:

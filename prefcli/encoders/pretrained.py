@@ -127,10 +127,13 @@ def load(
     if head := _head(encoder):
         # A classifier reads its encoder's pooler, too; nothing else may be absent (_problems).
         absent = _absent(report)
+        is_classifier = auto_class.__name__ != "AutoModelForMaskedLM"
+        whose = "encoder's" if is_classifier else "masked language model's"
+        what = "classifier with one label" if is_classifier else "masked language model"
         reporter.note(
-            f"the encoder's head is new: {_listed(absent)} drawn at random"
+            f"the {whose} head is new: {_listed(absent)} drawn at random"
             if absent
-            else f"the encoder's folder holds a classifier with one label: its head ({_listed(head)}) is read"
+            else f"the encoder's folder holds a {what}: its head ({_listed(head)}) is read"
         )
     return encoder
 
@@ -187,7 +190,8 @@ def _problems(encoder: Any, report: Mapping[str, Any]) -> Iterator[str]:
         name
         for name in report["unexpected_keys"]
         if not BUFFER.fullmatch(name)
-        if (first := name.partition(".")[0]) in own - {"pooler"} or not HEAD.fullmatch(first)
+        if "pooler" not in name.split(".")
+        if (first := name.partition(".")[0]) in own or not HEAD.fullmatch(first)
     ]
     if missing:
         yield f"missing tensors {_listed(missing)}"

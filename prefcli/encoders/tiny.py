@@ -23,17 +23,19 @@ TINY_CONFIG = {
 TINY_VOCAB_SIZE = 8192
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = TINY_VOCAB_SIZE) -> Any:
+def train_tokenizer(texts: Iterable[str], vocab_size: int = TINY_VOCAB_SIZE, *, mask: bool = False) -> Any:
     """A byte-level BPE tokenizer trained on the given texts, lower-casing, with BERT's special tokens.
 
     Byte-level because it knows every character and its training is deterministic: WordPiece numbers its initial
-    alphabet in random order and breaks ties by those numbers.
+    alphabet in random order and breaks ties by those numbers. With ``mask`` there is a mask token, too.
     """
     with quiet_libraries():
         from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
         from transformers import PreTrainedTokenizerFast
 
         special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        if mask:
+            special["mask_token"] = "[MASK]"
         tokenizer = Tokenizer(models.BPE(unk_token=special["unk_token"]))
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)

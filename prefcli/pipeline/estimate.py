@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcli import encoders
 from prefcli.battles import TEXT_FIELDS, Source, SourceLike
 from prefcli.compute import devices
 from prefcli.compute.distributed import World, from_environment, process_group
@@ -231,7 +232,7 @@ def _peak_memory() -> tuple[float, float | None]:
 
 def _time_neural_training(context: TrainContext, folds: Sequence[Fold], reporter: Reporter) -> _Timing:
     """Time a short training of the first fold; the other folds are as large."""
-    from prefcli.training import loop
+    from prefcli.training import loop, pretraining
     from prefcli.training.fit_neural import NeuralFitter
 
     spec = NeuralFitter(context, folds).spec(folds[0], "")
@@ -270,8 +271,16 @@ def _time_neural_training(context: TrainContext, folds: Sequence[Fold], reporter
     # The sample wrote the weights once, and once a checkpoint, which holds the weights and two moments of each.
     writes = ((epochs if held_out is None else validations) + 3 * checkpoints) / 4
     parts = {"training": training, "validation": validation * validations, "writing": writing * writes}
+    total = spec.total_steps + options.pretrain
+    if options.pretrain:
+        timed = min(options.pretrain, MIN_STEPS)
+        short = dataclasses.replace(once, pretrain=timed)
+        of_rows = dataclasses.replace(sample, train=spec.train.take(rows), targets=spec.targets[rows], options=short)
+        source = encoders.locate(options.encoder_name)
+        parts["pre-training"] = spec.battles_until(options.pretrain) / pretraining.pretrain(of_rows, source)
+        steps += timed
     parts = {name: seconds * len(folds) for name, seconds in parts.items()}
-    return _Timing(parts, spec.total_steps * len(folds), steps, time.perf_counter() - began)
+    return _Timing(parts, total * len(folds), steps, time.perf_counter() - began)
 
 
 def _time_boosting(context: TrainContext, folds: Sequence[Fold], reporter: Reporter) -> _Timing:

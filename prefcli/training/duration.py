@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from prefcli.options import TrainOptions
 from prefcli.reporting import Reporter
 
@@ -56,23 +59,40 @@ class FirstSteps:
     _tokens: int = field(default=0, init=False)
 
     def __call__(self, state: TrainState) -> None:
+        if self.warning.said or state.finished:
+            return
+        rows = self.spec.batch(*divmod(state.steps - 1, self.spec.batches_per_epoch))
+        self.observe(rows, state.steps, state.seconds, state.elapsed)
+
+    def observe(self, rows: NDArray[np.intp], steps: int, seconds: float, elapsed: float) -> None:
+        """A step, of the fit or of the pre-training before it, is done.
+
+        Parameters
+        ----------
+        rows:
+            Its battles.
+        steps, seconds:
+            How many steps are done, and how long they took.
+        elapsed:
+            Seconds since the training began.
+        """
         if self.warning.said:
             return
         spec, on_gpu = self.spec, self.spec.model.placement.device.type == "cuda"
-        self._tokens += int(spec.lengths[spec.batch(*divmod(state.steps - 1, spec.batches_per_epoch))].sum())
-        if on_gpu and state.steps % spec.options.log_every:
+        self._tokens += int(spec.lengths[rows].sum())
+        if on_gpu and steps % spec.options.log_every:
             return  # the host has not waited for the device: what it measured is too short
         if self._warm is None:
-            is_slow = state.steps == 1 and state.seconds >= SLOW_STEP
-            self._warm = (0.0, 0) if is_slow else (state.seconds, self._tokens)
+            is_slow = steps == 1 and seconds >= SLOW_STEP
+            self._warm = (0.0, 0) if is_slow else (seconds, self._tokens)
             if not is_slow:
                 return
-        seconds, tokens = state.seconds - self._warm[0], self._tokens - self._warm[1]
-        if seconds >= MIN_TIMED and not state.finished:
-            self.warning.expect(self.fits * self._seconds(seconds / tokens) - state.elapsed)
+        seconds, tokens = seconds - self._warm[0], self._tokens - self._warm[1]
+        if seconds >= MIN_TIMED:
+            self.warning.expect(self.fits * self._seconds(seconds / tokens) - elapsed)
 
     def _seconds(self, per_token: float) -> float:
-        """Of one fit: training and validation."""
+        """Of one fit: pre-training, training and validation."""
         spec, options = self.spec, self.spec.options
         training = per_token * float(spec.lengths.mean()) * spec.battles_until(spec.total_steps)
         if spec.validation is not None:
@@ -81,7 +101,8 @@ class FirstSteps:
             orders = 2 if options.architecture == "cross-encoder" and not options.computes_both_orders else 1
             lengths = spec.model.lengths(spec.validation)
             training += FORWARD_SHARE * per_token * float(lengths.sum()) * validations * orders
-        return min(training, options.max_time * 60) if options.max_time else training
+        training = min(training, options.max_time * 60) if options.max_time else training
+        return training + per_token * float(spec.lengths.mean()) * spec.battles_until(options.pretrain)
 
 
 def faster_than(options: TrainOptions, parameters: int, *, is_ablation: bool) -> str:
@@ -89,6 +110,8 @@ def faster_than(options: TrainOptions, parameters: int, *, is_ablation: bool) ->
     choices = ["--limit N, fewer battles" if is_ablation else "--recipe fast, boosted text statistics in minutes"]
     if parameters > 2 * MINILM_PARAMETERS:
         choices.append(f"--encoder minilm, {parameters / MINILM_PARAMETERS:.0f} times smaller")
+    if options.pretrain:
+        choices.append("a smaller --pretrain")
     if options.folds > 2 and not is_ablation:
         choices.append("fewer --folds")
     return "; ".join(choices)

@@ -26,7 +26,7 @@ from prefcli.models.trial import EncoderTraits
 from prefcli.outcomes import TIE
 from prefcli.reporting import Progress
 from prefcli.storage import runs
-from prefcli.training import checkpoints, loop
+from prefcli.training import checkpoints, loop, pretraining
 from prefcli.training.context import FitResult, TrainContext
 from prefcli.training.duration import FirstSteps, TimeWarning, faster_than
 from prefcli.training.trackers import Trackers
@@ -44,7 +44,10 @@ class NeuralFitter:
         most = options.max_steps * options.batch_size or math.inf
         self._warning = TimeWarning(context.reporter)
         self._fits_left = len(folds)
-        self.task = ("training", sum(min(options.epochs * len(fold.train), most) for fold in folds), "battles")
+        battles = [
+            min(options.epochs * len(fold.train), most) + options.pretrain * options.batch_size for fold in folds
+        ]
+        self.task = ("training", sum(battles), "battles")
         if options.shard and context.world.alone:
             raise InputError(
                 "--shard spreads a training over several processes, and this is one",
@@ -66,7 +69,11 @@ class NeuralFitter:
         """Of the encoder, which the first fold tries out for all."""
         trained_on = np.unique(np.concatenate([fold.train for fold in folds]))
         texts = context.training_data.texts(trained_on)
-        self.tokenizer = encoders.make_tokenizer(source, texts, keep_chat_template=options.architecture == "reward")
+        self.tokenizer = encoders.make_tokenizer(
+            source, texts, keep_chat_template=options.architecture == "reward", mask=options.pretrain > 0
+        )
+        if options.pretrain:
+            pretraining.check(source, options.encoder_name, self.tokenizer, context.world)
         self.conversation: ConversationTemplate | None = None
         """What a reward model reads around prompts and answers."""
         self.template = options.template
@@ -113,6 +120,8 @@ class NeuralFitter:
         spec = self.spec(fold, name)
         spec.trackers, spec.progress, spec.name = trackers, progress, name
         spec.on_step_end = self._first_steps(spec)
+        if self.context.options.pretrain:
+            self._pretrain(spec)
         self._fits_left -= 1
         result = loop.fit(spec)
         pooled = None
@@ -122,6 +131,14 @@ class NeuralFitter:
         if self.context.options.lora_rank and self.context.world.is_main_process:
             neural.save_adapters(fold.folder, self.context.options)
         return FitResult(result.logits, result.battles_per_second, swapped=result.swapped, pooled=pooled)
+
+    def _pretrain(self, spec: loop.FitSpec) -> None:
+        """Pre-train the encoder, unless the fit is under way, whose checkpoint holds the weights."""
+        if spec.resume and checkpoints.existing(spec.folder / runs.CHECKPOINTS):
+            spec.progress.skip(spec.battles_until(spec.options.pretrain))
+            return
+        pretraining.pretrain(spec, encoders.locate(spec.options.encoder_name), self._first_steps(spec))
+        spec.resume = False  # the fit begins
 
     def _first_steps(self, spec: loop.FitSpec) -> FirstSteps:
         """Of the first fold that this call trains, the steps show what all of them take."""
@@ -259,6 +276,7 @@ class NeuralFitter:
             "placement": str(self.placement),
             **dataclasses.asdict(model.traits),
             "lr": context.options.learning_rate,
+            **({"pretrain_lr": context.options.pretrain_learning_rate} if context.options.pretrain else {}),
             "encoder_source": source.source,
             "cut": cut,
             "attention": model.attention,

@@ -237,6 +237,15 @@ def make_optimizer(module: nn.Module, options: TrainOptions) -> torch.optim.Adam
     return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
 
 
+def checkpoint_activations(spec: FitSpec) -> None:
+    """Let the encoder recompute its activations in the backward pass, if the options say so."""
+    if spec.options.gradient_checkpointing:
+        encoder = spec.model.module.encoder
+        # transformers renamed it; the old name goes in its next major release.
+        enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
+
 def make_scaler(placement: Placement) -> torch.amp.GradScaler:
     """The loss scaler; it does nothing unless the precision is float16."""
     return torch.amp.GradScaler(placement.device.type, init_scale=INITIAL_SCALE, enabled=placement.scaled)
@@ -298,7 +307,7 @@ def fit(spec: FitSpec) -> LoopResult:
     time_is_up = False
     progress, battles_left = spec.progress, spec.battles_until(spec.total_steps) - spec.battles_until(state.steps)
     progress.skip(spec.battles_until(state.steps))
-    with _signals() as received:
+    with signals() as received:
         batches = spec.batches(state.epoch, state.batch)
         while not state.finished:
             started = time.perf_counter()
@@ -411,11 +420,7 @@ class _Training:
 
     def __init__(self, spec: FitSpec) -> None:
         module, placement = spec.model.module, spec.model.placement
-        if spec.options.gradient_checkpointing:
-            encoder = module.encoder
-            # transformers renamed it; the old name goes in its next major release.
-            enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+        checkpoint_activations(spec)
         self.spec = spec
         self.optimizer = make_optimizer(module, spec.options)
         self.scaler = make_scaler(placement)
@@ -424,7 +429,9 @@ class _Training:
         self.module = module
         if not spec.world.alone and not fsdp.is_sharded(module):
             self.module = _data_parallel(module, placement.device)
-        self.log = _Log(spec.folder / METRICS, self.state.steps, spec.trackers, enabled=spec.world.is_main_process)
+        self.log = MetricsLog(
+            spec.folder / METRICS, self.state.steps, spec.trackers, enabled=spec.world.is_main_process
+        )
         self.loss = torch.zeros((), device=placement.device)
         """Sum of this process's losses since the last log line or checkpoint."""
         self.grad_norm = _Reading(self.loss)
@@ -745,7 +752,7 @@ def _data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     )
 
 
-class _Log:
+class MetricsLog:
     """``metrics.jsonl``, cut back to the checkpoint when a training is resumed; trackers get the same lines."""
 
     def __init__(self, path: Path, steps: int, trackers: Trackers, *, enabled: bool) -> None:
@@ -754,7 +761,7 @@ class _Log:
         self._enabled = enabled
         if not enabled:
             return
-        records = read_metrics(path.parent) if steps and path.exists() else []
+        records = read_metrics(path.parent) if path.exists() else []
         records = [record for record in records if record["step"] <= steps]
         files.write_text(path, "".join(files.to_json(record) + "\n" for record in records))
         trackers.begin(records)
@@ -767,7 +774,7 @@ class _Log:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[Callable[[], int]]:
+def signals() -> Iterator[Callable[[], int]]:
     """Catch SIGINT and SIGTERM; the loop asks which one came. A second one ends the process as usual."""
     received = 0
 
