@@ -239,6 +239,8 @@ class _Pretraining:
         spec = self.spec
         checkpoint = checkpoints.load_latest(spec.folder / FOLDER, spec.reporter.warn) if spec.resume else None
         if checkpoint is None:
+            if spec.resume:
+                spec.reporter.note("the pre-training has no checkpoint yet: it starts over")
             return PretrainState()
         self.module.load_state_dict(checkpoint.model)
         self.optimizer.load_state_dict(checkpoint.optimizer)
