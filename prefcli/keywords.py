@@ -80,6 +80,11 @@ class TrainKeywords(TypedDict, total=False):
     """Weight of a battle's soft label against its outcome."""
     soft_temperature: float
     """Soft labels are raised to the power 1/T: above 1 softens, below 1 sharpens."""
+    pretrain: int
+    """Before the fit train the encoder for N steps on the training battles' text, by masked language modelling;
+    --max-steps and --max-time do not count these."""
+    pretrain_lr: float | None
+    """Peak learning rate of --pretrain. [default: 1e-4; for tiny 1e-3]"""
     lora_rank: int
     """Train LoRA adapters of this rank and freeze the encoder; 0: train all weights."""
     lora_alpha: float | None

@@ -334,6 +334,18 @@ def test_what_cannot_be_pretrained_is_refused_with_what_can_be_done(
 
 @pytest.mark.slow
 def test_an_estimate_includes_it(demo_files: Demo, cli: Callable[..., Result]) -> None:
-    flags = ("--encoder", "tiny", "--max-length", "32", "--batch-size", "4", "--max-steps", "6", "--pretrain", "2000", "--json")
+    flags = (
+        "--encoder",
+        "tiny",
+        "--max-length",
+        "32",
+        "--batch-size",
+        "4",
+        "--max-steps",
+        "6",
+        "--pretrain",
+        "2000",
+        "--json",
+    )
     estimate = cli("train", demo_files.train, *flags, "--estimate").json()
     assert estimate["estimate"]["parts"]["pre-training"] > 10 * estimate["estimate"]["parts"]["training"]
