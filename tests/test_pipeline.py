@@ -198,7 +198,7 @@ def test_training_on_all_battles_says_that_there_is_no_validation_score(cli: CLI
 def test_a_fold_that_is_interrupted_is_continued_as_part_of_its_run(
     cli: CLI, demo_files: Demo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "_signals", lambda: nullcontext(lambda: signal.SIGINT))
+    monkeypatch.setattr(loop, "signals", lambda: nullcontext(lambda: signal.SIGINT))
     done = cli(
         "train", demo_files.train, "--encoder", "tiny", "--limit", 40, "--max-length", 32, "--folds", 2, "-o", "a run"
     )
