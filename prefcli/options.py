@@ -322,6 +322,19 @@ class TrainOptions:
         return self.pretrain_lr or (SCRATCH_LR if self.encoder == "tiny" else PRETRAIN_LR)
 
     @property
+    def fine_tuning(self) -> list[str]:
+        """The settings of fine-tuning that are not the defaults, in words."""
+        settings = {
+            f"{self.pooling} pooling": self.pooling != "auto",
+            "two-layer head": self.head == "mlp",
+            f"top layers drawn at random: {self.reinit_layers}": self.reinit_layers > 0,
+            f"dropout {self.dropout}": self.dropout is not None,
+            f"layer decay {self.layer_decay:g}": self.layer_decay < 1,
+            f"label smoothing {self.label_smoothing:g}": self.label_smoothing > 0,
+        }
+        return [text for text, is_set in settings.items() if is_set]
+
+    @property
     def booster_settings(self) -> dict[str, Any]:
         """The settings of the booster that were given, in LightGBM's own names."""
         names = ("num_leaves", "min_data_in_leaf", "feature_fraction", "lambda_l2", "seeds")
@@ -358,6 +371,8 @@ class TrainOptions:
             problems.append("--layer-decay and --lora-rank exclude each other: the encoder's layers are frozen")
         if self.lora_rank and self.reinit_layers:
             problems.append("--reinit-layers and --lora-rank exclude each other: new layers would stay untrained")
+        if self.reinit_layers and self.pretrain:
+            problems.append("--reinit-layers and --pretrain exclude each other: new layers are for the fit alone")
         if self.reinit_layers and self.encoder == "tiny":
             problems.append("--reinit-layers: the encoder tiny has random weights anyway")
         if self.pretrain and self.lora_rank:

@@ -256,6 +256,8 @@ def test_a_run_says_what_was_changed_and_transformers_finds_its_encoder(
     said = (run.parent / "said").read_text()
     assert "top 1 of 2 layers drawn at random; dropout 0.2; learning rate 0.001 of the head to 6.4e-05 of" in said
     assert "attention pooling" in said
+    settings = "attention pooling, two-layer head, top layers drawn at random: 1, dropout 0.2, layer decay 0.4."
+    assert f"- Fine-tuning: {settings}\n" in (run / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -295,6 +297,7 @@ def test_a_reward_run_with_new_layers_stays_transformers_classifier(demo_files: 
         ({"architecture": "reward", "head": "mlp"}, "--head: changes nothing for --architecture reward: transformers'"),
         ({"lora_rank": 4, "layer_decay": 0.9}, "--layer-decay and --lora-rank exclude each other: the encoder's"),
         ({"lora_rank": 4, "reinit_layers": 1}, "--reinit-layers and --lora-rank exclude each other: new layers"),
+        ({"pretrain": 4, "reinit_layers": 1}, "--reinit-layers and --pretrain exclude each other"),
         ({"encoder": "tiny", "reinit_layers": 1}, "--reinit-layers: the encoder tiny has random weights anyway"),
         ({"architecture": "features", "dropout": 0.0}, "--dropout: not used by --architecture features"),
         ({"layer_decay": 0.0}, "--layer-decay is 0.0, it must be above 0"),
