@@ -297,6 +297,12 @@ def test_the_expected_time_is_right_where_steps_take_as_long_as_their_tokens() -
     assert texts == [f"this will take about {round(5 * seconds / 3600)} hours. Faster: --recipe fast"]
 
 
+def test_the_expected_time_includes_pretraining_in_every_fold() -> None:
+    texts, _, seconds = first_steps(lambda number, tokens: tokens / 400, epochs=30, fits=5, pretrain=600)
+    assert texts == [f"this will take about {round(5 * 3 * seconds / 3600)} hours. Faster: --recipe fast"]
+    assert faster_than(TrainOptions(pretrain=600), 400_000, is_ablation=False).endswith("; a smaller --pretrain")
+
+
 def test_a_step_of_minutes_is_not_waited_for_twice() -> None:
     texts, step, _ = first_steps(lambda number, tokens: 100.0, epochs=1)
     assert (step, texts[0][:30]) == (1, "this will take about 15 minute")

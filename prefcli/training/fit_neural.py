@@ -45,7 +45,9 @@ class NeuralFitter:
         self._warning = TimeWarning(context.reporter)
         self._fits_left = len(folds)
         battles = [
-            min(options.epochs * len(fold.train), most) + options.pretrain * options.batch_size for fold in folds
+            min(options.epochs * len(fold.train), most)
+            + loop.battles_of_steps(options.pretrain, len(fold.train), options.batch_size)
+            for fold in folds
         ]
         self.task = ("training", sum(battles), "battles")
         if options.shard and context.world.alone:

@@ -161,8 +161,7 @@ class FitSpec:
 
     def battles_until(self, step: int) -> int:
         """Battles of all steps up to one."""
-        epochs, batches = divmod(step, self.batches_per_epoch)
-        return epochs * len(self.train) + batches * self.options.batch_size
+        return battles_of_steps(step, len(self.train), self.options.batch_size)
 
     def share(self, rows: NDArray[np.intp], rank: int) -> NDArray[np.intp]:
         """The battles of a batch that a process computes; the first one where it has none."""
@@ -201,6 +200,12 @@ class FitSpec:
                     yield self.batch(later, batch)
 
         return prefetch(lambda rows: (rows, self.prepare(rows)), upcoming())
+
+
+def battles_of_steps(steps: int, battles: int, batch_size: int) -> int:
+    """Battles of so many steps, where an epoch has ``battles``: its last step may have fewer than the others."""
+    epochs, batches = divmod(steps, max(math.ceil(battles / batch_size), 1))
+    return epochs * battles + batches * batch_size
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:

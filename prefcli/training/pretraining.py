@@ -34,6 +34,7 @@ from prefcli.models.batches import prefetch
 from prefcli.storage.runs import CHECKPOINTS, METRICS
 from prefcli.training import checkpoints, loop
 from prefcli.training.duration import FirstSteps
+from prefcli.training.trackers import NOTHING
 
 FOLDER = Path(CHECKPOINTS) / "pretraining"
 """The checkpoints of a pre-training; they go with those of the fit."""
@@ -134,7 +135,8 @@ class _Pretraining:
         self.scaler = loop.make_scaler(spec.model.placement)
         torch.manual_seed(options.seed)
         self.state = self._restored()
-        self.log = loop.MetricsLog(spec.folder / METRICS, self.state.steps - self.steps, spec.trackers, enabled=True)
+        # Trackers begin with the fit, and count its steps from 0: what is before is in the run's own log alone.
+        self.log = loop.MetricsLog(spec.folder / METRICS, self.state.steps - self.steps, NOTHING, enabled=True)
 
     def run(self, first_steps: FirstSteps | None) -> float:
         spec, state, options = self.spec, self.state, self.spec.options
