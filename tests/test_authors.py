@@ -114,7 +114,10 @@ def test_an_answers_own_votes_move_its_rating_from_its_models(demo):
 
         def log_posterior(shift: float, d: float = float(d), target: Any = demo.targets[battle]) -> float:
             logits = np.array([(d + shift) / 2, -(d + shift) / 2, log_nu])
-            return float(target @ (logits - np.logaddexp.reduce(logits)) - shift**2 / (2 * authors.ANSWER_SPREAD**2))
+            return float(
+                target @ (logits - np.logaddexp.reduce(logits))
+                - shift**2 / (2 * (authors.ANSWER_SPREAD * strengths.std()) ** 2)
+            )
 
         h = 1e-3
         up, here, down = (log_posterior(shift) for shift in (h, 0.0, -h))

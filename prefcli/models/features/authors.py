@@ -36,7 +36,7 @@ MIN_MODEL_BATTLES = 30
 MAX_MODELS = 1000
 """Models that are rated, those with most battles; a bound for time and memory."""
 ANSWER_SPREAD = 1.0
-"""Standard deviation of the strengths of a model's answers about its own, in log-odds."""
+"""Standard deviation of the strengths of a model's answers about its own, in those of the models."""
 MIN_SPREAD = 1e-9
 """Of the models' strengths, which are divided by it."""
 ROUNDS = 300
@@ -150,8 +150,8 @@ class Authors:
     def answer_ratings(self, rows: NDArray[np.integer], answers: NDArray[np.integer]) -> Array:
         """Ratings of answers by these battles alone: those of their models, moved by the answers' own votes.
 
-        An answer's strength lies about its model's with a standard deviation of :data:`ANSWER_SPREAD`; this is one step
-        of Newton's method towards its most probable value. NaN where the model is not rated.
+        An answer's strength lies about its model's with a normal prior, see :data:`ANSWER_SPREAD`; this is one step of
+        Newton's method towards its most probable value. NaN where the model is not rated.
 
         Parameters
         ----------
@@ -167,7 +167,8 @@ class Authors:
         pull = np.nan_to_num((targets[:, A] - targets[:, B]) / 2 - (a - b) / 2)
         information = np.nan_to_num((1 - tie) / 4 - (a - b) ** 2 / 4)
         pulls = np.bincount(answers.ravel(), np.stack([pull, -pull], axis=1).ravel())
-        own = pulls / (ANSWER_SPREAD**-2 + np.bincount(answers.ravel(), np.repeat(information, 2)))
+        prior = (ANSWER_SPREAD * ratings.spread) ** -2
+        own = pulls / (prior + np.bincount(answers.ravel(), np.repeat(information, 2)))
         of_model = np.empty(len(own))
         of_model[answers.ravel()] = strengths.ravel()
         return np.asarray((of_model + own) / ratings.spread)

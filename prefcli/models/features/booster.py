@@ -286,9 +286,9 @@ def train(
             progress.choosing(),
             lightgbm.early_stopping(chosen.early_stopping_round, verbose=False),
         ]
-        boosters.append(
-            lightgbm.train(parameters, training, chosen.num_boost_round, valid_sets=[validation], callbacks=callbacks)
-        )
+        # The mean over folds is looked at as far as the shortest curve goes.
+        rounds = min(map(len, curves), default=chosen.num_boost_round)
+        boosters.append(lightgbm.train(parameters, training, rounds, valid_sets=[validation], callbacks=callbacks))
         curves.append(next(iter(curve["valid_0"].values())))
         progress.chosen(curves[-1])
     length = min(map(len, curves))
