@@ -274,7 +274,8 @@ def train(
     battles = len(data.rows) // 2
     chosen = replace(BoosterSettings.for_battles(battles), **(settings or {}))
     parameters = chosen.parameters(seed, threads)
-    curves, boosters = [], []
+    curves: list[list[float]] = []
+    boosters: list[Booster] = []
     used = folds if battles < SMALL_DATASET or cross_fit else folds[:CHOICE_FOLDS]
     for fold in used:
         training, validation = (
