@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import Discriminator, Tag, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from prefcli._version import __version__
 from prefcli.errors import InputError
@@ -20,6 +20,7 @@ from prefcli.options import ServeOptions
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.prediction.inference import NonFiniteError
 from prefcli.prediction.predictor import Predictor, Turns
+from prefcli.rendering import templating
 from prefcli.reporting import SILENT, Reporter
 from prefcli.serving import schemas
 from prefcli.serving.guard import LOOPBACK_NAMES, STATIC, Guard, Refused, busy, error_response
@@ -54,7 +55,7 @@ def create_app(
     options:
         Limits; by default those of ``prefcli serve``.
     token:
-        What requests must send as ``Authorization: Bearer TOKEN``, except for ``/``, its files and ``/health``.
+        What requests must send as ``Authorization: Bearer TOKEN``, except for the pages and ``/health``.
     host_names:
         What requests may call this host, see :class:`~prefcli.serving.guard.Guard`; none: anything.
     reporter:
@@ -72,10 +73,10 @@ def create_app(
 
     app = FastAPI(
         title="prefcli", version=__version__, summary="Which of two answers people prefer.",
-        docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan,
+        docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan, responses=ERRORS,
     )  # fmt: skip
     _add_paths(app, service)
-    _add_page(app)
+    _add_page(app, needs_token=token is not None)
     paths = [route.path for route in app.routes if "{" not in route.path]  # type: ignore[attr-defined]
     app.add_middleware(
         Guard, options=options, token=token, host_names=host_names, monitor=monitor, reporter=reporter, paths=paths
@@ -164,8 +165,21 @@ ScoreBody = Annotated[
 ]
 
 
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": schemas.Error, "description": description}
+    for status, description in {
+        400: "Not JSON, not HTTP, or another host", 401: "No token, or another one", 408: "The body comes too slowly",
+        413: "The body is too large", 415: "The body is not said to be JSON", 422: "Not what is described here",
+        429: "Too many requests wait; Retry-After says for how long", 503: "No answer in time, or too many connections",
+    }.items()
+}  # fmt: skip
+NOT_REWARD: dict[int | str, dict[str, Any]] = {
+    409: {"model": schemas.Error, "description": "The run is no reward model"}
+}
+
+
 def _add_paths(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/compare")
+    @app.post("/v1/compare", response_model=schemas.Probabilities | schemas.Comparison | schemas.Results)
     async def compare(body: CompareBody) -> Response:
         """Probabilities that people prefer A, prefer B, or call it a tie."""
         if isinstance(body, schemas.Battle):
@@ -177,14 +191,14 @@ def _add_paths(app: FastAPI, service: Service) -> None:
         results = iter(await service.compare([battle for battle in checked if isinstance(battle, schemas.Battle)]))
         return _json({"results": [next(results) if isinstance(b, schemas.Battle) else b for b in checked]})
 
-    @app.post("/v1/rank")
+    @app.post("/v1/rank", response_model=schemas.Ranking)
     async def rank(body: schemas.Question) -> Response:
         """Several answers to a prompt, ranked."""
         ranked = await service.rank(body)
         value = ranked.to_json()
         return _json(_with_id({name: value[name] for name in ("ranking", "scores", "p_best")}, body))
 
-    @app.post("/v1/score")
+    @app.post("/v1/score", response_model=schemas.Score | schemas.Scores, responses=NOT_REWARD)
     async def score(body: ScoreBody) -> Response:
         """The reward of an answer, or of several."""
         try:
@@ -198,17 +212,17 @@ def _add_paths(app: FastAPI, service: Service) -> None:
         ranked = await service.rank(question)
         return _json(_with_id({"score": float(ranked.rewards[0])}, body))
 
-    @app.get("/v1/model")
+    @app.get("/v1/model", response_model=schemas.Model)
     async def model() -> Response:
         """What is served, what it can do, and the limits."""
         return _json(describe(service))
 
-    @app.get("/health")
+    @app.get("/health", response_model=schemas.Health)
     async def health() -> Response:
         """The service answers."""
         return _json({"status": "ok"})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counters for Prometheus."""
         return Response(service.monitor.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -231,8 +245,8 @@ def describe(service: Service) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _add_page(app: FastAPI) -> None:
-    """The page and its files, which are read once."""
+def _add_page(app: FastAPI, *, needs_token: bool) -> None:
+    """The page and its files, which are read once, and the description of the paths."""
     folder = resources.files("prefcli.serving") / "static"
     files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
@@ -241,6 +255,21 @@ def _add_page(app: FastAPI) -> None:
             raise Refused(404, "there is no such page")
         kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
         return Response(files[name], media_type=kind)
+
+    def describe_api() -> dict[str, Any]:
+        api = app.openapi()
+        if needs_token:
+            api["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            api["security"] = [{"token": []}]
+        return api
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        return _json(describe_api())
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(templating.render("api.html", api=describe_api(), to_json=to_json), media_type="text/html")
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

@@ -34,7 +34,7 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
-OPEN_PATHS = ("/", "/health")
+OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json")
 """Need no token, nor do files of the page."""
 STATIC = "/static/"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")

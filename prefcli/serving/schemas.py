@@ -48,6 +48,16 @@ Id = Annotated[
 ]
 
 
+PROMPT, SHORT, LONG = "Name a fruit.", "A cherry.", "Bananas are yellow."
+BATTLE = {"prompt": PROMPT, "response_a": SHORT, "response_b": LONG}
+WINNERS = {"winner_model_a": 0.5, "winner_model_b": 0.25, "winner_tie": 0.25}
+"""Of the examples, as the rest of what stands in them."""
+
+
+def _example(*values: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": list(values)})
+
+
 class Request(BaseModel):
     """The body of a request: keys that are not known are refused, they may be misspelt."""
 
@@ -56,6 +66,8 @@ class Request(BaseModel):
 
 class Battle(Request):
     """A prompt and two answers."""
+
+    model_config = _example({**BATTLE, "id": "1"}, {**BATTLE, "details": True})
 
     prompt: Text
     response_a: Text
@@ -80,6 +92,8 @@ class Battle(Request):
 class Battles(Request):
     """Several battles, which are answered in their order."""
 
+    model_config = _example({"battles": [{**BATTLE, "id": "1"}, {**BATTLE, "id": "2"}]})
+
     battles: Annotated[
         list[Any],
         Field(min_length=1, max_length=MAX_BATTLES),
@@ -98,6 +112,8 @@ class Battles(Request):
 class Question(Request):
     """A prompt and several answers."""
 
+    model_config = _example({"prompt": PROMPT, "responses": [SHORT, LONG]})
+
     prompt: Text
     responses: Answers
     id: Id
@@ -114,6 +130,8 @@ class Question(Request):
 class OneAnswer(Request):
     """A prompt and one answer."""
 
+    model_config = _example({"prompt": PROMPT, "response": SHORT})
+
     prompt: Text
     response: Text
     id: Id
@@ -121,6 +139,8 @@ class OneAnswer(Request):
 
 class Probabilities(BaseModel):
     """That people prefer A, prefer B, or call it a tie; they sum to 1."""
+
+    model_config = _example({**WINNERS, "id": "1"})
 
     winner_model_a: float
     winner_model_b: float
@@ -149,6 +169,17 @@ class Contribution(BaseModel):
 class Comparison(Probabilities):
     """One battle in detail."""
 
+    model_config = _example(
+        {
+            **WINNERS,
+            "verdict": "A",
+            "orders": [[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]],
+            "orders_agree": True,
+            "cuts": [{"run": "my-run", "field": "response_b", "tokens": 900, "kept": 700}],
+            "contributions": [{"name": "characters", "a": 9.0, "b": 19.0, "log_odds": -0.3}],
+        }
+    )
+
     verdict: str = Field(description="A, B, tie or too close to call.")
     orders: list[list[float]] = Field(
         description="A, B, tie as given; and of the swapped answers, swapped back.", min_length=2, max_length=2
@@ -162,6 +193,8 @@ class Comparison(Probabilities):
 class BattleError(BaseModel):
     """In place of a battle that is not valid."""
 
+    model_config = _example({"id": "2", "error": "prompt: field required"})
+
     error: str
     id: Id
 
@@ -169,11 +202,15 @@ class BattleError(BaseModel):
 class Results(BaseModel):
     """Of each battle, in their order."""
 
+    model_config = _example({"results": [{"id": "1", **WINNERS}, {"id": "2", "error": "prompt: field required"}]})
+
     results: list[Probabilities | Comparison | BattleError]
 
 
 class Ranking(BaseModel):
     """Answers in order."""
+
+    model_config = _example({"ranking": [1, 0], "scores": [-0.4, 0.4], "p_best": [0.31, 0.69]})
 
     ranking: list[int] = Field(description="Positions of the answers, best first.")
     scores: list[float] = Field(description="In the order of the answers.")
@@ -184,6 +221,8 @@ class Ranking(BaseModel):
 class Score(BaseModel):
     """The reward of an answer."""
 
+    model_config = _example({"score": 1.25})
+
     score: float
     id: Id
 
@@ -191,12 +230,24 @@ class Score(BaseModel):
 class Scores(BaseModel):
     """The rewards of several answers, in their order."""
 
+    model_config = _example({"scores": [1.25, -0.5]})
+
     scores: list[float]
     id: Id
 
 
 class Model(BaseModel):
     """What is served."""
+
+    model_config = _example(
+        {
+            "runs": ["my-run"],
+            "architecture": "features",
+            "can_score": False,
+            "version": "0.1.0",
+            "limits": {"body_bytes": 4194304, "battles": 1024, "responses": 128, "seconds": 60.0},
+        }
+    )
 
     runs: list[str]
     architecture: str
@@ -208,11 +259,15 @@ class Model(BaseModel):
 class Health(BaseModel):
     """The service answers."""
 
+    model_config = _example({"status": "ok"})
+
     status: str = "ok"
 
 
 class Error(BaseModel):
     """What was wrong, and what to do."""
+
+    model_config = _example({"error": "prompt: field required", "hint": "See /docs."})
 
     error: str
     hint: str = ""
