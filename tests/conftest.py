@@ -156,6 +156,21 @@ def features_run(tmp_path_factory: pytest.TempPathFactory, demo_files: synthetic
     return prefcli.train(demo_files.train, recipe="fast", output=folder / "run", workspace=folder / "ws").run
 
 
+REWARD_RUN: dict[str, Any] = {
+    "architecture": "reward", "encoder": "tiny", "text": "raw", "max_length": 64, "lr": 1e-3, "precision": "fp32",
+    "tie": "prompt", "checkpoint_every": 2, "limit": 60, "batch_size": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def reward_run(tmp_path_factory: pytest.TempPathFactory, demo_files: synthetic.Demo) -> Path:
+    """A run of the architecture ``reward`` on the small demo."""
+    import prefcli
+
+    folder = tmp_path_factory.mktemp("reward")
+    return prefcli.train(demo_files.train, output=folder / "run", workspace=folder / "w", **REWARD_RUN).run
+
+
 @pytest.fixture(scope="session")
 def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT-shaped pretrained folder: safetensors weights and a fast tokenizer."""

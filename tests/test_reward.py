@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import Result, battle, write_csv
+from conftest import REWARD_RUN, Result, battle, write_csv
 from scipy.optimize import minimize
 
 import prefcli
@@ -44,7 +44,6 @@ Cli = Callable[..., Result]
 TURNS = pa.list_(pa.string())
 CPU = DeviceRequest("cpu", "fp32")
 SMALL: dict[str, Any] = {"architecture": "reward", "text": "raw", "max_length": 64, "lr": 1e-2, "precision": "fp32"}
-RUN = {**SMALL, "encoder": "tiny", "tie": "prompt", "checkpoint_every": 2, "limit": 60, "lr": 1e-3, "batch_size": 8}
 WORDS = (*synthetic.LIKED, *synthetic.DISLIKED, *synthetic.NEUTRAL)
 
 
@@ -325,13 +324,6 @@ def test_the_last_layer_is_float32_in_half_precision(bert_folder: Path) -> None:
 # Training
 
 
-@pytest.fixture(scope="module")
-def reward_run(demo_files: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reward")
-    prefcli.train(demo_files.train, output=folder / "run", workspace=folder / "w", **RUN)
-    return folder / "run"
-
-
 def test_a_run_trains_predicts_scores_and_swaps_exactly(reward_run: Path, demo_files: Demo, cli: Cli) -> None:
     from transformers import AutoModelForSequenceClassification
 
@@ -371,7 +363,7 @@ def test_stopped_at_any_step_it_resumes_to_the_same_bytes(
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(NeuralFitter, "_first_steps", lambda self, spec: stop)
-        prefcli.train(demo_files.train, output="cut", workspace=reward_run.parent / "w", **RUN)
+        prefcli.train(demo_files.train, output="cut", workspace=reward_run.parent / "w", **REWARD_RUN)
     prefcli.train(resume="cut", workspace=reward_run.parent / "w")
     for name in (neural.WEIGHTS, runs.VALIDATION):
         assert Path("cut", name).read_bytes() == (reward_run / name).read_bytes()

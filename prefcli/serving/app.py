@@ -73,7 +73,7 @@ def create_app(
 
     app = FastAPI(
         title="prefcli", version=__version__, summary="Which of two answers people prefer.",
-        docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan, responses=ERRORS,
+        docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, lifespan=lifespan, responses=ERRORS,
     )  # fmt: skip
     _add_paths(app, service)
     _add_page(app, needs_token=token is not None)
@@ -208,7 +208,7 @@ def _add_paths(app: FastAPI, service: Service) -> None:
         if isinstance(body, schemas.Question):
             ranked = await service.rank(body)
             return _json(_with_id({"scores": ranked.rewards.tolist()}, body))
-        question = _validate(schemas.Question, {"prompt": body.prompt, "responses": [body.response]})
+        question = _validate(schemas.Question, {"prompt": body.prompt, "responses": [body.response]}, "the body")
         ranked = await service.rank(question)
         return _json(_with_id({"score": float(ranked.rewards[0])}, body))
 
@@ -282,22 +282,26 @@ def _add_page(app: FastAPI, *, needs_token: bool) -> None:
 
 def _checked_battle(value: Any) -> schemas.Battle | dict[str, Any]:
     try:
-        return _validate(schemas.Battle, value)
+        return _validate(schemas.Battle, value, "a battle")
     except Refused as error:
         known = value.get("id") if isinstance(value, dict) else None
         return {"id": known if isinstance(known, (str, int, float)) else None, "error": error.detail}
 
 
-def _validate(kind: Any, value: Any) -> Any:
+def _validate(kind: Any, value: Any, what: str) -> Any:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise Refused(422, _describe(error.errors(include_url=False, include_input=False))) from None
+        raise Refused(422, _describe(error.errors(include_url=False, include_input=False), what)) from None
 
 
-def _describe(errors: Sequence[Any]) -> str:
-    """The first thing that is wrong with a body."""
+def _describe(errors: Sequence[Any], what: str = "the body") -> str:
+    """The first thing that is wrong with ``what`` was sent."""
     first = errors[0]
+    if first["type"].startswith("model_"):
+        return f"{what} is a JSON object"
+    if first["type"] == "missing" and first["loc"] == ("body",):
+        return "there is no body"
     place = [str(part) for part in first["loc"] if part not in ("body", "one", "many")]
     message = str(first["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]

@@ -40,8 +40,8 @@ def run(app: Any, listening: socket.socket, options: ServeOptions, ready: Callab
     """
     protocol = type("Protocol", (_Protocol,), {"options": options})
     config = uvicorn.Config(
-        app, http=protocol, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
-        proxy_headers=False, timeout_keep_alive=max(1, round(options.header_timeout)),
+        app, http=protocol, ws="none", lifespan="on", log_config=None, log_level="critical", access_log=False,
+        server_header=False, proxy_headers=False, timeout_keep_alive=max(1, round(options.header_timeout)),
         timeout_graceful_shutdown=round(options.timeout + GRACE_SECONDS),
     )  # fmt: skip
     server = _Server(config)

@@ -76,8 +76,7 @@ class Worker:
         self._rate = 0.0
 
     def start(self) -> None:
-        """Start the thread; results are delivered to the running event loop."""
-        self._loop = asyncio.get_running_loop()
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
@@ -112,7 +111,7 @@ class Worker:
         """
         if self.is_full:
             raise QueueFullError
-        job = Job(compute, items, self._loop.create_future())
+        job = Job(compute, items, asyncio.get_running_loop().create_future())
         with self._changed:
             self._queue.append(job)
             self._changed.notify()
@@ -148,7 +147,8 @@ class Worker:
             if stop > start:
                 parts.append((job, job.items[start:stop]))
             if stop < len(job.items):
-                self._queue.append(job) if stop > start else self._queue.appendleft(job)
+                # The rest comes after what others wait for.
+                self._queue.insert(len(self._queue) if stop > start else 0, job)
                 break
         return parts
 
@@ -164,8 +164,9 @@ class Worker:
         self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
         self._observe(battles)
         finished = [job for job, _ in parts if job.error is not None or len(job.results) == len(job.items)]
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
-            self._loop.call_soon_threadsafe(_deliver, finished)
+        if finished:
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                finished[0].done.get_loop().call_soon_threadsafe(_deliver, finished)
 
     def _compute_alike(self, compute: Compute, parts: Sequence[Part]) -> None:
         try:
