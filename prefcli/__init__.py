@@ -7,6 +7,7 @@ Verbs
     train, estimate, preprocess         train a model; how long that takes; text normalised before
     tune                                settings tried on folds, and whether the best is better than the default
     load, predict, rank                 predictions in memory, or from file to file
+    compare                             two answers to one prompt, and what moved the probabilities
     from_table                          how a table in memory is read
     score, compare_scores, report       how good predictions or a run are
     report_scores, eda, compare_judges  pages about predictions; what votes say; an LLM judge against people
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         Source,
         TrainOptions,
         ablate,
+        compare,
         compare_judges,
         compare_runs,
         compare_scores,
@@ -86,6 +88,7 @@ __all__ = [
     "Source",
     "TrainOptions",
     "ablate",
+    "compare",
     "compare_judges",
     "compare_runs",
     "compare_scores",

@@ -56,8 +56,10 @@ from prefcli.pipeline.score import ScoreResult
 from prefcli.pipeline.stages import source_of
 from prefcli.pipeline.train import TrainResult
 from prefcli.pipeline.tune import Tuning
+from prefcli.prediction.comparison import Comparison as Comparison
 from prefcli.prediction.pairs import PairFile
 from prefcli.prediction.predictor import Predictor as Predictor
+from prefcli.prediction.predictor import Text
 from prefcli.reporting import Reporter
 from prefcli.storage.workspace import Workspace
 
@@ -463,6 +465,42 @@ def predict(
         PredictOptions(**_typed(PredictOptions, options)),
         calibrate=calibrate,
         force=force,
+        reporter=reporter,
+    )
+
+
+@_with_options(PredictOptions)
+def compare(
+    prompt: Text,
+    response_a: Text,
+    response_b: Text,
+    *,
+    workspace: WorkspaceLike = None,
+    reporter: Reporter = LOGGING,
+    **options: Unpack[PredictKeywords],
+) -> Comparison:
+    """Judge two answers to a prompt: probabilities, both orders of the answers, what was cut, and what moved them.
+
+    ``prefcli.load(RUN).compare(...)`` judges many without loading the run each time.
+
+    Parameters
+    ----------
+    prompt, response_a, response_b:
+        Text, or the turns of a conversation as a list.
+    workspace, reporter:
+        See :mod:`prefcli.api`.
+
+    Raises
+    ------
+    InputError, ModelError
+        If options or texts do not allow it; if a run cannot be loaded.
+    """
+    row = {"prompt": prompt, "response_a": response_a, "response_b": response_b}
+    return pipeline.compare(
+        row,
+        Workspace.of(workspace),
+        PredictOptions(**_typed(PredictOptions, options)),
+        reading=Source((), format="generic"),
         reporter=reporter,
     )
 

@@ -167,10 +167,10 @@ def test_how_a_file_is_read_and_the_workspace_are_carried_over(
         "--workspace 'my ws' --report eda.html",
     ]
     trained, _ = run_all(cli, commands_of(done), monkeypatch)
-    (report,) = commands_of(trained)
+    report, compare = commands_of(trained)
     assert report.startswith("prefcli report ")
     assert report.endswith(" --workspace 'my ws'")
-    run_all(cli, [report], monkeypatch)
+    run_all(cli, [report, compare], monkeypatch)
     itself = cli("predict", "数据 1.csv", *given, "--output", "itself.csv")
     assert commands_of(itself) == []  # its score would mean nothing, and the page is there
     predicted = cli("predict", "数据 2.csv", *given)
@@ -214,21 +214,23 @@ def test_after_train_and_predict(cli: CLI, here: Path, monkeypatch: pytest.Monke
         assert commands_of(part) == []
     Path("test.csv").unlink()
     everything = cli("train", "train.csv", "--recipe", "fast", "--validation", "0", "--output", "all")
-    assert commands_of(everything) == ["prefcli runs show all"]
-    run_all(cli, ["prefcli runs show all"], monkeypatch)
+    pair = f"prefcli compare {next_steps.PAIR}"
+    assert commands_of(everything) == [pair]
+    (compared,) = run_all(cli, [pair], monkeypatch)
+    assert "answering with all" in compared.err
     config = json.loads(Path("all/config.json").read_text())
     config["options"]["encoder"] = "tiny"  # as where the default encoder could not be had
     Path("all/config.json").write_text(json.dumps(config))
     session = Session(Workspace(".prefcli"), SILENT, json=False, is_main_process=True)
-    (step,) = next_steps.after_train(session, Path("all"), held_out=False)
-    assert step.command == "prefcli train train.csv --recipe fast"
+    steps = next_steps.after_train(session, Path("all"), held_out=False)
+    assert [step.command for step in steps] == ["prefcli train train.csv --recipe fast", pair]
     config["options"]["architecture"] = "reward"  # which fast does not train
     Path("all/config.json").write_text(json.dumps(config))
-    assert next_steps.after_train(session, Path("all"), held_out=False)[0].command == "prefcli runs show all"
+    assert next_steps.after_train(session, Path("all"), held_out=False)[0].command == pair
     config["options"]["architecture"] = "siamese"
     config["origins"]["encoder"] = "flag"
     Path("all/config.json").write_text(json.dumps(config))
-    assert next_steps.after_train(session, Path("all"), held_out=False)[0].command == "prefcli runs show all"
+    assert next_steps.after_train(session, Path("all"), held_out=False)[0].command == pair
 
 
 def test_the_page_of_a_run_names_the_file_that_is_there(tmp_path: Path) -> None:

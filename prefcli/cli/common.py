@@ -261,7 +261,10 @@ def print_text(text: str, style: str = "") -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table: text to the left, numbers to the right. A last column without a heading holds remarks."""
+    """Print a table: text to the left, numbers to the right. A last column without a heading holds remarks.
+
+    A cell of rich text is shown as it is, so nothing of a file may be in it.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -270,7 +273,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
         remarks = number == len(columns) - 1 and not name
         table.add_column(name, justify="left" if number == 0 or remarks else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(visible(_cell(value))) for value in row))
+        table.add_row(*(value if isinstance(value, Text) else Text(visible(_cell(value))) for value in row))
     _print(Text(visible(title), style="bold"), table)
     print()
 

@@ -18,6 +18,7 @@ from prefcli._version import __version__
 from prefcli.cli import (
     ablate,
     common,
+    compare,
     demo,
     eda,
     export,
@@ -57,7 +58,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 GROUPS = {
-    "From votes to probabilities": (eda, preprocess, train, predict, score, rank, serve),
+    "From votes to probabilities": (eda, preprocess, train, compare, predict, score, rank, serve),
     "Runs": (runs, report, export, push),
     "Try and measure": (demo, ablate),
 }
@@ -221,6 +222,7 @@ MEMORY_HINTS = {
     "ablate": "Try a smaller --micro-batch or --max-length, or --gradient-checkpointing.",
     "preprocess": "Try --workers 1.",
     "predict": "Try --workers 1, or one --model at a time.",
+    "compare": "Try one --model at a time.",
     "rank": "Try one --model at a time, or fewer answers to a prompt.",
 }
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from prefcli.pipeline.runs_compare import Partner, RunComparison
 
 MAX_STEPS = 2
+PAIR = '--prompt "Name a red fruit." --a "A cherry." --b "A banana."'
 MAX_LOOKED_AT = 64 << 20
 """Bytes of a file of which it is found out what it holds."""
 MIN_PROMPTS = 20
@@ -170,7 +171,7 @@ def after_preprocess(session: Session, source: Source, labelled: int) -> list[Ad
 
 
 def after_train(session: Session, run: Path, *, held_out: bool) -> list[Advice]:
-    """Predict the test file, by the blend that is better if there is one; see where the run fails."""
+    """Predict the test file, by the blend that is better if there is one; see where the run fails; try one pair."""
     commands = Commands(session)
     name, partner = commands.name(run), best_partner(run, session.workspace)
     config = runs.read_config(run)
@@ -187,7 +188,8 @@ def after_train(session: Session, run: Path, *, held_out: bool) -> list[Advice]:
         steps.append(_of_test(commands, test, commands.names_to_predict(run)))
     if held_out:
         steps.append(Advice("how good it is, where it fails, what to try", commands.report(name)))
-    return steps or [Advice("what was trained", commands.of("runs show", quote(name)))]
+    named = [f"--model {quote(model)}" for model in commands.names_to_predict(run)]
+    return [*steps, Advice("what it says of one pair of answers", commands.of("compare", PAIR, *named))]
 
 
 def _of_test(commands: Commands, test: Path, models: Sequence[str]) -> Advice:

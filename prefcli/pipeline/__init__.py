@@ -7,12 +7,13 @@ and what is preprocessed is cached in the workspace (``stages.py``). Each verb h
 
 from prefcli.exporting.merge import merge
 from prefcli.pipeline.ablate import ablate
+from prefcli.pipeline.compare import compare
 from prefcli.pipeline.demo import demo
 from prefcli.pipeline.eda import eda
 from prefcli.pipeline.estimate import estimate_prediction, estimate_training
 from prefcli.pipeline.export import export
 from prefcli.pipeline.judges import JudgeOptions, compare_judges
-from prefcli.pipeline.predict import find_runs, predict, predict_lines
+from prefcli.pipeline.predict import find_runs, open_predictor, predict, predict_lines
 from prefcli.pipeline.preprocess import preprocess, preview
 from prefcli.pipeline.push import push
 from prefcli.pipeline.rank import rank, rank_lines
@@ -36,6 +37,7 @@ __all__ = [
     "ablate",
     "best_partner",
     "check_push",
+    "compare",
     "compare_judges",
     "compare_runs",
     "compare_scores",
@@ -49,6 +51,7 @@ __all__ = [
     "find_runs",
     "list_runs",
     "merge",
+    "open_predictor",
     "plan_removal",
     "predict",
     "predict_lines",

@@ -31,7 +31,7 @@ from prefcli.storage.workspace import Stage, Workspace
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from prefcli.prediction.predictor import Answer
+    from prefcli.prediction.predictor import Answer, Predictor
 
 Array = NDArray[np.float64]
 
@@ -387,6 +387,17 @@ def predict_lines(
     -------
     How many lines were answered, and how many of them with an error.
     """
+    return write_answers(open_predictor(workspace, options, reporter).answers(lines, reading), answers)
+
+
+def open_predictor(workspace: Workspace, options: PredictOptions, reporter: Reporter) -> Predictor:
+    """The runs that options name, in memory; messages say which they are and what is fitted on held-out battles.
+
+    Raises
+    ------
+    InputError, ModelError
+        If options do not allow it; if a run cannot be loaded.
+    """
     from prefcli.prediction.predictor import Predictor
 
     options.check()
@@ -397,7 +408,7 @@ def predict_lines(
     describe_unseen(folders, names, reporter, as_source=options.as_source)
     # What it says of the fit; each battle's own leaves out the battle's prompt.
     blending.from_options(folders, np.empty(0, dtype=np.int64), reporter, options)
-    return write_answers(predictor.answers(lines, reading), answers)
+    return predictor
 
 
 def write_answers(batches: Iterator[list[Answer]], output: IO[bytes]) -> tuple[int, int]:

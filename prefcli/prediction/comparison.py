@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prefcli import models
 from prefcli.battles import TEXT_FIELDS
+from prefcli.exploration import shares
+from prefcli.exploration.shares import Share
+from prefcli.models.features import names
 from prefcli.outcomes import OUTCOMES, WINNER_COLUMNS, Probabilities
 from prefcli.prediction import inference
 
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from prefcli.models.features.model import Contributions
     from prefcli.prediction.calibration import Calibration
 
+MIN_RECORD, RECORD_WINDOW = 30, 0.05
+"""Held-out battles whose lead differs by at most the latter say how often such a lead is right, if there are enough."""
 MIN_LEAD = 0.1
 """A most probable outcome that is ahead of the next by less is too close to call."""
 TOO_CLOSE = "too close to call"
@@ -46,8 +52,10 @@ class Contribution:
 
     Attributes
     ----------
-    name:
-        Of the statistic; ``prompt: ...`` is one of the prompt.
+    name, description:
+        Of the statistic, and what it is in words for users; ``prompt: ...`` is one of the prompt.
+    unit:
+        Of its values: ``count``, ``share`` (1 is all), ``yes/no`` (1 and 0) or ``number``.
     a, b:
         Its values for A and for B. One of the prompt, or of both answers together, has a single value, ``a``.
     log_odds:
@@ -56,6 +64,8 @@ class Contribution:
     """
 
     name: str
+    description: str
+    unit: str
     a: float
     b: float | None
     log_odds: float
@@ -74,6 +84,9 @@ class Comparison:
     contributions: tuple[Contribution, ...] = ()
     """Of runs of the architecture ``features``, the largest first; their sum is the log-odds of A over B of these runs,
     times their weights, before the probabilities of both orders are averaged."""
+    record: Share | None = None
+    """Of the held-out battles with a :attr:`lead` like this one (:data:`RECORD_WINDOW`), the share whose most probable
+    outcome was right; None if nothing was held out, or fewer than :data:`MIN_RECORD` are alike."""
     rewards: tuple[float, float] | None = None
     """Of A and of B, if all runs are reward models."""
 
@@ -86,8 +99,7 @@ class Comparison:
     @property
     def lead(self) -> float:
         """How far the most probable outcome is ahead of the next."""
-        _, second, first = sorted(self.probabilities)
-        return first - second
+        return float(_leads(np.array([self.probabilities]))[0])
 
     @property
     def verdict(self) -> str:
@@ -110,12 +122,45 @@ class Comparison:
             "cuts": [asdict(cut) for cut in self.cuts],
             "contributions": [asdict(contribution) for contribution in self.contributions],
         }
+        if self.record is not None:
+            value["record"] = {"right": self.record.value, "ci": [self.record.low, self.record.high]}
+            value["record"]["battles"] = self.record.n
         return value if self.rewards is None else value | {"rewards": list(self.rewards)}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of predictions from battles that the runs held out, and that they predict as they predict others.
+
+    Attributes
+    ----------
+    probabilities, labels, keys:
+        The predictions of n battles ``[n, 3]``, their outcomes, and the keys of their prompts.
+    """
+
+    probabilities: NDArray[np.float64]
+    labels: NDArray[np.integer]
+    keys: NDArray[np.int64]
+
+    def of(self, lead: float, key: int) -> Share | None:
+        """The share of right predictions with such a lead, those of one prompt left out; see :data:`MIN_RECORD`."""
+        alike = (np.abs(_leads(self.probabilities) - lead) <= RECORD_WINDOW) & (self.keys != key)
+        if alike.sum() < MIN_RECORD:
+            return None
+        right = self.probabilities[alike].argmax(axis=1) == self.labels[alike]
+        return shares.clustered_share(right, self.keys[alike])
+
+
+def _leads(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far the most probable outcome of each row is ahead of the next; shape ``[n]``."""
+    ordered = np.sort(probabilities, axis=1)
+    return np.asarray(ordered[:, -1] - ordered[:, -2])
 
 
 def compare_batch(
     members: Sequence[tuple[str, inference.Member, pa.RecordBatch]],
     calibrations: Sequence[Calibration],
+    record: Record | None,
     *,
     swap_average: bool,
 ) -> list[Comparison]:
@@ -127,6 +172,8 @@ def compare_batch(
         For each run its name, the run, and the battles with its text normalisation.
     calibrations:
         Of each battle.
+    record:
+        Of the runs' held-out battles, if there are any.
     swap_average:
         Whether the probabilities are the mean over both orders of the answers.
 
@@ -151,14 +198,15 @@ def compare_batch(
         probabilities = as_given
         if swap_average:
             probabilities = Probabilities(*calibration.apply([o.mean(axis=0, keepdims=True) for o in own])[0].tolist())
-        comparisons.append(
-            Comparison(
-                probabilities,
-                (as_given, swapped),
-                tuple(cut for of_run in cuts for cut in of_run[row]),
-                _in_order(contributions, calibration.weights, row),
-            )
+        compared = Comparison(
+            probabilities,
+            (as_given, swapped),
+            tuple(cut for of_run in cuts for cut in of_run[row]),
+            _in_order(contributions, calibration.weights, row),
         )
+        key = members[0][2].column("prompt_key")[row].as_py()
+        known = None if record is None else record.of(compared.lead, key)
+        comparisons.append(replace(compared, record=known))
     return comparisons
 
 
@@ -193,4 +241,6 @@ def _in_order(
                 log_odds[name] = log_odds.get(name, 0.0) + amount
                 values.setdefault(name, (a, None if np.isnan(b) else b))
     ordered = sorted((name for name in log_odds if log_odds[name]), key=lambda name: (-abs(log_odds[name]), name))
-    return tuple(Contribution(name, *values[name], log_odds[name]) for name in ordered)
+    return tuple(
+        Contribution(name, names.describe(name), names.unit_of(name), *values[name], log_odds[name]) for name in ordered
+    )

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from prefcli.prediction.comparison import Comparison
+    from prefcli.prediction.comparison import Comparison, Record
     from prefcli.prediction.ranking import Ranked, RankRule
 
 Parsed = TypeVar("Parsed")
@@ -191,11 +191,22 @@ class Predictor:
             If the battle is not valid.
         """
         if isinstance(prompt, Mapping):
-            return self._compare(_read_battle(dict(prompt), "", reading or Source(()), self._usual).battle)[0]
-        return self._compare(_battle(prompt, response_a, response_b))[0]
+            return self.comparisons(self.read(prompt, reading).battles)[0]
+        return self.comparisons(_battle(prompt, response_a, response_b))[0]
 
-    def _compare(self, battles: pa.RecordBatch) -> list[Comparison]:
-        from prefcli.prediction import comparison, ranking
+    def read(self, row: Mapping[str, Any], reading: Source | None = None) -> readers.BattleTable:
+        """The battle in a dictionary, read as :meth:`compare` says it.
+
+        Raises
+        ------
+        InputError
+            If there is not one valid battle in it.
+        """
+        return _one_battle(row, "the battle", reading or Source(()), self._usual)
+
+    def comparisons(self, battles: pa.RecordBatch) -> list[Comparison]:
+        """What :meth:`compare` returns for each battle of a canonical batch (see :mod:`prefcli.battles`)."""
+        from prefcli.prediction import comparison
 
         normalised = {text: normalise_batch(battles, text)[0] for text in {member.text for member in self._members}}
         names = (folder.name for folder in self.folders)
@@ -203,11 +214,31 @@ class Predictor:
         calibrations = [
             self._calibration(self._held_out_keys(battles.slice(row, 1))) for row in range(battles.num_rows)
         ]
-        compared = comparison.compare_batch(members, calibrations, swap_average=self._swap_average)
-        if not ranking.reads_answers_once(self._members):
+        compared = comparison.compare_batch(members, calibrations, self._record, swap_average=self._swap_average)
+        if not self.can_score:
             return compared
         rewards = [np.asarray(ranked.rewards).tolist() for ranked in self._rank(_answers_of(battles), None)]
         return [dataclasses.replace(each, rewards=(a, b)) for each, (a, b) in zip(compared, rewards, strict=True)]
+
+    @functools.cached_property
+    def _record(self) -> Record | None:
+        """The predictions of the battles that all runs held out; None where they are not predicted as others are."""
+        from prefcli.prediction.comparison import Record
+
+        read = functools.partial(
+            blending.held_out_run, reporter=SILENT, swap_average=self._swap_average, as_source=self._options.as_source
+        )
+        try:
+            of_runs = [read(folder, np.empty(0, dtype=np.int64)) for folder in self.folders]
+        except ModelError:  # nothing was held out
+            return None
+        if any(run.no_scale for run in of_runs):
+            return None
+        held_out = [run.held_out for run in of_runs]
+        rows = blending.common_rows(held_out)
+        probabilities = [np.exp(run.logs[own]) for run, own in zip(of_runs, rows, strict=True)]
+        labels, keys = held_out[0].labels[rows[0]], held_out[0].keys[rows[0]]
+        return Record(self._calibration(frozenset()).apply(probabilities), labels, keys)
 
     def predict_frame(
         self,
@@ -458,7 +489,7 @@ class Predictor:
     def compare_each(self, battles: Sequence[Sequence[Turns]]) -> list[Comparison | inference.NonFiniteError]:
         """Battles judged as :meth:`compare` does, each as if it were the only one; see :meth:`predict_each`."""
         try:
-            return list(self._compare(_battles(battles))) if battles else []
+            return list(self.comparisons(_battles(battles))) if battles else []
         except inference.NonFiniteError as error:
             if len(battles) == 1:
                 return [error]
@@ -538,14 +569,26 @@ def _parse(number: int, line: bytes, id_column: str, read: Callable[[dict[str, A
         return Answer({"id": known_id, "line": number, "error": error.what}, failed=True)
 
 
-def _read_battle(value: dict[str, Any], number: str, reading: Source, usual: Mapping[str, Any] | None) -> _Line:
-    table = readers.read_table([value], reading, name=f"line {number}", outcomes=False, usual=usual)
+def _one_battle(
+    row: Mapping[str, Any], name: str, reading: Source, usual: Mapping[str, Any] | None
+) -> readers.BattleTable:
+    table = readers.read_table([dict(row)], reading, name=name, outcomes=False, usual=usual)
     if table.battles.num_rows != 1:
         what = f"the line holds {table.battles.num_rows} battles, expected one"
         raise InputError(what, hint="Lists of answers are read from files.")
+    # Optional columns differ from row to row.
+    return dataclasses.replace(table, battles=table.battles.select(BATTLE_SCHEMA.names))
+
+
+def _read_battle(value: dict[str, Any], number: str, reading: Source, usual: Mapping[str, Any] | None) -> _Line:
+    table = _one_battle(value, f"line {number}", reading, usual)
     name = table.battles.column("id")[0].as_py() if "id" in table.columns else number
-    has_chosen = {"chosen", "rejected"} <= table.columns.keys()
-    return _Line(name, table.battles.select(BATTLE_SCHEMA.names), has_chosen)  # optional columns differ
+    return _Line(name, table.battles, has_chosen(table))
+
+
+def has_chosen(table: readers.BattleTable) -> bool:
+    """Whether a table says which answer was chosen; its labels then say which of A and B that is."""
+    return {"chosen", "rejected"} <= table.columns.keys()
 
 
 def _read_question(value: dict[str, Any], number: str, reading: Source) -> pa.RecordBatch:

@@ -120,6 +120,65 @@ AUTHOR_COLUMNS = (
 )
 """What it also sees where the training battles name the models that answered, see :mod:`.authors`."""
 
+DESCRIPTIONS: dict[str, str] = {
+    WORD_SCORE: "which words the answers use",
+    "list items": "list items with bullets", "bold": "bold passages", "capitals": "capital letters",
+    "longest line": "bytes in the longest line",
+    "first person": 'first person ("I", "my")', "second person": 'second person ("you", "your")',
+    "first person plural": 'first person plural ("we", "our")',
+    "self mentions": "mentions of being an AI", "hedges": 'hedges ("may", "perhaps")',
+    "cautions": 'cautions ("keep in mind", "however")', "courtesies": 'courtesies ("please", "feel free")',
+    "eager openings": '"sure", "of course" and the like', "connectives": 'connectives ("first", "for example")',
+    "closings": 'closings ("in conclusion")', "emphasis": 'emphasis ("very", "crucial")',
+    "distinct words per word": "share of words that are not repeated",
+    "distinct pairs per pair": "share of word pairs that are not repeated",
+    "distinct triples per triple": "share of word triples that are not repeated",
+    "distinct lines per line": "share of lines that are not repeated",
+    "most frequent word": "share of the most frequent word", "null turns": "turns without text",
+    "begins eagerly": 'begins with "sure" or the like',
+    "prompt's words in answer": "share of the prompt's words in it",
+    "answer's words in prompt": "share of its words that the prompt has",
+    "words shared with prompt": "share of words in both it and the prompt",
+    "prompt's long words in answer": "share of the prompt's long words in it",
+    "answer's long words in prompt": "share of its long words that the prompt has",
+    "prompt's pairs in answer": "share of the prompt's word pairs in it",
+    "answer's pairs in prompt": "share of its word pairs that the prompt has",
+    "bytes like prompt's": "likeness of its letters to the prompt's",
+    "letters beyond ASCII unlike prompt's": "letters beyond ASCII, more than in the prompt",
+    "words shared": "words that both answers have", "word pairs shared": "word pairs that both answers have",
+    "long words shared": "long words that both answers have", "word cosine": "likeness of the answers' words",
+    "bytes alike": "likeness of the answers' letters", "same first words": "first words that are the same",
+    "length apart": "difference of the logarithms of the lengths",
+}  # fmt: skip
+"""Of the statistics whose names do not say what they are."""
+
+
+def describe(statistic: str) -> str:
+    """A statistic in words for users."""
+    side, colon, name = statistic.rpartition(": ")
+    return f"{side}{colon}{DESCRIPTIONS.get(name, name)}"
+
+
+NUMBERS = frozenset({
+    "bytes per line", "words per sentence", "words per paragraph", "word length", "length apart", WORD_SCORE
+})  # fmt: skip
+COUNTS = frozenset({*LOG_STATISTICS, "null turns", "same first words"}) - NUMBERS
+FLAGS = frozenset(name for name in (*TEXT_STATISTICS, *PAIR_STATISTICS) if name.startswith(("begins ", "ends "))) | {
+    "begins eagerly",
+    "empty",
+    "code fence left open",
+    "answers identical",
+}
+
+
+def unit_of(statistic: str) -> str:
+    """What the values of a statistic are: ``count``, ``yes/no`` (1 and 0), ``number``, or ``share`` (1 is all)."""
+    name = statistic.removeprefix("prompt: ")
+    for unit, names in {"count": COUNTS, "yes/no": FLAGS, "number": NUMBERS}.items():
+        if name in names:
+            return unit
+    return "share"
+
 
 def statistic_of(column: str) -> str:
     """The statistic that a column of :data:`COLUMNS` is of: one for A, B and A - B; the prompt's are called so."""
