@@ -260,7 +260,7 @@ def test_examples_of_the_help_run(
     Path("answers.jsonl").write_text(answers, encoding="utf-8")
     for command in EXAMPLES:
         Path("ranked.jsonl").unlink(missing_ok=True)  # its examples are not meant to follow one another
-        if command not in on_pages and not re.match(r"prefcli (push|demo|ablate)\b|.*hf://", command):
+        if command not in on_pages and not re.match(r"prefcli (push|demo|ablate|serve)\b|.*hf://", command):
             code, said = execute(command, cli, monkeypatch)
             assert code == 0, f"{command}\n{said}"
 

@@ -134,7 +134,7 @@ def test_headings_and_flags_are_coloured_on_a_terminal_only(
     [
         ("eda", "error: missing FILE\n  Usage: prefcli eda [OPTIONS] FILE...\n  Try: prefcli eda --help\n"),
         ("trian x.csv", "error: no such command: trian\n  Did you mean train? Try: prefcli --help\n"),
-        ("compare", "error: no such command: compare\n  Did you mean runs compare? Try: prefcli --help\n"),
+        ("prune", "error: no such command: prune\n  Did you mean runs prune? Try: prefcli --help\n"),
         ("xyz", "error: no such command: xyz\n  Try: prefcli --help\n"),
         ("runs shwo x", "error: no such command: shwo\n  Did you mean show? Try: prefcli runs --help\n"),
         ("train --epoch 2", "error: no such option: --epoch\n  Did you mean --epochs? Try: prefcli train --help\n"),
