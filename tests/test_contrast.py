@@ -84,3 +84,12 @@ def test_the_picture_of_learning_curves_can_be_read() -> None:
         for name, least in (("muted", TEXT), ("training", GRAPHIC), ("validation", GRAPHIC)):
             colour = re.findall(rf"\.{name} \{{ (?:fill|stroke): (#\w{{6}})", block)[0]
             assert contrast(rgb(colour), page) >= least, name
+
+
+def test_the_page_of_serve_has_the_same_colours_and_fields_whose_edges_can_be_seen() -> None:
+    text = (TEMPLATES.parent.parent / "serving" / "static" / "page.css").read_text(encoding="utf-8")
+    light, _, rest = text.partition("@media")
+    for block, reports in ((light, LIGHT), (rest.partition("\n*")[0], DARK)):
+        colours = variables(block)
+        assert contrast(rgb(colours.pop("field")), rgb(colours["page"])) >= GRAPHIC
+        assert colours == reports

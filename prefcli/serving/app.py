@@ -230,12 +230,12 @@ def _add_paths(app: FastAPI, service: Service) -> None:
 
 def describe(service: Service) -> dict[str, Any]:
     """What ``/v1/model`` says."""
-    folders = service.predictor.folders
-    architectures = dict.fromkeys(runs.read_config(folder)["options"]["architecture"] for folder in folders)
+    configs = [(folder.name, runs.read_config(folder)) for folder in service.predictor.folders]
     options = service.options
     return {
-        "runs": [folder.name for folder in folders],
-        "architecture": ", ".join(architectures),
+        "runs": [name for name, _ in configs],
+        "architecture": ", ".join(dict.fromkeys(config["options"]["architecture"] for _, config in configs)),
+        "max_tokens": {name: config.get("resolved", {}).get("max_length") for name, config in configs},
         "can_score": service.can_score,
         "version": __version__,
         "limits": {

@@ -251,6 +251,7 @@ class Model(BaseModel):
 
     runs: list[str]
     architecture: str
+    max_tokens: dict[str, int | None] = Field(description="Of each run, the tokens that it reads at a time; null: all.")
     can_score: bool
     version: str
     limits: dict[str, float]

@@ -16,7 +16,7 @@ const byId = (id) => document.getElementById(id);
 const letter = (index) => String.fromCharCode(65 + index);
 
 let pending = null; // the AbortController of the requests in progress
-let described = false; // whether /v1/model has answered
+let model = null; // what /v1/model answered
 
 class Problem extends Error {
   constructor(status, message, hint) {
@@ -118,7 +118,8 @@ async function ask(path, body, signal) {
   const headers = { Accept: "application/json" };
   if (token) headers.Authorization = `Bearer ${token}`;
   if (body) headers["Content-Type"] = "application/json";
-  const request = { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal, cache: "no-store" };
+  const method = body ? "POST" : "GET";
+  const request = { method, headers, body: body && JSON.stringify(body), signal, cache: "no-store" };
   let response, answer;
   try {
     response = await fetch(path, request);
@@ -166,7 +167,7 @@ async function submit() {
     const answer = await answers(asked, controller.signal);
     showResult(answer);
     if (JSON.stringify(conversation()) !== JSON.stringify(asked)) changed();
-    if (!described) describe();
+    if (!model) describe();
   } catch (error) {
     if (pending === controller) complain(error);
   } finally {
@@ -209,9 +210,8 @@ function complain(error) {
 
 async function describe() {
   try {
-    const model = await ask("v1/model");
+    model = await ask("v1/model");
     const { body_bytes: bytes, seconds } = model.limits;
-    described = true;
     byId("model").textContent = `Answered by ${model.runs.join(", ")} (${model.architecture}).`;
     byId("limits").textContent =
       `Limits: texts of ${number.format(bytes / 2 ** 20)} MiB together, ${seconds} seconds. ` +
@@ -224,10 +224,10 @@ async function describe() {
 // Results
 
 function percent(share) {
-  if (share === 0 || share === 1) return `${share * 100} %`;
-  if (share < 0.001) return "< 0.1 %";
-  if (share > 0.999) return "> 99.9 %";
-  return `${(share * 100).toFixed(1)} %`;
+  if (share === 0 || share === 1) return `${share * 100}%`;
+  if (share < 0.001) return "<0.1%";
+  if (share > 0.999) return ">99.9%";
+  return `${(share * 100).toFixed(1)}%`;
 }
 
 const outcomes = (comparison) => [comparison.winner_model_a, comparison.winner_model_b, comparison.winner_tie];
@@ -236,20 +236,26 @@ function bar(label, share, style) {
   const fill = element("span", { class: `bar ${style}` });
   fill.style.width = `${share * 100}%`;
   const track = element("span", { class: "track", "aria-hidden": "true" }, fill);
-  return element("li", {}, element("span", { class: "label" }, label), track, element("span", { class: "value" }, percent(share)));
+  const value = element("span", { class: "value" }, percent(share));
+  return element("li", {}, element("span", { class: "label" }, label), track, value);
 }
 
+// A cell may be a list: a value for two columns.
 function table(caption, columns, rows) {
-  const cells = (row) => row.map((cell, index) => element(index ? "td" : "th", index ? {} : { scope: "row" }, cell));
+  const cell = (content, index) => {
+    if (Array.isArray(content)) return element("td", { colspan: 2, class: "both" }, ...content);
+    return element(index ? "td" : "th", index ? {} : { scope: "row" }, content);
+  };
   const head = element("tr", {}, ...columns.map((column) => element("th", { scope: "col" }, column)));
-  const body = rows.map((row) => element("tr", {}, ...cells(row)));
-  const content = element("table", {}, element("caption", {}, caption), element("thead", {}, head), element("tbody", {}, ...body));
-  return element("div", { class: "scroll", role: "region", "aria-label": caption, tabindex: 0 }, content);
+  const body = rows.map((row) => element("tr", {}, ...row.map(cell)));
+  const parts = [element("caption", {}, caption), element("thead", {}, head), element("tbody", {}, ...body)];
+  const box = { class: "scroll", role: "region", "aria-label": caption, tabindex: 0 };
+  return element("div", box, element("table", {}, ...parts));
 }
 
 function verdictTitle({ verdict }, [a, b]) {
-  if (verdict === "A" || verdict === "B") return `Answer ${verdict === "A" ? a : b} is preferred.`;
-  return verdict === "tie" ? "A tie is most likely." : "Too close to call.";
+  if (verdict === "A" || verdict === "B") return `Answer ${verdict === "A" ? a : b} is preferred`;
+  return verdict === "tie" ? "Probably a tie" : "Too close to call";
 }
 
 function whyTooClose(comparison) {
@@ -259,12 +265,27 @@ function whyTooClose(comparison) {
   return [element("p", { class: "note" }, comparison.orders_agree ? lead : "It depends on the order of the answers.")];
 }
 
-const rankTitle = ({ ranking }) => `Answer ${letter(ranking[0])} is probably the best.`;
+const rankTitle = ({ ranking }) => `Answer ${letter(ranking[0])} is most likely the best`;
 
-function probabilities(comparison, [a, b]) {
+// How often the run was as certain as this and right.
+function record({ record: known }) {
+  if (!known) return [];
+  const [low, high] = known.ci.map(percent);
+  const often = `In ${percent(known.right)} of held-out battles with such a lead the most likely outcome came`;
+  return [element("p", { class: "note" }, `${often} (95% interval: ${low} to ${high}).`)];
+}
+
+function judgement(comparison, [a, b]) {
   const [left, right, tie] = outcomes(comparison);
-  const bars = [bar(`answer ${a} preferred`, left, "a"), bar(`answer ${b} preferred`, right, "b"), bar("a tie", tie, "tie")];
-  return element("ul", { class: "plot" }, ...bars);
+  const bars = [
+    bar(`answer ${a} preferred`, left, "a"),
+    bar(`answer ${b} preferred`, right, "b"),
+    bar("a tie", tie, "tie"),
+  ];
+  const parts = [...whyTooClose(comparison), element("ul", { class: "plot" }, ...bars), ...record(comparison)];
+  if (!comparison.rewards) return parts;
+  const [first, second] = comparison.rewards.map((reward) => reward.toFixed(4));
+  return [...parts, element("p", { class: "note" }, `Rewards: ${a} ${first}, ${b} ${second}.`)];
 }
 
 function orderEffect({ orders, orders_agree: agree }, [a, b]) {
@@ -274,7 +295,10 @@ function orderEffect({ orders, orders_agree: agree }, [a, b]) {
     return [title, element("p", {}, "It does not matter: the probabilities are the same with the answers swapped.")];
   const style = agree ? {} : { class: "caution" };
   const sentence = agree ? "Both orders agree on what is preferred." : "The order changes the preference.";
-  const rows = [[`${a} first, ${b} second`, ...given.map(percent)], [`${b} first, ${a} second`, ...swapped.map(percent)]];
+  const rows = [
+    [`${a} first, ${b} second`, ...given.map(percent)],
+    [`${b} first, ${a} second`, ...swapped.map(percent)],
+  ];
   const columns = ["shown", `${a} preferred`, `${b} preferred`, "tie"];
   return [title, element("p", style, sentence), table("Probabilities by order", columns, rows)];
 }
@@ -282,10 +306,12 @@ function orderEffect({ orders, orders_agree: agree }, [a, b]) {
 function cutSentences(pairs) {
   const sentences = pairs.flatMap(({ names: [a, b], comparison }) =>
     comparison.cuts.map(({ run, field, tokens, kept }) => {
-      const name = { prompt: "The prompt", response_a: `Answer ${a}`, response_b: `Answer ${b}` }[field];
+      const name = { prompt: "Of the prompt", response_a: `Of answer ${a}`, response_b: `Of answer ${b}` }[field];
       const counts = `${number.format(kept)} of ${number.format(tokens)} tokens were read`;
       const against = pairs.length > 1 ? ` when ${a} was compared with ${b}` : "";
-      return `${name}: ${counts}${against}; ${run} has no room for the rest.`;
+      const limit = model?.max_tokens[run];
+      const why = limit ? `${run} reads ${number.format(limit)} tokens at a time` : `${run} has no room for more`;
+      return `${name} ${counts}${against}: ${why}.`;
     }),
   );
   const title = element("h3", {}, "What was read");
@@ -293,22 +319,33 @@ function cutSentences(pairs) {
   return [title, ...sentences.map((sentence) => element("p", { class: "caution" }, sentence))];
 }
 
-const shown = (value) => (value === null ? "" : number.format(Number(value.toPrecision(3))));
+function spell(value, unit) {
+  if (unit === "yes/no") return value ? "yes" : "no";
+  if (unit === "share") return `${(value * 100).toFixed(1)}%`;
+  return number.format(Number(value.toPrecision(4)));
+}
 
-function contributions({ contributions: all }, [a, b]) {
+const moves = (odds, [a, b]) => `${odds < 0 ? b : a} +${Math.abs(odds).toFixed(2)}`;
+
+function contributions({ contributions: all }, names) {
   if (!all.length) return [];
-  const largest = Math.max(...all.map(({ log_odds: odds }) => Math.abs(odds)), 1e-9);
-  const rows = all.slice(0, MAX_STATISTICS).map(({ name, a: left, b: right, log_odds: odds }) => {
+  const [a, b] = names;
+  const largest = Math.abs(all[0].log_odds);
+  const sum = (some) => some.reduce((total, { log_odds: odds }) => total + odds, 0);
+  const rows = all.slice(0, MAX_STATISTICS).map(({ description, unit, a: left, b: right, log_odds: odds }) => {
     const fill = element("span", { class: `bar ${odds < 0 ? "b" : "a"}` });
     fill.style.width = `${(Math.abs(odds) / largest) * 100}%`;
-    const towards = element("span", { class: "towards" }, `${odds < 0 ? b : a} +${Math.abs(odds).toFixed(2)}`);
     const track = element("span", { class: "track" }, fill);
-    return [name, shown(left), shown(right), element("span", { class: "moves" }, track, towards)];
+    const towards = element("span", { class: "towards" }, moves(odds, names));
+    const values = right === null ? [[spell(left, unit)]] : [spell(left, unit), spell(right, unit)];
+    return [description, ...values, element("span", { class: "moves" }, track, towards)];
   });
-  const count = all.length > rows.length ? `The ${rows.length} largest of ${all.length}. ` : "";
+  const others = all.slice(MAX_STATISTICS);
+  if (others.length) rows.push([`${others.length} others`, [""], moves(sum(others), names)]);
+  rows.push(["together", [""], moves(sum(all), names)]);
   return [
     element("h3", {}, "What moved it"),
-    element("p", { class: "note" }, `${count}Log-odds of ${a} against ${b}: 0.69 doubles the odds.`),
+    element("p", { class: "note" }, `In log-odds of ${a} against ${b}: 0.69 doubles the odds.`),
     table("Statistics of the answers", ["statistic", `in ${a}`, `in ${b}`, "moves towards"], rows),
   ];
 }
@@ -317,14 +354,16 @@ function pair({ names, comparison }) {
   const [left, right, tie] = outcomes(comparison).map(percent);
   const [a, b] = names;
   const summary = `${a} against ${b}: ${a} ${left}, ${b} ${right}, tie ${tie}`;
-  const parts = [probabilities(comparison, names), ...orderEffect(comparison, names), ...contributions(comparison, names)];
+  const parts = [judgement, orderEffect, contributions].flatMap((part) => part(comparison, names));
   return element("details", {}, element("summary", {}, summary), ...parts);
 }
 
-function ranking({ ranking: order, scores, p_best: best }) {
+function ranking({ ranking: order, scores, p_best: best }, [{ names, comparison }]) {
+  const verdict = verdictTitle(comparison, names);
   const bars = order.map((index, place) => bar(`${place + 1}. answer ${letter(index)}`, best[index], "a"));
   const listed = order.map((index) => `${letter(index)} ${scores[index].toFixed(3)}`).join(", ");
   return [
+    element("p", {}, `${names.join(" against ")}: ${verdict[0].toLowerCase()}${verdict.slice(1)}.`),
     element("p", { class: "note" }, "How likely each answer is to be the best:"),
     element("ul", { class: "plot" }, ...bars),
     element("p", { class: "note" }, `Scores: ${listed}.`),
@@ -374,10 +413,14 @@ function showResult(answer) {
   const heading = element("h2", {}, title);
   const stale = element("p", { class: "caution changed" }, "The texts have changed since.");
   const parts = ranked
-    ? [...ranking(ranked), ...cutSentences(pairs), element("h3", {}, "The best against the others"), ...pairs.map(pair)]
+    ? [
+        ...ranking(ranked, pairs),
+        ...cutSentences(pairs),
+        element("h3", {}, "The best against the others"),
+        ...pairs.map(pair),
+      ]
     : [
-        ...whyTooClose(comparison),
-        probabilities(comparison, names),
+        ...judgement(comparison, names),
         ...orderEffect(comparison, names),
         ...cutSentences([{ names, comparison }]),
         ...contributions(comparison, names),
