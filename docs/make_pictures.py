@@ -6,6 +6,7 @@ Names, times and speeds of runs differ each time. Needs tmux and Chromium.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -28,6 +29,7 @@ from prefcli.data import synthetic
 
 IMAGES = Path(__file__).parent / "images"
 PAGE_WIDTH, PAGE_HEIGHT = 1000, 1250
+PHONE_SIZE = (390, 844)
 COLUMNS, ROWS = 80, 200
 MAX_SECONDS = 300
 PROMPT = "$ "
@@ -147,18 +149,53 @@ def draw_terminals(folder: Path) -> None:
     draw("progress", terminal.show("prefcli train train.csv --encoder tiny", until=r"training .* [456]\d%"))
 
 
-def draw_pages(folder: Path) -> None:
-    """The beginnings of both pages, in light colours: ``eda-report.png`` and ``run-report.png``."""
+def find_chromium() -> str:
+    """Chromium's command."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert chromium, "no Chromium on this machine"
+    return chromium
+
+
+def draw_pages(folder: Path) -> None:
+    """The beginnings of both pages, in light colours: ``eda-report.png`` and ``run-report.png``."""
     workspace = folder / ".prefcli"
     eda(folder / "train.csv", workspace, report=folder / "eda-report.html")
     run = prefcli.train(folder / "train.csv", recipe="fast", output=folder / "my-run", workspace=workspace).run
     prefcli.report(run, folder / "run-report.html", workspace=workspace)
     for page in sorted(folder.glob("*.html")):
-        command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        command = [find_chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         command += [f"--user-data-dir={folder / 'profile'}", f"--window-size={PAGE_WIDTH},{PAGE_HEIGHT}"]
         subprocess.run([*command, f"--screenshot={IMAGES / page.stem}.png", page.as_uri()], check=True, timeout=120)
+
+
+def draw_served_page(folder: Path) -> None:
+    """The page of ``prefcli serve``: in light colours, the result in dark ones, and a ranking on a phone."""
+    from playwright.sync_api import sync_playwright
+
+    command = [sys.executable, "-m", "prefcli", "serve", "my-run", "--port", "0", "--json"]
+    serving = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    try:
+        assert serving.stdout is not None
+        address = json.loads(serving.stdout.readline())["url"]
+        with sync_playwright() as playwright:
+            chromium = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
+            for name, width, height, scheme, example in (
+                ("serve", PAGE_WIDTH, PAGE_HEIGHT, "light", "A child's question"),
+                ("serve-dark", PAGE_WIDTH, PAGE_HEIGHT, "dark", "A child's question"),
+                ("serve-phone", *PHONE_SIZE, "light", "Three names (Spanish)"),
+            ):
+                page = chromium.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+                page.goto(address)
+                page.get_by_role("button", name=example).click()
+                page.click("#compare")
+                page.wait_for_selector("#result h2")
+                if name != "serve":
+                    page.locator("#result h2").evaluate("(heading) => heading.scrollIntoView()")
+                page.screenshot(path=IMAGES / f"{name}.png")
+            chromium.close()
+    finally:
+        serving.terminate()
+        serving.wait(timeout=30)
 
 
 def main() -> None:
@@ -168,6 +205,7 @@ def main() -> None:
         synthetic.write(folder, train=3000, test=1000)
         draw_terminals(folder)
         draw_pages(folder)
+        draw_served_page(folder)
 
 
 if __name__ == "__main__":
