@@ -37,7 +37,7 @@ class Battles:
     features: Features
     labels: NDArray[np.int64]
     groups: NDArray[np.int64]
-    names: NDArray[np.str_]
+    names: NDArray[np.object_]
 
     def fit(self, rows: NDArray[np.intp], variant: str, options: argparse.Namespace) -> architecture.FeaturesModel:
         """A model of some of the battles."""

@@ -73,7 +73,7 @@ def model(demo: Demo) -> FeaturesModel:
 
 
 def votes(pairs: list[tuple[str, str]], label: int = 0) -> Authors:
-    return Authors.of(np.array(pairs), np.tile(np.eye(3, dtype=np.float32)[label], (len(pairs), 1)))
+    return Authors.of(np.array(pairs, dtype=object), np.tile(np.eye(3, dtype=np.float32)[label], (len(pairs), 1)))
 
 
 # Ratings
@@ -178,7 +178,9 @@ def test_names_are_read_from_battles():
     texts = {name: pa.array([["x"], ["x"]], pa.list_(pa.string())) for name in ("prompt", "response_a", "response_b")}
     columns = {"id": ["1", "2"], "model_a": ["m", None], "model_b": [None, "n"]}
     batch = make_batch({name: pa.array(values, pa.string()) for name, values in columns.items()} | texts)
-    assert models.author_names(batch).tolist() == [["m", ""], ["", "n"]]
+    names = models.author_names(batch)
+    assert names.tolist() == [["m", ""], ["", "n"]]
+    assert names.dtype == object  # an array of characters would be as wide as the longest name
 
 
 # Training

@@ -45,10 +45,10 @@ MIN_SHARE = 0.1
 """Of :data:`.booster.SMALL_DATASET`, battles that each half of the prompts needs."""
 
 
-def author_names(batch: pa.RecordBatch) -> NDArray[np.str_]:
+def author_names(batch: pa.RecordBatch) -> NDArray[np.object_]:
     """Names of the models that wrote A and B, empty where unknown; shape ``[n, 2]``."""
     columns = [batch.column(name).fill_null("").to_pylist() for name in ("model_a", "model_b")]
-    return np.array(columns, dtype=str).reshape(2, batch.num_rows).T
+    return np.array(columns, dtype=object).reshape(2, batch.num_rows).T  # of any length, so no array of characters
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Authors:
     """How many battles are between two of them."""
 
     @staticmethod
-    def of(names: NDArray[np.str_], targets: NDArray[np.float32]) -> Authors:
+    def of(names: NDArray[np.object_], targets: NDArray[np.float32]) -> Authors:
         """From the names of the models ``[n, 2]``, see :func:`author_names`.
 
         Rated are models of many battles that battles connect: ratings of models that never met, not even through

@@ -222,7 +222,7 @@ class FeaturesModel:
             "features": self.version,
             "columns": list(self.columns),
             "boosted": self.booster is not None,
-            "sha256": {name: files.sha256(folder / name) for name in (WEIGHTS, *boosters)},
+            "sha256": {name: files.sha256(folder / name) for name in dict.fromkeys((BOOSTER, WEIGHTS, *boosters))},
         }
         if self.lacks_base:
             manifest["deviations"] = deviations
