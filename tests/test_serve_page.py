@@ -417,7 +417,7 @@ def test_hostile_texts_of_user_and_server_are_inert(visit: Callable[..., Visit])
 
 
 def states(page: Visit) -> Iterator[str]:
-    """What a user may look at, one after the other."""
+    """What a user may look at, one after the other, and the page that describes the interface."""
     yield "empty"
     page.ask(PROMPT, "a" * 300, ANSWER_B)
     for each in page.page.locator("#result summary").all():
@@ -432,6 +432,8 @@ def states(page: Visit) -> Iterator[str]:
     page.page.click("#compare")
     page.page.wait_for_selector("#problem p")
     yield "error"
+    page.page.goto(page.address + "docs")
+    yield "docs"
 
 
 @needs_axe
@@ -440,13 +442,14 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_window(
     visit: Callable[..., Visit], width: int, scheme: str
 ) -> None:
     page = visit(width=width, scheme=scheme)
-    page.page.evaluate(AXE.read_text(encoding="utf-8"))
+    axe = AXE.read_text(encoding="utf-8")
     script = """() => axe.run().then((run) => ({
       passed: run.passes.map((rule) => rule.id),
       faults: run.violations.flatMap((rule) => rule.nodes.map((node) => rule.id + ": " + node.html.slice(0, 200))),
     }))"""
     for state in states(page):
         assert page.width() <= width, state
+        page.page.evaluate(axe)
         run = page.page.evaluate(script)
         assert run["faults"] == [], state
         assert "color-contrast" in run["passed"]
