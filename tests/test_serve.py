@@ -127,6 +127,8 @@ def test_details_and_rankings_are_those_from_python(client: Any, predictor: pref
     detailed = client.post("/v1/compare", json={**BATTLE, "details": True, "id": "x"}).json()
     assert detailed.pop("id") == "x"
     assert detailed == json.loads(json.dumps(predictor.compare(*BATTLE.values()).to_json()))
+    described = client.get("/openapi.json").json()["components"]["schemas"]
+    assert set(detailed["contributions"][0]) == set(described["Contribution"]["properties"])
     question = {"prompt": "Name a fruit.", "responses": ["A cherry.", "Bananas are yellow.", "", "A cherry."]}
     ranked = predictor.rank(question["prompt"], question["responses"])  # type: ignore[call-overload]
     answer = client.post("/v1/rank", json=question).json()

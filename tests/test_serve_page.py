@@ -274,8 +274,13 @@ def test_what_was_cut_an_order_that_matters_and_a_close_call_are_said(visit: Cal
     page.ask()
     assert "The most likely outcome is only 2.0 points ahead of the next." in page.text("#result")
     assert "the probabilities are the same with the answers swapped" in page.text("#result")
-    page.answer_with("v1/compare", 200, comparison(winner_model_a=0.99995, winner_model_b=0.00005, winner_tie=0))
+    changes = {"record": {"right": 0.625, "ci": [0.5, 0.7], "battles": 1200}, "rewards": [1.5, -0.25]}
+    extreme = {"winner_model_a": 0.99995, "winner_model_b": 0.00005, "winner_tie": 0}
+    page.answer_with("v1/compare", 200, comparison(**extreme, **changes))
     page.ask()
+    record = "Of 1,200 held-out battles with such a lead, 62.5% (95% interval: 50.0% to 70.0%) ended as the run found"
+    assert record in page.text("#result")
+    assert "Rewards: A 1.5000, B -0.2500." in page.text("#result")
     values = page.page.eval_on_selector_all("#result .plot .value", "(all) => all.map((each) => each.innerText)")
     assert values == [">99.9%", "<0.1%", "0%"], "never rounded to none or all"
 

@@ -161,9 +161,19 @@ class Contribution(BaseModel):
     """A statistic, and by how much it moves the log-odds of A over B."""
 
     name: str
-    a: float | None
+    description: str = Field(description="The statistic in words for users.")
+    unit: str = Field(description="Of the values: count, share (1 is all), yes/no (1 and 0) or number.")
+    a: float = Field(description="The value for A, or the one of the prompt or of both answers together.")
     b: float | None
     log_odds: float
+
+
+class Record(BaseModel):
+    """What such a lead of the most probable outcome was worth, by held-out battles."""
+
+    right: float = Field(description="The share whose most probable outcome was right.")
+    ci: list[float] = Field(description="Its 95 % interval.", min_length=2, max_length=2)
+    battles: int
 
 
 class Comparison(Probabilities):
@@ -176,7 +186,17 @@ class Comparison(Probabilities):
             "orders": [[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]],
             "orders_agree": True,
             "cuts": [{"run": "my-run", "field": "response_b", "tokens": 900, "kept": 700}],
-            "contributions": [{"name": "characters", "a": 9.0, "b": 19.0, "log_odds": -0.3}],
+            "contributions": [
+                {
+                    "name": "characters",
+                    "description": "characters",
+                    "unit": "count",
+                    "a": 9.0,
+                    "b": 19.0,
+                    "log_odds": -0.3,
+                }
+            ],
+            "record": {"right": 0.6, "ci": [0.5, 0.7], "battles": 120},
         }
     )
 
@@ -187,6 +207,7 @@ class Comparison(Probabilities):
     orders_agree: bool
     cuts: list[Cut]
     contributions: list[Contribution] = Field(description="Of features runs, the largest first.")
+    record: Record | None = Field(default=None, description="Absent if too few held-out battles have such a lead.")
     rewards: list[float] | None = Field(default=None, description="Of A and of B, if all runs are reward models.")
 
 

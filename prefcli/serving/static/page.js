@@ -267,12 +267,13 @@ function whyTooClose(comparison) {
 
 const rankTitle = ({ ranking }) => `Answer ${letter(ranking[0])} is most likely the best`;
 
-// How often the run was as certain as this and right.
+// How often the run was right when it was as certain.
 function record({ record: known }) {
   if (!known) return [];
   const [low, high] = known.ci.map(percent);
-  const often = `In ${percent(known.right)} of held-out battles with such a lead the most likely outcome came`;
-  return [element("p", { class: "note" }, `${often} (95% interval: ${low} to ${high}).`)];
+  const share = `${percent(known.right)} (95% interval: ${low} to ${high})`;
+  const battles = `${number.format(known.battles)} held-out battles with such a lead`;
+  return [element("p", { class: "note" }, `Of ${battles}, ${share} ended as the run found most likely.`)];
 }
 
 function judgement(comparison, [a, b]) {
