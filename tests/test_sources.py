@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Result, battle, write_csv
+from scipy.optimize import minimize
 
 import prefcli
 from prefcli import groups, metrics, models
@@ -432,12 +433,28 @@ def test_common_and_own_scores_count_as_much_as_held_out_votes_say() -> None:
     parts, bases = random.normal(size=(2, 6_000, 3)), np.tile(np.log([0.4, 0.4, 0.2]), (6_000, 1))
     truth = metrics.softmax(bases + 0.5 * parts[0] + 1.2 * parts[1])
     (common, own), gain = by_source.stack(parts, bases, truth)
-    assert (common, own) == pytest.approx((0.5, 1.2), abs=1e-3)
+    assert (common, own) == pytest.approx((0.5, 1.2), abs=0.005)
     with_common = metrics.softmax(bases + parts[0])
     assert gain == pytest.approx((truth * (np.log(truth) - np.log(with_common))).sum(axis=1).mean(), abs=1e-6)
     labels = (random.random((6_000, 1)) > truth.cumsum(axis=1)).sum(axis=1)
     (common, own), _ = by_source.stack(parts, bases, np.eye(3)[labels])
     assert (common, own) == pytest.approx((0.5, 1.2), abs=0.1)
+
+    few = slice(60)  # battles, on which the prior counts
+
+    def minus_log_posterior(factors: Any) -> float:
+        logits = bases[few] + factors[0] * parts[0, few] + factors[1] * parts[1, few]
+        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        return float(-log_p[np.arange(60), labels[few]].sum() + ((factors - 0.5) ** 2).sum() / (2 * 0.5**2))
+
+    best = minimize(minus_log_posterior, [1.0, 1.0], method="Nelder-Mead", options={"xatol": 1e-5, "fatol": 1e-8}).x
+    factors, gain = by_source.stack(parts[:, few], bases[few], np.eye(3)[labels[few]])
+    assert factors == pytest.approx(best, abs=1e-3)
+    with_common = metrics.softmax(bases[few] + parts[0, few])
+    stacked = metrics.softmax(bases[few] + np.tensordot(factors, parts[:, few], axes=1))
+    assert gain == pytest.approx(
+        metrics.log_loss(with_common, labels[few]) - metrics.log_loss(stacked, labels[few]), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize(("own", "gains"), [(0.0, False), (1.0, True)])

@@ -25,8 +25,9 @@ Array = NDArray[np.float64]
 MIN_BATTLES = 50
 """A source with fewer battles is predicted by the common booster alone."""
 MIN_GAIN = 1e-3
-"""So is one whose log loss on the inner folds the own booster improves by less, or by less than two parameters improve
-it by chance: 2 / battles (H. Akaike's criterion)."""
+"""So is one whose log loss on the inner folds that improves by less."""
+PRIOR_FACTOR, FACTOR_DEVIATION = 0.5, 0.5
+"""Mean and standard deviation of the normal prior of both factors, so that few battles give none that is extreme."""
 MAX_FACTOR = 2.0
 
 
@@ -75,7 +76,7 @@ def fit(
         parts = np.stack([scores[rows], trained.held_out])
         targets = data.targets[rows].astype(np.float64)
         factors, gain = stack(parts, data.bases[rows], targets)
-        if gain > max(MIN_GAIN, 2 / battles):
+        if gain > MIN_GAIN:
             boosters[str(name)] = SourceBooster(trained.booster, *factors)
     return boosters
 
@@ -89,22 +90,26 @@ def _within(rows: NDArray[np.intp], folds: Folds, battles: int) -> Folds:
 
 
 def stack(parts: Array, bases: Array, targets: Array) -> tuple[tuple[float, float], float]:
-    """Factors of the common and the own scores that minimise the log loss, and how far it is below that of (1, 0).
+    """The most probable factors of the common and the own scores, and how far their log loss is below that of (1, 0).
 
     ``parts`` are both scores of n held-out battles, shape ``[2, n, 3]``; bases and targets have shape ``[n, 3]``.
     """
     from scipy.optimize import minimize
 
-    total = targets.sum()
-
     def loss_and_gradient(factors: Array) -> tuple[float, Array]:
         z = bases + np.tensordot(factors, parts, axes=1)
         log_p = z - np.logaddexp.reduce(z, axis=1, keepdims=True)
         residual = np.exp(log_p) * targets.sum(axis=1, keepdims=True) - targets
-        return -float((targets * log_p).sum() / total), np.einsum("knj,nj->k", parts, residual) / total
+        return -float((targets * log_p).sum()), np.einsum("knj,nj->k", parts, residual)
+
+    def penalised(factors: Array) -> tuple[float, Array]:
+        loss, gradient = loss_and_gradient(factors)
+        change = (factors - PRIOR_FACTOR) / FACTOR_DEVIATION
+        return loss + float(change @ change) / 2, gradient + change / FACTOR_DEVIATION
 
     optimum = minimize(
-        loss_and_gradient, np.array([0.5, 0.5]), jac=True, method="L-BFGS-B", bounds=[(0.0, MAX_FACTOR)] * 2
-    )
-    common, own = optimum.x.tolist()
-    return (common, own), loss_and_gradient(np.array([1.0, 0.0]))[0] - float(optimum.fun)
+        penalised, np.full(2, PRIOR_FACTOR), jac=True, method="L-BFGS-B", bounds=[(0.0, MAX_FACTOR)] * 2
+    ).x
+    common, own = optimum.tolist()
+    gain = loss_and_gradient(np.array([1.0, 0.0]))[0] - loss_and_gradient(optimum)[0]
+    return (common, own), gain / targets.sum()
