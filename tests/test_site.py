@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from browser import Tab, needs_browser
+from browser import AXE, Tab, needs_axe, needs_browser
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,6 +90,22 @@ def test_a_reader_searches_the_site_in_a_folder_and_reads_it_on_a_phone(site: Pa
         tab.wait("location.pathname.endsWith('models.html') && document.readyState === 'complete'")
         assert tab.value("document.documentElement.scrollWidth") <= 390
         assert tab.problems == []
+
+
+@pytest.mark.slow
+@needs_browser
+@needs_axe
+def test_axe_finds_no_fault_of_the_site(site: Path, tmp_path: Path) -> None:
+    """But for blocks of code, where the theme's script sets attributes only when they are scrolled to."""
+    faults = "run.violations.flatMap((rule) => rule.nodes.map((node) => rule.id + ': ' + node.html.slice(0, 200)))"
+    options = "{exclude: '.md-code__nav'}, {rules: {'scrollable-region-focusable': {enabled: false}}}"
+    run = f"axe.run({options}).then((run) => {{ window.faults = JSON.stringify({faults}); }}); 0"
+    with contextlib.closing(Tab(tmp_path)) as tab:
+        for page, width, scheme in [("index", 1280, "light"), ("training", 390, "dark")]:
+            tab.show(site / f"{page}.html", width=width, scheme=scheme)
+            tab.value(AXE.read_text(encoding="utf-8") + "; 0")
+            tab.value(run)
+            assert tab.wait("window.faults") == "[]", page
 
 
 @pytest.mark.slow
