@@ -33,6 +33,7 @@ PHONE_SIZE = (390, 844)
 COLUMNS, ROWS = 80, 200
 MAX_SECONDS = 300
 PROMPT = "$ "
+COMPARE = 'prefcli compare --prompt "Tides?" --a "wrong and vague" --b "clear, helpful"'
 GAP, MORE = Text(), Text("...", "dim")
 THEME = TerminalTheme(
     (22, 27, 34), (220, 225, 230),
@@ -144,6 +145,7 @@ def draw_terminals(folder: Path) -> None:
     predicting = terminal.show("prefcli predict test.csv")
     score = terminal.show("prefcli score preds.csv test_truth.csv")
     draw("score", score)
+    draw("compare", terminal.show(COMPARE))
     parts = [results(statistics, "Ratings"), results(training), results(predicting), results(score)]
     draw("session", [line for part in parts for line in (*part, GAP)][:-1])
     draw("progress", terminal.show("prefcli train train.csv --encoder tiny", until=r"training .* [456]\d%"))

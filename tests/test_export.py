@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -122,6 +123,8 @@ def test_an_exported_run_predicts_what_torch_predicts(twins: Callable[..., Twins
             battle = rows[row]
             single = onnx.predict(battle["prompt"], battle["response_a"], battle["response_b"])
             assert np.abs(np.array(single) - expected[row]).max() < ROUNDING
+        cuts = [[dataclasses.replace(cut, run="") for cut in judge.compare(rows[3]).cuts] for judge in (torch_, onnx)]
+        assert cuts[0] == cuts[1] != []
 
 
 @pytest.mark.parametrize(

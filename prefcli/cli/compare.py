@@ -203,7 +203,7 @@ def _print(compared: Comparison) -> None:
     if (record := compared.record) is not None:
         common.print_text(
             f"Of {record.n:,} held-out battles with such a lead, {record.value:.0%} had the most probable outcome "
-            f"(95 %: {record.low:.0%} to {record.high:.0%})"
+            f"({record.low:.0%} to {record.high:.0%})"
         )
     for cut in compared.cuts:
         field = {"prompt": "the prompt", "response_a": "answer A", "response_b": "answer B"}[cut.field]

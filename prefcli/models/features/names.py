@@ -149,6 +149,8 @@ DESCRIPTIONS: dict[str, str] = {
     "long words shared": "long words that both answers have", "word cosine": "likeness of the answers' words",
     "bytes alike": "likeness of the answers' letters", "same first words": "first words that are the same",
     "length apart": "difference of the logarithms of the lengths",
+    "author strength": "strength of models that write like this",
+    "author strength by words": "strength of models with such words",
 }  # fmt: skip
 """Of the statistics whose names do not say what they are."""
 
@@ -159,8 +161,15 @@ def describe(statistic: str) -> str:
     return f"{side}{colon}{DESCRIPTIONS.get(name, name)}"
 
 
+def statistic_of(column: str) -> str:
+    """The statistic that a column of :data:`COLUMNS` is of: one for A, B and A - B; the prompt's are called so."""
+    side, _, name = column.partition(": ")
+    return column if side == "prompt" else name
+
+
 NUMBERS = frozenset({
-    "bytes per line", "words per sentence", "words per paragraph", "word length", "length apart", WORD_SCORE
+    "bytes per line", "words per sentence", "words per paragraph", "word length", "length apart", WORD_SCORE,
+    *map(statistic_of, AUTHOR_COLUMNS),
 })  # fmt: skip
 COUNTS = frozenset({*LOG_STATISTICS, "null turns", "same first words"}) - NUMBERS
 FLAGS = frozenset(name for name in (*TEXT_STATISTICS, *PAIR_STATISTICS) if name.startswith(("begins ", "ends "))) | {
@@ -178,12 +187,6 @@ def unit_of(statistic: str) -> str:
         if name in names:
             return unit
     return "share"
-
-
-def statistic_of(column: str) -> str:
-    """The statistic that a column of :data:`COLUMNS` is of: one for A, B and A - B; the prompt's are called so."""
-    side, _, name = column.partition(": ")
-    return column if side == "prompt" else name
 
 
 def in_units(statistic: str, columns: NDArray[np.float32]) -> NDArray[np.float64]:
