@@ -25,7 +25,12 @@ from prefcli.prediction import calibration
 
 TEACHERS = ("features", "interaction-swap")
 STUDENTS = {
-    "features": {"": (), "from the encoder": ("interaction-swap",), "from the blend": TEACHERS},
+    "features": {
+        "": (),
+        "from itself": ("features",),
+        "from the encoder": ("interaction-swap",),
+        "from the blend": TEACHERS,
+    },
     "interaction-swap": {"": (), "from features": ("features",), "from the blend": TEACHERS},
 }
 TITLES = {"features": "features", "interaction-swap": "siamese"}

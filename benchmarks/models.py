@@ -72,6 +72,7 @@ SETTINGS = {
     "dropout 0, label smoothing 0.2": ("--dropout", "0", "--label-smoothing", "0.2"),
     "layer decay 0.8": ("--layer-decay", "0.8"),
     "layer decay 0.8, twice the learning rate": ("--layer-decay", "0.8", "--lr", "2e-4"),
+    "pre-training of 250 steps": ("--pretrain", "250"),
     "1 new layer": ("--reinit-layers", "1"),
     "2 new layers": ("--reinit-layers", "2"),
     "pooling cls": ("--pooling", "cls"),
