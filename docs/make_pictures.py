@@ -145,7 +145,7 @@ def draw_terminals(folder: Path) -> None:
     predicting = terminal.show("prefcli predict test.csv")
     score = terminal.show("prefcli score preds.csv test_truth.csv")
     draw("score", score)
-    draw("compare", terminal.show(COMPARE))
+    draw("compare", results(terminal.show(COMPARE)))
     parts = [results(statistics, "Ratings"), results(training), results(predicting), results(score)]
     draw("session", [line for part in parts for line in (*part, GAP)][:-1])
     draw("progress", terminal.show("prefcli train train.csv --encoder tiny", until=r"training .* [456]\d%"))

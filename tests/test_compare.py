@@ -350,7 +350,7 @@ def test_in_a_terminal_an_editor_takes_the_texts(
         "  Set EDITOR, or give --prompt, --a and --b.\n"
     )
     done, left = edited("true")  # which writes nothing
-    assert "nothing was written" in done.err
+    assert ("nothing was written" in done.err, "kept" in done.err, left) == (True, False, [])
     Path("broken").write_text(f"{PROMPT}\n{markers[2]}\n{markers[1]}\n")
     done, left = edited("cp broken")
     assert "the three lines with ===== are not all there, once and in order" in done.err

@@ -90,7 +90,7 @@ def run(
     with _battle(texts, session) as row:
         compared = pipeline.compare(row, session.workspace, options, reading=reading, reporter=session.reporter)
     if session.json:
-        common.print_json(compared.to_json())
+        common.print_result(session, compared.to_json())
     elif session.is_main_process:
         _print(compared)
 
@@ -182,6 +182,7 @@ def _between_markers(path: Path) -> dict[str, str]:
     parts = zip(places, [*places[1:], len(lines)], strict=True)
     texts = ["\n".join(lines[begin + 1 : end]).strip() for begin, end in parts]
     if not any(texts):
+        shutil.rmtree(path.parent)
         raise InputError("nothing was written", hint="Write the prompt and both answers below their lines, and save.")
     return dict(zip(MARKERS, texts, strict=True))
 
