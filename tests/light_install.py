@@ -21,7 +21,10 @@ from pathlib import Path
 from prefcli.cli.main import run
 from prefcli.data import synthetic
 
-OPTIONAL = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", "optuna", "peft", "tensorboard", "wandb")
+OPTIONAL = (
+    "torch", "transformers", "onnx", "onnxruntime", "onnxscript", "optuna", "peft", "tensorboard", "wandb", "fastapi",
+    "uvicorn", "prometheus_client",
+)  # fmt: skip
 WITHOUT = {
     "torch transformers nltk scipy sklearn": """
 score test_truth.csv test_truth.csv --json
@@ -42,6 +45,7 @@ predict lines.jsonl --model fast --output -
 score preds.csv test_truth.csv --report score.html
 score preds.csv refit.csv test_truth.csv
 rank answers.jsonl --model fast --best best.jsonl --pairs pairs.jsonl
+serve fast --port 0
 runs list
 runs show fast
 runs diff fast folds
@@ -72,6 +76,7 @@ NEEDS = {
     "predict test.csv --model fast --model NEURAL --estimate": TORCH,
     "predict test.csv --model ONNX --output p.csv": "onnx onnxruntime",
     "rank answers.jsonl --model NEURAL --output neural.jsonl": TORCH,
+    "serve fast": "fastapi uvicorn prometheus-client",
     "export NEURAL --onnx exported": f"{TORCH} onnx onnxruntime onnxscript",
 }
 """Commands, and what ``pip install`` needs for them where nothing optional is installed."""
@@ -100,6 +105,12 @@ def main(neural: str, onnx: str, *, predict_onnx: bool) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     write_files()
     steps = [(modules, command) for modules, block in WITHOUT.items() for command in block.strip().splitlines()]
+    if importlib.util.find_spec("fastapi"):
+        from prefcli.serving import server
+
+        server.run = lambda *ready_to_serve: None  # which would not return
+    else:
+        steps = [step for step in steps if not step[1].startswith("serve")]
     if predict_onnx:
         steps += [("torch transformers", f"predict test.csv --model {onnx} --swap-average --output onnx.csv")]
         steps += [("torch transformers", f"rank answers.jsonl --model {onnx} --output onnx.jsonl")]

@@ -247,7 +247,7 @@ def test_every_verb_has_up_to_three_examples_of_one_line() -> None:
 def test_examples_of_the_help_run(
     stand_ins: Path, tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that no page runs, one after the other in one folder; what needs a network or seconds is left out."""
+    """Those that no page runs, one after the other in one folder, but for what needs a network or does not end soon."""
     shutil.copytree(stand_ins, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "my-run")
     (tmp_path / "RUN2").rename(tmp_path / "my-run")  # a neural one, which can be exported

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from prefcli.prediction import inference
 from prefcli.storage import runs
 
 pytest.importorskip("fastapi", reason="pip install 'prefcli[serve]'")
+uvicorn = pytest.importorskip("uvicorn", reason="pip install 'prefcli[serve]'")
 testclient = pytest.importorskip("starlette.testclient", reason="pip install httpx")
 
 from prefcli.serving.app import create_app  # noqa: E402
@@ -545,3 +547,54 @@ def test_a_process_takes_a_free_port_cuts_off_slow_clients_and_finishes_what_it_
     finally:
         process.kill()
         process.join()
+
+
+@pytest.mark.network
+def test_the_commands_and_reward_functions_of_the_documents_work(reward_run: Path) -> None:
+    """As TRL and verl call them: with texts, and with lists of messages."""
+    from test_docs_commands import ROOT, blocks
+
+    page = blocks(ROOT / "docs" / "serve.md")
+    of_server = [block for block in page if block.reason == "test_serve.py runs it, with a server"]
+    reward = prefcli.load(reward_run, device="cpu")
+    with socket.create_server(("127.0.0.1", 0)) as listening, serving(create_app(reward), listening) as address:
+        variables: dict[str, Any] = {}
+        for block in of_server:
+            text = block.text.replace("http://127.0.0.1:8000", address)
+            if block.language == "python":
+                exec(text, variables)
+        commands = [command for block in of_server if block.language == "sh" for command in block.commands]
+        assert len(commands) == 3
+        for command in commands if shutil.which("curl") else ():
+            command = command.replace("http://127.0.0.1:8000", address)
+            done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+            assert "error" not in json.loads(done.stdout), command
+        texts = ["A cherry.", "Banana.", "I am unsure."]
+        expected = [reward.score("Name a fruit.", text) for text in texts]
+        prompts = ["Name a fruit."] * 3
+        assert variables["reward"](
+            prompts=prompts, completions=texts, completion_ids=[[1]] * 3, trainer_state=None
+        ) == (pytest.approx(expected, abs=1e-6))
+        talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"},
+                {"role": "user", "content": "Name a fruit."}]  # fmt: skip
+        messages = [[{"role": "assistant", "content": text}] for text in texts]
+        prompts_of_both = [talk] * 3 + [talk[2:]] * 3
+        rewards = variables["reward"](prompts=prompts_of_both, completions=messages * 2)
+        in_talk = [reward.score(["Hi", "Name a fruit."], ["Hello", text]) for text in texts]
+        assert rewards == pytest.approx([*in_talk, *expected], abs=1e-6)
+        assert all(type(each) is float for each in rewards), "as TRL wants them"
+        score = variables["compute_score"]("votes", texts[0], None, extra_info={"question": "Name a fruit."})
+        assert score == pytest.approx(expected[0], abs=1e-6)
+
+
+@contextlib.contextmanager
+def serving(app: Any, listening: socket.socket) -> Iterator[str]:
+    """The address of an application that a thread serves."""
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()

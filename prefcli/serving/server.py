@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +23,9 @@ from prefcli.serving.guard import HEADERS, Refused, busy, error_body
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_SECONDS = 5.0
 """Beyond the time that a request may take."""
+SWITCH_SECONDS = 0.0005
+"""How long the thread that computes may keep Python's lock while others want it. With Python's 5 ms, the thread that
+sends answers waits as long after every single one."""
 
 
 def run(app: Any, listening: socket.socket, options: ServeOptions, ready: Callable[[], None]) -> None:
@@ -46,7 +50,12 @@ def run(app: Any, listening: socket.socket, options: ServeOptions, ready: Callab
     )  # fmt: skip
     server = _Server(config)
     server.ready = ready
-    asyncio.run(server.serve([listening]))
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        asyncio.run(server.serve([listening]))
+    finally:
+        sys.setswitchinterval(usual)
 
 
 class _Server(uvicorn.Server):
