@@ -653,7 +653,7 @@ def test_progress_says_which_fit_is_on_and_goes_up_to_its_end(trained, monkeypat
     models.fit(*trained.few(100), threads=1, progress=lambda *what: reported.append(what))
     names, done, _ = zip(*reported, strict=True)
     choices = [f"choosing rounds {number}/{INNER_FOLDS}" for number in range(1, INNER_FOLDS + 1)]
-    assert list(dict.fromkeys(names)) == ["words", *choices, "final fit"]
+    assert list(dict.fromkeys(names)) == ["words", *choices, "final fit", "networks"]
     assert list(done) == sorted(done)
     assert reported[-1][1] == pytest.approx(reported[-1][2])
 

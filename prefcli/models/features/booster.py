@@ -38,6 +38,8 @@ WORD_ROUNDS = 16
 """About how many rounds take as long as one step of the model of words, of which there is one more than inner folds."""
 AUTHOR_ROUNDS = 12
 """About how many take as long as one of the two boosters of author scores."""
+NETWORK_ROUNDS = 12
+"""About how many take as long as one of the networks, of which there is one for each fold that rounds are chosen on."""
 
 
 @dataclass(frozen=True)
@@ -132,13 +134,14 @@ class FitProgress:
         self._found: list[int] = []
         self._finished = before or 0.0
         self._seeds, self._seed = seeds, 0
+        self._networks = 0 if before is not None else self._choices * NETWORK_ROUNDS
         self._final = folds / (folds - 1)
 
     @property
     def expected(self) -> float:
         """Rounds of the whole fit as far as it is known now."""
         choices = (self._choices - len(self._found)) * min(self._best + self._patience, self._max)
-        return max(self._finished, self._before) + choices + self._best * self._final * self._seeds
+        return max(self._finished, self._before) + choices + self._best * self._final * self._seeds + self._networks
 
     def words(self, steps: int) -> None:
         """So many inner folds, and then the model of all battles, have weights of words."""
@@ -179,13 +182,20 @@ class FitProgress:
         self._seed += 1
         before, seed = self._finished, self._seed
         self._finished += rounds * self._final
-        total = self._finished + (self._seeds - seed) * rounds * self._final
+        total = self._finished + (self._seeds - seed) * rounds * self._final + self._networks
         of_several = f" {seed}/{self._seeds}" if self._seeds > 1 else ""
 
         def report(environment: Any) -> None:
             self._report(f"final fit{of_several}", before + (environment.iteration + 1) * self._final, total)
 
         return report
+
+    def networks(self, share: float) -> None:
+        """The boosters are trained, and such a share of the networks."""
+        done = self._finished + share * self._networks
+        self._report("networks", done, self._finished + self._networks)
+        if share == 1:
+            self._finished = done
 
     def for_source(self, name: str, battles: int, folds: int) -> FitProgress:
         """How far the fit of a source's own booster is, which begins when this one has ended."""
@@ -209,6 +219,11 @@ class BoosterData:
         """Some of the n battles, in both orders."""
         both = np.concatenate([positions, positions + len(self.rows) // 2])
         return BoosterData(self.rows[both], self.targets[both], None if self.bases is None else self.bases[both])
+
+    def with_scores(self, scores: NDArray[np.float64]) -> BoosterData:
+        """The same with logits ``[n, 3]`` of the n battles added to their bases."""
+        both = np.concatenate([scores, scores[:, SWAPPED]])
+        return replace(self, bases=both if self.bases is None else self.bases + both)
 
     @property
     def loss(self) -> float:
@@ -237,10 +252,11 @@ class Trained:
     booster: Booster
     curve: list[float]
     """Log loss of the inner folds after each round."""
-    before: float | None = None
-    """Log loss of the same inner folds by the bases alone; None without bases."""
-    held_out: NDArray[np.float64] | None = None
-    """Scores of the n battles by boosters that did not see their prompts, the mean over both orders; ``[n, 3]``."""
+    folds: Folds
+    """The inner folds that the number of rounds was chosen on."""
+    held_out: NDArray[np.float64]
+    """Scores of the battles that these folds hold out, by boosters that did not see their prompts, the mean over both
+    orders; shape ``[n, 3]``, 0 for other battles."""
 
 
 def train(
@@ -266,7 +282,7 @@ def train(
     progress:
         Is kept up to date.
     cross_fit:
-        Whether scores of held-out battles are wanted, which takes all folds.
+        Whether held-out scores of all battles are wanted, which takes all folds.
     settings:
         Fields of :class:`BoosterSettings` in place of those that the number of battles suggests.
     """
@@ -295,7 +311,7 @@ def train(
     length = min(map(len, curves))
     mean_curve = np.mean([curve[:length] for curve in curves], axis=0)
     best = int(mean_curve.argmin()) + 1
-    held_out = _held_out_scores(boosters, data.rows, used, best, threads) if cross_fit else None
+    held_out = _held_out_scores(boosters, data.rows, used, best, threads)
     del boosters
     everything = data.take(np.arange(len(data.rows)))
     by_seed = [
@@ -303,8 +319,7 @@ def train(
         for number in range(chosen.seeds)
     ]
     booster = by_seed[0] if chosen.seeds == 1 else mean_booster(by_seed)
-    before = None if data.bases is None else float(np.mean([data.battles(outside).loss for _, outside in used]))
-    return Trained(booster, mean_curve.tolist(), before, held_out)
+    return Trained(booster, mean_curve.tolist(), used, held_out)
 
 
 def _held_out_scores(

@@ -72,7 +72,6 @@ def fit(
             continue
         progress = progress.for_source(str(name), len(rows), len(folds))
         trained = train(data.battles(rows), own_folds, progress=progress, cross_fit=True)
-        assert trained.held_out is not None
         parts = np.stack([scores[rows], trained.held_out])
         targets = data.targets[rows].astype(np.float64)
         factors, gain = stack(parts, data.bases[rows], targets)

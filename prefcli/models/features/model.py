@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from prefcli.data.splits import split_folds
 from prefcli.errors import ModelError, one_line
+from prefcli.metrics import softmax
 from prefcli.models.features import booster as boosting
-from prefcli.models.features import by_source, statistics
+from prefcli.models.features import by_source, network, statistics
 from prefcli.models.features.authors import AuthorModel, Authors, train_boosters
 from prefcli.models.features.booster import BoosterData, Folds, Progress, Table
 from prefcli.models.features.by_source import SourceBooster
@@ -28,6 +29,7 @@ from prefcli.models.features.names import (
     in_units,
     statistic_of,
 )
+from prefcli.models.features.network import Networks
 from prefcli.models.features.statistics import BUCKETS, Features
 from prefcli.models.features.words import Array, cross_fit, word_scores
 from prefcli.outcomes import OUTCOMES, SWAPPED
@@ -41,7 +43,9 @@ BASE_FORMAT = 2
 """Of a model that a base is added to, so that a release which knows none refuses it."""
 AUTHOR_FORMAT = 3
 """Of a model with author scores, and perhaps a base."""
-FORMATS = (FORMAT, BASE_FORMAT, AUTHOR_FORMAT)
+NETWORK_FORMAT = 4
+"""Of a model with networks, and perhaps author scores and a base."""
+FORMATS = (FORMAT, BASE_FORMAT, AUTHOR_FORMAT, NETWORK_FORMAT)
 BOOSTER, WEIGHTS, MANIFEST = "booster.txt", "model.safetensors", "features.json"
 AUTHOR_BOOSTERS = ("authors-1.txt", "authors-2.txt")
 
@@ -105,6 +109,8 @@ class FeaturesModel:
     """Of the statistics that it was trained on."""
     authors: AuthorModel | None = None
     """Gives author scores; None for a model without."""
+    networks: Networks | None = None
+    """Joined to the booster where they help."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -115,8 +121,13 @@ class FeaturesModel:
         """Probabilities ``[n, 3]``, the mean over both orders of the answers."""
         if self.booster is None or not len(battles):
             return np.tile(self.prior, (len(battles), 1))
-        predicted = boosting.mean_over_orders(self.booster, *self._tables(battles), num_threads=self.threads)
-        return np.maximum(predicted, MIN_PROBABILITY)
+        tables = self._tables(battles)
+        predicted = boosting.mean_over_orders(self.booster, *tables, num_threads=self.threads)
+        predicted = np.maximum(predicted, MIN_PROBABILITY)
+        if self.networks is None:
+            return predicted
+        logits = self.networks.joined(np.log(predicted), self.networks.scores(*tables))
+        return np.maximum(softmax(logits), MIN_PROBABILITY)
 
     def scores(self, battles: Features, sources: Sequence[str | None]) -> Array:
         """Logits ``[n, 3]`` that lack their base, the mean over both orders, for the source of each battle."""
@@ -125,6 +136,8 @@ class FeaturesModel:
         original, swapped = self._tables(battles)
         options = {"num_threads": self.threads, "raw_score": True}
         scores = boosting.mean_over_orders(self.booster, original, swapped, **options)
+        if self.networks is not None:
+            scores = self.networks.joined(scores, self.networks.scores(original, swapped))
         for name, of_source in self.by_source.items():
             rows = np.flatnonzero([source == name for source in sources])
             if len(rows):
@@ -156,9 +169,10 @@ class FeaturesModel:
     def contributions(self, batch: pa.RecordBatch) -> Contributions:
         """What each statistic did to the predictions of a batch of battles: the mean over both orders of the answers.
 
-        They are LightGBM's, exact Shapley values of the trees (Lundberg et al., "From local explanations to global
-        understanding with explainable AI for trees", Nature Machine Intelligence 2, 2020). The sum over all statistics
-        is the mean over both orders of the difference between the raw scores of A and B.
+        The booster's are LightGBM's, exact Shapley values of the trees (Lundberg et al., "From local explanations to
+        global understanding with explainable AI for trees", Nature Machine Intelligence 2, 2020): their sum over all
+        statistics is the mean over both orders of the difference between the raw scores of A and B. Those of networks
+        are added, see :meth:`.network.Networks.contributions`.
         """
         battles = statistics.extract(batch, self.version)
         original, swapped = self._tables(battles)
@@ -172,10 +186,16 @@ class FeaturesModel:
             sides = own[:2] if len(own) > 1 else own  # A, B, and then A - B
             values[:, number, : len(sides)] = in_units(name, original[:, sides])
         of_source = self.by_source.get(self.as_source or "")
-        boosters = [(self.booster, 1.0)]
+        common = 1.0 if of_source is None else of_source.common
+        of_networks = 0.0 if self.networks is None else self.networks.share
+        boosters = [(self.booster, common * (1 - of_networks))]
         if of_source is not None:
-            boosters = [(self.booster, of_source.common), (of_source.booster, of_source.own)]
+            boosters.append((of_source.booster, of_source.own))
         log_odds = np.zeros((len(battles), len(columns)))
+        if self.networks is not None:
+            for row, by_column in enumerate(self.networks.contributions(original, swapped)):
+                moved = np.bincount(owner, weights=by_column, minlength=len(columns))
+                log_odds[row] += common * of_networks * moved
         for booster, factor in boosters:
             if booster is None:
                 continue
@@ -199,6 +219,12 @@ class FeaturesModel:
         total = sum(gains.values()) or 1.0
         return sorted(((name, gain / total) for name, gain in gains.items() if gain), key=lambda pair: -pair[1])
 
+    @property
+    def _format(self) -> int:
+        if self.networks is not None:
+            return NETWORK_FORMAT
+        return AUTHOR_FORMAT if self.authors else BASE_FORMAT if self.lacks_base else FORMAT
+
     def save(self, folder: Path) -> None:
         """Write the model's files into a folder, the manifest last: where it exists, the model is complete."""
         from safetensors.numpy import save_file
@@ -213,12 +239,14 @@ class FeaturesModel:
         if self.authors is not None:
             boosters |= dict(zip(AUTHOR_BOOSTERS, self.authors.boosters, strict=True))
             arrays["author_word_weights"] = self.authors.word_weights
+        if self.networks is not None:
+            arrays |= self.networks.arrays()
         for file, booster in boosters.items():
             files.write_text(folder / file, boosting.to_text(booster))
         with files.atomic(folder / WEIGHTS) as temporary:
             save_file(arrays, temporary)
         manifest = {
-            "format": AUTHOR_FORMAT if self.authors else BASE_FORMAT if self.lacks_base else FORMAT,
+            "format": self._format,
             "features": self.version,
             "columns": list(self.columns),
             "boosted": self.booster is not None,
@@ -226,6 +254,8 @@ class FeaturesModel:
         }
         if self.lacks_base:
             manifest["deviations"] = deviations
+        if self.networks is not None:
+            manifest["networks"] = {"count": len(self.networks.layers), "share": self.networks.share}
         files.write_text(folder / MANIFEST, files.to_json(manifest, indent=1) + "\n")
 
 
@@ -243,8 +273,8 @@ def load(folder: Path, *, threads: int = 0, as_source: str | None = None) -> Fea
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         _check_manifest(manifest, folder)
-        has_authors = manifest["format"] == AUTHOR_FORMAT
-        lacks_base = manifest["format"] == BASE_FORMAT or (has_authors and "deviations" in manifest)
+        has_authors = _has_authors(manifest)
+        lacks_base = "deviations" in manifest
         deviations = manifest["deviations"] if lacks_base else {}
         # LightGBM's parser may crash on damaged text, so checksums come first.
         for name in (BOOSTER, WEIGHTS, *deviations, *(AUTHOR_BOOSTERS if has_authors else ())):
@@ -258,6 +288,9 @@ def load(folder: Path, *, threads: int = 0, as_source: str | None = None) -> Fea
         booster = _load_booster(folder, BOOSTER, columns) if manifest["boosted"] else None
         own = dict(_load_source(folder, name, columns, saved) for name, saved in deviations.items())
         authors = _load_authors(folder, arrays["author_word_weights"]) if has_authors else None
+        networks = None
+        if manifest["format"] == NETWORK_FORMAT:
+            networks = Networks.from_arrays(arrays, columns, **manifest["networks"])
     except FileNotFoundError as error:
         raise _unusable(f"{Path(error.filename or folder).name} is missing", folder) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
@@ -272,6 +305,7 @@ def load(folder: Path, *, threads: int = 0, as_source: str | None = None) -> Fea
         as_source=as_source,
         version=manifest["features"],
         authors=authors,
+        networks=networks,
     )
 
 
@@ -302,10 +336,15 @@ def _unusable(what: str, folder: Path) -> ModelError:
     return ModelError(what, where=str(folder), hint="Train it again.")
 
 
+def _has_authors(manifest: dict[str, Any]) -> bool:
+    saved = manifest.get("format")
+    return saved == AUTHOR_FORMAT or (saved == NETWORK_FORMAT and len(manifest.get("columns", ())) > len(COLUMNS))
+
+
 def _check_manifest(manifest: Any, folder: Path) -> None:
     if not isinstance(manifest, dict):
         raise _unusable(f"{MANIFEST} is damaged: it holds no JSON object", folder)
-    columns = (*COLUMNS, *(AUTHOR_COLUMNS if manifest.get("format") == AUTHOR_FORMAT else ()))
+    columns = (*COLUMNS, *(AUTHOR_COLUMNS if _has_authors(manifest) else ()))
     for name, readable in (("format", FORMATS), ("features", statistics.VERSIONS), ("columns", (list(columns),))):
         if manifest.get(name) not in readable:
             values = "" if name == "columns" else f" ({manifest.get(name)}, here {readable[-1]})"
@@ -400,10 +439,15 @@ def fit(  # noqa: PLR0913 (what is known of the battles, and how to train)
     data = BoosterData(rows, both_targets, bases)
     train = functools.partial(boosting.train, seed=seed, threads=threads, settings=settings)
     trained = train(data, folds, progress=fit_progress, cross_fit=lacks_base)
-    model = FeaturesModel(weights, prior, trained.booster, threads, trained.curve, lacks_base, authors=author_model)
-    if sources is None or trained.held_out is None:
+    networks, held_out = network.fit(
+        data, trained.folds, trained.held_out, seed=seed, threads=threads, progress=fit_progress.networks
+    )
+    model = FeaturesModel(
+        *(weights, prior, trained.booster, threads, trained.curve, lacks_base), authors=author_model, networks=networks
+    )
+    if sources is None:
         return model
-    own = by_source.fit(data, trained.held_out, sources.names, folds, train, fit_progress)
+    own = by_source.fit(data, held_out, sources.names, folds, train, fit_progress)
     return replace(model, by_source=own)
 
 
