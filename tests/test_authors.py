@@ -268,7 +268,14 @@ def test_progress_counts_author_scores_and_all_seeds(demo, monkeypatch):
     model = demo.fit(settings={"seeds": 2}, progress=lambda *what: reported.append(what))
     names, done, total = zip(*reported, strict=True)
     choices = ["choosing rounds 1/2", "choosing rounds 2/2"]
-    assert list(dict.fromkeys(names)) == ["words", "author scores", *choices, "final fit 1/2", "final fit 2/2"]
+    assert list(dict.fromkeys(names)) == [
+        "words",
+        "author scores",
+        *choices,
+        "final fit 1/2",
+        "final fit 2/2",
+        "networks",
+    ]
     assert list(done) == sorted(done)
     assert done[-1] == pytest.approx(total[-1])
     assert model.booster.num_trees() == 3 * 2 * (int(np.argmin(model.curve)) + 1)

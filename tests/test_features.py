@@ -37,7 +37,7 @@ from prefcli.models import features as models
 from prefcli.models.features import BOOSTER, COLUMNS, MANIFEST, WEIGHTS, FeaturesModel, names, statistics, textbytes
 from prefcli.models.features import booster as boosting
 from prefcli.models.features import words as word_model
-from prefcli.models.features.booster import WORD_ROUNDS, BoosterSettings, FitProgress
+from prefcli.models.features.booster import NETWORK_ROUNDS, WORD_ROUNDS, BoosterSettings, FitProgress
 from prefcli.models.features.model import INNER_FOLDS, table
 from prefcli.models.features.names import ANSWER_STATISTICS, PAIR_STATISTICS, PHRASES, TEXT_STATISTICS
 from prefcli.models.features.statistics import BUCKETS, Features
@@ -659,18 +659,19 @@ def test_progress_says_which_fit_is_on_and_goes_up_to_its_end(trained, monkeypat
 
 
 def test_the_expected_rounds_follow_what_the_inner_folds_needed():
-    """Of 4 folds of 1,000 battles: 5 steps of words, 4 choices with 10 rounds in vain, and the final fit, of 4/3."""
+    """Of 4 folds of 1,000 battles: 5 steps of words, 4 choices with 10 rounds in vain, the final fit, of 4/3, and 4
+    networks."""
     progress = FitProgress(1000, 4, lambda *_: None)
-    words, patience = 5 * WORD_ROUNDS, 10
+    words, networks, patience = 5 * WORD_ROUNDS, 4 * NETWORK_ROUNDS, 10
     assert progress.expected == pytest.approx(
-        words + 4 * 25 + 25 * 4 / 3
+        words + 4 * 25 + 25 * 4 / 3 + networks
     )  # no more than the largest number of rounds, which is 25 here
     progress.words(5)
     losses = [1.0, 0.9, 0.8, 0.7, *[0.75] * patience]  # best at 4
     report = progress.choosing()
     report(SimpleNamespace(iteration=0, evaluation_result_list=[("", "", losses[0], False)]))
     progress.chosen(losses)
-    assert progress.expected == pytest.approx(words + len(losses) + 3 * (4 + patience) + 4 * 4 / 3)
+    assert progress.expected == pytest.approx(words + len(losses) + 3 * (4 + patience) + 4 * 4 / 3 + networks)
 
 
 # Soft labels
@@ -915,7 +916,7 @@ def changed(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format": 99}, r"another version of prefcli: its format differ \(99, here 3\)"),
+        ({"format": 99}, r"another version of prefcli: its format differ \(99, here 4\)"),
         ({"features": 0}, rf"another version of prefcli: its features differ \(0, here {statistics.VERSION}\)"),
         ({"columns": list(COLUMNS[1:])}, "another version of prefcli: its columns differ"),
         ({"columns": list(COLUMNS[::-1])}, "another version of prefcli: its columns differ"),

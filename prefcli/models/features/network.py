@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,8 @@ Layers = list[NDArray[np.float32]]
 HIDDEN = (256, 128)
 """Units of the hidden layers."""
 EPOCHS = 4
+MIN_STEPS = 200
+"""Of few battles there are more epochs."""
 MIN_BATCH, MAX_BATCH = 32, 256
 """Battles of a step: a hundredth of all within these bounds."""
 LEARNING_RATE = 1e-3
@@ -265,7 +268,7 @@ def _initial(random: np.random.Generator, columns: int) -> Layers:
 def _batches(random: np.random.Generator, battles: NDArray[np.integer], n: int) -> Iterator[NDArray[np.intp]]:
     """Rows of each step, of 2n: battles in random order, each with its swapped row."""
     size = min(max(len(battles) // 100, MIN_BATCH), MAX_BATCH, len(battles))
-    for _ in range(EPOCHS):
+    for _ in range(max(EPOCHS, math.ceil(MIN_STEPS * size / len(battles)))):
         order = random.permutation(battles)
         for start in range(0, len(order) - size + 1, size):
             yield np.concatenate([order[start : start + size], order[start : start + size] + n])
