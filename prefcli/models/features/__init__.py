@@ -6,7 +6,8 @@ between A's and B's weights of words and word pairs, so swapping the answers neg
 training, the scores of the booster's battles come from linear models that have not seen their prompts (cross-fitting);
 otherwise the booster would trust them too much.
 
-Small neural networks (:mod:`.network`) on the booster's own columns are joined to it where that helps on the inner folds.
+Small neural networks (:mod:`.network`) on the booster's own columns are joined to it where that helps on the inner
+folds.
 
 Every battle is trained on in both orders, and a prediction is the mean over both orders, so swapping A and B swaps
 their probabilities exactly.
@@ -19,8 +20,8 @@ base, and a source with enough votes has a booster of its own for what they say 
 the common one's cross-fitted scores and kept if it helps on held-out prompts.
 
 A folder holds ``booster.txt`` (LightGBM's own format; ``booster-1.txt`` and so on are of single sources,
-``authors-1.txt`` and ``authors-2.txt`` of author scores), ``model.safetensors`` (the words' weights, the prior, the networks) and
-``features.json`` (versions, columns and checksums). Nothing is pickled.
+``authors-1.txt`` and ``authors-2.txt`` of author scores), ``model.safetensors`` (the words' weights, the prior, the
+networks) and ``features.json`` (versions, columns and checksums). Nothing is pickled.
 """
 
 from prefcli.models.features.authors import Authors, author_names
