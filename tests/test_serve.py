@@ -317,6 +317,17 @@ def test_what_the_model_cannot_compute_fails_alone(
         assert client.post("/v1/compare", json=bad).status_code == 422
 
 
+def test_an_error_of_prefcli_is_the_answer(predictor: prefcli.Predictor) -> None:
+    class Diverging(Blocked):
+        def rank_each(self, questions: Any) -> Any:
+            raise prefcli.ModelError("the strengths of the answers do not converge", hint="Rank fewer answers at once.")
+
+    with client_of(Diverging(predictor)) as client:  # type: ignore[arg-type]
+        answer = client.post("/v1/rank", json={"prompt": "a", "responses": ["b", "c"]})
+    what = {"error": "the strengths of the answers do not converge", "hint": "Rank fewer answers at once."}
+    assert (answer.status_code, answer.json()) == (422, what)
+
+
 def test_no_text_is_logged_when_something_fails(
     predictor: prefcli.Predictor, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:

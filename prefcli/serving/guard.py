@@ -16,7 +16,7 @@ import anyio
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from prefcli.errors import is_out_of_memory
+from prefcli.errors import PrefcliError, is_out_of_memory
 from prefcli.storage.files import to_json
 
 if TYPE_CHECKING:
@@ -146,6 +146,8 @@ class Guard:
         """What is said of an exception."""
         if isinstance(error, HTTPException):
             return error
+        if isinstance(error, PrefcliError):  # strengths that do not converge, and the like
+            return Refused(422, error.what, error.hint)
         if isinstance(error, TimeoutError) and not body.complete:
             return Refused(408, f"the body did not arrive within {self._timeout:g} s")
         if isinstance(error, TimeoutError):
