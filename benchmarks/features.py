@@ -2,16 +2,17 @@
 
 Measures, on a file of battles with outcomes, how long it takes to extract the features, to train, and to predict (text
 to probabilities); the log loss when every battle is predicted by a model that has not seen its prompt (``--folds``);
-and that of battles between models that were not seen either (``--draws``). All of it as it is, and as it was before
-there were author scores and several inner folds chose the rounds.
+and that of battles between models that were not seen either (``--draws``). All of it as it is, as it is without its
+networks, and as it was before there were author scores and networks and several inner folds chose the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +22,13 @@ from prefcli import metrics
 from prefcli.battles import labels_of
 from prefcli.data.splits import split_folds
 from prefcli.models import features as architecture
-from prefcli.models.features import booster
+from prefcli.models.features import booster, network
 from prefcli.models.features.statistics import Features, extract
 from prefcli.readers import open_battles
 
 VARIANTS = ("before", "now")
 CHOICE_FOLDS = {"before": 1, "now": booster.CHOICE_FOLDS}
+FIT_NETWORKS = network.fit
 UNSEEN_MODELS, UNSEEN_PROMPTS = 1 / 3, 1 / 4
 
 
@@ -44,6 +46,7 @@ class Battles:
         targets = metrics.one_hot(self.labels[rows]).astype(np.float32)
         authors = architecture.Authors.of(self.names[rows], targets)
         booster.CHOICE_FOLDS = CHOICE_FOLDS[variant]
+        network.fit = FIT_NETWORKS if variant == "now" else _no_networks
         return architecture.fit(
             self.features.take(rows),
             targets,
@@ -62,6 +65,10 @@ class Battles:
         drawn_prompts = random.choice(prompts, round(UNSEEN_PROMPTS * len(prompts)), replace=False)
         models_out, prompt_out = np.isin(self.names, drawn_models), np.isin(self.groups, drawn_prompts)
         return np.flatnonzero(~models_out.any(1) & ~prompt_out), np.flatnonzero(models_out.all(1) & prompt_out)
+
+
+def _no_networks(data: Any, folds: Any, booster: NDArray[np.float64], **_: Any) -> tuple[None, NDArray[np.float64]]:
+    return None, booster
 
 
 def main() -> None:
@@ -127,7 +134,7 @@ def print_folds(battles: Battles, options: argparse.Namespace) -> None:
     folds = split_folds(battles.groups, battles.labels, options.folds, options.seed)
     losses = [print_losses(f"fold {number}", battles, fold, options) for number, fold in enumerate(folds, start=1)]
     outside = np.concatenate([rows for _, rows in folds])
-    joined = {variant: np.concatenate([of_fold[variant] for of_fold in losses]) for variant in options.variants}
+    joined = {variant: np.concatenate([of_fold[variant] for of_fold in losses]) for variant in losses[0]}
     print_rows(f"all {options.folds} folds", joined, battles.groups[outside])
 
 
@@ -139,7 +146,11 @@ def print_losses(
     losses = {}
     for variant in options.variants:
         model = battles.fit(inside, variant, options)
-        losses[variant] = metrics.losses(model.probabilities(battles.features.take(outside)), battles.labels[outside])
+        held_out = battles.features.take(outside)
+        if variant == "now":
+            alone = replace(model, networks=None).probabilities(held_out)
+            losses["now, without networks"] = metrics.losses(alone, battles.labels[outside])
+        losses[variant] = metrics.losses(model.probabilities(held_out), battles.labels[outside])
     print_rows(what, losses, battles.groups[outside])
     return losses
 
