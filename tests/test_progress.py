@@ -380,7 +380,7 @@ def test_a_fold_is_named_beside_the_bar_of_all_folds(demo_files: Demo, tmp_path:
     pipeline.train(demo_files.train, Workspace(tmp_path / "ws"), options, reporter=Console())
     lines = [re.sub(r"\d([\d.,:]*\d)?", "N", line) for line in capsys.readouterr().err.splitlines()]
     boosting = [line for line in lines if line.startswith("boosting: ")]
-    assert boosting[-1] == "boosting: N of N rounds (N%), N/s, N left, fold N of N, final fit"
+    assert boosting[-1] == "boosting: N of N rounds (N%), N/s, N left, fold N of N, networks"
     assert any(line.endswith("fold N of N, choosing rounds N/N") for line in boosting)
     assert sum(line.startswith("fold N of N: validation log loss N") for line in lines) == 2
 
