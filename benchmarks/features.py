@@ -67,7 +67,9 @@ class Battles:
         return np.flatnonzero(~models_out.any(1) & ~prompt_out), np.flatnonzero(models_out.all(1) & prompt_out)
 
 
-def _no_networks(data: Any, folds: Any, booster: NDArray[np.float64], **_: Any) -> tuple[None, NDArray[np.float64]]:
+def _no_networks(
+    data: Any, folds: Any, booster: NDArray[np.float64], *_: Any, **__: Any
+) -> tuple[None, NDArray[np.float64]]:
     return None, booster
 
 

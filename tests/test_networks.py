@@ -16,6 +16,7 @@ from prefcli.models.features.network import Networks
 from prefcli.outcomes import SWAPPED
 
 COLUMNS = 6
+SCORED = np.r_[300:400, 0:100]
 FOLDS = [(np.arange(300), np.arange(300, 400)), (np.arange(100, 400), np.arange(100))]
 
 
@@ -89,7 +90,7 @@ def test_the_learning_rate_rises_and_falls_once() -> None:
 def learnt() -> tuple[BoosterData, Networks, NDArray[np.float64]]:
     """Networks of a plain preference, beside a booster that knows nothing."""
     data = data_of(400, 3.0)
-    networks, held_out = network.fit(data, FOLDS, np.zeros((400, 3)), seed=0)
+    networks, held_out = network.fit(data, FOLDS, np.zeros((400, 3)), SCORED, seed=0)
     assert networks is not None
     return data, networks, held_out
 
@@ -115,7 +116,7 @@ def test_the_share_is_the_one_with_the_least_loss(learnt: tuple[BoosterData, Net
     rows = np.concatenate([outside for _, outside in FOLDS])
     booster = np.zeros((400, 3))
     booster[:, 0] = np.random.default_rng(5).standard_normal(400) * 0.2
-    both, found = network.fit(data, FOLDS, booster, seed=0)
+    both, found = network.fit(data, FOLDS, booster, SCORED, seed=0)
     assert both is not None
     joined = [(1 - s) * booster[rows] + s * held_out[rows] / networks.share for s in network.SHARES]
     losses = [-(np.log(softmax(z)) * data.targets[rows]).sum(axis=1).mean() for z in joined]
@@ -126,14 +127,14 @@ def test_the_share_is_the_one_with_the_least_loss(learnt: tuple[BoosterData, Net
 @pytest.mark.parametrize("base", [None, [0.0, 0.0, -1.0]], ids=["no base", "base"])
 def test_noise_gives_no_networks(base: list[float] | None) -> None:
     booster = np.zeros((400, 3))
-    networks, held_out = network.fit(data_of(400, 0.0, base=base), FOLDS, booster, seed=0)
+    networks, held_out = network.fit(data_of(400, 0.0, base=base), FOLDS, booster, SCORED, seed=0)
     assert networks is None
     assert held_out is booster
 
 
 def test_a_base_is_not_learnt_again() -> None:
     base = [0.0, 0.0, -4.0]
-    networks, held_out = network.fit(data_of(400, 3.0, base=base), FOLDS, np.zeros((400, 3)), seed=0)
+    networks, held_out = network.fit(data_of(400, 3.0, base=base), FOLDS, np.zeros((400, 3)), SCORED, seed=0)
     assert networks is not None
     ties = held_out[:, 2] - held_out[:, :2].mean(axis=1)
     assert abs(ties[np.r_[0:100, 300:400]].mean()) < 1.5  # 4 would be in the base and in the networks
@@ -155,12 +156,12 @@ def test_the_same_seed_gives_the_same_networks_on_any_number_of_threads(
     learnt: tuple[BoosterData, Networks, NDArray[np.float64]],
 ) -> None:
     data, networks, held_out = learnt
-    again, scores = network.fit(data, FOLDS, np.zeros((400, 3)), seed=0, threads=1)
+    again, scores = network.fit(data, FOLDS, np.zeros((400, 3)), SCORED, seed=0, threads=1)
     assert again is not None
     np.testing.assert_array_equal(scores, held_out)
     for name, array in again.arrays().items():
         np.testing.assert_array_equal(array, networks.arrays()[name])
-    other, _ = network.fit(data, FOLDS, np.zeros((400, 3)), seed=7)
+    other, _ = network.fit(data, FOLDS, np.zeros((400, 3)), SCORED, seed=7)
     assert other is not None
     assert (other.layers[0][0] != networks.layers[0][0]).any()
 
@@ -168,7 +169,7 @@ def test_the_same_seed_gives_the_same_networks_on_any_number_of_threads(
 def test_a_column_that_never_differs_counts_for_nothing() -> None:
     data = data_of(400, 3.0)
     data.rows[:, 0] = 12345.678
-    networks, _ = network.fit(data, FOLDS, np.zeros((400, 3)), seed=0)
+    networks, _ = network.fit(data, FOLDS, np.zeros((400, 3)), SCORED, seed=0)
     assert networks is not None
     assert networks.scale[0] == 0
     other = data.rows.copy()

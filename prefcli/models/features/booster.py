@@ -39,7 +39,7 @@ WORD_ROUNDS = 16
 AUTHOR_ROUNDS = 12
 """About how many take as long as one of the two boosters of author scores."""
 NETWORK_ROUNDS = 12
-"""About how many take as long as one of the networks, of which there is one for each fold that rounds are chosen on."""
+"""About how many take as long as one of the networks, of which there is one for each inner fold."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class FitProgress:
         self._found: list[int] = []
         self._finished = before or 0.0
         self._seeds, self._seed = seeds, 0
-        self._networks = 0 if before is not None else self._choices * NETWORK_ROUNDS
+        self._networks = 0 if before is not None else folds * NETWORK_ROUNDS
         self._final = folds / (folds - 1)
 
     @property

@@ -439,8 +439,9 @@ def fit(  # noqa: PLR0913 (what is known of the battles, and how to train)
     data = BoosterData(rows, both_targets, bases)
     train = functools.partial(boosting.train, seed=seed, threads=threads, settings=settings)
     trained = train(data, folds, progress=fit_progress, cross_fit=lacks_base)
+    scored = np.concatenate([outside for _, outside in trained.folds])
     networks, held_out = network.fit(
-        data, trained.folds, trained.held_out, seed=seed, threads=threads, progress=fit_progress.networks
+        data, folds, trained.held_out, scored, seed=seed, threads=threads, progress=fit_progress.networks
     )
     model = FeaturesModel(
         *(weights, prior, trained.booster, threads, trained.curve, lacks_base), authors=author_model, networks=networks

@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 Layers = list[NDArray[np.float32]]
 """Of each layer in turn the weights ``[inputs, units]`` and the biases ``[units]``."""
 
-HIDDEN = (256, 128)
+HIDDEN = (512, 256)
 """Units of the hidden layers."""
 EPOCHS = 4
 MIN_STEPS = 200
@@ -143,6 +143,7 @@ def fit(
     data: BoosterData,
     folds: Folds,
     booster: Array,
+    scored: NDArray[np.intp],
     *,
     seed: int,
     threads: int = 0,
@@ -157,7 +158,9 @@ def fit(
     folds:
         Positions of the battles to train on and of those to evaluate on.
     booster:
-        Its logits of the battles in the folds' second parts, without bases; shape ``[n, 3]``.
+        Its logits of battles that it did not see, without bases; shape ``[n, 3]``.
+    scored:
+        The positions of these battles, all of which are in the folds' second parts.
     seed:
         Of weights, order and dropout. The same seed gives the same networks on any number of threads.
     threads:
@@ -167,7 +170,7 @@ def fit(
 
     Returns
     -------
-    The networks, None where they do not help; and the logits of held-out battles with them, shape ``[n, 3]``.
+    The networks, None where they do not help; and the logits of the scored battles with them, shape ``[n, 3]``.
     """
     n = len(data.rows) // 2
     values = _compressed(data.rows)
@@ -192,7 +195,7 @@ def fit(
         for network, (_, outside) in zip(layers, folds, strict=True):
             original, swapped = (_forward(inputs[rows], network) for rows in (outside, outside + n))
             held_out[outside] = (original.astype(np.float64) + swapped[:, SWAPPED]) / 2
-    share = _best_share(data, np.concatenate([outside for _, outside in folds]), booster, held_out)
+    share = _best_share(data, scored, booster, held_out)
     if share == 0:
         return None, booster
     networks = replace(networks, layers=layers, share=share)
