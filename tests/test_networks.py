@@ -40,6 +40,7 @@ def data_of(
 
 
 def test_gradients_and_steps_are_those_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "HIDDEN", (16, 8))
     monkeypatch.setattr(network, "INPUT_DROPOUT", 0.0)
     monkeypatch.setattr(network, "DROPOUT", 0.0)
     random = np.random.default_rng(1)
