@@ -34,7 +34,7 @@ def find(encoder: nn.Module, flag: str) -> list[list[nn.Module]]:
     stacks = {name: stack for name, stack in lists.items() if len(stack) == count}
     if len({name.rpartition(".")[0] for name in stacks}) != 1:
         raise InputError(
-            f"{flag}: the layers of this encoder ({config.model_type}) cannot be told apart",
+            f"{flag}: the layers of this encoder ({config.model_type}) cannot be distinguished",
             hint="Leave it out, or choose another encoder.",
         )
     return [list(parts) for parts in zip(*stacks.values(), strict=True)]
@@ -48,7 +48,7 @@ def depths(encoder: nn.Module) -> dict[nn.Parameter, int]:
     Raises
     ------
     InputError
-        If the layers cannot be told apart.
+        If the layers cannot be distinguished.
     """
     layers = find(encoder, "--layer-decay")
     depth = {
@@ -79,7 +79,7 @@ def reinitialise(encoder: nn.Module, count: int, *, seed: int, reward: bool) -> 
     Raises
     ------
     InputError
-        If the encoder has fewer layers, or they cannot be told apart.
+        If the encoder has fewer layers, or they cannot be distinguished.
     """
     layers = find(encoder, "--reinit-layers")
     if count > len(layers):

@@ -272,8 +272,8 @@ def masked_language_model(
 ) -> torch.nn.Module:
     """transformers' masked language model around an encoder, whose weights it shares, float32 on the CPU.
 
-    Its head is read from the encoder's files if they hold one; else it is drawn at random from ``seed``, which
-    ``reporter`` is told.
+    Its head is read from the encoder's files if they hold one; else it is drawn at random from ``seed``, and
+    ``reporter`` says so.
 
     Raises
     ------

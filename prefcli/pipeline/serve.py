@@ -46,7 +46,7 @@ def serve(
     workspace, options:
         Where runs are found; which, how they predict, address and limits.
     ready:
-        Called once when requests are answered, with the address; with ``port`` 0 that is where the port is told.
+        Called once when requests are answered, with the address; with ``port`` 0 that says which port it is.
     reporter:
         Gets notes about the runs, and a warning when a request fails for a reason that is not in it.
 

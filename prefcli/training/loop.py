@@ -225,7 +225,7 @@ def make_optimizer(module: nn.Module, options: TrainOptions) -> torch.optim.Adam
     Raises
     ------
     InputError
-        If there is a ``layer_decay`` and the encoder's layers cannot be told apart.
+        If there is a ``layer_decay`` and the encoder's layers cannot be distinguished.
     """
     tie = module.tie.bias if isinstance(module, Reward) else None
     parameters = [p for p in module.parameters() if p.requires_grad and p is not tie]

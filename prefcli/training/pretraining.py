@@ -91,7 +91,7 @@ def pretrain(spec: loop.FitSpec, source: encoders.ResolvedModel, first_steps: Fi
     source:
         The encoder's files, for a masked language model's head that they may hold.
     first_steps:
-        Is told after each step how long the steps take.
+        Observes after each step how long the steps take.
 
     Returns
     -------
