@@ -229,6 +229,13 @@ def test_every_answer_has_the_headers_that_protect_browsers(client: Any) -> None
         assert answer.headers["cache-control"] == "no-store"
 
 
+def test_head_is_answered_as_get_without_a_body(client: Any) -> None:
+    for path in ("/", "/health", "/v1/model", "/nowhere", "/v1/compare"):
+        get, head = client.get(path), client.head(path)
+        assert (head.status_code, head.content) == (get.status_code, b""), path
+        assert head.headers == get.headers, path
+
+
 def test_with_a_token_only_the_pages_and_health_are_open(predictor: prefcli.Predictor) -> None:
     with client_of(predictor, token=TOKEN) as client:
         for path in ("/", "/static/docs.css", "/health", "/docs", "/openapi.json"):

@@ -101,6 +101,9 @@ class Guard:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
+        is_head = scope["method"] == "HEAD"  # answered as GET, without the body
+        if is_head:
+            scope = {**scope, "method": "GET"}
         body = _Body(receive, self._max_body)
         status = 0
 
@@ -111,6 +114,8 @@ class Guard:
                 names = {name for name, _ in message["headers"]}
                 own = ((name.encode(), value.encode()) for name, value in HEADERS.items())
                 message["headers"] = [*message["headers"], *(header for header in own if header[0] not in names)]
+            elif is_head:
+                message = {**message, "body": b""}
             await send(message)
 
         try:
