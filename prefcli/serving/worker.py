@@ -171,15 +171,22 @@ class Worker:
     def _compute_alike(self, compute: Compute, parts: Sequence[Part]) -> None:
         try:
             results = iter(compute([item.value for _, items in parts for item in items]))
-        except Exception as error:
+        except BaseException as error:  # a panic in a package written in Rust is no Exception
             if len(parts) == 1:
-                parts[0][0].error = error
+                parts[0][0].error = _deliverable(error)
                 return
             for part in parts:  # one request must not spoil the others
                 self._compute_alike(compute, [part])
             return
         for job, items in parts:
             job.results += itertools.islice(results, len(items))
+
+
+def _deliverable(error: BaseException) -> Exception:
+    """An exception that a future takes and that ends no more than the request."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(type(error).__name__).with_traceback(error.__traceback__)
 
 
 def _deliver(jobs: Sequence[Job]) -> None:
