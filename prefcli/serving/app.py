@@ -36,6 +36,15 @@ SAID = {
     405: ("there is no such method for this path", "See /docs."),
 }
 """Errors that FastAPI raises itself: what is said of them."""
+WRONG = {
+    "missing": "is missing",
+    "extra_forbidden": "there is no such key",
+    "bool_type": "expected true or false",
+    "list_type": "expected a list",
+    "too_short": "expected at least {min_length}, got {actual_length}",
+    "too_long": "expected at most {max_length}, got {actual_length}",
+}
+"""What is said of a value, by pydantic's type of error."""
 
 
 def create_app(
@@ -303,9 +312,14 @@ def _describe(errors: Sequence[Any], what: str = "the body") -> str:
     if first["type"] == "missing" and first["loc"] == ("body",):
         return "there is no body"
     place = [str(part) for part in first["loc"] if part not in ("body", "one", "many")]
+    if place[:1] == ["id"]:
+        return "id: neither text nor a number"
     message = str(first["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return ": ".join([*([".".join(place)] if place and place[0] not in message else []), message])
+    is_named = bool(place) and place[0] in message
+    if first["type"] in WRONG:
+        message, is_named = WRONG[first["type"]].format(**first.get("ctx", {})), False
+    return message if is_named or not place else f"{'.'.join(place)}: {message}"
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

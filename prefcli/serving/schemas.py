@@ -214,7 +214,7 @@ class Comparison(Probabilities):
 class BattleError(BaseModel):
     """In place of a battle that is not valid."""
 
-    model_config = _example({"id": "2", "error": "prompt: field required"})
+    model_config = _example({"id": "2", "error": "prompt: is missing"})
 
     error: str
     id: Id
@@ -223,7 +223,7 @@ class BattleError(BaseModel):
 class Results(BaseModel):
     """Of each battle, in their order."""
 
-    model_config = _example({"results": [{"id": "1", **WINNERS}, {"id": "2", "error": "prompt: field required"}]})
+    model_config = _example({"results": [{"id": "1", **WINNERS}, {"id": "2", "error": "prompt: is missing"}]})
 
     results: list[Probabilities | Comparison | BattleError]
 
@@ -289,7 +289,7 @@ class Health(BaseModel):
 class Error(BaseModel):
     """What was wrong, and what to do."""
 
-    model_config = _example({"error": "prompt: field required", "hint": "See /docs."})
+    model_config = _example({"error": "prompt: is missing", "hint": "See /docs."})
 
     error: str
     hint: str = ""
