@@ -140,7 +140,7 @@ def test_the_depth_of_every_parameter_is_found(family: str, shape: dict[str, Any
 
 def test_layers_that_cannot_be_told_apart_are_refused() -> None:
     albert = an_encoder("albert", {**SMALL, "embedding_size": 8})
-    with pytest.raises(InputError, match=r"--layer-decay: the layers of this encoder \(albert\) cannot be distinguished"):
+    with pytest.raises(InputError, match=r"--layer-decay: .* this encoder \(albert\) cannot be distinguished"):
         layers.depths(albert)
     with pytest.raises(InputError, match="--reinit-layers is 4, and the encoder has 3 layers"):
         layers.reinitialise(an_encoder("bert", SMALL), 4, seed=0, reward=False)

@@ -207,7 +207,7 @@ def test_lone_surrogates_are_read_as_predict_reads_them(client: Any, predictor: 
     assert triple(answer.json()) == pytest.approx(list(predictor.predict("a �", "🍒", "b")), abs=1e-9)
 
 
-def test_forms_and_other_hosts_are_refused(client: Any) -> None:
+def test_forms_and_other_hosts_are_refused(client: Any, predictor: prefcli.Predictor) -> None:
     """A page elsewhere can send a form, and can give its own name to this machine's address."""
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""):
         answer = client.post("/v1/compare", content=json.dumps(BATTLE), headers={"content-type": kind})
@@ -216,6 +216,9 @@ def test_forms_and_other_hosts_are_refused(client: Any) -> None:
         assert client.get("/v1/model", headers={"host": host}).status_code == 400
     for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST:1"):
         assert client.get("/v1/model", headers={"host": host}).status_code == 200
+    with testclient.TestClient(create_app(predictor, host_names=("My-Machine",))) as named:
+        for host, status in (("my-machine:8000", 200), ("MY-MACHINE", 200), ("localhost", 400)):
+            assert named.get("/health", headers={"host": host}).status_code == status
     preflight = {"origin": "https://evil.example", "access-control-request-method": "POST"}
     assert client.options("/v1/compare", headers=preflight).status_code == 405
     answer = client.post("/v1/compare", json=BATTLE, headers={"origin": "https://evil.example"})

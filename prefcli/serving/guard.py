@@ -91,7 +91,7 @@ class Guard:
         self._max_body = round(options.max_body_mb * 2**20)
         self._timeout = options.timeout
         self._token = None if token is None else _digest(token.encode())
-        self._host_names = frozenset(host_names)
+        self._host_names = frozenset(map(str.lower, host_names))
         self._monitor, self._reporter = monitor, reporter
         self._paths = frozenset(paths)
 
