@@ -31,7 +31,7 @@ from prefcli.pipeline.stages import preprocess_stage, read_stage
 from prefcli.pipeline.train import _with_named_files
 from prefcli.prediction import blending
 from prefcli.reporting import Silent
-from prefcli.storage import runs
+from prefcli.storage import card, runs
 from prefcli.storage.sources import NEVER, Sources
 from prefcli.storage.workspace import Workspace
 
@@ -316,9 +316,14 @@ def test_the_sources_are_in_the_result_the_run_and_its_card(two_sources: TwoSour
     outcomes = saved.outcomes[saved.names.index("people")]
     assert tuple(outcomes) == people.outcomes
     assert outcomes[2] > 0
-    card = (two_sources.run / "README.md").read_text()
-    assert f"| `arena` | {sum(arena.outcomes):.0f} | none | {arena.validation.n} |" in card
+    text = (two_sources.run / "README.md").read_text()
+    assert f"| `arena` | {sum(arena.outcomes):.0f} | none | {arena.validation.n} |" in text
     assert runs.read_config(two_sources.run)["format"] == 2  # an earlier release would predict without the base
+
+
+def test_the_card_knows_nothing_of_ties_of_a_source_without_training_battles() -> None:
+    sources = Sources(("a", "b"), np.array([[4.0, 4.0, 2.0], [0.0, 0.0, 0.0]]))
+    assert [row[:3] for row in card._sources(sources, {})] == [("a", 10, "20.0%"), ("b", 0, "unknown")]
 
 
 def test_what_sources_disagree_on_is_said(two_sources: TwoSources) -> None:

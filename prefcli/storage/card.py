@@ -109,7 +109,10 @@ def _sources(sources: Sources | None, scores: Mapping[str, Score]) -> list[tuple
         return []
     totals = sources.outcomes.sum(axis=1)
     rows = zip(sources.names, totals.tolist(), sources.can_tie.tolist(), sources.outcomes[:, TIE], strict=True)
-    return [(n, total, f"{ties / total:.1%}" if can else "none", scores.get(n)) for n, total, can, ties in rows]
+    return [
+        (name, total, "unknown" if not total else f"{ties / total:.1%}" if can else "none", scores.get(name))
+        for name, total, can, ties in rows
+    ]
 
 
 def _tie_log_nu(folder: Path) -> float | None:
