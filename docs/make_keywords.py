@@ -35,7 +35,11 @@ def main() -> None:
 def text() -> str:
     """The whole file."""
     classes = [
-        _class("TrainKeywords", "What ``train``, ``estimate``, ``tune`` and ``ablate`` take", _fields(TrainOptions)),
+        _class("AblateKeywords", "What ``ablate`` takes", _fields(TrainOptions, boosted=False)),
+        _class(
+            "TrainKeywords", "What ``train``, ``estimate`` and ``tune`` take",
+            _fields(TrainOptions, boosted=True), base="AblateKeywords",
+        ),
         _class("PredictKeywords", "What ``predict`` takes", _fields(PredictOptions)),
         _class(
             "RankKeywords", "What ``rank`` takes",
@@ -45,9 +49,13 @@ def text() -> str:
     return HEADER + "".join(classes)
 
 
-def _fields(kind: Any, prefix: str = "") -> list[tuple[str, str, str]]:
-    """Name, type and help of each option."""
-    return [(prefix + field.name, _type(field), field.metadata["help"]) for field in dataclasses.fields(kind)]
+def _fields(kind: Any, prefix: str = "", *, boosted: bool | None = None) -> list[tuple[str, str, str]]:
+    """Name, type and help of each option; with ``boosted`` of those that ``features`` alone has, or of the others."""
+    return [
+        (prefix + field.name, _type(field), field.metadata["help"])
+        for field in dataclasses.fields(kind)
+        if boosted in (None, field.metadata.get("features_only", False))
+    ]
 
 
 def _type(field: Any) -> str:
@@ -59,8 +67,8 @@ def _type(field: Any) -> str:
     return f"str | Path{optional}" if field.name in PATHS else field.type
 
 
-def _class(name: str, summary: str, fields: list[tuple[str, str, str]]) -> str:
-    lines = [f"\n\nclass {name}(TypedDict, total=False):", f'    """{summary}."""', ""]
+def _class(name: str, summary: str, fields: list[tuple[str, str, str]], base: str = "TypedDict") -> str:
+    lines = [f"\n\nclass {name}({base}, total=False):", f'    """{summary}."""', ""]
     for option, kind, help_text in fields:
         lines += [f"    {option}: {kind}", *_docstring(help_text)]
     return "\n".join(lines) + "\n"

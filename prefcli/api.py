@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from prefcli.exporting.onnx import ExportResult
-    from prefcli.keywords import PredictKeywords, RankKeywords, TrainKeywords
+    from prefcli.keywords import AblateKeywords, PredictKeywords, RankKeywords, TrainKeywords
 
 runs, prune_runs = pipeline.list_runs, pipeline.prune
 
@@ -395,14 +395,14 @@ def tune(
 
 
 @_with_options(TrainOptions, see="train")
-def ablate(  # type: ignore[misc] # its own seeds in place of those of boosters
+def ablate(
     source: SourceLike,
     *,
     seeds: int = 1,
     output: PathLike | None = None,
     workspace: WorkspaceLike = None,
     reporter: Reporter = LOGGING,
-    **options: Unpack[TrainKeywords],
+    **options: Unpack[AblateKeywords],
 ) -> Ablation:
     """Measure where softmax belongs: five trainings, six rows; see :func:`prefcli.pipeline.ablate`.
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 
-class TrainKeywords(TypedDict, total=False):
-    """What ``train``, ``estimate``, ``tune`` and ``ablate`` take."""
+class AblateKeywords(TypedDict, total=False):
+    """What ``ablate`` takes."""
 
     recipe: Literal["baseline", "fast", "strong"]
     """Defaults for all other options: baseline: the original notebook's method, siamese on NLTK-normalised text; fast:
@@ -111,18 +111,6 @@ class TrainKeywords(TypedDict, total=False):
     """Validate on the battles of this file instead of holding some out."""
     folds: int
     """Train N folds and predict each battle by the model that did not see it."""
-    num_leaves: int | None
-    """Leaves of a tree. [default: 31; with under 5,000 battles 8]"""
-    shrinkage_rate: float | None
-    """By how much each tree counts, LightGBM's learning_rate. [default: 0.06; with under 5,000 battles 0.04]"""
-    min_data_in_leaf: int | None
-    """Battles in a leaf at least, in both orders. [default: 100; with under 5,000 battles 20]"""
-    feature_fraction: float | None
-    """Share of the statistics that a tree may use. [default: 0.3; with under 5,000 battles 0.2]"""
-    lambda_l2: float | None
-    """L2 regularisation of the leaves. [default: 5]"""
-    seeds: int | None
-    """Boosters with different seeds, whose scores are averaged. [default: 1]"""
     max_steps: int
     """Stop a fit after N steps; 0: no limit."""
     max_time: float
@@ -146,6 +134,23 @@ class TrainKeywords(TypedDict, total=False):
     tracker: str | None
     """Also send metrics and options there: comma-separated, or repeat the flag; wandb needs a network unless
     WANDB_MODE=offline."""
+
+
+class TrainKeywords(AblateKeywords, total=False):
+    """What ``train``, ``estimate`` and ``tune`` take."""
+
+    num_leaves: int | None
+    """Leaves of a tree. [default: 31; with under 5,000 battles 8]"""
+    shrinkage_rate: float | None
+    """By how much each tree counts, LightGBM's learning_rate. [default: 0.06; with under 5,000 battles 0.04]"""
+    min_data_in_leaf: int | None
+    """Battles in a leaf at least, in both orders. [default: 100; with under 5,000 battles 20]"""
+    feature_fraction: float | None
+    """Share of the statistics that a tree may use. [default: 0.3; with under 5,000 battles 0.2]"""
+    lambda_l2: float | None
+    """L2 regularisation of the leaves. [default: 5]"""
+    seeds: int | None
+    """Boosters with different seeds, whose scores are averaged. [default: 1]"""
 
 
 class PredictKeywords(TypedDict, total=False):

@@ -36,10 +36,13 @@ prefcli.predict("test.csv", "preds.csv", models=["run", Path("b")], swap_average
 prefcli.rank("answers.jsonl", "ranked.jsonl", method="mean-win", pairs="pairs.jsonl", pairs_select="all")
 prefcli.estimate([{"prompt": "p"}], folds=5)
 prefcli.ablate("train.csv", seeds=2, encoder="tiny")
+prefcli.train("train.csv", recipe="fast", seeds=3, num_leaves=8)
 prefcli.train("train.csv", epoch=1)  # wrong
 prefcli.train("train.csv", epochs="1")  # wrong
 prefcli.estimate("train.csv", architecture="siames")  # wrong
 prefcli.ablate("train.csv", lr="fast")  # wrong
+prefcli.ablate("train.csv", num_leaves=8)  # wrong
+prefcli.train("train.csv", seeds="2")  # wrong
 prefcli.predict("test.csv", "preds.csv", model="run")  # wrong
 prefcli.rank("answers.jsonl", "ranked.jsonl", pairs_select="some")  # wrong
 prefcli.nothing("train.csv")  # wrong
