@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -165,6 +167,80 @@ def test_the_same_seed_gives_the_same_networks_on_any_number_of_threads(
     other, _ = network.fit(data, FOLDS, np.zeros((400, 3)), SCORED, seed=7)
     assert other is not None
     assert (other.layers[0][0] != networks.layers[0][0]).any()
+
+
+def test_a_battle_has_the_same_logits_whatever_is_predicted_with_it(
+    learnt: tuple[BoosterData, Networks, NDArray[np.float64]],
+) -> None:
+    data, networks, held_out = learnt
+    everything = networks.scores(data.rows[:400], data.rows[400:])
+    for rows in (slice(0, 1), slice(63, 66), slice(7, 307)):
+        np.testing.assert_array_equal(networks.scores(data.rows[:400][rows], data.rows[400:][rows]), everything[rows])
+    alone = dataclasses.replace(networks, layers=networks.layers[:1]).scores(data.rows[300:301], data.rows[700:701])
+    np.testing.assert_array_equal(networks.joined(np.zeros((1, 3)), alone), held_out[300:301])
+    assert networks.scores(data.rows[:0], data.rows[:0]).shape == (0, 3)
+    assert networks.contributions(data.rows[:0], data.rows[:0]).shape == (0, COLUMNS)
+
+
+def test_columns_are_standardised_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = data_of(40, 0.0).rows
+    rows[:, 1] *= 1e6
+    values = np.sign(rows) * np.log1p(np.abs(rows.astype(np.float64)))
+    expected = ((values - values.mean(axis=0)) / values.std(axis=0)).clip(-4, 4)
+    monkeypatch.setattr(network, "STANDARDISED_ROWS", 7)
+    networks, inputs = network._standardise(rows)
+    np.testing.assert_allclose(inputs, expected, atol=1e-4)
+    np.testing.assert_allclose(networks.mean, values.mean(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("battles", [37, 90, 640, 5000, 40_000])
+def test_there_are_enough_steps_and_each_has_both_orders(battles: int) -> None:
+    steps = list(network._batches(np.random.default_rng(0), np.arange(battles), battles))
+    assert len(steps) >= network.MIN_STEPS
+    assert all(len(rows) <= 2 * network.MAX_BATCH for rows in steps)
+    assert all(np.array_equal(rows[: len(rows) // 2] + battles, rows[len(rows) // 2 :]) for rows in steps)
+
+
+def test_an_interruption_ends_all_networks_soon() -> None:
+    calls = itertools.count(1)
+
+    def progress(share: float) -> None:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        network.fit(data_of(400, 3.0), FOLDS, np.zeros((400, 3)), SCORED, seed=0, threads=1, progress=progress)
+    assert next(calls) < network.MIN_STEPS, "the second network was trained to its end"
+
+
+def test_progress_never_falls_and_ends_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "HIDDEN", (8, 4))
+    shares: list[float] = []
+    network.fit(data_of(400, 0.0), FOLDS, np.zeros((400, 3)), SCORED, seed=0, threads=2, progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares.count(1) == 1
+
+
+def test_threads_that_predict_at_once_leave_the_number_of_blas_threads_as_it_was() -> None:
+    from threadpoolctl import ThreadpoolController
+
+    def threads() -> list[int]:
+        return [pool["num_threads"] for pool in ThreadpoolController().select(user_api="blas").info()]
+
+    entered = threading.Event()
+
+    def second() -> None:
+        with network.one_blas_thread():
+            entered.set()
+
+    before, other = threads(), threading.Thread(target=second)
+    with network.one_blas_thread():
+        other.start()
+        assert not entered.wait(0.05)
+        assert set(threads()) == {1}
+    other.join()
+    assert entered.is_set()
+    assert threads() == before
 
 
 def test_a_column_that_never_differs_counts_for_nothing() -> None:

@@ -8,12 +8,14 @@ prediction is their mean: so what they add to the booster is known without train
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +33,7 @@ HIDDEN = (512, 256)
 """Units of the hidden layers."""
 EPOCHS = 4
 MIN_STEPS = 200
-"""Of few battles there are more epochs."""
+"""With few battles there are more epochs, until there are so many steps."""
 MIN_BATCH, MAX_BATCH = 32, 256
 """Battles of a step: a hundredth of all within these bounds."""
 LEARNING_RATE = 1e-3
@@ -42,6 +44,11 @@ WEIGHT_DECAY = 0.1
 INPUT_DROPOUT, DROPOUT = 0.25, 0.5
 MAX_DEVIATIONS = 4.0
 """Columns are cut at so many standard deviations."""
+BLOCK = 64
+"""Rows of a matrix product in a prediction. Always as many, so that a battle has the same logits to the last bit,
+whatever is predicted with it."""
+STANDARDISED_ROWS = 8192
+"""Rows whose temporary copies are in memory at a time, while the whole table is standardised."""
 STEPS = 128
 """Of the way on which gradients are averaged, see :meth:`Networks.contributions`."""
 SHARES = np.linspace(0, 1, 21)
@@ -70,11 +77,17 @@ class Networks:
         return (original + others[:, SWAPPED]) / 2
 
     def _mean_logits(self, rows: Table) -> Array:
-        inputs = self._standardised(rows)
-        return np.asarray(np.mean([_forward(inputs, layers) for layers in self.layers], axis=0, dtype=np.float64))
+        logits = np.empty((len(rows), len(OUTCOMES)))
+        for start in range(0, len(rows), BLOCK):
+            block = rows[start : start + BLOCK]
+            inputs = np.zeros((BLOCK, rows.shape[1]), dtype=np.float32)
+            inputs[: len(block)] = self._standardised(_compressed(block))
+            outputs = [_forward(inputs, layers)[: len(block)] for layers in self.layers]
+            logits[start : start + BLOCK] = np.mean(outputs, axis=0, dtype=np.float64)
+        return logits
 
-    def _standardised(self, rows: Table) -> Table:
-        values = _compressed(rows)
+    def _standardised(self, values: Table) -> Table:
+        """Values of :func:`_compressed`, changed in place."""
         values -= self.mean
         values *= self.scale
         return np.clip(values, -MAX_DEVIATIONS, MAX_DEVIATIONS, out=values)
@@ -86,8 +99,9 @@ class Networks:
         their sum is about the log-odds, within what :data:`STEPS` steps approximate. Swapping negates them exactly.
         """
         with one_blas_thread():
-            original, others = self._standardised(rows), self._standardised(swapped)
-            return np.stack([self._path(b, a) - self._path(a, b) for a, b in zip(original, others, strict=True)]) / 4
+            original, others = (self._standardised(_compressed(order)) for order in (rows, swapped))
+            moved = [self._path(b, a) - self._path(a, b) for a, b in zip(original, others, strict=True)]
+            return np.array(moved).reshape(rows.shape) / 4
 
     def _path(self, start: NDArray[np.float32], end: NDArray[np.float32]) -> Array:
         """Mean gradient of the log-odds on the way from one row to another, times the way; shape ``[c]``."""
@@ -173,33 +187,53 @@ def fit(
     The networks, None where they do not help; and the logits of the scored battles with them, shape ``[n, 3]``.
     """
     n = len(data.rows) // 2
-    values = _compressed(data.rows)
-    mean, deviation = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
-    del values
-    scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 1e-6)
-    networks = Networks(mean.astype(np.float32), scale.astype(np.float32), ())
-    inputs = networks._standardised(data.rows)
+    networks, inputs = _standardise(data.rows)
     done = [0.0] * len(folds)
+    lock, stopped = threading.Lock(), threading.Event()
 
     def train(number: int) -> Layers:
         def step_done(share: float) -> None:
-            done[number] = share
-            if progress is not None:
-                progress(sum(done) / len(folds))
+            if stopped.is_set():
+                raise CancelledError
+            with lock:
+                done[number] = share
+                if progress is not None:
+                    progress(sum(done) / len(folds))
 
         return _train(data, inputs, folds[number][0], seed + number, step_done)
 
-    held_out = np.zeros((n, len(OUTCOMES)))
     with one_blas_thread(), ThreadPoolExecutor(min(threads or os.cpu_count() or 1, len(folds))) as pool:
-        layers = tuple(pool.map(train, range(len(folds))))
-        for network, (_, outside) in zip(layers, folds, strict=True):
-            original, swapped = (_forward(inputs[rows], network) for rows in (outside, outside + n))
-            held_out[outside] = (original.astype(np.float64) + swapped[:, SWAPPED]) / 2
+        try:
+            layers = tuple(pool.map(train, range(len(folds))))
+        except BaseException:
+            stopped.set()  # or the pool would wait until all networks are trained
+            raise
+    held_out = np.zeros((n, len(OUTCOMES)))
+    for network, (_, outside) in zip(layers, folds, strict=True):
+        alone = replace(networks, layers=(network,))
+        held_out[outside] = alone.scores(data.rows[outside], data.rows[outside + n])
     share = _best_share(data, scored, booster, held_out)
     if share == 0:
         return None, booster
     networks = replace(networks, layers=layers, share=share)
     return networks, networks.joined(booster, held_out)
+
+
+def _standardise(rows: Table) -> tuple[Networks, Table]:
+    """Mean and scale of the columns, of networks without layers, and the standardised rows."""
+    inputs = np.empty_like(rows)
+    blocks = [slice(start, start + STANDARDISED_ROWS) for start in range(0, len(rows), STANDARDISED_ROWS)]
+    for block in blocks:
+        inputs[block] = _compressed(rows[block])
+    mean = inputs.mean(axis=0, dtype=np.float64)
+    squares = sum((np.square(inputs[block] - mean).sum(axis=0) for block in blocks), np.zeros_like(mean))
+    deviation = np.sqrt(squares / len(rows))
+    scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 1e-6)
+    networks = Networks(mean.astype(np.float32), scale.astype(np.float32), ())
+    return networks, networks._standardised(inputs)
+
+
+_BLAS = threading.Lock()
 
 
 @functools.cache
@@ -209,9 +243,15 @@ def _thread_pools() -> Any:
     return ThreadpoolController()
 
 
-def one_blas_thread() -> Any:
-    """A context in which a matrix product uses one thread: several wait for each other where cores are busy."""
-    return _thread_pools().limit(limits=1, user_api="blas")
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """A context in which a matrix product uses one thread: several wait for each other where cores are busy.
+
+    The limit is the whole process's, so only one thread at a time is in this context: of two, the one that leaves last
+    would restore the limit that the other had set.
+    """
+    with _BLAS, _thread_pools().limit(limits=1, user_api="blas"):
+        yield
 
 
 def _best_share(data: BoosterData, battles: NDArray[np.intp], booster: Array, networks: Array) -> float:
@@ -271,7 +311,7 @@ def _initial(random: np.random.Generator, columns: int) -> Layers:
 def _batches(random: np.random.Generator, battles: NDArray[np.integer], n: int) -> Iterator[NDArray[np.intp]]:
     """Rows of each step, of 2n: battles in random order, each with its swapped row."""
     size = min(max(len(battles) // 100, MIN_BATCH), MAX_BATCH, len(battles))
-    for _ in range(max(EPOCHS, math.ceil(MIN_STEPS * size / len(battles)))):
+    for _ in range(max(EPOCHS, math.ceil(MIN_STEPS / (len(battles) // size)))):
         order = random.permutation(battles)
         for start in range(0, len(order) - size + 1, size):
             yield np.concatenate([order[start : start + size], order[start : start + size] + n])
