@@ -21,11 +21,13 @@ from prefcli.battles import make_batch
 from prefcli.data import synthetic
 from prefcli.data.splits import split_folds
 from prefcli.errors import ModelError
+from prefcli.metrics import softmax
 from prefcli.models import features as models
-from prefcli.models.features import MANIFEST, Authors, FeaturesModel, authors, statistics
+from prefcli.models.features import MANIFEST, Authors, FeaturesModel, authors, network, statistics
 from prefcli.models.features import booster as boosting
 from prefcli.models.features.booster import BoosterSettings, FitProgress
 from prefcli.models.features.names import AUTHOR_COLUMNS, COLUMNS
+from prefcli.models.features.network import Networks
 from prefcli.models.features.statistics import Features
 from prefcli.outcomes import SWAPPED
 
@@ -335,6 +337,34 @@ def test_a_model_of_sources_with_author_scores_is_loaded_to_the_bit(demo, tmp_pa
     np.testing.assert_array_equal(*of_each)
 
 
+def test_a_model_with_networks_is_loaded_to_the_bit_and_its_manifest_is_checked(demo, model, tmp_path):
+    random, columns = np.random.default_rng(0), len(model.columns)
+    layers = tuple(network._initial(random, columns) for _ in range(2))
+    mean, scale = random.random((2, columns)).astype(np.float32)
+    joined = dataclasses.replace(model, networks=Networks(mean, scale, layers, 0.3))
+    joined.save(tmp_path)
+    loaded = models.load(tmp_path, threads=1)
+    probabilities = loaded.probabilities(demo.battles)
+    np.testing.assert_array_equal(probabilities, joined.probabilities(demo.battles))
+    alone = dataclasses.replace(model, networks=None).probabilities(demo.battles)
+    logits = 0.7 * np.log(alone) + 0.3 * loaded.networks.scores(*model._tables(demo.battles))
+    np.testing.assert_allclose(probabilities, softmax(logits), rtol=1e-9)
+    assert np.abs(probabilities - alone).max() > 0.01
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    assert manifest["format"] == 4
+    for wrong in (
+        {"count": 3, "share": 0.3},
+        {"count": 2, "share": float("nan")},
+        {"count": 2, "share": "0.3"},
+        {"count": 1.5, "share": 0.3},
+        {"count": 2, "share": 0.3, "more": 1},
+        [],
+    ):
+        (tmp_path / MANIFEST).write_text(json.dumps({**manifest, "networks": wrong}))
+        with pytest.raises(ModelError, match="the model cannot be loaded"):
+            models.load(tmp_path)
+
+
 def changed(folder: Path, name: str, text: str) -> None:
     """Another file, with the right checksum."""
     (folder / name).write_text(text)
@@ -361,6 +391,26 @@ def test_untrusted_boosters_of_author_scores_are_checked(folder):
 
 
 # The command
+
+
+def test_a_fold_without_author_scores_is_named_where_the_first_one_has_them(
+    demo: Demo, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of, calls = Authors.of, 0
+
+    def without_names_in_the_last(names: np.ndarray, targets: np.ndarray) -> Authors:
+        nonlocal calls
+        calls += 1  # for the first message, then for each fold
+        return of(np.where(calls == 3, "", names).astype(object), targets)
+
+    prior = FeaturesModel(np.zeros(statistics.BUCKETS, dtype=np.float32), np.array([0.4, 0.4, 0.2]), None)
+    monkeypatch.setattr(Authors, "of", staticmethod(without_names_in_the_last))
+    monkeypatch.setattr(models, "fit", lambda *battles, **options: prior)
+    done = cli("train", demo.file, "--recipe", "fast", "--folds", 2, "--output", "run")
+    assert done.code == 0, done.err
+    said = " ".join(done.err.split())
+    assert "; author scores from the ratings of 6 models" in said
+    assert "fold 2 of 2: no author scores: the battles name no models that can be rated" in said
 
 
 @pytest.mark.slow

@@ -326,6 +326,19 @@ def test_the_card_knows_nothing_of_ties_of_a_source_without_training_battles() -
     assert [row[:3] for row in card._sources(sources, {})] == [("a", 10, "20.0%"), ("b", 0, "unknown")]
 
 
+def test_an_estimate_times_the_boosters_of_sources_too(
+    two_sources: TwoSources, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fitted: list[dict[str, Any]] = []
+    monkeypatch.setattr(features, "fit", lambda *battles, **options: fitted.append({"targets": battles[1], **options}))
+    prefcli.estimate(two_sources.files, recipe="fast", workspace=tmp_path / "ws")
+    (call,) = fitted
+    assert len(call["sources"].names) == len(call["sources"].bases) == len(call["targets"]) > 200
+    ties = call["targets"][:, 2] == 1
+    assert set(call["sources"].names[ties]) == {"people"}, "each battle has its own source"
+    assert (call["sources"].bases[call["sources"].names == "arena", 2] == NEVER).all()
+
+
 def test_what_sources_disagree_on_is_said(two_sources: TwoSources) -> None:
     [warning] = [line for line in two_sources.said if "contradict" in line]
     assert "wins of the longer answer beyond half: people +" in warning

@@ -287,6 +287,7 @@ def _time_boosting(context: TrainContext, folds: Sequence[Fold], reporter: Repor
     """Time `features` on a part of the first fold. How many rounds all battles will take cannot be known before."""
     from prefcli.models import features
     from prefcli.models.features import booster, statistics
+    from prefcli.training.fit_features import battle_sources
 
     booster.import_lightgbm()  # takes as long for all battles as for some
     began = time.perf_counter()
@@ -299,7 +300,8 @@ def _time_boosting(context: TrainContext, folds: Sequence[Fold], reporter: Repor
     reporter.note(f"timing the boosting of {size:,} of {len(train):,} battles")
     parts = {}
     if context.world.is_main_process:  # it does all the work
-        rows = np.sort(np.random.default_rng(context.options.seed).permutation(train)[:size])
+        sample = np.sort(np.random.default_rng(context.options.seed).permutation(len(train))[:size])
+        rows, sources = train[sample], battle_sources(context.fold_sources(folds[0]))
         batch = take(pool.batches(), rows, len(pool))
         authors = features.Authors.of(features.author_names(batch), pool.targets[rows])
         started = time.perf_counter()
@@ -311,6 +313,7 @@ def _time_boosting(context: TrainContext, folds: Sequence[Fold], reporter: Repor
             pool.targets[rows],
             pool.keys[rows],
             authors=authors if authors.suffice else None,
+            sources=None if sources is None else sources.take(sample),
             seed=options.seed,
             settings=options.booster_settings,
         )

@@ -47,10 +47,11 @@ class FeaturesFitter:
                     measured.append(statistics.extract(batch))
                     names.append(models.author_names(batch))
             self.features, self._names = Features.concatenate(measured), np.concatenate(names)
+        self._first_authors = self._authors(folds[0])
         context.reporter.note(
             f"boosting {len(models.COLUMNS):,} statistics of {len(folds[0].train):,} battles in both orders"
             + (", in each fold about as many" if context.options.folds else "")
-            + f"; {self._authors(folds[0])}"
+            + f"; {self._first_authors}"
         )
 
     def fit(self, fold: Fold, name: str, trackers: Trackers, progress: Progress) -> FitResult:
@@ -68,13 +69,15 @@ class FeaturesFitter:
         if model is None:
             authors = self._authors(fold)
             context.write_config(fold, {"columns": len(models.COLUMNS), "authors": str(authors)})
+            if authors.suffice != self._first_authors.suffice:
+                context.reporter.note(f"{name}: {authors}")
             runs.seal(fold.folder, trained=False)
             model = models.fit(
                 battles.take(fold.train),
                 context.training_data.targets[fold.train],
                 context.training_data.keys[fold.train],
                 authors=authors if authors.suffice else None,
-                sources=_battle_sources(sources),
+                sources=battle_sources(sources),
                 seed=context.options.seed,
                 progress=self._reporting(name, progress),
                 settings=context.options.booster_settings,
@@ -137,7 +140,8 @@ class FeaturesFitter:
         return report
 
 
-def _battle_sources(sources: FoldSources | None) -> models.BattleSources | None:
+def battle_sources(sources: FoldSources | None) -> models.BattleSources | None:
+    """Those of a fold's training battles; None for a run of one source."""
     if sources is None:
         return None
     return models.BattleSources(np.array(sources.train, dtype=object), sources.train_bases)
