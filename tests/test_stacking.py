@@ -216,6 +216,10 @@ def test_predict_calibrates_by_source_and_says_so(
     (record,) = (tmp_path / "ws" / "predictions").glob("*.json")
     assert json.loads(record.read_text())["calibration"] == predicted["calibration"]
 
+    done = cli(*arguments, "--source", "who", "--output", tmp_path / "first.csv", "--limit", 19)
+    assert done.code == 0, done.err
+    assert "of a source that the sample lacks" not in done.err  # the last battle is not predicted
+
     done = cli(*arguments, "--output", tmp_path / "alike.csv", "--json")
     assert "by source" not in done.err
     assert not (done.json()["stack"] or {"sources": {}})["sources"]
@@ -247,6 +251,8 @@ def test_a_temperature_scales_the_weights_of_a_blend() -> None:
     blend = calibration.Calibration((0.6, 0.2), 0.0, unseen=(2,)).at_temperature(4)
     assert blend.weights == pytest.approx((0.1875, 0.0625))
     assert blend.unseen == (2,)
+    nothing = calibration.Calibration((0.0, 0.0)).at_temperature(4)
+    assert nothing.weights == pytest.approx((0.125, 0.125))
 
 
 @pytest.mark.parametrize("value", [0, -1, 101])

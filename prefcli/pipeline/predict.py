@@ -133,7 +133,7 @@ def predict(
             predictions = stream(
                 stages, total, activation=options.activation, done=inference.advancing(progress, world)
             )
-            covariates = _covariates(calibrations[-1], stages, reporter)
+            covariates = _covariates(calibrations[-1], stages, total, reporter)
             combined = _combine(predictions, calibrations, options.activation, covariates)
             has_chosen = battles.metadata["options"][CHOSEN] and options.activation == "softmax"
             chosen = battles.table(["label"])["label"].to_numpy() if has_chosen else None
@@ -304,11 +304,11 @@ def _refit(
     return fit(probabilities=(blend.apply(of_runs) for _, of_runs in stream(sample, sample[0].rows, done=done)))
 
 
-def _covariates(fit: Calibration, stages: Sequence[Stage], reporter: Reporter) -> Covariates | None:
-    """What a calibration needs to know of the battles besides their predictions."""
+def _covariates(fit: Calibration, stages: Sequence[Stage], total: int, reporter: Reporter) -> Covariates | None:
+    """What a calibration needs to know of the first ``total`` battles besides their predictions."""
     if fit.stack is None:
         return None
-    battles, sources = Covariates.of(stages[0]), fit.stack.sources
+    battles, sources = Covariates.of(stages[0]).take(slice(total)), fit.stack.sources
     if sources and (others := int((battles.codes(sources) == len(sources)).sum())):
         reporter.warn(
             f"{others:,} of {plural(len(battles.doublings), 'battle')} {'is' if others == 1 else 'are'} of a source "

@@ -93,9 +93,10 @@ class Calibration:
         return metrics.softmax(metrics.with_unseen(combined, self.unseen))
 
     def at_temperature(self, temperature: float) -> Calibration:
-        """The same weights relative to each other, and their sum 1 / temperature."""
-        total = sum(self.weights) * temperature
-        weights = tuple(weight / total for weight in self.weights)
+        """The same weights relative to each other, equal ones where all are 0, and their sum 1 / temperature."""
+        relative = self.weights if any(self.weights) else (1.0,) * len(self.weights)
+        total = sum(relative) * temperature
+        weights = tuple(weight / total for weight in relative)
         return Calibration(weights, unseen=self.unseen, remarks=("as --temperature says",))
 
     def __str__(self) -> str:
@@ -377,10 +378,11 @@ def _shift_that_keeps_ties(logs: Sequence[Array], before: Array, after: Array) -
 
 
 def _bounds(parameters: Array, logs: Sequence[Array]) -> tuple[str, ...]:
-    """Remarks on parameters that ended at a bound; for one of several models 0 is a weight like any other."""
+    """Remarks on parameters that ended at a bound; for some of several models 0 is a weight like any other."""
     weights, remarks = parameters[:-1], []
-    if len(weights) == 1 and weights[0] < WEIGHT_TOLERANCE:
-        remarks.append("the weight ended at its bound 0: the outcomes do not follow what the model prefers")
+    if weights.max() < WEIGHT_TOLERANCE:
+        which, whose = ("all weights", "any model") if len(weights) > 1 else ("the weight", "the model")
+        remarks.append(f"{which} ended at the bound 0: the outcomes do not follow what {whose} prefers")
     if weights.max() > MAX_WEIGHT * (1 - WEIGHT_TOLERANCE):
         remarks.append(f"a weight ended at its bound {MAX_WEIGHT:g}: no outcome is against what the model prefers")
     if abs(parameters[-1] + weights @ _tie_offsets(logs)) > MAX_TIE_SHIFT * (1 - WEIGHT_TOLERANCE):
