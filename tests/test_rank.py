@@ -349,6 +349,33 @@ def test_p_best_is_plackett_and_luces_probability_to_be_first() -> None:
 
 @pytest.mark.parametrize("swap_average", [False, True])
 @pytest.mark.parametrize("model", [ByPairs(advantage=0.4), ByReward()], ids=["pairs", "rewards"])
+def test_long_texts_are_read_in_parts_with_the_same_result(model: Any, swap_average: bool, monkeypatch: Any) -> None:
+    """Each pair has a copy of its texts: at most so many bytes of them are in memory, or one pair."""
+    texts = [["0.5", "-1.25", "0.125"], [f"{number / 8:.3f}" for number in range(8)], ["2"]]
+    expected = rank(model, *texts, swap_average=swap_average)
+    batches: list[int] = []
+    method = "rewards" if isinstance(model, ByReward) else "logits"
+    compute = getattr(model, method)
+
+    def counted(batch: pa.RecordBatch, **rest: Any) -> Any:
+        texts = [column for name, column in zip(batch.schema.names, batch.columns, strict=True) if name != "id"]
+        lists = [column for column in texts if pa.types.is_list(column.type)]
+        size = sum(len(turn or "") for column in lists for turns in column.to_pylist() for turn in turns or ())
+        assert size <= 20 or batch.num_rows == 1
+        batches.append(batch.num_rows)
+        return compute(batch, **rest)
+
+    monkeypatch.setattr(model, method, counted)
+    monkeypatch.setattr(ranking, "MAX_BYTES_TOGETHER", 20)
+    parts = rank(model, *texts, swap_average=swap_average)
+    assert len(batches) > 3
+    assert max(batches) > 1
+    for ranked, whole in zip(parts, expected, strict=True):
+        assert np.array_equal(ranked.scores, whole.scores)
+
+
+@pytest.mark.parametrize("swap_average", [False, True])
+@pytest.mark.parametrize("model", [ByPairs(advantage=0.4), ByReward()], ids=["pairs", "rewards"])
 def test_the_order_in_the_file_changes_nothing(model: Any, swap_average: bool) -> None:
     texts = [f"{value:.3f}" for value in np.random.default_rng(RANDOM).normal(size=40)]
     for size in (2, 7, 40):  # of 40 not all pairs are compared

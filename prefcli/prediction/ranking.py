@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefcli import metrics, models
@@ -52,6 +53,8 @@ MAX_SHOWN = 10
 QUESTIONS_TOGETHER = 64
 PAIRS_TOGETHER = 2048
 """Pairs, or answers, that a model gets at a time at most."""
+MAX_BYTES_TOGETHER = 32 << 20
+"""Of the texts that a model gets at a time, unless a single pair has more: each pair has its own copy of the prompt."""
 MIN_PAIR_PROBABILITY = 1e-6
 """Probabilities of pairs count as at least this in the fit, so that it has a maximum."""
 PAIR_WEIGHT = 1e6
@@ -487,12 +490,14 @@ def _by_reward(
     by_run = []
     for member in members:
         prompts, answers = questions.normalised(member.text)
-        batch = pa.record_batch({"prompt": prompts.take(pa.array(questions.question)), "response": answers})
-        parts = [
-            inference.answer_scores(member, batch.slice(begin, PAIRS_TOGETHER), done=done)
-            for begin in range(0, batch.num_rows, PAIRS_TOGETHER)
-        ]
-        by_run.append(np.concatenate([np.empty((2, 0)), *parts], axis=1))
+        scores_of_parts = [np.empty((2, 0))]
+        for part in _parts(_bytes_of(prompts)[questions.question] + _bytes_of(answers)):
+            columns = {
+                "prompt": prompts.take(pa.array(questions.question[part])),
+                "response": answers[part.start : part.stop],
+            }
+            scores_of_parts.append(inference.answer_scores(member, pa.record_batch(columns), done=done))
+        by_run.append(np.concatenate(scores_of_parts, axis=1))
     scores = np.stack(by_run, axis=1)
     penalties = questions.length_penalties(rule.length_penalty)
     for row, calibration in enumerate(calibrations):
@@ -571,8 +576,8 @@ def _predict_pairs(
     prompts, answers = questions.normalised(member.text)
     ids, keys = (questions.batch.column(name) for name in ("id", "prompt_key"))
     predictions = [np.empty((0, 3))]
-    for begin in range(0, len(row), PAIRS_TOGETHER):
-        part = slice(begin, begin + PAIRS_TOGETHER)
+    of_answers = _bytes_of(answers)
+    for part in _parts(_bytes_of(prompts)[row] + of_answers[a] + of_answers[b]):
         rows = pa.array(row[part])
         columns = {
             "id": ids.take(rows),
@@ -585,6 +590,26 @@ def _predict_pairs(
         battles = pa.RecordBatch.from_arrays(arrays, schema=BATTLE_SCHEMA)
         predictions.append(inference.predict_batch(member, battles, swap_average=rule.swap_average, done=done))
     return np.concatenate(predictions)
+
+
+def _bytes_of(texts: pa.Array) -> NDArray[np.int64]:
+    """How many bytes each of ``n`` texts, ``list<string>``, has in all its turns."""
+    of_turns = np.asarray(pc.binary_length(texts.flatten()).fill_null(0), dtype=np.int64)
+    up_to = np.concatenate([[0], np.cumsum(of_turns)])
+    turns = np.asarray(pc.list_value_length(texts).fill_null(0), dtype=np.int64)
+    ends = np.cumsum(turns)
+    return np.asarray(up_to[ends] - up_to[ends - turns])
+
+
+def _parts(sizes: NDArray[np.int64]) -> Iterator[slice]:
+    """Rows of so many bytes in parts, of :data:`PAIRS_TOGETHER` and :data:`MAX_BYTES_TOGETHER` at most."""
+    ends = np.cumsum(sizes)
+    begin = 0
+    while begin < len(sizes):
+        room = ends[begin] - sizes[begin] + MAX_BYTES_TOGETHER
+        stop = int(np.searchsorted(ends, room, side="right"))
+        yield (part := slice(begin, min(max(stop, begin + 1), begin + PAIRS_TOGETHER, len(sizes))))
+        begin = part.stop
 
 
 def _calibrate(predictions: Sequence[Array], calibrations: Sequence[Calibration]) -> Array:
