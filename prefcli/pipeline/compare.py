@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prefcli.battles import Source, int_column
 from prefcli.options import PredictOptions
 from prefcli.outcomes import OUTCOMES
-from prefcli.pipeline.predict import count_trained_on, open_predictor, run_names
+from prefcli.pipeline.predict import count_trained_on, open_predictor
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage.workspace import Workspace
 
@@ -47,6 +47,6 @@ def compare(
     if has_chosen(table):
         chosen = OUTCOMES[int(int_column(table.battles.column("label"))[0])]
         reporter.note(f"{chosen} is the answer that is called chosen")
-    names, keys = run_names(options.models, predictor.folders), table.battles.column("prompt_key").to_numpy()
-    count_trained_on(predictor.folders, names, keys, reporter, so="it is probably too sure of it")
+    keys = table.battles.column("prompt_key").to_numpy()
+    count_trained_on(predictor.folders, predictor.names, keys, reporter, so="it is probably too sure of it")
     return predictor.comparisons(table.battles)[0]

@@ -104,7 +104,7 @@ def predict(
     folders = find_runs(workspace, options.models, reporter)
     for folder in folders:
         files.refuse_to_replace(output, [part / name for part in runs.all_folders(folder) for name in runs.TABLES])
-    names = run_names(options.models, folders)
+    names = hub.run_names(options.models, folders)
     with process_group(world):
         with world.main_process_first():
             battles, stages, sample = read_stages(source, calibrate, folders, workspace, options, reporter)
@@ -402,7 +402,7 @@ def open_predictor(workspace: Workspace, options: PredictOptions, reporter: Repo
 
     options.check()
     folders = find_runs(workspace, options.models, reporter)
-    names = run_names(options.models, folders)
+    names = hub.run_names(options.models, folders)
     predictor = Predictor(folders, options)
     reporter.note(f"answering with {', '.join(names)}")
     describe_unseen(folders, names, reporter, as_source=options.as_source)
@@ -420,12 +420,6 @@ def write_answers(batches: Iterator[list[Answer]], output: IO[bytes]) -> tuple[i
         total += len(batch)
         failed += sum(answer.failed for answer in batch)
     return total, failed
-
-
-def run_names(models: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """Runs of the hub by their name there, others by their folder."""
-    models = models or [""] * len(folders)
-    return [name if name.startswith(hub.PREFIX) else folder.name for name, folder in zip(models, folders, strict=True)]
 
 
 def placement(folders: Sequence[Path], request: devices.DeviceRequest) -> str:

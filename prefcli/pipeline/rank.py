@@ -21,14 +21,14 @@ from prefcli.compute.distributed import from_environment, process_group
 from prefcli.data import rows
 from prefcli.errors import InputError
 from prefcli.options import RankOptions
-from prefcli.pipeline.predict import count_trained_on, describe_unseen, find_runs, placement, run_names, write_answers
+from prefcli.pipeline.predict import count_trained_on, describe_unseen, find_runs, placement, write_answers
 from prefcli.pipeline.stages import candidate_stage, source_of
 from prefcli.prediction import blending, inference, ranking
 from prefcli.prediction import pairs as preference_pairs
 from prefcli.prediction.pairs import PairCounts, PairFile
 from prefcli.prediction.ranking import Ranked
 from prefcli.reporting import SILENT, Reporter
-from prefcli.storage import files, runs
+from prefcli.storage import files, hub, runs
 from prefcli.storage.paths import check_inputs, check_output
 from prefcli.storage.workspace import Stage, Workspace
 
@@ -116,7 +116,7 @@ def rank(
     for path in outputs:
         parts = [part for folder in folders for part in runs.all_folders(folder)]
         files.refuse_to_replace(path, [part / name for part in parts for name in runs.TABLES])
-    names = run_names(options.models, folders)
+    names = hub.run_names(options.models, folders)
     with process_group(world):
         with world.main_process_first():
             stage = candidate_stage(source, workspace, reporter)
@@ -316,7 +316,7 @@ def rank_lines(
 
     options.check()
     folders = find_runs(workspace, options.models, reporter)
-    names = run_names(options.models, folders)
+    names = hub.run_names(options.models, folders)
     predictor = Predictor(folders, options)
     reporter.note(f"ranking with {', '.join(names)}")
     describe_unseen(folders, names, reporter)

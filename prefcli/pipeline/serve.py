@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prefcli.errors import InputError, PrefcliError, require
 from prefcli.options import ServeOptions
-from prefcli.pipeline.predict import describe_unseen, find_runs, run_names
+from prefcli.pipeline.predict import describe_unseen, find_runs
 from prefcli.reporting import SILENT, Reporter
 from prefcli.storage.workspace import Workspace
 
@@ -75,14 +75,13 @@ def serve(
         from prefcli.serving.guard import LOOPBACK_NAMES
 
         folders = find_runs(workspace, options.models, reporter)
-        names = run_names(options.models, folders)
         predictor = Predictor(folders, options)
-        describe_unseen(folders, names, reporter, as_source=options.as_source)
+        describe_unseen(folders, predictor.names, reporter, as_source=options.as_source)
         host_names = (*LOOPBACK_NAMES, options.host) if is_loopback else ()
         app = create_app(predictor, options, token=token, host_names=host_names, reporter=reporter)
         host, port = listening.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-        serving = Serving(url, host, port, os.getpid(), tuple(names))
+        serving = Serving(url, host, port, os.getpid(), tuple(predictor.names))
         try:
             listening.listen()
         except OSError as error:

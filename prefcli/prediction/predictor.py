@@ -30,7 +30,7 @@ from prefcli.prediction.calibration import Calibration
 from prefcli.readers.containers import MAX_ROW_BYTES
 from prefcli.readers.json_rows import loads
 from prefcli.reporting import SILENT
-from prefcli.storage import runs
+from prefcli.storage import hub, runs
 from prefcli.text import normalise_batch
 from prefcli.text.normalise import replace_surrogates
 
@@ -72,7 +72,8 @@ class Predictor:
     folders:
         The runs' folders.
     options:
-        How to predict; ``models``, ``activation``, ``limit`` and ``workers`` are not used.
+        How to predict. Folders of the hub are called what ``models`` says; ``activation``, ``limit`` and ``workers``
+        are not used.
 
     Raises
     ------
@@ -84,6 +85,7 @@ class Predictor:
 
     def __init__(self, folders: Sequence[Path], options: PredictOptions) -> None:
         self.folders = tuple(folders)
+        self.names = tuple(hub.run_names(options.models, self.folders))
         self._options = options
         self._swap_average = options.swap_average
         request = devices.DeviceRequest(options.device, options.precision)
@@ -209,8 +211,7 @@ class Predictor:
         from prefcli.prediction import comparison
 
         normalised = {text: normalise_batch(battles, text)[0] for text in {member.text for member in self._members}}
-        names = (folder.name for folder in self.folders)
-        members = [(name, each, normalised[each.text]) for name, each in zip(names, self._members, strict=True)]
+        members = [(name, each, normalised[each.text]) for name, each in zip(self.names, self._members, strict=True)]
         calibrations = [
             self._calibration(self._held_out_keys(battles.slice(row, 1))) for row in range(battles.num_rows)
         ]
@@ -447,11 +448,11 @@ class Predictor:
 
     def check_rewards(self) -> None:
         """Raise an InputError if a run is not a reward model."""
-        for folder, member in zip(self.folders, self._members, strict=True):
+        for name, folder, member in zip(self.names, self.folders, self._members, strict=True):
             if not all(map(has_rewards, member.models)):
                 architecture = runs.read_config(folder)["options"]["architecture"]
                 raise InputError(
-                    f"{folder.name} has the architecture {architecture}, which compares answers and gives no scores",
+                    f"{name} has the architecture {architecture}, which compares answers and gives no scores",
                     hint="Call rank(prompt, answers), or use a run of --architecture reward.",
                 )
 

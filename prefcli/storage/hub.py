@@ -44,6 +44,20 @@ class PushResult:
     files: int
 
 
+def run_names(models: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """What runs are called: those of the hub by their name there, others by their folder.
+
+    Parameters
+    ----------
+    models:
+        As the user named them; none: the latest run.
+    folders:
+        Where they are.
+    """
+    models = models or [""] * len(folders)
+    return [name if name.startswith(PREFIX) else folder.name for name, folder in zip(models, folders, strict=True)]
+
+
 @dataclass(frozen=True)
 class NeededFiles:
     """Which of a repository's files are downloaded."""
