@@ -24,7 +24,7 @@ from conftest import Result, start_process
 import prefcli
 from prefcli.options import ServeOptions
 from prefcli.outcomes import WINNER_COLUMNS
-from prefcli.prediction import inference
+from prefcli.prediction import inference, ranking
 from prefcli.storage import runs
 
 pytest.importorskip("fastapi", reason="pip install 'prefcli[serve]'")
@@ -136,6 +136,29 @@ def test_details_and_rankings_are_those_from_python(client: Any, predictor: pref
     answer = client.post("/v1/rank", json=question).json()
     assert answer == {name: value for name, value in ranked.to_json().items() if name != "id"}
     assert client.post("/v1/rank", json={**question, "id": 7}).json()["id"] == 7
+
+
+def test_the_pairs_of_a_ranking_are_what_is_counted(predictor: prefcli.Predictor) -> None:
+    """Of many answers not all pairs are compared."""
+    answers = [f"{number} cherries" for number in range(40)]
+    pairs = len(ranking.pairs_to_compare(40, ranking.RankRule().all_pairs)[0])
+    assert pairs < 40 * 39 / 2
+    with client_of(predictor) as client:
+        assert client.post("/v1/rank", json={"prompt": "How many?", "responses": answers}).status_code == 200
+        assert f"prefcli_battles_total {pairs:.1f}" in client.get("/metrics").text
+
+
+def test_the_model_is_described_as_it_was_loaded(features_run: Path, tmp_path: Path) -> None:
+    """By the names of the hub, and whatever becomes of the folders."""
+    folder = shutil.copytree(features_run, tmp_path / "0123abc")
+    loaded = prefcli.Predictor([folder], prefcli.PredictOptions(("hf://me/judge",)))
+    with pytest.raises(prefcli.InputError, match="^hf://me/judge has the architecture features"):
+        loaded.check_rewards()
+    with client_of(loaded) as client:
+        shutil.rmtree(folder)
+        described = client.get("/v1/model").json()
+    assert described["runs"] == ["hf://me/judge"]
+    assert described["max_tokens"] == {"hf://me/judge": None}
 
 
 def test_scores_are_the_rewards_and_other_runs_say_what_to_do(client: Any, reward_run: Path) -> None:
@@ -274,7 +297,7 @@ class Blocked:
 
     def __init__(self, predictor: prefcli.Predictor) -> None:
         self.predictor, self.go, self.begun = predictor, threading.Event(), threading.Event()
-        self.folders, self.can_score = predictor.folders, False
+        self.folders, self.names, self.can_score = predictor.folders, predictor.names, False
 
     def predict_each(self, battles: Any) -> Any:
         self.begun.set()

@@ -99,13 +99,14 @@ class Service:
     """What the paths share: the runs, and the thread that computes with them."""
 
     def __init__(self, predictor: Predictor, options: ServeOptions, monitor: Monitor) -> None:
-        self.predictor, self.options, self.monitor = predictor, options, monitor
+        self.predictor, self.monitor = predictor, monitor
         self.worker = Worker(
             max_queue=options.max_queue, batch_battles=options.batch_battles,
             batch_characters=options.batch_characters, observe=monitor.observe_batch,
         )  # fmt: skip
         monitor.watch_queue(lambda: len(self.worker))
         self.can_score = predictor.can_score
+        self.description = describe(predictor, options)
 
     async def compute(self, compute: Any, items: Sequence[Item]) -> list[Any]:
         """What the thread computes; 429 if too many wait."""
@@ -129,10 +130,14 @@ class Service:
 
     async def rank(self, question: schemas.Question) -> Any:
         """The ranking of a question."""
+        from prefcli.prediction.ranking import RankRule, pairs_to_compare
+
         answers = len(question.responses)
-        battles = answers if self.can_score else max(1, answers * (answers - 1) // 2)
-        item = _item((question.prompt, *question.responses), battles=battles)
-        item = Item((question.prompt, question.responses), item.battles, item.characters)
+        battles = answers if self.can_score else max(1, len(pairs_to_compare(answers, RankRule().all_pairs)[0]))
+        # Each battle has its own copy of the prompt and of one answer, or of two.
+        of_answers = _characters(question.responses) * battles * (1 if self.can_score else 2) // answers
+        characters = _characters([question.prompt]) * battles + of_answers
+        item = Item((question.prompt, question.responses), battles, characters)
         (ranked,) = await self.compute(self.predictor.rank_each, [item])
         if isinstance(ranked, NonFiniteError):
             raise Refused(422, ranked.what, ranked.hint)
@@ -140,7 +145,11 @@ class Service:
 
 
 def _item(texts: Sequence[Turns], battles: int = 1) -> Item:
-    return Item(texts, battles, sum(len(turn) for turns in texts for turn in turns if turn))
+    return Item(texts, battles, _characters(texts))
+
+
+def _characters(texts: Sequence[Turns]) -> int:
+    return sum(len(turn) for turns in texts for turn in turns if turn)
 
 
 def _winners(probabilities: Any) -> dict[str, Any]:
@@ -224,7 +233,7 @@ def _add_paths(app: FastAPI, service: Service) -> None:
     @app.get("/v1/model", response_model=schemas.Model)
     async def model() -> Response:
         """What is served, what it can do, and the limits."""
-        return _json(describe(service))
+        return _json(service.description)
 
     @app.get("/health", response_model=schemas.Health)
     async def health() -> Response:
@@ -237,15 +246,14 @@ def _add_paths(app: FastAPI, service: Service) -> None:
         return Response(service.monitor.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def describe(service: Service) -> dict[str, Any]:
-    """What ``/v1/model`` says."""
-    configs = [(folder.name, runs.read_config(folder)) for folder in service.predictor.folders]
-    options = service.options
+def describe(predictor: Predictor, options: ServeOptions) -> dict[str, Any]:
+    """What ``/v1/model`` says: of the runs in memory, whatever becomes of their folders."""
+    configs = list(zip(predictor.names, map(runs.read_config, predictor.folders), strict=True))
     return {
         "runs": [name for name, _ in configs],
         "architecture": ", ".join(dict.fromkeys(config["options"]["architecture"] for _, config in configs)),
         "max_tokens": {name: config.get("resolved", {}).get("max_length") for name, config in configs},
-        "can_score": service.can_score,
+        "can_score": predictor.can_score,
         "version": __version__,
         "limits": {
             "body_bytes": round(options.max_body_mb * 2**20), "battles": schemas.MAX_BATTLES,
