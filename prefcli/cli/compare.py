@@ -119,7 +119,7 @@ def _from_standard_input() -> Mapping[str, Any]:
     try:
         value = loads(_decoded(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "standard input"))
     except (ValueError, RecursionError) as error:
-        hint = "Give --prompt, --a and --b, or a JSON object with these three on standard input."
+        hint = "Give --prompt, --a and --b, or a JSON object with prompt, response_a and response_b on standard input."
         raise InputError(f"no battle: {one_line(error, 160)}", where="standard input", hint=hint) from None
     if not isinstance(value, dict):
         raise InputError("expected a JSON object", where="standard input")

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
 from prefcli._version import __version__
-from prefcli.errors import InputError
+from prefcli.errors import InputError, one_line
 from prefcli.options import ServeOptions
 from prefcli.outcomes import WINNER_COLUMNS
 from prefcli.prediction.inference import NonFiniteError
@@ -41,6 +41,7 @@ WRONG = {
     "extra_forbidden": "there is no such key",
     "bool_type": "expected true or false",
     "list_type": "expected a list",
+    "string_unicode": "a key is not valid text",
     "too_short": "expected at least {min_length}, got {actual_length}",
     "too_long": "expected at most {max_length}, got {actual_length}",
 }
@@ -327,7 +328,7 @@ def _describe(errors: Sequence[Any], what: str = "the body") -> str:
     is_named = bool(place) and place[0] in message
     if first["type"] in WRONG:
         message, is_named = WRONG[first["type"]].format(**first.get("ctx", {})), False
-    return message if is_named or not place else f"{'.'.join(place)}: {message}"
+    return message if is_named or not place else f"{one_line('.'.join(place), 80)}: {message}"
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
