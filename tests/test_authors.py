@@ -107,6 +107,20 @@ def test_ratings_are_those_of_the_most_likely_model_also_of_soft_labels(demo):
     np.testing.assert_allclose(rated.margins(rows), (a - b) / strengths.std(), atol=1e-2)
 
 
+def test_models_that_only_other_battles_connect_are_not_rated_together():
+    """Three models that win half of their battles, two that lose all to one of them; the battle between is elsewhere."""
+    connected = [("a", "b"), ("b", "c"), ("c", "a"), ("b", "a"), ("c", "b"), ("a", "c")] * 20
+    apart = [("d", "e"), ("e", "d")] * 30
+    rated = votes([*connected, *apart, *[("a", "d")] * 30])
+    assert rated.models == 5
+    without = np.arange(len(connected) + len(apart))
+    strengths = rated.ratings(without).strengths
+    assert np.isfinite(strengths[:3]).all()
+    assert np.isnan(strengths[3:]).all()
+    assert (rated.margins(without)[len(connected) :] == 0).all()
+    assert np.isfinite(rated.ratings(np.arange(len(rated.codes))).strengths[:5]).all()
+
+
 def test_an_answers_own_votes_move_its_rating_from_its_models(demo):
     """By the second derivative of the likelihood of its votes alone, with a normal prior, at its model's strength."""
     rows = np.arange(BATTLES)

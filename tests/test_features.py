@@ -962,6 +962,17 @@ def test_arrays_of_other_shapes_are_refused(folder, arrays):
     refused(folder, "model.safetensors has arrays of other shapes")
 
 
+@pytest.mark.parametrize("name", ["word_weights", "prior"])
+def test_numbers_that_are_not_finite_are_refused(folder, name):
+    from safetensors.numpy import load_file, save_file
+
+    arrays = load_file(folder / WEIGHTS)
+    arrays[name][1] = np.nan
+    save_file(arrays, folder / WEIGHTS)
+    changed(folder)
+    refused(folder, "model.safetensors has numbers that are not finite")
+
+
 def test_a_missing_array_and_a_file_of_another_kind_are_refused(folder):
     from safetensors.numpy import save_file
 

@@ -164,6 +164,8 @@ def test_a_source_with_few_battles_is_treated_as_one_that_is_not_in_the_sample()
     assert battles.codes(("x", "y")).tolist() == [0] * 50 + [1] * 10 + [2] * 9
     assert Covariates(np.zeros(59), sources[10:]).enough() == ("x", "y")
     assert Covariates(np.zeros(50), sources[:50]).enough() == ()
+    unknown = np.array([None] * 20 + ["x"] * 20 + ["y"] * 20, dtype=object)
+    assert Covariates(np.zeros(60), unknown).enough() == ("x", "y")
     assert Covariates(np.zeros(3)).codes(()).tolist() == [0, 0, 0]
 
 

@@ -87,6 +87,37 @@ def count_pairs(model_a: Codes, model_b: Codes, labels: Codes, names: Sequence[s
     return PairwiseCounts(tuple(names), first, second, counts.reshape(-1, len(OUTCOMES)).astype(np.float64))
 
 
+def closure(edges: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Which nodes a path leads to. Importing ``scipy.sparse.csgraph`` would add 0.2 s to every call."""
+    for _ in range(len(edges).bit_length()):
+        edges = np.minimum(edges @ edges + edges, 1)
+    return edges
+
+
+def connectivity(pairs: PairwiseCounts, battles: Array) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Each model's group (connected by battles, 0 has most), and whether it is in the group's main component.
+
+    Strengths have a maximum likelihood within a strongly connected component of the directed graph of who won or tied
+    against whom, and no finite distance beyond it (Ford 1957). The main component is the one with most battles.
+    """
+    size = len(pairs.models)
+    reach = np.eye(size, dtype=np.float32)
+    reach[pairs.first, pairs.second] = pairs.counts[:, [A, TIE]].any(axis=1)
+    reach[pairs.second, pairs.first] = pairs.counts[:, [B, TIE]].any(axis=1)
+    connected, reach = closure(np.maximum(reach, reach.T)), closure(reach)
+    _, groups = np.unique(connected.argmax(axis=1), return_inverse=True)
+    by_size = np.argsort(-np.bincount(groups, battles), kind="stable")
+    groups = np.argsort(by_size)[groups]
+    component = np.minimum(reach, reach.T).argmax(axis=1)
+    component_battles = np.bincount(component, battles, size)
+    main = np.zeros(size, dtype=bool)
+    for group in range(len(by_size)):
+        inside = np.flatnonzero(groups == group)
+        largest = component[inside][component_battles[component[inside]].argmax()]
+        main[inside] = component[inside] == largest
+    return groups, main
+
+
 def fit(
     pairwise: PairwiseCounts,
     counts: Array | None = None,

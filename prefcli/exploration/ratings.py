@@ -21,6 +21,8 @@ from prefcli.exploration.davidson import (
     Codes,
     DavidsonFit,
     PairwiseCounts,
+    closure,
+    connectivity,
     count_pairs,
     fit,
     sandwich,
@@ -269,7 +271,7 @@ def estimate(votes: Votes) -> Estimate | None:
     covariance = sandwich(rows, fitted, votes.prompts)
     prompts, effective_prompts = _prompts_per_model(votes)
     battles = pairs.per_model(pairs.battles, pairs.battles)
-    groups, main = _connectivity(pairs, battles)
+    groups, main = connectivity(pairs, battles)
     only_upwards = _no_cycle(pairs)
     main &= not only_upwards
     wins, losses = pairs.per_model(*pairs.counts.T[[A, B]]), pairs.per_model(*pairs.counts.T[[B, A]])
@@ -479,13 +481,6 @@ def _busiest(votes: Votes) -> tuple[Votes, int]:
     return Votes(models, first, second, votes.labels, votes.prompts, votes.style), len(ranked) - len(rated)
 
 
-def _closure(edges: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Which nodes a path leads to. Importing ``scipy.sparse.csgraph`` would add 0.2 s to every call."""
-    for _ in range(len(edges).bit_length()):
-        edges = np.minimum(edges @ edges + edges, 1)
-    return edges
-
-
 def _no_cycle(pairs: PairwiseCounts) -> bool:
     """Whether the graph of who beat whom has no cycle.
 
@@ -495,28 +490,4 @@ def _no_cycle(pairs: PairwiseCounts) -> bool:
     wins = np.zeros((size, size), dtype=np.float32)
     wins[pairs.first, pairs.second] = pairs.counts[:, A] > 0
     wins[pairs.second, pairs.first] = pairs.counts[:, B] > 0
-    return not _closure(wins).diagonal().any()
-
-
-def _connectivity(pairs: PairwiseCounts, battles: Array) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Each model's group (connected by battles, 0 has most), and whether it is in the group's main component.
-
-    Strengths have a maximum likelihood within a strongly connected component of the directed graph of who won or tied
-    against whom, and no finite distance beyond it (Ford 1957). The main component is the one with most battles.
-    """
-    size = len(pairs.models)
-    reach = np.eye(size, dtype=np.float32)
-    reach[pairs.first, pairs.second] = pairs.counts[:, [A, TIE]].any(axis=1)
-    reach[pairs.second, pairs.first] = pairs.counts[:, [B, TIE]].any(axis=1)
-    connected, reach = _closure(np.maximum(reach, reach.T)), _closure(reach)
-    _, groups = np.unique(connected.argmax(axis=1), return_inverse=True)
-    by_size = np.argsort(-np.bincount(groups, battles), kind="stable")
-    groups = np.argsort(by_size)[groups]
-    component = np.minimum(reach, reach.T).argmax(axis=1)
-    component_battles = np.bincount(component, battles, size)
-    main = np.zeros(size, dtype=bool)
-    for group in range(len(by_size)):
-        inside = np.flatnonzero(groups == group)
-        largest = component[inside][component_battles[component[inside]].argmax()]
-        main[inside] = component[inside] == largest
-    return groups, main
+    return not closure(wins).diagonal().any()

@@ -67,7 +67,8 @@ class Covariates:
         """The sources that have enough battles, if at least two have."""
         if self.sources is None:
             return ()
-        names, counts = np.unique(self.sources.astype(str), return_counts=True)
+        named = [source for source in self.sources.tolist() if source is not None]
+        names, counts = np.unique(np.array(named, dtype=str), return_counts=True)
         names = names[counts >= MIN_SOURCE_BATTLES]
         return tuple(names.tolist()) if len(names) > 1 else ()
 

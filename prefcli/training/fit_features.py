@@ -82,10 +82,17 @@ class FeaturesFitter:
                 progress=self._reporting(name, progress),
                 settings=context.options.booster_settings,
             )
+            described = str(authors)
             if authors.suffice and model.authors is None:
                 described = "no author scores: nearly all battles between rated models are of one prompt"
                 context.reporter.note(f"{name and f'{name}: '}{described}")
-                context.write_config(fold, {"columns": len(models.COLUMNS), "authors": described})
+            networks = "no networks: they do not help on held-out prompts"
+            if model.booster is None:
+                networks = "no networks: too few battles"
+            elif model.networks is not None:
+                networks = str(model.networks)
+            context.reporter.note(f"{name and f'{name}: '}{networks}")
+            context.write_config(fold, {"columns": len(model.columns), "authors": described, "networks": networks})
             if len(model.curve) and int(np.argmin(model.curve)) + 1 == models.MAX_ROUNDS:
                 context.reporter.note(
                     f"{name and f'{name}: '}the best number of rounds was the largest that is tried, "

@@ -82,25 +82,19 @@ class Authors:
         Rated are models of many battles that battles connect: ratings of models that never met, not even through
         others, do not compare.
         """
-        from scipy.sparse import coo_matrix
-        from scipy.sparse.csgraph import connected_components
-
         known, codes = np.unique(names, return_inverse=True)
         codes = codes.reshape(names.shape)
         is_battle = (codes[:, 0] != codes[:, 1]) & (known[codes] != "").all(axis=1)
         counts = np.bincount(codes[is_battle].ravel(), minlength=len(known))
-        order = np.argsort(-counts, kind="stable")[:MAX_MODELS]
-        rated = np.zeros(len(known), dtype=bool)
-        rated[order[counts[order] >= MIN_MODEL_BATTLES]] = True
-        is_battle &= rated[codes].all(axis=1)
-        edges = codes[is_battle]
-        graph = coo_matrix((np.ones(len(edges)), edges.T), shape=(len(known), len(known)))
-        groups = connected_components(graph, directed=False)[1]
-        largest = np.bincount(groups[edges[:, 0]], minlength=1).argmax()
-        rated &= groups == largest
-        is_battle &= rated[codes].all(axis=1)
-        numbers = np.where(rated, np.cumsum(rated) - 1, -1)
-        return Authors(numbers[codes], targets, int(rated.sum()), int(is_battle.sum()))
+        most = np.argsort(-counts, kind="stable")[:MAX_MODELS]
+        busy = np.zeros(len(known), dtype=bool)
+        busy[most[counts[most] >= MIN_MODEL_BATTLES]] = True
+        numbers = np.where(busy, np.cumsum(busy) - 1, -1)[codes]
+        pairs = _pairs(numbers, targets, int(busy.sum()))
+        rated = _connected(pairs)
+        numbers = np.append(np.where(rated, np.cumsum(rated) - 1, -1), -1)[numbers]
+        between = rated[pairs.first] & rated[pairs.second]
+        return Authors(numbers, targets, int(rated.sum()), round(float(pairs.battles[between].sum())))
 
     def take(self, rows: NDArray[np.integer]) -> Authors:
         """Those of some of the battles."""
@@ -126,18 +120,10 @@ class Authors:
         return all(is_rated[half].sum() >= MIN_SHARE * SMALL_DATASET for half in halves(folds))
 
     def ratings(self, rows: NDArray[np.integer]) -> Ratings:
-        """Of the models, by the votes on some of the battles alone."""
-        codes, targets = self.codes[rows], self.targets[rows].astype(np.float64)
-        is_battle = (codes >= 0).all(axis=1) & (codes[:, 0] != codes[:, 1])
-        codes, targets = codes[is_battle], targets[is_battle]
-        targets = np.where((codes[:, 0] > codes[:, 1])[:, None], targets[:, SWAPPED], targets)
-        pairs, pair = np.unique(np.sort(codes, axis=1), axis=0, return_inverse=True)
-        counts = np.zeros((len(pairs), targets.shape[1]))
-        np.add.at(counts, pair.ravel(), targets)
-        names = tuple(map(str, range(self.models)))
-        first, second = pairs.T
-        fitted = davidson.fit(davidson.PairwiseCounts(names, first, second, counts))
-        strengths = np.where(np.isin(np.arange(self.models), pairs), fitted.strengths, np.nan)
+        """Of the models, by the votes on some of the battles alone, which may not connect all of them."""
+        pairs = _pairs(self.codes[rows], self.targets[rows], self.models)
+        fitted = davidson.fit(pairs)
+        strengths = np.where(_connected(pairs), fitted.strengths, np.nan)
         spread = max(float(np.nanstd(strengths)), MIN_SPREAD)
         return Ratings(np.append(strengths - np.nanmean(strengths), np.nan), float(fitted.log_nu), spread)
 
@@ -172,6 +158,26 @@ class Authors:
         of_model = np.empty(len(own))
         of_model[answers.ravel()] = strengths.ravel()
         return np.asarray((of_model + own) / ratings.spread)
+
+
+def _pairs(codes: NDArray[np.intp], targets: NDArray[np.float32], models: int) -> davidson.PairwiseCounts:
+    """Outcomes of each pair of models, by the battles whose models both have a number."""
+    is_battle = (codes >= 0).all(axis=1) & (codes[:, 0] != codes[:, 1])
+    codes, outcomes = codes[is_battle], targets[is_battle].astype(np.float64)
+    outcomes = np.where((codes[:, 0] > codes[:, 1])[:, None], outcomes[:, SWAPPED], outcomes)
+    pairs, pair = np.unique(np.sort(codes, axis=1), axis=0, return_inverse=True)
+    counts = np.zeros((len(pairs), outcomes.shape[1]))
+    np.add.at(counts, pair.ravel(), outcomes)
+    first, second = pairs.T
+    return davidson.PairwiseCounts(tuple(map(str, range(models))), first, second, counts)
+
+
+def _connected(pairs: davidson.PairwiseCounts) -> NDArray[np.bool_]:
+    """The models of the largest group that battles connect: ratings of models that never met do not compare."""
+    battles = pairs.per_model(pairs.battles, pairs.battles)
+    if not len(pairs.battles):
+        return np.zeros(len(pairs.models), dtype=bool)
+    return np.asarray((davidson.connectivity(pairs, battles)[0] == 0) & (battles > 0))
 
 
 def halves(folds: Folds) -> tuple[NDArray[np.intp], ...]:

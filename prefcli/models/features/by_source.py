@@ -25,7 +25,8 @@ Array = NDArray[np.float64]
 MIN_BATTLES = 50
 """A source with fewer battles is predicted by the common booster alone."""
 MIN_GAIN = 1e-3
-"""So is one whose log loss on the inner folds that improves by less."""
+"""So is one whose log loss on the inner folds the own booster improves by less, or by less than the two fitted factors
+do by chance under their prior: about 1 / battles."""
 PRIOR_FACTOR, FACTOR_DEVIATION = 0.5, 0.5
 """Mean and standard deviation of the normal prior of both factors, so that few battles give none that is extreme."""
 MAX_FACTOR = 2.0
@@ -75,7 +76,7 @@ def fit(
         parts = np.stack([scores[rows], trained.held_out])
         targets = data.targets[rows].astype(np.float64)
         factors, gain = stack(parts, data.bases[rows], targets)
-        if gain > MIN_GAIN:
+        if gain > max(MIN_GAIN, 1 / battles):
             boosters[str(name)] = SourceBooster(trained.booster, *factors)
     return boosters
 

@@ -284,6 +284,8 @@ def load(folder: Path, *, threads: int = 0, as_source: str | None = None) -> Fea
         weights, prior = arrays["word_weights"], arrays["prior"]
         if weights.shape != (BUCKETS,) or prior.shape != (len(OUTCOMES),):
             raise _unusable(f"{WEIGHTS} has arrays of other shapes than expected", folder)
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise _unusable(f"{WEIGHTS} has numbers that are not finite", folder)
         columns = len(manifest["columns"])
         booster = _load_booster(folder, BOOSTER, columns) if manifest["boosted"] else None
         own = dict(_load_source(folder, name, columns, saved) for name, saved in deviations.items())

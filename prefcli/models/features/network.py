@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcli.errors import plural
 from prefcli.models.features.booster import BoosterData, Folds, Table
 from prefcli.outcomes import OUTCOMES, SWAPPED
 
@@ -69,6 +70,9 @@ class Networks:
     """Of each network."""
     share: float = 0.0
     """Of their logits in a prediction; the rest is the booster's."""
+
+    def __str__(self) -> str:
+        return f"{plural(len(self.layers), 'network')} with a share of {self.share:.2f} in the prediction"
 
     def scores(self, rows: Table, swapped: Table) -> Array:
         """Logits ``[n, 3]`` of n battles, the mean over networks and both orders of the answers."""
