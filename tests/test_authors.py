@@ -108,7 +108,7 @@ def test_ratings_are_those_of_the_most_likely_model_also_of_soft_labels(demo):
 
 
 def test_models_that_only_other_battles_connect_are_not_rated_together():
-    """Three models that win half of their battles, two that lose all to one of them; the battle between is elsewhere."""
+    """Three models met each other, and two others; battles between both groups are not among these."""
     connected = [("a", "b"), ("b", "c"), ("c", "a"), ("b", "a"), ("c", "b"), ("a", "c")] * 20
     apart = [("d", "e"), ("e", "d")] * 30
     rated = votes([*connected, *apart, *[("a", "d")] * 30])
