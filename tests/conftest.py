@@ -13,7 +13,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
@@ -43,6 +43,17 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test works in an empty folder, with its own hub cache, and never asks the network by accident."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PREFCLI_WORKSPACE", raising=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _short_networks() -> Iterator[None]:
+    """Networks of `features` would take two seconds of hundreds of trainings; test_networks.py trains whole ones."""
+    from prefcli.models.features import network
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(network, "MIN_STEPS", 10)
+        patched.setattr(network, "EPOCHS", 1)
+        yield
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -20,6 +21,14 @@ from prefcli.outcomes import SWAPPED
 COLUMNS = 6
 SCORED = np.r_[300:400, 0:100]
 FOLDS = [(np.arange(300), np.arange(300, 400)), (np.arange(100, 400), np.arange(100))]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _whole_networks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(network, "MIN_STEPS", 200)
+        patched.setattr(network, "EPOCHS", 4)
+        yield
 
 
 def swapped(rows: NDArray[np.float32]) -> NDArray[np.float32]:

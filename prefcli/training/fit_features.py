@@ -82,17 +82,15 @@ class FeaturesFitter:
                 progress=self._reporting(name, progress),
                 settings=context.options.booster_settings,
             )
-            described = str(authors)
             if authors.suffice and model.authors is None:
                 described = "no author scores: nearly all battles between rated models are of one prompt"
                 context.reporter.note(f"{name and f'{name}: '}{described}")
-            networks = "no networks: they do not help on held-out prompts"
-            if model.booster is None:
-                networks = "no networks: too few battles"
-            elif model.networks is not None:
-                networks = str(model.networks)
-            context.reporter.note(f"{name and f'{name}: '}{networks}")
-            context.write_config(fold, {"columns": len(model.columns), "authors": described, "networks": networks})
+                # Until it is sealed again the run has no checksums: one that is stopped in between can be resumed.
+                files.remove(fold.folder / files.CHECKSUMS)
+                context.write_config(fold, {"columns": len(models.COLUMNS), "authors": described})
+                runs.seal(fold.folder, trained=False)
+            if model.networks is not None:
+                context.reporter.note(f"{name and f'{name}: '}{model.networks}")
             if len(model.curve) and int(np.argmin(model.curve)) + 1 == models.MAX_ROUNDS:
                 context.reporter.note(
                     f"{name and f'{name}: '}the best number of rounds was the largest that is tried, "
