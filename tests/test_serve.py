@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -31,6 +32,9 @@ pytest.importorskip("fastapi", reason="pip install 'prefcli[serve]'")
 uvicorn = pytest.importorskip("uvicorn", reason="pip install 'prefcli[serve]'")
 testclient = pytest.importorskip("starlette.testclient", reason="pip install httpx")
 
+from uvicorn.server import ServerState  # noqa: E402
+
+from prefcli.serving import server  # noqa: E402
 from prefcli.serving.app import create_app  # noqa: E402
 from prefcli.serving.worker import Item, QueueFullError, Worker  # noqa: E402
 
@@ -295,6 +299,26 @@ def test_bodies_are_bounded_whatever_length_they_claim(predictor: prefcli.Predic
             assert (answer.status_code, answer.json()["error"]) == (413, "the body is larger than 0.015625 MiB")
 
 
+def test_bodies_of_all_requests_together_are_bounded(predictor: prefcli.Predictor) -> None:
+    blocked = Blocked(predictor)
+    body = json.dumps({**BATTLE, "prompt": "a" * 15_000}).encode()
+    kind = {"content-type": "application/json"}
+    with client_of(blocked, max_body_mb=0.015625) as client:  # type: ignore[arg-type]
+        statuses: list[int] = []
+        ask = lambda: statuses.append(client.post("/v1/compare", content=body, headers=kind).status_code)  # noqa: E731
+        threads = [threading.Thread(target=ask) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        while len(statuses) < 20 - 2**14 * 16 // len(body):  # those for which there is no room are refused at once
+            time.sleep(0.01)
+        assert set(statuses) == {429}
+        blocked.go.set()
+        for thread in threads:
+            thread.join()
+        assert sorted(statuses) == [200] * (2**14 * 16 // len(body)) + [429] * (20 - 2**14 * 16 // len(body))
+        assert client.post("/v1/compare", content=body, headers=kind).status_code == 200
+
+
 class Blocked:
     """A predictor that computes when it is allowed to."""
 
@@ -537,6 +561,39 @@ def test_without_its_packages_the_line_that_installs_them_is_shown(cli: CLI, mon
         "error: prefcli serve needs fastapi, uvicorn and prometheus_client, which are not installed\n"
         "  Install: pip install fastapi uvicorn prometheus-client\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("calls", "is_cut_off"), [(("pause_writing",), True), (("pause_writing", "resume_writing"), False)]
+)
+def test_a_client_that_reads_no_answers_is_cut_off(calls: tuple[str, ...], is_cut_off: bool) -> None:
+
+    async def serve() -> mock.Mock:
+        transport = mock.Mock(is_closing=lambda: False)
+        options = ServeOptions(timeout=0.02, header_timeout=60.0)
+        protocol = type("Protocol", (server._Protocol,), {"options": options})
+        connection = protocol(uvicorn.Config(mock.Mock(), lifespan="off"), ServerState(), {})
+        connection.connection_made(transport)
+        for call in calls:
+            getattr(connection, call)()
+        await asyncio.sleep(0.1)
+        connection.connection_lost(None)
+        return transport
+
+    assert asyncio.run(serve()).abort.called is is_cut_off
+
+
+def test_what_is_not_read_when_a_connection_ends_does_not_hold_it() -> None:
+    async def serve() -> mock.Mock:
+        transport = mock.Mock(is_closing=lambda: False)
+        options = ServeOptions(timeout=0.02, header_timeout=0.02)
+        protocol = type("Protocol", (server._Protocol,), {"options": options})
+        protocol(uvicorn.Config(mock.Mock(), lifespan="off"), ServerState(), {}).connection_made(transport)
+        await asyncio.sleep(0.15)
+        return transport
+
+    transport = asyncio.run(serve())
+    assert [call[0] for call in transport.method_calls if call[0] in ("close", "abort")] == ["close", "abort"]
 
 
 def talk(port: int, request: bytes, *, wait: float = 5) -> bytes:

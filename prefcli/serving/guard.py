@@ -37,6 +37,8 @@ HEADERS = {
 OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json")
 """Need no token, nor do files of the page."""
 STATIC = "/static/"
+MAX_BODIES = 16
+"""Bodies of the largest size that are in memory at a time; requests above it are refused."""
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -90,6 +92,7 @@ class Guard:
         self.app = app
         self._max_body = round(options.max_body_mb * 2**20)
         self._timeout = options.timeout
+        self._bytes = 0
         self._token = None if token is None else _digest(token.encode())
         self._host_names = frozenset(map(str.lower, host_names))
         self._monitor, self._reporter = monitor, reporter
@@ -104,7 +107,7 @@ class Guard:
         is_head = scope["method"] == "HEAD"  # answered as GET, without the body
         if is_head:
             scope = {**scope, "method": "GET"}
-        body = _Body(receive, self._max_body)
+        body = _Body(receive, self)
         status = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -127,6 +130,7 @@ class Guard:
                 raise
             await error_response(self._refusal(error, body))(scope, receive, send_with_headers)
         finally:
+            self._bytes -= body.bytes
             path = scope["path"] if scope["path"] in self._paths else "other"
             self._monitor.observe_request(path, status, time.perf_counter() - started)
 
@@ -147,6 +151,15 @@ class Guard:
             if headers.content_length > self._max_body:
                 raise _too_large(self._max_body)
 
+    def count(self, body: _Body, more: int) -> None:
+        """Count bytes that arrived, and refuse a body that is too large, or one too many."""
+        body.bytes += more
+        self._bytes += more
+        if body.bytes > self._max_body:
+            raise _too_large(self._max_body)
+        if self._bytes > MAX_BODIES * self._max_body:
+            raise busy(429, "too much is sent at a time", 5)
+
     def _refusal(self, error: Exception, body: _Body) -> HTTPException:
         """What is said of an exception."""
         if isinstance(error, HTTPException):
@@ -166,20 +179,18 @@ class Guard:
 
 
 class _Body:
-    """The body of a request as it arrives: at most so many bytes."""
+    """The body of a request as it arrives."""
 
-    def __init__(self, receive: Receive, max_bytes: int) -> None:
-        self._receive, self._max_bytes = receive, max_bytes
-        self._bytes = 0
+    def __init__(self, receive: Receive, guard: Guard) -> None:
+        self._receive, self._guard = receive, guard
+        self.bytes = 0
         self.complete = False
 
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.request":
-            self._bytes += len(message.get("body", b""))
             self.complete = not message.get("more_body", False)
-            if self._bytes > self._max_bytes:
-                raise _too_large(self._max_bytes)
+            self._guard.count(self, len(message.get("body", b"")))
         return message
 
 

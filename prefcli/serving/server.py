@@ -89,6 +89,7 @@ class _Protocol(H11Protocol):
 
     options: ServeOptions
     _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -107,8 +108,20 @@ class _Protocol(H11Protocol):
         super().on_response_complete()
         self._watch()
 
+    def pause_writing(self) -> None:
+        """More of the answers waits to be sent than the client reads."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.options.timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
+        if self._unread is not None:
+            self._unread.cancel()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -132,8 +145,13 @@ class _Protocol(H11Protocol):
         """While no request is being answered, the time runs."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._forget()
-        elif self._deadline is None and not self.transport.is_closing():
-            self._deadline = self.loop.call_later(self.options.header_timeout, self.transport.close)
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(self.options.header_timeout, self._end)
+
+    def _end(self) -> None:
+        """Close, and wait no longer than a request may take for the client to read what was sent."""
+        self.transport.close()
+        self._deadline = self.loop.call_later(self.options.timeout, self.transport.abort)
 
     def _forget(self) -> None:
         if self._deadline is not None:
