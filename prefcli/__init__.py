@@ -4,7 +4,8 @@
 ``predict`` takes texts or a table. Importing this package loads none of it: a name is looked up when it is first used.
 
 Verbs
-    train, estimate, preprocess         train a model; how long that takes; text normalised before
+    train, estimate                     train a model; how long that takes
+    preprocess, preprocess_table        text normalised before: of files, of a batch in memory
     tune                                settings tried on folds, and whether the best is better than the default
     load, predict, rank                 predictions in memory, or from file to file
     compare                             two answers to one prompt, and what moved the probabilities
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
         load,
         predict,
         preprocess,
+        preprocess_table,
         prune_runs,
         push,
         rank,
@@ -101,6 +103,7 @@ __all__ = [
     "load",
     "predict",
     "preprocess",
+    "preprocess_table",
     "prune_runs",
     "push",
     "rank",

@@ -42,6 +42,7 @@ from prefcli.pipeline import compare_scores as compare_scores
 from prefcli.pipeline import diff_runs as diff_runs
 from prefcli.pipeline import eda as eda
 from prefcli.pipeline import preprocess as preprocess
+from prefcli.pipeline import preprocess_table as preprocess_table
 from prefcli.pipeline import push as push
 from prefcli.pipeline import remove_runs as remove_runs
 from prefcli.pipeline import report_scores as report_scores

@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import battle
 
@@ -207,6 +208,42 @@ def test_a_table_of_predictions_has_the_columns_of_the_file_and_the_tables_index
     assert np.array_equal(frame[list(WINNER_COLUMNS)].to_numpy(), judge.predict(test))
     rows = judge.predict_frame([{"prompt": "p", "response_a": "a", "response_b": "b"}])
     assert rows["id"].tolist() == ["1"]
+
+
+def test_batches_of_a_table_are_predicted_one_by_one_as_the_file_is(demo_files: Demo, features_run: Path) -> None:
+    judge, test = prefcli.load(features_run), pa.Table.from_pandas(pd.read_csv(demo_files.test))
+    prefcli.predict(demo_files.test, "preds.parquet", models=[features_run])
+    expected = pq.read_table("preds.parquet")
+    batches = [*test.to_batches(max_chunksize=25), test.slice(0, 0)]
+    predicted = pa.concat_tables([judge.predict_table(batch) for batch in batches])
+    assert predicted.schema == expected.schema
+    assert predicted["id"].equals(expected["id"])
+    for name in WINNER_COLUMNS:
+        assert np.allclose(predicted[name], expected[name], rtol=0, atol=1e-9)
+    with pytest.raises(InputError, match="there is no column id"):
+        judge.predict_table(test.drop_columns(["id"]))
+    renamed = test.rename_columns({"id": "vote", "prompt": "question"})
+    mapped = judge.predict_table(renamed, columns={"id": "vote", "prompt": "question"})
+    assert mapped["id"].equals(expected["id"])
+
+
+def test_a_table_of_chosen_answers_has_their_probability_as_the_file_of_predictions(features_run: Path) -> None:
+    rows = [{"id": str(n), "prompt": f"Question {n}?", "chosen": "Clear.", "rejected": "Vague"} for n in range(9)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prefcli.predict("pairs.jsonl", "preds.parquet", models=[features_run])
+    assert prefcli.load(features_run).predict_table(rows).equals(pq.read_table("preds.parquet"))
+
+
+def test_batches_normalised_one_by_one_are_read_as_the_preprocessed_file(demo_files: Demo) -> None:
+    table = pa.Table.from_pandas(pd.read_csv(demo_files.train))
+    batches = [prefcli.preprocess_table(batch, text="light") for batch in table.to_batches(max_chunksize=100)]
+    pq.write_table(pa.concat_tables(batches), "light.parquet")
+    expected = prefcli.preprocess(demo_files.train, text="light").stage
+    again = prefcli.preprocess("light.parquet", text="raw").stage
+    names = ["id", "model_a", "model_b", "prompt", "response_a", "response_b", "label"]
+    assert again.table(names).equals(expected.table(names))
+    with pytest.raises(InputError, match="there is no column id"):
+        prefcli.preprocess_table(table.drop_columns(["id"]), text="light")
 
 
 def test_columns_of_tables_are_scored_by_name_and_rows_by_id(demo_files: Demo, features_run: Path) -> None:

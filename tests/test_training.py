@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,22 +15,28 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import Result, run_ranks, start_process
+from torch.distributed.elastic.multiprocessing import errors
 
 from prefcli import encoders
-from prefcli.compute import devices
+from prefcli.compute import devices, distributed
+from prefcli.compute.distributed import World
 from prefcli.data.synthetic import Demo
 from prefcli.errors import Interrupted, PrefcliError
 from prefcli.models import neural, tokens
 from prefcli.models import weights as model_weights
 from prefcli.models.tokens import TokenisedBattles, tokenise
 from prefcli.options import TrainOptions
+from prefcli.prediction import inference
 from prefcli.readers import open_battles
 from prefcli.reporting import SILENT
 from prefcli.training import checkpoints, loop
@@ -590,6 +597,80 @@ def test_the_loss_inputs_of_the_ablation_match_cross_entropy(loss_input: str) ->
     assert float(found) == pytest.approx(float(expected), abs=1e-6)
 
 
+# Several processes
+
+
+@pytest.mark.parametrize(("ranks", "rows"), [(2, 32), (3, 64), (8, 61), (4, 3)])
+def test_processes_share_a_batch_so_that_each_has_about_as_many_tokens(
+    tmp_path: Path, battles: TokenisedBattles, bert_folder: Path, ranks: int, rows: int
+) -> None:
+    spec = a_spec(tmp_path, battles, bert_folder, world=World(0, ranks))
+    spec.lengths = np.random.default_rng(ranks).lognormal(5, 1, len(spec.train)).astype(np.int64)
+    batch = np.random.default_rng(1).permutation(len(spec.train))[:rows]
+    shares = [spec.share(batch, rank) for rank in range(ranks)]
+    assert sorted(np.concatenate(shares[:rows])) == sorted(batch)
+    assert all(list(share) == list(batch[:1]) for share in shares[rows:])  # they take part with weight 0
+    tokens_of = [spec.lengths[share].sum() for share in shares[:rows]]
+    assert max(tokens_of) - min(tokens_of) <= spec.lengths[batch].max()
+    at_random = [spec.lengths[batch[rank::ranks]].sum() for rank in range(min(ranks, rows))]
+    assert max(tokens_of) <= max(at_random)
+    assert list(a_spec(tmp_path, battles, bert_folder).share(batch, 0)) == list(batch)  # alone: the order of the epoch
+
+
+def test_a_small_file_is_predicted_by_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [pa.record_batch({"id": [str(10 * group + row) for row in range(10)]}) for group in range(3)]
+    stage, predicted = SimpleNamespace(batches=lambda: iter(groups)), {}
+
+    def predict(member: Any, batch: pa.RecordBatch, **options: Any) -> Any:
+        return np.stack([np.array(batch["id"].to_pylist(), dtype=float)] * 3, axis=1)
+
+    monkeypatch.setattr(inference, "predict_batch", predict)
+    for total in (25, 7):
+        for rank in range(4):
+            monkeypatch.setattr(World, "gather", lambda self, value: [value])
+            own = inference.stream(["a run"], [stage], total, world=World(rank, 4))
+            predicted[rank] = [number for ids, [numbers] in own for number in numbers[:, 0]]
+        # Of these three row groups; a rank alone sees only its own part, so it asks for more.
+        parts = [predicted[rank][: total * (rank + 1) // 4 - total * rank // 4] for rank in range(4)]
+        assert [number for part in parts for number in part] == list(range(total))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("message", "lost"),
+    [
+        ("[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:40595: Connection reset by peer. This is", True),
+        ("Timed out waiting 1800000ms for recv operation to complete (gloo)", True),
+        ("The size of tensor a (3) must match the size of tensor b (4)", False),
+    ],
+)
+def test_the_loss_of_another_process_is_said_in_words(
+    monkeypatch: pytest.MonkeyPatch, message: str, lost: bool
+) -> None:
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *arguments, **options: None)
+    with pytest.raises(RuntimeError if not lost else PrefcliError) as raised, distributed.process_group(World(0, 2)):
+        raise RuntimeError(message)
+    if lost:
+        assert raised.value.what.startswith("another of the 2 processes ended or cannot be reached (")
+        assert "Call the same command again" in raised.value.hint
+
+
+def test_torchrun_reports_the_error_of_any_process(
+    tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    done = cli("train", "only-on-the-first-machine.csv")
+    assert (done.code, done.out, done.err) == (2, "", "")
+    failure = errors.ProcessFailure(local_rank=1, pid=7, exitcode=2, error_file=str(tmp_path / "error.json"))
+    report = str(errors.ChildFailedError("prefcli", {1: failure}))
+    assert "rank      : 1" in report
+    assert re.search(r"traceback : (.*)\n +(.*)", report).groups() == (
+        "no such file",
+        "in only-on-the-first-machine.csv",
+    )
+
+
 # Whole processes
 
 
@@ -630,7 +711,11 @@ def test_two_ranks_train_predict_and_rank_what_one_does(
     config = json.loads((tmp_path / "still" / "config.json").read_text())
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (tmp_path / "still" / "config.json").write_text(json.dumps(config))
-    train = ["train", *("still" if argument == str(bert_folder) else argument for argument in small_run)]
+    train = [
+        "train",
+        "--keep-checkpoints",
+        *("still" if argument == str(bert_folder) else argument for argument in small_run),
+    ]
     predict = ["predict", demo_files.test, "--model", "two", "--output"]
     rows = [{"prompt": f"Question {i}?", "responses": ["Clear step.", f"Vague {i}.", "Sun."]} for i in range(70)]
     Path("answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -654,9 +739,20 @@ def test_two_ranks_train_predict_and_rank_what_one_does(
     one, two = (pq.read_table(tmp_path / name / "validation.parquet").to_pandas() for name in ("one", "two"))
     assert list(one["id"]) == list(two["id"])
     assert np.allclose(one.iloc[:, 1:5], two.iloc[:, 1:5], atol=1e-5)
-    assert Path("one.csv").read_bytes() == Path("two.csv").read_bytes()
+    one, two = (pd.read_csv(f"{name}.csv", index_col="id") for name in ("one", "two"))
+    assert list(one.index) == list(two.index)
+    assert np.allclose(one, two, atol=1e-6)
     assert Path("one.jsonl").read_bytes() == Path("two.jsonl").read_bytes()
     assert len(Path("one.jsonl").read_text().splitlines()) == len(rows)
+
+    # What two processes began, one ends.
+    *_, last = sorted(Path("two", "checkpoints").iterdir())
+    shutil.rmtree(last)
+    Path("two", "SHA256SUMS").unlink()
+    resumed = cli("train", "--resume", "two")
+    assert resumed.code == 0, resumed.err
+    assert "resumed at step" in resumed.err
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
 
 
 @pytest.mark.slow

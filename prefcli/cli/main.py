@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import json
 import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -283,8 +286,18 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _record_error(path: Path, lines: Sequence[str]) -> None:
+    """Write an error as ``torch.distributed.elastic``'s ``record`` does, so that torchrun shows it with the rank."""
+    text = "\n".join(map(common.visible, lines))
+    message = {"message": lines[0], "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))}}
+    with contextlib.suppress(OSError):
+        path.write_text(json.dumps({"message": message}), encoding="utf-8")
+
+
 def _fail(code: int, *lines: str) -> int:
-    """Print an error to stderr; under ``torchrun`` only the main process does."""
+    """Print an error to stderr; under ``torchrun`` only the main process does, and all give it to torchrun's report."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        _record_error(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), lines)
     if os.environ.get("RANK", "0") != "0":
         return code
     sys.stdout.flush()

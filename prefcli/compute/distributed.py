@@ -7,14 +7,19 @@ rank in its environment. Without it the world has one process and everything bel
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from prefcli.errors import PrefcliError, one_line
+
 TIMEOUT = timedelta(minutes=30)
 """How long a process may wait for another, which may be evaluating or preprocessing."""
+LOST = re.compile(r"\bgloo\b|NCCL|connection (closed|reset|was likely closed)|broken pipe", re.IGNORECASE)
+"""In the messages of PyTorch's backends that cannot reach another process; gloo's have no type of their own."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,13 @@ def from_environment() -> World:
 
 @contextmanager
 def process_group(world: World) -> Iterator[None]:
-    """Join the process group for the duration of the block: gloo between CPUs, nccl between GPUs."""
+    """Join the process group for the duration of the block: gloo between CPUs, nccl between GPUs.
+
+    Raises
+    ------
+    PrefcliError
+        If another process of the group ended or cannot be reached.
+    """
     if world.alone:
         yield
         return
@@ -99,9 +110,18 @@ def process_group(world: World) -> Iterator[None]:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
         yield
         dist.barrier()
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not LOST.search(str(error)):
+            raise
+        raise PrefcliError(
+            f"another of the {world.size} processes ended or cannot be reached ({one_line(error, 120)})",
+            hint="Its own messages and torchrun's report say why. Call the same command again on all nodes: "
+            "a training continues at its last checkpoint.",
+        ) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

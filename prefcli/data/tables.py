@@ -89,11 +89,16 @@ def _json_lines_writer(path: Path, names: Sequence[str] = WINNER_COLUMNS) -> Ite
         yield append
 
 
+def prediction_schema(names: Sequence[str] = WINNER_COLUMNS) -> pa.Schema:
+    """Ids and probabilities as an Arrow table and as Parquet."""
+    return pa.schema([("id", pa.string()), *((name, pa.float64()) for name in names)])
+
+
 @contextlib.contextmanager
 def _parquet_writer(path: Path, names: Sequence[str] = WINNER_COLUMNS) -> Iterator[AppendRows]:
     import pyarrow.parquet as pq
 
-    schema = pa.schema([("id", pa.string()), *((name, pa.float64()) for name in names)])
+    schema = prediction_schema(names)
     with pq.ParquetWriter(path, schema) as writer:
         yield lambda ids, probabilities: writer.write_batch(pa.record_batch([ids, *probabilities.T], schema=schema))
 

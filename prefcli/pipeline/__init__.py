@@ -14,7 +14,7 @@ from prefcli.pipeline.estimate import estimate_prediction, estimate_training
 from prefcli.pipeline.export import export
 from prefcli.pipeline.judges import JudgeOptions, compare_judges
 from prefcli.pipeline.predict import find_runs, open_predictor, predict, predict_lines
-from prefcli.pipeline.preprocess import preprocess, preview
+from prefcli.pipeline.preprocess import preprocess, preprocess_table, preview
 from prefcli.pipeline.push import push
 from prefcli.pipeline.rank import rank, rank_lines
 from prefcli.pipeline.report import report
@@ -56,6 +56,7 @@ __all__ = [
     "predict",
     "predict_lines",
     "preprocess",
+    "preprocess_table",
     "preview",
     "prune",
     "push",

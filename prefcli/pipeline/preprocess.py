@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefcli import readers
 from prefcli.battles import TEXT_FIELDS, PathLike, Source, SourceLike, texts_of
@@ -13,6 +13,9 @@ from prefcli.pipeline.stages import preprocess_stage, read_stage, show_first_bat
 from prefcli.reporting import Reporter
 from prefcli.storage.workspace import Stage, Workspace
 from prefcli.text import check_normalisation, normalise_batch
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,43 @@ def preprocess(
         "preprocess", {"stage": stage.path.name, "source": source.to_json(), "source_sha256": digest, "text": text}
     )
     return PreprocessResult(stage, text, stage.metadata["counts"])
+
+
+def preprocess_table(
+    table: Any,
+    *,
+    text: str = "nltk",
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    outcome: str | None = None,
+    each: str | None = None,
+) -> pa.Table:
+    """Battles of a table in memory with normalised text: for engines that map batches, as Ray and Spark do.
+
+    Parameters
+    ----------
+    table:
+        A pyarrow Table or RecordBatch, a DataFrame, or rows as dictionaries, in any layout that files may have.
+    text:
+        Name of a normalisation, see :data:`prefcli.text.NORMALISATIONS`.
+    format, columns, outcome, each:
+        How it is read, as :class:`prefcli.battles.Source` says it.
+
+    Returns
+    -------
+    The table of :mod:`prefcli.battles`, which every command reads from Parquet. Outcomes may be unknown.
+
+    Raises
+    ------
+    InputError
+        If a battle is not valid, or there is no column of ids: numbers that each batch counts anew are none.
+    """
+    import pyarrow as pa
+
+    check_normalisation(text)
+    read = readers.read_table(table, Source((), format, columns, outcome, each))
+    readers.check_has_ids(read)
+    return pa.Table.from_batches([normalise_batch(read.battles, text)[0]])
 
 
 def preview(source: SourceLike, *, text: str, battles: int) -> list[tuple[str, dict[str, tuple[str, str]]]]:

@@ -240,6 +240,13 @@ def _against_themselves(batch: pa.RecordBatch) -> pa.RecordBatch:
     )
 
 
+def _rows(batches: Sequence[pa.RecordBatch], start: int, end: int) -> pa.RecordBatch:
+    """Some rows of batches that follow one another."""
+    import pyarrow as pa
+
+    return pa.Table.from_batches(batches).slice(start, end - start).combine_chunks().to_batches()[0]
+
+
 def stream(
     members: Sequence[Member],
     stages: Sequence[Stage],
@@ -261,7 +268,8 @@ def stream(
     total:
         How many battles to predict.
     world:
-        Of every ``world.size`` row groups each rank predicts one.
+        Of every ``world.size`` row groups together each rank predicts an equal part, so that a small file, too, is
+        shared by all.
     swap_average, activation, done:
         See :func:`predict_batch`.
     """
@@ -270,16 +278,16 @@ def stream(
     row_groups = zip(*(stage.batches() for stage in stages), strict=True)
     left = total
     while left and (groups := list(itertools.islice(row_groups, world.size))):
-        before = sum(len(batches[0]) for batches in groups[: world.rank])
-        batches = groups[world.rank] if world.rank < len(groups) else ()
-        size = min(left - before, len(batches[0])) if batches else 0
+        size = min(left, sum(len(batches[0]) for batches in groups))
+        start, end = (size * rank // world.size for rank in (world.rank, world.rank + 1))
         own: tuple[pa.Array, list[Array]] = (pa.array([], pa.string()), [np.empty((0, len(OUTCOMES)))] * len(members))
-        if size > 0:
+        if start < end:
+            parts = [_rows(batches, start, end) for batches in zip(*groups, strict=True)]
             predictions = [
-                predict_batch(member, batch.slice(0, size), swap_average=swap_average, activation=activation, done=done)
-                for member, batch in zip(members, batches, strict=True)
+                predict_batch(member, part, swap_average=swap_average, activation=activation, done=done)
+                for member, part in zip(members, parts, strict=True)
             ]
-            own = batches[0].column("id").slice(0, size), predictions
+            own = parts[0].column("id"), predictions
         for ids, predictions in world.gather(own):
             if len(ids):
                 yield ids, predictions

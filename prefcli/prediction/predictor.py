@@ -20,7 +20,7 @@ from prefcli import readers
 from prefcli.battles import BATTLE_SCHEMA, TEXT_FIELDS, TURNS, Source, int_column, make_batch
 from prefcli.candidates import ANSWERS, make_candidates
 from prefcli.compute import devices
-from prefcli.data.tables import CHOSEN_COLUMN, probability_of_chosen
+from prefcli.data.tables import CHOSEN_COLUMN, prediction_schema, probability_of_chosen
 from prefcli.errors import InputError, ModelError, one_line
 from prefcli.models import has_rewards
 from prefcli.options import PredictOptions
@@ -275,9 +275,50 @@ class Predictor:
         frame.insert(0, "id", batch.column("id").to_pylist())
         return frame
 
+    def predict_table(
+        self,
+        table: pa.Table | pa.RecordBatch | pd.DataFrame | Sequence[Mapping[str, Any]],
+        *,
+        format: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        outcome: str | None = None,
+        each: str | None = None,
+    ) -> pa.Table:
+        """Probabilities of a table of battles as an Arrow table: for engines that map batches, as Ray and Spark do.
+
+        Parameters
+        ----------
+        table, format, columns, outcome, each:
+            As for :meth:`predict`; a pyarrow RecordBatch, too.
+
+        Returns
+        -------
+        What ``prefcli predict`` writes, in the table's order: ``id: string``, then ``winner_model_a, winner_model_b,
+        winner_tie: double``, and ``p_chosen`` where ``chosen`` and ``rejected`` are the answers. An empty table gives
+        an empty one.
+
+        Raises
+        ------
+        InputError
+            If a battle is not valid, or there is no column of ids: numbers that each batch counts anew are none.
+        """
+        import pyarrow as pa
+
+        if isinstance(table, (pa.Table, pa.RecordBatch)) and not table.num_rows:
+            return _predictions(pa.array([], pa.string()), np.empty((0, len(WINNER_COLUMNS))))
+        reading = Source((), format, columns, outcome, each)
+        read = readers.read_table(table, reading, outcomes=False, usual=self._usual)
+        readers.check_has_ids(read)
+        batch = read.battles
+        chosen = int_column(batch.column("label")) if has_chosen(read) else None
+        return _predictions(batch.column("id"), self._predict_battles(batch), chosen)
+
     def _predict_table(self, table: Any, reading: Source) -> tuple[pa.RecordBatch, NDArray[np.float64]]:
         batch = readers.battles_from(table, reading, outcomes=False, usual=self._usual)
-        return batch, self._calibrate(self._predict(batch), self._held_out_keys(batch))
+        return batch, self._predict_battles(batch)
+
+    def _predict_battles(self, batch: pa.RecordBatch) -> NDArray[np.float64]:
+        return self._calibrate(self._predict(batch), self._held_out_keys(batch))
 
     def answers(self, lines: IO[bytes], reading: Source | None = None) -> Iterator[list[Answer]]:
         """Answer JSON lines: each as soon as it arrives, those that are waiting together.
@@ -579,6 +620,19 @@ def _one_battle(
         raise InputError(what, hint="Lists of answers are read from files.")
     # Optional columns differ from row to row.
     return dataclasses.replace(table, battles=table.battles.select(BATTLE_SCHEMA.names))
+
+
+def _predictions(
+    ids: pa.Array, probabilities: NDArray[np.float64], chosen: NDArray[np.integer] | None = None
+) -> pa.Table:
+    """A table as ``prefcli predict`` writes it; ``chosen`` are the labels of the chosen answers."""
+    import pyarrow as pa
+
+    if chosen is None:
+        return pa.Table.from_arrays([ids, *probabilities.T], schema=prediction_schema())
+    of_chosen = probability_of_chosen(probabilities, chosen)
+    schema = prediction_schema((*WINNER_COLUMNS, CHOSEN_COLUMN))
+    return pa.Table.from_arrays([ids, *probabilities.T, of_chosen], schema=schema)
 
 
 def _read_battle(value: dict[str, Any], number: str, reading: Source, usual: Mapping[str, Any] | None) -> _Line:

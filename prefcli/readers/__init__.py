@@ -10,7 +10,15 @@ counting the header) and the column.
 
 from __future__ import annotations
 
-from prefcli.readers.battle_file import BattleFile, BattleTable, battles_from, column_batches, open_battles, read_table
+from prefcli.readers.battle_file import (
+    BattleFile,
+    BattleTable,
+    battles_from,
+    check_has_ids,
+    column_batches,
+    open_battles,
+    read_table,
+)
 from prefcli.readers.candidates import CandidateCounts, CandidateFile, CandidateTable, open_candidates, read_candidates
 from prefcli.readers.layouts import LAYOUTS, Layout
 from prefcli.readers.mapping import parse_columns, with_layout_file
@@ -24,6 +32,7 @@ __all__ = [
     "CandidateTable",
     "Layout",
     "battles_from",
+    "check_has_ids",
     "column_batches",
     "open_battles",
     "open_candidates",

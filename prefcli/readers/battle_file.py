@@ -277,6 +277,18 @@ class BattleTable:
     """Where everything was: canonical name -> path."""
 
 
+def check_has_ids(table: BattleTable) -> None:
+    """Refuse a batch of a larger table without ids: each batch would be numbered from 1.
+
+    Raises
+    ------
+    InputError
+        If it has none.
+    """
+    if "id" not in table.columns:
+        raise InputError("there is no column id", where="the table", hint="Name it: columns={'id': NAME}.")
+
+
 def battles_from(table: Any, source: Source | None = None, **options: Any) -> pa.RecordBatch:
     """The battles of a table in memory, see :func:`read_table`; ``format`` is short for a source with it."""
     if "format" in options:

@@ -164,8 +164,15 @@ class FitSpec:
         return battles_of_steps(step, len(self.train), self.options.batch_size)
 
     def share(self, rows: NDArray[np.intp], rank: int) -> NDArray[np.intp]:
-        """The battles of a batch that a process computes; the first one where it has none."""
-        share = rows[rank :: self.world.size]
+        """The battles of a batch that a process computes; the first one where it has none.
+
+        All processes wait for the slowest one in every step. So the battles are dealt out by length, to and fro, and
+        each process has about as many tokens.
+        """
+        if self.world.alone:
+            return rows
+        dealt, turn = rows[np.argsort(-self.lengths[rows], kind="stable")], 2 * self.world.size
+        share = np.concatenate([dealt[rank::turn], dealt[turn - 1 - rank :: turn]])
         return share if len(share) else rows[:1]
 
     def prepare(self, rows: NDArray[np.intp]) -> list[Pass]:
@@ -682,7 +689,8 @@ def predict_shared(
     ``done`` is called with the number of battles that each step of this process finished.
     """
     world = spec.world
-    share = spec.share(np.arange(len(battles)), world.rank)
+    share = np.arange(len(battles))[world.rank :: world.size]
+    share = share if len(share) else np.arange(1)
     sharded = fsdp.is_sharded(spec.model.module)
     logits_of_share = spec.model.logits_from_tokens(
         battles if world.alone else battles.take(share),
