@@ -154,7 +154,7 @@ def test_the_workspace_is_that_of_the_environment(
     monkeypatch.setenv("PREFCLI_WORKSPACE", "elsewhere")
     for name in VERBS:
         parameters = inspect.signature(getattr(prefcli, name)).parameters
-        assert name in ("demo", "report_scores") or parameters["workspace"].default is None
+        assert name in ("demo", "preprocess_table", "report_scores") or parameters["workspace"].default is None
     prefcli.preprocess(demo_files.train, text="raw")
     trained = prefcli.train(recipe="fast", limit=40)
     assert trained.run.parent == Path("elsewhere/runs")

@@ -665,10 +665,7 @@ def test_torchrun_reports_the_error_of_any_process(
     failure = errors.ProcessFailure(local_rank=1, pid=7, exitcode=2, error_file=str(tmp_path / "error.json"))
     report = str(errors.ChildFailedError("prefcli", {1: failure}))
     assert "rank      : 1" in report
-    assert re.search(r"traceback : (.*)\n +(.*)", report).groups() == (
-        "no such file",
-        "in only-on-the-first-machine.csv",
-    )
+    assert re.search(r"traceback : no such file\n +in only-on-the-first-machine\.csv\n", report)
 
 
 # Whole processes
