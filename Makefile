@@ -5,6 +5,7 @@
 # make site           the documentation as a site, in site/
 # make pictures       the pictures of the documentation; needs tmux and Chromium
 # make bench          the benchmarks (DATA=FILE: on these battles)
+# make bench-gpu      what a GPU makes of it, for docs/benchmarks.md, in 20 minutes (SIZE=toy: on a CPU; DATA=FILE; ONLY=SECTION)
 # make release        a wheel and a source release, in dist/
 # make release-check  the same, with the wheel installed into a new environment and the demo run there
 # make light-check    the package without torch and transformers in a new environment, and there every verb
@@ -13,7 +14,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-fast lint format bench docs pictures site release release-check light-check clean
+.PHONY: install demo test test-fast lint format bench bench-gpu docs pictures site release release-check light-check clean
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -59,6 +60,10 @@ bench: install
 	$(BIN)/python benchmarks/prediction_peers.py $(or $(DATA),demo/train.csv)
 	$(BIN)/python benchmarks/onnx_speed.py $(or $(DATA),demo/train.csv)
 	$(BIN)/python benchmarks/features.py $(or $(DATA),demo/train.csv)
+
+# With whatever is installed, and without the network.
+bench-gpu: install
+	$(BIN)/python benchmarks/gpu.py --size $(or $(SIZE),full) $(if $(DATA),--data $(DATA)) $(if $(ONLY),--only $(ONLY))
 
 release: install
 	rm -rf dist

@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pyarrow as pa
-from training_speed import SHAPE
+from peers import SHAPES
 
 from prefcli.battles import TEXT_FIELDS, texts_of
 from prefcli.readers import open_battles
@@ -39,12 +40,16 @@ def main() -> None:
     batch = next(iter(open_battles(args.file).batches()))[0]
     step = max(1, batch.num_rows // args.battles)
     batch = batch.take(pa.array(range(0, step * args.battles, step)))
-    ways = {name: make(args, batch) for name, make in MAKERS.items()}
+    from prefcli.compute import devices
+
+    shape = SHAPES["DeBERTa-v3-small"] | {"vocab_size": args.vocabulary}
+    setting = Setting(shape, tokenizer_of(batch), devices.place("cpu", "fp32"))
+    ways = {name: make(setting) for name, make in MAKERS.items()}
     times: dict[str, list[float]] = {name: [] for name, way in ways.items() if way}
     for number in range(args.rounds + 1):
         for name in times:
             started = time.perf_counter()
-            ways[name]()  # type: ignore[misc]
+            ways[name](batch)  # type: ignore[misc]
             if number:
                 times[name].append(time.perf_counter() - started)
     print(f"{args.battles} battles of {args.file.name}, {args.rounds} rounds")
@@ -62,53 +67,75 @@ def tokenizer_of(batch: pa.RecordBatch) -> Any:
     return encoders.train_tokenizer((text for name in TEXT_FIELDS for text in texts_of(batch.column(name))), 30_000)
 
 
-def classifier(args: argparse.Namespace) -> Any:
+@dataclass(frozen=True)
+class Setting:
+    """What is computed, and where."""
+
+    shape: dict[str, Any]
+    tokenizer: Any
+    placement: Any
+    batch: int = 16
+    """Sequences in a pass of the peers."""
+    max_length: int = 512
+
+
+Predict = Callable[[pa.RecordBatch], Any]
+
+
+def classifier(setting: Setting) -> Any:
     """The encoder with transformers' own classification head: what the peers load."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    settings = {**SHAPE, "vocab_size": args.vocabulary, "num_labels": 3}
+    settings = setting.shape | {"num_labels": 3}
     return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
 
 
-def cross_encoder(args: argparse.Namespace, batch: pa.RecordBatch) -> Callable[[], Any] | None:
+def cross_encoder(setting: Setting) -> Predict | None:
     if importlib.util.find_spec("sentence_transformers") is None:
         return None
     from sentence_transformers import CrossEncoder
 
-    folder = tempfile.mkdtemp()
-    classifier(args).save_pretrained(folder)
-    tokenizer_of(batch).save_pretrained(folder)
-    model = CrossEncoder(folder, num_labels=3, max_length=512, device="cpu", local_files_only=True)
-    prompts, a, b = (texts_of(batch.column(name)) for name in TEXT_FIELDS)
-    pairs = [(prompt, f"{answer_a}\n{answer_b}") for prompt, answer_a, answer_b in zip(prompts, a, b, strict=True)]
-    return lambda: model.predict(pairs, batch_size=16, show_progress_bar=False, apply_softmax=True)
+    with tempfile.TemporaryDirectory() as folder:
+        classifier(setting).save_pretrained(folder)
+        setting.tokenizer.save_pretrained(folder)
+        device = str(setting.placement.device)
+        model = CrossEncoder(folder, num_labels=3, max_length=setting.max_length, device=device, local_files_only=True)
+    model.to(setting.placement.dtype)
+
+    def predict(batch: pa.RecordBatch) -> Any:
+        fields = (texts_of(batch.column(name)) for name in TEXT_FIELDS)
+        pairs = [(prompt, f"{a}\n{b}") for prompt, a, b in zip(*fields, strict=True)]
+        return model.predict(pairs, batch_size=setting.batch, show_progress_bar=False, apply_softmax=True)
+
+    return predict
 
 
-def pairjudge(args: argparse.Namespace, batch: pa.RecordBatch) -> Callable[[], Any] | None:
+def pairjudge(setting: Setting) -> Predict | None:
     if importlib.util.find_spec("pairjudge") is None:
         return None
     import pandas as pd
     from pairjudge.judge import PairwiseJudge
     from pairjudge.packing import PackerConfig
 
-    judge = PairwiseJudge(classifier(args).eval(), tokenizer_of(batch), PackerConfig(max_length=512))
-    frame = pd.DataFrame({name: batch.column(name).to_pylist() for name in TEXT_FIELDS})
-    frame.insert(0, "id", batch.column("id").to_pylist())
-    return lambda: judge.predict_proba(frame)
+    judge = PairwiseJudge(classifier(setting).eval(), setting.tokenizer, PackerConfig(max_length=setting.max_length))
+
+    def predict(batch: pa.RecordBatch) -> Any:
+        frame = pd.DataFrame({name: batch.column(name).to_pylist() for name in ("id", *TEXT_FIELDS)})
+        return judge.predict_proba(frame)
+
+    return predict
 
 
-def prefcli(args: argparse.Namespace, batch: pa.RecordBatch) -> Callable[[], Any] | None:
+def prefcli(setting: Setting) -> Predict | None:
     from prefcli import encoders
-    from prefcli.compute import devices
     from prefcli.models import neural
     from prefcli.options import TrainOptions
     from prefcli.prediction.inference import Member, predict_batch
 
-    tokenizer = tokenizer_of(batch)
-    encoder = encoders.from_config({**SHAPE, "vocab_size": args.vocabulary})
     options = TrainOptions(architecture="cross-encoder", truncation="head-tail")
-    model = neural.build(options, encoder, tokenizer, 512, devices.place("cpu", "fp32"))
-    return lambda: predict_batch(Member((model,), "raw"), batch)
+    encoder = encoders.from_config(setting.shape)
+    model = neural.build(options, encoder, setting.tokenizer, setting.max_length, setting.placement)
+    return lambda batch: predict_batch(Member((model,), "raw"), batch)
 
 
 MAKERS = {"sentence-transformers CrossEncoder": cross_encoder, "pairjudge": pairjudge, "prefcli": prefcli}

@@ -16,32 +16,32 @@ DeBERTa-v3-small's shape and random weights unless a folder is named.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import numpy as np
+from peers import (
+    COMMAND_ENVIRONMENT,
+    SHAPES,
+    OnRows,
+    Worker,
+    answer_questions,
+    operations,
+    padded,
+    prefcli_way,
+    sequences,
+    started,
+    trainer_way,
+)  # fmt: skip
 
 from prefcli.models.tokens import TokenisedBattles
 
-COMMAND_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
-"""How threads wait: the prefcli command sets this for itself; the other ways use PyTorch's defaults."""
-
-SHAPE: dict[str, Any] = {
-    "model_type": "deberta-v2", "hidden_size": 768, "num_hidden_layers": 6, "num_attention_heads": 12,
-    "intermediate_size": 3072, "max_position_embeddings": 512, "relative_attention": True,
-    "pos_att_type": ["p2c", "c2p"], "position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True,
-    "max_relative_positions": -1, "position_biased_input": False, "type_vocab_size": 0,
-}  # fmt: skip
 WAYS = ("notebook", "Trainer", "prefcli", "prefcli, transformers' attention")
 LEARNING_RATE = 2e-5
 STEP = 16
@@ -69,28 +69,8 @@ def prepare(options: argparse.Namespace) -> tuple[Any, TokenisedBattles, Any]:
     else:
         texts = (text for batch in batches for name in TEXT_FIELDS for text in texts_of(batch.column(name)))
         tokenizer = encoders.train_tokenizer(texts, options.merges)
-        encoder = encoders.from_config({**SHAPE, "vocab_size": options.vocabulary}, seed=0)
+        encoder = encoders.from_config({**SHAPES["DeBERTa-v3-small"], "vocab_size": options.vocabulary}, seed=0)
     return tokenizer, tokenise(tokenizer, iter(batches)), encoder
-
-
-def sequences(model: Any, battles: TokenisedBattles, row: int) -> list[list[int]]:
-    """A battle's two sequences under the budget."""
-    return [packed.ids.tolist() for packed in model.input_format.pack(model.packing, battles.fields(row))]
-
-
-def padded(rows: list[list[int]], width: int, padding: int) -> tuple[Any, Any]:
-    """Token ids and mask ``[n, width]``."""
-    import torch
-
-    ids = torch.full((len(rows), width), padding)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-    return ids, mask
-
-
-OnRows = Callable[[np.ndarray], None]
 
 
 def notebook(model: Any, battles: TokenisedBattles, options: argparse.Namespace) -> tuple[OnRows, OnRows]:
@@ -126,85 +106,6 @@ def notebook(model: Any, battles: TokenisedBattles, options: argparse.Namespace)
     return train, predict
 
 
-def trainer(model: Any, battles: TokenisedBattles, options: argparse.Namespace) -> tuple[OnRows, OnRows]:
-    """Hugging Face's Trainer: batches of like lengths, padded to their longest."""
-    import torch
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-
-    class WithLoss(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.siamese = model.module
-
-        def forward(self, input_ids: Any, attention_mask: Any, labels: Any) -> dict[str, Any]:
-            logits = self.siamese(input_ids=input_ids, attention_mask=attention_mask)
-            return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
-
-    def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = [item["pair"][s] for s in (0, 1) for item in items]
-        ids, mask = padded(rows, max(map(len, rows)), model.pad_token_id)
-        return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([item["label"] for item in items])}
-
-    def dataset(rows: np.ndarray) -> list[dict[str, Any]]:
-        pairs = [sequences(model, battles, int(row)) for row in rows]
-        return [
-            {"pair": pair, "label": int(battles.labels[row]), "length": max(map(len, pair)), "input_ids": max(pair)}
-            for pair, row in zip(pairs, rows, strict=True)
-        ]
-
-    module = WithLoss()
-    folder = tempfile.mkdtemp()
-    settings = transformers.TrainingArguments(
-        output_dir=folder, per_device_train_batch_size=options.batch, per_device_eval_batch_size=options.batch,
-        gradient_accumulation_steps=STEP // options.batch,
-        num_train_epochs=1, learning_rate=LEARNING_RATE, train_sampling_strategy="group_by_length", use_cpu=True,
-        save_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False, logging_strategy="no",
-    )  # fmt: skip
-    optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE)
-
-    def make_trainer(rows: np.ndarray) -> Any:
-        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-        return transformers.Trainer(
-            module, settings, collate, train_dataset=dataset(rows), optimizers=(optimizer, schedule)
-        )
-
-    def train(rows: np.ndarray) -> None:
-        make_trainer(rows).train()
-
-    def predict(rows: np.ndarray) -> None:
-        make_trainer(rows).predict(dataset(rows))
-
-    return train, predict
-
-
-def prefcli(model: Any, battles: TokenisedBattles, options: argparse.Namespace) -> tuple[OnRows, OnRows]:
-    """prefcli: an optimizer step over each batch of 16, in the model's own micro-batches."""
-
-    from prefcli.options import TrainOptions
-    from prefcli.reporting import SILENT
-    from prefcli.training import loop
-
-    train_options = TrainOptions(batch_size=STEP, max_length=options.max_length, lr=LEARNING_RATE, precision="fp32")
-    targets = np.eye(3, dtype=np.float32)[battles.labels]
-    spec = loop.FitSpec(model, battles, targets, None, train_options, Path(tempfile.mkdtemp()), SILENT)
-    optimizer = loop.make_optimizer(model.module, train_options)
-    scaler = loop.make_scaler(model.placement)
-
-    def train(rows: np.ndarray) -> None:
-        for start in range(0, len(rows), train_options.batch_size):
-            batch = rows[start : start + train_options.batch_size]
-            loop.forward_backward(spec, model.module, optimizer, scaler, batch, spec.prepare(batch))
-            loop.update(model.module, optimizer, scaler, LEARNING_RATE, train_options.clip)
-
-    def predict(rows: np.ndarray) -> None:
-        model.logits_from_tokens(battles.take(rows))
-
-    return train, predict
-
-
 def work(way: str, options: argparse.Namespace) -> None:
     """A process that does what each line says (``train`` or ``predict`` and rows) and answers with the seconds."""
     import torch
@@ -222,8 +123,13 @@ def work(way: str, options: argparse.Namespace) -> None:
     torch.manual_seed(train_options.seed)
     model = neural.build(train_options, encoder, tokenizer, options.max_length, devices.place("cpu", "fp32"))
     print(f"{way}: {model.attention}", file=sys.stderr)
-    make = prefcli if ours else notebook if way == "notebook" else trainer
-    train, predict = make(model, battles, options)
+    training = {"batch_size": STEP, "max_length": options.max_length, "lr": LEARNING_RATE, "precision": "fp32"}
+    if ours:  # in the model's own micro-batches
+        train, predict = prefcli_way(model, battles, TrainOptions(**training))
+    elif way == "Trainer":
+        train, predict = trainer_way(model, battles, TrainOptions(**training, micro_batch=options.batch))
+    else:
+        train, predict = notebook(model, battles, options)
     left, right = torch.randn(PRODUCT[:2]), torch.randn(PRODUCT[2], PRODUCT[1])
 
     def product(_: np.ndarray) -> None:
@@ -232,41 +138,14 @@ def work(way: str, options: argparse.Namespace) -> None:
 
     functions = {"train": train, "predict": predict, "product": product}
     lengths = [[len(ids) for ids in sequences(model, battles, row)] for row in range(len(battles))]
-    config = encoder.config
-    shape = {name: getattr(config, name, None) for name in ("hidden_size", "intermediate_size", "num_hidden_layers")}
-    buckets = getattr(config, "position_buckets", 0) if getattr(config, "relative_attention", False) else 0
-    print(json.dumps({"lengths": lengths, "shape": shape | {"position_buckets": buckets}}), flush=True)
-    for line in sys.stdin:
-        what, rows = json.loads(line)
-        started, used = time.perf_counter(), time.process_time()
+
+    def answer(question: Any) -> tuple[float, float]:
+        what, rows = question
+        begun, used = time.perf_counter(), time.process_time()
         functions[what](np.array(rows))
-        # On a line of its own, because libraries print too.
-        print("\n@" + json.dumps([time.perf_counter() - started, time.process_time() - used]), flush=True)
+        return time.perf_counter() - begun, time.process_time() - used
 
-
-def answer(worker: subprocess.Popen[str], question: Any) -> tuple[float, float]:
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    worker.stdin.write(json.dumps(question) + "\n")
-    worker.stdin.flush()
-    for line in worker.stdout:
-        if line.startswith("@"):
-            wall, used = json.loads(line[1:])
-            return wall, used
-    raise SystemExit("a process ended early; see above")
-
-
-def operations(lengths: list[int], shape: dict[str, int]) -> float:
-    """Floating-point operations of one forward pass over sequences, as ``benchmarks/deberta.py`` counts them.
-
-    Without the projection of relative embeddings, which is shared by a batch.
-    """
-    hidden, wide, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
-    total = 0.0
-    for length in lengths:
-        buckets = min(2 * length - 1, 2 * shape["position_buckets"])
-        total += 2 * length * (4 * hidden**2 + 2 * hidden * wide) + 4 * length * hidden * (length + buckets)
-    return layers * total
+    answer_questions({"lengths": lengths, "operations": [operations(pair, encoder) for pair in lengths]}, answer)
 
 
 def main() -> None:
@@ -286,39 +165,29 @@ def main() -> None:
     if options.work:
         return work(options.work, options)
 
-    workers: dict[str, subprocess.Popen[str]] = {}
     times: dict[str, dict[str, list[tuple[float, float]]]] = {w: {"train": [], "predict": []} for w in options.ways}
     rates: list[tuple[float, float]] = []
     needed = []
-    try:
-        for way in options.ways:
-            command = [sys.executable, *sys.argv, "--work", way]
-            workers[way] = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                env=os.environ | (COMMAND_ENVIRONMENT if way.startswith("prefcli") else {}),
-            )  # fmt: skip
-        facts: dict[str, Any] = {}
-        for worker in workers.values():
-            assert worker.stdout is not None
-            facts = json.loads(worker.stdout.readline())
+    workers = {
+        way: Worker([*sys.argv, "--work", way], os.environ | (COMMAND_ENVIRONMENT if way.startswith("prefcli") else {}))
+        for way in options.ways
+    }
+    with started(workers):
+        facts = [worker.read() for worker in workers.values()][-1]
         lengths: list[list[int]] = facts["lengths"]
         random = np.random.default_rng(0)
         for number in range(options.rounds + 1):
             rows = random.choice(len(lengths), options.battles, replace=False).tolist()
             for what in ("train", "predict"):
                 for way, worker in workers.items():
-                    measured = answer(worker, (what, rows))
+                    measured = worker.ask((what, rows))
                     if number:
                         times[way][what].append(measured)
-            wall, used = answer(workers[options.ways[-1]], ("product", []))
+            wall, used = workers[options.ways[-1]].ask(("product", []))
             count = 10 * 2 * PRODUCT[0] * PRODUCT[1] * PRODUCT[2]
             if number:
                 rates.append((count / wall, count / used))
-                needed.append(operations([length for row in rows for length in lengths[row]], facts["shape"]))
-    finally:
-        for worker in workers.values():
-            worker.kill()
-            worker.wait()
+                needed.append(sum(facts["operations"][row] for row in rows))
     report(options, lengths, times, rates, statistics.mean(needed))
     return None
 

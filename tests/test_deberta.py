@@ -272,9 +272,13 @@ def test_without_gradients_and_in_inference_mode() -> None:
         assert difference(fast(ids, mask).last_hidden_state, expected) < 1e-5
 
 
+@pytest.mark.parametrize("devices", [("cpu",), ()], ids=["unpadded", "padded"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(dtype: torch.dtype, products: bool) -> None:
+def test_half_precision(
+    dtype: torch.dtype, devices: tuple[str, ...], products: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As close to float32 as transformers' own code in half precision is."""
+    monkeypatch.setattr(deberta, "UNPADDED_DEVICES", devices)
     for padding in ("none", "right"):
         reference, fast = pair()
         ids, mask = batch(padding)
