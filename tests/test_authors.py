@@ -312,7 +312,7 @@ def test_rounds_are_the_best_on_average_over_two_inner_folds_of_many_battles(dem
     trained = boosting.train(data, folds, seed=0, threads=1, progress=progress)
     curves = []
     for fold in folds[:2]:
-        inside, outside = (data.take(np.concatenate([part, part + 300])) for part in fold)
+        inside, outside = (data.take(np.concatenate([part, part + 300]), {}) for part in fold)
         curve: dict[str, Any] = {}
         record = lightgbm.record_evaluation(curve)
         parameters = BoosterSettings.for_battles(300).parameters(0, 1)

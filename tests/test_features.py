@@ -624,27 +624,32 @@ def test_the_word_scores_of_training_battles_come_from_models_that_did_not_see_t
     margins = random.choice([-1.0, 1.0], 200)
     groups = np.arange(200)
     folds = split_folds(groups, (margins > 0).astype(np.int64), 4, 0)
-    words = statistics.extract(as_batch(rows)).words
+    battles = statistics.extract(as_batch(rows))
     weights, scores = word_model.cross_fit(
-        words, lambda rows: margins[rows], folds, FitProgress(200, 4, lambda *_: None)
+        battles, lambda rows: margins[rows], folds, FitProgress(200, 4, lambda *_: None)
     )
-    assert np.corrcoef(word_model.word_scores(words, weights), margins)[0, 1] > 0.9
+    assert np.corrcoef(word_model.word_scores(battles.words, weights), margins)[0, 1] > 0.9
     assert abs(np.corrcoef(scores, margins)[0, 1]) < 0.4
 
 
-def test_ridge_regression_agrees_with_a_dense_solution(trained):
+def test_ridge_regressions_of_parts_agree_with_dense_solutions(trained, monkeypatch):
+    monkeypatch.setattr(statistics, "CHUNK_ENTRIES", 1000)  # of a few battles
     battles, targets, _ = trained.few(120)
-    margins = (targets[:, 0] - targets[:, 1]).astype(np.float64)
-    used = np.unique(battles.words.indices)
-    dense = battles.words[:, used].toarray().astype(np.float64)
-    dense /= np.sqrt(1 + (dense**2).sum(axis=1, keepdims=True))
-    rarity = np.sqrt(1 + np.log(121 / (1 + (battles.words[:, used] != 0).sum(axis=0).A1)))
-    scaled = dense * rarity
-    dual = np.linalg.solve(scaled @ scaled.T + word_model.RIDGE_PENALTY * np.eye(120), margins)
-    solved = scaled.T @ dual * rarity
-    found = word_model.ridge(battles.words, margins)
-    np.testing.assert_allclose(found[used], solved, atol=1e-5)
-    assert not np.delete(found, used).any()
+    is_inside = np.ones((120, 2), dtype=bool)
+    is_inside[::3, 0] = False
+    margins = np.stack([targets[:, 0] - targets[:, 1], targets[:, 2]], axis=1)[:, None] * is_inside[:, :, None]
+    found = word_model.ridge(battles, margins, is_inside)
+    for part, inside in enumerate(is_inside.T):
+        words = battles.words[inside]
+        used = np.unique(words.indices)
+        dense = words[:, used].toarray().astype(np.float64)
+        dense /= np.sqrt(1 + (dense**2).sum(axis=1, keepdims=True))
+        rarity = np.sqrt(1 + np.log((len(dense) + 1) / (1 + (words[:, used] != 0).sum(axis=0).A1)))
+        scaled = dense * rarity
+        kernel = scaled @ scaled.T + word_model.RIDGE_PENALTY * np.eye(len(dense))
+        solved = rarity[:, None] * (scaled.T @ np.linalg.solve(kernel, margins[inside, part]))
+        np.testing.assert_allclose(found[used, part], solved, atol=1e-5)
+        assert not np.delete(found[:, part], used, axis=0).any()
 
 
 def test_progress_says_which_fit_is_on_and_goes_up_to_its_end(trained, monkeypatch):
@@ -692,7 +697,7 @@ def test_certain_soft_labels_are_labels(trained):
 def test_a_soft_label_is_a_row_for_every_outcome_weighing_its_share():
     rows = np.arange(6, dtype=np.float32).reshape(3, 2)
     targets = np.array([[0.5, 0.5, 0], [0, 0, 1], [0.25, 0.25, 0.5]], dtype=np.float32)
-    soft = boosting.BoosterData(rows, targets).take(np.array([2, 0, 1]))
+    soft = boosting.BoosterData(rows, targets).take(np.array([2, 0, 1]), {})
     assert soft.data.tolist() == rows[[2, 2, 2, 0, 0, 1]].tolist()
     assert list(soft.label) == [0, 1, 2, 0, 1, 2]
     assert list(soft.weight) == [0.25, 0.25, 0.5, 0.5, 0.5, 1]
@@ -709,7 +714,7 @@ def test_a_half_and_half_label_trains_as_two_rows_of_half_weight(trained):
     place, labels, weights = map(np.array, zip(*double, strict=True))
     by_hand = lightgbm.Dataset(rows[place], labels, weight=weights, params={"max_bin": 63, "verbosity": -1})
     parameters = few_rounds(5)(150).parameters(0, 1)
-    ours = lightgbm.train(parameters, boosting.BoosterData(rows, targets).take(np.arange(150)), 5)
+    ours = lightgbm.train(parameters, boosting.BoosterData(rows, targets).take(np.arange(150), {}), 5)
     assert ours.model_to_string() == lightgbm.train(parameters, by_hand, 5).model_to_string()
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from prefcli.metrics import softmax
-from prefcli.models.features import network
+from prefcli.models.features import booster, network
 from prefcli.models.features.booster import BoosterData
 from prefcli.models.features.network import Networks
 from prefcli.outcomes import SWAPPED
@@ -196,8 +196,9 @@ def test_columns_are_standardised_in_parts_as_at_once(monkeypatch: pytest.Monkey
     rows[:, 1] *= 1e6
     values = np.sign(rows) * np.log1p(np.abs(rows.astype(np.float64)))
     expected = ((values - values.mean(axis=0)) / values.std(axis=0)).clip(-4, 4)
-    monkeypatch.setattr(network, "STANDARDISED_ROWS", 7)
-    networks, inputs = network._standardise(rows)
+    monkeypatch.setattr(booster, "CHUNK_ROWS", 7)
+    networks = network._standardisation(rows)
+    inputs = networks._standardised(network._compressed(rows))
     np.testing.assert_allclose(inputs, expected, atol=1e-4)
     np.testing.assert_allclose(networks.mean, values.mean(axis=0), atol=1e-5)
 

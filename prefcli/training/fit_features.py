@@ -12,7 +12,7 @@ from prefcli.data.selection import Fold
 from prefcli.errors import ModelError
 from prefcli.models import features as models
 from prefcli.models.features import statistics
-from prefcli.models.features.statistics import Features
+from prefcli.models.features.stored import StoredFeatures
 from prefcli.reporting import Progress, followed
 from prefcli.storage import files, runs
 from prefcli.training.context import FitResult, FoldSources, TrainContext
@@ -35,18 +35,18 @@ class FeaturesFitter:
         self._warning = TimeWarning(context.reporter, faster)
         self._done: list[float] = []
         """Rounds of the folds that are done."""
-        self.features: Features | None = None
+        self.features: StoredFeatures | None = None
         self._names = np.empty((0, 2), dtype=object)
         """Of the models that answered, where known."""
         if not context.world.is_main_process:
             return
         with context.reporter.track("measuring", len(context.training_data)) as progress:
-            measured, names = [], []
+            self.features, names = StoredFeatures(context.workspace.root), []
             for batch in followed(context.training_data.batches(), progress):
                 if batch.num_rows:
-                    measured.append(statistics.extract(batch))
+                    self.features.append(statistics.extract(batch))
                     names.append(models.author_names(batch))
-            self.features, self._names = Features.concatenate(measured), np.concatenate(names)
+            self._names = np.concatenate(names)
         self._first_authors = self._authors(folds[0])
         context.reporter.note(
             f"boosting {len(models.COLUMNS):,} statistics of {len(folds[0].train):,} battles in both orders"
@@ -60,7 +60,7 @@ class FeaturesFitter:
         shared: FitResult = self.context.world.gather(result)[0]
         return shared
 
-    def _fit_here(self, battles: Features, fold: Fold, name: str, progress: Progress) -> FitResult:
+    def _fit_here(self, battles: StoredFeatures, fold: Fold, name: str, progress: Progress) -> FitResult:
         context = self.context
         started = time.monotonic()
         self._left -= 1

@@ -10,6 +10,7 @@ Nothing leaks: what scores a training battle was fitted, ratings included, on ba
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,17 @@ from numpy.typing import NDArray
 
 from prefcli.errors import plural
 from prefcli.exploration import davidson
-from prefcli.models.features.booster import SMALL_DATASET, FitProgress, Folds, import_lightgbm
-from prefcli.models.features.statistics import Features
+from prefcli.models.features.booster import (
+    SMALL_DATASET,
+    FitProgress,
+    Folds,
+    Table,
+    chunks,
+    dataset,
+    import_lightgbm,
+)
+from prefcli.models.features.statistics import BattleStatistics, Features
+from prefcli.models.features.stored import Measured
 from prefcli.models.features.words import word_scores
 from prefcli.outcomes import SWAPPED, A, B
 
@@ -47,8 +57,13 @@ MIN_SHARE = 0.1
 
 def author_names(batch: pa.RecordBatch) -> NDArray[np.object_]:
     """Names of the models that wrote A and B, empty where unknown; shape ``[n, 2]``."""
-    columns = [batch.column(name).fill_null("").to_pylist() for name in ("model_a", "model_b")]
-    return np.array(columns, dtype=object).reshape(2, batch.num_rows).T  # of any length, so no array of characters
+    columns = []
+    for name in ("model_a", "model_b"):
+        encoded = batch.column(name).fill_null("").dictionary_encode()
+        # Objects, because names are of any length; interned, because every batch has the same names.
+        known = np.array([*map(sys.intern, encoded.dictionary.to_pylist()), ""], dtype=object)
+        columns.append(known[encoded.indices.to_numpy(zero_copy_only=False)])
+    return np.stack(columns, axis=1)
 
 
 @dataclass(frozen=True)
@@ -201,8 +216,25 @@ class AuthorModel:
         return np.column_stack([answer_scores(self.boosters, battles, threads), of_words])
 
 
+@dataclass(frozen=True)
+class _AnswerRows:
+    """The statistics of prompt and answer, of some answers."""
+
+    battles: Measured
+    of_battle: NDArray[np.integer]
+    side: NDArray[np.integer]
+
+    def __len__(self) -> int:
+        return len(self.side)
+
+    def __getitem__(self, positions: NDArray[np.integer]) -> Table:
+        found = self.battles.statistics(self.of_battle[positions])
+        answers = found.answers[np.arange(len(positions)), self.side[positions]]
+        return np.concatenate([found.prompt, answers], axis=1)
+
+
 def train_boosters(
-    battles: Features, authors: Authors, groups: NDArray[np.int64], folds: Folds, *, seed: int, threads: int,
+    battles: Measured, authors: Authors, groups: NDArray[np.int64], folds: Folds, *, seed: int, threads: int,
     progress: FitProgress,
 ) -> tuple[tuple[Booster, ...], Array]:  # fmt: skip
     """Boosters that predict the rating of an answer, and such scores of the training battles ``[n, 2]``.
@@ -216,24 +248,23 @@ def train_boosters(
     both = halves(folds)
     for half, (inside, others) in enumerate(zip(both, both[::-1], strict=True)):
         progress.authors(half)
-        part = battles.take(inside)
         written = np.stack([np.repeat(groups[inside], 2), authors.codes[inside].ravel()])
         _, first, answers, times = np.unique(
             written, axis=1, return_index=True, return_inverse=True, return_counts=True
         )
         ratings = authors.answer_ratings(inside, answers.reshape(-1, 2))
-        rows = np.concatenate([part.prompt[first // 2], part.answers.reshape(2 * len(part), -1)[first]], axis=1)
         rated = ~np.isnan(ratings)
-        data = lightgbm.Dataset(
-            rows[rated], ratings[rated], weight=np.sqrt(times[rated]), params={"max_bin": 63, "verbosity": -1}
-        )
+        rows = _AnswerRows(battles, inside[first[rated] // 2], first[rated] % 2)
+        data = dataset(rows, ratings[rated], parameters, weight=np.sqrt(times[rated]))
         boosters.append(lightgbm.train(parameters, data, ROUNDS))
-        scores[others] = answer_scores(boosters[-1:], battles.take(others), threads)
+        for chunk in chunks(len(others)):
+            part = others[chunk]
+            scores[part] = answer_scores(boosters[-1:], battles.statistics(part), threads)
     progress.authors(HALVES)
     return tuple(boosters), scores
 
 
-def answer_scores(boosters: tuple[Booster, ...] | list[Booster], battles: Features, threads: int) -> Array:
+def answer_scores(boosters: tuple[Booster, ...] | list[Booster], battles: BattleStatistics, threads: int) -> Array:
     """The mean of the boosters' scores of A and of B; shape ``[n, 2]``."""
     sides = [np.concatenate([battles.prompt, battles.answers[:, side]], axis=1) for side in (0, 1)]
     by_booster = [[np.asarray(booster.predict(side, num_threads=threads)) for side in sides] for booster in boosters]

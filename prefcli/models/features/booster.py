@@ -8,10 +8,10 @@ import importlib.util
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,13 @@ SMALL_DATASET = 5000
 """With fewer battles the booster is simpler, and the number of rounds is the best over all inner folds, not some."""
 CHOICE_FOLDS = 2
 """Inner folds over which the number of rounds is the best, from so many battles on; one alone varies by its double."""
+
+MAX_BINS = 63
+"""Of a column."""
+BIN_ROWS = 1 << 17
+"""Of more rows than this, so many are looked at for the bins of the columns."""
+CHUNK_ROWS = 8192
+"""Rows that are in memory at a time as numbers, beside those of :data:`BIN_ROWS`."""
 
 MAX_ROUNDS = 500
 WORD_ROUNDS = 16
@@ -74,8 +81,8 @@ class BoosterSettings:
             "objective": "multiclass", "num_class": len(OUTCOMES), "num_leaves": self.num_leaves,
             "learning_rate": self.learning_rate, "min_data_in_leaf": self.min_data_in_leaf,
             "feature_fraction": self.feature_fraction, "bagging_fraction": 0.7, "bagging_freq": 1,
-            "lambda_l2": self.lambda_l2, "max_bin": 63, "deterministic": True, "force_col_wise": True, "seed": seed,
-            "num_threads": threads, "verbosity": -1,
+            "lambda_l2": self.lambda_l2, "max_bin": MAX_BINS, "deterministic": True, "force_col_wise": True,
+            "seed": seed, "num_threads": threads, "verbosity": -1,
         }  # fmt: skip
 
 
@@ -143,8 +150,8 @@ class FitProgress:
         choices = (self._choices - len(self._found)) * min(self._best + self._patience, self._max)
         return max(self._finished, self._before) + choices + self._best * self._final * self._seeds + self._networks
 
-    def words(self, steps: int) -> None:
-        """So many inner folds, and then the model of all battles, have weights of words."""
+    def words(self, steps: float) -> None:
+        """So much of the words' models is fitted, one of each inner fold and one of all battles."""
         self._finished = steps * WORD_ROUNDS
         self._report("words", self._finished, self.expected)
 
@@ -204,12 +211,40 @@ class FitProgress:
         return progress
 
 
+class Rows(Protocol):
+    """A table that is computed, or read from disk, where it is asked for; an array is one too."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, positions: NDArray[np.integer], /) -> Table: ...
+
+
+@dataclass(frozen=True)
+class _SelectedRows:
+    """Those of a table at some positions."""
+
+    rows: Rows
+    positions: NDArray[np.integer]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, positions: NDArray[np.integer]) -> Table:
+        return self.rows[self.positions[positions]]
+
+
+def chunks(count: int) -> Iterator[NDArray[np.intp]]:
+    """The positions of so many rows, :data:`CHUNK_ROWS` at a time; at least one chunk, perhaps empty."""
+    for start in range(0, max(count, 1), CHUNK_ROWS):
+        yield np.arange(start, min(start + CHUNK_ROWS, count))
+
+
 @dataclass(frozen=True)
 class BoosterData:
     """What a booster is trained on: n battles, then the same battles swapped."""
 
-    rows: Table
-    """Shape ``[2n, len(COLUMNS)]``."""
+    rows: Rows
+    """Of the shape ``[2n, len(COLUMNS)]``."""
     targets: NDArray[np.float32]
     """Shape ``[2n, 3]``."""
     bases: NDArray[np.float64] | None = None
@@ -218,7 +253,8 @@ class BoosterData:
     def battles(self, positions: NDArray[np.integer]) -> BoosterData:
         """Some of the n battles, in both orders."""
         both = np.concatenate([positions, positions + len(self.rows) // 2])
-        return BoosterData(self.rows[both], self.targets[both], None if self.bases is None else self.bases[both])
+        bases = None if self.bases is None else self.bases[both]
+        return BoosterData(_SelectedRows(self.rows, both), self.targets[both], bases)
 
     def with_scores(self, scores: NDArray[np.float64]) -> BoosterData:
         """The same with logits ``[n, 3]`` of the n battles added to their bases."""
@@ -232,17 +268,43 @@ class BoosterData:
         log_probabilities = self.bases - np.logaddexp.reduce(self.bases, axis=1, keepdims=True)
         return float(-(self.targets * log_probabilities).sum() / self.targets.sum())
 
-    def take(self, positions: NDArray[np.integer]) -> Any:
+    def take(self, positions: NDArray[np.integer], parameters: Mapping[str, Any]) -> Any:
         """A LightGBM data set; a row occurs once for every outcome it has a share of, weighted by that share."""
         occurrence, labels = np.nonzero(self.targets[positions] > 0)
         positions = positions[occurrence]
-        return import_lightgbm().Dataset(
-            self.rows[positions],
+        return dataset(
+            _SelectedRows(self.rows, positions),
             labels,
+            parameters,
             weight=self.targets[positions, labels],
             init_score=None if self.bases is None else self.bases[positions],
-            params={"max_bin": 63, "verbosity": -1},
         )
+
+
+def dataset(rows: Rows, labels: NDArray[np.generic], parameters: Mapping[str, Any], **fields: Any) -> Any:
+    """A LightGBM data set of a table, which it keeps as bins: a byte a number.
+
+    The bins of more than :data:`BIN_ROWS` rows are found on a sample of so many; the rows are then added by chunks.
+    """
+    lightgbm = import_lightgbm()
+    options = {"max_bin": MAX_BINS, "verbosity": -1}
+    if len(rows) <= BIN_ROWS:
+        return lightgbm.Dataset(rows[np.arange(len(rows))], labels, params=options, **fields)
+    sample = np.sort(np.random.default_rng(parameters["seed"]).choice(len(rows), BIN_ROWS, replace=False))
+    # LightGBM leaves out columns that differ in so few rows that no split could be made.
+    least = max(1, round(parameters["min_data_in_leaf"] * BIN_ROWS / len(rows)))
+    binned = lightgbm.Dataset(rows[sample], params=options | {"min_data_in_leaf": least}).construct()
+
+    class Chunks(lightgbm.Sequence):  # type: ignore[name-defined]
+        batch_size = CHUNK_ROWS
+
+        def __len__(self) -> int:
+            return len(rows)
+
+        def __getitem__(self, chunk: Any) -> Table:
+            return rows[np.arange(chunk.start, chunk.stop)]
+
+    return lightgbm.Dataset(Chunks(), labels, reference=binned, params=options, **fields)
 
 
 @dataclass(frozen=True)
@@ -295,7 +357,8 @@ def train(
     used = folds if battles < SMALL_DATASET or cross_fit else folds[:CHOICE_FOLDS]
     for fold in used:
         training, validation = (
-            data.take(np.concatenate([battles_in_part, battles_in_part + battles])) for battles_in_part in fold
+            data.take(np.concatenate([battles_in_part, battles_in_part + battles]), parameters)
+            for battles_in_part in fold
         )
         curve: dict[str, dict[str, list[float]]] = {}
         callbacks = [
@@ -313,7 +376,7 @@ def train(
     best = int(mean_curve.argmin()) + 1
     held_out = _held_out_scores(boosters, data.rows, used, best, threads)
     del boosters
-    everything = data.take(np.arange(len(data.rows)))
+    everything = data.take(np.arange(len(data.rows)), parameters)
     by_seed = [
         lightgbm.train(parameters | {"seed": seed + number}, everything, best, callbacks=[progress.final(best)])
         for number in range(chosen.seeds)
@@ -323,14 +386,15 @@ def train(
 
 
 def _held_out_scores(
-    boosters: list[Booster], rows: Table, folds: Folds, rounds: int, threads: int
+    boosters: list[Booster], rows: Rows, folds: Folds, rounds: int, threads: int
 ) -> NDArray[np.float64]:
     battles = len(rows) // 2
     scores = np.zeros((battles, len(OUTCOMES)))
+    options = {"raw_score": True, "num_iteration": rounds, "num_threads": threads}
     for booster, (_, outside) in zip(boosters, folds, strict=True):
-        scores[outside] = mean_over_orders(
-            booster, rows[outside], rows[outside + battles], raw_score=True, num_iteration=rounds, num_threads=threads
-        )
+        for chunk in chunks(len(outside)):
+            part = outside[chunk]
+            scores[part] = mean_over_orders(booster, rows[part], rows[part + battles], **options)
     return scores
 
 

@@ -30,7 +30,8 @@ from prefcli.models.features.names import (
     statistic_of,
 )
 from prefcli.models.features.network import Networks
-from prefcli.models.features.statistics import BUCKETS, Features
+from prefcli.models.features.statistics import BUCKETS, BattleStatistics, Features
+from prefcli.models.features.stored import Measured
 from prefcli.models.features.words import Array, cross_fit, word_scores
 from prefcli.outcomes import OUTCOMES, SWAPPED
 from prefcli.storage import files
@@ -117,11 +118,15 @@ class FeaturesModel:
         """What the booster sees of a battle."""
         return COLUMNS if self.authors is None else (*COLUMNS, *AUTHOR_COLUMNS)
 
-    def probabilities(self, battles: Features) -> Array:
+    def probabilities(self, battles: Measured) -> Array:
         """Probabilities ``[n, 3]``, the mean over both orders of the answers."""
         if self.booster is None or not len(battles):
             return np.tile(self.prior, (len(battles), 1))
+        return np.concatenate([self._probabilities(battles.load(chunk)) for chunk in boosting.chunks(len(battles))])
+
+    def _probabilities(self, battles: Features) -> Array:
         tables = self._tables(battles)
+        assert self.booster is not None
         predicted = boosting.mean_over_orders(self.booster, *tables, num_threads=self.threads)
         predicted = np.maximum(predicted, MIN_PROBABILITY)
         if self.networks is None:
@@ -129,10 +134,15 @@ class FeaturesModel:
         logits = self.networks.joined(np.log(predicted), self.networks.scores(*tables))
         return np.maximum(softmax(logits), MIN_PROBABILITY)
 
-    def scores(self, battles: Features, sources: Sequence[str | None]) -> Array:
+    def scores(self, battles: Measured, sources: Sequence[str | None]) -> Array:
         """Logits ``[n, 3]`` that lack their base, the mean over both orders, for the source of each battle."""
         if self.booster is None or not len(battles):
             return np.zeros((len(battles), len(OUTCOMES)))
+        parts = boosting.chunks(len(battles))
+        return np.concatenate([self._scores(battles.load(chunk), [sources[row] for row in chunk]) for chunk in parts])
+
+    def _scores(self, battles: Features, sources: Sequence[str | None]) -> Array:
+        assert self.booster is not None
         original, swapped = self._tables(battles)
         options = {"num_threads": self.threads, "raw_score": True}
         scores = boosting.mean_over_orders(self.booster, original, swapped, **options)
@@ -353,7 +363,7 @@ def _check_manifest(manifest: Any, folder: Path) -> None:
             raise _unusable(f"{MANIFEST} was written by another version of prefcli: its {name} differ{values}", folder)
 
 
-def table(battles: Features, scores: Array, authors: Array | None = None, *, swapped: bool = False) -> Table:
+def table(battles: BattleStatistics, scores: Array, authors: Array | None = None, *, swapped: bool = False) -> Table:
     """The booster's input, :data:`.names.COLUMNS` of n battles; shape ``[n, len(COLUMNS)]``, float32.
 
     ``scores`` are those of the battles' words, shape ``[n]``. With ``authors``, author scores of A and B and that of
@@ -372,8 +382,33 @@ def table(battles: Features, scores: Array, authors: Array | None = None, *, swa
     return np.concatenate(columns, axis=1, dtype=np.float32)
 
 
+@dataclass(frozen=True)
+class _BattleRows:
+    """The booster's input of n battles and then of the same battles swapped, see :func:`table`."""
+
+    battles: Measured
+    scores: Array
+    authors: Array | None
+
+    def __len__(self) -> int:
+        return 2 * len(self.battles)
+
+    def __getitem__(self, positions: NDArray[np.integer]) -> Table:
+        is_swapped = positions >= len(self.battles)
+        rows = np.empty((len(positions), self._of(positions[:0], swapped=False).shape[1]), dtype=np.float32)
+        for swapped in (False, True):
+            part = is_swapped == swapped
+            if part.any():
+                rows[part] = self._of(positions[part] - swapped * len(self.battles), swapped=swapped)
+        return rows
+
+    def _of(self, battles: NDArray[np.integer], *, swapped: bool) -> Table:
+        authors = None if self.authors is None else self.authors[battles]
+        return table(self.battles.statistics(battles), self.scores[battles], authors, swapped=swapped)
+
+
 def fit(  # noqa: PLR0913 (what is known of the battles, and how to train)
-    battles: Features,
+    battles: Measured,
     targets: NDArray[np.float32],
     groups: NDArray[np.int64],
     *,
@@ -389,7 +424,7 @@ def fit(  # noqa: PLR0913 (what is known of the battles, and how to train)
     Parameters
     ----------
     battles:
-        Of n training battles.
+        Of n training battles; on disk (:mod:`.stored`) they take no memory.
     targets:
         Probabilities of A, B and tie, shape ``[n, 3]``: one 1 a row for a vote, rows that sum to 1 for soft labels.
         Rows of zeros are left out.
@@ -435,7 +470,7 @@ def fit(  # noqa: PLR0913 (what is known of the battles, and how to train)
     weights, scores, author_model, author_scores = _fit_scores(
         battles, targets, groups, folds, authors, seed=seed, threads=threads, progress=fit_progress
     )
-    rows = np.concatenate([table(battles, scores, author_scores, swapped=swapped) for swapped in (False, True)])
+    rows = _BattleRows(battles, scores, author_scores)
     both_targets = np.concatenate([targets, targets[:, SWAPPED]])
     bases = None if sources is None else np.concatenate([sources.bases, sources.bases])
     data = BoosterData(rows, both_targets, bases)
@@ -455,7 +490,7 @@ def fit(  # noqa: PLR0913 (what is known of the battles, and how to train)
 
 
 def _fit_scores(
-    battles: Features,
+    battles: Measured,
     targets: NDArray[np.float32],
     groups: NDArray[np.int64],
     folds: Folds,
@@ -466,13 +501,13 @@ def _fit_scores(
     preferences = (targets[:, 0] - targets[:, 1]).astype(np.float64)
     progress = options["progress"]
     if authors is None:
-        weights, scores = cross_fit(battles.words, lambda rows: preferences[rows], folds, progress)
+        weights, scores = cross_fit(battles, lambda rows: preferences[rows], folds, progress)
         return weights, scores, None, None
 
     def margins_of(rows: NDArray[np.intp]) -> Array:
         return np.stack([preferences[rows], authors.margins(rows)], axis=1)
 
-    weights, scores = cross_fit(battles.words, margins_of, folds, progress)
+    weights, scores = cross_fit(battles, margins_of, folds, progress)
     boosters, of_answers = train_boosters(battles, authors, groups, folds, **options)
     model = AuthorModel(boosters, np.ascontiguousarray(weights[:, 1]))
     return np.ascontiguousarray(weights[:, 0]), scores[:, 0], model, np.column_stack([of_answers, scores[:, 1]])

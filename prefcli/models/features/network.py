@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli.errors import plural
-from prefcli.models.features.booster import BoosterData, Folds, Table
+from prefcli.models.features.booster import BoosterData, Folds, Rows, Table, chunks
 from prefcli.outcomes import OUTCOMES, SWAPPED
 
 Array = NDArray[np.float64]
@@ -48,8 +48,6 @@ MAX_DEVIATIONS = 4.0
 BLOCK = 64
 """Rows of a matrix product in a prediction. Always as many, so that a battle has the same logits to the last bit,
 whatever is predicted with it."""
-STANDARDISED_ROWS = 8192
-"""Rows whose temporary copies are in memory at a time, while the whole table is standardised."""
 STEPS = 128
 """Of the way on which gradients are averaged, see :meth:`Networks.contributions`."""
 SHARES = np.linspace(0, 1, 21)
@@ -191,7 +189,7 @@ def fit(
     The networks, None where they do not help; and the logits of the scored battles with them, shape ``[n, 3]``.
     """
     n = len(data.rows) // 2
-    networks, inputs = _standardise(data.rows)
+    networks = _standardisation(data.rows)
     done = [0.0] * len(folds)
     lock, stopped = threading.Lock(), threading.Event()
 
@@ -204,7 +202,7 @@ def fit(
                 if progress is not None:
                     progress(sum(done) / len(folds))
 
-        return _train(data, inputs, folds[number][0], seed + number, step_done)
+        return _train(data, networks, folds[number][0], seed + number, step_done)
 
     with one_blas_thread(), ThreadPoolExecutor(min(threads or os.cpu_count() or 1, len(folds))) as pool:
         try:
@@ -215,7 +213,9 @@ def fit(
     held_out = np.zeros((n, len(OUTCOMES)))
     for network, (_, outside) in zip(layers, folds, strict=True):
         alone = replace(networks, layers=(network,))
-        held_out[outside] = alone.scores(data.rows[outside], data.rows[outside + n])
+        for chunk in chunks(len(outside)):
+            part = outside[chunk]
+            held_out[part] = alone.scores(data.rows[part], data.rows[part + n])
     share = _best_share(data, scored, booster, held_out)
     if share == 0:
         return None, booster
@@ -223,18 +223,17 @@ def fit(
     return networks, networks.joined(booster, held_out)
 
 
-def _standardise(rows: Table) -> tuple[Networks, Table]:
-    """Mean and scale of the columns, of networks without layers, and the standardised rows."""
-    inputs = np.empty_like(rows)
-    blocks = [slice(start, start + STANDARDISED_ROWS) for start in range(0, len(rows), STANDARDISED_ROWS)]
-    for block in blocks:
-        inputs[block] = _compressed(rows[block])
-    mean = inputs.mean(axis=0, dtype=np.float64)
-    squares = sum((np.square(inputs[block] - mean).sum(axis=0) for block in blocks), np.zeros_like(mean))
-    deviation = np.sqrt(squares / len(rows))
+def _standardisation(rows: Rows) -> Networks:
+    """Mean and scale of the columns, of networks without layers."""
+    total, squares = 0.0, 0.0
+    for chunk in chunks(len(rows)):
+        total = total + _compressed(rows[chunk]).sum(axis=0, dtype=np.float64)
+    mean = np.asarray(total) / len(rows)
+    for chunk in chunks(len(rows)):
+        squares = squares + np.square(_compressed(rows[chunk]) - mean).sum(axis=0)
+    deviation = np.sqrt(np.asarray(squares) / len(rows))
     scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 1e-6)
-    networks = Networks(mean.astype(np.float32), scale.astype(np.float32), ())
-    return networks, networks._standardised(inputs)
+    return Networks(mean.astype(np.float32), scale.astype(np.float32), ())
 
 
 _BLAS = threading.Lock()
@@ -264,10 +263,10 @@ def _best_share(data: BoosterData, battles: NDArray[np.intp], booster: Array, ne
     They must help by more than :data:`MIN_GAIN` and by more than one parameter does by chance: 1 / battles.
     """
     held_out = data.battles(battles)
+    of_booster, of_networks = booster[battles], networks[battles]
 
     def loss(share: float) -> float:
-        logits = (1 - share) * booster[battles] + share * networks[battles]
-        return held_out.with_scores(logits).loss
+        return held_out.with_scores((1 - share) * of_booster + share * of_networks).loss
 
     losses = [loss(share) for share in SHARES]
     best = int(np.argmin(losses))
@@ -275,16 +274,17 @@ def _best_share(data: BoosterData, battles: NDArray[np.intp], booster: Array, ne
 
 
 def _train(
-    data: BoosterData, inputs: Table, battles: NDArray[np.integer], seed: int, step_done: Callable[[float], None]
+    data: BoosterData, networks: Networks, battles: NDArray[np.integer], seed: int, step_done: Callable[[float], None]
 ) -> Layers:
     """A network of some of the battles; ``step_done`` is called with the share of steps done."""
     random = np.random.default_rng(seed)
-    layers = _initial(random, inputs.shape[1])
+    layers = _initial(random, len(networks.mean))
     optimizer = _AdamW(layers)
-    batches = list(_batches(random, battles, len(inputs) // 2))
+    batches = list(_batches(random, battles, len(data.rows) // 2))
     for number, batch in enumerate(batches, start=1):
         bases = None if data.bases is None else data.bases[batch]
-        gradients = _gradients(inputs[batch], data.targets[batch], bases, layers, random)
+        inputs = networks._standardised(_compressed(data.rows[batch]))
+        gradients = _gradients(inputs, data.targets[batch], bases, layers, random)
         optimizer.step(gradients, _learning_rate(number / len(batches)))
         step_done(number / len(batches))
     return layers

@@ -53,13 +53,16 @@ CHUNK_BYTES = 1 << 20
 """About so much text is measured at a time, so that the counts stay in the processor's caches."""
 CHUNK_BATTLES = 2048
 
+CHUNK_ENTRIES = 1 << 22
+"""Words of so many battles are computed with at a time, so that temporary copies stay small."""
+
 LONG_WORD = 6
 """Bytes from which a word counts as long, that is, as likely to carry content."""
 
 
 @dataclass(frozen=True)
-class Features:
-    """Numbers about n battles."""
+class BattleStatistics:
+    """Statistics of n battles, without their words."""
 
     prompt: Statistics
     """:data:`TEXT_STATISTICS` of the prompts; shape ``[n, len(TEXT_STATISTICS)]``."""
@@ -67,15 +70,32 @@ class Features:
     """:data:`ANSWER_STATISTICS` of A and B; shape ``[n, 2, len(ANSWER_STATISTICS)]``."""
     pair: Statistics
     """:data:`PAIR_STATISTICS`; shape ``[n, len(PAIR_STATISTICS)]``."""
-    words: csr_matrix
-    """How much more often A has the words and word pairs of each bucket than B, sparse; shape ``[n, BUCKETS]``."""
 
     def __len__(self) -> int:
         return len(self.prompt)
 
+    def statistics(self, rows: NDArray[np.integer]) -> BattleStatistics:
+        """Those of the battles at these positions, in this order."""
+        return BattleStatistics(self.prompt[rows], self.answers[rows], self.pair[rows])
+
+
+@dataclass(frozen=True)
+class Features(BattleStatistics):
+    """Numbers about n battles."""
+
+    words: csr_matrix
+    """How much more often A has the words and word pairs of each bucket than B, sparse; shape ``[n, BUCKETS]``."""
+
     def take(self, rows: NDArray[np.integer]) -> Features:
         """The battles at these positions, in this order."""
         return Features(self.prompt[rows], self.answers[rows], self.pair[rows], self.words[rows])
+
+    load = take
+
+    def word_chunks(self) -> Iterator[tuple[slice, csr_matrix]]:
+        """The words of all battles, about :data:`CHUNK_ENTRIES` at a time, and whose they are."""
+        for chunk in entry_chunks(self.words.indptr):
+            yield chunk, self.words[chunk]
 
     @staticmethod
     def concatenate(parts: Sequence[Features]) -> Features:
@@ -90,6 +110,15 @@ class Features:
             np.concatenate([part.pair for part in parts]),
             vstack([part.words for part in parts], format="csr"),
         )
+
+
+def entry_chunks(offsets: NDArray[np.integer]) -> Iterator[slice]:
+    """Rows whose entries are at most :data:`CHUNK_ENTRIES`, or a single row; row ``i`` ends at ``offsets[i + 1]``."""
+    start = 0
+    while start < len(offsets) - 1:
+        stop = int(np.searchsorted(offsets, offsets[start] + CHUNK_ENTRIES, side="right")) - 1
+        yield slice(start, max(stop, start + 1))
+        start = max(stop, start + 1)
 
 
 def extract(batch: pa.RecordBatch, version: int = VERSION) -> Features:

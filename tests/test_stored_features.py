@@ -1,0 +1,108 @@
+"""Features on disk: the same battles in any order, and the same model from them, a few at a time."""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix, vstack
+
+from prefcli import readers
+from prefcli.battles import labels_of
+from prefcli.data import synthetic
+from prefcli.errors import PrefcliError
+from prefcli.metrics import one_hot
+from prefcli.models import features as models
+from prefcli.models.features import booster as boosting
+from prefcli.models.features import statistics
+from prefcli.models.features.statistics import Features
+from prefcli.models.features.stored import StoredFeatures
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory):
+    file = synthetic.write(tmp_path_factory.mktemp("stored"), train=150, test=10).train
+    return next(batch for batch, _ in readers.open_battles(file).batches())
+
+
+@pytest.fixture(scope="module")
+def battles(batch) -> Features:
+    return statistics.extract(batch)
+
+
+@pytest.fixture
+def stored(battles, tmp_path) -> StoredFeatures:
+    on_disk = StoredFeatures(tmp_path / "new")
+    for start in range(0, len(battles), 40):
+        on_disk.append(battles.take(np.arange(start, min(start + 40, len(battles)))))
+    return on_disk
+
+
+def same(a: Features, b: Features) -> None:
+    for name in ("prompt", "answers", "pair"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    same_words(a.words, b.words)
+
+
+def same_words(a: csr_matrix, b: csr_matrix) -> None:
+    assert a.shape == b.shape
+    assert (a != b).nnz == 0
+
+
+def test_battles_are_read_back_in_any_order_and_leave_no_file(battles, stored, tmp_path):
+    rows = np.random.default_rng(0).permutation(len(battles))[:60]
+    same(stored.load(rows), battles.take(rows))
+    same(stored.take(rows).load(np.array([7, 3, 3])), battles.take(rows[[7, 3, 3]]))
+    same(stored.load(rows[:0]), battles.take(rows[:0]))
+    np.testing.assert_array_equal(stored.take(rows).statistics(np.array([5])).pair, battles.pair[rows[[5]]])
+    assert len(stored) == len(battles)
+    assert len(stored.take(rows)) == 60
+    assert not list((tmp_path / "new").iterdir())  # a killed process leaves nothing either
+
+
+@pytest.mark.parametrize("entries", [1, 700, 1 << 20])
+def test_words_come_in_chunks_that_cover_each_battle_once(battles, stored, monkeypatch, entries):
+    monkeypatch.setattr(statistics, "CHUNK_ENTRIES", entries)
+    some = np.arange(10, 110, 3)
+    for source, whole in ((battles, battles), (stored, battles), (stored.take(some), battles.take(some))):
+        seen = list(source.word_chunks())
+        assert [row for chunk, _ in seen for row in range(chunk.start, chunk.stop)] == list(range(len(whole)))
+        same_words(vstack([words for _, words in seen], format="csr"), whole.words)
+        assert all(words.nnz <= entries or words.shape[0] == 1 for _, words in seen)
+
+
+def test_a_model_of_battles_on_disk_is_that_of_battles_in_memory(batch, battles, stored, monkeypatch):
+    targets, keys = one_hot(labels_of(batch)).astype(np.float32), batch.column("prompt_key").to_numpy()
+    settings = {"num_boost_round": 4}
+    in_memory = models.fit(battles, targets, keys, threads=1, settings=settings)
+    monkeypatch.setattr(boosting, "CHUNK_ROWS", 17)
+    on_disk = models.fit(stored, targets, keys, threads=1, settings=settings)
+    assert boosting.to_text(on_disk.booster) == boosting.to_text(in_memory.booster)
+    np.testing.assert_allclose(on_disk.probabilities(stored), in_memory.probabilities(battles), atol=1e-6)
+
+
+def test_bins_from_a_sample_of_the_rows_are_those_of_all_where_a_sample_has_every_value(monkeypatch):
+    random = np.random.default_rng(0)
+    rows = random.integers(0, 9, (600, 5)).astype(np.float32)
+    labels = (rows[:, 0] > rows[:, 1]).astype(int)
+    lightgbm = boosting.import_lightgbm()
+    parameters = {"objective": "binary", "min_data_in_leaf": 5, "num_threads": 1, "seed": 0, "verbosity": -1}
+    texts = []
+    for bound in (600, 300):
+        monkeypatch.setattr(boosting, "BIN_ROWS", bound)
+        monkeypatch.setattr(boosting, "CHUNK_ROWS", 70)
+        data = boosting.dataset(rows, labels, parameters, weight=np.ones(600))
+        texts.append(lightgbm.train(parameters, data, 5).model_to_string())
+        assert data.num_data() == 600
+    assert texts[0] == texts[1]
+
+
+def test_a_full_disk_is_an_error_that_names_the_folder(battles, stored, monkeypatch, tmp_path):
+    def fail(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stored._statistics._file, "write", fail)
+    with pytest.raises(PrefcliError, match="no space left on the disk") as raised:
+        stored.append(battles)
+    assert str(tmp_path / "new") in str(raised.value.where)
