@@ -7,7 +7,7 @@ on so many different battles.
 
 Both commands run in a process of their own, with functions of the package wrapped to time them. A phase's seconds are
 without those of the phases inside it; processor time is that of all threads. Its peak is the kernel's largest resident
-size of the process while the phase lasted (Linux: ``VmHWM``, reset when a phase begins); "whole tree" is the largest sum
+size of the process while the phase lasted (Linux: ``VmHWM``, reset when it begins); "whole tree" is the largest sum
 over the process and its children, looked at every 0.1 s, pages that they share counted for each.
 """
 
