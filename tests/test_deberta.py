@@ -272,26 +272,38 @@ def test_without_gradients_and_in_inference_mode() -> None:
         assert difference(fast(ids, mask).last_hidden_state, expected) < 1e-5
 
 
-@pytest.mark.parametrize("devices", [("cpu",), ()], ids=["unpadded", "padded"])
+@pytest.mark.parametrize(
+    ("devices", "units"), [(("cpu",), False), (("cpu",), True), ((), False)], ids=["unpadded", "matrix units", "padded"]
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(
-    dtype: torch.dtype, devices: tuple[str, ...], products: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, devices: tuple[str, ...], units: bool, products: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As close to float32 as transformers' own code in half precision is."""
+    """As close to float32 as transformers' own code in half precision is, with the processor's matrix units or not."""
     monkeypatch.setattr(deberta, "UNPADDED_DEVICES", devices)
+    monkeypatch.setattr(dense, "multiplies_bf16", lambda: units)
     for padding in ("none", "right"):
         reference, fast = pair()
         ids, mask = batch(padding)
-        exact = reference(ids, mask).last_hidden_state
-        real = mask.bool()
+        exact, exact_gradients = _states_and_gradients(reference, ids, mask)
         with torch.autocast("cpu", dtype):
-            slow, quick = (module(ids, mask).last_hidden_state for module in (reference, fast))
-            (quick.float() * mask.unsqueeze(-1)).sum().backward()
-        assert difference(quick[real].float(), exact[real]) < 1.5 * difference(slow[real].float(), exact[real]) + 1e-3
-        assert all(torch.isfinite(p.grad).all() for p in fast.parameters() if p.grad is not None)
-        slow, quick = (module.to(dtype)(ids, mask).last_hidden_state for module in (reference, fast))
+            slow, slow_gradients = _states_and_gradients(reference, ids, mask)
+            quick, quick_gradients = _states_and_gradients(fast, ids, mask)
+        assert difference(quick, exact) < 1.5 * difference(slow, exact) + 1e-3
+        limit = 1.5 * difference(slow_gradients, exact_gradients) + 1e-3
+        assert difference(quick_gradients, exact_gradients) < limit
+        slow, quick = (module.to(dtype)(ids, mask).last_hidden_state[mask.bool()] for module in (reference, fast))
         assert quick.dtype is dtype
-        assert difference(quick[real].float(), exact[real]) < 1.5 * difference(slow[real].float(), exact[real]) + 1e-3
+        assert difference(quick.float(), exact) < 1.5 * difference(slow.float(), exact) + 1e-3
+
+
+def _states_and_gradients(module: nn.Module, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The hidden states of real tokens, and all parameters' gradients of their sum of cosines, in float32."""
+    module.zero_grad(set_to_none=True)
+    hidden = module(ids, mask).last_hidden_state[mask.bool()].float()
+    hidden.cos().sum().backward()
+    gradients = torch.cat([p.grad.float().flatten() for p in module.parameters() if p.grad is not None])
+    return hidden.detach(), gradients
 
 
 def test_accelerating_a_half_precision_encoder() -> None:

@@ -26,7 +26,7 @@ module does not cover (returned attention maps, masks for each query) goes throu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +39,13 @@ from prefcli.encoders import dense
 from prefcli.encoders.dense import DropoutMasks, fast_linear
 from prefcli.errors import is_out_of_memory
 
-MAX_SCORES = 2**19
-"""Elements of the scores (heads x length x length) that are computed at once: 2 MB, about a core's cache."""
+MAX_SCORES = 2**18
+"""Elements of the scores (heads x length x length) that are computed at once: 1 MB, half of a core's cache."""
 
 MAX_ROWS = 256
-"""Queries (or keys) that are multiplied with relative ones at once. A block of b of L needs L + b - 1 distances."""
+MAX_ROWS_MKL = 128
+"""Queries (or keys) that are multiplied with relative ones at once. A block of b of L needs L + b - 1 distances: small
+blocks save operations, but oneDNN and products in bfloat16 are slower in them than MKL in float32."""
 
 MIN_LENGTH_SINGLE_HEADS = 160
 """From this length on heads are computed one by one with oneDNN, which has no batched product here."""
@@ -348,19 +350,23 @@ def _padded_attention(projections: Projections, layout: BatchLayout, heads: int,
 def _unpadded_attention(projections: Projections, layout: BatchLayout, heads: int, dropout: float) -> Tensor:
     """Attention for CPUs: sequence after sequence, a few heads at a time.
 
-    Half precision is computed in float32, for which a CPU has fast products, and rounded at the end.
+    Half precision is computed in float32 and rounded at the end, but bfloat16 as it is where the processor has matrix
+    units for it.
     """
     query = projections[0]
-    by_head = [None if x is None else _by_head(x.reshape(-1, query.shape[-1]), heads) for x in projections]
+    dtype = query.dtype
+    if dtype is not torch.bfloat16 or not dense.multiplies_bf16():
+        dtype = torch.promote_types(dtype, torch.float32)
+    by_head = [None if x is None else _by_head(x.reshape(-1, query.shape[-1]), heads, dtype) for x in projections]
     masks = DropoutMasks.seeded(dropout) if dropout > 0 else None
-    context: Tensor = _AttentionFunction.apply(*by_head, layout, masks)
+    with torch.autocast("cpu", enabled=False):
+        context: Tensor = _AttentionFunction.apply(*by_head, layout, masks)
     return context.transpose(0, 1).reshape(query.shape).to(query.dtype)
 
 
-def _by_head(x: Tensor, heads: int) -> Tensor:
-    """``[rows, width]`` -> ``[heads, rows, width / heads]``, contiguous, at least float32."""
-    split = x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(0, 1)
-    return split.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+def _by_head(x: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+    """``[rows, width]`` -> ``[heads, rows, width / heads]``, contiguous."""
+    return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(0, 1).to(dtype).contiguous()
 
 
 class _AttentionFunction(torch.autograd.Function):
@@ -371,7 +377,7 @@ class _AttentionFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+    @torch.amp.custom_fwd(device_type="cpu")
     def forward(
         ctx: Any,
         query: Tensor,
@@ -388,9 +394,7 @@ class _AttentionFunction(torch.autograd.Function):
         for segment, heads in _blocks(layout, len(query), dense.uses_onednn(query)):
             q, k, v = (x[heads, segment.rows] for x in (query, key, value))
             own_keys, own_queries = _own_distances((relative_keys, relative_queries), heads, segment, layout)
-            scores = _product(q, k.transpose(1, 2))
-            _add_relative(scores, q, own_keys)
-            _add_relative(scores.transpose(1, 2), k, own_queries)
+            scores = _scores(q, k, own_keys, own_queries)
             if segment.padding is not None:
                 scores.masked_fill_(segment.padding, torch.finfo(scores.dtype).min)
             probabilities = torch.softmax(scores, dim=-1)
@@ -415,8 +419,15 @@ class _AttentionFunction(torch.autograd.Function):
         grad_output = grad_output.contiguous()
         grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, value))
         relative = (relative_keys, relative_queries)
-        grad_relative = [None if x is None else torch.zeros_like(x) for x in relative]
+        # Many products are added up in these, too many for half precision.
+        grad_relative = [
+            None if x is None else torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+            for x in relative
+        ]
+        zeros: dict[torch.Size, Tensor] = {}
         for number, (segment, heads) in enumerate(_blocks(layout, len(query), dense.uses_onednn(query))):
+            if heads.start == 0:
+                zeros.clear()  # another sequence, as a rule of another length
             probabilities, mask = saved[2 * number : 2 * number + 2]
             q, k, v, grad = (x[heads, segment.rows] for x in (query, key, value, grad_output))
             grad_probabilities = _product(grad, v.transpose(1, 2))
@@ -430,8 +441,8 @@ class _AttentionFunction(torch.autograd.Function):
             grad_k = _product_over_rows(grad_scores, q)
             own_keys, own_queries = _own_distances(relative, heads, segment, layout)
             grad_own_keys, grad_own_queries = _own_distances(grad_relative, heads, segment, layout)
-            _add_relative_gradients(grad_scores, q, own_keys, grad_q, grad_own_keys)
-            _add_relative_gradients(grad_scores.transpose(1, 2), k, own_queries, grad_k, grad_own_queries)
+            _add_relative_gradients(grad_scores, q, own_keys, (grad_q, grad_own_keys), zeros)
+            _add_relative_gradients(grad_scores.transpose(1, 2), k, own_queries, (grad_k, grad_own_queries), zeros)
             grad_query[heads, segment.rows] = grad_q
             grad_key[heads, segment.rows] = grad_k
         return grad_query, grad_key, grad_value, *grad_relative, None, None
@@ -455,34 +466,58 @@ def _own_distances(
     return [None if x is None else x[heads, beyond : beyond + 2 * segment.length - 1] for x in relative]
 
 
-def _add_relative(scores: Tensor, rows: Tensor, relative: Tensor | None) -> None:
-    """Add the products of ``rows`` ``[n, L, d]`` with their relative vectors ``[n, 2L-1, d]`` to ``scores``."""
-    if relative is None:
-        return
-    for block, distances in _row_blocks(rows.shape[1]):
-        scores[:, block] += _skew(_product(rows[:, block], relative[:, distances].transpose(1, 2)))
+def _scores(q: Tensor, k: Tensor, relative_keys: Tensor | None, relative_queries: Tensor | None) -> Tensor:
+    """The scores ``[n, L, L]`` of ``q`` and ``k`` ``[n, L, d]`` with their relative vectors ``[n, 2L-1, d]``."""
+    scores = _product(q, k.transpose(1, 2))
+    for block, distances in _row_blocks(q):
+        # No name for the products: they are freed before the next ones are made, which stay in the cache then.
+        if relative_keys is not None:
+            scores[:, block] += _relative_products(q[:, block], relative_keys[:, distances])
+        if relative_queries is not None:
+            scores[:, :, block] += _transposed(_relative_products(k[:, block], relative_queries[:, distances]))
+    return scores
+
+
+def _relative_products(rows: Tensor, relative: Tensor) -> Tensor:
+    """Products of b rows ``[n, b, d]`` with their relative vectors ``[n, L + b - 1, d]``: ``[n, b, L]``."""
+    return _skew(_product(rows, relative.transpose(1, 2)))
+
+
+def _transposed(products: Tensor) -> Tensor:
+    """``[n, a, b]`` -> ``[n, b, a]``, for a sum: in bfloat16 that of a view is slow, a copy is not."""
+    transposed = products.transpose(1, 2)
+    return transposed.contiguous() if products.dtype is torch.bfloat16 else transposed
 
 
 def _add_relative_gradients(
-    grad_scores: Tensor, rows: Tensor, relative: Tensor | None, grad_rows: Tensor, grad_relative: Tensor | None
+    grad_scores: Tensor,
+    rows: Tensor,
+    relative: Tensor | None,
+    gradients: tuple[Tensor, Tensor | None],
+    zeros: dict[torch.Size, Tensor],
 ) -> None:
-    """The gradient of :func:`_add_relative`, added to ``grad_rows`` and ``grad_relative``."""
+    """The gradient of :func:`_relative_products`, added to ``gradients`` of rows and of relative vectors.
+
+    ``zeros`` keeps matrices for :func:`_skew`, by their shape: what its view does not cover is 0 and stays 0.
+    """
+    grad_rows, grad_relative = gradients
     if relative is None or grad_relative is None:
         return
-    skewed = None
-    for block, distances in _row_blocks(rows.shape[1]):
-        row_count, distance_count = block.stop - block.start, distances.stop - distances.start
-        if skewed is None or skewed.shape[1] != row_count:
-            # What the view does not cover is 0 and stays 0.
-            skewed = grad_scores.new_zeros(len(rows), row_count, distance_count)
+    for block, distances in _row_blocks(rows):
+        shape = torch.Size((len(rows), block.stop - block.start, distances.stop - distances.start))
+        skewed = zeros.get(shape)
+        if skewed is None:
+            skewed = zeros[shape] = grad_scores.new_zeros(shape)
         _skew(skewed).copy_(grad_scores[:, block])
         grad_rows[:, block] += _product(skewed, relative[:, distances])
         grad_relative[:, distances] += _product_over_rows(skewed, rows[:, block])
 
 
-def _row_blocks(length: int) -> list[tuple[slice, slice]]:
-    """Blocks of rows, and for each the distances (of ``2 * length - 1``) that it needs."""
-    size = math.ceil(length / math.ceil(length / MAX_ROWS))
+def _row_blocks(rows: Tensor) -> list[tuple[slice, slice]]:
+    """Blocks of rows of ``[n, length, d]``, and for each the distances (of ``2 * length - 1``) that it needs."""
+    length = rows.shape[1]
+    by_mkl = rows.dtype is torch.float32 and not dense.uses_onednn(rows)
+    size = math.ceil(length / math.ceil(length / (MAX_ROWS_MKL if by_mkl else MAX_ROWS)))
     blocks = [slice(start, min(start + size, length)) for start in range(0, length, size)]
     return [(block, slice(length - block.stop, 2 * length - 1 - block.start)) for block in blocks]
 

@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prefcli.compute import devices
+
 MIN_ROWS = 16
 """With fewer rows a product is bound by reading the weights, and calling oneDNN costs more than it saves."""
 
@@ -51,6 +53,12 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor().lower()
+
+
+@functools.cache
+def multiplies_bf16() -> bool:
+    """Whether the processor has matrix units for bfloat16, which are several times as fast as float32 products."""
+    return devices.has_bf16_matrix_units()
 
 
 def uses_onednn(tensor: Tensor) -> bool:
