@@ -131,7 +131,7 @@ def _start_sooner() -> None:
     """Settings of the whole process that make heavy libraries load faster; not for a Python that only imports us."""
     # LightGBM imports scikit-learn where it finds it, and with it most of SciPy; nothing here uses them.
     sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
-    # torch and transformers create a million objects that stay; looking for cycles among them takes a seventh of the time.
+    # torch and transformers make a million objects that stay; to look for cycles in them takes a seventh of the start.
     gc.set_threshold(10_000, 50, 50)
 
 

@@ -26,7 +26,7 @@ module does not cover (returned attention maps, masks for each query) goes throu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
