@@ -1,6 +1,7 @@
 """DeBERTa by transformers and by prefcli, side by side: ``python benchmarks/deberta.py [--batch 4] [--length 512]``.
 
-An encoder of DeBERTa-v3-small's shape with random weights, float32, no padding. Each way of computing runs in a
+An encoder of DeBERTa-v3-small's shape with random weights, no padding, float32 (or bfloat16 by autocast where a way
+says so). Each way of computing runs in a
 process of its own (how freed memory is kept is a setting of the process). They take turns, so that other load on the
 machine affects all of them; medians are printed. *Processor time* is summed over all threads; it varies less on a busy
 machine. The floor is the time of the necessary operations at the rate of a plain float32 matrix product, by the faster
@@ -33,6 +34,7 @@ WAYS = {
     "transformers": "as it is",
     "transformers, memory kept": "with prefcli.compute.memory.keep_freed_memory",
     "prefcli": "prefcli.encoders.deberta.accelerate and keep_freed_memory",
+    "prefcli, bf16": "the same in bfloat16",
 }
 PRODUCT = (2048, 768, 3072)
 
@@ -63,14 +65,14 @@ def make(way: str, dropout: float) -> Any:
     torch.manual_seed(0)
     config = DebertaV2Config(**SHAPE, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     encoder = DebertaV2Model(config)
-    if way == "prefcli":
+    if way.startswith("prefcli"):
         reason = deberta.accelerate(encoder)
         if reason:
             raise SystemExit(reason)
     return encoder
 
 
-def passes(encoder: Any, batch: int, length: int) -> dict[str, Callable[[], object]]:
+def passes(encoder: Any, batch: int, length: int, bf16: bool = False) -> dict[str, Callable[[], object]]:
     """What is timed."""
     import torch
 
@@ -81,12 +83,14 @@ def passes(encoder: Any, batch: int, length: int) -> dict[str, Callable[[], obje
 
     def forward() -> None:
         encoder.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             encoder(ids)
 
     def training() -> None:
         encoder.train()
-        encoder(ids).last_hidden_state.square().mean().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = encoder(ids).last_hidden_state.square().mean()
+        loss.backward()
         encoder.zero_grad(set_to_none=True)
 
     return {
@@ -99,7 +103,7 @@ def passes(encoder: Any, batch: int, length: int) -> dict[str, Callable[[], obje
 def work(way: str, options: argparse.Namespace) -> None:
     """A process that does one pass for each line it reads and answers with wall and processor seconds."""
     encoder = make(way, options.dropout)
-    timed = passes(encoder, options.batch, options.length)
+    timed = passes(encoder, options.batch, options.length, way.endswith("bf16"))
     print("ready", flush=True)
     for line in sys.stdin:
         started, used = time.perf_counter(), time.process_time()
@@ -111,7 +115,7 @@ def peak(way: str, options: argparse.Namespace) -> None:
     """A process that trains two steps and prints its peak memory and how much that is above the model's own, in MB."""
     encoder = make(way, options.dropout)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    training = passes(encoder, options.batch, options.length)["training"]
+    training = passes(encoder, options.batch, options.length, way.endswith("bf16"))["training"]
     for _ in range(2):
         training()
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -153,7 +157,7 @@ def measure(ways: list[str], arguments: list[str], repeats: int) -> dict[str, di
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | (COMMAND_ENVIRONMENT if way == "prefcli" else {}),
+            env=os.environ | (COMMAND_ENVIRONMENT if way.startswith("prefcli") else {}),
         )
         for way in ways
     }

@@ -1,12 +1,13 @@
 """Training and prediction in battles per second, three ways side by side: ``python benchmarks/training_speed.py FILE``.
 
 The same siamese design (one encoder reads prompt and answer A, prompt and answer B; masked means, one linear layer) on
-the same battles, in float32:
+the same battles, in float32 unless a way says otherwise:
 
 - *notebook*: plain PyTorch and transformers, every sequence padded to the longest length allowed;
 - *Trainer*: Hugging Face's ``Trainer``, batches grouped by length and padded to their longest (needs ``accelerate``);
 - *prefcli*: ``prefcli.training.loop.forward_backward``, ``update`` and ``NeuralModel.logits_from_tokens`` as they are,
-  with and without ``prefcli.encoders.deberta.accelerate`` (the latter as *prefcli, transformers' attention*).
+  with and without ``prefcli.encoders.deberta.accelerate`` (the latter as *prefcli, transformers' attention*), and in
+  bfloat16, which ``--precision auto`` chooses on a CPU with AMX.
 
 Each way is a process of its own. They take turns, each given the same battles in a round; medians over the rounds are
 printed. *Processor time* is summed over all threads; it varies less on a busy machine. The encoder has
@@ -42,7 +43,7 @@ from peers import (
 
 from prefcli.models.tokens import TokenisedBattles
 
-WAYS = ("notebook", "Trainer", "prefcli", "prefcli, transformers' attention")
+WAYS = ("notebook", "Trainer", "prefcli", "prefcli, bf16", "prefcli, transformers' attention")
 LEARNING_RATE = 2e-5
 STEP = 16
 """Battles in an optimizer step, of every way; notebook and Trainer take them in pieces of ``--batch``."""
@@ -119,9 +120,10 @@ def work(way: str, options: argparse.Namespace) -> None:
     if ours:
         memory.keep_freed_memory()
     tokenizer, battles, encoder = prepare(options)
-    train_options = TrainOptions(fast_attention=way == "prefcli")
+    train_options = TrainOptions(fast_attention=way != "prefcli, transformers' attention")
     torch.manual_seed(train_options.seed)
-    model = neural.build(train_options, encoder, tokenizer, options.max_length, devices.place("cpu", "fp32"))
+    placement = devices.place("cpu", "bf16" if way.endswith("bf16") else "fp32")
+    model = neural.build(train_options, encoder, tokenizer, options.max_length, placement)
     print(f"{way}: {model.attention}", file=sys.stderr)
     training = {"batch_size": STEP, "max_length": options.max_length, "lr": LEARNING_RATE, "precision": "fp32"}
     if ours:  # in the model's own micro-batches
@@ -159,6 +161,7 @@ def main() -> None:
     parser.add_argument("--encoder", help="a folder or a model's name instead of random weights")
     parser.add_argument("--vocabulary", type=int, default=128_100, help="rows of the random encoder's embeddings")
     parser.add_argument("--merges", type=int, default=30_000, help="vocabulary of the tokenizer trained on the texts")
+    parser.add_argument("--what", nargs="+", choices=("train", "predict"), default=["train", "predict"])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--work", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -178,7 +181,7 @@ def main() -> None:
         random = np.random.default_rng(0)
         for number in range(options.rounds + 1):
             rows = random.choice(len(lengths), options.battles, replace=False).tolist()
-            for what in ("train", "predict"):
+            for what in options.what:
                 for way, worker in workers.items():
                     measured = worker.ask((what, rows))
                     if number:
@@ -211,7 +214,8 @@ def report(
     )
     print("| what | way | battles/s (lowest to highest) | per processor second | times the first: wall, processor |")
     print("|---|---|---|---|---|")
-    for what, factor in (("train", 3), ("predict", 1)):
+    for what in options.what:
+        factor = {"train": 3, "predict": 1}[what]
         floor = [options.battles * rate / (factor * needed) for rate in (wall_rate, core_rate)]
         each = factor * needed / options.battles / 1e9
         print(f"| {what} | floor: {each:.0f} GFLOP a battle | {floor[0]:.2f} | {floor[1]:.2f} | |")

@@ -285,6 +285,14 @@ def test_help_and_the_package_import_no_heavy_library() -> None:
     assert python(code).stdout.splitlines()[-1] == "[]"
 
 
+def test_in_the_command_lightgbm_loads_no_scikit_learn() -> None:
+    code = (
+        "from prefcli.cli import main; main._start_sooner(); from prefcli.models.features import booster; import sys;"
+        "booster.import_lightgbm(); print([m for m in ('sklearn.base', 'scipy.stats') if m in sys.modules])"
+    )
+    assert python(code).stdout == "[]\n"
+
+
 @pytest.mark.slow
 def test_a_closed_output_pipe_prints_no_traceback(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [battle(1)])
