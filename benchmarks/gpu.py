@@ -38,6 +38,8 @@ from typing import Any
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"] = "0"  # some containers set it: float32 would not be float32
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # of several cards the Trainer would use all
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Section:
     """A case's limit."""
 
 
+MIN_BATTLES = 256
 MODELS = ("DeBERTa-v3-small", "DeBERTa-v3-base", "DeBERTa-v3-large", "ModernBERT-base", "MiniLM")
 SECTIONS = {
     "equality": Section(
@@ -121,7 +124,9 @@ def run_case(command: Sequence[str], seconds: float, on_row: Callable[[list[str]
     """Hand on the rows that a process prints, as lines of ``@`` and JSON; returns why it failed, else nothing."""
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True) as process,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8", start_new_session=True
+        ) as process,
     ):
         timed_out = threading.Event()
 
@@ -132,11 +137,15 @@ def run_case(command: Sequence[str], seconds: float, on_row: Callable[[list[str]
         timer = threading.Timer(max(seconds, 0), stop)
         timer.start()
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("@"):
-                on_row(json.loads(line[1:]))
-        code = process.wait()
-        timer.cancel()
+        try:
+            for line in process.stdout:
+                if line.startswith("@"):
+                    on_row(json.loads(line[1:]))
+            code = process.wait()
+        finally:
+            timer.cancel()
+            if process.poll() is None:  # an interrupt reaches this process alone
+                stop()
         if timed_out.is_set():
             return f"not measured: not finished within {seconds:.0f} s"
         if code == 0:
@@ -215,6 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     import gpu_cases
+    import peers
 
     if options.case:
         values, function, *rest = json.loads(options.case)
@@ -228,7 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         data = options.data or Path(folder, "battles.csv")
         if options.data is None:
             gpu_cases.write_battles(data, *((400, 0.5) if toy else (2048,)))
-        setting = gpu_cases.Setting(data.absolute(), toy, options.device, options.precision, seconds=0 if toy else 40)
+        if (found := peers.read_battles(data, MIN_BATTLES).num_rows) < MIN_BATTLES:
+            parser.error(f"{data} has {found} battles with a known outcome, and {MIN_BATTLES} are needed")
+        setting = gpu_cases.Setting(data.absolute(), toy, options.device, options.precision, seconds=0 if toy else 25)
         values = asdict(setting) | {"data": str(setting.data)}
         print(heading)
         for _ in measure(options.only, options.output, heading, in_a_process(values), minutes=options.minutes):

@@ -29,7 +29,17 @@ import numpy as np
 import prediction_peers
 import pyarrow as pa
 import torch
-from peers import SHAPES, OnRows, matmul_rate, operations, prefcli_way, random_encoder, sequences, trainer_way
+from peers import (
+    SHAPES,
+    OnRows,
+    matmul_rate,
+    operations,
+    prefcli_way,
+    random_encoder,
+    read_battles,
+    sequences,
+    trainer_way,
+)
 from torch import nn
 
 from prefcli import encoders
@@ -44,7 +54,6 @@ from prefcli.models.tokens import TokenisedBattles
 from prefcli.models.trial import EncoderTraits
 from prefcli.options import TrainOptions
 from prefcli.outcomes import SWAPPED
-from prefcli.readers import open_battles
 from prefcli.reporting import SILENT
 from prefcli.training import loop
 from prefcli.training.fit_neural import conversation_template
@@ -73,7 +82,7 @@ class Setting:
     device: str = "auto"
     precision: str = "auto"
     """Of speed and features."""
-    seconds: float = 40.0
+    seconds: float = 25.0
     """For the rounds of one model's training or prediction."""
 
     @property
@@ -88,7 +97,7 @@ class Setting:
 
     def texts(self, count: int) -> tuple[Any, Any]:
         """Battles, and a tokenizer trained on them."""
-        batch = next(b for b, _ in open_battles(self.data).batches()).slice(0, count)
+        batch = read_battles(self.data, count)
         texts = (text for name in TEXT_FIELDS for text in texts_of(batch.column(name)))
         return batch, encoders.train_tokenizer(texts, TOY["vocab_size"] if self.toy else 30_000)
 
@@ -223,9 +232,9 @@ def equality(setting: Setting, precision: str) -> Rows:
 def compare(setting: Setting, name: str, placement: devices.Placement) -> list[str]:
     """Largest relative differences, each with its bound, and whether all are within."""
     shape, options = EQUALITY[name]
-    exact, step = place(setting, "fp32"), 8 if setting.toy else 16
+    exact, step = place(setting, "fp32"), 4
     prepared = prepare(
-        setting, setting.shape(shape, **NO_DROPOUT), exact, step * LOSSES, batch_size=step, micro_batch=5,
+        setting, setting.shape(shape, **NO_DROPOUT), exact, step * LOSSES, batch_size=step, micro_batch=3,
         lr=1e-4, **options,
     )  # fmt: skip
     with torch.no_grad():
@@ -337,8 +346,6 @@ def differences(found: Results, expected: Results) -> dict[str, float]:
 
 # Speed
 
-SPEED = ("DeBERTa-v3-small", "DeBERTa-v3-base", "DeBERTa-v3-large", "ModernBERT-base", "MiniLM")
-
 
 class Turn:
     """One way to train and predict, with as many battles in a pass as fit the memory."""
@@ -398,16 +405,20 @@ def speed(setting: Setting, name: str) -> Rows:
     free_memory(placement)
     batch, tokenizer = setting.texts(battles)
     joint = prediction_peers.Setting(setting.shape(name), tokenizer, placement, batch_size, setting.max_length)
-    if importlib.util.find_spec("sentence_transformers") is None:
-        yield [name, "predict, joint", "CrossEncoder", "not measured: sentence-transformers is not installed"]
-    made = {
-        "CrossEncoder": prediction_peers.cross_encoder(joint),
-        "prefcli, cross-encoder": prediction_peers.prefcli(joint),
-    }
-    joint_ways: dict[str, OnRows] = {
-        way: functools.partial(on_rows, predict, batch) for way, predict in made.items() if predict is not None
-    }
-    for way, cells in alternate(setting, placement, joint_ways, batch_size, np.full(battles, np.nan)):
+    joint_ways: dict[str, OnRows] = {}
+    for way, make in (
+        ("CrossEncoder", prediction_peers.cross_encoder), ("prefcli, cross-encoder", prediction_peers.prefcli)
+    ):  # fmt: skip
+        try:
+            predict = make(joint)
+        except Exception as error:
+            yield [name, "predict, joint", way, why(error)]
+            continue
+        if predict is None:
+            yield [name, "predict, joint", way, "not measured: sentence-transformers is not installed"]
+        else:
+            joint_ways[way] = functools.partial(on_rows, predict, batch)
+    for way, cells in alternate(setting, placement, joint_ways, batch_size, np.full(batch.num_rows, np.nan)):
         yield [name, "predict, joint", way, *cells]
 
 
@@ -579,7 +590,8 @@ def resume(setting: Setting) -> Rows:
     training = [
         "train", str(setting.data), "--encoder", str(folder / "encoder"), "--text", "raw", "--device", setting.device,
         "--precision", placement.precision, "--limit", "400", "--max-length", str(setting.max_length),
-        "--max-steps", str(steps), "--checkpoint-every", str(every), "--log-every", "1", "--lr", "1e-3", "--output",
+        "--max-steps", str(steps), "--epochs", "9", "--checkpoint-every", str(every), "--log-every", "1",
+        "--lr", "1e-3", "--output",
     ]  # fmt: skip
     workspace = ["--workspace", str(folder / "workspace")]
 

@@ -41,6 +41,7 @@ from peers import (
     matmul_rate,
     prefcli_way,
     random_encoder,
+    read_battles,
     sequences,
     started,
     trainer_arguments,
@@ -61,12 +62,11 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     from prefcli.models import neural
     from prefcli.models.reward import RewardSetup
     from prefcli.options import TrainOptions
-    from prefcli.readers import open_battles
     from prefcli.reporting import SILENT
     from prefcli.training.fit_neural import conversation_template
 
     placement = devices.for_language_models(devices.place(options.device))
-    batch = next(b for b, _ in open_battles(options.file).batches()).slice(0, options.limit)
+    batch = read_battles(options.file, options.limit)
     texts = (text for name in TEXT_FIELDS for text in texts_of(batch.column(name)))
     tokenizer = encoders.train_tokenizer(texts, 30_000)
     tokenizer.add_special_tokens({"eos_token": "[SEP]"})
@@ -138,7 +138,9 @@ def trl_way(train_options: Any, model: Any, battles: Any) -> OnRows:
     trainers: list[Any] = []
 
     def train(rows: np.ndarray) -> float:
+        begun = time.perf_counter()
         pairs = [sequences(model, battles, row) for row in rows]
+        packing = time.perf_counter() - begun
         columns = {"chosen_ids": [a for a, _ in pairs], "rejected_ids": [b for _, b in pairs]}
         columns["length"] = [max(map(len, pair)) for pair in pairs]
         classifier, config = (trainers[-1].model, None) if trainers else (model.module.encoder, lora)
@@ -148,7 +150,7 @@ def trl_way(train_options: Any, model: Any, battles: Any) -> OnRows:
                 processing_class=model.tokenizer, peft_config=config,
             )
         ]  # fmt: skip
-        return float(trainers[0].train().metrics["train_runtime"])
+        return packing + float(trainers[0].train().metrics["train_runtime"])
 
     return train
 

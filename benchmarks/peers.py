@@ -76,6 +76,30 @@ def random_encoder(shape: Mapping[str, Any], device: Any, dtype: Any, *, reward:
         return (AutoModelForSequenceClassification if reward else AutoModel).from_config(config, dtype=dtype)
 
 
+def read_battles(file: Path, limit: int) -> Any:
+    """The first battles of a file whose outcome is known, in one batch.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    import pyarrow as pa
+
+    from prefcli.errors import InputError
+    from prefcli.readers import open_battles
+
+    batches, count = [], 0
+    for batch, _ in open_battles(file).batches():
+        batches.append(batch.filter(batch.column("label").is_valid()).slice(0, limit - count))
+        count += batches[-1].num_rows
+        if count >= limit:
+            break
+    if not count:
+        raise InputError("the file has no battle with a known outcome", where=str(file))
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
+
+
 def operations(lengths: Sequence[int], encoder: Any) -> float:
     """Floating-point operations of one forward pass over sequences; a multiplication and an addition are two.
 
@@ -187,29 +211,33 @@ def trainer_way(
         ids, mask = padded(rows, max(map(len, rows)), model.pad_token_id)
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([item["label"] for item in items])}
 
-    def dataset(rows: np.ndarray) -> list[dict[str, Any]]:
+    def dataset(rows: np.ndarray) -> tuple[list[dict[str, Any]], float]:
+        """The sequences, and the seconds that they take, which are part of prefcli's, too."""
+        begun = time.perf_counter()
         of_rows = [sequences(model, battles, row) for row in rows]
-        return [  # the Trainer groups by the length of "input_ids"
+        items = [  # the Trainer groups by the length of "input_ids"
             {"sequences": each, "label": int(battles.labels[row]), "input_ids": max(each, key=len)}
             for each, row in zip(of_rows, rows, strict=True)
         ]
+        return items, time.perf_counter() - begun
 
     module = WithLoss() if classifier is None else classifier
     settings = transformers.TrainingArguments(**trainer_arguments(options, model.placement))
     if optimizer is None:
         optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=options.learning_rate)
 
-    def make_trainer(rows: np.ndarray) -> Any:
+    def make_trainer(items: list[dict[str, Any]]) -> Any:
+        module.__dict__.pop("forward", None)  # the last Trainer's, under autocast
         schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-        return transformers.Trainer(
-            module, settings, collate, train_dataset=dataset(rows), optimizers=(optimizer, schedule)
-        )
+        return transformers.Trainer(module, settings, collate, train_dataset=items, optimizers=(optimizer, schedule))
 
     def train(rows: np.ndarray) -> float:
-        return float(make_trainer(rows).train().metrics["train_runtime"])
+        items, seconds = dataset(rows)
+        return seconds + float(make_trainer(items).train().metrics["train_runtime"])
 
     def predict(rows: np.ndarray) -> float:
-        return float(make_trainer(rows).predict(dataset(rows)).metrics["test_runtime"])
+        items, seconds = dataset(rows)
+        return seconds + float(make_trainer(items).predict(items).metrics["test_runtime"])
 
     return train, predict
 

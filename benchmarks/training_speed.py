@@ -36,6 +36,7 @@ from peers import (
     operations,
     padded,
     prefcli_way,
+    read_battles,
     sequences,
     started,
     trainer_way,
@@ -55,23 +56,17 @@ def prepare(options: argparse.Namespace) -> tuple[Any, TokenisedBattles, Any]:
     from prefcli import encoders
     from prefcli.battles import TEXT_FIELDS, texts_of
     from prefcli.models.tokens import tokenise
-    from prefcli.readers import open_battles
 
-    batches, count = [], 0
-    for batch, _ in open_battles(options.file).batches():
-        batches.append(batch.slice(0, options.limit - count))
-        count += batches[-1].num_rows
-        if count >= options.limit:
-            break
+    batch = read_battles(options.file, options.limit)
     if options.encoder:
         located = encoders.locate(options.encoder)
         tokenizer = encoders.load_tokenizer(located.folder)
         encoder = encoders.make_encoder(located, len(tokenizer), seed=0)
     else:
-        texts = (text for batch in batches for name in TEXT_FIELDS for text in texts_of(batch.column(name)))
+        texts = (text for name in TEXT_FIELDS for text in texts_of(batch.column(name)))
         tokenizer = encoders.train_tokenizer(texts, options.merges)
         encoder = encoders.from_config({**SHAPES["DeBERTa-v3-small"], "vocab_size": options.vocabulary}, seed=0)
-    return tokenizer, tokenise(tokenizer, iter(batches)), encoder
+    return tokenizer, tokenise(tokenizer, iter([batch])), encoder
 
 
 def notebook(model: Any, battles: TokenisedBattles, options: argparse.Namespace) -> tuple[OnRows, OnRows]:
