@@ -4,7 +4,9 @@ Each neural run is exported in float32 and in int8, then the same battles are pr
 as prefcli computes it, by torch with transformers' own attention, and by ONNX Runtime in both precisions. The ways take
 turns in one process; the median of the rounds is printed, and the largest difference of a probability to torch's, in
 both orders of the answers, on more battles. Text is taken raw, because normalising it takes the same time in all ways.
-Without a run, small ones with the built-in encoder are trained on the file.
+Without a run, small ones with the built-in encoder are trained on the file; ``--deberta`` trains one step of a siamese
+with an encoder of DeBERTa-v3-small's shape and random weights instead, whose predictions say little and whose speed is
+that of the real one.
 """
 
 from __future__ import annotations
@@ -22,28 +24,33 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import numpy as np
 import pyarrow as pa
+from peers import SHAPES
 
-from prefcli import metrics, models, pipeline
+from prefcli import encoders, metrics, models, pipeline
+from prefcli.battles import TEXT_FIELDS, texts_of
 from prefcli.compute import devices
 from prefcli.models import Model
 from prefcli.options import TrainOptions
 from prefcli.readers import open_battles
 from prefcli.storage.workspace import Workspace
 
-ORDER = ("torch", "torch, transformers' own attention", "ONNX Runtime, fp32", "ONNX Runtime, int8")
+ORDER = ("torch", "torch, transformers' own layers", "ONNX Runtime, fp32", "ONNX Runtime, int8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("runs", type=Path, nargs="*")
+    parser.add_argument("--deberta", action="store_true", help="a run of DeBERTa-v3-small's shape")
+    parser.add_argument("--max-length", type=int, default=256, help="of that run")
     parser.add_argument("--battles", type=int, default=32, help="timed in every round")
     parser.add_argument("--compared", type=int, default=500, help="on which probabilities are compared")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     battles = pa.Table.from_batches([batch for batch, _ in open_battles(args.file).batches()])
     with tempfile.TemporaryDirectory() as scratch:
-        for number, run in enumerate(args.runs or tiny_runs(args.file, Path(scratch))):
+        runs = [*args.runs, *([deberta_run(args, battles, Path(scratch))] if args.deberta else [])]
+        for number, run in enumerate(runs or tiny_runs(args.file, Path(scratch))):
             report(run, ways_of(run, Path(scratch) / str(number)), battles, args)
 
 
@@ -53,6 +60,18 @@ def tiny_runs(file: Path, scratch: Path) -> list[Path]:
         options = TrainOptions(encoder="tiny", architecture=run.name, limit=300, text="raw")
         pipeline.train(file, Workspace(scratch / "workspace"), options, output=run, remember=False)
     return runs
+
+
+def deberta_run(args: argparse.Namespace, battles: pa.Table, scratch: Path) -> Path:
+    folder, run = scratch / "encoder", scratch / "DeBERTa-v3-small's shape"
+    texts = [text for name in TEXT_FIELDS for text in texts_of(battles.column(name)[:2000].combine_chunks())]
+    tokenizer = encoders.train_tokenizer(texts, 30_000)
+    encoder = encoders.from_config({**SHAPES["DeBERTa-v3-small"], "vocab_size": len(tokenizer)}, seed=0)
+    encoder.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    options = TrainOptions(encoder=str(folder), limit=64, max_steps=1, max_length=args.max_length, text="raw")
+    pipeline.train(args.file, Workspace(scratch / "workspace"), options, output=run, remember=False)
+    return run
 
 
 def ways_of(run: Path, scratch: Path) -> dict[str, Model]:

@@ -1,8 +1,9 @@
 """Whether cost grows in proportion to the number of battles: ``python benchmarks/scaling.py FILE``.
 
-Cuts the file into its first eighth, quarter, half and all of it, and runs on each, in processes of their own and in
-fresh workspaces: `preprocess` (reading included), tokenising into the cache, and `predict` with a `tiny` siamese and
-with `features` (both trained on a few battles here). Prints seconds per thousand battles and peak memory: both
+Cuts the file into its first eighth, quarter, half and all of it (or into the ``--sizes`` that are named), and runs on
+each, in processes of their own and in fresh workspaces: `preprocess` (reading included), tokenising into the cache, and
+`predict` with a siamese (`tiny`, or the ``--encoder`` that is named) and with `features` (both trained on a few battles
+here). Prints seconds per thousand battles and peak memory: both
 should stay level, memory where the work streams.
 """
 
@@ -55,7 +56,9 @@ def measure(command: list[str], folder: Path) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--predict-length", type=int, default=64, help="--max-length of the tiny siamese")
+    parser.add_argument("--encoder", default="tiny", help="encoder of the siamese")
+    parser.add_argument("--predict-length", type=int, default=64, help="--max-length of the siamese")
+    parser.add_argument("--sizes", type=int, nargs="+", help="numbers of battles, instead of parts of the file")
     parser.add_argument("--only", default="", help="only work whose name contains this")
     args = parser.parse_args()
     battles = pa.Table.from_batches([batch for batch, _ in open_battles(args.file).batches()])
@@ -63,17 +66,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         files = {}
-        for share in (8, 4, 2, 1):
-            files[len(battles) // share] = root / f"{len(battles) // share}.parquet"
-            pq.write_table(battles.slice(0, len(battles) // share), files[len(battles) // share])
+        for size in args.sizes or [len(battles) // share for share in (8, 4, 2, 1)]:
+            files[size] = root / f"{size}.parquet"
+            pq.write_table(battles.slice(0, size), files[size])
         train = [*prefcli, "train", str(next(iter(files.values()))), "--limit", "1500", "--text", "raw"]
-        tiny = ["--encoder", "tiny", "--max-length", str(args.predict_length)]
-        measure([*train, *tiny, "--output", "tiny"], root)
+        neural = ["--encoder", args.encoder, "--max-length", str(args.predict_length), "--max-steps", "2"]
+        measure([*train, *neural, "--output", "neural"], root)
         measure([*train, "--recipe", "fast", "--output", "features"], root)
         commands = {
             "preprocess (nltk), reading included": lambda file, ws: [*prefcli, "--workspace", ws, "preprocess", file],
-            "reading and tokenising": lambda file, ws: [sys.executable, "-c", TOKENISE, file, str(root / "tiny"), ws],
-            "predict, tiny siamese, preprocessed before": lambda file, ws: _predict(prefcli, file, ws, "tiny"),
+            "reading and tokenising": lambda file, ws: [sys.executable, "-c", TOKENISE, file, str(root / "neural"), ws],
+            "predict, siamese, preprocessed before": lambda file, ws: _predict(prefcli, file, ws, "neural"),
             "predict, features, preprocessed before": lambda file, ws: _predict(prefcli, file, ws, "features"),
         }
         print("| work | battles | seconds | seconds per thousand battles | peak MB |\n|---|---|---|---|---|")

@@ -102,7 +102,7 @@ class AblateKeywords(TypedDict, total=False):
     gradient_checkpointing: bool
     """Recompute activations in the backward pass: less memory, more time."""
     precision: Literal["auto", "fp32", "fp16", "bf16"]
-    """auto picks what the device is good at, and says why."""
+    """auto picks what the device is good at (bf16 on a CPU with AMX), and says why."""
     device: str
     """auto takes a GPU if there is one; cuda:1 is the second."""
     validation: float
@@ -170,7 +170,7 @@ class PredictKeywords(TypedDict, total=False):
     """Divide log-odds by X instead of a fitted temperature: 2 for voters other than in training, if there are no votes
     of theirs to calibrate on."""
     precision: Literal["auto", "fp32", "fp16", "bf16"]
-    """auto picks what the device is good at, and says why."""
+    """auto picks what the device is good at (bf16 on a CPU with AMX), and says why."""
     device: str
     """auto takes a GPU if there is one; cuda:1 is the second."""
     fast_attention: bool
@@ -200,7 +200,7 @@ class RankKeywords(TypedDict, total=False):
     """Divide log-odds by X instead of a fitted temperature: 2 for voters other than in training, if there are no votes
     of theirs to calibrate on."""
     precision: Literal["auto", "fp32", "fp16", "bf16"]
-    """auto picks what the device is good at, and says why."""
+    """auto picks what the device is good at (bf16 on a CPU with AMX), and says why."""
     device: str
     """auto takes a GPU if there is one; cuda:1 is the second."""
     fast_attention: bool

@@ -60,7 +60,7 @@ PRETRAIN_LR = 1e-4
 """Of RoBERTa's in Gururangan et al., "Don't stop pretraining", ACL 2020, table 14."""
 LORA_LR = 2e-4
 
-PRECISION_HELP = "auto picks what the device is good at, and says why."
+PRECISION_HELP = "auto picks what the device is good at (bf16 on a CPU with AMX), and says why."
 RUNS = tuple[str, ...]
 """The type of the option that names runs."""
 DEVICE_HELP = "auto takes a GPU if there is one; cuda:1 is the second."
