@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import weakref
 
 import numpy as np
 import pytest
@@ -106,3 +107,24 @@ def test_a_full_disk_is_an_error_that_names_the_folder(battles, stored, monkeypa
     with pytest.raises(PrefcliError, match="no space left on the disk") as raised:
         stored.append(battles)
     assert str(tmp_path / "new") in str(raised.value.where)
+
+
+def test_the_data_sets_of_an_inner_fold_are_gone_when_the_next_are_made(monkeypatch):
+    random = np.random.default_rng(0)
+    targets = np.eye(3, dtype=np.float32)[random.integers(3, size=200)]
+    data = boosting.BoosterData(random.random((400, 3)).astype(np.float32), np.concatenate([targets, targets]))
+    folds = [(np.arange(100), np.arange(100, 200)), (np.arange(100, 200), np.arange(100))]
+    alive: list[int] = []
+    made = weakref.WeakSet()
+    make = boosting.dataset
+
+    def recorded(*args, **fields):
+        alive.append(len(made))
+        data_set = make(*args, **fields)
+        made.add(data_set)
+        return data_set
+
+    monkeypatch.setattr(boosting, "dataset", recorded)
+    progress = boosting.FitProgress(200, 2, lambda *_: None)
+    boosting.train(data, folds, seed=0, threads=1, progress=progress, settings={"num_boost_round": 2})
+    assert alive == [0, 1, 0, 1, 0]

@@ -356,21 +356,12 @@ def train(
     boosters: list[Booster] = []
     used = folds if battles < SMALL_DATASET or cross_fit else folds[:CHOICE_FOLDS]
     for fold in used:
-        training, validation = (
-            data.take(np.concatenate([battles_in_part, battles_in_part + battles]), parameters)
-            for battles_in_part in fold
-        )
-        curve: dict[str, dict[str, list[float]]] = {}
-        callbacks = [
-            lightgbm.record_evaluation(curve),
-            progress.choosing(),
-            lightgbm.early_stopping(chosen.early_stopping_round, verbose=False),
-        ]
         # The mean over folds is looked at as far as the shortest curve goes.
         rounds = min(map(len, curves), default=chosen.num_boost_round)
-        boosters.append(lightgbm.train(parameters, training, rounds, valid_sets=[validation], callbacks=callbacks))
-        curves.append(next(iter(curve["valid_0"].values())))
-        progress.chosen(curves[-1])
+        booster, curve = _train_on_fold(data, fold, parameters, replace(chosen, num_boost_round=rounds), progress)
+        boosters.append(booster)
+        curves.append(curve)
+        progress.chosen(curve)
     length = min(map(len, curves))
     mean_curve = np.mean([curve[:length] for curve in curves], axis=0)
     best = int(mean_curve.argmin()) + 1
@@ -383,6 +374,29 @@ def train(
     ]
     booster = by_seed[0] if chosen.seeds == 1 else mean_booster(by_seed)
     return Trained(booster, mean_curve.tolist(), used, held_out)
+
+
+def _train_on_fold(
+    data: BoosterData,
+    fold: tuple[NDArray[np.intp], NDArray[np.intp]],
+    parameters: Mapping[str, Any],
+    settings: BoosterSettings,
+    progress: FitProgress,
+) -> tuple[Booster, list[float]]:
+    """A booster of one inner fold, and its log loss after each round; the fold's data sets go when it returns."""
+    lightgbm = import_lightgbm()
+    battles = len(data.rows) // 2
+    training, validation = (data.take(np.concatenate([part, part + battles]), parameters) for part in fold)
+    curve: dict[str, dict[str, list[float]]] = {}
+    callbacks = [
+        lightgbm.record_evaluation(curve),
+        progress.choosing(),
+        lightgbm.early_stopping(settings.early_stopping_round, verbose=False),
+    ]
+    booster = lightgbm.train(
+        dict(parameters), training, settings.num_boost_round, valid_sets=[validation], callbacks=callbacks
+    )
+    return booster, next(iter(curve["valid_0"].values()))
 
 
 def _held_out_scores(
