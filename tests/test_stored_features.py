@@ -17,6 +17,7 @@ from prefcli.metrics import one_hot
 from prefcli.models import features as models
 from prefcli.models.features import booster as boosting
 from prefcli.models.features import statistics
+from prefcli.models.features.names import COLUMNS
 from prefcli.models.features.statistics import Features
 from prefcli.models.features.stored import StoredFeatures
 
@@ -128,3 +129,10 @@ def test_the_data_sets_of_an_inner_fold_are_gone_when_the_next_are_made(monkeypa
     progress = boosting.FitProgress(200, 2, lambda *_: None)
     boosting.train(data, folds, seed=0, threads=1, progress=progress, settings={"num_boost_round": 2})
     assert alive == [0, 1, 0, 1, 0]
+
+
+def test_memory_is_estimated_from_the_rows_that_bins_are_found_on_or_from_all_bins():
+    bins_of_a_million = 2_000_000 * len(COLUMNS)
+    assert bins_of_a_million < boosting.memory_of(1_000_000) < 1.3 * bins_of_a_million
+    assert boosting.memory_of(100_000) == boosting.memory_of(200_000) < boosting.memory_of(600_000)
+    assert 10 * boosting.memory_of(1000) == boosting.memory_of(10_000)

@@ -93,6 +93,8 @@ class _Timing:
     """See :class:`Estimate`."""
     seconds: float
     """How long the sample took; it is no part of the work."""
+    more_memory_mb: float = 0.0
+    """Host memory that all of the work takes beside what the sample took."""
 
 
 class _TimedWorkspace(Workspace):
@@ -210,7 +212,7 @@ def _estimate(started: float, timing: _Timing, workspace: _TimedWorkspace, world
         parts=parts,
         pieces=timing.pieces,
         timed=timing.timed,
-        memory_mb=max(host for host, _ in memory),
+        memory_mb=max(host for host, _ in memory) + timing.more_memory_mb,
         processes=world.size,
         cuda_mb=max((cuda for _, cuda in memory if cuda is not None), default=None),
     )
@@ -319,7 +321,8 @@ def _time_boosting(context: TrainContext, folds: Sequence[Fold], reporter: Repor
         )
         boosting = (time.perf_counter() - measured) * (len(train) / size) ** BOOSTING_POWER
         parts = {"measuring": (measured - started) * len(pool) / size, "boosting": boosting * len(folds)}
-    return _Timing(context.world.gather(parts)[0], len(train) * len(folds), size, time.perf_counter() - began)
+    more = (features.memory_of(len(train)) - features.memory_of(size)) / 1e6
+    return _Timing(context.world.gather(parts)[0], len(train) * len(folds), size, time.perf_counter() - began, more)
 
 
 def _time_prediction(

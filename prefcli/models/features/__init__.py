@@ -25,7 +25,7 @@ networks) and ``features.json`` (versions, columns and checksums). Nothing is pi
 """
 
 from prefcli.models.features.authors import Authors, author_names
-from prefcli.models.features.booster import MAX_ROUNDS, SMALL_DATASET
+from prefcli.models.features.booster import MAX_ROUNDS, SMALL_DATASET, memory_of
 from prefcli.models.features.model import (
     BOOSTER,
     MANIFEST,
@@ -52,4 +52,5 @@ __all__ = [
     "expected_rounds",
     "fit",
     "load",
+    "memory_of",
 ]

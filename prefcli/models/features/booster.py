@@ -37,6 +37,8 @@ MAX_BINS = 63
 """Of a column."""
 BIN_ROWS = 1 << 17
 """Of more rows than this, so many are looked at for the bins of the columns."""
+BYTES_OF_NUMBER, BYTES_OF_BIN = 9.0, 1.15
+"""Memory for a number while bins are found, and afterwards: gradients and scores included, which are by row."""
 CHUNK_ROWS = 8192
 """Rows that are in memory at a time as numbers, beside those of :data:`BIN_ROWS`."""
 
@@ -84,6 +86,15 @@ class BoosterSettings:
             "lambda_l2": self.lambda_l2, "max_bin": MAX_BINS, "deterministic": True, "force_col_wise": True,
             "seed": seed, "num_threads": threads, "verbosity": -1,
         }  # fmt: skip
+
+
+def memory_of(battles: int) -> float:
+    """About how many bytes the training on so many battles takes beside what it takes on few.
+
+    Either the rows that bins are found on, as numbers and sorted by column, take most, or all rows as bins.
+    """
+    rows = 2 * battles
+    return len(COLUMNS) * max(BYTES_OF_NUMBER * min(rows, BIN_ROWS), BYTES_OF_BIN * rows)
 
 
 def import_lightgbm() -> Any:
