@@ -63,8 +63,12 @@ def a_spec(options: argparse.Namespace, world: Any) -> Any:
     from prefcli.reporting import SILENT
     from prefcli.training import loop
 
-    table = pa.Table.from_batches([batch for batch, _ in open_battles(options.file).batches()])
-    batches = table.slice(0, options.battles).to_batches()
+    read: list[Any] = []
+    for batch, _ in open_battles(options.file).batches():
+        read.append(batch)
+        if sum(each.num_rows for each in read) >= options.battles:
+            break
+    batches = pa.Table.from_batches(read).slice(0, options.battles).to_batches()
     texts = (text for batch in batches for name in TEXT_FIELDS for text in texts_of(batch.column(name)))
     train_options = TrainOptions(batch_size=options.batch, max_length=options.max_length, precision="fp32", epochs=100)
     if options.encoder == "tiny":

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from prefcli.errors import PrefcliError, one_line
+from prefcli.errors import PrefcliError, is_out_of_memory, one_line
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process may wait for another, which may be evaluating or preprocessing."""
@@ -115,10 +115,11 @@ def process_group(world: World) -> Iterator[None]:
         yield
         dist.barrier()
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and not LOST.search(str(error)):
+        if is_out_of_memory(error) or not (isinstance(error, dist.DistError) or LOST.search(str(error))):
             raise
+        reason = one_line(re.sub(r"\[\S+:\d+\] ", "", str(error)), 120)  # without the place in the source
         raise PrefcliError(
-            f"another of the {world.size} processes ended or cannot be reached ({one_line(error, 120)})",
+            f"another of the {world.size} processes ended or cannot be reached ({reason})",
             hint="Its own messages and torchrun's report say why. Call the same command again on all nodes: "
             "a training continues at its last checkpoint.",
         ) from error

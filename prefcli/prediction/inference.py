@@ -244,7 +244,8 @@ def _rows(batches: Sequence[pa.RecordBatch], start: int, end: int) -> pa.RecordB
     """Some rows of batches that follow one another."""
     import pyarrow as pa
 
-    return pa.Table.from_batches(batches).slice(start, end - start).combine_chunks().to_batches()[0]
+    [rows] = pa.Table.from_batches(batches).slice(start, end - start).combine_chunks().to_batches()
+    return rows
 
 
 def stream(
