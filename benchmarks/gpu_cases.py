@@ -108,10 +108,10 @@ def run(setting: Setting, function: str, *arguments: str) -> Rows:
     yield from globals()[function](setting, *arguments)
 
 
-def write_battles(path: Path, count: int, answers: float = 7.0) -> None:
+def write_battles(path: Path, count: int, answers: float = 5.8) -> None:
     """Synthetic battles, each answer made of so many of theirs in the median: about 220 tokens a side with the prompt.
 
-    Lengths are log-normal, as those of real answers; about one in fifteen is longer than 512 tokens.
+    Lengths are log-normal, as those of real answers; a few in a hundred are longer than 512 tokens.
     """
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
