@@ -110,6 +110,13 @@ def test_a_full_disk_is_an_error_that_names_the_folder(battles, stored, monkeypa
     assert str(tmp_path / "new") in str(raised.value.where)
 
 
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PrefcliError) as raised:
+        StoredFeatures(tmp_path / "file" / "new")
+    assert "file" in str(raised.value.where)
+
+
 def test_the_data_sets_of_an_inner_fold_are_gone_when_the_next_are_made(monkeypatch):
     random = np.random.default_rng(0)
     targets = np.eye(3, dtype=np.float32)[random.integers(3, size=200)]

@@ -6,6 +6,7 @@ process is killed (on Windows, when it ends).
 
 from __future__ import annotations
 
+import copy
 import mmap
 import tempfile
 from collections.abc import Iterator
@@ -30,7 +31,9 @@ class _Column:
     """Rows of numbers, one after the other in a temporary file."""
 
     def __init__(self, folder: Path, dtype: type[np.generic], width: int = 1) -> None:
-        self._file: Any = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (open as long as it is used)
+        with files.as_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file: Any = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (open as long as it is used)
         self._dtype, self._width = np.dtype(dtype), width
         self._folder = folder
         self._bytes = 0
@@ -54,7 +57,6 @@ class StoredFeatures:
     """Features of n battles on disk, with the methods of :class:`.statistics.Features` that a fit needs."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._statistics = _Column(folder, np.float32, WIDTH)
         self._buckets = _Column(folder, np.int32)
         self._differences = _Column(folder, np.float32)
@@ -76,8 +78,8 @@ class StoredFeatures:
 
     def take(self, rows: Positions) -> StoredFeatures:
         """The battles at these positions, in this order; they stay on disk."""
-        part = StoredFeatures.__new__(StoredFeatures)
-        part.__dict__.update(self.__dict__, _rows=self._rows[rows])
+        part = copy.copy(self)
+        part._rows = self._rows[rows]
         return part
 
     def statistics(self, rows: Positions) -> BattleStatistics:
