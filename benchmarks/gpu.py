@@ -35,11 +35,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ["TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"] = "0"  # some containers set it: float32 would not be float32
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # of several cards the Trainer would use all
+
+def set_environment() -> None:
+    """Of this process and those that it starts; before torch and the hub's library are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"] = "0"  # some containers set it: float32 would not be float32
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # of several cards the Trainer would use all
 
 
 @dataclass(frozen=True)
@@ -249,4 +252,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    set_environment()
     main()

@@ -19,10 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import pyarrow as pa
 from peers import SHAPES
 
@@ -31,6 +27,8 @@ from prefcli.readers import open_battles
 
 
 def main() -> None:
+    for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000", "HF_HUB_OFFLINE": "1"}.items():
+        os.environ.setdefault(name, value)  # before torch and the hub's library are imported
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--battles", type=int, default=32)

@@ -254,7 +254,8 @@ class FeaturesModel:
         for file, booster in boosters.items():
             files.write_text(folder / file, boosting.to_text(booster))
         with files.atomic(folder / WEIGHTS) as temporary:
-            save_file(arrays, temporary)
+            # Of an array that is a view of another one, safetensors would write that one's memory.
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
         manifest = {
             "format": self._format,
             "features": self.version,

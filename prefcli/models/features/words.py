@@ -69,7 +69,7 @@ def cross_fit(
             rows = outside[(outside >= chunk.start) & (outside < chunk.stop)]
             scores[rows] = word_scores(words[rows - chunk.start], weights[:, number])
     progress.words(steps)
-    return weights[:, -1], scores
+    return np.ascontiguousarray(weights[:, -1]), scores
 
 
 def ridge(
