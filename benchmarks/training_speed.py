@@ -115,7 +115,7 @@ def work(way: str, options: argparse.Namespace) -> None:
     if ours:
         memory.keep_freed_memory()
     tokenizer, battles, encoder = prepare(options)
-    train_options = TrainOptions(fast_attention=way != "prefcli, transformers' attention")
+    train_options = TrainOptions(fast_attention=ours and way != "prefcli, transformers' attention")
     torch.manual_seed(train_options.seed)
     placement = devices.place("cpu", "bf16" if way.endswith("bf16") else "fp32")
     model = neural.build(train_options, encoder, tokenizer, options.max_length, placement)
