@@ -231,7 +231,12 @@ def test_a_table_of_chosen_answers_has_their_probability_as_the_file_of_predicti
     rows = [{"id": str(n), "prompt": f"Question {n}?", "chosen": "Clear.", "rejected": "Vague"} for n in range(9)]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prefcli.predict("pairs.jsonl", "preds.parquet", models=[features_run])
-    assert prefcli.load(features_run).predict_table(rows).equals(pq.read_table("preds.parquet"))
+    judge, expected = prefcli.load(features_run), pq.read_table("preds.parquet")
+    assert judge.predict_table(rows).equals(expected)
+    none = pa.Table.from_pylist(rows).slice(0, 0)
+    assert judge.predict_table(none).schema == expected.schema
+    renamed = none.rename_columns({"chosen": "better"})
+    assert judge.predict_table(renamed, columns={"chosen": "better"}).schema == expected.schema
 
 
 def test_batches_normalised_one_by_one_are_read_as_the_preprocessed_file(demo_files: Demo) -> None:

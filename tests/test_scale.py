@@ -67,11 +67,15 @@ def test_the_program_for_ray_predicts_the_missing_shards(
     monkeypatch.setitem(sys.modules, "ray", fake)
     program: dict[str, Any] = {"__name__": "predict_shards"}
     exec(shown("predict_shards.py"), program)
-    Path("preds").mkdir()
+    pq.write_table(pq.read_table("battles/0.parquet").slice(0, 0), "battles/3.parquet")
+    program["main"](features_run, "battles", "preds", "2")
+    assert pq.read_table("preds/3.parquet").equals(shards["0.parquet"].slice(0, 0))
+    for name in ("0.parquet", "2.parquet"):
+        Path("preds", name).unlink()
     Path("preds/1.parquet").write_bytes(b"there already")
     program["main"](features_run, "battles", "preds", "2")
-    assert capsys.readouterr().out == "2 of 3 shards to predict\n"
-    assert sorted(path.name for path in Path("preds").iterdir()) == sorted(shards)
+    assert capsys.readouterr().out == "4 of 4 shards to predict\n2 of 4 shards to predict\n"
+    assert sorted(path.name for path in Path("preds").iterdir()) == [*shards, "3.parquet"]
     assert Path("preds/1.parquet").read_bytes() == b"there already"
     for name in ("0.parquet", "2.parquet"):
         assert pq.read_table(f"preds/{name}").equals(shards[name])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import sys
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,6 +63,30 @@ def test_battles_are_read_back_in_any_order_and_leave_no_file(battles, stored, t
     assert len(stored) == len(battles)
     assert len(stored.take(rows)) == 60
     assert not list((tmp_path / "new").iterdir())  # a killed process leaves nothing either
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a file with a hole takes its whole size")
+def test_battles_are_read_from_files_of_more_entries_than_int32_counts(battles, tmp_path):
+    stored, first, last = StoredFeatures(tmp_path), battles.take(np.array([0])), battles.take(np.array([1]))
+    stored.append(first)
+    hole = 1 << 31
+    for column in (stored._buckets, stored._differences):
+        column._bytes = column._file.seek(4 * hole, 1)
+    stored._statistics.append(np.zeros(stored._statistics._width))
+    stored._offsets = np.append(stored._offsets, stored._offsets[-1] + hole)
+    stored.append(last)
+    same(stored.load(np.array([2, 0])), Features.concatenate([last, first]))
+
+
+def test_a_disk_that_takes_a_part_at_a_time_gets_all(battles, tmp_path, monkeypatch):
+    stored = StoredFeatures(tmp_path)
+    for column in (stored._statistics, stored._buckets, stored._differences):
+        file = column._file
+        monkeypatch.setattr(
+            column, "_file", SimpleNamespace(fileno=file.fileno, write=lambda b, f=file: f.write(b[:999]))
+        )
+    stored.append(battles)
+    same(stored.load(np.arange(len(battles))), battles)
 
 
 @pytest.mark.parametrize("entries", [1, 700, 1 << 20])

@@ -657,6 +657,22 @@ def test_the_loss_of_another_process_is_said_in_words(
         assert "Call the same command again" in raised.value.hint
 
 
+def test_two_processes_on_one_gpu_are_not_taken_for_a_lost_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *arguments, **options: None)
+    message = (
+        "NCCL error in: NCCLUtils.cpp:77, invalid usage (run with NCCL_DEBUG=WARN for details), NCCL version 2.27.5\n"
+        "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\nLast error:\n"
+        "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1a000"
+    )
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with (
+        pytest.raises(PrefcliError, match="more processes than the 1 GPU") as raised,
+        distributed.process_group(World(0, 2)),
+    ):
+        raise torch.distributed.DistBackendError(message)
+    assert "--nproc-per-node" in raised.value.hint
+
+
 def test_torchrun_reports_the_error_of_any_process(
     tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

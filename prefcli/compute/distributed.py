@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from prefcli.errors import PrefcliError, is_out_of_memory, one_line
+from prefcli.errors import PrefcliError, is_out_of_memory, one_line, plural
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process may wait for another, which may be evaluating or preprocessing."""
@@ -100,7 +100,7 @@ def process_group(world: World) -> Iterator[None]:
     Raises
     ------
     PrefcliError
-        If another process of the group ended or cannot be reached.
+        If another process of the group ended or cannot be reached, or two use one GPU.
     """
     if world.alone:
         yield
@@ -115,6 +115,11 @@ def process_group(world: World) -> Iterator[None]:
         yield
         dist.barrier()
     except RuntimeError as error:
+        if "Duplicate GPU" in str(error):  # at the end of NCCL's message
+            raise PrefcliError(
+                f"more processes than the {plural(torch.cuda.device_count(), 'GPU')} of this machine",
+                hint="Start one for each GPU (--nproc-per-node of torchrun), or compute with --device cpu.",
+            ) from error
         if is_out_of_memory(error) or not (isinstance(error, dist.DistError) or LOST.search(str(error))):
             raise
         reason = one_line(re.sub(r"\[\S+:\d+\] ", "", str(error)), 120)  # without the place in the source

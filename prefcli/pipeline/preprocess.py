@@ -79,7 +79,8 @@ def preprocess_table(
     text:
         Name of a normalisation, see :data:`prefcli.text.NORMALISATIONS`.
     format, columns, outcome, each:
-        How it is read, as :class:`prefcli.battles.Source` says it.
+        How it is read, as :class:`prefcli.battles.Source` says it. What they leave open is found in each batch anew:
+        where texts may look like lists, say ``format``.
 
     Returns
     -------
@@ -88,7 +89,8 @@ def preprocess_table(
     Raises
     ------
     InputError
-        If a battle is not valid, or there is no column of ids: numbers that each batch counts anew are none.
+        If a battle is not valid, there is none, or there is no column of ids: numbers that each batch counts anew are
+        none.
     """
     import pyarrow as pa
 

@@ -61,6 +61,8 @@ MAX_TOGETHER = 256
 """Lines that are answered together."""
 READ_BYTES = 1 << 20
 """Of lines that are read at a time, if so many are waiting."""
+PAIR_OF_CHOSEN = {"chosen", "rejected"}
+"""The columns of a table that says which answer was chosen."""
 MAX_CACHED_FITS = 256
 
 
@@ -289,13 +291,15 @@ class Predictor:
         Parameters
         ----------
         table, format, columns, outcome, each:
-            As for :meth:`predict`; a pyarrow RecordBatch, too.
+            As for :meth:`predict`; a pyarrow RecordBatch, too. What they leave open is found in each batch anew: where
+            texts may look like lists, say ``format``.
 
         Returns
         -------
         What ``prefcli predict`` writes, in the table's order: ``id: string``, then ``winner_model_a, winner_model_b,
-        winner_tie: double``, and ``p_chosen`` where ``chosen`` and ``rejected`` are the answers. An empty table gives
-        an empty one.
+        winner_tie: double``, and ``p_chosen`` where ``chosen`` and ``rejected`` are the answers. An empty Arrow table
+        gives an empty one. The fitted temperature leaves out the prompts of this batch; ``temperature`` of
+        :func:`prefcli.load` makes it the same for all.
 
         Raises
         ------
@@ -305,7 +309,8 @@ class Predictor:
         import pyarrow as pa
 
         if isinstance(table, (pa.Table, pa.RecordBatch)) and not table.num_rows:
-            return _predictions(pa.array([], pa.string()), np.empty((0, len(WINNER_COLUMNS))))
+            labels = np.empty(0, np.int8) if {*table.schema.names, *(columns or {})} >= PAIR_OF_CHOSEN else None
+            return _predictions(pa.array([], pa.string()), np.empty((0, len(WINNER_COLUMNS))), labels)
         reading = Source((), format, columns, outcome, each)
         read = readers.read_table(table, reading, outcomes=False, usual=self._usual)
         readers.check_has_ids(read)
@@ -643,7 +648,7 @@ def _read_battle(value: dict[str, Any], number: str, reading: Source, usual: Map
 
 def has_chosen(table: readers.BattleTable) -> bool:
     """Whether a table says which answer was chosen; its labels then say which of A and B that is."""
-    return {"chosen", "rejected"} <= table.columns.keys()
+    return table.columns.keys() >= PAIR_OF_CHOSEN
 
 
 def _read_question(value: dict[str, Any], number: str, reading: Source) -> pa.RecordBatch:

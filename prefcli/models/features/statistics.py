@@ -54,7 +54,7 @@ CHUNK_BYTES = 1 << 20
 CHUNK_BATTLES = 2048
 
 CHUNK_ENTRIES = 1 << 22
-"""Words of so many battles are computed with at a time, so that temporary copies stay small."""
+"""About so many counts of words are computed with at a time, so that temporary copies stay small."""
 
 LONG_WORD = 6
 """Bytes from which a word counts as long, that is, as likely to carry content."""

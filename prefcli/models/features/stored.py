@@ -1,4 +1,4 @@
-"""Features of many battles in temporary files: memory grows neither with the battles nor with their text.
+"""Features of many battles in temporary files: in memory are two numbers for each battle, and what is asked for.
 
 Written batch by batch, read by position. The files are deleted when nothing refers to them any more, also when the
 process is killed (on Windows, when it ends).
@@ -7,6 +7,7 @@ process is killed (on Windows, when it ends).
 from __future__ import annotations
 
 import copy
+import itertools
 import mmap
 import tempfile
 from collections.abc import Iterator
@@ -33,16 +34,18 @@ class _Column:
     def __init__(self, folder: Path, dtype: type[np.generic], width: int = 1) -> None:
         with files.as_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._file: Any = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (open as long as it is used)
+            # Unbuffered: what a full disk did not take is not tried again when the file is closed.
+            self._file: Any = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115 (open as long as it is used)
         self._dtype, self._width = np.dtype(dtype), width
         self._folder = folder
         self._bytes = 0
 
     def append(self, values: NDArray[np.generic]) -> None:
-        data = np.ascontiguousarray(values, dtype=self._dtype)
+        data = np.ascontiguousarray(values, dtype=self._dtype).reshape(-1).view(np.uint8)
         with files.as_write_errors(self._folder):
-            self._file.write(data.data)
-            self._file.flush()
+            left = memoryview(data)
+            while left:  # one call may write a part
+                left = left[self._file.write(left) :]
         self._bytes += data.nbytes
 
     def view(self) -> NDArray[Any]:
@@ -104,11 +107,18 @@ class StoredFeatures:
 
         if not len(rows):
             return csr_matrix((0, BUCKETS), dtype=np.float32)
-        first, last = int(rows.min()), int(rows.max()) + 1
-        start, stop = int(self._offsets[first]), int(self._offsets[last])
-        buckets, differences = (column.view()[start:stop, 0] for column in (self._buckets, self._differences))
-        offsets = (self._offsets[first : last + 1] - start).astype(np.int32)
-        return csr_matrix((differences, buckets, offsets), shape=(last - first, BUCKETS))[rows - first]
+        starts, stops = self._offsets[rows], self._offsets[rows + 1]
+        breaks = np.flatnonzero(starts[1:] != stops[:-1]) + 1
+        parts = [
+            slice(starts[first], stops[last - 1])
+            for first, last in itertools.pairwise([0, *breaks.tolist(), len(rows)])
+        ]
+        buckets, differences = (
+            np.concatenate([entries[part, 0] for part in parts])
+            for entries in (self._buckets.view(), self._differences.view())
+        )
+        offsets = np.concatenate([[0], np.cumsum(stops - starts)])
+        return csr_matrix((differences, buckets, offsets), shape=(len(rows), BUCKETS))
 
 
 Measured = Features | StoredFeatures
