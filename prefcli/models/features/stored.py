@@ -43,7 +43,7 @@ class _Column:
     def append(self, values: NDArray[np.generic]) -> None:
         data = np.ascontiguousarray(values, dtype=self._dtype).reshape(-1).view(np.uint8)
         with files.as_write_errors(self._folder):
-            left = memoryview(data)
+            left = data.data
             while left:  # one call may write a part
                 left = left[self._file.write(left) :]
         self._bytes += data.nbytes
