@@ -46,14 +46,15 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _short_networks() -> Iterator[None]:
-    """Networks of `features` would take two seconds of hundreds of trainings; test_networks.py trains whole ones."""
+def short_networks() -> Iterator[dict[str, int]]:
+    """Networks of `features` would take two seconds of hundreds of trainings; gives what they are outside the tests."""
     from prefcli.models.features import network
 
     with pytest.MonkeyPatch.context() as patched:
+        usual = {"MIN_STEPS": network.MIN_STEPS, "EPOCHS": network.EPOCHS}
         patched.setattr(network, "MIN_STEPS", 10)
         patched.setattr(network, "EPOCHS", 1)
-        yield
+        yield usual
 
 
 @pytest.fixture

@@ -24,10 +24,10 @@ FOLDS = [(np.arange(300), np.arange(300, 400)), (np.arange(100, 400), np.arange(
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _whole_networks() -> Iterator[None]:
+def _whole_networks(short_networks: dict[str, int]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(network, "MIN_STEPS", 200)
-        patched.setattr(network, "EPOCHS", 4)
+        for name, value in short_networks.items():
+            patched.setattr(network, name, value)
         yield
 
 

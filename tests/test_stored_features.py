@@ -169,3 +169,12 @@ def test_memory_is_estimated_from_the_rows_that_bins_are_found_on_or_from_all_bi
     assert bins_of_a_million < boosting.memory_of(1_000_000) < 1.3 * bins_of_a_million
     assert boosting.memory_of(100_000) == boosting.memory_of(200_000) < boosting.memory_of(600_000)
     assert 10 * boosting.memory_of(1000) == boosting.memory_of(10_000)
+
+
+@pytest.mark.parametrize(("bound", "is_said"), [(400, True), (1000, False)])
+def test_a_training_says_that_bins_are_from_a_sample(cli, demo_files, monkeypatch, bound, is_said):
+    monkeypatch.setattr(boosting, "BIN_ROWS", bound)
+    trained = cli("train", demo_files.train, "--recipe", "fast", "--limit", 240, "--output", "run")
+    assert trained.code == 0
+    said = "bins of the columns are from a sample: 400 of 432 rows, which are the battles in both orders"
+    assert (said in trained.err) is is_said, trained.err

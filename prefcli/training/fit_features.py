@@ -11,7 +11,7 @@ from prefcli import metrics
 from prefcli.data.selection import Fold
 from prefcli.errors import ModelError
 from prefcli.models import features as models
-from prefcli.models.features import statistics
+from prefcli.models.features import booster, statistics
 from prefcli.models.features.stored import StoredFeatures
 from prefcli.reporting import Progress, followed
 from prefcli.storage import files, runs
@@ -89,6 +89,11 @@ class FeaturesFitter:
                 files.remove(fold.folder / files.CHECKSUMS)
                 context.write_config(fold, {"columns": len(models.COLUMNS), "authors": described})
                 runs.seal(fold.folder, trained=False)
+            if model.booster is not None and 2 * len(fold.train) > booster.BIN_ROWS:
+                context.reporter.note(
+                    f"{name and f'{name}: '}bins of the columns are from a sample: {booster.BIN_ROWS:,} of "
+                    f"{2 * len(fold.train):,} rows, which are the battles in both orders; all are trained on"
+                )
             if model.networks is not None:
                 context.reporter.note(f"{name and f'{name}: '}{model.networks}")
             if len(model.curve) and int(np.argmin(model.curve)) + 1 == models.MAX_ROUNDS:
