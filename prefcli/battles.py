@@ -54,6 +54,9 @@ OPTIONAL_FIELDS = (
 
 TURN_SEPARATOR = "\n"
 
+MAX_BATCH_BYTES = 2**31 - 1
+"""Offsets of a batch's texts are 32-bit numbers."""
+
 PathLike = str | Path
 
 
@@ -297,6 +300,23 @@ def make_batch(columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
         for field in schema
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def one_batch(rows: pa.Table) -> pa.RecordBatch:
+    """All rows of a table in one batch.
+
+    Raises
+    ------
+    InputError
+        They have more than :data:`MAX_BATCH_BYTES`: Arrow would make several batches of them.
+    """
+    if rows.nbytes > MAX_BATCH_BYTES:
+        raise InputError(
+            f"{plural(rows.num_rows, 'row')} of {rows.nbytes:,} bytes at once, more than {MAX_BATCH_BYTES:,}",
+            hint="Give fewer rows at a time.",
+        )
+    batches = rows.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=rows.schema)
 
 
 def labels_of(battles: pa.Table) -> NDArray[np.int64]:

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefcli.battles import SOURCE, TEXT_FIELDS, Source, labels_of, texts_of
+from prefcli.battles import SOURCE, TEXT_FIELDS, Source, labels_of, one_batch, texts_of
 from prefcli.data import splits, tables
 from prefcli.errors import InputError, plural
 from prefcli.metrics import describe_battles
@@ -119,7 +119,7 @@ def _filter(batches: Iterator[pa.RecordBatch], positions: Positions, total: int)
 
 def take(batches: Iterator[pa.RecordBatch], positions: Positions, total: int) -> pa.RecordBatch:
     """The rows at these positions of ``total`` rows, in the order of the rows, as one batch."""
-    return pa.Table.from_batches(list(_filter(batches, positions, total))).combine_chunks().to_batches()[0]
+    return one_batch(pa.Table.from_batches(list(_filter(batches, positions, total))))
 
 
 @dataclass(frozen=True)

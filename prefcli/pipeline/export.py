@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from prefcli import readers
-from prefcli.battles import PathLike, Source, labels_of, user_path
+from prefcli.battles import PathLike, Source, labels_of, one_batch, user_path
 from prefcli.data import synthetic
 from prefcli.errors import InputError, ModelError, PrefcliError, require
 from prefcli.options import TrainOptions
@@ -126,7 +126,7 @@ def _samples(run: Path, workspace: Workspace, reporter: Reporter) -> list[Sample
         count = max(MAX_HELD_OUT_BATTLES // len(members), 1)
         tables = [_select(data.validation or data.training, of_member, count) for of_member in held_out]
         if all(table.num_rows for table in tables):
-            return [Sample(table.combine_chunks().to_batches()[0], labels_of(table)) for table in tables]
+            return [Sample(one_batch(table), labels_of(table)) for table in tables]
         reason = "they are not in the file"
     except PrefcliError as error:
         reason = error.what

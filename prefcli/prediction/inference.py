@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli import metrics
-from prefcli.battles import BATTLE_SCHEMA
+from prefcli.battles import BATTLE_SCHEMA, one_batch
 from prefcli.errors import InputError, ModelError
 from prefcli.options import PredictOptions, TrainOptions
 from prefcli.outcomes import OUTCOMES, SWAPPED, TIE, A, B
@@ -244,8 +244,7 @@ def _rows(batches: Sequence[pa.RecordBatch], start: int, end: int) -> pa.RecordB
     """Some rows of batches that follow one another."""
     import pyarrow as pa
 
-    [rows] = pa.Table.from_batches(batches).slice(start, end - start).combine_chunks().to_batches()
-    return rows
+    return one_batch(pa.Table.from_batches(batches).slice(start, end - start))
 
 
 def stream(

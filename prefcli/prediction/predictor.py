@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcli import readers
-from prefcli.battles import BATTLE_SCHEMA, TEXT_FIELDS, TURNS, Source, int_column, make_batch
+from prefcli.battles import BATTLE_SCHEMA, TEXT_FIELDS, TURNS, Source, int_column, make_batch, one_batch
 from prefcli.candidates import ANSWERS, make_candidates
 from prefcli.compute import devices
 from prefcli.data.tables import CHOSEN_COLUMN, prediction_schema, probability_of_chosen
@@ -386,7 +386,7 @@ class Predictor:
         if not questions:
             return []
         try:
-            return list(self._rank(pa.Table.from_batches(questions).combine_chunks().to_batches()[0], rule))
+            return list(self._rank(one_batch(pa.Table.from_batches(questions)), rule))
         except inference.NonFiniteError as error:
             if len(questions) == 1:
                 return [error]
@@ -507,7 +507,7 @@ class Predictor:
 
         if not lines:
             return []
-        batch = pa.Table.from_batches([line.battle for line in lines]).combine_chunks().to_batches()[0]
+        batch = one_batch(pa.Table.from_batches([line.battle for line in lines]))
         answers = []
         for line, probabilities in zip(lines, self._predict_each(batch), strict=True):
             if isinstance(probabilities, inference.NonFiniteError):

@@ -25,6 +25,7 @@ import pyarrow as pa
 from prefcli.battles import TEXT_FIELDS
 from prefcli.errors import InputError, PrefcliError
 from prefcli.text.normalise import TextCounts, check_columns, check_normalisation, normalise_batch, utf8_bytes
+from prefcli.threads import usable_cores
 
 #: Larger batches are cut, so that all processes get work and memory stays bounded (bytes of the three text columns).
 _MAX_PIECE_BYTES = 4_000_000
@@ -68,15 +69,6 @@ def normalise_stream(
     if workers < 1:
         raise InputError(f"text cannot be normalised by {workers} workers", hint="Use --workers 1 or more.")
     return _normalise_stream(batches, normalisation, workers)
-
-
-def usable_cores() -> int:
-    """The cores this process may run on."""
-    if hasattr(os, "process_cpu_count"):  # Python 3.13
-        return os.process_cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _normalise_stream(batches: Iterable[pa.RecordBatch], normalisation: str, workers: int) -> Iterator[_Normalised]:

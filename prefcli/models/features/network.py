@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from prefcli.errors import plural
 from prefcli.models.features.booster import BoosterData, Folds, Rows, Table, chunks
 from prefcli.outcomes import OUTCOMES, SWAPPED
+from prefcli.threads import map_in_threads
 
 Array = NDArray[np.float64]
 Layers = list[NDArray[np.float32]]
@@ -48,6 +49,8 @@ MAX_DEVIATIONS = 4.0
 BLOCK = 64
 """Rows of a matrix product in a prediction. Always as many, so that a battle has the same logits to the last bit,
 whatever is predicted with it."""
+PART = 8 * BLOCK
+"""Rows that one thread predicts at a time."""
 STEPS = 128
 """Of the way on which gradients are averaged, see :meth:`Networks.contributions`."""
 SHARES = np.linspace(0, 1, 21)
@@ -74,9 +77,14 @@ class Networks:
 
     def scores(self, rows: Table, swapped: Table) -> Array:
         """Logits ``[n, 3]`` of n battles, the mean over networks and both orders of the answers."""
+
+        def of_part(start: int) -> Array:
+            original, others = (self._mean_logits(order[start : start + PART]) for order in (rows, swapped))
+            return (original + others[:, SWAPPED]) / 2
+
         with one_blas_thread():
-            original, others = (self._mean_logits(order) for order in (rows, swapped))
-        return (original + others[:, SWAPPED]) / 2
+            parts = map_in_threads(of_part, range(0, len(rows), PART))
+        return np.concatenate([np.empty((0, len(OUTCOMES))), *parts])
 
     def _mean_logits(self, rows: Table) -> Array:
         logits = np.empty((len(rows), len(OUTCOMES)))

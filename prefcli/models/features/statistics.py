@@ -33,6 +33,7 @@ from prefcli.models.features.names import (
     TEXT_STATISTICS,
 )
 from prefcli.models.features.textbytes import Flags, Hashes, Numbers, PrefixHashes, Texts, Words
+from prefcli.threads import map_in_threads
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -49,7 +50,7 @@ VERSIONS = (VERSION_WITHOUT_CLUSTERS, VERSION)
 BUCKETS = 1 << 18
 """Words and word pairs are counted by their hash modulo this."""
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 19
 """About so much text is measured at a time, so that the counts stay in the processor's caches."""
 CHUNK_BATTLES = 2048
 
@@ -126,7 +127,7 @@ def extract(batch: pa.RecordBatch, version: int = VERSION) -> Features:
 
     Beyond the result, memory does not grow with the batch.
     """
-    return Features.concatenate([_measure(part, version) for part in _chunks(batch)])
+    return Features.concatenate(map_in_threads(functools.partial(_measure, version=version), _chunks(batch)))
 
 
 def _chunks(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
