@@ -66,6 +66,21 @@ def test_weights_agree_with_a_grid_search() -> None:
     assert fit.after < min(fit.members)
 
 
+@pytest.mark.parametrize(("certainty", "prompts", "sum_is_one"), [(1.0, 12, True), (3.0, 1_500, False)])
+def test_weights_get_another_sum_only_where_the_cross_fit_is_better_with_it(certainty, prompts, sum_is_one) -> None:
+    logits, labels, _ = truth(3_000)
+    keys = np.arange(3_000) % prompts
+    random = np.random.default_rng(7)
+    # A prompt's answers are all harder, or all easier, to tell apart than the models think.
+    harder = np.exp(random.normal(size=(prompts, 1)) * 0.4)[keys]
+    members = [certainty * harder * (logits + random.normal(size=logits.shape) * noise) for noise in (0.3, 0.9)]
+    start = (0.5, 0.5)
+    fit = calibration.calibrate(members, labels, keys, start=start)
+    of_sum_one = calibration.calibrate(members, labels, keys, start=start, scale=False)
+    assert (sum(fit.weights) == pytest.approx(1, abs=1e-6)) is sum_is_one
+    assert fit.after == of_sum_one.after if sum_is_one else fit.after < of_sum_one.after
+
+
 def test_a_random_member_gets_no_weight() -> None:
     logits, labels, keys = truth(4_000)
     noise = np.random.default_rng(8).normal(size=logits.shape) * 2

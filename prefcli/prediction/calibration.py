@@ -160,7 +160,9 @@ def calibrate(
     tie:
         Whether the share of ties may change.
     scale:
-        Whether the weights may have any sum, which is an inverse temperature; otherwise the sum stays 1.
+        Whether the weights may have any sum, which is an inverse temperature; otherwise the sum stays 1. Those of
+        several models get another sum only if the cross-fit is better with it: few prompts tell it worse than they
+        tell the relation of the weights.
     start:
         Weights to be kept unless a fit is better; by default equal ones that sum to 1.
     unseen:
@@ -181,12 +183,18 @@ def calibrate(
         combined = metrics.with_unseen(_combine([z[rows] for z in logs], parameters), unseen)
         return _losses(metrics.softmax(combined), labels, rows)
 
+    def cross_fitted(scale: bool) -> float:
+        after = np.empty(n)
+        for train, held_out in _folds(keys, labels):
+            parameters, _ = _fit([z[train] for z in logs], labels[train], initial, tie, scale)
+            after[held_out] = losses(held_out, parameters)
+        return float(after.mean())
+
     everything = np.arange(n)
-    before, after = losses(everything, initial), np.empty(n)
-    for train, held_out in _folds(keys, labels):
-        parameters, _ = _fit([z[train] for z in logs], labels[train], initial, tie, scale)
-        after[held_out] = losses(held_out, parameters)
-    helps = bool(after.mean() < before.mean())
+    before = float(losses(everything, initial).mean())
+    by_scale = {free: cross_fitted(free) for free in ((False, True) if scale and models > 1 else (scale,))}
+    scale = min(by_scale, key=by_scale.__getitem__)
+    helps = by_scale[scale] < before
     final, remarks = _fit(logs, labels, initial, tie, scale)
     if helps:
         remarks += _bounds(final, logs) if scale else ()
@@ -198,8 +206,8 @@ def calibrate(
         tie_shift=0.0 if TIE in unseen else float(final[-1]),
         fitted=helps,
         battles=n,
-        before=float(before.mean()),
-        after=float(after.mean()),
+        before=before,
+        after=by_scale[scale],
         members=tuple(alone),
         unseen=unseen,
         remarks=remarks,
