@@ -6,7 +6,7 @@ turns in one process; the median of the rounds is printed, and the largest diffe
 both orders of the answers, on more battles. Text is taken raw, because normalising it takes the same time in all ways.
 Without a run, small ones with the built-in encoder are trained on the file; ``--deberta`` trains one step of a siamese
 with an encoder of DeBERTa-v3-small's shape and random weights instead, whose predictions say little and whose speed is
-that of the real one.
+that of the real one. ``--openvino`` computes the graph by OpenVINO too, where it is installed.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ from prefcli import encoders, metrics, models, pipeline
 from prefcli.battles import TEXT_FIELDS, texts_of
 from prefcli.compute import devices
 from prefcli.models import Model
+from prefcli.models.exported import GRAPH
 from prefcli.options import TrainOptions
 from prefcli.readers import open_battles
 from prefcli.storage.workspace import Workspace
 
+OPENVINO = {"OpenVINO, fp32": "f32", "OpenVINO, bf16": "bf16"}
 ORDER = ("torch", "torch, transformers' own layers", "ONNX Runtime, fp32", "ONNX Runtime, int8")
 
 
@@ -43,6 +45,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="*")
     parser.add_argument("--deberta", action="store_true", help="a run of DeBERTa-v3-small's shape")
     parser.add_argument("--max-length", type=int, default=256, help="of that run")
+    parser.add_argument("--openvino", action="store_true")
     parser.add_argument("--battles", type=int, default=32, help="timed in every round")
     parser.add_argument("--compared", type=int, default=500, help="on which probabilities are compared")
     parser.add_argument("--rounds", type=int, default=3)
@@ -51,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         runs = [*args.runs, *([deberta_run(args, battles, Path(scratch))] if args.deberta else [])]
         for number, run in enumerate(runs or tiny_runs(args.file, Path(scratch))):
-            report(run, ways_of(run, Path(scratch) / str(number)), battles, args)
+            report(run, ways_of(run, Path(scratch) / str(number), args.openvino), battles, args)
 
 
 def tiny_runs(file: Path, scratch: Path) -> list[Path]:
@@ -74,7 +77,19 @@ def deberta_run(args: argparse.Namespace, battles: pa.Table, scratch: Path) -> P
     return run
 
 
-def ways_of(run: Path, scratch: Path) -> dict[str, Model]:
+class OpenVinoSession:
+    """A graph in OpenVINO, called as ONNX Runtime's session is."""
+
+    def __init__(self, graph: Path, precision: str) -> None:
+        import openvino
+
+        self._graph = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+
+    def run(self, _: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [self._graph(inputs)[0]]
+
+
+def ways_of(run: Path, scratch: Path, openvino: bool) -> dict[str, Model]:
     workspace = Workspace(scratch / "workspace")
     for precision in ("fp32", "int8"):
         pipeline.export(str(run), workspace, scratch / precision, int8=precision == "int8")
@@ -85,7 +100,11 @@ def ways_of(run: Path, scratch: Path) -> dict[str, Model]:
         models.load(scratch / "fp32", auto),
         models.load(scratch / "int8", auto),
     ]
-    return dict(zip(ORDER, models_in_order, strict=True))
+    ways = dict(zip(ORDER, models_in_order, strict=True))
+    for name, precision in OPENVINO.items() if openvino else ():
+        ways[name] = models.load(scratch / "fp32", auto)
+        ways[name].session = OpenVinoSession(scratch / "fp32" / GRAPH, precision)
+    return ways
 
 
 def report(run: Path, ways: dict[str, Model], battles: pa.Table, args: argparse.Namespace) -> None:
@@ -97,7 +116,7 @@ def report(run: Path, ways: dict[str, Model], battles: pa.Table, args: argparse.
             if number:
                 times[name].append(seconds)
     compared_battles = evenly(battles, args.compared)
-    predictions = {name: probabilities(ways[name], compared_battles) for name in (ORDER[0], *ORDER[2:])}
+    predictions = {name: probabilities(ways[name], compared_battles) for name in ways if name != ORDER[1]}
     print(f"\n{run.name}: {timed_battles.num_rows} battles of {args.file.name}, {args.rounds} rounds\n")
     print(f"| way | battles/s (lowest to highest) | times torch | largest difference on {args.compared} battles |")
     print("|---|---|---|---|")
@@ -105,7 +124,7 @@ def report(run: Path, ways: dict[str, Model], battles: pa.Table, args: argparse.
         middle = statistics.median(seconds)
         low, high = timed_battles.num_rows / max(seconds), timed_battles.num_rows / min(seconds)
         rates = f"{timed_battles.num_rows / middle:.1f} ({low:.1f} to {high:.1f})"
-        difference = f"{np.abs(predictions[name] - predictions[ORDER[0]]).max():.1e}" if name in ORDER[2:] else ""
+        difference = f"{np.abs(predictions[name] - predictions[ORDER[0]]).max():.1e}" if name not in ORDER[:2] else ""
         faster = statistics.median(times[ORDER[0]]) / middle
         print(f"| {name} | {rates} | {faster:.2f} | {difference} |", flush=True)
 
