@@ -12,7 +12,6 @@ import contextlib
 import functools
 import itertools
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from prefcli.errors import plural
 from prefcli.models.features.booster import BoosterData, Folds, Rows, Table, chunks
 from prefcli.outcomes import OUTCOMES, SWAPPED
-from prefcli.threads import map_in_threads
+from prefcli.threads import map_in_threads, usable_cores
 
 Array = NDArray[np.float64]
 Layers = list[NDArray[np.float32]]
@@ -212,7 +211,7 @@ def fit(
 
         return _train(data, networks, folds[number][0], seed + number, step_done)
 
-    with one_blas_thread(), ThreadPoolExecutor(min(threads or os.cpu_count() or 1, len(folds))) as pool:
+    with one_blas_thread(), ThreadPoolExecutor(min(threads or usable_cores(), len(folds))) as pool:
         try:
             layers = tuple(pool.map(train, range(len(folds))))
         except BaseException:
