@@ -58,6 +58,7 @@ PHASES = {
 }
 """What a phase is called, and the function that it is."""
 TEXTS = ("prompt", "response_a", "response_b")
+ROUNDS = "PHASES_MAX_ROUNDS"
 
 
 class Stopwatch:
@@ -119,7 +120,9 @@ def reset_peak() -> None:
 def run_timed(verb: str, arguments: list[str]) -> None:
     """Run a command in this process, and print its phases as rows of a Markdown table."""
     from prefcli.cli.main import main as command
+    from prefcli.models.features import booster
 
+    booster.MAX_ROUNDS = int(os.environ.get(ROUNDS, booster.MAX_ROUNDS))
     watch = Stopwatch()
     for phase, place in PHASES[verb].items():
         module_name, _, path = place.partition(":")
@@ -216,9 +219,12 @@ def main() -> None:
     parser.add_argument("--battles", type=int, default=55_968)
     parser.add_argument("--csv", action="store_true", help="measure a CSV file, not Parquet")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
+    parser.add_argument("--max-rounds", type=int, help="of boosting, where memory alone is measured")
     parser.add_argument("--only", choices=["train", "predict"], help="predict needs --folder with a trained run")
     parser.add_argument("--folder", type=Path, help="keep file, workspace and run here")
     options = parser.parse_args()
+    if options.max_rounds:
+        os.environ[ROUNDS] = str(options.max_rounds)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="phases-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -23,6 +23,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
+from prefcli import readers
 from prefcli.errors import InputError
 from prefcli.readers import containers, json_rows
 from prefcli.readers.cells import parse_nested
@@ -541,3 +542,23 @@ def test_what_is_no_table_is_refused_with_what_to_pass(table: Any, what: str, hi
         raw_table(table, "the table")
     assert what in error.value.what
     assert hint in error.value.hint
+
+
+@pytest.mark.parametrize("row_group_size", [2_000, 100_000])
+def test_reading_parquet_takes_no_more_memory_for_more_rows(tmp_path, monkeypatch, row_group_size):
+    """Arrow's own buffers: of a file of 24 MB that compresses badly, in ten groups of rows or in one."""
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(33, 127, 400, dtype=np.uint8).tobytes().decode() for _ in range(60_000)]
+    columns = dict(zip(("prompt", "response_a", "response_b"), (texts[::3], texts[1::3], texts[2::3]), strict=True))
+    file = tmp_path / "large.parquet"
+    winners = ["model_a", "model_b"] * 10_000
+    pq.write_table(pa.table({**columns, "winner": winners}), file, row_group_size=row_group_size)
+    del texts, columns
+    monkeypatch.setattr(containers, "BLOCK_BYTES", 1 << 20)
+    before, held, rows = pa.total_allocated_bytes(), 0, 0
+    for batch, _ in readers.open_battles(file).batches():
+        held = max(held, pa.total_allocated_bytes() - before)
+        rows += batch.num_rows
+    assert rows == 20_000
+    assert file.stat().st_size > 18_000_000
+    assert held < 18_000_000

@@ -52,6 +52,8 @@ MAX_HEADER_CHARS = 16 << 20
 """Of a table's header."""
 MAX_EXPLAINED_CHARS = 64 << 20
 """Of a row that Arrow refuses: why is not investigated in a longer one."""
+PARQUET_BUFFER_BYTES = 1 << 20
+"""Of each column that are read at a time."""
 PEEK_PARQUET_ROWS = 16
 """Rows from which the size of the others is estimated."""
 SNIFFED_BYTES = 1 << 20
@@ -615,7 +617,8 @@ def _open_parquet(container: Container) -> Iterator[Any]:
                 _copy(stream, spool)
         with readable(container.name):
             try:
-                with pq.ParquetFile(path) as parquet:
+                # Otherwise Arrow holds all that it has read, or a whole row group, until the file is closed.
+                with pq.ParquetFile(path, pre_buffer=False, buffer_size=PARQUET_BUFFER_BYTES) as parquet:
                     yield parquet
             except MemoryError:
                 raise

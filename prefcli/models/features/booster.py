@@ -292,6 +292,14 @@ class BoosterData:
         )
 
 
+def _in_memory(rows: Rows, positions: NDArray[np.integer]) -> Table:
+    """The rows at some positions, read by chunks: what is computed on the way, and mapped from files, goes again."""
+    table = np.empty((len(positions), rows[positions[:0]].shape[1]), dtype=np.float32)
+    for chunk in chunks(len(positions)):
+        table[chunk] = rows[positions[chunk]]
+    return table
+
+
 def dataset(rows: Rows, labels: NDArray[np.generic], parameters: Mapping[str, Any], **fields: Any) -> Any:
     """A LightGBM data set of a table, which it keeps as bins: a byte a number.
 
@@ -300,11 +308,11 @@ def dataset(rows: Rows, labels: NDArray[np.generic], parameters: Mapping[str, An
     lightgbm = import_lightgbm()
     options = {"max_bin": MAX_BINS, "verbosity": -1}
     if len(rows) <= BIN_ROWS:
-        return lightgbm.Dataset(rows[np.arange(len(rows))], labels, params=options, **fields)
+        return lightgbm.Dataset(_in_memory(rows, np.arange(len(rows))), labels, params=options, **fields)
     sample = np.sort(np.random.default_rng(parameters["seed"]).choice(len(rows), BIN_ROWS, replace=False))
     # LightGBM leaves out columns that differ in so few rows that no split could be made.
     least = max(1, round(parameters["min_data_in_leaf"] * BIN_ROWS / len(rows)))
-    binned = lightgbm.Dataset(rows[sample], params=options | {"min_data_in_leaf": least}).construct()
+    binned = lightgbm.Dataset(_in_memory(rows, sample), params=options | {"min_data_in_leaf": least}).construct()
 
     class Chunks(lightgbm.Sequence):  # type: ignore[name-defined]
         batch_size = CHUNK_ROWS
