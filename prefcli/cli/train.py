@@ -102,7 +102,6 @@ def run(
     from prefcli.pipeline.train import check_files
     from prefcli.storage.runs import refuse_folder
 
-    memory.keep_freed_memory()
     given = given_options(flags)
     if resume is not None:
         others = {"--output": output, "--config": config, "FILE": file}
@@ -115,6 +114,8 @@ def run(
     if tune is not None and (resume is not None or estimate):
         raise InputError(f"--tune cannot be combined with {'--resume' if resume is not None else '--estimate'}")
     options, origins = resolve(given, read_config(config) if config else None)
+    if options.architecture != "features":  # LightGBM's data sets are large, and each is freed before the next
+        memory.keep_freed_memory()
     if RECIPES[options.recipe] and resume is None:
         session.reporter.note(describe_recipe(options, origins))
     if reading.reading and not file:

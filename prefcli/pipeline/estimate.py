@@ -51,8 +51,8 @@ MIN_SECONDS = 5.0
 """The sample of a prediction grows until it takes at least this long, or holds all battles."""
 NEIGHBOURS = 4
 """Battles of like length that are sampled together, because batches hold battles of like length."""
-BOOSTING_POWER = 0.8
-"""The time of boosting grows with this power of the number of battles, see ``docs/benchmarks.md``."""
+ROUND_POWER = 1.0
+"""The time of a round of boosting grows with this power of the number of battles, see ``docs/benchmarks.md``."""
 RANGE = 0.8, 1.25
 """Lowest and highest real time as a share of the estimate, from ``benchmarks/estimates.py``."""
 
@@ -319,7 +319,9 @@ def _time_boosting(context: TrainContext, folds: Sequence[Fold], reporter: Repor
             seed=options.seed,
             settings=options.booster_settings,
         )
-        boosting = (time.perf_counter() - measured) * (len(train) / size) ** BOOSTING_POWER
+        seeds = options.booster_settings.get("seeds", 1)
+        rounds = features.expected_rounds(len(train), seeds) / features.expected_rounds(size, seeds)
+        boosting = (time.perf_counter() - measured) * (len(train) / size) ** ROUND_POWER * rounds
         parts = {"measuring": (measured - started) * len(pool) / size, "boosting": boosting * len(folds)}
     more = (features.memory_of(len(train)) - features.memory_of(size)) / 1e6
     return _Timing(context.world.gather(parts)[0], len(train) * len(folds), size, time.perf_counter() - began, more)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 Positions = NDArray[np.integer]
+MAPPED_PARTS = 512
+"""Rows, or slices of them, after which a file is mapped anew: the kernel maps 64 KB around each."""
 WIDTH = len(TEXT_STATISTICS) + 2 * len(ANSWER_STATISTICS) + len(PAIR_STATISTICS)
 
 
@@ -54,6 +56,14 @@ class _Column:
             return np.empty((0, self._width), dtype=self._dtype)
         mapped = mmap.mmap(self._file.fileno(), self._bytes, access=mmap.ACCESS_READ)
         return np.frombuffer(mapped, dtype=self._dtype).reshape(-1, self._width)
+
+    def slices(self, parts: list[slice]) -> NDArray[Any]:
+        """Some of the rows of one number, in memory."""
+        found = []
+        for start in range(0, len(parts), MAPPED_PARTS):
+            rows = self.view()
+            found.append(np.concatenate([rows[part, 0] for part in parts[start : start + MAPPED_PARTS]]))
+        return np.concatenate(found)
 
 
 class StoredFeatures:
@@ -87,7 +97,9 @@ class StoredFeatures:
 
     def statistics(self, rows: Positions) -> BattleStatistics:
         """The statistics of the battles at these positions, in memory."""
-        values = self._statistics.view()[self._rows[rows]]
+        found = self._rows[rows]
+        parts = np.array_split(found, len(found) // MAPPED_PARTS + 1)
+        values = np.concatenate([self._statistics.view()[part] for part in parts])
         prompt, sides, pair = np.split(values, [len(TEXT_STATISTICS), WIDTH - len(PAIR_STATISTICS)], axis=1)
         return BattleStatistics(prompt, sides.reshape(len(rows), 2, len(ANSWER_STATISTICS)), pair)
 
@@ -113,10 +125,7 @@ class StoredFeatures:
             slice(starts[first], stops[last - 1])
             for first, last in itertools.pairwise([0, *breaks.tolist(), len(rows)])
         ]
-        buckets, differences = (
-            np.concatenate([entries[part, 0] for part in parts])
-            for entries in (self._buckets.view(), self._differences.view())
-        )
+        buckets, differences = (column.slices(parts) for column in (self._buckets, self._differences))
         offsets = np.concatenate([[0], np.cumsum(stops - starts)])
         return csr_matrix((differences, buckets, offsets), shape=(len(rows), BUCKETS))
 
