@@ -1,6 +1,9 @@
 """Work in threads gives what a loop gives, and batches of Arrow are never silently cut."""
 
+import os
+import platform
 import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +11,7 @@ import pytest
 
 import prefcli.battles
 from prefcli.battles import one_batch
+from prefcli.compute import memory
 from prefcli.errors import InputError
 from prefcli.models.features import network, statistics
 from prefcli.threads import MAX_THREADS, map_in_threads
@@ -60,3 +64,15 @@ def test_a_table_that_fits_in_no_batch_is_refused(monkeypatch):
     monkeypatch.setattr(prefcli.battles, "MAX_BATCH_BYTES", 80)
     with pytest.raises(InputError, match="2 rows of 88 bytes at once, more than 80"):
         one_batch(table)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed memory so")
+def test_freed_memory_between_blocks_in_use_is_given_back():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    blocks = [bytes(16_000) for _ in range(6_000)]  # too small to be mapped each
+    blocks[:-1:2] = [b""] * 3_000
+    before = resident()
+    memory.return_freed_memory()
+    assert resident() < before - 20_000_000

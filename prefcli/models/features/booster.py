@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcli.compute import memory
 from prefcli.errors import PrefcliError, one_line
 from prefcli.models.features.names import COLUMNS
 from prefcli.outcomes import OUTCOMES, SWAPPED, A, B
@@ -309,6 +310,7 @@ def dataset(rows: Rows, labels: NDArray[np.generic], parameters: Mapping[str, An
     options = {"max_bin": MAX_BINS, "verbosity": -1}
     if len(rows) <= BIN_ROWS:
         return lightgbm.Dataset(_in_memory(rows, np.arange(len(rows))), labels, params=options, **fields)
+    memory.return_freed_memory()
     sample = np.sort(np.random.default_rng(parameters["seed"]).choice(len(rows), BIN_ROWS, replace=False))
     # LightGBM leaves out columns that differ in so few rows that no split could be made.
     least = max(1, round(parameters["min_data_in_leaf"] * BIN_ROWS / len(rows)))
