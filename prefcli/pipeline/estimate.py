@@ -51,8 +51,9 @@ MIN_SECONDS = 5.0
 """The sample of a prediction grows until it takes at least this long, or holds all battles."""
 NEIGHBOURS = 4
 """Battles of like length that are sampled together, because batches hold battles of like length."""
-ROUND_POWER = 1.0
-"""The time of a round of boosting grows with this power of the number of battles, see ``docs/benchmarks.md``."""
+ROUND_POWERS = {0: 0.8, 5_000: 0.5, 50_000: 1.1}
+"""From so many battles on, the time of a round of boosting grows with such a power of their number: first what does not
+depend on it weighs less and less, then the bins of all rows outgrow the caches. See ``docs/benchmarks.md``."""
 RANGE = 0.8, 1.25
 """Lowest and highest real time as a share of the estimate, from ``benchmarks/estimates.py``."""
 
@@ -321,10 +322,19 @@ def _time_boosting(context: TrainContext, folds: Sequence[Fold], reporter: Repor
         )
         seeds = options.booster_settings.get("seeds", 1)
         rounds = features.expected_rounds(len(train), seeds) / features.expected_rounds(size, seeds)
-        boosting = (time.perf_counter() - measured) * (len(train) / size) ** ROUND_POWER * rounds
+        boosting = (time.perf_counter() - measured) * _round_growth(size, len(train)) * rounds
         parts = {"measuring": (measured - started) * len(pool) / size, "boosting": boosting * len(folds)}
     more = (features.memory_of(len(train)) - features.memory_of(size)) / 1e6
     return _Timing(context.world.gather(parts)[0], len(train) * len(folds), size, time.perf_counter() - began, more)
+
+
+def _round_growth(few: int, many: int) -> float:
+    """How many times as long a round takes on many battles as on few."""
+    growth = 1.0
+    for (start, power), end in zip(ROUND_POWERS.items(), [*list(ROUND_POWERS)[1:], math.inf], strict=True):
+        if few < end and many > start:
+            growth *= (min(many, end) / max(few, start)) ** power
+    return growth
 
 
 def _time_prediction(
