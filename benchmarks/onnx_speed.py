@@ -36,7 +36,7 @@ from prefcli.readers import open_battles
 from prefcli.storage.workspace import Workspace
 
 OPENVINO = {"OpenVINO, fp32": "f32", "OpenVINO, bf16": "bf16"}
-ORDER = ("torch", "torch, transformers' own layers", "ONNX Runtime, fp32", "ONNX Runtime, int8")
+ORDER = ("torch", "torch, transformers' own layers", "torch, bf16", "ONNX Runtime, fp32", "ONNX Runtime, int8")
 
 
 def main() -> None:
@@ -72,7 +72,9 @@ def deberta_run(args: argparse.Namespace, battles: pa.Table, scratch: Path) -> P
     encoder = encoders.from_config({**SHAPES["DeBERTa-v3-small"], "vocab_size": len(tokenizer)}, seed=0)
     encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    options = TrainOptions(encoder=str(folder), limit=64, max_steps=1, max_length=args.max_length, text="raw")
+    options = TrainOptions(
+        encoder=str(folder), limit=64, max_steps=1, max_length=args.max_length, text="raw", validation=0
+    )
     pipeline.train(args.file, Workspace(scratch / "workspace"), options, output=run, remember=False)
     return run
 
@@ -97,6 +99,7 @@ def ways_of(run: Path, scratch: Path, openvino: bool) -> dict[str, Model]:
     models_in_order = [
         models.load(run, devices.DeviceRequest("cpu", "fp32")),
         models.load(run, devices.DeviceRequest("cpu", "fp32"), fast_attention=False),
+        models.load(run, devices.DeviceRequest("cpu", "bf16")),
         models.load(scratch / "fp32", auto),
         models.load(scratch / "int8", auto),
     ]
