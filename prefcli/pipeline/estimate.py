@@ -311,6 +311,7 @@ def _time_boosting(context: TrainContext, folds: Sequence[Fold], reporter: Repor
         battles = statistics.extract(batch)
         measured = time.perf_counter()
         options = context.options
+        rounds = [0.0]
         features.fit(
             battles,
             pool.targets[rows],
@@ -318,11 +319,14 @@ def _time_boosting(context: TrainContext, folds: Sequence[Fold], reporter: Repor
             authors=authors if authors.suffice else None,
             sources=None if sources is None else sources.take(sample),
             seed=options.seed,
+            progress=lambda what, done, total: rounds.append(done),
             settings=options.booster_settings,
         )
         seeds = options.booster_settings.get("seeds", 1)
-        rounds = features.expected_rounds(len(train), seeds) / features.expected_rounds(size, seeds)
-        boosting = (time.perf_counter() - measured) * _round_growth(size, len(train)) * rounds
+        longer = features.expected_rounds(len(train), seeds) / features.expected_rounds(size, seeds)
+        if sources is None and rounds[-1]:  # sources have boosters of their own
+            longer = min(longer, features.most_rounds(len(train), seeds) / rounds[-1])
+        boosting = (time.perf_counter() - measured) * longer * _round_growth(size, len(train))
         parts = {"measuring": (measured - started) * len(pool) / size, "boosting": boosting * len(folds)}
     more = (features.memory_of(len(train)) - features.memory_of(size)) / 1e6
     return _Timing(context.world.gather(parts)[0], len(train) * len(folds), size, time.perf_counter() - began, more)

@@ -35,6 +35,7 @@ from prefcli.models.features.model import (
     expected_rounds,
     fit,
     load,
+    most_rounds,
 )
 from prefcli.models.features.names import COLUMNS
 
@@ -53,4 +54,5 @@ __all__ = [
     "fit",
     "load",
     "memory_of",
+    "most_rounds",
 ]

@@ -162,6 +162,11 @@ class FitProgress:
         choices = (self._choices - len(self._found)) * min(self._best + self._patience, self._max)
         return max(self._finished, self._before) + choices + self._best * self._final * self._seeds + self._networks
 
+    @property
+    def most(self) -> float:
+        """Rounds of the whole fit if no inner fold stops before the largest number, known before the fit begins."""
+        return self._before + (self._choices + self._final * self._seeds) * self._max + self._networks
+
     def words(self, steps: float) -> None:
         """So much of the words' models is fitted, one of each inner fold and one of all battles."""
         self._finished = steps * WORD_ROUNDS

@@ -519,6 +519,11 @@ def expected_rounds(battles: int, seeds: int = 1) -> float:
     return boosting.FitProgress(battles, INNER_FOLDS, lambda what, done, total: None, seeds=seeds).expected
 
 
+def most_rounds(battles: int, seeds: int = 1) -> float:
+    """The same if the boosting goes on as long as it may."""
+    return boosting.FitProgress(battles, INNER_FOLDS, lambda what, done, total: None, seeds=seeds).most
+
+
 def _prior(targets: NDArray[np.float32]) -> Array:
     """Shares of the outcomes, smoothed, the same for A and B."""
     totals = targets.sum(axis=0, dtype=np.float64) + PRIOR_WEIGHT / len(OUTCOMES)
