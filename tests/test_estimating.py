@@ -168,8 +168,8 @@ def test_features_are_estimated_from_smaller_fits(cli: CLI, demo_files: Demo) ->
 def test_rounds_take_longer_by_what_their_growth_between_the_numbers_says() -> None:
     growth = estimate._round_growth
     assert growth(900, 1_800) == pytest.approx(2**0.8)
-    assert growth(10_000, 40_000) == pytest.approx(2)
-    assert growth(10_000, 900_000) == pytest.approx(growth(10_000, 50_000) * 18**1.1)
+    assert growth(10_000, 40_000) == pytest.approx(4**0.6)
+    assert growth(10_000, 900_000) == pytest.approx(growth(10_000, 50_000) * 18**1.15)
     assert growth(60_000, 60_000) == 1
 
 

@@ -51,7 +51,7 @@ MIN_SECONDS = 5.0
 """The sample of a prediction grows until it takes at least this long, or holds all battles."""
 NEIGHBOURS = 4
 """Battles of like length that are sampled together, because batches hold battles of like length."""
-ROUND_POWERS = {0: 0.8, 5_000: 0.5, 50_000: 1.1}
+ROUND_POWERS = {0: 0.8, 5_000: 0.6, 50_000: 1.15}
 """From so many battles on, the time of a round of boosting grows with such a power of their number: first what does not
 depend on it weighs less and less, then the bins of all rows outgrow the caches. See ``docs/benchmarks.md``."""
 RANGE = 0.8, 1.25
