@@ -9,11 +9,12 @@ hashing, by the library datasketch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from prefcli.threads import map_in_threads
 
 NGRAM = 5
 MIN_SIMILARITY = 0.8
@@ -25,7 +26,6 @@ MIN_ESTIMATE = 0.6
 """Pairs whose signatures agree in less than this part are not compared: the standard error at 0.8 is 0.05."""
 MAX_CANDIDATES = 50
 """Proposed texts that a text is compared with exactly: the likeliest."""
-THREADS = 2
 
 Hashes = NDArray[np.uint32]
 _FACTORS = tuple(np.uint32(pow(0x9E3779B1, power, 1 << 32)) for power in range(NGRAM))
@@ -62,8 +62,7 @@ class Signatures:
 
     def of(self, sets: Iterable[Hashes]) -> Hashes:
         """Signatures ``[n, PERMUTATIONS]`` of n sets, in which hashes may occur more than once."""
-        with ThreadPoolExecutor(THREADS) as pool:
-            rows = list(pool.map(self._of, sets))
+        rows = map_in_threads(self._of, sets)
         return np.array(rows, dtype=np.uint32).reshape(len(rows), PERMUTATIONS)
 
     def _of(self, hashes: Hashes) -> Hashes:
