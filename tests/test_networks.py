@@ -6,13 +6,14 @@ import dataclasses
 import itertools
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from prefcli.metrics import softmax
+from prefcli.metrics import log_loss, softmax
 from prefcli.models.features import booster, network
 from prefcli.models.features.booster import BoosterData
 from prefcli.models.features.network import Networks
@@ -204,11 +205,42 @@ def test_columns_are_standardised_in_parts_as_at_once(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("battles", [37, 90, 640, 5000, 40_000])
-def test_there_are_enough_steps_and_each_has_both_orders(battles: int) -> None:
-    steps = list(network._batches(np.random.default_rng(0), np.arange(battles), battles))
-    assert len(steps) >= network.MIN_STEPS
-    assert all(len(rows) <= 2 * network.MAX_BATCH for rows in steps)
-    assert all(np.array_equal(rows[: len(rows) // 2] + battles, rows[len(rows) // 2 :]) for rows in steps)
+def test_there_are_enough_steps_and_an_epoch_has_each_battle_at_most_once(battles: int) -> None:
+    order, size = network._order(np.random.default_rng(0), np.arange(battles) + 7)
+    steps, rest = divmod(len(order), size)
+    assert rest == 0
+    assert steps >= network.MIN_STEPS
+    assert size <= network.MAX_BATCH
+    assert set(order) <= set(range(7, battles + 7))
+    for epoch in order.reshape(-1, battles - battles % size):
+        assert len(set(epoch)) == len(epoch)
+
+
+def test_each_step_has_both_orders_of_its_battles(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[np.ndarray] = []
+    gradients = network._gradients
+
+    def recorded(inputs: np.ndarray, targets: np.ndarray, *others: Any) -> network.Layers:
+        steps.append(targets)
+        return gradients(inputs, targets, *others)
+
+    monkeypatch.setattr(network, "_gradients", recorded)
+    network.fit(data_of(400, 3.0), FOLDS, np.zeros((400, 3)), SCORED, seed=0, threads=1)
+    for targets in steps:
+        np.testing.assert_array_equal(targets[: len(targets) // 2], targets[len(targets) // 2 :, SWAPPED])
+    assert len({targets.tobytes() for targets in steps}) > network.MIN_STEPS
+
+
+def test_the_share_is_found_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = data_of(400, 3.0)
+    random = np.random.default_rng(0)
+    booster_logits, network_logits = (np.log(data.targets[:400] + 0.4) * random.random((400, 1)) for _ in range(2))
+    logits = [(1 - share) * booster_logits[SCORED] + share * network_logits[SCORED] for share in network.SHARES]
+    losses = [log_loss(softmax(of_share), data.targets[SCORED].argmax(axis=1)) for of_share in logits]
+    monkeypatch.setattr(booster, "CHUNK_ROWS", 7)
+    share = network._best_share(data, SCORED, booster_logits, network_logits)
+    assert 0 < share < 1
+    assert share == network.SHARES[np.argmin(losses)]
 
 
 def test_an_interruption_ends_all_networks_soon() -> None:

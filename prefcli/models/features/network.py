@@ -269,13 +269,15 @@ def _best_share(data: BoosterData, battles: NDArray[np.intp], booster: Array, ne
 
     They must help by more than :data:`MIN_GAIN` and by more than one parameter does by chance: 1 / battles.
     """
-    held_out = data.battles(battles)
-    of_booster, of_networks = booster[battles], networks[battles]
-
-    def loss(share: float) -> float:
-        return held_out.with_scores((1 - share) * of_booster + share * of_networks).loss
-
-    losses = [loss(share) for share in SHARES]
+    total, weight = np.zeros(len(SHARES)), 0.0
+    for chunk in chunks(len(battles)):
+        positions = battles[chunk]
+        part, of_booster, of_networks = data.battles(positions), booster[positions], networks[positions]
+        in_part = float(part.targets.sum())
+        for number, share in enumerate(SHARES):
+            total[number] += in_part * part.with_scores((1 - share) * of_booster + share * of_networks).loss
+        weight += in_part
+    losses = total / weight
     best = int(np.argmin(losses))
     return float(SHARES[best]) if losses[best] < losses[0] - max(MIN_GAIN, 1 / len(battles)) else 0.0
 
@@ -287,13 +289,17 @@ def _train(
     random = np.random.default_rng(seed)
     layers = _initial(random, len(networks.mean))
     optimizer = _AdamW(layers)
-    batches = list(_batches(random, battles, len(data.rows) // 2))
-    for number, batch in enumerate(batches, start=1):
+    order, size = _order(random, battles)
+    n = len(data.rows) // 2
+    steps = len(order) // size
+    for number in range(1, steps + 1):
+        chosen = order[(number - 1) * size : number * size]
+        batch = np.concatenate([chosen, chosen + n])
         bases = None if data.bases is None else data.bases[batch]
         inputs = networks._standardised(_compressed(data.rows[batch]))
         gradients = _gradients(inputs, data.targets[batch], bases, layers, random)
-        optimizer.step(gradients, _learning_rate(number / len(batches)))
-        step_done(number / len(batches))
+        optimizer.step(gradients, _learning_rate(number / steps))
+        step_done(number / steps)
     return layers
 
 
@@ -319,13 +325,14 @@ def _initial(random: np.random.Generator, columns: int) -> Layers:
     ]
 
 
-def _batches(random: np.random.Generator, battles: NDArray[np.integer], n: int) -> Iterator[NDArray[np.intp]]:
-    """Rows of each step, of 2n: battles in random order, each with its swapped row."""
+def _order(random: np.random.Generator, battles: NDArray[np.integer]) -> tuple[NDArray[np.int32], int]:
+    """The battles of all steps one after the other, and how many are in a step. An epoch's last few are left out."""
     size = min(max(len(battles) // 100, MIN_BATCH), MAX_BATCH, len(battles))
-    for _ in range(max(EPOCHS, math.ceil(MIN_STEPS / (len(battles) // size)))):
-        order = random.permutation(battles)
-        for start in range(0, len(order) - size + 1, size):
-            yield np.concatenate([order[start : start + size], order[start : start + size] + n])
+    steps = len(battles) // size
+    epochs = max(EPOCHS, math.ceil(MIN_STEPS / steps))
+    # 32 bits, because a million battles in all epochs are many numbers, and several networks are trained at once.
+    positions = battles.astype(np.int32)
+    return np.concatenate([random.permutation(positions)[: steps * size] for _ in range(epochs)]), size
 
 
 def _learning_rate(progress: float) -> float:
