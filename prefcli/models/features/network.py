@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcli.compute import memory
 from prefcli.errors import plural
 from prefcli.models.features.booster import BoosterData, Folds, Rows, Table, chunks
 from prefcli.outcomes import OUTCOMES, SWAPPED
@@ -196,6 +197,7 @@ def fit(
     The networks, None where they do not help; and the logits of the scored battles with them, shape ``[n, 3]``.
     """
     n = len(data.rows) // 2
+    memory.return_freed_memory()  # the booster's data sets
     networks = _standardisation(data.rows)
     done = [0.0] * len(folds)
     lock, stopped = threading.Lock(), threading.Event()
