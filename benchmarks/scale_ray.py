@@ -196,7 +196,7 @@ def main() -> None:
     print(
         f"{'Spark' if options.spark else 'Ray'}, {options.workers} workers: {seconds:,.0f} s, {total / seconds:,.0f} "
         f"battles/s, {options.workers * seconds / 3600 * 1e6 / total:.2f} core-hours for a million; "
-        f"largest worker {memory.peak / 1e6:,.0f} MB; prefcli predict, one core, one shard: {plain:,.0f} battles/s"
+        f"largest worker {'not measured' if options.spark else f'{memory.peak / 1e6:,.0f} MB'}; prefcli predict, one core, one shard: {plain:,.0f} battles/s"
     )
 
 
