@@ -193,10 +193,11 @@ def main() -> None:
     print(f"all rows there; largest difference from prefcli predict on one shard {difference:.1e}")
     if difference > 1e-6:
         raise SystemExit(1)
+    largest = "not measured" if options.spark else f"{memory.peak / 1e6:,.0f} MB"
     print(
         f"{'Spark' if options.spark else 'Ray'}, {options.workers} workers: {seconds:,.0f} s, {total / seconds:,.0f} "
         f"battles/s, {options.workers * seconds / 3600 * 1e6 / total:.2f} core-hours for a million; "
-        f"largest worker {'not measured' if options.spark else f'{memory.peak / 1e6:,.0f} MB'}; prefcli predict, one core, one shard: {plain:,.0f} battles/s"
+        f"largest worker {largest}; prefcli predict, one core, one shard: {plain:,.0f} battles/s"
     )
 
 
