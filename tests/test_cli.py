@@ -38,6 +38,12 @@ def check_error(done: Result, code: int = 2) -> None:
     assert done.out == ""
 
 
+def test_few_matrix_products_are_kept_unless_the_user_says_otherwise() -> None:
+    names = ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"]
+    code = f"import os; from prefcli.cli.main import run; run(['--version']); print([os.environ[n] for n in {names}])"
+    assert python(code, LRU_CACHE_CAPACITY="7").stdout.splitlines()[-1] == "['64', '7']"
+
+
 def test_help_shows_every_verb_and_each_has_examples(cli: CLI) -> None:
     top = cli("--help")
     assert top.code == 0

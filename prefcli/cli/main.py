@@ -200,6 +200,10 @@ def run(arguments: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # They spin briefly first: the next task mostly arrives within microseconds, and waking a thread takes longer.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    # In bfloat16 on a CPU oneDNN and PyTorch each keep up to 1,024 matrix products, one for every shape, and texts of
+    # many lengths make many shapes. Only the last ones are soon needed again.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
     # NumPy solves only small linear systems here, which threads make slower.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
